@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -134,9 +134,12 @@ def bench(
     With --decode, and without MODEL, FFmpeg's software and every hardware decoder decode the same video, each in
     a process of its own; their pictures are compared.
     """
-    if _decodes(model, decode, seconds, picture):
+    if _decodes(model, decode, seconds):
         from agent.cli.bench_decode import bench_decode
 
+        logs = {"--loadgen": loadgen, "--loadgen-logs": loadgen_logs, "--picture": picture}
+        options = {"--board": board, "--fps": fps, "--sustained": sustained, "--streams": streams}
+        _check_decoding({"MODEL": model, "--variant": variant, "--backend": backends, **options, **logs})
         bench_decode(str(decode), seconds or 10.0, as_json=as_json)
         return
     if board:
@@ -193,7 +196,7 @@ def bench(
         _print(verdict, asked=bool(backends), tested=tested)
 
 
-def _decodes(model: str, decode: str | None, seconds: float | None, picture: Path | None) -> bool:
+def _decodes(model: str, decode: str | None, seconds: float | None) -> bool:
     """Return True if decoders are measured, not a model."""
     if decode is None:
         if seconds is not None:
@@ -201,9 +204,14 @@ def _decodes(model: str, decode: str | None, seconds: float | None, picture: Pat
         if not model:
             raise click.UsageError("Missing argument 'MODEL'.")
         return False
-    if model or picture:
-        raise click.UsageError(f"--decode measures no model: leave out {'MODEL' if model else '--picture'}")
     return True
+
+
+def _check_decoding(given: Mapping[str, object]) -> None:
+    """Refuse what is about a model, beside --decode."""
+    wrong = [name for name, value in given.items() if value]
+    if wrong:
+        raise click.UsageError(f"--decode measures no model: leave out {wrong[0]}")
 
 
 def _check_predicting(

@@ -32,7 +32,6 @@ from agent.types import Box
 if TYPE_CHECKING:
     from agent.comms.mqtt.paho_client import IncomingMessage
 
-
 log = logging.getLogger(__name__)
 
 Verb = Literal[
@@ -180,6 +179,8 @@ def set_command(stream: str, what: str, payload: bytes) -> Command:
     if what == "inspect":
         return Command("inspect", stream, part=_part(text))
     if what == "reset":
+        if not text:
+            raise CommandError(f"reset takes the name of a line, or {ALL}, not nothing")
         return Command("reset", stream, line="" if text == ALL else text)
     if what in ("teach", "forget"):
         state, _, value = text.partition("=")

@@ -171,6 +171,29 @@ def annotate(
     return picture
 
 
+def titled(image: Image, title: str, *, order: ChannelOrder) -> Image:
+    """Return a picture, H×W×3 uint8, below a line of text that covers nothing of it; a narrow one gets wider."""
+    pen = _pen_for(image, order)
+    wide, high = _caption_size(title, pen)
+    picture = np.full((pen.height + high, max(pen.width, wide), 3), pen.ordered(_DARK), np.uint8)
+    picture[high:, : pen.width] = image
+    _caption(picture, title, (0, 0), _DARK, pen)
+    return picture
+
+
+def title_width(title: str) -> int:
+    """Return the least width of a picture that holds a line of text, px."""
+    return _caption_size(title, _pen_for(np.empty((1, 1, 3), np.uint8), "bgr"))[0]
+
+
+def label_place(image: Image, track: Track) -> tuple[int, int, int, int]:
+    """Return where `annotate` writes the label of a track that has a box: left, top, right and bottom, px."""
+    pen = _pen_for(image, "bgr")
+    wide, high = _caption_size(_label(track), pen)
+    x, y = _caption_corner(_label_corner(track, pen), (wide, high), pen)
+    return x, y, x + wide + 1, y + high + 1
+
+
 def draw_places(
     image: Image,
     zones: Iterable[ZoneConfig],
@@ -233,18 +256,17 @@ def _pen_for(picture: Image, order: ChannelOrder) -> _Pen:
 def _write_labels(picture: Image, tracks: Sequence[Track], title: str, pen: _Pen) -> None:
     for track in tracks:
         if track.box is not None:
-            x, y = pen.at(track.box[0], track.box[1])
-            _caption(
-                picture,
-                _label(track),
-                (x - pen.line // 2, y - _caption_height(pen)),
-                pen.colour(track.label),
-                pen,
-            )
+            _caption(picture, _label(track), _label_corner(track, pen), pen.colour(track.label), pen)
     top = _caption(picture, title, (0, 0), _DARK, pen) if title else 0
     for track in tracks:
         if track.box is None:
             top += _caption(picture, _label(track), (0, top), pen.colour(track.label), pen)
+
+
+def _label_corner(track: Track, pen: _Pen) -> tuple[int, int]:
+    assert track.box is not None
+    x, y = pen.at(track.box[0], track.box[1])
+    return x - pen.line // 2, y - _caption_height(pen)
 
 
 def _fill_outlines(picture: Image, tracks: Sequence[Track], pen: _Pen) -> None:
@@ -299,13 +321,21 @@ def _caption_height(pen: _Pen) -> int:
     return round(30 * pen.text) + 2 * pen.line
 
 
+def _caption_size(text: str, pen: _Pen) -> tuple[int, int]:
+    high = _caption_height(pen)
+    return line(text, high - 2 * pen.line).shape[1] + 4 * pen.line, high
+
+
+def _caption_corner(at: tuple[int, int], size: tuple[int, int], pen: _Pen) -> tuple[int, int]:
+    """Return the corner of a caption of a size, px, moved into the picture."""
+    return max(0, min(at[0], pen.width - size[0])), max(0, min(at[1], pen.height - size[1]))
+
+
 def _caption(picture: Image, text: str, at: tuple[int, int], colour: _Colour, pen: _Pen) -> int:
     """Draw text on a patch of colour, moved into the picture; return its height, px."""
-    high = _caption_height(pen)
+    wide, high = _caption_size(text, pen)
     letters = line(text, high - 2 * pen.line)
-    wide = letters.shape[1] + 4 * pen.line
-    x = max(0, min(at[0], pen.width - wide))
-    y = max(0, min(at[1], pen.height - high))
+    x, y = _caption_corner(at, (wide, high), pen)
     cv2.rectangle(picture, (x, y), (x + wide, y + high), colour, cv2.FILLED)
     shade = _LIGHT if _luminance(colour, pen.order) < 140.0 else _DARK
     ink(picture, letters, x + 2 * pen.line, y + pen.line, shade)

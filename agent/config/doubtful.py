@@ -7,6 +7,8 @@ from typing import NamedTuple
 
 from agent.config import Config, StreamConfig
 from agent.config.capture import CaptureConfig
+from agent.config.filters import FilterConfig
+from agent.config.polygon import area
 from agent.config.source_uri import SCHEMES, SourceUri, parse
 from agent.config.twins import origin_of
 from agent.errors import SourceError
@@ -18,6 +20,8 @@ _LEAST_MS = 1.0
 """Time that no picture takes less from capture to result, ms."""
 _WARM_ROOM_C = 50.0
 """A board whose limit is lower may exceed it without any load, on a summer's day or in its case, °C."""
+_WHOLE = 0.99
+"""A polygon that covers so much of the frame, as a share, is meant to be a part of it, or leaves nothing."""
 
 
 class Doubt(NamedTuple):
@@ -39,7 +43,7 @@ def doubts(config: Config) -> Iterator[Doubt]:
     yield from _of_saving(config)
     yield from _of_heat(config.governor.max_temperature_c)
     for name, stream in config.streams.items():
-        of_tables = (_of_service, _of_condition, _of_filters, _of_decoding, _of_record_source)
+        of_tables = (_of_service, _of_condition, _of_filters, _of_gate, _of_decoding, _of_record_source)
         for doubt in (one for of_table in of_tables for one in of_table(stream)):
             yield Doubt(("streams", name, *doubt.keys), doubt.text)
 
@@ -120,8 +124,22 @@ def _of_heat(most_c: float | None) -> Iterator[Doubt]:
         yield Doubt(("governor", "max_temperature_c"), text)
 
 
+def _of_gate(stream: StreamConfig) -> Iterator[Doubt]:
+    """Tell motion masks that leave nothing of the picture."""
+    gate = stream.gate
+    if gate.motion and any(area(one) >= _WHOLE for one in gate.masks):
+        text = (
+            f"one covers the whole picture: no motion is seen, and one picture in {gate.max_idle_s:g} s inferred"
+        )
+        yield Doubt(("gate", "masks"), text)
+
+
 def _of_filters(stream: StreamConfig) -> Iterator[Doubt]:
-    """Tell names that differ only in upper and lower case: commands and people confuse them."""
+    """Tell filters that let everything pass, and names that people and commands confuse."""
+    for number, one in enumerate(stream.filters, 1):
+        if one == FilterConfig(labels=one.labels, name=one.name, enabled=one.enabled):
+            what = f"filter {one.name or number} has no effect: it lets everything pass"
+            yield Doubt(("filters",), f"{what}; give it min_score or another bound")
     alike: dict[str, str] = {}
     for name in (one.name for one in stream.filters if one.name):
         other = alike.setdefault(name.lower(), name)

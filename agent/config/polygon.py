@@ -52,14 +52,16 @@ def _misshapen(polygon: Sequence[Point]) -> str:
             f"the sides from corner {meeting[0]} and from corner {meeting[1]} cross or touch: list the corners "
             "in order, each side apart from the others"
         )
-    if abs(_area(polygon)) < _LEAST_AREA:
+    if area(polygon) < _LEAST_AREA:
         return "the polygon is too small: it is less than a pixel of a picture of 1000×1000; make it larger"
     return ""
 
 
-def _area(polygon: Sequence[Point]) -> float:
+def area(polygon: Sequence[Point]) -> float:
+    """Return the area of a polygon whose sides do not cross: its share of the frame, 0..1."""
     following = (*polygon[1:], polygon[0])
-    return math.fsum(a[0] * b[1] - b[0] * a[1] for a, b in zip(polygon, following, strict=True)) / 2
+    twice = math.fsum(a[0] * b[1] - b[0] * a[1] for a, b in zip(polygon, following, strict=True))
+    return abs(twice) / 2
 
 
 def self_crossing(points: Sequence[Point]) -> str:

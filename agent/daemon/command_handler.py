@@ -209,7 +209,8 @@ class CommandHandler:
             remark = streams[command.stream].snapshot_now()
             return remark, {"topic": self._runtime.topics.snapshot(command.stream)}
         if command.verb == "record":
-            return "", {"path": streams[command.stream].record(command.seconds)}
+            clip = streams[command.stream].record(command.seconds)
+            return clip.remark, {"path": clip.path}
         if command.verb == "inspect":
             return "", {"part": streams[command.stream].inspect(command.part)}
         if command.verb == "accept":
@@ -217,6 +218,9 @@ class CommandHandler:
             return "", {}
         if command.verb == "reset":
             streams[command.stream].reset_line(command.line)
+            log.info(
+                "command: stream %s: crossings of %s count anew", command.stream, command.line or "all lines"
+            )
             return "", {}
         if command.verb == "forget":
             streams[command.stream].forget_state(command.state, command.name)

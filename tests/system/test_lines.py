@@ -59,6 +59,7 @@ def test_crossings_are_told_counted_kept_over_a_restart_and_reset(vedette: Vedet
     operator.messages.wait(lambda m: counted(m)[-1]["since"] > before["since"])
     anew = next(one for one in counted(operator.messages) if one["since"] > before["since"])
     assert (anew["in"], anew["out"]) == (0, 0)
+    vedette.wait_said("command: stream front: crossings of kerb count anew")
     refused = operator.ask("reset", stream="front", line="curb")
     assert refused["reason"] == "stream front has no line 'curb'; it has: kerb"
 

@@ -10,9 +10,10 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from agent import spans
 from agent.capture.handoff import LatestFrame
@@ -40,6 +41,8 @@ _WAKE_BYTES = 1024 * 1024
 """Bytes after which the recorder is woken; slower streams are served by its own polling."""
 
 
+_TOLD_MOST, _TOLD_IN_S = 6, 3600.0
+"""Most changes of the camera's codec or size that are told in so long a time, s."""
 _SOUND_NS = 250_000_000
 """Sound that is encoded at a time, ns: what is done packet by packet finds the processor's caches cold."""
 
@@ -60,7 +63,8 @@ class _PacketInput:
         self._sound: MediaTrack | None = None
         self._transcoder: SoundTranscoder | None = None
         self._gathered: list[MediaPacket] = []
-        self._told = set[tuple[str, int, int]]()
+        self._about: tuple[str, int, int] | None = None
+        self._told_s: deque[float] = deque(maxlen=_TOLD_MOST)
         self.copies = self.waits = self._copies_sound = False
         self.trouble = ""
 
@@ -104,15 +108,21 @@ class _PacketInput:
         if not self.copies and self._is_only:
             self.trouble = f"record_source gives {track.codec}, which clips cannot hold: set it to H.264 or H.265"
         about = track.codec, track.width, track.height
-        if about not in self._told or self.trouble != before:
+        if self.trouble and self.trouble != before:
+            log.error("stream %s: clips: nothing is recorded: %s", self._stream, self.trouble)
+        elif about != self._about and not self.trouble:
             self._tell(track)
-        self._told.add(about)
+        self._about = about
 
     def _tell(self, track: MediaTrack) -> None:
-        if self.trouble:
-            log.error("stream %s: clips: nothing is recorded: %s", self._stream, self.trouble)
+        """Tell what becomes of the newest video; of one that changes again and again only a few times an hour."""
+        told_s, now_s = self._told_s, time.monotonic()
+        if len(told_s) == _TOLD_MOST and now_s - told_s[0] < _TOLD_IN_S:
             return
+        told_s.append(now_s)
         what = "is copied" if self.copies else "is not played by browsers: pictures are encoded as H.264"
+        if len(told_s) == _TOLD_MOST and now_s - told_s[0] < _TOLD_IN_S:
+            what = f"{what}; it changes often, which is not told for a while"
         log.info("stream %s: clips: %s of %dx%d %s", self._stream, track.codec, track.width, track.height, what)
 
     def _begin_sound(self, packet: MediaPacket) -> None:
@@ -129,6 +139,13 @@ class _PacketInput:
 def _has_adts(packet: MediaPacket) -> bool:
     """Return True if each packet of AAC has a header, as in MPEG-TS (ISO/IEC 14496-3): MP4 holds none."""
     return packet.track.codec == "aac" and packet.data[:1] == b"\xff" and packet.data[1:2] >= b"\xf0"
+
+
+class RequestedClip(NamedTuple):
+    """Clip that a command asked for: the path of its file, and a remark; empty: it was begun for the command."""
+
+    path: str
+    remark: str
 
 
 class StreamClips:
@@ -178,7 +195,7 @@ class StreamClips:
         self._frame_now = time.monotonic_ns(), time.monotonic_ns()
         self._packet_now: tuple[int, int] | None = None
         self._waiting, self._has_failed, self._cut_was_told = 0, False, False
-        self._ended = False
+        self._ended, self._stall_s = False, stall_s if has_other_source else 0.0
         self._thread: threading.Thread | None = None
         self.other_source: PacketStream | None = None
         if config.record == CONTINUOUS:
@@ -241,8 +258,8 @@ class StreamClips:
         with self._lock:
             self._trigger_on(events, self._time_ns(), datetime.now(UTC))
 
-    def record(self, seconds: float, state: str = "running", detail: str = "") -> str:
-        """Save the newest seconds and the next ones; return the path of the clip's file that is written now.
+    def record(self, seconds: float, state: str = "running", detail: str = "") -> RequestedClip:
+        """Save the newest seconds and the next ones; return the clip's file that is written now.
 
         Of a clip that goes on in another file, which is not open yet, it is the folder.
 
@@ -276,7 +293,12 @@ class StreamClips:
             if begins is not None:
                 self._begin(begins, now_ns, now)
             assert self._job is not None
-            return self._job.shown
+            return RequestedClip(self._job.shown, "" if begins is not None else self._remaining(now_ns))
+
+    def _remaining(self, now_ns: int) -> str:
+        """Tell how long the clip goes on that is being recorded."""
+        left_s, at_most = (self._trigger.until_ns - now_ns) / 1e9, "at most " * self._trigger.is_open
+        return f"in the clip that is being recorded, which goes on for {at_most}{left_s:.0f} s"
 
     def close(self) -> None:
         """End a running recording, and stop encoding."""
@@ -326,7 +348,8 @@ class StreamClips:
     def _begin(self, reason: ClipReason, at_ns: int, at: datetime) -> None:
         from_ns = at_ns - round(self._config.before_s * 1e9)
         until_ns = self._trigger.until_ns
-        self._job = self._recorder.begin(self._ring, reason, at, at_ns, from_ns, until_ns)
+        times = at_ns, from_ns, until_ns
+        self._job = self._recorder.begin(self._ring, reason, at, *times, stall_s=self._stall_s)
         self._job.tracks = self._trigger.tracks
 
     def _move_end(self) -> bool:

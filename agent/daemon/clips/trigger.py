@@ -39,6 +39,11 @@ class ClipTrigger:
             return self._limit_ns
         return max(self._requested_ns, min(self._limit_ns, self._after_end_ns))
 
+    @property
+    def is_open(self) -> bool:
+        """True if the newest clip waits for the end of a track: it may end earlier than `until_ns`."""
+        return bool(self._awaited)
+
     def on_events(self, events: Iterable[Event], now_ns: int) -> ClipReason | None:
         """Add the stream's events of that time; return the reason of a new clip, None if none starts."""
         begins = None
@@ -53,6 +58,8 @@ class ClipTrigger:
     def request(self, seconds: float, now_ns: int) -> ClipReason | None:
         """Record for `seconds` from now on; return the reason of a new clip, None if the newest one continues.
 
+        A clip that lasts longer anyway is not shortened.
+
         Raises:
             CommandError: the clip would be too long.
         """
@@ -65,7 +72,7 @@ class ClipTrigger:
         if not self._has_room(now_ns, until_ns):
             begins = ClipReason(self._stream, ASKED)
             self._begin(now_ns)
-        self._requested_ns = until_ns
+        self._requested_ns = max(self._requested_ns, until_ns)
         return begins
 
     def _add(self, event: Event, now_ns: int) -> ClipReason | None:

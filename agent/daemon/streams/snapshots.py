@@ -167,15 +167,27 @@ class SnapshotStage:
         found = [track for track in self._vision.tracker.tracks() if track.last_seen == frame.captured_at]
         picture = self._marked(frame, found, in_place=in_place)
         may_draw = in_place or picture is not frame.image
+        local = f"{frame.captured_at.astimezone():%Y-%m-%d %H:%M:%S}" if self._config.snapshot_time else ""
         if self._config.snapshot_crop:
             followed = [track for track in found if track.id == self._best.track and budget is not None]
-            picture = cropped(picture, [track.box for track in followed or found if track.box is not None])
-        if self._config.snapshot_time:
-            from agent.compute.drawing import annotate
+            picture = self._cropped(picture, followed or found, local)
+        if local:
+            from agent.compute.drawing import annotate, titled
 
-            local = f"{frame.captured_at.astimezone():%Y-%m-%d %H:%M:%S}"
-            picture = annotate(picture, (), order=frame.order, title=local, in_place=may_draw)
+            if picture.shape == frame.image.shape:
+                picture = annotate(picture, (), order=frame.order, title=local, in_place=may_draw)
+            else:  # in a small part it would cover the object
+                picture = titled(picture, local, order=frame.order)
         show_snapshot(self._reporter, replace(frame, pixels=picture), budget, self._config.snapshot_quality)
+
+    def _cropped(self, picture: Image, tracks: Sequence[Track], title: str) -> Image:
+        """Return the part of a picture that shows tracks with their labels, and is as wide as a title."""
+        from agent.compute.drawing import label_place, title_width
+
+        boxed = [track for track in tracks if track.box is not None]
+        labels = [label_place(picture, track) for track in boxed] if self._config.snapshot_boxes else []
+        boxes = [track.box for track in boxed if track.box is not None]
+        return cropped(picture, boxes, labels, title_width(title) if title else 0)
 
     def _marked(self, frame: Frame, found: Sequence[Track], *, in_place: bool) -> Image:
         """Return the picture with what the configuration wants drawn."""
@@ -194,16 +206,29 @@ class SnapshotStage:
         return picture
 
 
-def cropped(image: Image, boxes: Sequence[Box]) -> Image:
-    """Return the part of a picture that holds boxes with some surroundings; the whole if there are none."""
+def cropped(
+    image: Image, boxes: Sequence[Box], labels: Sequence[tuple[int, int, int, int]] = (), least_width: int = 0
+) -> Image:
+    """Return the part of a picture that holds boxes with some surroundings; the whole if there are none.
+
+    Args:
+        image: H×W×3.
+        boxes: of the objects.
+        labels: left, top, right and bottom of what belongs to them, px.
+        least_width: of the part, where the picture is that wide, px.
+    """
     if not boxes:
         return image
     height, width = image.shape[:2]
     x0, y0 = min(box[0] for box in boxes) * width, min(box[1] for box in boxes) * height
     x1, y1 = max(box[2] for box in boxes) * width, max(box[3] for box in boxes) * height
     pad = max(_CROP_PADDING * max(x1 - x0, y1 - y0), (_CROP_MIN - min(x1 - x0, y1 - y0)) / 2)
-    left, top = max(0, math.floor(x0 - pad)), max(0, math.floor(y0 - pad))
-    right, bottom = min(width, math.ceil(x1 + pad)), min(height, math.ceil(y1 + pad))
+    edges = ((math.floor(x0 - pad), math.floor(y0 - pad), math.ceil(x1 + pad), math.ceil(y1 + pad)), *labels)
+    left, top = (max(0, min(one[side] for one in edges)) for side in (0, 1))
+    right, bottom = (min(most, max(one[side] for one in edges)) for side, most in ((2, width), (3, height)))
+    if right - left < least_width:
+        left = max(0, min((left + right - least_width) // 2, width - least_width))
+        right = min(width, left + least_width)
     return image[top:bottom, left:right] if left < right and top < bottom else image
 
 

@@ -40,7 +40,7 @@ from agent.types import StreamBudget, Track
 
 if TYPE_CHECKING:
     from agent.compute.infer.session import Session
-    from agent.daemon.clips.stream_clips import StreamClips
+    from agent.daemon.clips.stream_clips import RequestedClip, StreamClips
     from agent.daemon.condition.told import StreamCondition
     from agent.daemon.inspection import Inspection
     from agent.daemon.shadow import Shadow
@@ -188,8 +188,8 @@ class Stream:
         waits = only_keys and captured is not None and captured.decoding == "keyframes"
         return "it comes with the next key frame: no other picture is decoded" if waits else ""
 
-    def record(self, seconds: float) -> str:
-        """Save a clip of the newest seconds and the next ones; return its path. Any thread may call this.
+    def record(self, seconds: float) -> RequestedClip:
+        """Save a clip of the newest seconds and the next ones, and return it. Any thread may call this.
 
         A clip's message is published when it is complete. Raises CommandError or StorageError with the reason.
         """

@@ -118,12 +118,12 @@ class ClipJob:
 
     @property
     def is_idle(self) -> bool:
-        """True if a recording without an end has an open file, and its camera has given no picture for too long.
+        """True if it has an open file, and its live camera has given no picture for too long.
 
         Sound may go on. What came later would not go into that file, and could not be decoded in another one
         before a key frame.
         """
-        is_open = self.is_continuous and self.file is not None
+        is_open = self.file is not None and (self.is_continuous or self._stall_s > 0.0)
         return is_open and time.monotonic() - self._shown_s > max(_IDLE_S, _SLACK * self._stall_s)
 
     @property

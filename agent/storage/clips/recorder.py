@@ -71,6 +71,8 @@ _EXPIRE_S = 600.0
 """Between two scans of all clips, s: what others changed is seen then."""
 _PIECES = 4
 """Files of one recording without an end that fit into what all clips may take, at least."""
+_LATE_S = 2.0
+"""A clip that begins so much later than its event does not show it, s."""
 _ROOM, _ROOM_EACH = 4096, 64
 """Bytes of a file besides its packets, and besides each packet."""
 
@@ -132,7 +134,7 @@ class Recorder:
             from_ns: capture of the first picture, ns; the clip begins with the key frame before it.
             until_ns: end as far as known, ns.
             segment_s: length of the files of a recording without an end, s; 0: one file.
-            stall_s: longest time between two of its pictures, s; never less than 10.
+            stall_s: longest time between two of its pictures, s; never less than 10. 0: it waits until its end.
         """
         path = clip_path(self._folder, occasion, at, "" if occasion.track else _token())
         self.start()
@@ -321,6 +323,9 @@ class Recorder:
         began_at, path = job.utc_of(first.packet.captured_ns), job.path
         if job.files or job.is_continuous:  # it may begin in the same second as the file before
             path = clip_path(self._folder, job.reason, job.name_next(began_at), _token())
+        elif (late_s := (first.packet.captured_ns - job.at_ns) / 1e9) > _LATE_S:
+            what = "its event" if job.reason.track else "the command"
+            log.warning("clip %s: begins %.0f s after %s: no key frame came before", path, late_s, what)
         return ClipFile(free_path(path), ClipLabel(job.reason, began_at), first, _sound_of(packets))
 
     def _finish(self, job: ClipJob) -> None:

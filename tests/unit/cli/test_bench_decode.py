@@ -40,6 +40,12 @@ def test_the_table_tells_why_a_decoder_is_refused(clip: Path) -> None:
     [
         (["nanodet", "--decode", "x.mp4"], "MODEL"),
         (["nanodet", "--seconds", "3"], "--seconds"),
+        (["--decode", "x.mp4", "--streams", "2"], "leave out --streams"),
+        (["--decode", "x.mp4", "--variant", "256"], "leave out --variant"),
+        (["--decode", "x.mp4", "--backend", "cpu"], "leave out --backend"),
+        (["--decode", "x.mp4", "--sustained", "10m"], "leave out --sustained"),
+        (["--decode", "x.mp4", "--board", "pi4b"], "leave out --board"),
+        (["--decode", "x.mp4", "--loadgen"], "leave out --loadgen"),
         ([], "MODEL"),
     ],
 )
@@ -54,6 +60,17 @@ def test_a_source_without_encoded_video_is_refused(source: str) -> None:
     done = CliRunner().invoke(vedette, ["bench", "--decode", source])
     assert done.exit_code != 0
     assert done.exception is not None
+
+
+def test_a_path_without_a_video_is_told_without_a_suggestion(tmp_path: Path) -> None:
+    for source, why in (
+        ("clips/none.mp4", "clips/none.mp4: there is no such file"),
+        (str(tmp_path), f"{tmp_path}: expected a video file; found a folder"),
+        ("", "--decode: expected a video file or a camera on the network; found nothing"),
+    ):
+        done = CliRunner().invoke(vedette, ["bench", "--decode", source])
+        assert done.exit_code != 0
+        assert str(done.exception) == why
 
 
 def test_a_file_that_is_no_video_is_told_from_one_that_cannot_be_read(tmp_path: Path) -> None:

@@ -125,9 +125,10 @@ def test_a_request_says_the_same_as_a_setting(value: object) -> None:
 
 def test_a_reset_names_a_line_or_all_of_them() -> None:
     assert set_command("front", "reset", b"gate") == Command("reset", "front", line="gate")
-    assert (
-        set_command("front", "reset", b"all") == set_command("front", "reset", b"") == Command("reset", "front")
-    )
+    assert set_command("front", "reset", b"all") == Command("reset", "front")
+    for nothing in (b"", b"  "):
+        with pytest.raises(CommandError, match="reset takes the name of a line, or all"):
+            set_command("front", "reset", nothing)
     assert request_command("reset", b'{"stream":"front","line":"gate"}')[0] == Command(
         "reset", "front", line="gate"
     )

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from agent.config import ClipsConfig, Config, StorageConfig, StreamConfig
+from agent.config import ClipsConfig, Config, GateConfig, StorageConfig, StreamConfig
 from agent.config.capture import CaptureConfig
 from agent.config.condition import ConditionConfig
 from agent.config.doubtful import doubts, of_sound_model
@@ -48,10 +48,36 @@ def test_a_latency_that_no_picture_can_have_is_doubted() -> None:
 
 
 def test_filters_whose_names_are_almost_the_same_are_doubted() -> None:
-    named = [FilterConfig(name=name) for name in ("cats", "", "Cats", "dogs", "")]
+    named = [FilterConfig(name=name, min_score=0.5) for name in ("cats", "", "Cats", "dogs", "")]
     text = "the names cats and Cats differ only in upper and lower case"
     assert told(filters=tuple(named)) == [(("streams", "front", "filters"), text)]
     assert told(filters=tuple(named[:2] + named[3:])) == []
+
+
+def test_a_filter_without_a_bound_is_doubted() -> None:
+    (found,) = told(filters=(FilterConfig(min_area=0.01), FilterConfig(labels=("cat",))))
+    assert found[0] == ("streams", "front", "filters")
+    assert found[1].startswith("filter 2 has no effect: it lets everything pass")
+    (found,) = told(filters=(FilterConfig(name="cats", enabled=False),))
+    assert found[1].startswith("filter cats has no effect")
+    corner = ((0.0, 0.0), (0.5, 0.0), (0.0, 0.5))
+    bounds: list[dict[str, Any]] = [
+        {"min_score": 0.0},
+        {"start_score": 0.6},
+        {"max_ratio": 2.0},
+        {"masks": (corner,)},
+    ]
+    assert told(filters=tuple(FilterConfig(**one) for one in bounds)) == []
+
+
+def test_a_motion_mask_over_the_whole_picture_is_doubted() -> None:
+    whole, half = ((0.0, 0.0), (1.0, 0.0), (1.0, 1.0), (0.0, 1.0)), ((0.0, 0.0), (1.0, 0.0), (1.0, 1.0))
+    (found,) = told(gate=GateConfig(masks=(half, whole[::-1])))
+    assert found == (
+        ("streams", "front", "gate", "masks"),
+        "one covers the whole picture: no motion is seen, and one picture in 30 s inferred",
+    )
+    assert told(gate=GateConfig(masks=(half,))) == []
 
 
 def test_ignored_problems_that_the_source_cannot_have_are_doubted() -> None:

@@ -235,6 +235,42 @@ def test_nothing_is_recorded_of_a_source_that_is_away(doubled: Camera, state: st
         doubled.stream.record(1.0, state)
 
 
+def test_a_clip_is_complete_soon_after_the_other_source_was_lost_and_goes_on_when_it_is_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("agent.storage.clips.job._IDLE_S", 0.2)
+    monkeypatch.setattr("agent.storage.clips.job._WAIT_S", 0.1)
+    camera, video = (
+        Camera(tmp_path / "clips", has_other_source=True, stall_s=0.1),
+        make_video(tmp_path / "a.mp4", 3.0),
+    )
+    try:
+        for packet in packets_of(video, time.monotonic_ns() - 3 * SECOND):
+            camera.stream.add_packet(packet)
+        camera.stream.add_events([event("new")])
+        wait_for(lambda: camera.clips, 20.0)
+        assert len(shown_in(Path(camera.clips[0].path))) > 20
+        for packet in packets_of(video, time.monotonic_ns()):
+            camera.stream.add_packet(packet)
+        wait_for(lambda: len(camera.clips) > 1, 20.0)
+        assert len(shown_in(Path(camera.clips[1].path))) > 70
+        assert camera.clips[1].occasion == camera.clips[0].occasion
+    finally:
+        camera.close()
+
+
+def test_a_clip_that_begins_long_after_its_event_says_so(
+    doubled: Camera, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    began_ns = time.monotonic_ns()
+    doubled.stream.add_events([event("new")])
+    for packet in packets_of(make_video(tmp_path / "a.mp4", 1.0), began_ns + 5 * SECOND):
+        doubled.stream.add_packet(packet)
+    doubled.stream.end()
+    path = doubled.clip().path
+    assert caplog.messages == [f"clip {path}: begins 5 s after its event: no key frame came before"]
+
+
 def test_a_connection_that_begins_anew_says_what_is_copied_once(
     camera: Camera, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -244,24 +280,31 @@ def test_a_connection_that_begins_anew_says_what_is_copied_once(
     assert sum("is copied" in record.getMessage() for record in caplog.records) == 1
 
 
-def test_a_camera_that_changes_its_size_again_and_again_says_once_what_is_copied(
+def test_a_camera_that_changes_its_size_says_what_is_copied_and_soon_no_more(
     camera: Camera, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
     small, large = make_video(tmp_path / "a.mp4", 1.0), make_video(tmp_path / "b.mp4", 1.0, size=(128, 96))
-    for number in range(6):
+    for number in range(10):
         camera.play(packets_of((small, large)[number % 2], (1 + 2 * number) * SECOND), {})
     said = [record.getMessage() for record in caplog.records if "is copied" in record.getMessage()]
-    assert said == [f"stream front: clips: h264 of {size} is copied" for size in ("64x48", "128x96")]
+    again = "; it changes often, which is not told for a while"
+    assert said == [
+        f"stream front: clips: h264 of {size} is copied{end}"
+        for size, end in zip(3 * ("64x48", "128x96"), 5 * ("",) + (again,), strict=True)
+    ]
 
 
-def test_the_answer_names_the_file_that_is_written(camera: Camera, tmp_path: Path) -> None:
+def test_the_answer_names_the_file_that_is_written(
+    camera: Camera, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("agent.storage.clips.job._WAIT_S", 0.1)
     video = make_video(tmp_path / "a.mp4", 3.0)
     camera.play(packets_of(video), {})
-    first = camera.stream.record(9.0)
+    first = camera.stream.record(9.0).path
     camera.play(packets_of(video, 5 * SECOND), {})  # its time stamps begin anew
-    wait_for(lambda: camera.clips and camera.stream.record(9.0).endswith(".mp4"))
-    second = camera.stream.record(9.0)
+    wait_for(lambda: camera.clips and camera.stream.record(9.0).path.endswith(".mp4"))
+    second = camera.stream.record(9.0).path
     assert second != first == camera.clip().path
     camera.stream.end()
     assert camera.clip(1).path == second

@@ -141,7 +141,7 @@ def test_an_end_that_comes_without_a_frame_ends_the_clip(camera: Camera) -> None
 
 def test_recording_when_asked_takes_what_is_kept_and_what_comes(camera: Camera) -> None:
     camera.add_frames(0, 59)
-    path = Path(camera.clips_of_stream.record(1.0))
+    path = Path(camera.clips_of_stream.record(1.0).path)
     assert path.name.endswith(".mp4")
     assert "-asked-" in path.name
     camera.add_frames(60, 120)
@@ -154,15 +154,28 @@ def test_recording_when_asked_takes_what_is_kept_and_what_comes(camera: Camera) 
 
 def test_recording_when_asked_while_a_clip_is_made_is_that_clip(camera: Camera) -> None:
     camera.add_frames(0, 29, event("new"))
-    first = camera.clips_of_stream.record(2.0)
-    assert camera.clips_of_stream.record(3.0) == first
+    first, remark = camera.clips_of_stream.record(2.0)
+    assert remark == "in the clip that is being recorded, which goes on for at most 9 s"
+    assert camera.clips_of_stream.record(3.0).path == first
     camera.add_frames(30, 30, event("end"))
     camera.add_frames(31, 150)
     assert camera.clip().path == first
     assert "person" in first
     assert camera.clip().frames > 35
     camera.add_frames(400, 400)
-    assert camera.clips_of_stream.record(1.0) != first
+    assert camera.clips_of_stream.record(1.0).path != first
+
+
+def test_asking_for_less_does_not_cut_a_longer_recording_short(camera: Camera) -> None:
+    camera.add_frames(0, 29)
+    first, remark = camera.clips_of_stream.record(4.0)
+    assert not remark
+    camera.add_frames(30, 59)
+    path, remark = camera.clips_of_stream.record(1.0)
+    assert (path, remark) == (first, "in the clip that is being recorded, which goes on for 3 s")
+    camera.add_frames(60, 180)
+    assert camera.clip().path == first
+    assert camera.clip().duration_s == pytest.approx(5.0, abs=0.3)
 
 
 def test_a_length_that_cannot_be_is_refused(camera: Camera) -> None:

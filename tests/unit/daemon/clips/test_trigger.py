@@ -136,6 +136,13 @@ def test_asking_makes_a_clip_longer_that_is_being_made() -> None:
     assert until(made) == 122
 
 
+def test_asking_for_less_does_not_make_a_clip_shorter() -> None:
+    made = occasions()
+    made.request(15, 100 * SECOND)
+    assert made.request(5, 102 * SECOND) is None
+    assert until(made) == 115
+
+
 @pytest.mark.parametrize("seconds", [0.0, -1.0, 20.1, float("nan"), float("inf")])
 def test_a_length_that_cannot_be_is_refused(seconds: float) -> None:
     made = occasions()

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import threading
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -14,15 +15,17 @@ from agent.capture.decode_policy import Demand
 from agent.comms.messages import DetectionsMessage, ModelId
 from agent.comms.reporter import Reporter
 from agent.comms.topics import Topics
+from agent.compute.drawing import annotate, label_place, title_width
 from agent.compute.vision import VideoPerception
 from agent.config import DecodeConfig, GateConfig, PublishConfig, StreamConfig, TrackConfig, ZoneConfig
 from agent.config.filters import FilterConfig, LineConfig
 from agent.config.inspection import InspectionConfig
 from agent.config.privacy import PrivacyMask
 from agent.daemon.streams.pipeline import VideoPipeline
+from agent.daemon.streams.snapshots import cropped
 from agent.errors import BackendError, ConfigError, ModelError
 from agent.models.library import open_model
-from agent.types import Frame, Image, StreamBudget, StreamResult
+from agent.types import Frame, Image, StreamBudget, StreamResult, Track
 from tests.support.doubles import FrameList, Kept, frames, person_model
 from tests.support.tflite_builder import constant_model
 
@@ -314,6 +317,24 @@ def test_a_snapshot_shows_its_time_if_asked_to(tmp_path: Path) -> None:
     timed = snapshot(tmp_path, snapshot_boxes=False, snapshot_time=True)
     assert ink(timed[:40]) > 0
     assert ink(timed[80:]) == 0
+
+
+def test_the_time_covers_nothing_of_a_small_cropped_snapshot_and_is_whole(tmp_path: Path) -> None:
+    # Of 160×120, the person is 40×60 pixels: the part alone would be narrower than the time.
+    crop, size = {"snapshot_crop": True, "snapshot_quality": 100}, (120, 160)
+    alone, timed = snapshot(tmp_path, size, **crop), snapshot(tmp_path, size, **crop, snapshot_time=True)
+    wide, bar = title_width("2026-11-30 00:00:00"), timed.shape[0] - alone.shape[0]
+    assert alone.shape[1] < wide == timed.shape[1]
+    assert ink(timed[:bar]) > 0.6 * wide * bar
+    assert ink(timed[bar:]) == pytest.approx(ink(alone), rel=0.1), "the box and its label, all of them"
+
+
+def test_the_label_of_a_small_object_is_whole_in_a_cropped_snapshot() -> None:
+    at, picture = datetime(2026, 11, 30, tzinfo=UTC), np.full((360, 640, 3), 255, np.uint8)
+    for box in ((0.5, 0.5, 0.52, 0.55), (0.97, 0.0, 1.0, 0.05), (0.0, 0.9, 0.02, 1.0)):
+        small = Track("1", "delivery van", 0.87, 0.87, 3, at, at, box)
+        marked, place = annotate(picture, [small], order="bgr"), label_place(picture, small)
+        assert ink(cropped(marked, [box], [place])) == ink(marked)
 
 
 def test_a_snapshot_has_the_quality_that_is_asked_for(tmp_path: Path) -> None:

@@ -205,7 +205,7 @@ def test_a_stream_records_when_asked(tmp_path: Path) -> None:
     made = Stream("front", config, StreamServices(Topics("vedette", "porch"), kept, kept, recorder=recorder))
     with running(made):
         wait_for(lambda: kept.kinds() == ["new"])
-        path = made.record(0.5)
+        path = made.record(0.5).path
         with pytest.raises(CommandError, match="at most"):
             made.record(1000.0)
         wait_for(lambda: clips)
