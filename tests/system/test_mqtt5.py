@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from agent.comms.messages import SCHEMA_VERSION
+from agent.comms.mqtt.connection import Connection, PubAck, WakeupPipe
 from tests.support.hostile import CONNACK_5, packets, peer, read_packet
 from tests.support.mosquitto import HOST, Mosquitto, free_port
 from tests.support.publishing import EVENTS, TOPICS, device, event, events_of, in_order, wait_for
@@ -137,6 +138,32 @@ def test_over_a_websocket(tmp_path: Path, tls: bool) -> None:
             assert publisher.state.detail == f"MQTT 5 over WebSocket{' and TLS' if tls else ''}"
         messages.wait(lambda m: m.of(TOPICS.status) == [b"online", b"stopped"])
     assert [e.seq for e in events_of(messages.of(EVENTS))] == list(range(1, 201))
+
+
+@pytest.mark.parametrize("tls", [False, True])
+def test_what_follows_a_message_that_a_websocket_takes_in_parts_arrives(tmp_path: Path, tls: bool) -> None:
+    port, folder, sizes = free_port(), tmp_path / "mosquitto", (240_000, 300, 300, 240_000, 300)
+    lines = [f"listener {port} {HOST}", "protocol websockets"]
+    if tls:
+        lines += [f"certfile {folder}/server.pem", f"keyfile {folder}/server.key"]
+    with Mosquitto(tmp_path, tls=tls, lines=tuple(lines)) as broker:
+        messages = broker.subscribe("parts")
+        connection = Connection(broker.config(port=port, transport="websockets"), "cam", "5", None)
+        connection.open(WakeupPipe(), lambda: 20.0, 20.0)
+        sent, found = [], list[PubAck]()
+        for size in sizes:  # a turn for each, as when events come one by one
+            sent.append(connection.publish("parts", bytes(size), qos=1))
+            found += connection.turn(0.0)
+
+        def all_answered() -> bool:
+            found.extend(connection.turn(0.1))
+            return len(found) == len(sizes)
+
+        wait_for(all_answered)
+        assert sorted(answer.mid for answer in found) == sent
+        messages.wait(lambda m: tuple(map(len, m.of("parts"))) == sizes)
+        assert (connection.lost, connection.unsent_bytes) == ("", 0)
+        connection.drop("")
 
 
 def test_a_port_that_is_no_websocket_is_told(broker: Mosquitto, tmp_path: Path) -> None:

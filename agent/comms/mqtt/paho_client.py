@@ -31,14 +31,24 @@ LARGEST_WANTED = 256 * 1024
 The largest that is needed is the discovery message: 150 kB for eight cameras with eight labels in two zones."""
 
 
+class _Client(paho.Client):
+    """A client whose messages over a WebSocket may be sent in parts.
+
+    Of such a message paho would forget the rest: the next one would send that, and count as sent itself.
+    """
+
+    def _sock_send(self, buf: bytes | bytearray) -> int:
+        return _sent(super()._sock_send(buf))
+
+
 class _PlainClient(paho.Client):
-    """A client without TLS. Paho's own loads `ssl` whenever there is nothing to read, to look for its errors."""
+    """The same without TLS. Paho's own loads `ssl` whenever there is nothing to read, to look for its errors."""
 
     def _sock_recv(self, bufsize: int) -> bytes:
         return self._plain().recv(bufsize)
 
     def _sock_send(self, buf: bytes | bytearray) -> int:
-        return self._plain().send(buf)
+        return _sent(self._plain().send(buf))
 
     def _plain(self) -> paho.SocketLike:
         if self._sock is None:
@@ -46,10 +56,17 @@ class _PlainClient(paho.Client):
         return self._sock
 
 
+def _sent(count: int) -> int:
+    """Return how many bytes were sent. Raise BlockingIOError if a WebSocket has a part, and wants all again."""
+    if count == 0:
+        raise BlockingIOError
+    return count
+
+
 def create_client(config: MqttConfig, client_id: str, protocol: Protocol, will: Will) -> paho.Client:
     """Create a client that is not connected. Raise ConfigError if a file of the configuration cannot be used."""
     password, tls = read_password(config), read_certificates(config)
-    client = (_PlainClient if tls is None else paho.Client)(
+    client = (_PlainClient if tls is None else _Client)(
         CallbackAPIVersion.VERSION2,
         client_id,
         protocol=VERSIONS[protocol],
