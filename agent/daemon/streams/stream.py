@@ -21,6 +21,7 @@ from agent.comms.reporter import Reporter
 from agent.compute.infer.backends import NotYetError
 from agent.compute.manifest import Model
 from agent.config import StreamConfig
+from agent.config.privacy import check_masks
 from agent.daemon.clips.record_source import check_record_source, clips_trouble, nothing_to_record
 from agent.daemon.condition.told import problems_of
 from agent.daemon.metrics.counters import StreamMetrics
@@ -112,6 +113,7 @@ class Stream:
             check_record_source(self.name, self.config)
             if self.config.enabled:
                 check_login(self.config.source, self.config.capture)
+                check_masks(self.config.privacy)
                 self._open_model(perception.PREPARE_S)
                 opener, vetting = self._services.opener, self._services.vetting
                 self._perception = prepare_perception(self.name, self.config, self.model, opener, vetting)
