@@ -57,15 +57,17 @@ def make_video(
                 f"{codec[3:]}-params": fixed + ":log-level=none" * (codec == "libx265"),
             }
         heard: Any = None
+        resampler: Any = None
         if sound:
             heard = file.add_stream(sound, rate=_rate(sound), layout="mono")
+            resampler = _resampler(heard)
         for number in range(round(seconds * FPS)):
             planes: Any = cv2.cvtColor(image(number, *size), cv2.COLOR_BGR2YUV_I420)
             shown = av.VideoFrame.from_ndarray(planes, format="yuv420p")
             shown.pts, shown.time_base = number, Fraction(1, FPS)
             file.mux(video.encode(shown))
             if heard is not None:
-                _add_sound(file, heard, number)
+                _add_sound(file, heard, resampler, number)
         file.mux(video.encode(None))
         if heard is not None:
             file.mux(heard.encode(None))
@@ -81,7 +83,7 @@ def beep_at(at_s: float) -> bool:
     return at_s % 1.0 < 0.2
 
 
-def _add_sound(file: Any, heard: Any, number: int) -> None:
+def _add_sound(file: Any, heard: Any, resampler: Any, number: int) -> None:
     """Add the sound of one picture."""
     rate = heard.codec_context.sample_rate
     count = rate // FPS
@@ -89,21 +91,17 @@ def _add_sound(file: Any, heard: Any, number: int) -> None:
     wave = np.where([beep_at(one) for one in at], np.sin(2 * np.pi * 1000 * at) * 0.5, 0.0)
     made = av.AudioFrame.from_ndarray((wave * 32767).astype(np.int16)[None], format="s16", layout="mono")
     made.sample_rate, made.pts, made.time_base = rate, number * count, Fraction(1, rate)
-    for one in _resampler(heard).resample(made):
+    for one in resampler.resample(made):
         file.mux(heard.encode(one))
 
 
 def _resampler(heard: Any) -> Any:
+    """Return what makes the frames that an encoder takes."""
     context = heard.codec_context
-    if (made := _RESAMPLERS.get(id(heard))) is None:
-        context.open(strict=False)
-        made = _RESAMPLERS[id(heard)] = av.AudioResampler(
-            context.format, context.layout, context.sample_rate, frame_size=context.frame_size or None
-        )
-    return made
-
-
-_RESAMPLERS: dict[int, Any] = {}
+    context.open(strict=False)
+    return av.AudioResampler(
+        context.format, context.layout, context.sample_rate, frame_size=context.frame_size or None
+    )
 
 
 def packets_of(path: Path, begin_ns: int = SECOND) -> list[MediaPacket]:
