@@ -74,9 +74,9 @@ def test_video_that_stops_is_noticed_in_time_by_who_only_wants_packets(units: li
 
 def test_a_camera_whose_pictures_are_nearly_as_far_apart_as_they_may_be_is_not_lost(units: list[Unit]) -> None:
     """Its opening is cut off, and then FFmpeg gives the third picture with the fourth."""
-    apart_s, news, found = 0.9, list[str](), list[MediaPacket]()
+    apart_s, news, found = 1.8, list[str](), list[MediaPacket]()
     slow = [replace(unit, pts_s=apart_s * number) for number, unit in enumerate(units)]
-    config = CaptureConfig(stall_s=1.2, reopen_max_s=0.3, decode="full")
+    config = CaptureConfig(stall_s=2.4, reopen_max_s=0.3, decode="full")
     with PacketCamera(slow, speed=1.0 / (apart_s * FPS)) as camera:
         stream = FrameStream(
             "yard", camera.uri, config, on_change=lambda state, why: news.append(why), on_packet=found.append
