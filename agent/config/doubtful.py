@@ -127,7 +127,7 @@ def _of_heat(most_c: float | None) -> Iterator[Doubt]:
 def _of_gate(stream: StreamConfig) -> Iterator[Doubt]:
     """Tell motion masks that leave nothing of the picture."""
     gate = stream.gate
-    if gate.motion and any(area(one) >= _WHOLE for one in gate.masks):
+    if gate.motion and any(area(one) >= _WHOLE for one in gate.masks_in_use):
         text = (
             f"one covers the whole picture: no motion is seen, and one picture in {gate.max_idle_s:g} s inferred"
         )
@@ -140,6 +140,9 @@ def _of_filters(stream: StreamConfig) -> Iterator[Doubt]:
         if one == FilterConfig(labels=one.labels, name=one.name, enabled=one.enabled):
             what = f"filter {one.name or number} has no effect: it lets everything pass"
             yield Doubt(("filters",), f"{what}; give it min_score or another bound")
+        elif one.enabled and any(area(mask) >= _WHOLE for mask in one.masks):
+            what = f"a mask of filter {one.name or number} covers the whole picture"
+            yield Doubt(("filters",), f"{what}: nothing of its labels is ever found")
     alike: dict[str, str] = {}
     for name in (one.name for one in stream.filters if one.name):
         other = alike.setdefault(name.lower(), name)

@@ -94,7 +94,8 @@ def _pictures(path: Path, model: Model, limit: int | None) -> Examples:
             f"{path}: holds {examples.kind}: give the folder of sound parts as --data, that of faulty ones as "
             "--faulty"
         )
-    _tell(examples.description)
+    for line in (examples.description, *examples.remarks):
+        _tell(line)
     return examples
 
 

@@ -250,10 +250,8 @@ def _report(model: Model, content: bytes, judged: _Judged, command: str) -> Opti
     faulty = judged.faulty
     area = roc_area(judged.normal.scores, faulty.scores) if faulty else None
     step = StepResult("anomaly", "AUROC" if faulty else "", area, size=len(content), latency_ms=after)
-    examples = [
-        judged.normal.examples.description,
-        *([f"faulty: {faulty.examples.description}"] if faulty else []),
-    ]
+    sets = [judged.normal.examples, *([faulty.examples] if faulty else [])]
+    examples = [sets[0].description, *(f"faulty: {one.description}" for one in sets[1:])]
     return OptimiseReport(
         step="anomaly",
         model=model.path,
@@ -266,7 +264,7 @@ def _report(model: Model, content: bytes, judged: _Judged, command: str) -> Opti
             StepResult("backbone", size=len(model.content), latency_ms=before),
             replace(step, notes=tuple(_notes(judged))),
         ),
-        remarks=(*_remarks(judged, area), *busy),
+        remarks=(*_remarks(judged, area), *(line for one in sets for line in one.remarks), *busy),
     )
 
 

@@ -325,7 +325,9 @@ class Recorder:
             path = clip_path(self._folder, job.reason, job.name_next(began_at), _token())
         elif (late_s := (first.packet.captured_ns - job.at_ns) / 1e9) > _LATE_S:
             what = "its event" if job.reason.track else "the command"
-            log.warning("clip %s: begins %.0f s after %s: no key frame came before", path, late_s, what)
+            log.warning(
+                "clip %s: begins %.0f s after %s: no earlier group of pictures is left", path, late_s, what
+            )
         return ClipFile(free_path(path), ClipLabel(job.reason, began_at), first, _sound_of(packets))
 
     def _finish(self, job: ClipJob) -> None:

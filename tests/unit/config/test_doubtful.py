@@ -78,6 +78,15 @@ def test_a_motion_mask_over_the_whole_picture_is_doubted() -> None:
         "one covers the whole picture: no motion is seen, and one picture in 30 s inferred",
     )
     assert told(gate=GateConfig(masks=(half,))) == []
+    assert told(gate=GateConfig(masks=(whole,), masks_enabled=False)) == []
+
+
+def test_a_filter_that_ignores_the_whole_picture_is_doubted() -> None:
+    whole = ((0.0, 0.0), (1.0, 0.0), (1.0, 1.0), (0.0, 1.0))
+    ((keys, text),) = told(filters=(FilterConfig(("car",), masks=(whole,), name="yard"),))
+    assert keys == ("streams", "front", "filters")
+    assert text == "a mask of filter yard covers the whole picture: nothing of its labels is ever found"
+    assert told(filters=(FilterConfig(("car",), masks=(whole,), enabled=False),)) == []
 
 
 def test_ignored_problems_that_the_source_cannot_have_are_doubted() -> None:

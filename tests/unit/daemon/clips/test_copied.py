@@ -268,7 +268,7 @@ def test_a_clip_that_begins_long_after_its_event_says_so(
         doubled.stream.add_packet(packet)
     doubled.stream.end()
     path = doubled.clip().path
-    assert caplog.messages == [f"clip {path}: begins 5 s after its event: no key frame came before"]
+    assert caplog.messages == [f"clip {path}: begins 5 s after its event: no earlier group of pictures is left"]
 
 
 def test_a_connection_that_begins_anew_says_what_is_copied_once(
