@@ -277,13 +277,11 @@ def test_missing_pictures_of_many_files_are_told_at_once_and_then_together(
     assert missing([line]) > told_at_once
 
 
-def test_a_piece_of_a_slow_camera_waits_for_sound_that_comes_with_the_next_picture(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_piece_of_a_slow_camera_waits_for_sound_that_comes_with_the_next_picture(tmp_path: Path) -> None:
     film = packets_of(make_video(tmp_path / "film.mp4", 1.0, sound="aac"))
     heard = [one for one in film if one.track.kind == "sound"]
-    with recorded() as (recorder, camera, folder):
-        monkeypatch.setattr("agent.storage.clips.job._WAIT_S", 0.0)  # the camera is silent at once
+    with recorded() as (recorder, camera, folder), pytest.MonkeyPatch.context() as patch:
+        patch.setattr("agent.storage.clips.job._WAIT_S", 0.0)  # the camera is silent at once
         reason = ClipReason("front", CONTINUOUS)
         job = recorder.begin(camera.ring, reason, NOW, 0, 0, segment_s=60.0, stall_s=10.0)
         camera.send()
