@@ -66,15 +66,16 @@ def _in_two_classes(examples: Examples) -> Iterator[str]:
         yield f"{one} and {other} are the same, in two classes{more}"
 
 
-def untaught(seen: Examples, names: Sequence[str]) -> tuple[str, ...]:
-    """Return a remark on the classes without an example to learn from.
+def untaught(seen: Examples, held: Examples, names: Sequence[str]) -> tuple[str, ...]:
+    """Return a remark on the classes whose examples are all held out.
 
     Args:
         seen: examples that are learned from.
+        held: the others.
         names: of all classes.
     """
-    known = set(np.unique(np.asarray(seen.labels)))
-    missing = [plain(name) for number, name in enumerate(names) if number not in known]
+    held_out = set(np.asarray(held.labels).tolist()) - set(np.asarray(seen.labels).tolist())
+    missing = [plain(names[number]) for number in sorted(held_out)]
     if not missing:
         return ()
     more = f" and {len(missing) - _SHOWN} more" if len(missing) > _SHOWN else ""

@@ -157,7 +157,7 @@ def train_classifier(
         f"{exported.parameters} parameters, {exported.multiply_adds / 1e6:.1f} million multiply-adds; "
         f"{plural(float(settings.epochs), 'epoch')}"
     )
-    for line in untaught(seen, names):
+    for line in untaught(seen, measured, names):
         tell(line)
     draw_training(())  # that matplotlib is missing is told now and not in an hour
     history = fit(
@@ -305,7 +305,12 @@ def _report(
         command=request.command,
         examples=measured.description,
         steps=(step,),
-        remarks=(*untaught(seen, names), *_remarks(labels, _labels(seen), names), *measured.remarks, *busy),
+        remarks=(
+            *untaught(seen, measured, names),
+            *_remarks(labels, _labels(seen), names),
+            *measured.remarks,
+            *busy,
+        ),
         learned=learned_sample(seen),
     )
 

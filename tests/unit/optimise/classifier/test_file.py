@@ -161,6 +161,16 @@ def test_a_class_whose_examples_are_all_held_out_is_named(tmp_path: Path) -> Non
     assert not any(one.startswith("frog has 0 ") for one in found.report.remarks)
 
 
+def test_a_class_without_any_example_is_not_said_to_be_held_out(tmp_path: Path) -> None:
+    x, y = pictures(16)
+    np.savez(tmp_path / "data.npz", x=x, y=y, names=["dog", "cat", "frog"])
+    told: list[str] = []
+    request = TrainRequest("tiny", epochs=0.5)
+    examples, names = read_pictures(tmp_path / "data.npz", request, RECIPE)
+    found = train_classifier(examples, names, request, RECIPE, tell=told.append)
+    assert not any("held out" in one for one in (*told, *found.report.remarks))
+
+
 def test_examples_to_learn_from_that_are_of_one_class_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="to learn from are all of one class"):
         train(rare(tmp_path, {"dog": 30, "frog": 1}))
