@@ -170,14 +170,17 @@ def read_report(path: Path) -> OptimiseReport:
 
 def _of_other_keys(data: dict[str, Any]) -> OptimiseReport:
     """Convert a report whose keys are a step's own. Raises a ValueError if it names no step and model."""
+    is_first = "module" in data  # an import: there was no file before
+    if is_first:
+        data = {"model": data["module"], **data, "bytes": {"after": data.get("bytes", 0)}}
     if missing := [key for key in ("step", "model") if key not in data]:
         raise ValueError(f"the key {missing[0]!r} is missing")
-    own = {"step", "model", "bytes"}
+    own = {"step", "model", "module", "bytes"}
     sizes = convert(data.get("bytes", {}), dict[str, int])
     notes = tuple(f"{name}: {value}" for key in data if key not in own for name, value in _flat(key, data[key]))
-    before = StepResult("before", size=sizes.get("before", 0))
+    before = () if is_first else (StepResult("before", size=sizes.get("before", 0)),)
     after = StepResult(str(data.get("step", "")), size=sizes.get("after", 0), notes=notes)
-    known = {"step": data.get("step"), "model": data.get("model"), "steps": (before, after)}
+    known = {"step": data.get("step"), "model": data.get("model"), "steps": (*before, after)}
     return convert(msgspec.to_builtins(known), OptimiseReport)
 
 

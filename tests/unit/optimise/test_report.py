@@ -75,6 +75,14 @@ def test_a_report_reads_back(tmp_path: Path) -> None:
     assert read_report(path) == REPORT
 
 
+def test_the_report_of_an_import_is_shown(tmp_path: Path) -> None:
+    path = tmp_path / "net.report.json"
+    path.write_bytes(msgspec.json.encode({"step": "import", "module": "net.py:build", "bytes": 12, "mean": None}))
+    found = read_report(path)
+    (step,) = found.steps
+    assert (found.step, found.model, step.size) == ("import", "net.py:build", 12)
+
+
 def test_the_report_of_a_step_with_other_keys_is_shown(tmp_path: Path) -> None:
     path = tmp_path / "r.json"
     sizes = {"before": 100, "after": 80}
