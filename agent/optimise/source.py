@@ -71,7 +71,7 @@ def _undecoded(
 
 
 class LearnedParts(NamedTuple):
-    """What a model has learned from, of the examples of a step.
+    """Examples of a step from which a model has learned.
 
     Attributes:
         seen: True: it was trained on the part for the steps.

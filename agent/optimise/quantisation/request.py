@@ -152,7 +152,7 @@ def quantise_file(request: QuantiseRequest, progress: Progress, tell: Progress) 
 
 
 class _Roles(NamedTuple):
-    """What the examples of the first variant are for.
+    """Roles of the examples of the first variant.
 
     Attributes:
         deciding: the loss of these decides on bits, and on a training.
