@@ -16,7 +16,8 @@ they are compared with.
 
 A block that is `normalised` has a batch norm behind the projection, and one behind the output whose weights begin
 at 0, so that the block begins as the identity (https://arxiv.org/abs/2104.01136). Both become part of the
-convolutions before them when the block is exported.
+convolutions before them when the block is exported. In the last layer of a speech model they cost accuracy
+(`scripts/bench/optimise/attention.py`), so that they are there only if asked for.
 
 All take and return [batch, channels, steps, 1], and raise `ModelError` for another shape.
 """
@@ -145,7 +146,7 @@ class PatternAttention(_LightAttention):
         offsets: Sequence[int],
         gate: Gate = "sigmoid",
         *,
-        normalised: bool = True,
+        normalised: bool = False,
     ) -> None:
         if not offsets or not all(map(_is_whole, offsets)) or len({*offsets}) < len(offsets):
             raise ModelError(f"offsets: expected distances in whole steps, each once, got {[*offsets]}")
@@ -172,7 +173,7 @@ class BandedAttention(PatternAttention):
     """
 
     def __init__(
-        self, channels: int, head: int, reach: int, gate: Gate = "sigmoid", *, normalised: bool = True
+        self, channels: int, head: int, reach: int, gate: Gate = "sigmoid", *, normalised: bool = False
     ) -> None:
         if not _is_whole(reach) or reach < 0:
             raise ModelError(f"reach: expected a whole number of 0 or more, got {reach!r}")
@@ -201,7 +202,7 @@ class LowRankAttention(_LightAttention):
         rank: int,
         gate: Gate = "sigmoid",
         *,
-        normalised: bool = True,
+        normalised: bool = False,
     ) -> None:
         _check_rank(rank, steps)
         super().__init__(channels, head, rank, gate, normalised)

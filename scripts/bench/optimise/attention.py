@@ -2,15 +2,14 @@
 
 The net is that of `small-speech`, whose last layer attends over 25 steps of 40 ms. It has a last exit for each
 block, side by side on the layers below, which learn from all of them: so two blocks differ in nothing else, and
-what chance does to a training falls on both. Some that --blocks may name also learn from the answers of the dense
-block. With --apart, each block is trained in a net of its own. All see the same examples in one order: digits of
-the Free Spoken Digit Dataset, clean and in noise, other words and silence.
+what chance does to a training falls on both. With --apart, each block is trained in a net of its own. All see the
+same examples in one order: digits of the Free Spoken Digit Dataset, clean and in noise, other words and silence.
 
 Accuracy is that of the last exit, in float, on recordings that were kept out of training, each in several noises
 and places, clean and at 10 and 0 dB. What a block loses is the mean of the differences, answer by answer, to the
 better of the dense blocks; its standard error counts both seeds and recordings as chance. Blocks were chosen with
 other recordings (`choice`). The time of a block is that of its INT8 file, for sequences of several lengths. All
-takes some 20 minutes of one core, and goes on where it was interrupted. With --quick, costs and times are
+takes some 40 minutes of one core, and goes on where it was interrupted. With --quick, costs and times are
 measured, one seed sees few examples, and the recorded figures are checked.
 """
 
@@ -44,7 +43,6 @@ from torch.nn import functional
 from agent.compute.manifest import Manifest, Model
 from agent.optimise.attention import BandedAttention, DenseAttention, LowRankAttention, PatternAttention, costs
 from agent.optimise.data import read_examples
-from agent.optimise.depth.distil import exit_loss
 from agent.optimise.factory import mixed_precision
 from agent.optimise.graph.from_torch import export
 from agent.optimise.quantise import quantise
@@ -62,51 +60,19 @@ FOLDER = BUILD / "attention"
 CHANNELS, STEPS, DEEPEST = speech_graph.CHANNELS, 25, speech_graph.DEPTHS[-1]
 
 
-class WideLowRank(LowRankAttention):
-    """Low rank without values of its own: summaries of the steps at full width, which the output mixes.
-
-    Args: as of `LowRankAttention`, but `head` is the width of queries and keys alone.
-    """
-
-    def __init__(self, channels: int, head: int, steps: int, rank: int) -> None:
-        super().__init__(channels, head, steps, rank)
-        both = head + channels
-        self.projection = nn.Sequential(nn.Conv2d(channels, 2 * head, 1, bias=False), nn.BatchNorm2d(2 * head))
-        self.summary = nn.Conv2d(both, both, (1, self.stretch), groups=both)
-        self.gathered = nn.Conv2d(channels, channels, (1, rank), groups=channels)
-        self.output = nn.Sequential(nn.Conv2d(channels, channels, 1, bias=False), nn.BatchNorm2d(channels))
-        nn.init.constant_(self.summary.weight, 1 / self.stretch)
-        nn.init.constant_(self.gathered.weight, 1.0)
-        for zero in (self.summary.bias, self.gathered.bias, self.output[1].weight):
-            nn.init.zeros_(zero)
-
-    def forward(self, x: Any) -> Any:
-        query, key = self.projection(x).split((self.head, self.head), dim=1)
-        key, value = self._met(torch.cat([key, x], dim=1)).split((self.head, x.shape[1]), dim=1)
-        return x + self.output(self.gathered(value * self._weights(self.score(key * query))))
-
-
-def _low_rank_19() -> Any:
-    return LowRankAttention(CHANNELS, 19, STEPS, 5)
-
-
 BLOCKS: dict[str, Callable[[], Any]] = {
     "none": nn.Identity,
     "dense": lambda: DenseAttention(CHANNELS),
     "dense_norm": lambda: DenseAttention(CHANNELS, normalised=True),
-    "banded_20_plain": lambda: BandedAttention(CHANNELS, 20, speech_graph.REACH, normalised=False),
     "banded_20": lambda: BandedAttention(CHANNELS, 20, speech_graph.REACH),
+    "banded_20_norm": lambda: BandedAttention(CHANNELS, 20, speech_graph.REACH, normalised=True),
     "banded_18_wide": lambda: BandedAttention(CHANNELS, 18, STEPS // 2),
     "pattern_20": lambda: PatternAttention(CHANNELS, 20, (-8, -4, -2, -1, 0, 1, 2, 4, 8)),
     "low_rank_16": lambda: LowRankAttention(CHANNELS, 16, STEPS, 5),
-    "low_rank_19": _low_rank_19,
-    "wide_low_rank_8": lambda: WideLowRank(CHANNELS, 8, STEPS, 5),
-    **dict.fromkeys(("low_rank_19_taught", "low_rank_19_unlabelled"), _low_rank_19),
-    **dict.fromkeys(("none_taught", "none_unlabelled"), nn.Identity),
+    "low_rank_19": lambda: LowRankAttention(CHANNELS, 19, STEPS, 5),
+    "low_rank_19_norm": lambda: LowRankAttention(CHANNELS, 19, STEPS, 5, normalised=True),
 }
-TAUGHT = {"low_rank_19_taught": 0.5, "none_taught": 0.5, "low_rank_19_unlabelled": 1.0, "none_unlabelled": 1.0}
-"""Blocks that learn from the answers of the dense one beside them, in place of this share of the labels."""
-COMPARED = ("none", "dense", "low_rank_19", "wide_low_rank_8")
+COMPARED = ("none", "dense", "low_rank_19", "low_rank_19_norm", "banded_20", "banded_20_norm")
 """Blocks that are trained unless others are asked for."""
 DENSE = ("dense", "dense_norm")
 LENGTHS = (25, 100, 400)
@@ -245,15 +211,8 @@ def losses(net: Branches, features: Any, labels: Any) -> Any:
     """Sum over the early exits and the mean of the last ones; computed in bfloat16 where that is fast."""
     with mixed_precision(features.device):
         early, last = net.answers(features)
-    deepest = [last_loss(name, last, labels) for name in last]
+    deepest = [functional.cross_entropy(logits.float(), labels) for logits in last.values()]
     return sum(functional.cross_entropy(own.float(), labels) for own in early) + sum(deepest) / len(deepest)
-
-
-def last_loss(name: str, last: dict[str, Any], labels: Any) -> Any:
-    """Loss of a block's exit. Who is taught has the teacher's loss added, which has no gradient here."""
-    if name not in TAUGHT:
-        return functional.cross_entropy(last[name].float(), labels)
-    return exit_loss([last[name], last["dense"].detach()], labels, taught=TAUGHT[name])
 
 
 def batches(examples: Part, seed: int, number: int) -> list[Part]:
@@ -279,21 +238,14 @@ def measure(given: Namespace) -> dict[str, float]:
     """Train with each seed and compare; what an earlier run has trained is read."""
     training, *unseen = corpora(given)
     sets = {name: tests(one, name, given.draws) for name, one in zip(SETS, unseen, strict=True)}
-    groups = [apart(name) for name in given.blocks] if given.apart else [given.blocks]
+    groups = [[name] for name in given.blocks] if given.apart else [given.blocks]
     seeds = []
     for seed in given.seeds:
         found: Answers = {}
         for group in groups:
-            every = answers(given, training, sets, group, seed)
-            wanted = group[-1:] if given.apart else group
-            found |= {name: own for name, own in every.items() if name.split("/")[1] in wanted}
+            found |= answers(given, training, sets, group, seed)
         seeds.append(found)
     return {"seeds": len(seeds), **summary(seeds, given)}
-
-
-def apart(name: str) -> list[str]:
-    """Blocks of the net in which this one, the last of them, is trained apart from the others."""
-    return ["dense", name] if name in TAUGHT else [name]
 
 
 def answers(given: Namespace, training: Corpus, sets: dict[str, Part], blocks: list[str], seed: int) -> Answers:
@@ -385,7 +337,7 @@ def _timed(interpreter: Any) -> float:
 
 def shares() -> dict[str, float]:
     """Parameters and multiply-adds of each light block, of those of dense attention."""
-    light = {name: make() for name, make in BLOCKS.items() if name not in (*DENSE, *TAUGHT, "none")}
+    light = {name: make() for name, make in BLOCKS.items() if name not in (*DENSE, "none")}
     found = costs(light, CHANNELS, STEPS)
     figures = {f"{name}_parameters": found[name].parameters_share for name in light}
     return figures | {f"{name}_multiply_adds": found[name].multiply_adds_share for name in light}

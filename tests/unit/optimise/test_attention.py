@@ -23,11 +23,12 @@ from tests.support.delegated import is_one_delegate, operations
 
 torch.set_num_threads(1)
 CHANNELS, STEPS = 56, 25
+OFFSETS = (-8, -4, -2, -1, 0, 1, 2, 4, 8)
 BLOCKS: dict[str, Any] = {
-    "banded": lambda gate: BandedAttention(CHANNELS, 20, 3, gate),
-    "pattern": lambda gate: PatternAttention(CHANNELS, 20, (-8, -4, -2, -1, 0, 1, 2, 4, 8), gate),
-    "plain": lambda gate: BandedAttention(CHANNELS, 20, 3, gate, normalised=False),
-    "low-rank": lambda gate: LowRankAttention(CHANNELS, 16, STEPS, 5, gate),
+    "banded": lambda gate: BandedAttention(CHANNELS, 20, 3, gate, normalised=True),
+    "pattern": lambda gate: PatternAttention(CHANNELS, 20, OFFSETS, gate, normalised=True),
+    "plain": lambda gate: BandedAttention(CHANNELS, 20, 3, gate),
+    "low-rank": lambda gate: LowRankAttention(CHANNELS, 16, STEPS, 5, gate, normalised=True),
     "uneven": lambda gate: LowRankAttention(CHANNELS, 16, STEPS, 4, gate),
 }
 HAVE_INT8 = {
