@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
     from agent.compute.track.fusion_odds import FusionCalibration
     from agent.compute.track.fusion_text import TermMatch
     from agent.daemon.fusion import FusedEvent
-    from agent.optimise.late_fusion.recording import FusionScore
+    from agent.optimise.late_fusion.recording import FusionScore, Recorded, Span
     from agent.types import Event, FusedEvidence
 
 _FILE = click.Path(path_type=Path, dir_okay=False)
@@ -52,12 +53,13 @@ def try_event(name: str, recording: Path, truth: Path | None, path: Path, as_jso
     With --truth also which situations they tell of: precision, recall and F1.
     """
     from agent.compute.track.fusion import Fusion
-    from agent.optimise.late_fusion.recording import read_recording, read_truth, replay, score_events, to_ns
+    from agent.optimise.late_fusion.recording import read_recording, replay, score_events, to_ns
 
     opened, times = _opened(path, name)
-    situations = read_truth(truth) if truth else None
+    recorded = read_recording(recording, opened.reader)
+    situations = _situations(truth, recorded) if truth else None
     made = Fusion(name, opened.condition, times, run="test")
-    told = [event for _, event in replay(read_recording(recording, opened.reader), made) if event]
+    told = [event for _, event in replay(recorded, made) if event]
     ended = [event for event in told if event.kind == "end"]
     spans = [(to_ns(one.track.first_seen), to_ns(one.track.last_seen)) for one in ended]
     score = score_events(spans, situations, times.window) if situations else None
@@ -108,29 +110,58 @@ def calibrate(
     """
     import msgspec.structs
 
-    from agent.optimise.late_fusion import calibration
-    from agent.optimise.late_fusion import recording as recordings
+    from agent.optimise.late_fusion.calibration import calibrate as fit
     from agent.optimise.late_fusion.head import calibrate_head
+    from agent.optimise.late_fusion.recording import read_recording
     from agent.storage.files import write_atomic
 
     opened, times = _opened(path, name)
     model = output.with_suffix(".tflite")
-    for target in (output, model) if head else (output,):
-        if target.exists() and not force:
-            raise StorageError(f"{target}: exists; --force replaces it")
-    if model == output:
-        raise StorageError(f"{output}: expected the name of a .json file")
-    reader = opened.reader
-    given = recordings.read_recording(recording, reader), recordings.read_truth(truth), reader.terms
+    _check_outputs((output, model) if head else (output,), (recording, truth, path), force=force)
+    recorded = read_recording(recording, opened.reader)
+    given = recorded, _situations(truth, recorded), opened.reader.terms, times
     if head:
-        found, content = calibrate_head(*given, times, model.name)
+        found, content, plain = calibrate_head(*given, model.name)
         write_atomic(model, content)
     else:
-        found = calibration.calibrate(*given, times)
-    found = msgspec.structs.replace(found, text_vectors=reader.sha256)
+        found = plain = fit(*given)
+    found = msgspec.structs.replace(found, text_vectors=opened.reader.sha256)
     write_atomic(output, msgspec.json.format(msgspec.json.encode(found), indent=2))
-    _print_weights(found, as_json=as_json)
-    click.echo(f"{output}: written", err=True)
+    _print_calibration(found, plain, as_json=as_json)
+    for target in (output, model) if head else (output,):
+        click.echo(f"{target}: written", err=True)
+
+
+def _check_outputs(targets: tuple[Path, ...], inputs: tuple[Path, ...], *, force: bool) -> None:
+    from agent.models.version_writer import refuse_inputs
+
+    if targets[0].suffix == ".tflite":
+        raise StorageError(f"{targets[0]}: expected the name of a .json file")
+    refuse_inputs(targets, inputs)
+    for target in targets:
+        if target.exists() and not force:
+            raise StorageError(f"{target}: exists; --force replaces it")
+
+
+def _situations(path: Path, recorded: Sequence[Recorded]) -> list[Span]:
+    """Return the situations of a file that lie within a recording, and tell of the others."""
+    from agent.optimise.late_fusion.recording import read_truth, to_moment, within
+    from agent.text import local_time
+
+    truth = read_truth(path)
+    found = within(truth, recorded)
+    if len(found) == len(truth):
+        return found
+    first, last = (local_time(to_moment(one.at_ns)) for one in (recorded[0], recorded[-1]))
+    outside = [span for span in truth if span not in {*found}]
+    told = (
+        f"{len(outside)} of {len(truth)} situations lie outside the recording, which goes from {first} to "
+        f"{last}; one is at {local_time(to_moment(outside[0][0]))}"
+    )
+    if not found:
+        raise ConfigError(f"{told}: expected times of its day, with their offset from UTC", str(path))
+    click.echo(f"{path}: {told}: left out", err=True)
+    return found
 
 
 def _opened(path: Path, name: str) -> tuple[FusedEvent, FusionTimes]:
@@ -200,18 +231,29 @@ def _print_matches(found: list[tuple[str, str, list[TermMatch]]], *, as_json: bo
     console(110, markup=False).print(table)
 
 
-def _print_weights(found: FusionCalibration, *, as_json: bool) -> None:
+def _print_calibration(found: FusionCalibration, plain: FusionCalibration, *, as_json: bool) -> None:
+    """Print the weights, or with a head how it compares with their sum, `plain`."""
     from agent.cli.output import console, open_table, print_json
-    from agent.text import plain
+    from agent.text import plain as shown
 
     if as_json:
         print_json(found)
         return
-    table = open_table("term", "absent", "present", "score", right=("absent", "present", "score"))
-    for one in found.terms:
-        table.add_row(plain(one.term), f"{one.absent:+.2f}", f"{one.present:+.2f}", f"{one.score:+.2f}")
-    console(80, markup=False).print(table)
-    click.echo(
-        f"prior {found.prior:+.2f}; {found.situations} situations in {found.moments} stretches; held out: "
-        f"log loss {found.log_loss:.3f}, calibration error {found.calibration_error:.3f}"
+    if not found.model:
+        table = open_table("term", "absent", "present", "score", right=("absent", "present", "score"))
+        for one in found.terms:
+            table.add_row(shown(one.term), f"{one.absent:+.2f}", f"{one.present:+.2f}", f"{one.score:+.2f}")
+        console(80, markup=False).print(table)
+        click.echo(f"prior {found.prior:+.2f}; {_held_out(found)}")
+        return
+    click.echo(f"the head: {_held_out(found)}")
+    click.echo(f"the sum of weights, without --head: {_held_out(plain)}")
+    if plain.log_loss < found.log_loss:
+        click.echo("the sum is the better one here: leave --head away", err=True)
+
+
+def _held_out(found: FusionCalibration) -> str:
+    return (
+        f"{found.situations} situations in {found.moments} stretches; held out: log loss {found.log_loss:.3f}, "
+        f"calibration error {found.calibration_error:.3f}"
     )

@@ -20,7 +20,7 @@ from agent.compute.track.fusion import Fusion, FusionTimes
 from agent.compute.track.fusion_odds import PER_TERM, FusionCalibration, TermWeights, features
 from agent.compute.track.fusion_rule import Judgement, Reading, Term
 from agent.errors import ConfigError
-from agent.optimise.late_fusion.recording import Recorded, Span, replay
+from agent.optimise.late_fusion.recording import Recorded, Span, replay, within
 
 Floats = NDArray[np.float64]
 
@@ -46,9 +46,12 @@ class _Watched:
 def stretches(
     recorded: Sequence[Recorded], truth: Sequence[Span], terms: Sequence[Term], times: FusionTimes
 ) -> tuple[Floats, NDArray[np.bool_]]:
-    """Return the features of every stretch, [n, terms × `PER_TERM`], and if it is a situation, [n]."""
+    """Return the features of every stretch, [n, terms × `PER_TERM`], and if it is a situation, [n].
+
+    Situations outside the recording are left out.
+    """
     first, last = recorded[0].at_ns, recorded[-1].at_ns + times.window
-    spans = list(_spans(truth, first, last, times.window))
+    spans = list(_spans(within(truth, recorded), first, last, times.window))
     ticks = sorted({(begin + end) // 2 for begin, end, _ in spans})
     best: list[tuple[float, list[float]]] = [(-1.0, [])] * len(spans)
     fusion, number = Fusion("", _Watched(terms), times), 0

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 from msgspec.structs import replace
@@ -100,21 +101,36 @@ def emit(weights: HeadWeights) -> bytes:
     return writer.pack()
 
 
+class TrainedHead(NamedTuple):
+    """A trained head.
+
+    Attributes:
+        calibration: its figures are the head's, its weights those of the sum, which serve where there is no head.
+        content: of the `.tflite` file.
+        sum: the calibration without a head, for comparison.
+    """
+
+    calibration: FusionCalibration
+    content: bytes
+    sum: FusionCalibration
+
+
 def calibrate_head(
     recorded: Sequence[Recorded], truth: Sequence[Span], terms: Sequence[Term], times: FusionTimes, name: str
-) -> tuple[FusionCalibration, bytes]:
-    """Train a learned head on a recording; see `agent.optimise.late_fusion.calibration.calibrate`.
+) -> TrainedHead:
+    """Train a learned head on a recording, whose file will have this name.
 
-    Returns:
-        the calibration, whose figures are the head's and whose model is `name`; and the content of that file.
+    See `agent.optimise.late_fusion.calibration.calibrate` for the arguments and errors.
     """
     x, y = checked_stretches(recorded, truth, terms, times)
     content = emit(learn(x, y))
     held_out = held_out_predictions(x, y, lambda some, true: learn(some, true).predict)
-    return replace(
-        calibrate(recorded, truth, terms, times),
+    plain = calibrate(recorded, truth, terms, times)
+    own = replace(
+        plain,
         log_loss=round(log_loss(held_out, y), 4),
         calibration_error=round(calibration_error(held_out, y), 4),
         model=name,
         sha256=hashlib.sha256(content).hexdigest(),
-    ), content
+    )
+    return TrainedHead(own, content, plain)

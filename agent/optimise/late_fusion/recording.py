@@ -75,6 +75,8 @@ def to_moment(ns: int) -> datetime:
 def read_recording(path: Path, reader: TextReader) -> list[Recorded]:
     """Read a recording, as far as it concerns the terms of a reader of texts; in the order of capture.
 
+    What does not is left out, but for the first and the last instant, so that these are the recording's.
+
     Raises:
         ConfigError: the file cannot be read, a line is no JSON object, or nothing in it concerns the terms.
     """
@@ -87,7 +89,9 @@ def read_recording(path: Path, reader: TextReader) -> list[Recorded]:
                 raise ConfigError("expected a JSON object in each line", f"{path}:{number}") from None
     if not any(one.evidence for one in found):
         raise ConfigError("holds nothing that the rule asks for", str(path))
-    return sorted(found, key=lambda one: one.at_ns)
+    found.sort(key=lambda one: one.at_ns)
+    ends = (0, len(found) - 1)
+    return [one for number, one in enumerate(found) if one.evidence or one.present or number in ends]
 
 
 def _lines(path: Path) -> Iterator[bytes]:
@@ -108,10 +112,12 @@ def _recorded(line: dict[str, Any], reader: TextReader) -> Iterator[Recorded]:
 
 def _of_event(body: Any, reader: TextReader) -> Iterator[Recorded]:
     told = convert(body, _Told)
-    if any(told.stream in term.sources for term in reader.terms):
-        at_ns, event = to_ns(told.captured_at), Event(told.kind, told.track, "")
-        first_ns = to_ns(told.track.first_seen)
-        yield Recorded(at_ns, Evidence.of_event(told.stream, event, min(first_ns, at_ns), at_ns))
+    at_ns, event = to_ns(told.captured_at), Event(told.kind, told.track, "")
+    if not any(told.stream in term.sources for term in reader.terms):
+        yield Recorded(at_ns)
+        return
+    first_ns = to_ns(told.track.first_seen)
+    yield Recorded(at_ns, Evidence.of_event(told.stream, event, min(first_ns, at_ns), at_ns))
 
 
 def _of_text(body: Any, reader: TextReader) -> Iterator[Recorded]:
@@ -148,6 +154,12 @@ def read_truth(path: Path) -> list[Span]:
     if not spans:
         raise ConfigError("holds no situation", str(path))
     return sorted(spans)
+
+
+def within(truth: Iterable[Span], recorded: Sequence[Recorded]) -> list[Span]:
+    """Return the situations that share an instant with a recording, whose order is that of capture."""
+    first, last = recorded[0].at_ns, recorded[-1].at_ns
+    return [(begin, end) for begin, end in truth if end >= first and begin <= last]
 
 
 def replay(

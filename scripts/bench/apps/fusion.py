@@ -275,7 +275,7 @@ def conditions(tuning: Staged) -> dict[str, Condition]:
     calibration = calibrate(*given)
     print(json.dumps({one.term: [one.absent, one.present, one.score] for one in calibration.terms}))
     print(f"held out: log loss {calibration.log_loss}, calibration error {calibration.calibration_error}")
-    learned, content = calibrate_head(*given, "call.tflite")
+    learned, content, _ = calibrate_head(*given, "call.tflite")
     print(f"head, {len(content)} bytes: log loss {learned.log_loss}, {learned.calibration_error}")
     with tempfile.TemporaryDirectory() as folder:
         Path(folder, "call.tflite").write_bytes(content)

@@ -77,6 +77,8 @@ def test_a_learned_head_is_a_model_that_runs_in_place_of_the_rule(tmp_path: Path
     made = tmp_path / "head.json"
     shown = call("calibrate", "call", recording, truth, made, "--head", "-c", config)
     assert shown.exit_code == 0, shown.output
+    assert shown.stdout.count("log loss") == 2, "of the head, and of the sum that it is compared with"
+    assert "person" not in shown.stdout, "the weights of the sum do not count"
     assert call("calibrate", "call", recording, truth, made, "--head", "-c", config).exit_code == 1
     config.write_text(CONFIG.replace("when = 'person and \"help\"'", f'calibration = "{made}"'))
     assert CliRunner().invoke(vedette, ["config", "check", str(config)]).exit_code == 0
@@ -91,6 +93,43 @@ def test_a_learned_head_is_a_model_that_runs_in_place_of_the_rule(tmp_path: Path
     model.unlink()
     refused = CliRunner().invoke(vedette, ["config", "check", str(config)])
     assert "no such file" in refused.output + str(refused.exception)
+
+
+def another_year(line: str) -> str:
+    return line.replace("2026", "2027")
+
+
+def test_situations_outside_the_recording_are_told_and_left_out(tmp_path: Path, config: Path) -> None:
+    recording, truth = write(tmp_path, 90)
+    lines = truth.read_text().splitlines()
+    truth.write_text("\n".join([*lines[:-1], another_year(lines[-1])]))
+    for verb in (
+        ["calibrate", "call", recording, truth, tmp_path / "odds.json"],
+        ["test", "call", recording, "--truth", truth],
+    ):
+        shown = call(*verb, "-c", config)
+        assert shown.exit_code == 0, shown.output
+        assert f"{truth}: 1 of 30 situations lie outside the recording" in shown.stderr
+        assert "29 situations" in shown.stdout
+    truth.write_text("\n".join(map(another_year, lines)))
+    for verb in (
+        ["calibrate", "call", recording, truth, tmp_path / "none.json"],
+        ["test", "call", recording, "--truth", truth],
+    ):
+        shown = call(*verb, "-c", config)
+        assert shown.exit_code == 1
+        assert "30 of 30 situations lie outside the recording" in str(shown.exception)
+    assert not (tmp_path / "none.json").exists()
+
+
+@pytest.mark.parametrize("name", ["day.jsonl", "truth.csv", "vedette.toml"])
+def test_a_calibration_never_replaces_what_it_is_made_of(tmp_path: Path, config: Path, name: str) -> None:
+    recording, truth = write(tmp_path, 3)
+    before = (tmp_path / name).read_bytes()
+    shown = call("calibrate", "call", recording, truth, tmp_path / name, "--force", "-c", config)
+    assert shown.exit_code == 1
+    assert "which is read" in str(shown.exception)
+    assert (tmp_path / name).read_bytes() == before
 
 
 def test_a_head_needs_a_name_of_its_own(tmp_path: Path, config: Path) -> None:

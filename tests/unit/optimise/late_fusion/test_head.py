@@ -63,7 +63,7 @@ def test_the_gradients_are_those_of_the_loss() -> None:
 def test_its_file_gives_the_same_and_is_opened_like_any_model(tmp_path: Path) -> None:
     recording, truth = write(tmp_path, 90)
     given = read_recording(recording, TextReader(RULE.terms)), read_truth(truth), RULE.terms, TIMES
-    calibration, content = calibrate_head(*given, "head.tflite")
+    calibration, content, _ = calibrate_head(*given, "head.tflite")
     assert calibration.log_loss < 0.1
     (tmp_path / "head.tflite").write_bytes(content)
     session = open_head(tmp_path / "head.json", calibration, open_session)
@@ -93,7 +93,7 @@ def test_the_file_computes_what_was_trained(tmp_path: Path) -> None:
 def test_a_head_of_other_terms_is_refused(tmp_path: Path) -> None:
     recording, truth = write(tmp_path, 90)
     given = read_recording(recording, TextReader(RULE.terms)), read_truth(truth), RULE.terms, TIMES
-    calibration, content = calibrate_head(*given, "head.tflite")
+    calibration, content, _ = calibrate_head(*given, "head.tflite")
     (tmp_path / "head.tflite").write_bytes(content)
     import msgspec
 

@@ -20,6 +20,7 @@ from agent.optimise.late_fusion.recording import (
     score_events,
     to_moment,
     to_ns,
+    within,
 )
 from tests.unit.optimise.late_fusion.staged import START, event, moment, text, write
 
@@ -55,6 +56,24 @@ def test_lines_of_watch_export_texts_and_others_are_read(tmp_path: Path) -> None
         ("gate", "help"),
     ]
     assert found[0].at_ns - found[0].evidence.from_ns == SECOND // 2 if found[0].evidence else False
+
+
+def test_a_recording_begins_and_ends_with_what_others_published(tmp_path: Path) -> None:
+    path = tmp_path / "day.jsonl"
+    others = [
+        event("yard", "new", "dog", number, float(at), float(at), 0.9) for number, at in enumerate((0, 3, 9))
+    ]
+    path.write_text("\n".join([*others, text("help", 2.0)]))
+    found = read_recording(path, TextReader(RULE.terms))
+    assert [one.at_ns - found[0].at_ns for one in found] == [0, 2 * SECOND, 9 * SECOND]
+    begin = found[0].at_ns
+    truth = [
+        (begin - 5, begin - 1),
+        (begin - 5, begin),
+        (begin + 9 * SECOND, begin + 99 * SECOND),
+        (begin + 10 * SECOND,) * 2,
+    ]
+    assert within(truth, found) == truth[1:3]
 
 
 def test_a_source_that_the_recording_shows_as_lost_is_unknown(tmp_path: Path) -> None:
