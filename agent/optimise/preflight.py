@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from agent.compute.decode.defaults import facts_of
 from agent.compute.manifest import Model
 from agent.compute.tflite.read import read_modelfile
 from agent.errors import ModelError
@@ -16,7 +17,7 @@ from agent.optimise.graph.torch_graph import Key, WeightedLayer
 from agent.optimise.pruning.channels import chosen_groups
 from agent.optimise.pruning.connections import prunable
 from agent.optimise.pruning.file import check_same_outputs, settings_of
-from agent.optimise.pruning.network import of_file
+from agent.optimise.pruning.network import of_file, of_module
 from agent.optimise.quantisation.allocation import fits_int4
 from agent.optimise.quantise import LayerBits, fixed_bits, sized_file
 from agent.optimise.recipe import Method, RecipeFile
@@ -130,8 +131,8 @@ def check_pruning(model: Model, module: Any | None, examples: Examples, recipe: 
         recipe: its patterns of layers are compared with the names that the network has.
 
     Raises:
-        ModelError: the examples have no classes or are all of one, the network cannot be pruned, or module and
-            model differ, as with weights of another training.
+        ModelError: the examples have no classes or are all of one, the network cannot be pruned or gives no
+            logits, or module and model differ, as with weights of another training.
         ConfigError: a pattern matches no layer; with the place in the recipe. Or values do not go together.
     """
     if examples.kind != "classes":
@@ -144,6 +145,8 @@ def check_pruning(model: Model, module: Any | None, examples: Examples, recipe: 
     elif module is not None:
         recipe.check_prune_layers(_groups(module, examples.shape), "group of channels")
     if module is not None:
+        emitted = of_module(module, examples.shape, model.manifest.input).emit(module)
+        check_logits(emitted, type(module).__name__)
         check_same_outputs(module, model, examples)
 
 
@@ -163,6 +166,25 @@ def check_classes(examples: Examples, seen: Examples) -> None:
         raise ModelError(
             f"{examples.description}: the {plural(len(seen), 'example')} to learn from are all of one class: "
             "give more of the others, or a smaller `held_out` in [data] of the recipe"
+        )
+
+
+def check_logits(content: bytes, network: str) -> None:
+    """Check that a classifier which is to be trained gives logits.
+
+    The loss takes a softmax, and so does the decoder of the manifest that a training writes.
+
+    Args:
+        content: of its file.
+        network: for the message.
+
+    Raises:
+        ModelError: it ends in a softmax or a sigmoid.
+    """
+    if facts_of(content, read_modelfile(content)).endings[0] == "probabilities":
+        raise ModelError(
+            f"{network}: ends in a softmax or a sigmoid: give the network without it; training and the board "
+            "take the softmax themselves"
         )
 
 

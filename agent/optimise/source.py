@@ -13,7 +13,7 @@ import hashlib
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from msgspec.structs import replace
 
@@ -68,6 +68,27 @@ def _undecoded(
     for doubt in ("its outputs cannot be decoded, and are compared as they are", *found.doubts):
         tell(f"{name_or_path}: {doubt}")
     return replace(found.manifest, output=OutputManifest())
+
+
+def logits_keys(model: Model, content: bytes) -> dict[str, Any]:
+    """Return the keys of a result's manifest that the model's own states wrongly of it.
+
+    A module that gives logits may belong to a file that ends in a softmax, and what is made of it has none.
+
+    Args:
+        model: whose manifest the result takes over.
+        content: of the result.
+
+    Raises:
+        ModelError: the manifest cannot be read any more.
+    """
+    before, after = (facts_of(one, read_modelfile(one)).endings[:1] for one in (model.content, content))
+    if before == after or after not in (("logits",), ("probabilities",)):
+        return {}
+    stated = load_file(model.path)[1]
+    if stated is None or "logits" not in stated.data.get("output", {}).get("options", {}):
+        return {}  # it is found in the file
+    return {"output": {"options": {"logits": after == ("logits",)}}}
 
 
 class LearnedParts(NamedTuple):

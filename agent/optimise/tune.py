@@ -15,7 +15,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from msgspec import Struct
@@ -154,11 +154,13 @@ class TunedModel(Struct, frozen=True):
         content: of the best file.
         report: with `missed` if the budget is not met.
         failures: reasons of the steps that could not be applied.
+        keys: of its manifest that differ from the model's.
     """
 
     content: bytes
     report: OptimiseReport
     failures: tuple[str, ...] = ()
+    keys: Mapping[str, Any] = {}
 
 
 def with_allowed_loss(budget: Budget) -> Budget:

@@ -23,7 +23,7 @@ from agent.optimise.inputs import examples_path
 from agent.optimise.recipe import Method, Recipe, RecipeFile, parse_recipe, read_recipe
 from agent.optimise.recipe.budget import Budget, parse_budget
 from agent.optimise.report import LayerResult
-from agent.optimise.source import learned_parts, open_source
+from agent.optimise.source import learned_parts, logits_keys, open_source
 from agent.optimise.tune import (
     TARGETS,
     ModelState,
@@ -128,7 +128,7 @@ def tune_file(request: TuneRequest, progress: Progress, tell: Callable[[str], No
         _check_pruning(model, parts[0][0], file, request)
     reported, judging = judged(parts[0][1])
     seen, of_bits = [one for one, _ in parts], judging or reported if is_known else None
-    return tune(
+    found = tune(
         model,
         reported,
         steps_of(model, seen, file, budget, request, of_bits),
@@ -138,6 +138,7 @@ def tune_file(request: TuneRequest, progress: Progress, tell: Callable[[str], No
         command=request.command,
         progress=progress,
     )
+    return replace(found, keys=logits_keys(model, found.content))
 
 
 def judged(held_out: Examples) -> tuple[Examples, Examples | None]:

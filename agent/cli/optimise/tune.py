@@ -57,7 +57,13 @@ def tune_and_write(request: TuneRequest, out: Path, *, work: Path | None, force:
         if not report.missed and report.sha256_before != report.sha256_after:
             others = {suffix: render(report).encode() for suffix, render in _RENDERED.items()}
             write_version(
-                request.model, out, found.content, msgspec.to_builtins(report), force=force, others=others
+                request.model,
+                out,
+                found.content,
+                msgspec.to_builtins(report),
+                force=force,
+                others=others,
+                keys=found.keys,
             )
         remove(*(folder / one for one in CHECKPOINTS))
     _tell_end(request, out, found)

@@ -15,9 +15,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 from numpy.typing import NDArray
 
-from agent.compute.decode.defaults import facts_of
 from agent.compute.manifest import InputManifest, Manifest, OutputManifest
-from agent.compute.tflite.read import read_modelfile
 from agent.errors import DivergedError, ModelError
 from agent.optimise.classifier.data import Shape, read_class_examples, untaught
 from agent.optimise.classifier.networks import SMALLEST
@@ -26,7 +24,7 @@ from agent.optimise.evaluate import Score, score, time_ms
 from agent.optimise.factory import build_classifier, load_weights, save_module
 from agent.optimise.graph.from_torch import ImportedModule, export
 from agent.optimise.inputs import FIT_COPIES, check_room
-from agent.optimise.preflight import check_classes
+from agent.optimise.preflight import check_classes, check_logits
 from agent.optimise.pruning.file import pixels, training_settings
 from agent.optimise.recipe import Recipe
 from agent.optimise.report import OptimiseReport, StepResult, describe_machine
@@ -243,18 +241,6 @@ def _checked(module: Any, network: str, shape: Shape, classes: int) -> ImportedM
         )
     check_logits(exported.content, network)
     return exported
-
-
-def check_logits(content: bytes, network: str) -> None:
-    """Raise ModelError if the file of a classifier that is to be trained ends in a softmax or a sigmoid.
-
-    The loss takes a softmax, and so does the decoder of the manifest that a training writes.
-    """
-    if facts_of(content, read_modelfile(content)).endings[0] == "probabilities":
-        raise ModelError(
-            f"{network}: ends in a softmax or a sigmoid: give the network without it; training and the board "
-            "take the softmax themselves"
-        )
 
 
 def _settings(recipe: Recipe, shape: Shape, count: int, epochs: float | None) -> TrainingSettings:

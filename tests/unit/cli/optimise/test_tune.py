@@ -69,14 +69,16 @@ def written(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.glob("out.*"))
 
 
-def test_the_model_and_all_reports_are_written(folder: Path) -> None:
+def test_the_model_and_all_reports_are_written(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tune_steps, "logits_keys", lambda *_: {"output": {"options": {"logits": "sigmoid"}}})
     done = call(folder, "--data", str(folder / "x.npz"))
     assert done.exit_code == 0, said(done)
     kinds = ["out.report.html", "out.report.json", "out.report.md", "out.tflite", "out.toml"]
     assert written(folder) == kinds
     report = json.loads((folder / "out.report.json").read_text())
     assert [report["steps"][place]["name"] for place in (0, -2, -1)] == ["before", "fuse", "after"]
-    assert look_up(str(folder / "out.tflite")).manifest.output.labels == ("cat", "dog")
+    output = look_up(str(folder / "out.tflite")).manifest.output
+    assert (output.labels, output.options["logits"]) == (("cat", "dog"), "sigmoid")
     assert "fuse" in (folder / "out.report.html").read_text()
     assert call(folder, "--data", str(folder / "x.npz")).exit_code == 1
     assert call(folder, "--data", str(folder / "x.npz"), "--force").exit_code == 0
