@@ -175,13 +175,14 @@ def _of_other_keys(data: dict[str, Any]) -> OptimiseReport:
         data = {"model": data["module"], **data, "bytes": {"after": data.get("bytes", 0)}}
     if missing := [key for key in ("step", "model") if key not in data]:
         raise ValueError(f"the key {missing[0]!r} is missing")
-    own = {"step", "model", "module", "bytes"}
+    carried = {name: data[name] for name in ("sha256_before", "sha256_after", "learned") if name in data}
+    own = {"step", "model", "module", "bytes", *carried}
     sizes = convert(data.get("bytes", {}), dict[str, int])
     notes = tuple(f"{name}: {value}" for key in data if key not in own for name, value in _flat(key, data[key]))
     before = () if is_first else (StepResult("before", size=sizes.get("before", 0)),)
     after = StepResult(str(data.get("step", "")), size=sizes.get("after", 0), notes=notes)
     known = {"step": data.get("step"), "model": data.get("model"), "steps": (*before, after)}
-    return convert(msgspec.to_builtins(known), OptimiseReport)
+    return convert(msgspec.to_builtins(known | carried), OptimiseReport)
 
 
 def _flat(name: str, value: object) -> Iterator[tuple[str, object]]:

@@ -21,7 +21,7 @@ from agent.optimise.classifier.data import Shape, read_class_examples, untaught
 from agent.optimise.classifier.networks import SMALLEST
 from agent.optimise.data import Examples
 from agent.optimise.evaluate import Score, score, time_ms
-from agent.optimise.factory import build_classifier, load_weights, save_module
+from agent.optimise.factory import build_classifier, learned_of, load_weights, save_module
 from agent.optimise.graph.from_torch import ImportedModule, export
 from agent.optimise.inputs import FIT_COPIES, check_room
 from agent.optimise.preflight import check_classes, check_logits
@@ -150,6 +150,7 @@ def train_classifier(
     module, parameters = build_network(request, len(names))
     exported = _checked(module, request.network, shape, len(names))
     settings = _settings(recipe, shape, len(seen), request.epochs)
+    learned = learned_sample(seen, known=learned_of(request.weights))
     tell(
         f"{plural(len(seen), 'example')} to learn from, {len(measured)} to measure on; "
         f"{exported.parameters} parameters, {exported.multiply_adds / 1e6:.1f} million multiply-adds; "
@@ -173,9 +174,10 @@ def train_classifier(
     )
     found = score(exported.content, measured, manifest)
     report = _report(request, exported, found, measured, seen, names)
+    report = replace(report, learned=learned)
     return TrainedNetwork(
         exported.content,
-        save_module(module, request.network, parameters),
+        save_module(module, request.network, parameters, learned),
         _keys(names),
         report,
         draw_training(history.epochs),
@@ -297,7 +299,6 @@ def _report(
             *measured.remarks,
             *busy,
         ),
-        learned=learned_sample(seen),
     )
 
 

@@ -34,7 +34,7 @@ from agent.optimise.detector.loss import DetectionLoss
 from agent.optimise.detector.networks import BINS, SMALLEST, STRIDES, detector
 from agent.optimise.evaluate import time_ms
 from agent.optimise.evaluation.model import Evaluation, EvaluationRequest, evaluate_model
-from agent.optimise.factory import fastest_device, save_module
+from agent.optimise.factory import fastest_device, learned_of, save_module
 from agent.optimise.graph.from_torch import ImportedModule
 from agent.optimise.inputs import AVERAGED_COPIES
 from agent.optimise.pruning.file import normalisation_of, pixels
@@ -117,6 +117,7 @@ def train_detector(
     module, parameters = build_network(request, len(names), AVERAGED_COPIES)
     exported = export_network(module.eval(), shape, OUTPUTS)
     settings = _settings(recipe, len(seen), request.epochs)
+    learned = learned_sample(seen, known=learned_of(request.weights))
     tell(
         f"{plural(len(seen), 'example')} to learn from, {len(measured)} to measure on; "
         f"{exported.parameters} parameters, {exported.multiply_adds / 1e6:.1f} million multiply-adds; "
@@ -127,8 +128,8 @@ def train_detector(
     exported = export_trained(module.cpu(), shape, request.folder, OUTPUTS)
     model = _model(exported.content, names, request)
     found = evaluate_model(model, measured, EvaluationRequest())
-    report = replace(_report(request, exported, found, objects, names), learned=learned_sample(seen))
-    weights = save_module(module, request.network, parameters)
+    report = replace(_report(request, exported, found, objects, names), learned=learned)
+    weights = save_module(module, request.network, parameters, learned)
     return TrainedNetwork(exported.content, weights, _keys(names), report, draw_training(history.epochs))
 
 

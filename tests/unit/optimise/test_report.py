@@ -95,6 +95,14 @@ def test_the_report_of_a_step_with_other_keys_is_shown(tmp_path: Path) -> None:
     assert "counts" in markdown(found)
 
 
+def test_a_step_with_other_keys_keeps_what_its_model_has_learned_from(tmp_path: Path) -> None:
+    path = tmp_path / "r.json"
+    keys = {"step": "rewrite", "model": "m", "sha256_after": "ab", "learned": ["0" * 12]}
+    path.write_bytes(msgspec.json.encode(keys))
+    found = read_report(path)
+    assert (found.sha256_after, found.learned, found.steps[-1].notes) == ("ab", ("0" * 12,), ())
+
+
 @pytest.mark.parametrize(
     "content",
     [
