@@ -35,6 +35,13 @@ _CPU = re.compile(r"^(?:model name|Model|Hardware)\s*:\s*(.+)$", re.MULTILINE)
 _MARKDOWN = re.compile(r"([\\`*_\[\]<>#|~&$])")
 
 
+_SLOWER = (
+    "slower than {} on this machine, {:.3g} ms instead of {:.3g}: measure both on the board with "
+    "`vedette bench` before you take it"
+)
+_NOISE, _NOISE_MS = 0.05, 0.01
+"""Difference of times, as a share and at least in milliseconds, up to which nothing is told."""
+
 _Amount = Annotated[float, Meta(ge=0.0, le=1e12)]
 _Share = Annotated[float, Meta(ge=0.0, le=1.0)]
 _Whole = Annotated[int, Meta(ge=0, le=10**12)]
@@ -265,6 +272,22 @@ def short_number(value: float | None, factor: float = 1.0) -> str:
         return ""
     scaled = value * factor
     return f"{scaled:.0f}" if abs(scaled) >= 1000 else f"{scaled:.4g}"
+
+
+def told_slower(before: StepResult, after: StepResult, than: str, noise: float = 0.0) -> tuple[str, ...]:
+    """Return a remark on a result that takes longer than the model before, if it does.
+
+    Args:
+        before: as it was, with its time.
+        after: the result, with its time.
+        than: what the model before is, such as `the float model`.
+        noise: share up to which times do not differ, if it is more than usual.
+    """
+    assert before.latency_ms is not None
+    assert after.latency_ms is not None
+    if after.latency_ms - before.latency_ms <= max(_NOISE_MS, max(noise, _NOISE) * before.latency_ms):
+        return ()
+    return (_SLOWER.format(than, after.latency_ms, before.latency_ms),)
 
 
 def _tables(report: OptimiseReport) -> list[_Table]:

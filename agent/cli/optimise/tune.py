@@ -108,7 +108,7 @@ def _print(report: OptimiseReport) -> None:
     figures = (f"{metric} %", "kB", "ms", "MB", "mJ")
     table = open_table("step", *figures, "kept", "notes", right=figures)
     for step in report.steps:
-        score, size = short_number(step.score, 100.0), short_number(step.size, 1e-3)
+        score, size = short_number(step.score, 100.0), short_number(step.size or None, 1e-3)
         others = map(short_number, (step.latency_ms, step.memory_mb, step.energy_mj))
         texts = (text or NO_VALUE for text in (score, size, *others))
         table.add_row(step.name, *texts, "yes" if step.kept else "no", plain("; ".join(step.notes)))
