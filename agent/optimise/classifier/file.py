@@ -156,7 +156,7 @@ def train_classifier(
         f"{exported.parameters} parameters, {exported.multiply_adds / 1e6:.1f} million multiply-adds; "
         f"{plural(float(settings.epochs), 'epoch')}"
     )
-    for line in untaught(seen, measured, names):
+    for line in untaught(_labels(seen), _labels(measured), names):
         tell(line)
     draw_training(())  # that matplotlib is missing is told now and not in an hour
     history = fit(
@@ -294,7 +294,7 @@ def _report(
         examples=measured.description,
         steps=(step,),
         remarks=(
-            *untaught(seen, measured, names),
+            *untaught(_labels(seen), labels, names),
             *_remarks(labels, _labels(seen), names),
             *measured.remarks,
             *busy,
