@@ -206,6 +206,7 @@ class _Table(NamedTuple):
     title: str
     columns: tuple[str, ...]
     rows: Sequence[tuple[str, ...]]
+    note: str = ""
 
 
 def _facts(report: OptimiseReport) -> _Table:
@@ -250,7 +251,8 @@ def _steps(report: OptimiseReport) -> _Table:
         )
         for at, step in enumerate(report.steps)
     ]
-    return _Table("Steps", ("step", *titles, "kept", "notes"), rows)
+    note = f"{metric}: {METRICS[metric]}" if metric in METRICS else ""
+    return _Table("Steps", ("step", *titles, "kept", "notes"), rows, note)
 
 
 def _layers(report: OptimiseReport) -> _Table:
@@ -302,7 +304,7 @@ def markdown(report: OptimiseReport) -> str:
     """Return the report as Markdown, with every special character of its texts escaped."""
     parts = [f"# {_escaped(_title(report))}", _markdown_table(_facts(report))]
     for table in _tables(report):
-        parts += [f"## {table.title}", _markdown_table(table)]
+        parts += [f"## {table.title}", _markdown_table(table), *([_escaped(table.note)] if table.note else ())]
     if report.remarks:
         parts += ["## Remarks", "\n".join(f"- {_escaped(one)}" for one in report.remarks)]
     return "\n\n".join(parts) + "\n"
@@ -337,7 +339,7 @@ def to_html(report: OptimiseReport) -> str:
     dropped = {number for number, step in enumerate(report.steps) if not step.kept}
     for table in _tables(report):
         rows = html_table(table.columns, table.rows, dropped if table.title == "Steps" else set())
-        parts += [f"<h2>{table.title}</h2>", rows]
+        parts += [f"<h2>{table.title}</h2>", rows, f"<p>{html.escape(table.note)}</p>" if table.note else ""]
     parts += [f"<p>{html_picture(name, chart, 'png')}</p>" for name, chart in _charts(report)]
     if report.remarks:
         parts.append(f"<ul>{''.join(f'<li>{html.escape(plain(one))}</li>' for one in report.remarks)}</ul>")

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from agent.errors import ModelError
 from agent.optimise.report import (
+    METRICS,
     LayerResult,
     OperationTime,
     OptimiseReport,
@@ -142,6 +143,13 @@ def test_the_markdown_has_a_row_for_each_step_and_layer() -> None:
         if table.startswith("|"):
             columns = {len(re.findall(r"(?<!\\)\|", line)) for line in table.splitlines()}
             assert len(columns) == 1
+
+
+@pytest.mark.parametrize("metric", METRICS)
+def test_what_a_score_without_labels_means_is_told(metric: str) -> None:
+    report = OptimiseReport("tune", "net", steps=(StepResult("before", metric, 0.9),))
+    assert f"{metric}: {METRICS[metric]}" in markdown(report)
+    assert f"{metric}: {METRICS[metric]}" in tags(to_html(report)).text
 
 
 def named(name: str) -> OptimiseReport:
