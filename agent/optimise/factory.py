@@ -15,7 +15,7 @@ import pickle
 import sys
 import traceback
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -27,8 +27,8 @@ from agent.text import plural
 
 _NESTED = ("state_dict", "model")
 """Keys under which checkpoints keep the weights."""
-_FACTORY, _PARAMETERS = "factory", "parameters"
-"""Keys for where a module is from, and the arguments of that function."""
+_FACTORY, _PARAMETERS, _LEARNED = "factory", "parameters", "learned"
+"""Keys for where a module is from, the arguments of that function, and what the weights were trained on."""
 _NONE: Mapping[str, Any] = {}
 _PREFIXES = ("module.", "_orig_mod.")
 """Prefixes of names in weights that were saved from a wrapped module: of several devices, or compiled."""
@@ -98,16 +98,30 @@ def _load(module: Any, path: Path, stored: dict[str, Any]) -> None:
     _fill(module, path, {_bare(str(name)): value for name, value in stored.items()})
 
 
-def save_module(module: Any, source: str, parameters: dict[str, Any]) -> bytes:
+def learned_of(weights: Path | None) -> tuple[str, ...]:
+    """Return the digests of examples that `save_module` has written into a file of weights; empty: none.
+
+    Raises:
+        ModelError: there is no such file.
+    """
+    stored = {} if weights is None else _read_weights(weights)
+    found = stored.get(_LEARNED)
+    own = isinstance(stored.get(_FACTORY), str) and isinstance(found, list)
+    return tuple(map(str, found)) if own and found else ()
+
+
+def save_module(module: Any, source: str, parameters: dict[str, Any], learned: Sequence[str] = ()) -> bytes:
     """Return a file of weights for `load_factory`.
 
     Args:
         module: whose state it holds.
         source: that the module is from.
         parameters: the function was called with, numbers and texts.
+        learned: digests of examples that it was trained on, see `agent.optimise.source.learned_sample`.
     """
     written, state = io.BytesIO(), {name: value.cpu() for name, value in module.state_dict().items()}
-    import_torch().save({_FACTORY: source, _PARAMETERS: parameters, "state_dict": state}, written)
+    origin = {_FACTORY: source, _PARAMETERS: parameters, _LEARNED: list(learned)}
+    import_torch().save({**origin, "state_dict": state}, written)
     return written.getvalue()
 
 

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from agent.compute.decode.defaults import facts_of
 from agent.compute.manifest import Model
 from agent.compute.tflite.read import read_modelfile
 from agent.errors import ModelError
 from agent.optimise.data import Examples
 from agent.optimise.data.layouts import FoundData
 from agent.optimise.graph.torch_graph import Key, WeightedLayer
-from agent.optimise.pruning.channels import chosen_groups
-from agent.optimise.pruning.connections import prunable
+from agent.optimise.pruning.channels import trained_groups
+from agent.optimise.pruning.connections import frozen, prunable
 from agent.optimise.pruning.file import check_same_outputs, settings_of
-from agent.optimise.pruning.network import of_file
+from agent.optimise.pruning.network import of_file, of_module
 from agent.optimise.quantisation.allocation import fits_int4
 from agent.optimise.quantise import LayerBits, fixed_bits, sized_file
 from agent.optimise.recipe import Method, RecipeFile
@@ -24,7 +25,6 @@ from agent.optimise.recipe.budget import Budget
 from agent.optimise.tune import split
 from agent.text import plural
 
-_ALL = ("*",)
 _BYTES = {4: 0.5, 8: 1.0, 32: 4.0}
 """Bytes of a weight by its bits."""
 _FILES: Mapping[Method, str] = {
@@ -130,8 +130,8 @@ def check_pruning(model: Model, module: Any | None, examples: Examples, recipe: 
         recipe: its patterns of layers are compared with the names that the network has.
 
     Raises:
-        ModelError: the examples have no classes or are all of one, the network cannot be pruned, or module and
-            model differ, as with weights of another training.
+        ModelError: the examples have no classes or are all of one, the network cannot be pruned or gives no
+            logits, or module and model differ, as with weights of another training.
         ConfigError: a pattern matches no layer; with the place in the recipe. Or values do not go together.
     """
     if examples.kind != "classes":
@@ -140,10 +140,12 @@ def check_pruning(model: Model, module: Any | None, examples: Examples, recipe: 
     recipe.check_prune()
     settings_of(recipe.recipe, model.manifest.input, examples.shape, len(examples))
     if not recipe.recipe.prune.structured:
-        recipe.check_prune_layers(_layers(model, module), "layer")
+        _check_names(recipe, *_layers(model, module), "layer")
     elif module is not None:
-        recipe.check_prune_layers(_groups(module, examples.shape), "group of channels")
+        _check_names(recipe, *_groups(module, examples.shape), "group of channels")
     if module is not None:
+        emitted = of_module(module, examples.shape, model.manifest.input).emit(module)
+        check_logits(emitted, type(module).__name__)
         check_same_outputs(module, model, examples)
 
 
@@ -166,10 +168,44 @@ def check_classes(examples: Examples, seen: Examples) -> None:
         )
 
 
-def _groups(module: Any, shape: tuple[int, ...]) -> list[str]:
+def check_logits(content: bytes, network: str) -> None:
+    """Check that a classifier which is to be trained gives logits.
+
+    The loss takes a softmax, and so does the decoder of the manifest that a training writes.
+
+    Args:
+        content: of its file.
+        network: for the message.
+
+    Raises:
+        ModelError: it ends in a softmax or a sigmoid.
+    """
+    if facts_of(content, read_modelfile(content)).endings[0] == "probabilities":
+        raise ModelError(
+            f"{network}: ends in a softmax or a sigmoid: give the network without it; training and the board "
+            "take the softmax themselves"
+        )
+
+
+def _check_names(recipe: RecipeFile, names: Sequence[str], kept: Sequence[str], what: str) -> None:
+    """Check that there is something to prune, and the recipe's patterns; `kept` is frozen."""
+    if kept and not names:
+        raise ModelError(
+            f"no {what} can be pruned, since all are frozen (requires_grad = False): {', '.join(kept)}: let the "
+            "function leave those trainable that may be pruned"
+        )
+    recipe.check_prune_layers(names, what, kept)
+
+
+def _groups(module: Any, shape: tuple[int, ...]) -> tuple[list[str], list[str]]:
+    """Return the names of the groups of channels that can be pruned, and of those that are frozen."""
     height, width, channels = shape
-    return [group.name for group in chosen_groups(module, (channels, height, width), _ALL)]
+    groups, kept = trained_groups(module, (channels, height, width))
+    return [group.name for group in groups], kept
 
 
-def _layers(model: Model, module: Any | None) -> list[str]:
-    return list(prunable(module) if module is not None else of_file(model.content, model.path).weights)
+def _layers(model: Model, module: Any | None) -> tuple[list[str], list[str]]:
+    """Return the names of the layers that can be pruned, and of those that are frozen."""
+    if module is None:
+        return list(of_file(model.content, model.path).weights), []
+    return list(prunable(module)), frozen(module)

@@ -7,7 +7,7 @@ are those of `xnn_operator_type_to_string` in google/XNNPACK, src/operator-utils
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import msgspec
 from msgspec import Struct
@@ -19,9 +19,14 @@ from agent.compute.tflite.model import CUSTOM, Operation, Subgraph, multiply_add
 from agent.compute.tflite.read import read_modelfile
 from agent.errors import NO_JSON, BackendError, ModelError
 from agent.optimise.advice import OperatorContext, advice
+from agent.optimise.report import short_number
 from agent.structs import from_json
 from agent.text import plain
 
+_WORST = 3
+"""Operations of a model whose share of the time is told."""
+_APART, _SAME_MS = 0.2, 0.01
+"""Differences of the operations' time from that of an inference that are not told: a share, and milliseconds."""
 _KERNELS_LARGEST = 2_000_000
 """Kernels times operations beyond which matching would take seconds; then no kernel is matched."""
 _WEIGHTED, _ADVANCE, _SHARED = 10, 3, 1
@@ -333,3 +338,46 @@ def _exchange(request: ProfileRequest, model: Model, patience_s: float) -> bytes
         raise BackendError(f"{model.path}: the profiler sent an invalid reply: {error}") from None
     finally:
         process.end()
+
+
+def operation_times(profiles: Sequence[ModelProfile | str]) -> Iterator[tuple[str, float, float]]:
+    """Yield kind and time of all operations of one kind, ms, slowest first.
+
+    Args:
+        profiles: of a model before and after, or of one; a text says why there is none.
+    """
+    sums: list[dict[str, float]] = []
+    for one in profiles:
+        sums.append({})
+        for row in () if isinstance(one, str) else one.rows:
+            sums[-1][row.name or row.kernel] = sums[-1].get(row.name or row.kernel, 0.0) + row.ms
+    for name in sorted(set().union(*sums), key=lambda name: -max(one.get(name, 0.0) for one in sums)):
+        yield name, sums[0].get(name, 0.0), sums[-1].get(name, 0.0)
+
+
+def bottlenecks(profiles: Sequence[ModelProfile | str]) -> Iterator[str]:
+    """Yield where the time goes, before and after; `profiles` as of `operation_times`."""
+    for name, found in zip(("before", "after"), profiles, strict=False):
+        if isinstance(found, str):
+            yield f"no profile: {found}"
+            continue
+        for row in found.worst[:_WORST]:
+            what = f"{row.name or row.kernel} {row.tensor}".strip()
+            yield f"{name}: {what} takes {row.share:.0%} of the time{f': {row.advice}' if row.advice else ''}"
+
+
+def unlike_sums(profiles: Sequence[ModelProfile | str], measured: Sequence[float | None]) -> Iterator[str]:
+    """Yield why the times of the operations do not add up to the time of an inference, where they do not.
+
+    Args:
+        profiles: as of `operation_times`.
+        measured: times of an inference without the profiler, ms; None: there is none.
+    """
+    for name, found, latency_ms in zip(("before", "after"), profiles, measured, strict=False):
+        if isinstance(found, str) or latency_ms is None:
+            continue
+        apart = found.total_ms - latency_ms
+        if abs(apart) > max(_SAME_MS, _APART * latency_ms):
+            more = "the profiler's own time and other work count" if apart > 0 else "the rest is between them"
+            operations = f"its operations take {short_number(found.total_ms)} ms in the profiler"
+            yield f"{name}: {operations}, and an inference {short_number(latency_ms)} ms without it: {more}"

@@ -35,6 +35,13 @@ _CPU = re.compile(r"^(?:model name|Model|Hardware)\s*:\s*(.+)$", re.MULTILINE)
 _MARKDOWN = re.compile(r"([\\`*_\[\]<>#|~&$])")
 
 
+_SLOWER = (
+    "slower than {} on this machine, {:.3g} ms instead of {:.3g}: measure both on the board with "
+    "`vedette bench` before you take it"
+)
+_NOISE, _NOISE_MS = 0.05, 0.01
+"""Difference of times, as a share and at least in milliseconds, up to which nothing is told."""
+
 _Amount = Annotated[float, Meta(ge=0.0, le=1e12)]
 _Share = Annotated[float, Meta(ge=0.0, le=1.0)]
 _Whole = Annotated[int, Meta(ge=0, le=10**12)]
@@ -175,13 +182,14 @@ def _of_other_keys(data: dict[str, Any]) -> OptimiseReport:
         data = {"model": data["module"], **data, "bytes": {"after": data.get("bytes", 0)}}
     if missing := [key for key in ("step", "model") if key not in data]:
         raise ValueError(f"the key {missing[0]!r} is missing")
-    own = {"step", "model", "module", "bytes"}
+    carried = {name: data[name] for name in ("sha256_before", "sha256_after", "learned") if name in data}
+    own = {"step", "model", "module", "bytes", *carried}
     sizes = convert(data.get("bytes", {}), dict[str, int])
     notes = tuple(f"{name}: {value}" for key in data if key not in own for name, value in _flat(key, data[key]))
     before = () if is_first else (StepResult("before", size=sizes.get("before", 0)),)
     after = StepResult(str(data.get("step", "")), size=sizes.get("after", 0), notes=notes)
     known = {"step": data.get("step"), "model": data.get("model"), "steps": (*before, after)}
-    return convert(msgspec.to_builtins(known), OptimiseReport)
+    return convert(msgspec.to_builtins(known | carried), OptimiseReport)
 
 
 def _flat(name: str, value: object) -> Iterator[tuple[str, object]]:
@@ -198,6 +206,7 @@ class _Table(NamedTuple):
     title: str
     columns: tuple[str, ...]
     rows: Sequence[tuple[str, ...]]
+    note: str = ""
 
 
 def _facts(report: OptimiseReport) -> _Table:
@@ -242,7 +251,8 @@ def _steps(report: OptimiseReport) -> _Table:
         )
         for at, step in enumerate(report.steps)
     ]
-    return _Table("Steps", ("step", *titles, "kept", "notes"), rows)
+    note = f"{metric}: {METRICS[metric]}" if metric in METRICS else ""
+    return _Table("Steps", ("step", *titles, "kept", "notes"), rows, note)
 
 
 def _layers(report: OptimiseReport) -> _Table:
@@ -266,6 +276,22 @@ def short_number(value: float | None, factor: float = 1.0) -> str:
     return f"{scaled:.0f}" if abs(scaled) >= 1000 else f"{scaled:.4g}"
 
 
+def told_slower(before: StepResult, after: StepResult, than: str, noise: float = 0.0) -> tuple[str, ...]:
+    """Return a remark on a result that takes longer than the model before, if it does.
+
+    Args:
+        before: as it was, with its time.
+        after: the result, with its time.
+        than: what the model before is, such as `the float model`.
+        noise: share up to which times do not differ, if it is more than usual.
+    """
+    assert before.latency_ms is not None
+    assert after.latency_ms is not None
+    if after.latency_ms - before.latency_ms <= max(_NOISE_MS, max(noise, _NOISE) * before.latency_ms):
+        return ()
+    return (_SLOWER.format(than, after.latency_ms, before.latency_ms),)
+
+
 def _tables(report: OptimiseReport) -> list[_Table]:
     return [table for table in (_steps(report), _layers(report), _operations(report)) if table.rows]
 
@@ -278,7 +304,7 @@ def markdown(report: OptimiseReport) -> str:
     """Return the report as Markdown, with every special character of its texts escaped."""
     parts = [f"# {_escaped(_title(report))}", _markdown_table(_facts(report))]
     for table in _tables(report):
-        parts += [f"## {table.title}", _markdown_table(table)]
+        parts += [f"## {table.title}", _markdown_table(table), *([_escaped(table.note)] if table.note else ())]
     if report.remarks:
         parts += ["## Remarks", "\n".join(f"- {_escaped(one)}" for one in report.remarks)]
     return "\n\n".join(parts) + "\n"
@@ -313,7 +339,7 @@ def to_html(report: OptimiseReport) -> str:
     dropped = {number for number, step in enumerate(report.steps) if not step.kept}
     for table in _tables(report):
         rows = html_table(table.columns, table.rows, dropped if table.title == "Steps" else set())
-        parts += [f"<h2>{table.title}</h2>", rows]
+        parts += [f"<h2>{table.title}</h2>", rows, f"<p>{html.escape(table.note)}</p>" if table.note else ""]
     parts += [f"<p>{html_picture(name, chart, 'png')}</p>" for name, chart in _charts(report)]
     if report.remarks:
         parts.append(f"<ul>{''.join(f'<li>{html.escape(plain(one))}</li>' for one in report.remarks)}</ul>")

@@ -3,17 +3,18 @@
 A step needs the input part of the manifest for its examples. Without labels the raw outputs are compared, so that
 landmarks and other outputs that the daemon cannot decode can be quantised as well.
 
-A training writes digests of its examples into its report. By them a later step knows whether its own parts of the
-examples are those of the training, whatever path, limit and share it was given.
+A training writes digests of its examples into its report, and a step that makes another file of the model carries
+them on. By them a later step knows whether its own parts of the examples are those of the training, whatever
+path, limit and share it was given.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextlib import suppress
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from msgspec.structs import replace
 
@@ -70,6 +71,27 @@ def _undecoded(
     return replace(found.manifest, output=OutputManifest())
 
 
+def logits_keys(model: Model, content: bytes) -> dict[str, Any]:
+    """Return the keys of a result's manifest that the model's own states wrongly of it.
+
+    A module that gives logits may belong to a file that ends in a softmax, and what is made of it has none.
+
+    Args:
+        model: whose manifest the result takes over.
+        content: of the result.
+
+    Raises:
+        ModelError: the manifest cannot be read any more.
+    """
+    before, after = (facts_of(one, read_modelfile(one)).endings[:1] for one in (model.content, content))
+    if before == after or after not in (("logits",), ("probabilities",)):
+        return {}
+    stated = load_file(model.path)[1]
+    if stated is None or "logits" not in stated.data.get("output", {}).get("options", {}):
+        return {}  # it is found in the file
+    return {"output": {"options": {"logits": after == ("logits",)}}}
+
+
 class LearnedParts(NamedTuple):
     """Examples of a step from which a model has learned.
 
@@ -93,7 +115,7 @@ def learned_parts(model: Model, seen: Examples, held_out: Examples) -> LearnedPa
     Raises:
         ModelError: an example cannot be read any more.
     """
-    known = _learned(model)
+    known = _learned(model.path, model.sha256)
     if not known:
         return LearnedParts(False, ())
     own, both = _digests(seen), known & _digests(held_out)
@@ -102,24 +124,41 @@ def learned_parts(model: Model, seen: Examples, held_out: Examples) -> LearnedPa
     return LearnedParts(bool(known & own), doubts)
 
 
-def learned_sample(examples: Examples, model: Model | None = None) -> tuple[str, ...]:
+def learned_sample(
+    examples: Examples | None, model: Model | None = None, known: Collection[str] = ()
+) -> tuple[str, ...]:
     """Return digests for the report of a training: the lowest, which are a random choice.
 
     Args:
-        examples: that are trained on.
+        examples: that are trained on; None: the step trains on none.
         model: what is trained further, whose own report counts, too; None: a new one.
+        known: digests of what the weights to begin with were trained on.
 
     Raises:
         ModelError: an example cannot be read any more.
     """
-    return tuple(sorted(_digests(examples) | (_learned(model) if model else set()))[:_SAMPLE])
+    before = _learned(model.path, model.sha256) if model else set()
+    return tuple(sorted({*(_digests(examples) if examples else ()), *before, *known})[:_SAMPLE])
 
 
-def _learned(model: Model) -> set[str]:
+def carried_keys(name_or_path: str, content: bytes, result: bytes) -> dict[str, Any]:
+    """Return keys for the report of a step that does not train, if it is known what the model has learned from.
+
+    Args:
+        name_or_path: of the model.
+        content: of its file.
+        result: the new file.
+    """
+    before, after = (hashlib.sha256(one).hexdigest() for one in (content, result))
+    learned = sorted(_learned(name_or_path, before))
+    return {"sha256_before": before, "sha256_after": after, "learned": learned} if learned else {}
+
+
+def _learned(path: str, sha256: str) -> set[str]:
     """Return the digests in the report beside a model, if it is of this model."""
     with suppress(ModelError):  # there is none
-        found = read_report(Path(model.path).with_suffix(".report.json"))
-        return set(found.learned) if found.sha256_after == model.sha256 else set()
+        found = read_report(Path(path).with_suffix(".report.json"))
+        return set(found.learned) if found.sha256_after == sha256 else set()
     return set()
 
 

@@ -15,7 +15,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from msgspec import Struct
@@ -31,7 +31,7 @@ from agent.models.library import installed_runtime
 from agent.optimise.data import Examples
 from agent.optimise.evaluate import Score, change, memory_mb, score, time_ms
 from agent.optimise.loadgen import run_scenarios
-from agent.optimise.profile import ModelProfile, profile
+from agent.optimise.profile import ModelProfile, bottlenecks, operation_times, profile, unlike_sums
 from agent.optimise.recipe.budget import Budget
 from agent.optimise.report import (
     LayerResult,
@@ -40,6 +40,7 @@ from agent.optimise.report import (
     StepResult,
     describe_machine,
     short_number,
+    told_slower,
 )
 from agent.types import Array
 
@@ -76,13 +77,10 @@ _NOISE_MS = 0.01
 """Times of an inference that differ by less are the same, whatever their share."""
 _DRIFT = 0.1
 """Share by which two measurements of the same model differ where one of them was disturbed."""
-_APART = 0.2
-"""Share by which the operations' time may differ from that of an inference without a remark."""
 _COPIES = 3
 """Number of copies of the first model that are timed against each other."""
 _CASES = 16
 """Inputs for LoadGen."""
-_WORST = 3
 
 
 class TargetBoard(Struct, frozen=True):
@@ -154,11 +152,13 @@ class TunedModel(Struct, frozen=True):
         content: of the best file.
         report: with `missed` if the budget is not met.
         failures: reasons of the steps that could not be applied.
+        keys: of its manifest that differ from the model's.
     """
 
     content: bytes
     report: OptimiseReport
     failures: tuple[str, ...] = ()
+    keys: Mapping[str, Any] = {}
 
 
 def with_allowed_loss(budget: Budget) -> Budget:
@@ -273,7 +273,7 @@ class _Run:
         return f"not needed: {name} {'is kept' if self._is_kept(name) else 'has no result that loses too much'}"
 
     def _leave_out(self, name: str, reason: str) -> None:
-        self._steps.append(StepResult(name, size=self._best.size, kept=False, notes=(reason,)))
+        self._steps.append(StepResult(name, kept=False, notes=(reason,)))
 
     def _judge(self, name: str, found: ModelState) -> None:
         self._progress(f"measuring the model after {name}")
@@ -365,7 +365,7 @@ class _Run:
         steps = [replace(self._steps[0], per_s=rates[0]), *self._steps[1:]]
         if len(ends) > 1:
             steps.append(replace(self._best, name="after", per_s=rates[-1], notes=()))
-        sums = _unlike_sums(profiles, (self._steps[0], self._best))
+        sums = unlike_sums(profiles, (self._steps[0].latency_ms, self._best.latency_ms))
         is_slow = bool(self._budget.missed(latency_ms=self._best.latency_ms))
         missed = self._missed(self._best) + (self._busy[-1:] if is_slow else [])
         board = self._target
@@ -382,11 +382,12 @@ class _Run:
             tuple(missed),
             tuple(steps),
             self.state.layers,
-            tuple(_times(profiles)),
+            tuple(OperationTime(*one) for one in operation_times(profiles)),
             (
+                *told_slower(self._steps[0], self._best, "the model as it was", self._noise),
                 *self._nearest(),
                 *self._busy,
-                *_bottlenecks(profiles),
+                *bottlenecks(profiles),
                 *sums,
                 *remark,
                 self._roles(),
@@ -455,41 +456,6 @@ def _model(content: bytes, of: Model) -> Model:
     sha256 = hashlib.sha256(content).hexdigest()
     runs = expand_int4(content, installed_runtime())
     return Model(runs, sha256, replace(of.manifest, sha256=sha256), of.path)
-
-
-def _times(profiles: Sequence[ModelProfile | str]) -> Iterator[OperationTime]:
-    """Yield the time of each kind of operation, slowest first."""
-    sums: list[dict[str, float]] = []
-    for one in profiles:
-        sums.append({})
-        for row in () if isinstance(one, str) else one.rows:
-            sums[-1][row.name or row.kernel] = sums[-1].get(row.name or row.kernel, 0.0) + row.ms
-    for name in sorted(set().union(*sums), key=lambda name: -max(one.get(name, 0.0) for one in sums)):
-        yield OperationTime(name, sums[0].get(name, 0.0), sums[-1].get(name, 0.0))
-
-
-def _bottlenecks(profiles: Sequence[ModelProfile | str]) -> Iterator[str]:
-    """Yield where the time goes, before and after."""
-    for name, found in zip(("before", "after"), profiles, strict=False):
-        if isinstance(found, str):
-            yield f"no profile: {found}"
-            continue
-        for row in found.worst[:_WORST]:
-            what = f"{row.name or row.kernel} {row.tensor}".strip()
-            yield f"{name}: {what} takes {row.share:.0%} of the time{f': {row.advice}' if row.advice else ''}"
-
-
-def _unlike_sums(profiles: Sequence[ModelProfile | str], measured: Sequence[StepResult]) -> Iterator[str]:
-    """Yield why the times of the operations do not add up to the time of an inference, where they do not."""
-    for name, found, step in zip(("before", "after"), profiles, measured, strict=False):
-        if isinstance(found, str) or step.latency_ms is None:
-            continue
-        apart = found.total_ms - step.latency_ms
-        if abs(apart) > max(_NOISE_MS, _APART * step.latency_ms):
-            more = "the profiler's own time and other work count" if apart > 0 else "the rest is between them"
-            whole = short_number(step.latency_ms)
-            operations = f"its operations take {short_number(found.total_ms)} ms in the profiler"
-            yield f"{name}: {operations}, and an inference {whole} ms without it: {more}"
 
 
 def is_float(content: bytes) -> bool:

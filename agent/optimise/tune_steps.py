@@ -23,7 +23,7 @@ from agent.optimise.inputs import examples_path
 from agent.optimise.recipe import Method, Recipe, RecipeFile, parse_recipe, read_recipe
 from agent.optimise.recipe.budget import Budget, parse_budget
 from agent.optimise.report import LayerResult
-from agent.optimise.source import learned_parts, open_source
+from agent.optimise.source import learned_parts, learned_sample, logits_keys, open_source
 from agent.optimise.tune import (
     TARGETS,
     ModelState,
@@ -44,8 +44,8 @@ be: with fewer, chance would decide on a loss of one point, so that those of the
 the part for the steps: a model that was trained on it knows it by heart, and would seem to lose by each step."""
 _METHODS: dict[Method, tuple[Method, ...]] = {"mixed": ("int8", "mixed")}
 """Methods that are tried one after the other."""
-_PRUNE, _PRUNED = "prune", "{}, of the pruned model"
-"""Names of the step that prunes, and of one that is tried again after it."""
+_TRAIN, _PRUNE, _PRUNED = "train", "prune", "{}, of the pruned model"
+"""Names of the steps that train and prune, and of one that is tried again after it."""
 CHECKPOINTS = (
     *(f"{method}{end}.checkpoint" for method in ("int8", "int4", "mixed") for end in ("", "-pruned")),
     "rounds.checkpoint",
@@ -128,7 +128,7 @@ def tune_file(request: TuneRequest, progress: Progress, tell: Callable[[str], No
         _check_pruning(model, parts[0][0], file, request)
     reported, judging = judged(parts[0][1])
     seen, of_bits = [one for one, _ in parts], judging or reported if is_known else None
-    return tune(
+    found = tune(
         model,
         reported,
         steps_of(model, seen, file, budget, request, of_bits),
@@ -138,6 +138,14 @@ def tune_file(request: TuneRequest, progress: Progress, tell: Callable[[str], No
         command=request.command,
         progress=progress,
     )
+    report = replace(found.report, learned=_learned(found, model, parts[0][0]))
+    return replace(found, keys=logits_keys(model, found.content), report=report)
+
+
+def _learned(found: TunedModel, model: Model, seen: Examples) -> tuple[str, ...]:
+    """Return digests of what a result has learned from: also of the part for the steps, if one has trained it."""
+    trained = any(one.kept and one.name.startswith((_TRAIN, _PRUNE)) for one in found.report.steps)
+    return learned_sample(seen if trained else None, model)
 
 
 def judged(held_out: Examples) -> tuple[Examples, Examples | None]:
@@ -294,7 +302,7 @@ def quantise_steps(
     name = f"quantise, {method}"
     steps = [TuningStep(name, lambda state, progress: derive(state.source, progress), always)]
     if trains and method != "dynamic":
-        steps.append(TuningStep(f"train, {method}", train, always, mends=name))
+        steps.append(TuningStep(f"{_TRAIN}, {method}", train, always, mends=name))
     return steps
 
 

@@ -44,6 +44,7 @@ CODES = {
     "SOFTMAX": 25,
     "SVDF": 27,
     "CUSTOM": 32,
+    "LOG_SOFTMAX": 50,
     "TRANSPOSE_CONV": 67,
     "WHILE": 119,
     "BATCH_MATMUL": 126,

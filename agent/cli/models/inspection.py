@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -177,12 +178,21 @@ def inspection(file: str) -> ModelInspection:
         modelfile.metadata,
         known.manifest if known else None,
         {".".join(keys): source for keys, source in known.completed.sources.items()} if known else {},
-        (*known.completed.doubts, *known.old_keys()) if known else (),
+        (*((*known.completed.doubts, *known.old_keys()) if known else ()), *_untaken(modelfile)),
         stated is None,
         crash,
         problem,
         refused,
     )
+
+
+def _untaken(modelfile: ModelFile) -> Iterator[str]:
+    """Yield what is said of an operation that classifiers of PyTorch end in, and the board does not need."""
+    if any(operation.name == "LOG_SOFTMAX" for _, operation in modelfile.steps()):
+        yield (
+            "LOG_SOFTMAX is taken by no step of `vedette optimise`: leave it out when you convert the module; "
+            "the board takes the softmax of the logits"
+        )
 
 
 def _open_or_explain(

@@ -10,11 +10,12 @@ from msgspec import Struct
 
 from agent.cli.optimise import show_progress
 from agent.cli.output import NO_VALUE, console, open_table, print_json
-from agent.compute.manifest import Model
+from agent.compute.manifest import InputManifest, Model
 from agent.errors import ModelError
 from agent.models.library import prefixed_errors
 from agent.models.version_writer import check_version, write_version
 from agent.optimise.data import Examples, read_examples
+from agent.optimise.data.layouts import read_data
 from agent.optimise.inputs import refuse_inside
 from agent.optimise.report import OptimiseReport, short_number
 from agent.optimise.source import open_source
@@ -73,7 +74,7 @@ def write_anomaly_model(name: str, out: Path, options: AnomalyRequest) -> None:
         sound = _pictures(options.data, model, options.limit)
         faulty = _pictures(options.faulty, model, None) if options.faulty else None
         if options.faulty and faulty:
-            _check_apart(options.data, sound, options.faulty, faulty)
+            _check_apart(options.data, _whole(options.data, sound), options.faulty, faulty)
         settings = AnomalySettings(out.stem, options.places, options.false_alarms / 100.0, options.label)
         try:
             found = make_anomaly_model(model, sound, faulty, settings, command=options.command, progress=_show)
@@ -97,6 +98,13 @@ def _pictures(path: Path, model: Model, limit: int | None) -> Examples:
     for line in (examples.description, *examples.remarks):
         _tell(line)
     return examples
+
+
+def _whole(path: Path, examples: Examples) -> Examples:
+    """Return all examples at a path: also one that is left out by --limit is sound, and not faulty."""
+    if len(examples) == examples.total:
+        return examples
+    return Examples(read_data(path), examples.shape, InputManifest(), str(path))
 
 
 def _check_apart(data: Path, sound: Examples, faulty_data: Path, faulty: Examples) -> None:

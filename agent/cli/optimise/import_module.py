@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import math
 import re
 import sys
@@ -57,7 +58,7 @@ def write_imported(source: str, out: Path, options: ImportOptions) -> None:
         keys["input"] |= {"mean": [imported.mean] * 3, "std": [imported.std] * 3}
     if labels:
         keys["output"] = {"labels": labels}
-    report = _report(source, imported)
+    report = _report(source, imported) | _learned(options.weights, imported)
     write_first(out, imported.content, keys, report, force=options.force)
     print_json(report) if options.as_json else _print(out, imported, options)
 
@@ -148,6 +149,14 @@ def _report(source: str, imported: ImportedModule) -> dict[str, Any]:
         "converter": "litert-torch" if imported.refusal else "vedette",
         "refusal": imported.refusal,
     }
+
+
+def _learned(weights: Path | None, imported: ImportedModule) -> dict[str, Any]:
+    """Return what the file of weights says that they have learned from, and of which model the report is."""
+    from agent.optimise.factory import learned_of
+
+    learned = learned_of(weights)
+    return {"sha256_after": hashlib.sha256(imported.content).hexdigest(), "learned": learned} if learned else {}
 
 
 def _print(out: Path, imported: ImportedModule, options: ImportOptions) -> None:

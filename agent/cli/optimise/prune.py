@@ -79,7 +79,7 @@ def prune_and_write(name: str, out: Path, options: PruneOptions) -> None:
         with redirect_stdout(sys.stderr):  # the module's own code may print
             found = _pruned(model, examples, recipe, folder, options)
         report, others = msgspec.to_builtins(found.report), {_CHART: found.chart}
-        write_version(name, out, found.content, report, force=options.force, others=others)
+        write_version(name, out, found.content, report, force=options.force, others=others, keys=found.keys)
         remove(*(folder / one for one in _CHECKPOINTS))
     print_json(found.report) if options.as_json else print_steps(found.report, 1)
     tell_written(out, ".report.json", _CHART)

@@ -14,6 +14,7 @@ from agent.errors import ModelError
 from agent.models.files import load_file
 from agent.models.library import prefixed_errors
 from agent.models.version_writer import check_version, write_version
+from agent.optimise.source import carried_keys
 from agent.text import plain
 
 if TYPE_CHECKING:
@@ -51,6 +52,7 @@ def rewrite_and_write(model: str, out: Path, skip: tuple[str, ...], *, force: bo
         "rewrites": found.counts,
         "bytes": {"before": len(content), "after": len(found.content)},
         "comparison": found.comparison,
+        **carried_keys(model, content, found.content),
     }
     write_version(model, out, found.content, report, force=force)
     if as_json:
@@ -118,6 +120,7 @@ def add_features_and_write(model: str, out: Path, tensor: str, *, force: bool, a
     with prefixed_errors(model):
         found = _with_features(content, tensor)
     report = {"step": "features", "model": model, "maps": found.maps}
+    report |= carried_keys(model, content, found.content)
     write_version(model, out, found.content, report, force=force)
     if as_json:
         print_json(report)

@@ -57,7 +57,13 @@ def tune_and_write(request: TuneRequest, out: Path, *, work: Path | None, force:
         if not report.missed and report.sha256_before != report.sha256_after:
             others = {suffix: render(report).encode() for suffix, render in _RENDERED.items()}
             write_version(
-                request.model, out, found.content, msgspec.to_builtins(report), force=force, others=others
+                request.model,
+                out,
+                found.content,
+                msgspec.to_builtins(report),
+                force=force,
+                others=others,
+                keys=found.keys,
             )
         remove(*(folder / one for one in CHECKPOINTS))
     _tell_end(request, out, found)
@@ -102,7 +108,7 @@ def _print(report: OptimiseReport) -> None:
     figures = (f"{metric} %", "kB", "ms", "MB", "mJ")
     table = open_table("step", *figures, "kept", "notes", right=figures)
     for step in report.steps:
-        score, size = short_number(step.score, 100.0), short_number(step.size, 1e-3)
+        score, size = short_number(step.score, 100.0), short_number(step.size or None, 1e-3)
         others = map(short_number, (step.latency_ms, step.memory_mb, step.energy_mj))
         texts = (text or NO_VALUE for text in (score, size, *others))
         table.add_row(step.name, *texts, "yes" if step.kept else "no", plain("; ".join(step.notes)))

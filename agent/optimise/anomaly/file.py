@@ -286,7 +286,7 @@ def _remarks(judged: _Judged, area: float | None) -> Iterator[str]:
     """Yield doubts: few parts, a limit that cannot be told, faults that are not seen."""
     count, false_alarms = len(judged.normal.maps), judged.settings.false_alarms
     if (whole := judged.learned + count) < (total := judged.normal.examples.total):
-        yield f"{whole} of {total} sound parts are used, as the limit says"
+        yield f"{whole} of {total} sound parts are used, as --limit says"
     if whole < _SCARCE:
         yield f"{plural(whole, 'sound part')}: with fewer than {_SCARCE} much that is normal is unknown"
     if false_alarms < (least := 1.0 / (count + 1)):

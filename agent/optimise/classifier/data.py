@@ -66,16 +66,15 @@ def _in_two_classes(examples: Examples) -> Iterator[str]:
         yield f"{one} and {other} are the same, in two classes{more}"
 
 
-def untaught(seen: Examples, held: Examples, names: Sequence[str]) -> tuple[str, ...]:
+def untaught(seen: NDArray[np.int64], held: NDArray[np.int64], names: Sequence[str]) -> tuple[str, ...]:
     """Return a remark on the classes whose examples are all held out.
 
     Args:
-        seen: examples that are learned from.
-        held: the others.
+        seen: labels of what is learned from.
+        held: those of the others.
         names: of all classes.
     """
-    held_out = set(np.asarray(held.labels).tolist()) - set(np.asarray(seen.labels).tolist())
-    missing = [plain(names[number]) for number in sorted(held_out)]
+    missing = [plain(names[number]) for number in np.setdiff1d(held, seen)]
     if not missing:
         return ()
     more = f" and {len(missing) - _SHOWN} more" if len(missing) > _SHOWN else ""

@@ -15,18 +15,16 @@ from msgspec import Struct
 from msgspec.structs import replace
 from numpy.typing import NDArray
 
-from agent.compute.decode.defaults import facts_of
 from agent.compute.manifest import InputManifest, Manifest, OutputManifest
-from agent.compute.tflite.read import read_modelfile
 from agent.errors import DivergedError, ModelError
 from agent.optimise.classifier.data import Shape, read_class_examples, untaught
 from agent.optimise.classifier.networks import SMALLEST
 from agent.optimise.data import Examples
 from agent.optimise.evaluate import Score, score, time_ms
-from agent.optimise.factory import build_classifier, load_weights, save_module
+from agent.optimise.factory import build_classifier, learned_of, load_weights, save_module
 from agent.optimise.graph.from_torch import ImportedModule, export
 from agent.optimise.inputs import FIT_COPIES, check_room
-from agent.optimise.preflight import check_classes
+from agent.optimise.preflight import check_classes, check_logits
 from agent.optimise.pruning.file import pixels, training_settings
 from agent.optimise.recipe import Recipe
 from agent.optimise.report import OptimiseReport, StepResult, describe_machine
@@ -152,12 +150,13 @@ def train_classifier(
     module, parameters = build_network(request, len(names))
     exported = _checked(module, request.network, shape, len(names))
     settings = _settings(recipe, shape, len(seen), request.epochs)
+    learned = learned_sample(seen, known=learned_of(request.weights))
     tell(
         f"{plural(len(seen), 'example')} to learn from, {len(measured)} to measure on; "
         f"{exported.parameters} parameters, {exported.multiply_adds / 1e6:.1f} million multiply-adds; "
         f"{plural(float(settings.epochs), 'epoch')}"
     )
-    for line in untaught(seen, measured, names):
+    for line in untaught(_labels(seen), _labels(measured), names):
         tell(line)
     draw_training(())  # that matplotlib is missing is told now and not in an hour
     history = fit(
@@ -175,9 +174,10 @@ def train_classifier(
     )
     found = score(exported.content, measured, manifest)
     report = _report(request, exported, found, measured, seen, names)
+    report = replace(report, learned=learned)
     return TrainedNetwork(
         exported.content,
-        save_module(module, request.network, parameters),
+        save_module(module, request.network, parameters, learned),
         _keys(names),
         report,
         draw_training(history.epochs),
@@ -245,18 +245,6 @@ def _checked(module: Any, network: str, shape: Shape, classes: int) -> ImportedM
     return exported
 
 
-def check_logits(content: bytes, network: str) -> None:
-    """Raise ModelError if the file of a classifier that is to be trained ends in a softmax or a sigmoid.
-
-    The loss takes a softmax, and so does the decoder of the manifest that a training writes.
-    """
-    if facts_of(content, read_modelfile(content)).endings[0] == "probabilities":
-        raise ModelError(
-            f"{network}: ends in a softmax or a sigmoid: give the network without it; training and the board "
-            "take the softmax themselves"
-        )
-
-
 def _settings(recipe: Recipe, shape: Shape, count: int, epochs: float | None) -> TrainingSettings:
     settings = training_settings(recipe, PREPARATION, shape, count)
     per_epoch = max(1, count // min(settings.batch, count))
@@ -306,12 +294,11 @@ def _report(
         examples=measured.description,
         steps=(step,),
         remarks=(
-            *untaught(seen, measured, names),
+            *untaught(_labels(seen), labels, names),
             *_remarks(labels, _labels(seen), names),
             *measured.remarks,
             *busy,
         ),
-        learned=learned_sample(seen),
     )
 
 

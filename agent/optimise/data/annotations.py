@@ -19,7 +19,7 @@ from msgspec import Meta, Struct
 
 from agent.capture.source import header_size
 from agent.errors import NO_JSON, ModelError
-from agent.optimise.data.layouts import DataFile, ObjectBoxes
+from agent.optimise.data.layouts import DataFile, ObjectBoxes, is_unread, told_unread
 from agent.structs import from_json
 from agent.text import plain, plural
 
@@ -196,7 +196,8 @@ def read_coco(path: str, name: str, content: bytes, pictures: Mapping[str, DataF
         if image is None or kind is None:
             raise ModelError(f"{shown}: a box of image {one.image_id}, category {one.category_id}: not listed")
         if not (picture := places[one.image_id]):
-            raise ModelError(f"{shown}: {plain(image.file_name)} is not there")
+            why = f"is not read: {told_unread()}" if is_unread(image.file_name) else "is not there"
+            raise ModelError(f"{shown}: {plain(image.file_name)} {why}")
         if not one.iscrowd:
             x, y, width, height = one.bbox
             try:

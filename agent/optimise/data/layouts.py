@@ -27,6 +27,10 @@ from agent.types import Array
 _IMAGES, _LABELS, _CLASSES = "images", "labels", "classes.txt"
 _OTHER = frozenset({".avif", ".gif", ".heic", ".heif", ".jfif", ".jp2", ".tif", ".tiff", ".webp"})
 """Suffixes of pictures that are not read."""
+_TABLES = frozenset({".csv", ".ods", ".tsv", ".xls", ".xlsx"})
+"""Suffixes of tables, in which others keep labels."""
+_SHOWN = 3
+_LAYOUTS = "expected a sub-folder of pictures for each class, `images/` with boxes in `labels/`, or a .npz"
 _IN_MEMORY = 2 * 1024**3
 """Most bytes of a compressed archive's files, which are kept in memory."""
 _CLASSES_MAX = 1_000_000
@@ -117,7 +121,8 @@ def read_data(path: Path) -> FoundData:
     pictures = {name: file for name, file in files.items() if _suffix(name) in SUFFIXES}
     left_out = _left_out(files)
     if not pictures:
-        raise ModelError(f"{path}: no pictures ({_kinds()}) in it" + (f"; {left_out}" if left_out else ""))
+        why = left_out or f"{_counted(files) or 'it is empty'}: {_LAYOUTS}"
+        raise ModelError(f"{path}: no pictures ({_kinds()}) in it; {why}")
     found = _read_pictures(path, files, pictures)
     return replace(found, left_out=f"{path}: {left_out}") if left_out else found
 
@@ -130,13 +135,33 @@ def _kinds() -> str:
     return ", ".join(sorted(suffix.removeprefix(".") for suffix in SUFFIXES))
 
 
+def is_unread(name: str) -> bool:
+    """Return True for a picture of a format that is not read."""
+    return _suffix(name) in _OTHER
+
+
+def told_unread() -> str:
+    """Return what is said of one such picture."""
+    return f"pictures are read from {_kinds()} alone: convert it"
+
+
 def _left_out(names: Iterable[str]) -> str:
     """Return what is said of pictures that are not read; empty: there are none."""
-    counts = Counter(suffix for name in names if (suffix := _suffix(name)) in _OTHER)
-    if not counts:
-        return ""
-    told = " and ".join(f"{plural(count, 'file')} of {suffix}" for suffix, count in sorted(counts.items()))
-    return f"{told} {'is' if counts.total() == 1 else 'are'} left out: pictures are read from {_kinds()}"
+    names = [name for name in names if is_unread(name)]
+    told = _counted(names)
+    verb = "is" if len(names) == 1 else "are"
+    return f"{told} {verb} left out: pictures are read from {_kinds()}" if told else ""
+
+
+def _counted(names: Iterable[str]) -> str:
+    """Return how many files of each suffix there are, the first few; empty: there are none."""
+    counts = Counter(_suffix(name) for name in names if not name.endswith("/"))
+    told = [
+        f"{plural(count, 'file')} {f'of {plain(suffix)}' if suffix else 'without a suffix'}"
+        for suffix, count in sorted(counts.items())
+    ]
+    more = [f"{plural(len(told) - _SHOWN, 'other kind')}"] if len(told) > _SHOWN else []
+    return " and ".join((*told[:_SHOWN], *more))
 
 
 def _read_pictures(path: Path, files: _Files, pictures: _Files) -> FoundData:
@@ -148,13 +173,21 @@ def _read_pictures(path: Path, files: _Files, pictures: _Files) -> FoundData:
     if len(tops) == 1 and "" not in tops:
         tops |= {_top(name) for name in files if "/" in name and _suffix(name) in _OTHER}
     if len(tops) == 1:  # a single folder is no choice between classes
-        return FoundData(tuple(pictures.items()), "pictures without labels")
+        return FoundData(tuple(pictures.items()), _unlabelled(files))
     if "" in tops:
         loose = next(name for name in pictures if "/" not in name)
         raise ModelError(
             f"{path}: {plain(loose)} lies beside sub-folders of pictures: move it into that of its class"
         )
     return _read_folders(path, files, pictures)
+
+
+def _unlabelled(files: _Files) -> str:
+    """Describe pictures without labels, and name a table that may be meant as some."""
+    tables = [name for name in files if _suffix(name) in _TABLES]
+    more = f" and {len(tables) - 1} more" if len(tables) > 1 else ""
+    told = f" ({plain(tables[0])}{more} {'are' if more else 'is'} not read)" if tables else ""
+    return f"pictures without labels{told}"
 
 
 def _read_annotated(path: Path, files: _Files, pictures: _Files) -> FoundData | None:
@@ -258,8 +291,8 @@ def _read_folders(path: Path, files: _Files, pictures: _Files) -> FoundData:
     classes = np.array([names.index(_top(name)) for name in pictures], np.int64)
     counts = np.bincount(classes, minlength=len(names))
     if empty := [names[number] for number in np.flatnonzero(counts == 0)]:
-        left_out = _left_out(name for name in files if _top(name) in empty)
-        why = left_out or "each sub-folder is a class"
+        others = [name for name in files if _top(name) in empty]
+        why = _left_out(others) or f"each sub-folder is a class; {_counted(others) or 'nothing'} there"
         raise ModelError(f"{path}: no picture in {plain(', '.join(empty))}: {why}")
     if wrong := [name for name in names if not _is_text(name)]:
         raise ModelError(f"{path}: the name of the class {plain(wrong[0])} is not UTF-8: rename the folder")
@@ -280,10 +313,13 @@ def _read_yolo(path: Path, files: _Files, pictures: _Files) -> FoundData:
     texts = {name: file for name, file in files.items() if _top(name) == _LABELS and name.endswith(".txt")}
     texts.pop(f"{_LABELS}/{_CLASSES}", None)
     if not texts:
-        return FoundData(tuple(pictures.items()), "pictures without labels")
+        return FoundData(tuple(pictures.items()), _unlabelled(files))
     stems = {_label_name(name) for name in pictures}
     if lost := [name for name in texts if name not in stems]:
         more = f", and {len(lost) - 1} more" if len(lost) > 1 else ""
+        unread = {_label_name(name): name for name in files if _top(name) == _IMAGES and is_unread(name)}
+        if other := unread.get(lost[0]):
+            raise ModelError(f"{path}: {plain(lost[0])}{more}: {plain(other)} is not read: {told_unread()}")
         raise ModelError(f"{path}: {plain(lost[0])} has no picture in {_IMAGES}/{more}")
     shown = [f"{path}: {plain(_label_name(name))}" for name in pictures]
     objects = [_objects(texts.get(_label_name(name)), place) for name, place in zip(pictures, shown, strict=True)]

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from agent.compute.manifest import Manifest, Model, OutputManifest
 from agent.errors import ModelError
-from agent.optimise.classifier.data import Shape
+from agent.optimise.classifier.data import Shape, untaught
 from agent.optimise.classifier.file import (
     CHECKPOINT,
     PREPARATION,
@@ -34,7 +34,7 @@ from agent.optimise.detector.loss import DetectionLoss
 from agent.optimise.detector.networks import BINS, SMALLEST, STRIDES, detector
 from agent.optimise.evaluate import time_ms
 from agent.optimise.evaluation.model import Evaluation, EvaluationRequest, evaluate_model
-from agent.optimise.factory import fastest_device, save_module
+from agent.optimise.factory import fastest_device, learned_of, save_module
 from agent.optimise.graph.from_torch import ImportedModule
 from agent.optimise.inputs import AVERAGED_COPIES
 from agent.optimise.pruning.file import normalisation_of, pixels
@@ -108,32 +108,43 @@ def train_detector(
         StorageError: the checkpoint cannot be read or written.
     """
     seen, measured = (examples, measured) if measured else split(examples, recipe.data.held_out)
-    objects = _boxes_of(seen)
-    for part, some in (("learn from", objects), ("measure on", _boxes_of(measured))):
-        if not any(len(one.classes) for one in some):
-            raise ModelError(f"{examples.description}: there is no box to {part}: take more of them")
+    objects, others = _boxes_of(seen), _boxes_of(measured)
+    _check_boxes(examples, objects, others)
     shape: Shape = (examples.shape[0], examples.shape[1], examples.shape[2])
     torch.manual_seed(recipe.train.seed)
     module, parameters = build_network(request, len(names), AVERAGED_COPIES)
     exported = export_network(module.eval(), shape, OUTPUTS)
     settings = _settings(recipe, len(seen), request.epochs)
+    learned = learned_sample(seen, known=learned_of(request.weights))
     tell(
         f"{plural(len(seen), 'example')} to learn from, {len(measured)} to measure on; "
         f"{exported.parameters} parameters, {exported.multiply_adds / 1e6:.1f} million multiply-adds; "
         f"{plural(float(settings.epochs), 'epoch')}"
     )
+    for line in untaught(_classes_of(objects), _classes_of(others), names):
+        tell(line)
     draw_training(())  # that matplotlib is missing is told now and not in an hour
     history = _fit(module, pixels(seen, PREPARATION), objects, settings, recipe, request, progress)
     exported = export_trained(module.cpu(), shape, request.folder, OUTPUTS)
     model = _model(exported.content, names, request)
     found = evaluate_model(model, measured, EvaluationRequest())
-    report = replace(_report(request, exported, found, objects, names), learned=learned_sample(seen))
-    weights = save_module(module, request.network, parameters)
+    report = replace(_report(request, exported, found, objects, others, names), learned=learned)
+    weights = save_module(module, request.network, parameters, learned)
     return TrainedNetwork(exported.content, weights, _keys(names), report, draw_training(history.epochs))
+
+
+def _check_boxes(examples: Examples, seen: Sequence[ObjectBoxes], measured: Sequence[ObjectBoxes]) -> None:
+    for part, some in (("learn from", seen), ("measure on", measured)):
+        if not any(len(one.classes) for one in some):
+            raise ModelError(f"{examples.description}: there is no box to {part}: take more of them")
 
 
 def _boxes_of(examples: Examples) -> list[ObjectBoxes]:
     return [examples.truth(index) for index in range(len(examples))]
+
+
+def _classes_of(objects: Sequence[ObjectBoxes]) -> NDArray[np.int64]:
+    return np.concatenate([one.classes for one in objects])
 
 
 def _model(content: bytes, names: Sequence[str], request: TrainRequest) -> Model:
@@ -206,9 +217,10 @@ def _report(
     exported: ImportedModule,
     found: Evaluation,
     objects: Sequence[ObjectBoxes],
+    others: Sequence[ObjectBoxes],
     names: Sequence[str],
 ) -> OptimiseReport:
-    counts = np.bincount(np.concatenate([one.classes for one in objects]), minlength=len(names))
+    taught, held = _classes_of(objects), _classes_of(others)
     average = [f"{plain(one.name)}: AP {one.ap:.1%}" for one in found.classes if one.ap is not None]
     busy: list[str] = []
     step = StepResult(
@@ -228,11 +240,12 @@ def _report(
         command=request.command,
         examples=found.data,
         steps=(step,),
-        remarks=(*found.remarks, *_remarks(counts, names), *busy),
+        remarks=(*untaught(taught, held, names), *found.remarks, *_remarks(taught, held, names), *busy),
     )
 
 
-def _remarks(counts: NDArray[np.int64], names: Sequence[str]) -> Iterator[str]:
-    for name, count in zip(names, counts, strict=True):
-        if count < _FEW:
+def _remarks(taught: NDArray[np.int64], held: NDArray[np.int64], names: Sequence[str]) -> Iterator[str]:
+    counts, others = (np.bincount(one, minlength=len(names)) for one in (taught, held))
+    for name, count, other in zip(names, counts, others, strict=True):
+        if count < _FEW and (count or not other):  # of those that are all held out, `untaught` tells
             yield f"{plain(name)} has only {plural(int(count), 'box', 'boxes')} to learn from"

@@ -50,6 +50,11 @@ _RUNS = 4
 _SEED = 7
 _SHAPED = frozenset({"full_like", "new_full", "new_ones", "new_zeros", "ones_like", "zeros_like"})
 """Operations that read the shape of a tensor only."""
+_REASONS = {
+    "log_softmax": (
+        "at the end of a classifier leave it out, since the board takes the softmax of the logits; elsewhere",
+    )
+}
 _HANDLERS = {**aten.HANDLERS, **aten_shapes.HANDLERS}
 
 
@@ -360,7 +365,7 @@ def _result(build: Emission, node: Any, values: Mapping[str, Any], names: set[st
         tuple(_op(reader) for reader in node.users),
     )
     if call.op not in _HANDLERS:
-        raise call.refusal()
+        raise call.refusal(*_REASONS.get(call.op, ()))
     return _HANDLERS[call.op](build, call)
 
 

@@ -61,14 +61,19 @@ def chosen_groups(module: Any, shape: tuple[int, ...], patterns: Sequence[str]) 
     Raises:
         ModelError: a pattern matches no group.
     """
-    layers = dict(module.named_modules())
-    groups = [
-        group
-        for group in channel_groups(module, shape)
-        if all(layers[one.layer].weight.requires_grad for one in group.members if one.side == "out")
-    ]
+    groups, _ = trained_groups(module, shape)
     chosen = matching((group.name for group in groups), patterns, "group of channels")
     return [group for group in groups if group.name in chosen]
+
+
+def trained_groups(module: Any, shape: tuple[int, ...]) -> tuple[list[ChannelGroup], list[str]]:
+    """Return the groups of channels whose layers are all trained, and the names of the others; see there."""
+    layers = dict(module.named_modules())
+    groups: dict[bool, list[ChannelGroup]] = {True: [], False: []}
+    for group in channel_groups(module, shape):
+        made_by = (layers[one.layer] for one in group.members if one.side == "out")
+        groups[all(one.weight.requires_grad for one in made_by)].append(group)
+    return groups[True], [group.name for group in groups[False]]
 
 
 def prune_channels(

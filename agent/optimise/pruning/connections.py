@@ -129,6 +129,15 @@ def prunable(module: Any) -> dict[str, Any]:
     }
 
 
+def frozen(module: Any) -> list[str]:
+    """Return the names of a module's convolutions and linear layers that are not trained."""
+    return [
+        name
+        for name, layer in module.named_modules()
+        if isinstance(layer, _LAYERS) and not layer.weight.requires_grad
+    ]
+
+
 def matching(names: Iterable[str], patterns: Sequence[str], what: str) -> list[str]:
     """Return the names that a pattern matches.
 

@@ -30,7 +30,7 @@ from agent.optimise.pruning.network import PrunableNetwork, of_file, of_module
 from agent.optimise.quantise import spread
 from agent.optimise.recipe import NEED_GRADIENTS, Recipe
 from agent.optimise.report import OptimiseReport, StepResult, describe_machine
-from agent.optimise.source import learned_sample
+from agent.optimise.source import learned_sample, logits_keys
 from agent.optimise.train import TrainingSettings, TrainingStep, predict
 from agent.optimise.tune import split
 from agent.structs import convert
@@ -58,11 +58,13 @@ class PrunedModel(Struct, frozen=True):
         content: the new file, float.
         report: with the scores before and after, on examples that pruning has not seen.
         chart: PNG of the accuracy on the way.
+        keys: of its manifest that differ from the model's.
     """
 
     content: bytes
     report: OptimiseReport
     chart: bytes
+    keys: dict[str, Any]
 
 
 class PruningState(Struct, frozen=True):
@@ -127,7 +129,9 @@ def prune_model(
     content = network.emit(module)
     report = _report(model, content, measured, history, recipe, command)
     report = replace(report, learned=learned_sample(seen, model))
-    return PrunedModel(content, report, draw_curves({recipe.prune.ranked_by: history}))
+    return PrunedModel(
+        content, report, draw_curves({recipe.prune.ranked_by: history}), logits_keys(model, content)
+    )
 
 
 def _network(model: Model, module: Any | None, examples: Examples, recipe: Recipe) -> PrunableNetwork:

@@ -9,13 +9,17 @@ import numpy as np
 import torch
 from torch import nn
 
+from agent.compute.decode.defaults import facts_of
 from agent.compute.manifest import InputManifest
+from agent.compute.tflite.read import read_modelfile
 from agent.errors import ModelError
 from agent.optimise.graph.from_torch import float_tflite
 from agent.optimise.graph.objects import dump, load
 from agent.optimise.graph.torch_graph import TorchGraph
 from agent.optimise.pruning.connections import prunable
 from agent.optimise.quantise import float_file
+
+_RESHAPING = ("EXPAND_DIMS", "RESHAPE", "SQUEEZE")
 
 
 class PrunableNetwork(NamedTuple):
@@ -52,14 +56,14 @@ def of_module(module: Any, shape: tuple[int, ...], preparation: InputManifest) -
 
 
 class _Graph(nn.Module):
-    """A graph of one input and one output that takes pictures as modules do."""
+    """A graph of one input and one output that takes pictures as modules do, and gives logits, as they do."""
 
-    def __init__(self, graph: TorchGraph) -> None:
+    def __init__(self, graph: TorchGraph, factor: float) -> None:
         super().__init__()
-        self.graph = graph
+        self.graph, self._factor = graph, factor
 
     def forward(self, inputs: Any) -> Any:
-        return self.graph(inputs.permute(0, 2, 3, 1))[0].flatten(1)
+        return self.graph(inputs.permute(0, 2, 3, 1))[0].flatten(1) * self._factor
 
 
 def of_file(content: bytes, path: str) -> PrunableNetwork:
@@ -70,7 +74,8 @@ def of_file(content: bytes, path: str) -> PrunableNetwork:
         path: for messages.
 
     Raises:
-        ModelError: it is quantised, has several graphs, inputs or outputs, or an operation that is not known.
+        ModelError: it is quantised, has several graphs, inputs or outputs, or an operation that is not known, or
+            ends in a sigmoid.
     """
     model = load(float_file(content))
     if len(model.subgraphs) != 1:
@@ -79,6 +84,12 @@ def of_file(content: bytes, path: str) -> PrunableNetwork:
     if len(graph.inputs) != 1 or len(graph.outputs) != 1:
         ends = f"{len(graph.inputs)} inputs and {len(graph.outputs)} outputs"
         raise ModelError(f"{path}: has {ends}, and pruning takes a model of one each")
+    factor = _without_softmax(graph)
+    if facts_of(content, read_modelfile(content)).endings[0] == "probabilities" and not factor:
+        raise ModelError(
+            f"{path}: ends in a sigmoid, and pruning trains a network that ends in a softmax or in logits: give "
+            "one that is converted without it"
+        )
     kinds = ("CONV_2D", "FULLY_CONNECTED")
     weights = {layer.name: graph.weights(layer) for layer in graph.layers if layer.operation.kind in kinds}
 
@@ -89,4 +100,19 @@ def of_file(content: bytes, path: str) -> PrunableNetwork:
                 model.buffers[int(buffer)].data = np.frombuffer(numbers.tobytes(), np.uint8)
         return dump(model)
 
-    return PrunableNetwork(_Graph(graph), weights, emit, normalised=False)
+    return PrunableNetwork(_Graph(graph, factor or 1.0), weights, emit, normalised=False)
+
+
+def _without_softmax(graph: TorchGraph) -> float:
+    """Let a graph give what the softmax at its end takes, since the loss takes one; the file keeps its own.
+
+    Return the factor of these logits; 0: there is no softmax.
+    """
+    makers = {index: one for one in graph.operations for index in one.outputs}
+    last = makers.get(graph.outputs[0])
+    while last is not None and last.kind in _RESHAPING:
+        last = makers.get(last.inputs[0])
+    if last is None or last.kind != "SOFTMAX":
+        return 0.0
+    graph.outputs = [last.inputs[0]]
+    return float(last.options.beta or 1.0)

@@ -34,7 +34,7 @@ from agent.optimise.quantise import (
 )
 from agent.optimise.recipe import Method, parse_recipe, read_recipe
 from agent.optimise.recipe.budget import Budget, parse_budget
-from agent.optimise.report import LayerResult, OptimiseReport, StepResult, describe_machine
+from agent.optimise.report import LayerResult, OptimiseReport, StepResult, describe_machine, told_slower
 from agent.optimise.source import learned_parts, open_source
 from agent.optimise.tune import split as held_out
 from agent.optimise.tune_steps import judged
@@ -62,12 +62,6 @@ _BETTER_UNTRAINED = "without training it is within the limit of these examples: 
 _SIGMOIDS = ("blazeface", "landmarks")
 """Decoders whose option `logits` means a sigmoid of a tensor that holds scores alone."""
 _DOUBT = "it loses {:.3g} pp of {}: give examples of the kind that the model will see, more of them, or --qat"
-_SLOWER = (
-    "slower than the float model on this machine, {:.3g} ms instead of {:.3g}: measure both on the board with "
-    "`vedette bench` before you take it"
-)
-_NOISE, _NOISE_MS = 0.05, 0.01
-"""Difference of times, as a share and at least in milliseconds, up to which nothing is told."""
 _NO_CHOICE = "no layer is left that takes 4 bits: quantised by int8"
 _WIDE = "no layer has 4 bits: {}"
 _RELEARN = (
@@ -374,10 +368,11 @@ class _Job:
         remarks = (
             [_DOUBT.format(loss * 100, last.metric)] if loss > _DOUBTFUL and self._budget.loss is None else []
         )
-        remarks += _slower(first, last)
+        remarks += told_slower(first, last, "the float model")
         if self._falls_back:
             remarks.append(_NO_CHOICE)
-        if self._recipe.method == "mixed" and all(layer.bits != 4 for layer in found.layers):
+        narrow = any(layer.bits == 4 for layer in found.layers)
+        if self._recipe.method == "mixed" and not narrow and self._budget.meets("loss", loss):
             remarks.append(_WIDE.format(self._why_wide()))
         if self._stages:
             remarks.append(_RELEARN)
@@ -412,14 +407,6 @@ def _the(examples: Examples) -> str:
 
 def _lost(before: StepResult, after: StepResult) -> float:
     return (before.score or 0.0) - (after.score or 0.0)
-
-
-def _slower(before: StepResult, after: StepResult) -> Iterator[str]:
-    """Yield a remark on a result that takes longer than the model before."""
-    assert before.latency_ms is not None
-    assert after.latency_ms is not None
-    if after.latency_ms - before.latency_ms > max(_NOISE_MS, _NOISE * before.latency_ms):
-        yield _SLOWER.format(after.latency_ms, before.latency_ms)
 
 
 def _told(loss: float) -> str:

@@ -311,17 +311,19 @@ class RecipeFile(Struct, frozen=True):
         if fault := self.recipe.prune.fault():
             raise ConfigError(f"{self.file.where('prune', fault.partition(':')[0])}: [prune] {fault}")
 
-    def check_prune_layers(self, names: Sequence[str], what: str) -> None:
+    def check_prune_layers(self, names: Sequence[str], what: str, frozen: Sequence[str] = ()) -> None:
         """Check that each pattern of `[prune] layers` matches a name.
 
         Args:
             names: that the network has.
             what: they are of, for the error, such as `layer`.
+            frozen: names of others, which cannot be pruned since they are not trained.
 
         Raises:
             ConfigError: one matches none. All names are listed.
         """
-        there = ", ".join(names) or "none"
+        kept = f"; frozen, so that they stay as they are: {', '.join(frozen)}" if frozen else ""
+        there = f"{', '.join(names) or 'none'}{kept}"
         faults = [
             f"{self.file.where('prune', 'layers', number)}: [prune] layers: "
             f"{pattern!r} matches no {what} that can be pruned; there are: {there}"

@@ -72,7 +72,7 @@ def read_search_data(path: Path, recipe: Recipe) -> SearchData:
     check_classes(examples, seen)
     compared, unseen = split(held, 0.5)
     names = tuple(examples.names) or tuple(map(str, range(classes)))
-    seen.remarks += untaught(seen, held, names)
+    seen.remarks += untaught(np.asarray(seen.labels), np.asarray(held.labels), names)
     pictures, labels = pixels(seen, preparation), np.ascontiguousarray(examples.labels)
     return SearchData(
         seen=seen,

@@ -13,7 +13,7 @@ import pytest
 torch = pytest.importorskip("torch", reason="loading modules needs the extra [optimise]")
 
 from agent.errors import ModelError
-from agent.optimise.factory import build_classifier, load_factory, mixed_precision, save_module
+from agent.optimise.factory import build_classifier, learned_of, load_factory, mixed_precision, save_module
 
 NET = """
 from torch import nn
@@ -181,6 +181,14 @@ def test_a_function_that_takes_the_classes_is_told_them_again_by_its_weights(tmp
         loaded = load_factory(source, tmp_path / "net.pt")
         assert torch.equal(loaded[0].weight, module[0].weight)
     sys.modules.pop("own_head", None)
+
+
+def test_weights_keep_what_they_were_trained_on(tmp_path: Path) -> None:
+    module = torch.nn.Linear(2, 3)
+    (tmp_path / "net.pt").write_bytes(save_module(module, "net.py:build", {}, ("ab", "cd")))
+    assert learned_of(tmp_path / "net.pt") == ("ab", "cd")
+    torch.save({"state_dict": module.state_dict(), "learned": ["of others"]}, tmp_path / "own.pt")
+    assert learned_of(tmp_path / "own.pt") == learned_of(None) == ()
 
 
 @pytest.mark.parametrize("parameters", [{"lr": 0.1}, {1: 2}, {"source": "x"}, [3], None])

@@ -115,6 +115,33 @@ def test_weights_of_another_training_are_told_before_the_work(tmp_path: Path) ->
         check_pruning(model, other, examples, recipe)
 
 
+def test_frozen_layers_are_named(tmp_path: Path) -> None:
+    module = classifier()
+    model = open_whole_model(str(write_model(tmp_path, float_file(module))))
+    examples = read_examples(write_examples(tmp_path / "x.npz"), model)
+    layers = [one for one in module.modules() if hasattr(one, "weight") and one is not module.norm]
+    for count, error, told in (
+        (1, ConfigError, r"r\.toml:3: .*'stem' matches no .* frozen, so that they stay as they are: stem"),
+        (len(layers), ModelError, r"no (layer|group of channels) can be pruned, since all are frozen .*: stem, "),
+    ):
+        for layer in layers[:count]:
+            layer.weight.requires_grad_(False)
+        for structured in ("true", "false"):
+            rules = f'[prune]\nstructured = {structured}\nlayers = ["stem"]'
+            with pytest.raises(error, match=told):
+                check_pruning(model, module, examples, parse_recipe(rules, "r.toml"))
+
+
+@pytest.mark.parametrize("end", ["Softmax", "Sigmoid"])
+def test_a_module_that_ends_in_probabilities_is_refused(tmp_path: Path, end: str) -> None:
+    module = torch.nn.Sequential(classifier(), {"Softmax": torch.nn.Softmax(1)}.get(end, torch.nn.Sigmoid()))
+    model = open_whole_model(str(write_model(tmp_path, float_file(module))))
+    examples = read_examples(write_examples(tmp_path / "x.npz"), model)
+    for keys in ("", "structured = true"):
+        with pytest.raises(ModelError, match="give the network without it"):
+            check_pruning(model, module, examples, parse_recipe(f"[prune]\n{keys}", "r.toml"))
+
+
 def test_examples_of_one_class_are_refused_before_they_wreck_a_model(tmp_path: Path) -> None:
     def examples(*classes: int) -> Examples:
         np.savez(tmp_path / "x.npz", x=pictures(len(classes)), y=np.array(classes))

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from agent.errors import ModelError
 from agent.optimise.report import (
+    METRICS,
     LayerResult,
     OperationTime,
     OptimiseReport,
@@ -95,6 +96,14 @@ def test_the_report_of_a_step_with_other_keys_is_shown(tmp_path: Path) -> None:
     assert "counts" in markdown(found)
 
 
+def test_a_step_with_other_keys_keeps_what_its_model_has_learned_from(tmp_path: Path) -> None:
+    path = tmp_path / "r.json"
+    keys = {"step": "rewrite", "model": "m", "sha256_after": "ab", "learned": ["0" * 12]}
+    path.write_bytes(msgspec.json.encode(keys))
+    found = read_report(path)
+    assert (found.sha256_after, found.learned, found.steps[-1].notes) == ("ab", ("0" * 12,), ())
+
+
 @pytest.mark.parametrize(
     "content",
     [
@@ -134,6 +143,13 @@ def test_the_markdown_has_a_row_for_each_step_and_layer() -> None:
         if table.startswith("|"):
             columns = {len(re.findall(r"(?<!\\)\|", line)) for line in table.splitlines()}
             assert len(columns) == 1
+
+
+@pytest.mark.parametrize("metric", METRICS)
+def test_what_a_score_without_labels_means_is_told(metric: str) -> None:
+    report = OptimiseReport("tune", "net", steps=(StepResult("before", metric, 0.9),))
+    assert f"{metric}: {METRICS[metric]}" in markdown(report)
+    assert f"{metric}: {METRICS[metric]}" in tags(to_html(report)).text
 
 
 def named(name: str) -> OptimiseReport:

@@ -27,9 +27,10 @@ from agent.optimise.graph.objects import dump, load
 from agent.optimise.pruning.network import of_module
 from agent.optimise.recipe import PruneRecipe, QuantiseRecipe, Recipe, TrainRecipe, parse_recipe
 from agent.optimise.recipe.budget import Budget
+from agent.optimise.report import OptimiseReport, StepResult
 from agent.optimise.train import fit
 from agent.optimise.tune import ModelState, Progress, TunedModel, TuningStep, is_float, split, tune
-from agent.optimise.tune_steps import TuneRequest, fuse, prune_step, quantise_steps, steps_of, tune_file
+from agent.optimise.tune_steps import TuneRequest, _learned, fuse, prune_step, quantise_steps, steps_of, tune_file
 from tests.unit.optimise.pruning.test_channels import network
 from tests.unit.optimise.pruning.test_connections import TRAINING, examples
 from tests.unit.optimise.test_tune import METERS
@@ -235,6 +236,14 @@ def test_a_training_mends_what_its_method_has_lost(model: Model, seen: Examples)
         (one.name, one.mends) for one in quantise_steps(model, [seen], parse_recipe("", "r"), Budget(), "int8")
     ]
     assert names == [("quantise, int8", ""), ("train, int8", "quantise, int8")]
+
+
+def test_the_result_of_a_step_that_trains_has_learned_from_the_part_for_the_steps(
+    model: Model, seen: Examples
+) -> None:
+    for name, kept, count in (("prune", True, 128), ("train, int8", False, 0), ("fuse", True, 0)):
+        report = OptimiseReport("tune", "net", steps=(StepResult(name, kept=kept),))
+        assert len(_learned(TunedModel(b"", report), model, seen)) == count, name
 
 
 def test_a_file_is_tuned_with_its_recipe(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -81,7 +81,7 @@ def test_without_faulty_parts_nothing_is_claimed(parts: Path, tmp_path: Path) ->
     assert made["score"] is None
     assert made["notes"][0] == "6 sound parts in memory, 3 others set the limit"
     assert any("without --faulty nothing tells" in one for one in report["remarks"])
-    assert report["remarks"][0] == "9 of 18 sound parts are used, as the limit says"
+    assert report["remarks"][0] == "9 of 18 sound parts are used, as --limit says"
     (left_out,) = [one for one in report["remarks"] if "1 file of .webp is left out" in one]
     assert left_out in done.stderr
     assert run("optimise", "anomaly", "inspection", out, *options, "--force").exit_code == 0
@@ -120,7 +120,7 @@ def test_pictures_that_teach_nothing_are_refused(parts: Path, tmp_path: Path) ->
 def test_an_example_that_is_sound_and_faulty_is_refused(parts: Path, tmp_path: Path) -> None:
     out, sound, faulty = tmp_path / "made.tflite", parts / "sound", tmp_path / "faulty"
     told = refusal("inspection", out, "--data", sound, "--faulty", sound, "--limit", "9")
-    assert "(9 of 18 are in both)" in told
+    assert "(18 of 18 are in both)" in told, "also those that are left out"
     shutil.copytree(parts / "faulty", faulty)
     shutil.copy(sound / "03.png", faulty / "copy.png")
     told = refusal("inspection", out, "--data", sound, "--faulty", faulty)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import sys
 import tomllib
@@ -16,6 +17,7 @@ pytest.importorskip("torch", reason="importing modules needs the extra [optimise
 from agent.cli.main import vedette
 from agent.compute.tflite.read import read_modelfile
 from agent.models.library import look_up
+from agent.optimise.factory import load_factory, save_module
 
 NET = """
 from torch import nn
@@ -68,6 +70,15 @@ def test_a_module_becomes_a_model_that_a_stream_can_use(folder: Path) -> None:
     assert known.manifest.input.std == (64.0, 64.0, 64.0)
     file = read_modelfile((folder / "net.tflite").read_bytes())
     assert [signature.name for signature in file.signatures] == ["serving_default"]
+
+
+def test_the_report_has_what_the_weights_were_trained_on(folder: Path) -> None:
+    module = load_factory(f"{folder / 'cli_net.py'}:small")
+    (folder / "net.pt").write_bytes(save_module(module, "cli_net.py:small", {}, ("0" * 12,)))
+    assert call(folder, *NORMALISED, "--weights", folder / "net.pt").exit_code == 0
+    report = json.loads((folder / "net.report.json").read_text())
+    sha256 = hashlib.sha256((folder / "net.tflite").read_bytes()).hexdigest()
+    assert (report["sha256_after"], report["learned"]) == (sha256, ["0" * 12])
 
 
 def test_a_mean_per_channel_becomes_one_for_all(folder: Path) -> None:

@@ -10,6 +10,7 @@ import tomllib
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 from click.shell_completion import ShellComplete
@@ -20,6 +21,7 @@ from agent.cli.optimise import show_progress
 from agent.compute.infer.litert import load_runtime
 from agent.compute.tflite.read import read_modelfile
 from agent.models.library import look_up
+from agent.optimise.report import OptimiseReport
 from tests.support.tflite_builder import Op, T, custom_model, write
 
 if load_runtime()[0] != "litert":
@@ -74,6 +76,10 @@ def model(tmp_path: Path) -> Path:
     return tmp_path / "model.tflite"
 
 
+def sha256_of(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
 def kinds(path: Path) -> list[str]:
     return [operation.name for _, operation in read_modelfile(path.read_bytes()).steps()]
 
@@ -81,18 +87,21 @@ def kinds(path: Path) -> list[str]:
 def test_model_manifest_and_report_are_written(model: Path, tmp_path: Path) -> None:
     (tmp_path / "new").mkdir()
     out = tmp_path / "new" / "fast.tflite"
+    before = OptimiseReport("train", "net", sha256_after=sha256_of(model), learned=("0" * 12,))
+    model.with_suffix(".report.json").write_bytes(msgspec.json.encode(before))
     done = call(model, out)
     assert done.exit_code == 0, done.output
     assert kinds(out) == ["RESHAPE", "FULLY_CONNECTED"]
     manifest = tomllib.loads(out.with_suffix(".toml").read_text())
     assert manifest["file"] == "fast.tflite"
-    assert manifest["sha256"] == hashlib.sha256(out.read_bytes()).hexdigest()
+    assert manifest["sha256"] == sha256_of(out)
     assert look_up(str(out)).manifest.output.labels == ("cat", "dog")
     assert (out.parent / "golden.png").read_bytes() == b"a picture"
     report: dict[str, Any] = json.loads(out.with_suffix(".report.json").read_text())
     assert report["rewrites"] == {**dict.fromkeys(REWRITES, 0), "batch-norm": 1}
     assert report["bytes"] == {"before": model.stat().st_size, "after": out.stat().st_size}
     assert report["comparison"]["relative"] < 1e-5
+    assert (report["sha256_after"], report["learned"]) == (sha256_of(out), ["0" * 12])
 
 
 def test_json_is_the_report(model: Path, tmp_path: Path) -> None:

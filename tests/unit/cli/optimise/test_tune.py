@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
+import msgspec
 import numpy as np
 import pytest
 from click.testing import CliRunner, Result
@@ -23,6 +25,7 @@ if load_runtime()[0] != "litert":
 
 from agent.optimise import tune_steps
 from agent.optimise.profile import ModelProfile
+from agent.optimise.report import OptimiseReport
 from agent.optimise.tune import Meters, ModelState, Progress, TuningStep, tune
 from tests.unit.cli.optimise.test_optimise import said, unfused
 
@@ -69,14 +72,20 @@ def written(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.glob("out.*"))
 
 
-def test_the_model_and_all_reports_are_written(folder: Path) -> None:
+def test_the_model_and_all_reports_are_written(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tune_steps, "logits_keys", lambda *_: {"output": {"options": {"logits": "sigmoid"}}})
+    sha256 = hashlib.sha256((folder / "model.tflite").read_bytes()).hexdigest()
+    before = OptimiseReport("train", "net", sha256_after=sha256, learned=("0" * 12,))
+    (folder / "model.report.json").write_bytes(msgspec.json.encode(before))
     done = call(folder, "--data", str(folder / "x.npz"))
     assert done.exit_code == 0, said(done)
     kinds = ["out.report.html", "out.report.json", "out.report.md", "out.tflite", "out.toml"]
     assert written(folder) == kinds
     report = json.loads((folder / "out.report.json").read_text())
     assert [report["steps"][place]["name"] for place in (0, -2, -1)] == ["before", "fuse", "after"]
-    assert look_up(str(folder / "out.tflite")).manifest.output.labels == ("cat", "dog")
+    assert report["learned"] == ["0" * 12]
+    output = look_up(str(folder / "out.tflite")).manifest.output
+    assert (output.labels, output.options["logits"]) == (("cat", "dog"), "sigmoid")
     assert "fuse" in (folder / "out.report.html").read_text()
     assert call(folder, "--data", str(folder / "x.npz")).exit_code == 1
     assert call(folder, "--data", str(folder / "x.npz"), "--force").exit_code == 0

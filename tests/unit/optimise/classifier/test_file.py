@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from msgspec.structs import replace
 
 torch = pytest.importorskip("torch", reason="training needs the extra [optimise]")
 
@@ -72,6 +73,15 @@ def test_a_trained_file_answers_as_its_module(data: Path, tmp_path: Path) -> Non
     with open_content(found.content, manifest) as session:
         own = np.stack([one[0][0] for one in outputs_of(session, examples.take(range(8)))])
     assert np.allclose(own, wanted, atol=1e-3)
+
+
+def test_a_training_from_weights_keeps_what_these_were_trained_on(data: Path, tmp_path: Path) -> None:
+    first = train(data, epochs=0.5)
+    (tmp_path / "net.pt").write_bytes(first.weights)
+    less = replace(RECIPE, data=replace(RECIPE.data, held_out=0.9))
+    alone, both = (train(data, less, epochs=0.5, weights=one).report for one in (None, tmp_path / "net.pt"))
+    assert set(both.learned) == {*first.report.learned, *alone.learned}
+    assert set(first.report.learned) - set(alone.learned)
 
 
 def test_the_report_has_the_score_and_the_right_answers_of_each_class(data: Path) -> None:

@@ -134,6 +134,10 @@ _BOX = {"id": 1, "image_id": 0, "category_id": 7, "bbox": [20, 10, 40, 40]}
             {"images": [{"id": 0, "file_name": "gone.jpg", "width": 200, "height": 100}], "annotations": [_BOX]},
             "gone.jpg is not there",
         ),
+        (
+            {"images": [{"id": 0, "file_name": "p.webp", "width": 200, "height": 100}], "annotations": [_BOX]},
+            "p.webp is not read: pictures are read from bmp, ",
+        ),
         ({"annotations": []}, "not one box"),
         ({"images": 5}, "cannot be used"),
         (

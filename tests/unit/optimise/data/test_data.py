@@ -146,6 +146,8 @@ def test_pictures_of_one_folder_have_no_labels(tmp_path: Path) -> None:
     (tmp_path / "one" / "annotations" / "0.xml").write_text("<annotation/>")
     for path in (tmp_path / "one", tmp_path / "one" / "red"):
         assert (read_examples(path, MODEL).kind, len(read_examples(path, MODEL))) == ("none", 8)
+    (path / "labels.csv").write_text("0.png,red\n")
+    assert "pictures without labels (labels.csv is not read)" in read_examples(path, MODEL).description
 
 
 def test_pictures_of_other_formats_are_left_out_and_told(tmp_path: Path) -> None:
@@ -296,6 +298,11 @@ def lost_label(folder: Path) -> str:
     return r"labels/3\.txt"
 
 
+def label_of_another_format(folder: Path) -> str:
+    (yolo(folder) / "images" / "3.png").rename(folder / "images" / "3.webp")
+    return r"labels/3\.txt: images/3\.webp is not read: pictures are read from bmp, "
+
+
 def label_out_of_range(folder: Path) -> str:
     (yolo(folder) / "labels" / "3.txt").write_text("3 0.5 0.5 0.1 0.1")
     return r"labels/3\.txt.*class 3"
@@ -319,7 +326,17 @@ def no_boxes(folder: Path) -> str:
 
 def no_pictures(folder: Path) -> str:
     (folder / "notes.txt").write_text("nothing")
-    return "no pictures"
+    for number in range(2):
+        (folder / f"{number}.wav").write_bytes(b"")
+    return (
+        r"no pictures .*; 1 file of \.txt and 2 files of \.wav: expected a sub-folder of pictures for each class"
+    )
+
+
+def folders_of_sounds(folder: Path) -> str:
+    (by_class(folder) / "zebra").mkdir()
+    (folder / "zebra" / "0.wav").write_bytes(b"")
+    return r"no picture in zebra: each sub-folder is a class; 1 file of \.wav there"
 
 
 @pytest.mark.parametrize(
@@ -331,11 +348,13 @@ def no_pictures(folder: Path) -> str:
         loose_picture,
         broken_picture,
         lost_label,
+        label_of_another_format,
         label_out_of_range,
         label_in_pixels,
         label_of_outlines,
         no_boxes,
         no_pictures,
+        folders_of_sounds,
     ],
 )
 def test_a_fault_is_found_and_named_at_once(tmp_path: Path, fault: Callable[[Path], str]) -> None:

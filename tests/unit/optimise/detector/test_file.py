@@ -22,6 +22,7 @@ from agent.optimise.evaluate import open_content, outputs_of, score, time_ms
 from agent.optimise.factory import load_factory
 from agent.optimise.quantise import quantise
 from agent.optimise.recipe import QuantiseRecipe, Recipe, parse_recipe
+from agent.optimise.tune import split
 from agent.structs import convert
 
 if load_runtime()[0] != "litert":
@@ -142,6 +143,20 @@ def test_examples_that_a_detector_cannot_learn_from_are_refused(data: Path, tmp_
     nothing = write(tmp_path / "empty", 12, empty=True)
     with pytest.raises(ModelError):
         train_detector(*read_boxes(nothing, request, RECIPE), request, RECIPE)
+
+
+def test_a_class_whose_boxes_are_all_held_out_is_named(tmp_path: Path) -> None:
+    data, request, told = write(tmp_path), TrainRequest("detector", epochs=0.2, shape=SIZE), list[str]()
+    examples, _ = read_boxes(data, request, RECIPE)
+    seen, _ = split(examples, RECIPE.data.held_out)
+    for index in range(len(seen)):
+        label = data / "labels" / f"{Path(seen.name(index)).stem}.txt"
+        label.write_text(label.read_text().partition("\n")[0])  # the disc alone
+    examples, names = read_boxes(data, request, RECIPE)
+    found = train_detector(examples, names, request, RECIPE, tell=told.append)
+    (line,) = [one for one in told if "no example of square to learn from, all are held out" in one]
+    assert line in found.report.remarks
+    assert not any(one.startswith("square has only 0") for one in found.report.remarks)
 
 
 def test_a_run_that_diverges_is_told(data: Path) -> None:

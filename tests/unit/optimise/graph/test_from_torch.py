@@ -323,6 +323,12 @@ def test_what_cannot_be_traced_or_ignores_its_input_is_refused(module: Any) -> N
         float_tflite(module, (16, 16, 3))
 
 
+def test_a_log_softmax_is_told_to_be_needless() -> None:
+    module = nn.Sequential(nn.Conv2d(3, 4, 16), nn.Flatten(), nn.LogSoftmax(1))
+    with pytest.raises(ModelError, match=r"2: log_softmax .* leave it out, since the board takes the softmax"):
+        float_tflite(module, (16, 16, 3))
+
+
 def test_wrong_results_are_refused() -> None:
     with pytest.raises(ModelError, match="differs"):
         export(Function(lambda own, x: x + np.random.default_rng().normal()), (16, 16, 3))

@@ -13,11 +13,12 @@ from msgspec.structs import replace
 
 torch = pytest.importorskip("torch", reason="pruning needs the extra [optimise]")
 
+from agent.compute.decode.defaults import facts_of
 from agent.compute.infer.litert import load_runtime
 from agent.compute.manifest import InputManifest, Model
 from agent.compute.tflite.read import read_modelfile
 from agent.errors import ConfigError, ModelError
-from agent.models.library import open_manifest
+from agent.models.library import open_manifest, open_whole_model
 from agent.optimise.data import read_examples
 from agent.optimise.evaluate import score, time_ms
 from agent.optimise.pruning.connections import anneal_settings, draw_curves
@@ -119,6 +120,42 @@ def test_the_graph_of_a_file_is_pruned_without_a_module(model: Model, data: Path
     weights = of_file(result.content, "pruned").weights
     zeros = sum(int((one == 0).sum()) for one in weights.values())
     assert zeros == round(0.5 * sum(one.numel() for one in weights.values()))
+
+
+def with_end(module: Any, end: Any) -> bytes:
+    """Return the file of a module with an activation at its end."""
+    whole = torch.nn.Sequential(module, end)
+    return of_module(whole, (8, 8, 3), PREPARATION).emit(whole)
+
+
+def test_a_file_with_a_softmax_is_trained_before_it_and_keeps_it(model: Model, trained: Any) -> None:
+    module = module_of(trained)
+    network = of_file(with_end(module, torch.nn.Softmax(1)), "soft")
+    inputs = torch.randn(4, 3, 8, 8)
+    with torch.no_grad():
+        assert torch.allclose(network.module(inputs), module(inputs), atol=1e-4)
+    assert ending(network.emit(network.module)) == "probabilities"
+    assert ending(model.content) == "logits"
+
+
+def ending(content: bytes) -> str:
+    return facts_of(content, read_modelfile(content)).endings[0]
+
+
+def test_a_file_with_a_sigmoid_is_refused(trained: Any) -> None:
+    with pytest.raises(ModelError, match="ends in a sigmoid"):
+        of_file(with_end(module_of(trained), torch.nn.Sigmoid()), "sigmoid")
+
+
+@pytest.mark.parametrize(("stated", "keys"), [("", {}), ("false", {"output": {"options": {"logits": True}}})])
+def test_the_manifest_says_what_the_module_gives_where_the_file_had_a_softmax(
+    trained: Any, tmp_path: Path, data: Path, stated: str, keys: dict[str, Any]
+) -> None:
+    module, path = module_of(trained), tmp_path / "model.tflite"
+    path.write_bytes(with_end(module, torch.nn.Softmax(1)))
+    (tmp_path / "model.toml").write_text(MANIFEST + (stated and f"[output.options]\nlogits = {stated}\n"))
+    soft = open_whole_model(str(path))
+    assert prune_model(soft, module, read_examples(data, soft), RECIPE).keys == keys
 
 
 def test_of_float16_weights_nothing_but_float32_is_written_and_that_is_told(model: Model, data: Path) -> None:
