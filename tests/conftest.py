@@ -61,6 +61,14 @@ def pytest_configure(config: pytest.Config) -> None:
         config.addinivalue_line("markers", marker)
 
 
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Leave out the files in which nothing is to be repeated: importing them all takes long."""
+    if config.option.markexpr != "numerics or compat" or not collection_path.name.startswith("test_"):
+        return None
+    is_compat = collection_path.relative_to(_HERE).as_posix().startswith(COMPAT)
+    return None if is_compat or b"mark.numerics" in collection_path.read_bytes() else True
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     for item in items:
