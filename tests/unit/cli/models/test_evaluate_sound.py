@@ -106,8 +106,10 @@ def test_a_report_plays_the_worst_errors_and_charts_are_drawn(tones: Path, tmp_p
 
 def test_without_other_sound_there_is_no_rate(tones: Path, tmp_path: Path) -> None:
     assert evaluated(tones, tmp_path / "words")["in_use"]["alarms_per_hour"] is None
-    assert "--background" in refusal(tones, tmp_path / "words", "--target-false-alarms", 1)
-    assert "--background" in refusal(tones, tmp_path / "words", "--curve", tmp_path / "c.png")
+    kept = tmp_path / "kept"
+    assert "--background" in refusal(tones, tmp_path / "words", "--target-false-alarms", 1, "--results", kept)
+    assert "--background" in refusal(tones, tmp_path / "words", "--curve", tmp_path / "c.png", "--results", kept)
+    assert not kept.exists(), "it is told before the first recording is heard"
 
 
 def test_fewer_words_are_chosen_by_a_rule(tones: Path, tmp_path: Path) -> None:
