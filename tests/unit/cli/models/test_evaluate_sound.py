@@ -63,6 +63,7 @@ def test_a_table_tells_words_and_false_alarms(tones: Path, tmp_path: Path) -> No
     assert row[1:4] == ["10", "90.0", "%"]
 
 
+@pytest.mark.usefixtures("worker_sessions")
 def test_json_has_every_figure(tones: Path, tmp_path: Path) -> None:
     found = evaluated(tones, tmp_path / "words", "--background", tmp_path / "noise")
     assert (found["value"], found["count"], found["in_use"]["alarms"]) == (0.95, 20, 1)
