@@ -72,15 +72,14 @@ def test_json_has_every_figure(tones: Path, tmp_path: Path) -> None:
 
 
 def test_the_threshold_that_is_printed_can_be_set(tones: Path, tmp_path: Path) -> None:
-    write(tmp_path / "noise/2.wav", quiet(30))
-    args = (tones, tmp_path / "words", "--background", tmp_path / "noise", "--target-false-alarms", 200)
+    args = (tones, tmp_path / "words", "--background", tmp_path / "noise", "--target-false-alarms", 500)
     output = run(*args).output
     keys = output[output.index("[streams.NAME.decode]") :].replace("NAME", "door")
     config = parse(f'{keys}\n[streams.door]\nsource = "mic:default"\nmodel = "small-speech"\n', "x").config
     threshold = config.streams["door"].decode.score_threshold
     found = evaluated(*args)["at_target"]
     assert threshold == found["threshold"]
-    assert found["alarms_per_hour"] <= 200
+    assert found["alarms_per_hour"] <= 500
 
 
 def test_a_rate_that_no_threshold_reaches_is_exit_code_1(tones: Path, tmp_path: Path) -> None:
