@@ -9,8 +9,8 @@ import pytest
 from hypothesis import settings
 
 # Threads of one library wait for each other by spinning, which costs the tests beside this one: a search for the
-# nearest of 20,000 rows took 4 s of processor time instead of 0.2 s. Read when numpy and torch are loaded.
-for _name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+# nearest of 20,000 rows took 4 s of processor time instead of 0.2 s. Read when they are loaded.
+for _name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "OPENCV_FOR_THREADS_NUM"):
     os.environ.setdefault(_name, "1")
 
 # How long an example takes says nothing on a machine that does other things, too; pytest has the time limits.
