@@ -10,13 +10,14 @@ from agent.compute.infer.backends import open_session
 
 _HERE = Path(__file__).parent
 _OPENING = (
+    "agent.compute.infer.backends",
     "agent.optimise.calibrate",
     "agent.optimise.evaluate",
     "agent.optimise.evaluation.listening",
     "agent.optimise.graph.compare",
 )
 """Modules of commands that open models: for root each in a worker, which takes a fifth of a second to start."""
-_COMMANDS = ("optimise/", "cli/optimise/", "cli/models/")
+_COMMANDS = ("optimise/", "cli/")
 
 
 @pytest.fixture
