@@ -9,8 +9,8 @@ import pytest
 from hypothesis import settings
 
 # Threads of one library wait for each other by spinning, which costs the tests beside this one: a search for the
-# nearest of 20,000 rows took 4 s of processor time instead of 0.2 s. Read when numpy and torch are loaded.
-for _name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+# nearest of 20,000 rows took 4 s of processor time instead of 0.2 s. Read when they are loaded.
+for _name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "OPENCV_FOR_THREADS_NUM"):
     os.environ.setdefault(_name, "1")
 
 # How long an example takes says nothing on a machine that does other things, too; pytest has the time limits.
@@ -59,6 +59,14 @@ _MARKERS = (
 def pytest_configure(config: pytest.Config) -> None:
     for marker in _MARKERS:
         config.addinivalue_line("markers", marker)
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Leave out the files in which nothing is to be repeated: importing them all takes long."""
+    if config.option.markexpr != "numerics or compat" or not collection_path.name.startswith("test_"):
+        return None
+    is_compat = collection_path.relative_to(_HERE).as_posix().startswith(COMPAT)
+    return None if is_compat or b"mark.numerics" in collection_path.read_bytes() else True
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -18,6 +18,7 @@ from agent.cli.models.evaluate_options import (
 from agent.cli.optimise import show_progress
 from agent.cli.output import print_json
 from agent.compute.manifest import Model
+from agent.errors import ModelError
 from agent.optimise.evaluation.kept import keep_results
 from agent.optimise.evaluation.listening import open_listener
 from agent.optimise.evaluation.report import comparison
@@ -107,6 +108,8 @@ def _lines(found: SoundEvaluation, reused: int) -> list[str]:
 def _read(model: Model, data: Path, options: EvaluateOptions) -> SoundExamples:
     with open_listener(model, options.variant) as listener:
         examples = read_sounds(data, options.background, listener.words, listener.ignored)
+    if not examples.hours and (options.target_false_alarms is not None or options.curve is not None):
+        raise ModelError("false alarms per hour need other sound: give a folder of it by --background")
     said = [one for one in examples.recordings if one.said]
     if options.limit is None or len(said) <= options.limit:
         return examples

@@ -6,8 +6,11 @@ tensorflow/tensorflow, and of its successor in google-ai-edge/LiteRT for blockwi
 
 from __future__ import annotations
 
+import hashlib
 import struct
+from collections import OrderedDict
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Literal, NamedTuple
 
 from agent.compute.tflite.flatbuffer import ByteSource, FlatTable
@@ -117,10 +120,26 @@ def _bad_quantisation(tensor: TensorInfo) -> str:
 _BLOCKWISE = 2
 
 
+_read: OrderedDict[bytes, ModelFile] = OrderedDict()
+_MOST_READ = 4
+"""Most files whose contents are kept, by hash: a check and a start ask for those of one model several times."""
+
+
 def read_modelfile(content: bytes) -> ModelFile:
     """Read a model file. Raises ModelError if the file is not a TFLite model, or damaged."""
     if complaint := diagnose(content):
         raise ModelError(complaint)
+    key = hashlib.sha256(content).digest()
+    found = _read.get(key) or _parse(content)
+    _read[key] = found
+    with suppress(KeyError):  # another thread has removed it
+        _read.move_to_end(key)
+        while len(_read) > _MOST_READ:
+            _read.popitem(last=False)
+    return found
+
+
+def _parse(content: bytes) -> ModelFile:
     source = ByteSource(content, "the model file")
     root = source.root()
     sizes = [_buffer_size(source, buffer) for buffer in root.tables(4)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Sequence
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -46,7 +47,7 @@ def read_class_examples(
     if len(set(content.names)) < len(content.names):
         raise ModelError(f"{path}: two classes have the same name")
     classes, shape = _count(path, content.names, content.classes), shape or usual_shape(content)
-    probe = _probe(shape, classes, preparation)
+    probe = _probe(shape, classes, preparation.mean[: shape[2]], preparation.std[: shape[2]])
     manifest = Manifest(name="network", output=OutputManifest(labels=content.names), input=preparation)
     model = Model(probe, hashlib.sha256(probe).hexdigest(), manifest, source)
     examples = read_examples(path, model, limit=limit or None)
@@ -100,7 +101,8 @@ def _count(path: Path, names: Sequence[str], classes: NDArray[np.int64]) -> int:
     return found
 
 
-def _probe(shape: Shape, classes: int, preparation: InputManifest) -> bytes:
-    """Return the smallest model with this input and output."""
+@lru_cache(maxsize=4)
+def _probe(shape: Shape, classes: int, mean: tuple[float, ...], std: tuple[float, ...]) -> bytes:
+    """Return the smallest model with this input and output; torch takes a while to trace one."""
     net = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(shape[2], classes))
-    return float_tflite(net, shape, mean=preparation.mean[: shape[2]], std=preparation.std[: shape[2]])
+    return float_tflite(net, shape, mean=mean, std=std)

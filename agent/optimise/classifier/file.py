@@ -158,7 +158,7 @@ def train_classifier(
     )
     for line in untaught(_labels(seen), _labels(measured), names):
         tell(line)
-    draw_training(())  # that matplotlib is missing is told now and not in an hour
+    load_figure()  # that matplotlib is missing is told now and not in an hour
     history = fit(
         module,
         pixels(seen, PREPARATION),
@@ -319,20 +319,25 @@ def _remarks(measured: NDArray[np.int64], seen: NDArray[np.int64], names: Sequen
         yield f"a class has only {plural(int(few), 'example')} to measure on: the score may be some per cent off"
 
 
+def load_figure() -> Any:
+    """Return matplotlib's `Figure`. Raises ModelError if matplotlib is not installed."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ModelError("charts need matplotlib: pip install '.[charts]' in the clone") from error
+    return Figure
+
+
 def draw_training(epochs: Sequence[TrainingEpoch]) -> bytes:
     """Return a PNG of the loss over the epochs, and of the accuracy on other examples if it was measured.
 
     Raises:
         ModelError: matplotlib is not installed.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ModelError("charts need matplotlib: pip install '.[charts]' in the clone") from error
     curves = {"loss in training": [one.loss for one in epochs]}
     if measured := [100 * one.accuracy for one in epochs if one.accuracy is not None]:
         curves["accuracy on other examples, %"] = measured
-    figure = Figure(figsize=(4.5 * len(curves), 4.0), layout="constrained")
+    figure = load_figure()(figsize=(4.5 * len(curves), 4.0), layout="constrained")
     axes = figure.subplots(1, len(curves), squeeze=False)[0]
     for axis, (name, values) in zip(axes, curves.items(), strict=True):
         axis.plot([one.number for one in epochs], values, marker=".")

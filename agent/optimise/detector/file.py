@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import zlib
 from collections.abc import Callable, Iterator, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from agent.optimise.classifier.file import (
     draw_training,
     export_network,
     export_trained,
+    load_figure,
 )
 from agent.optimise.data import Examples, read_examples
 from agent.optimise.data.layouts import ObjectBoxes, read_data
@@ -35,7 +37,7 @@ from agent.optimise.detector.networks import BINS, SMALLEST, STRIDES, detector
 from agent.optimise.evaluate import time_ms
 from agent.optimise.evaluation.model import Evaluation, EvaluationRequest, evaluate_model
 from agent.optimise.factory import fastest_device, learned_of, save_module
-from agent.optimise.graph.from_torch import ImportedModule
+from agent.optimise.graph.from_torch import ImportedModule, float_tflite
 from agent.optimise.inputs import AVERAGED_COPIES
 from agent.optimise.pruning.file import normalisation_of, pixels
 from agent.optimise.recipe import Recipe
@@ -76,10 +78,17 @@ def read_boxes(path: Path, request: TrainRequest, recipe: Recipe) -> tuple[Examp
         raise ModelError(
             f"{path}: {plural(len(names), 'class', 'classes')} of boxes: expected 1 to {_CLASSES_MAX}"
         )
-    probe = export_network(detector(len(names)).eval(), shape, OUTPUTS).content
-    examples = read_examples(path, _model(probe, names, request), limit=recipe.data.limit or None)
+    model = _model(_probe(len(names), shape), names, request)
+    examples = read_examples(path, model, limit=recipe.data.limit or None)
     check_memory(len(examples), examples.shape)
     return examples, names
+
+
+@lru_cache(maxsize=4)
+def _probe(classes: int, shape: Shape) -> bytes:
+    """Return a detector that has learned nothing; torch takes a while to trace one."""
+    network = detector(classes).eval()
+    return float_tflite(network, shape, mean=PREPARATION.mean, std=PREPARATION.std, output_names=OUTPUTS)
 
 
 def train_detector(
@@ -123,7 +132,7 @@ def train_detector(
     )
     for line in untaught(_classes_of(objects), _classes_of(others), names):
         tell(line)
-    draw_training(())  # that matplotlib is missing is told now and not in an hour
+    load_figure()  # that matplotlib is missing is told now and not in an hour
     history = _fit(module, pixels(seen, PREPARATION), objects, settings, recipe, request, progress)
     exported = export_trained(module.cpu(), shape, request.folder, OUTPUTS)
     model = _model(exported.content, names, request)

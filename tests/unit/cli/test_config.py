@@ -93,6 +93,7 @@ def test_metrics_without_their_package_are_told_with_the_command(
     assert "pip install 'vedette[metrics]'" in problem
 
 
+@pytest.mark.usefixtures("worker_sessions")
 def test_a_sound_file_is_fine(file: Path) -> None:
     zone = f'[[streams.front.zones]]\nname = "yard"\npolygon = {SQUARE}\n'
     file.write_text(f'[streams.front]\nsource = "test:"\nmodel = "nanodet"\nvariant = "256"\n{zone}')

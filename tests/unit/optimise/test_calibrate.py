@@ -36,6 +36,7 @@ def call(*args: object) -> Result:
     return CliRunner().invoke(vedette, ["models", "calibrate", *map(str, args)])
 
 
+@pytest.mark.usefixtures("worker_sessions")
 def test_what_is_learned_stands_in_the_manifest_and_is_used(tmp_path: Path, data: Path) -> None:
     model = cascade_model(tmp_path, confidence=0.5)
     done = call(model, data, "--json")

@@ -57,6 +57,7 @@ def colours(tmp_path: Path) -> Path:
     return path
 
 
+@pytest.mark.usefixtures("worker_sessions")
 def test_classes_have_shares_and_confusions(colours: Path) -> None:
     found = evaluated(colours, colours.parent / "data")
     assert (found["metric"], found["value"], found["count"]) == ("top-1", 0.75, 12)

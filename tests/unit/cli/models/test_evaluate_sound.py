@@ -63,6 +63,7 @@ def test_a_table_tells_words_and_false_alarms(tones: Path, tmp_path: Path) -> No
     assert row[1:4] == ["10", "90.0", "%"]
 
 
+@pytest.mark.usefixtures("worker_sessions")
 def test_json_has_every_figure(tones: Path, tmp_path: Path) -> None:
     found = evaluated(tones, tmp_path / "words", "--background", tmp_path / "noise")
     assert (found["value"], found["count"], found["in_use"]["alarms"]) == (0.95, 20, 1)
@@ -71,15 +72,14 @@ def test_json_has_every_figure(tones: Path, tmp_path: Path) -> None:
 
 
 def test_the_threshold_that_is_printed_can_be_set(tones: Path, tmp_path: Path) -> None:
-    write(tmp_path / "noise/2.wav", quiet(30))
-    args = (tones, tmp_path / "words", "--background", tmp_path / "noise", "--target-false-alarms", 200)
+    args = (tones, tmp_path / "words", "--background", tmp_path / "noise", "--target-false-alarms", 500)
     output = run(*args).output
     keys = output[output.index("[streams.NAME.decode]") :].replace("NAME", "door")
     config = parse(f'{keys}\n[streams.door]\nsource = "mic:default"\nmodel = "small-speech"\n', "x").config
     threshold = config.streams["door"].decode.score_threshold
     found = evaluated(*args)["at_target"]
     assert threshold == found["threshold"]
-    assert found["alarms_per_hour"] <= 200
+    assert found["alarms_per_hour"] <= 500
 
 
 def test_a_rate_that_no_threshold_reaches_is_exit_code_1(tones: Path, tmp_path: Path) -> None:
@@ -106,8 +106,10 @@ def test_a_report_plays_the_worst_errors_and_charts_are_drawn(tones: Path, tmp_p
 
 def test_without_other_sound_there_is_no_rate(tones: Path, tmp_path: Path) -> None:
     assert evaluated(tones, tmp_path / "words")["in_use"]["alarms_per_hour"] is None
-    assert "--background" in refusal(tones, tmp_path / "words", "--target-false-alarms", 1)
-    assert "--background" in refusal(tones, tmp_path / "words", "--curve", tmp_path / "c.png")
+    kept = tmp_path / "kept"
+    assert "--background" in refusal(tones, tmp_path / "words", "--target-false-alarms", 1, "--results", kept)
+    assert "--background" in refusal(tones, tmp_path / "words", "--curve", tmp_path / "c.png", "--results", kept)
+    assert not kept.exists(), "it is told before the first recording is heard"
 
 
 def test_fewer_words_are_chosen_by_a_rule(tones: Path, tmp_path: Path) -> None:

@@ -98,6 +98,7 @@ def test_the_manifest_has_the_exits_deepest_first(folder: Path) -> None:
     assert open_whole_model(str(folder / "deep.toml")).manifest.cascade[0].name == "exit1"
 
 
+@pytest.mark.usefixtures("worker_sessions")
 def test_frozen_the_deepest_exit_answers_as_the_model_did(folder: Path) -> None:
     assert call(folder, "--freeze", "--exits", 2).exit_code == 0
     data = folder / "data.npz"

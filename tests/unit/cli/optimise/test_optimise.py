@@ -84,6 +84,7 @@ def kinds(path: Path) -> list[str]:
     return [operation.name for _, operation in read_modelfile(path.read_bytes()).steps()]
 
 
+@pytest.mark.usefixtures("worker_sessions")
 def test_model_manifest_and_report_are_written(model: Path, tmp_path: Path) -> None:
     (tmp_path / "new").mkdir()
     out = tmp_path / "new" / "fast.tflite"

@@ -69,6 +69,7 @@ def test_landmarks_are_quantised_on_pictures_without_labels(tmp_path: Path, valu
     assert read_modelfile(out.read_bytes()).ends("serving_default")[0][0].dtype == "uint8"
 
 
+@pytest.mark.usefixtures("worker_sessions")
 def test_descriptions_name_the_new_numbers(tmp_path: Path) -> None:
     manifest, out = write_model(tmp_path, float_file(classifier())), tmp_path / "out.tflite"
     manifest.write_text(f'description = "Blobs, float"\n{manifest.read_text()}')

@@ -295,3 +295,13 @@ def test_what_the_builder_writes_runs(content: bytes, expected: list[list[float]
     interpreter.set_tensor(source["index"], np.ones(source["shape"], source["dtype"]))
     interpreter.invoke()
     assert interpreter.get_tensor(interpreter.get_output_details()[0]["index"]).tolist() == expected
+
+
+def test_a_file_that_was_read_is_not_read_again_and_few_are_kept() -> None:
+    files = [write([T("x", (1, size))], [], (0,), (0,)) for size in range(1, 8)]
+    first = read_modelfile(files[0])
+    assert read_modelfile(bytes(bytearray(files[0]))) is first
+    for file in files[1:]:
+        assert read_modelfile(file) is not first
+    assert read_modelfile(files[0]) is not first
+    assert read_modelfile(files[0]) == first

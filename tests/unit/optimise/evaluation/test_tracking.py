@@ -22,7 +22,7 @@ from agent.optimise.evaluation.tracking import TrackRequest, evaluate_tracking, 
 from agent.types import Detection, Frame
 
 FRAMES = 30
-PICTURES = 60
+PICTURES = 30
 INFO = "[Sequence]\nframeRate=10\nseqLength={frames}\nimWidth=1000\nimHeight=1000\n"
 
 
