@@ -4,11 +4,11 @@ Layer 1 is a convolution; layers 2 to 12 are depthwise-separable, and residual w
 exit is a mean over time and a fully connected layer; the mean keeps the bands of frequency apart, since the early
 layers have not yet seen how those go together.
 
-The last layer also attends, over time. Its attention is sparse and light: one narrow head, in which a step of 40
-ms sees only the band of three steps on either side, which is as long as a syllable. Learned summaries of all steps
-were found more accurate after this was trained: see `scripts/bench/optimise/attention.py`. The weights of a band
-are sigmoids of the scores and not a softmax, https://arxiv.org/abs/2409.04431: XNNPACK has no INT8 softmax, so
-that one would break the graph in two; and with sigmoids a step may also attend to nothing.
+The last layer also attends, over time. Its attention is sparse and light: one narrow head, in which a step of
+40 ms sees only the band of three steps on either side, which is as long as a syllable. Learned summaries of all
+steps were found more accurate after this was trained: see `scripts/bench/optimise/attention.py`. The weights of
+a band are sigmoids of the scores and not a softmax, https://arxiv.org/abs/2409.04431: XNNPACK has no INT8
+softmax, so that one would break the graph in two; and with sigmoids a step may also attend to nothing.
 """
 
 from collections.abc import Mapping
