@@ -54,6 +54,17 @@ def said(done: Result) -> str:
     return f"{done.output}{done.exception or ''}"
 
 
+@pytest.mark.parametrize(("given", "used"), [(None, "passive"), ("active", "active")])
+def test_threads_that_wait_for_each_other_take_no_processor_time(
+    monkeypatch: pytest.MonkeyPatch, given: str | None, used: str
+) -> None:
+    monkeypatch.setenv("OMP_WAIT_POLICY", given or "")
+    if given is None:
+        monkeypatch.delenv("OMP_WAIT_POLICY")
+    assert call("--help").exit_code == 0
+    assert os.environ["OMP_WAIT_POLICY"] == used
+
+
 def unfused() -> bytes:
     """`classify` of two classes: a mean of the picture's channels, with a factor behind the weights."""
     made = Sketch()
