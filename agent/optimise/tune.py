@@ -74,7 +74,7 @@ _NOISE_TIME, _NOISE_SIZE = 0.03, 0.005
 """Shares of time and of size by which a step has to help. If the model, timed against itself, differs by more, it
 is that share of time."""
 _NOISE_MS = 0.01
-"""Times of an inference that differ by less are the same, whatever their share."""
+"""Times of an inference that differ by less decide nothing, whatever their share."""
 _DRIFT = 0.1
 """Share by which two measurements of the same model differ where one of them was disturbed."""
 _COPIES = 3
@@ -235,7 +235,8 @@ class _Run:
         self._first_judged = self._judged(model.content, self._first_score)
         same = self._times("before", [model.content] * _COPIES)
         latency = min(same)
-        self._noise = max(_NOISE_TIME, max(same) / latency - 1, _NOISE_MS / latency)
+        self._spread = max(same) / latency - 1
+        self._noise = max(_NOISE_TIME, self._spread, _NOISE_MS / latency)
         self._best = self._result("before", model.content, self._first_score, latency)
         self._best_lost, self._steps = 0.0, [self._best]
 
@@ -384,7 +385,7 @@ class _Run:
             self.state.layers,
             tuple(OperationTime(*one) for one in operation_times(profiles)),
             (
-                *told_slower(self._steps[0], self._best, "the model as it was", self._noise),
+                *told_slower(self._steps[0], self._best, "the model as it was", self._spread),
                 *self._nearest(),
                 *self._busy,
                 *bottlenecks(profiles),

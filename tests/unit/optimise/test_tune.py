@@ -158,6 +158,13 @@ def test_what_is_nearer_to_a_budget_of_size_is_kept_though_it_is_slower() -> Non
     assert [one.report.remarks[0].startswith(slow) for one in (without, near, both)] == [False, True, False]
 
 
+def test_a_small_network_that_gets_slower_is_kept_for_its_size_and_that_is_told() -> None:
+    short = Meters(lambda contents, _: [0.015 if one == FLOAT else 0.023 for one in contents], *METERS[1:])
+    found = tune(MODEL, examples(), [gives(INT8)], Budget(), meters=short)
+    assert found.content == INT8
+    assert found.report.remarks[0].startswith("slower than the model as it was on this machine, 0.023 ms")
+
+
 def test_times_that_nobody_can_tell_apart_are_the_same() -> None:
     short = Meters(lambda contents, _: [0.02 if one == FLOAT else 0.021 for one in contents], *METERS[1:])
     assert tune(MODEL, examples(), [gives(INT8)], Budget(), meters=short).content == INT8

@@ -331,12 +331,14 @@ def test_that_no_layer_has_4_bits_is_told_with_the_reason_unless_8_lose_too_much
     assert bool(report.missed) is (int8 == 0.5)
 
 
-@pytest.mark.parametrize(("int8_ms", "is_told"), [(0.086, True), (0.066, False)])
+@pytest.mark.parametrize(
+    ("float_ms", "int8_ms", "is_told"), [(0.064, 0.086, True), (0.064, 0.066, False), (0.015, 0.023, True)]
+)
 def test_that_the_result_is_slower_is_told(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, int8_ms: float, is_told: bool
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, float_ms: float, int8_ms: float, is_told: bool
 ) -> None:
     def timed(contents: list[bytes], busy: Any) -> list[float]:
-        return [0.064 if content == model.content else int8_ms for content in contents]
+        return [float_ms if content == model.content else int8_ms for content in contents]
 
     monkeypatch.setattr("agent.optimise.quantisation.request.time_ms", timed)
     model = open_whole_model(str(write_model(tmp_path, float_file(classifier()))))
