@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 
 
 _NATIVE = "not delegated"
-_GRAIN = "; most are too short for a clock of 1 µs"
 _LONGEST_S = 3600.0
 """For all runs of a model that root has profiled by another user, s."""
 
@@ -84,15 +83,16 @@ def profile(
 
 
 def _print(what: str, found: ModelProfile, *, each: bool) -> None:
+    from agent.optimise.profile import COARSE
+
     out = console(140, markup=False)
     threads = f"{found.threads} thread{'s' if found.threads > 1 else ''}"
     out.print(plain(f"{what}: {threads}, {found.runtime}, {found.runs} runs"))
     out.print(_each(found) if each else _by_kind(found))
-    tiny = sum(row.ms < 1e-3 for row in found.rows)
     explained = found.total_ms / found.p50_ms
     out.print(
         f"the operations take {found.total_ms:.3f} ms, {explained:.0%} of an inference without the profiler "
-        f"(p50 {found.p50_ms:.3f} ms){_GRAIN if tiny > len(found.rows) / 2 else ''}"
+        f"(p50 {found.p50_ms:.3f} ms){f'; {COARSE}' if found.is_coarse else ''}"
     )
     native = [row for row in found.rows if not row.kernel]
     if native:
@@ -102,10 +102,12 @@ def _print(what: str, found: ModelProfile, *, each: bool) -> None:
 
 
 def _print_worst(out: Console, found: ModelProfile) -> None:
+    from agent.optimise.report import short_ms
+
     out.print("\nthe three worst")
     for number, row in enumerate(found.worst, 1):
         what = plain(f"{row.name or row.kernel} {_output(row)}").strip()
-        out.print(f"{number}. {what}: {row.ms:.3f} ms, {row.share:.1%}")
+        out.print(f"{number}. {what}: {short_ms(row.ms)} ms, {row.share:.1%}")
         out.print(f"   {row.advice}")
 
 
@@ -141,12 +143,15 @@ def _table(third: str) -> Table:
 
 
 def _add(table: Table, name: str, kernel: str, third: str, rows: list[OperatorRow], cumulated: float) -> None:
+    from agent.optimise.profile import OTHER
+    from agent.optimise.report import short_ms
+
     ms, products = sum(row.ms for row in rows), sum(row.multiply_adds for row in rows)
     table.add_row(
-        plain(name) or "?",
+        plain(name) or OTHER,
         plain(kernel) or _NATIVE,
         plain(third),
-        f"{ms:.3f}",
+        short_ms(ms),
         f"{sum(row.share for row in rows):.1%}",
         f"{cumulated:.1%}",
         f"{products / 1e6:.1f}" if products else "",

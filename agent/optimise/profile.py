@@ -25,12 +25,20 @@ from agent.text import plain
 
 _WORST = 3
 """Operations of a model whose share of the time is told."""
-_APART, _SAME_MS = 0.2, 0.01
-"""Differences of the operations' time from that of an inference that are not told: a share, and milliseconds."""
+_APART, _GRAIN_MS = 0.2, 0.001
+"""Differences of the operations' time from that of an inference that are not told: a share, and milliseconds,
+which are those of the profiler's clock."""
+COARSE = "most are too short for a clock of 1 µs"
 _KERNELS_LARGEST = 2_000_000
 """Kernels times operations beyond which matching would take seconds; then no kernel is matched."""
 _WEIGHTED, _ADVANCE, _SHARED = 10, 3, 1
 """Scores of a match: convolutions are anchors; a further kernel of the same operation scores least."""
+_UNARY = (
+    *("ABS", "CEIL", "COS", "DEQUANTIZE", "ELU", "EXP", "FLOOR", "GELU", "HARD_SWISH", "LEAKY_RELU", "LOG"),
+    *("LOGISTIC", "NEG", "QUANTIZE", "RELU", "RELU6", "RELU_N1_TO_1", "RELU_0_TO_1", "ROUND", "RSQRT", "SIN"),
+    *("SQRT", "SQUARE", "TANH"),
+)
+"""Operations of one input, some of whose kernels XNNPACK has no name for."""
 _KINDS: dict[str, tuple[str, ...]] = {
     "Convolution": ("CONV_2D", "DEPTHWISE_CONV_2D"),
     "Fully Connected": ("CONV_2D", "FULLY_CONNECTED"),
@@ -57,7 +65,8 @@ _KINDS: dict[str, tuple[str, ...]] = {
     "ELU": ("ELU",),
     "GELU": ("GELU",),
     "Softmax": ("SOFTMAX",),
-    "Static Reshape": ("RESHAPE", "EXPAND_DIMS", "SQUEEZE"),
+    "Static Reshape": ("RESHAPE", "EXPAND_DIMS", "SQUEEZE", "MEAN", "FULLY_CONNECTED"),
+    "Invalid Unary Op": _UNARY,
     "Constant Pad": ("PAD", "PADV2"),
     "Transpose": ("TRANSPOSE",),
     "Resize Bilinear": ("RESIZE_BILINEAR",),
@@ -69,8 +78,10 @@ _KINDS: dict[str, tuple[str, ...]] = {
     "Clamp": ("RELU", "RELU6", "RELU_N1_TO_1", "RELU_0_TO_1", "ADD", "SUB", "MUL", "DIV", "CONCATENATION"),
 }
 """Operations that a kernel may belong to, by the beginning of its name."""
+OTHER = "other"
+"""Name of kernels whose operation is unknown."""
 _MULTIPLYING = {"Convolution", "Fully Connected", "Deconvolution", "Batch Matrix Multiply"}
-_SEVERAL = {"Copy", "Slice", "Clamp"}
+_SEVERAL = {"Copy", "Slice", "Clamp", "Static Reshape"}
 """Kernels of which an operation may have several, or one after its own."""
 
 
@@ -231,6 +242,11 @@ class ModelProfile(Struct, frozen=True):
     rows: tuple[OperatorRow, ...]
     worst: tuple[OperatorRow, ...]
 
+    @property
+    def is_coarse(self) -> bool:
+        """Return True if most operations are too short for the profiler's clock."""
+        return sum(row.ms < _GRAIN_MS for row in self.rows) > len(self.rows) / 2
+
 
 def profile(
     model: Model, variant: str = "", *, runs: int = 50, threads: int = 0, patience_s: float = PATIENCE_S
@@ -340,8 +356,8 @@ def _exchange(request: ProfileRequest, model: Model, patience_s: float) -> bytes
         process.end()
 
 
-def operation_times(profiles: Sequence[ModelProfile | str]) -> Iterator[tuple[str, float, float]]:
-    """Yield kind and time of all operations of one kind, ms, slowest first.
+def operation_times(profiles: Sequence[ModelProfile | str]) -> Iterator[tuple[str, float | None, float | None]]:
+    """Yield kind and time of all operations of one kind, ms, slowest first; None: the model has none of the kind.
 
     Args:
         profiles: of a model before and after, or of one; a text says why there is none.
@@ -350,9 +366,10 @@ def operation_times(profiles: Sequence[ModelProfile | str]) -> Iterator[tuple[st
     for one in profiles:
         sums.append({})
         for row in () if isinstance(one, str) else one.rows:
-            sums[-1][row.name or row.kernel] = sums[-1].get(row.name or row.kernel, 0.0) + row.ms
+            name = row.name or OTHER
+            sums[-1][name] = sums[-1].get(name, 0.0) + row.ms
     for name in sorted(set().union(*sums), key=lambda name: -max(one.get(name, 0.0) for one in sums)):
-        yield name, sums[0].get(name, 0.0), sums[-1].get(name, 0.0)
+        yield name, sums[0].get(name), sums[-1].get(name)
 
 
 def bottlenecks(profiles: Sequence[ModelProfile | str]) -> Iterator[str]:
@@ -362,12 +379,13 @@ def bottlenecks(profiles: Sequence[ModelProfile | str]) -> Iterator[str]:
             yield f"no profile: {found}"
             continue
         for row in found.worst[:_WORST]:
-            what = f"{row.name or row.kernel} {row.tensor}".strip()
-            yield f"{name}: {what} takes {row.share:.0%} of the time{f': {row.advice}' if row.advice else ''}"
+            what = f"{row.name or f'{OTHER} ({row.kernel})'} {row.tensor}".strip()
+            told = f"{name}: {what} takes {row.share:.0%} of the time of all operations"
+            yield f"{told}{f': {row.advice}' if row.advice else ''}"
 
 
 def unlike_sums(profiles: Sequence[ModelProfile | str], measured: Sequence[float | None]) -> Iterator[str]:
-    """Yield why the times of the operations do not add up to the time of an inference, where they do not.
+    """Yield why the times of the operations are rough, or do not add up to that of an inference, where it is so.
 
     Args:
         profiles: as of `operation_times`.
@@ -377,7 +395,11 @@ def unlike_sums(profiles: Sequence[ModelProfile | str], measured: Sequence[float
         if isinstance(found, str) or latency_ms is None:
             continue
         apart = found.total_ms - latency_ms
-        if abs(apart) > max(_SAME_MS, _APART * latency_ms):
+        reasons = [COARSE] if found.is_coarse else []
+        if abs(apart) > max(_GRAIN_MS, _APART * latency_ms):
             more = "the profiler's own time and other work count" if apart > 0 else "the rest is between them"
+            reasons.insert(0, more)
+        if reasons:
             operations = f"its operations take {short_number(found.total_ms)} ms in the profiler"
-            yield f"{name}: {operations}, and an inference {short_number(latency_ms)} ms without it: {more}"
+            without = f"and an inference {short_number(latency_ms)} ms without it"
+            yield f"{name}: {operations}, {without}: {'; '.join(reasons)}"

@@ -104,11 +104,11 @@ class LayerResult(Struct, frozen=True):
 
 
 class OperationTime(Struct, frozen=True):
-    """Time of all operations of one kind in an inference, before and after, ms."""
+    """Time of all operations of one kind in an inference, before and after, ms; None: there are none."""
 
     name: str
-    before_ms: _Amount = 0.0
-    after_ms: _Amount = 0.0
+    before_ms: _Amount | None = None
+    after_ms: _Amount | None = None
 
 
 class OptimiseReport(Struct, frozen=True):
@@ -265,7 +265,7 @@ def _layers(report: OptimiseReport) -> _Table:
 
 
 def _operations(report: OptimiseReport) -> _Table:
-    rows = [(one.name, f"{one.before_ms:.3f}", f"{one.after_ms:.3f}") for one in report.operations]
+    rows = [(one.name, short_ms(one.before_ms), short_ms(one.after_ms)) for one in report.operations]
     return _Table("Time by operation", ("operation", "before, ms", "after, ms"), rows)
 
 
@@ -275,6 +275,13 @@ def short_number(value: float | None, factor: float = 1.0) -> str:
         return ""
     scaled = value * factor
     return f"{scaled:.0f}" if abs(scaled) >= 1000 else f"{scaled:.4g}"
+
+
+def short_ms(value: float | None) -> str:
+    """Return a time by a clock of 1 µs, ms; a dash for None."""
+    if value is None:
+        return _NONE
+    return f"{value:.3f}" if value >= 0.001 else "<0.001"
 
 
 def told_slower(before: StepResult, after: StepResult, than: str, noise: float = 0.0) -> tuple[str, ...]:
@@ -432,7 +439,7 @@ def _draw_operations(new: Any, operations: Sequence[OperationTime]) -> bytes:
     axis = figure.add_subplot()
     for shift, name in ((-0.2, "before"), (0.2, "after")):
         places = [number + shift for number in range(len(operations))]
-        axis.barh(places, [getattr(one, f"{name}_ms") for one in operations], 0.4, label=name)
+        axis.barh(places, [getattr(one, f"{name}_ms") or 0.0 for one in operations], 0.4, label=name)
     axis.set_yticks(range(len(operations)), [_label(one.name) for one in operations])
     axis.set(xlabel="ms per inference")
     axis.invert_yaxis()

@@ -15,7 +15,7 @@ from agent.optimise.data import Examples
 from agent.optimise.evaluate import Score
 from agent.optimise.profile import ModelProfile, OperatorRow
 from agent.optimise.recipe.budget import Budget, parse_budget
-from agent.optimise.report import LayerResult, StepResult
+from agent.optimise.report import LayerResult, StepResult, markdown
 from agent.optimise.tune import Meters, ModelState, Progress, TunedModel, TuningStep, is_float, split, tune
 from tests.support.picture_models import classifier, detector
 from tests.unit.optimise.test_evaluate import MANIFEST, examples
@@ -278,6 +278,24 @@ def test_operations_that_do_not_add_up_to_an_inference_are_told(operations_ms: f
     report = tune(MODEL, examples(), [], Budget(), meters=METERS._replace(profiler=profiler)).report
     assert report.operations[0].before_ms == operations_ms
     assert any("its operations take" in one and "10 ms without it" in one for one in report.remarks) is told
+
+
+def test_times_too_short_for_the_profiler_are_told_and_shares_are_of_the_operations() -> None:
+    rows = (
+        *(OperatorRow("CONV_2D", "", "", (), 0, 0.0, 0.0),) * 2,
+        OperatorRow("", "Reshape (NC)", "", (), -1, 0.0015, 1.0),
+    )
+
+    def profiler(model: Model) -> ModelProfile:
+        return ModelProfile("", "", 1, 1, 0.004, 0.0015, rows, rows[2:])
+
+    meters = METERS._replace(times=lambda contents, _: [0.004] * len(contents), profiler=profiler)
+    report = tune(MODEL, examples(), [], Budget(), meters=meters).report
+    assert [(one.name, one.before_ms) for one in report.operations] == [("other", 0.0015), ("CONV_2D", 0.0)]
+    assert "| CONV\\_2D | \\<0.001 |" in markdown(report)
+    told = "\n".join(report.remarks)
+    assert "before: other (Reshape (NC)) takes 100% of the time of all operations" in told
+    assert "the rest is between them; most are too short for a clock of 1 µs" in told
 
 
 def test_a_training_is_tried_where_the_examples_that_judge_say_that_too_much_was_lost() -> None:
