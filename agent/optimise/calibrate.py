@@ -265,9 +265,9 @@ _NEVER = 2.0
 """Confidence above that of any prediction."""
 _SHORTEST_S = 0.1
 """Shortest recording of a word, s."""
-_ACCURACY_MIN, _OF_CHANCE = 0.5, 2.0
-"""Accuracy of the deepest variant on labelled inputs below which nothing is calibrated: the first, or the second
-times the share of the most frequent label, whichever is less."""
+_ACCURACY_MIN, _LUCK = 0.5, 2.0
+"""Accuracy of the deepest variant on labelled inputs below which nothing is calibrated: the first, or what always
+the most frequent label reaches, with so many standard deviations of luck, whichever is less."""
 _HEARD = "check that each lies in the folder of its label, and that it can be heard"
 _SILENT = 0.1
 """Share of a recording, its quietest part, that counts as background."""
@@ -424,7 +424,7 @@ def calibrate_exits(
         progress: called with the number of processed recordings.
 
     Raises:
-        ModelError: there are no usable recordings, or the model is wrong about most of them.
+        ModelError: there are no usable recordings, or the model is hardly better than a guess.
         SourceError: a recording cannot be read.
     """
     logits: list[list[Array]] = []
@@ -460,11 +460,14 @@ def check_accuracy(accuracy: float, labels: Array, what: str, where: object, hin
     Raises:
         ModelError: it is not.
     """
-    least = min(_ACCURACY_MIN, _OF_CHANCE * float(np.unique(labels, return_counts=True)[1].max() / len(labels)))
+    count = len(labels)
+    chance = float(np.unique(labels, return_counts=True)[1].max() / count)
+    least = min(_ACCURACY_MIN, chance + _LUCK * (chance * (1 - chance) / count) ** 0.5)
     if accuracy < least:
         raise ModelError(
-            f"the model is wrong about most {what}: {where}: without early exits it is right for {accuracy:.1%} "
-            f"of them, expected at least {least:.0%}; {hint}"
+            f"the model is hardly better than a guess: {where}: without early exits it is right for "
+            f"{accuracy:.1%} of the {count} {what}, expected at least {least:.1%}: the most frequent class "
+            f"alone is {chance:.1%} of them; {hint}"
         )
 
 

@@ -171,7 +171,7 @@ def calibrate_examples(
     """Find the thresholds of a model; what to expect of them is measured on every other example.
 
     Raises:
-        ModelError: the model has no exits, or is wrong about most examples; the examples are too few.
+        ModelError: the model has no exits, or is hardly better than a guess; the examples are too few.
     """
     check_cascade(model)
     manifest = model.manifest

@@ -39,6 +39,7 @@ from agent.optimise.recipe import Recipe
 from agent.optimise.report import OptimiseReport, StepResult, describe_machine
 from agent.optimise.source import learned_sample
 from agent.optimise.tune import split as held_out
+from agent.text import plural
 
 _ALONE = (
     "training all exits together did not help, and only the heads are trained: give it more `epochs`, a lower "
@@ -139,7 +140,7 @@ def _doubts(model: Model, examples: Examples) -> tuple[str, ...]:
     assert examples.labels is not None
     try:
         right = score(model.content, examples, model.manifest).value
-        check_accuracy(right, examples.labels, "examples", examples.description, LABELS)
+        check_accuracy(right, examples.labels, "examples for the thresholds", examples.description, LABELS)
     except ModelError as error:
         return (str(error),)
     return ()
@@ -261,6 +262,7 @@ def _report(
         score=before.value,
         interval=before.interval,
         size=len(model.content),
+        notes=(f"all figures are of {plural(len(examples), 'example')} that decided nothing",),
     )
     steps = [first, *_alone(result, manifest, len(examples), deepest_ms)]
     chosen = result.learned.chosen

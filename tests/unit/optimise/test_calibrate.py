@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import tomllib
-from contextlib import closing
+from contextlib import closing, nullcontext
 from pathlib import Path
 
 import msgspec
@@ -11,9 +11,10 @@ import soundfile
 from click.testing import CliRunner, Result
 
 from agent.cli.main import vedette
+from agent.errors import ModelError
 from agent.models.files import ZOO
 from agent.models.library import open_model
-from agent.optimise.calibrate import CalibrationResult, ExitCalibrator
+from agent.optimise.calibrate import CalibrationResult, ExitCalibrator, check_accuracy
 from tests.support.sound import RATE, cascade_model, quiet, tone_model, word
 
 
@@ -123,8 +124,27 @@ def test_recordings_that_teach_nothing_are_refused(tmp_path: Path, data: Path) -
     for one, other in (("low", "away"), ("high", "low"), ("away", "high")):
         (data / one).rename(data / other)
     refused = str(call(model, data).exception)
-    assert f"the model is wrong about most recordings: {data}: without early exits it is right" in refused
+    assert f"the model is hardly better than a guess: {data}: without early exits it is right" in refused
     assert model.read_text() == before
+
+
+@pytest.mark.parametrize(
+    ("accuracy", "counts", "is_refused"),
+    [
+        (0.40, (100, 100, 100), False),
+        (0.38, (100, 100, 100), True),
+        (0.40, (20, 20, 20), True),
+        (0.51, (900, 100), False),
+        (0.49, (900, 100), True),
+        (0.15, (30,) * 10, False),
+    ],
+)
+def test_a_model_is_better_than_a_guess_by_the_number_and_the_classes_of_the_examples(
+    accuracy: float, counts: tuple[int, ...], is_refused: bool
+) -> None:
+    labels = np.repeat(np.arange(len(counts)), counts)
+    with pytest.raises(ModelError, match="hardly better") if is_refused else nullcontext():
+        check_accuracy(accuracy, labels, "examples", "here", "look")
 
 
 def test_a_loss_on_other_recordings_is_told(tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:

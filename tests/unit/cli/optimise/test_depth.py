@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import tomllib
 from collections.abc import Callable
 from functools import partial
@@ -72,6 +73,7 @@ def test_the_cascade_its_manifest_reports_and_chart_are_written(folder: Path) ->
     steps = {step["name"]: step for step in report["steps"]}
     assert list(steps) == ["before", "exit1", "exit2", "exit3", "cascade"]
     assert steps["cascade"]["score"] > steps["before"]["score"]
+    assert "examples that decided nothing" in steps["before"]["notes"][0]
     assert steps["cascade"]["latency_ms"] > 0
     assert "epoch 3: accuracy of the exits" in done.stderr
     assert (folder / "deep.png").read_bytes().startswith(b"\x89PNG")
@@ -296,6 +298,7 @@ def test_a_model_that_guesses_is_told(folder: Path) -> None:
     """As with labels in another order, or values of another range."""
     done = call(folder, "--freeze", "--json")
     assert done.exit_code == 0, said(done)
-    assert "the model is wrong about most examples" in done.stderr
-    doubt = next(line for line in json.loads(done.stdout)["remarks"] if "wrong about most" in line)
+    assert "the model is hardly better than a guess" in done.stderr
+    doubt = next(line for line in json.loads(done.stdout)["remarks"] if "hardly better than a guess" in line)
     assert "check their labels and the range of their values" in doubt
+    assert re.search(r"of the \d+ examples for the thresholds", doubt)
