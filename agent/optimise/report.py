@@ -184,13 +184,33 @@ def _of_other_keys(data: dict[str, Any]) -> OptimiseReport:
     if missing := [key for key in ("step", "model") if key not in data]:
         raise ValueError(f"the key {missing[0]!r} is missing")
     carried = {name: data[name] for name in ("sha256_before", "sha256_after", "learned") if name in data}
-    own = {"step", "model", "module", "bytes", *carried}
+    own = {"step", "model", "module", "bytes", "rewrites", "comparison", *carried}
     sizes = convert(data.get("bytes", {}), dict[str, int])
+    times, done, remarks = _of_rewrite(data)
     notes = tuple(f"{name}: {value}" for key in data if key not in own for name, value in _flat(key, data[key]))
-    before = () if is_first else (StepResult("before", size=sizes.get("before", 0)),)
-    after = StepResult(str(data.get("step", "")), size=sizes.get("after", 0), notes=notes)
-    known = {"step": data.get("step"), "model": data.get("model"), "steps": (*before, after)}
+    first = StepResult("before", size=sizes.get("before", 0), latency_ms=times[0])
+    name, size = str(data.get("step", "")), sizes.get("after", 0)
+    after = StepResult(name, size=size, latency_ms=times[1], notes=(*done, *notes))
+    steps = (after,) if is_first else (first, after)
+    known = {"step": data.get("step"), "model": data.get("model"), "steps": steps, "remarks": remarks}
     return convert(msgspec.to_builtins(known | carried), OptimiseReport)
+
+
+def _of_rewrite(data: dict[str, Any]) -> tuple[tuple[Any, Any], list[str], list[str]]:
+    """Return times before and after, notes and remarks of a report of `rewrite`; of others there are none."""
+    compared = convert(data.get("comparison", {}), dict[str, float | str])
+    notes = [f"{name}: {count}" for name, count in convert(data.get("rewrites", {}), dict[str, int]).items()]
+    differences = [compared[name] for name in ("last_bits", "relative") if name in compared]
+    if len(differences) == 2:
+        notes.append(told_differences(*convert(differences, tuple[float, float])))
+    remarks = [str(compared["busy"])] if compared.get("busy") else []
+    return (compared.get("before_ms"), compared.get("after_ms")), notes, remarks
+
+
+def told_differences(last_bits: float, relative: float) -> str:
+    """Return by how much the answers of a model differ, see `agent.optimise.graph.compare.Comparison`."""
+    amounts = f"{last_bits:.2g} last bits of quantised outputs, and {relative:.1g} of float ones"
+    return f"answers differ by at most {amounts}"
 
 
 def _flat(name: str, value: object) -> Iterator[tuple[str, object]]:
@@ -350,6 +370,7 @@ def to_html(report: OptimiseReport) -> str:
         parts += [f"<h2>{table.title}</h2>", rows, f"<p>{html.escape(table.note)}</p>" if table.note else ""]
     parts += [f"<p>{html_picture(name, chart, 'png')}</p>" for name, chart in _charts(report)]
     if report.remarks:
+        parts.append("<h2>Remarks</h2>")
         parts.append(f"<ul>{''.join(f'<li>{html.escape(plain(one))}</li>' for one in report.remarks)}</ul>")
     return html_page(_title(report), parts)
 
@@ -405,8 +426,9 @@ def _charts(report: OptimiseReport) -> Iterator[tuple[str, bytes]]:
         figure = importlib.import_module("matplotlib.figure").Figure
     except ImportError:
         return
-    if len(report.steps) > 1:
-        yield "score, size and latency of each step", _draw_steps(figure, report.steps[:_BARS])
+    measured = [one for one in report.steps if one.size or one.score is not None or one.latency_ms is not None]
+    if len(measured) > 1:
+        yield "score, size and latency of each step", _draw_steps(figure, measured[:_BARS])
     if report.operations:
         yield "time by operation", _draw_operations(figure, report.operations[:_BARS])
     if len({one.bits for one in report.layers}) > 1:
@@ -449,13 +471,16 @@ def _draw_operations(new: Any, operations: Sequence[OperationTime]) -> bytes:
 
 
 def _draw_layers(new: Any, layers: Sequence[LayerResult]) -> bytes:
-    figure = new(figsize=(9.0, 3.5), layout="constrained")
+    figure = new(figsize=(9.0, 1.2 + 0.3 * min(_BARS, len(layers))), layout="constrained")
     axis = figure.add_subplot()
     for bits in sorted({one.bits for one in layers}):
         bars = [(number, one.values) for number, one in enumerate(layers) if one.bits == bits]
-        axis.bar(*zip(*bars, strict=True), label=f"{bits} bits")
-    axis.set(xlabel="layer, in the order of the graph", ylabel="weights")
-    axis.grid(alpha=0.3, axis="y")
+        axis.barh(*zip(*bars, strict=True), label=f"{bits} bits")
+    if len(layers) <= _BARS:
+        axis.set_yticks(range(len(layers)), [_label(one.name) for one in layers])
+    axis.set(ylabel="layer, in the order of the graph", xlabel="weights")
+    axis.invert_yaxis()
+    axis.grid(alpha=0.3, axis="x")
     axis.legend()
     return _png(figure)
 

@@ -14,6 +14,7 @@ from agent.errors import ModelError
 from agent.models.files import load_file
 from agent.models.library import prefixed_errors
 from agent.models.version_writer import check_version, write_version
+from agent.optimise.report import told_differences
 from agent.optimise.source import carried_keys
 from agent.text import plain
 
@@ -95,8 +96,7 @@ def _print_rewritten(out: Path, found: RewrittenModel, size: int) -> None:
     compared = found.comparison
     click.echo(
         f"{plain(str(out))}: {size} -> {len(found.content)} bytes, {compared.before_ms:.2f} -> "
-        f"{compared.after_ms:.2f} ms on one thread\nanswers differ by at most {compared.last_bits:.2g} last bits "
-        f"of quantised outputs, and {compared.relative:.1g} of float ones"
+        f"{compared.after_ms:.2f} ms on one thread\n{told_differences(compared.last_bits, compared.relative)}"
     )
     if compared.busy:
         click.echo(compared.busy)

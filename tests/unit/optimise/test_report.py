@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import re
+from collections.abc import Sequence
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from agent.errors import ModelError
 from agent.optimise.report import (
@@ -94,6 +96,38 @@ def test_the_report_of_a_step_with_other_keys_is_shown(tmp_path: Path) -> None:
     assert [one.size for one in found.steps] == [100, 80]
     assert "counts.relu: 3" in found.steps[1].notes
     assert "counts" in markdown(found)
+
+
+def test_the_report_of_a_rewrite_shows_what_rewrite_prints(tmp_path: Path) -> None:
+    path = tmp_path / "r.json"
+    compared = {
+        "last_bits": 0.0,
+        "relative": 2e-7,
+        "before_ms": 4.7,
+        "after_ms": 4.1,
+        "busy": "beside other work",
+    }
+    keys = {"step": "rewrite", "model": "m", "rewrites": {"padding": 2}, "comparison": compared}
+    path.write_bytes(msgspec.json.encode(keys))
+    found = read_report(path)
+    assert [one.latency_ms for one in found.steps] == [4.7, 4.1]
+    differ = "answers differ by at most 0 last bits of quantised outputs, and 2e-07 of float ones"
+    assert found.steps[1].notes == ("padding: 2", differ)
+    assert found.remarks == ("beside other work",)
+
+
+def test_remarks_have_a_heading_and_steps_that_did_not_run_no_bar(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("matplotlib", reason="matplotlib is of the extra [optimise]")
+    drawn: list[str] = []
+
+    def draw(_: object, steps: Sequence[StepResult]) -> bytes:
+        drawn.extend(one.name for one in steps)
+        return b""
+
+    monkeypatch.setattr("agent.optimise.report._draw_steps", draw)
+    left_out = StepResult("qat", kept=False, notes=("not needed",))
+    assert "Remarks" in tags(to_html(replace(REPORT, steps=(*REPORT.steps, left_out)))).text
+    assert drawn == ["before", "quantise", "prune"]
 
 
 def test_a_step_with_other_keys_keeps_what_its_model_has_learned_from(tmp_path: Path) -> None:
