@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import signal
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -57,6 +58,7 @@ def work_folder(folder: Path, checkpoints: Sequence[str]) -> Iterator[None]:
         StorageError: it cannot be made, or another run uses it.
     """
     make_folder(folder)
+    ended = signal.signal(signal.SIGTERM, signal.default_int_handler)  # as by Ctrl-C, so that nothing is left
     lock, files = folder / _LOCK, [folder / one for one in checkpoints]
     try:
         with owned_file(lock):
@@ -73,6 +75,7 @@ def work_folder(folder: Path, checkpoints: Sequence[str]) -> Iterator[None]:
             finally:
                 remove(lock)
     finally:
+        signal.signal(signal.SIGTERM, ended)
         with suppress(OSError):  # something else lies in it
             folder.rmdir()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -26,6 +27,14 @@ def test_nothing_is_left_of_a_run_that_ends(tmp_path: Path) -> None:
     with work_folder(folder, NAMES):
         assert folder.is_dir()
     assert not folder.exists()
+
+
+def test_nothing_is_left_of_a_run_that_is_terminated(tmp_path: Path) -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(KeyboardInterrupt), work_folder(tmp_path / "work", NAMES):
+        signal.raise_signal(signal.SIGTERM)
+    assert not (tmp_path / "work").exists()
+    assert signal.getsignal(signal.SIGTERM) is before
 
 
 @pytest.mark.parametrize("has_manifest", [True, False])
