@@ -67,8 +67,10 @@ def inputs_of(
         weights: of the module.
 
     Raises:
-        ConfigError: the recipe cannot be read.
+        ConfigError: the recipe cannot be read, or has the name of a model's manifest.
     """
+    if recipe is not None and (model := recipe.with_suffix(".tflite")).exists():
+        raise ConfigError(f"{recipe}: has the name of the manifest of {model}: give the recipe another name")
     if data is None and recipe is not None and (named := read_recipe(recipe).recipe.data.path):
         data = recipe.parent / named
     source = Path(module.rpartition(":")[0]) if ":" in module else None

@@ -29,6 +29,8 @@ _OTHER = frozenset({".avif", ".gif", ".heic", ".heif", ".jfif", ".jp2", ".tif", 
 """Suffixes of pictures that are not read."""
 _TABLES = frozenset({".csv", ".ods", ".tsv", ".xls", ".xlsx"})
 """Suffixes of tables, in which others keep labels."""
+_SOUNDS = frozenset({".aac", ".aiff", ".flac", ".m4a", ".mp3", ".ogg", ".opus", ".wav"})
+_EXAMPLES = "expected a folder, a .tar or a .npz of examples"
 _SHOWN = 3
 _LAYOUTS = "expected a sub-folder of pictures for each class, `images/` with boxes in `labels/`, or a .npz"
 _IN_MEMORY = 2 * 1024**3
@@ -115,13 +117,16 @@ def read_data(path: Path) -> FoundData:
     Raises:
         ModelError: there is no such path, nothing that can be used in it, or a label is wrong.
     """
+    if not path.exists():
+        raise ModelError(f"{path}: there is no such file or folder; {_EXAMPLES}")
     if path.suffix == ".npz":
         return _read_arrays(path)
     files = _without_top(dict(sorted(_list(path))))
     pictures = {name: file for name, file in files.items() if _suffix(name) in SUFFIXES}
     left_out = _left_out(files)
     if not pictures:
-        why = left_out or f"{_counted(files) or 'it is empty'}: {_LAYOUTS}"
+        heard = ", and sounds are not read here" if any(_suffix(name) in _SOUNDS for name in files) else ""
+        why = left_out or f"{_counted(files) or 'it is empty'}{heard}: {_LAYOUTS}"
         raise ModelError(f"{path}: no pictures ({_kinds()}) in it; {why}")
     found = _read_pictures(path, files, pictures)
     return replace(found, left_out=f"{path}: {left_out}") if left_out else found
@@ -235,8 +240,7 @@ def _list(path: Path) -> Iterator[tuple[str, DataFile]]:
     elif path.name.endswith(_ARCHIVES):
         yield from _list_archive(path)
     else:
-        what = "is of no known kind" if path.exists() else "there is no such file or folder"
-        raise ModelError(f"{path}: {what}; expected a folder, a .tar or a .npz of examples")
+        raise ModelError(f"{path}: is of no known kind; {_EXAMPLES}")
 
 
 def _list_archive(path: Path) -> Iterator[tuple[str, DataFile]]:

@@ -167,7 +167,7 @@ def parse_budget(text: str) -> Budget:
     for part in _parts(text):
         match = _LIMIT.fullmatch(part)
         if match is None:
-            raise ConfigError(f"{part!r} is no limit: expected a name, < or <=, a number and a unit: {_FORM}")
+            raise ConfigError(f"{part!r} is no limit, which is a name, < or <=, a number and a unit: {_FORM}")
         name, units = match["name"], _UNITS.get(match["name"])
         if units is None:
             raise ConfigError(f"{part!r}: there is no limit {name!r}: {_FORM}")

@@ -8,8 +8,15 @@ import pytest
 
 from agent.compute.infer.litert import load_runtime
 from agent.compute.tflite.read import read_modelfile
+from agent.errors import ConfigError
 from agent.optimise.inputs import inputs_of, prune_copies, trained_size, tune_copies
 from agent.optimise.recipe import PruneRecipe
+
+
+def test_a_recipe_that_would_be_taken_for_the_manifest_of_a_model_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "net.tflite").touch()
+    with pytest.raises(ConfigError, match=r"net\.toml: has the name of the manifest of .*net\.tflite"):
+        inputs_of(recipe=tmp_path / "net.toml")
 
 
 def test_the_examples_of_the_recipe_are_read_unless_others_are_given(tmp_path: Path) -> None:

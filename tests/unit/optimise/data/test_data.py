@@ -329,7 +329,8 @@ def no_pictures(folder: Path) -> str:
     for number in range(2):
         (folder / f"{number}.wav").write_bytes(b"")
     return (
-        r"no pictures .*; 1 file of \.txt and 2 files of \.wav: expected a sub-folder of pictures for each class"
+        r"no pictures .*; 1 file of \.txt and 2 files of \.wav, and sounds are not read here: "
+        r"expected a sub-folder of pictures for each class"
     )
 
 
@@ -392,7 +393,7 @@ def test_a_damaged_file_is_refused(tmp_path: Path, name: str) -> None:
         with pytest.raises(ModelError, match=str(path)):
             read_examples(path, MODEL)
     with pytest.raises(ModelError, match="no such file"):
-        read_examples(tmp_path / "missing", MODEL)
+        read_examples(tmp_path / f"missing{Path(name).suffix}", MODEL)
 
 
 def test_a_truncated_archive_is_refused(tmp_path: Path) -> None:

@@ -69,7 +69,7 @@ def test_budgets(text: str, expected: Budget) -> None:
         (",loss<1pp", "',loss<1pp': nothing stands before or after a comma"),
         ("loss<1pp, size<3,5MB", "'size<3,5MB': commas separate limits: expected a point"),
         ("size<1,000kB", "'size<1,000kB': commas separate limits"),
-        ("1%", "'1%' is no limit: expected a name, < or <=, a number and a unit: expected limits such as"),
+        ("1%", "'1%' is no limit, which is a name, < or <=, a number and a unit: expected limits such as"),
     ],
 )
 def test_a_wrong_budget_says_what_was_expected(text: str, fact: str) -> None:
