@@ -142,9 +142,8 @@ def _shown() -> Callable[[ExitProgress], None]:
     def show(state: ExitProgress) -> None:
         if state.accuracy:
             loss = "" if state.loss is None else f", loss {state.loss:.3f}"
-            _tell(
-                f"{state.what}: accuracy of the exits {', '.join(f'{one:.1%}' for one in state.accuracy)}{loss}"
-            )
+            shares = ", ".join(f"{one:.1%}" for one in state.accuracy)
+            _tell(f"{state.what}: accuracy of the exits {shares} of the examples for the thresholds{loss}")
             return
         text = f"{state.what} {int(state.share * 100)} %"
         text += "" if state.loss is None else f", loss {state.loss:.3f}"
