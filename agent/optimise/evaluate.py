@@ -181,8 +181,8 @@ def check_shape(session: Session, examples: Examples) -> TensorSpec:
     """Return a model's input. Raises ModelError if the examples were read for one of another shape."""
     spec = session.inputs[0]
     if spec.shape[1:] != examples.shape:
-        found, expected = list(spec.shape), list(examples.shape)
-        raise ModelError(f"the model's input is {found}, and the examples were read for [1, *{expected}]")
+        found, expected = list(spec.shape), [1, *examples.shape]
+        raise ModelError(f"the model's input is {found}, and the examples were read for {expected}")
     return spec
 
 

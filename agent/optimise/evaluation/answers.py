@@ -2,28 +2,33 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import numpy as np
+from msgspec import Struct
 from msgspec.structs import replace
 from numpy.typing import NDArray
 
+from agent.compute.cascade import EarlyExitModel
 from agent.compute.decode.classify import Classify
 from agent.compute.decode.decoder import build_decoder
 from agent.compute.infer.image_input import Placement
 from agent.compute.infer.session import Session
 from agent.compute.manifest import Manifest
-from agent.config import DecodeConfig
+from agent.config import CascadeConfig, DecodeConfig, StreamConfig
 from agent.errors import ModelError
 from agent.optimise.data import Examples
 from agent.optimise.evaluate import Progress, check_shape
 from agent.optimise.evaluation.kept import KeptResults, result_key
-from agent.types import Detection
+from agent.types import Array, Detection
 
 T = TypeVar("T")
 _BOXES = DecodeConfig(score_threshold=0.02, max_detections=100)
 """Also what a model is hardly sure of: curves need it."""
+_PATIENT = CascadeConfig(budget_ms=1e6)
+"""Time never keeps an exit from running: what is found must not depend on this machine."""
 
 
 class ExampleRun:
@@ -66,22 +71,63 @@ class ExampleRun:
             ModelError: an example cannot be read, or does not fit the model.
         """
         spec = check_shape(self.session, self.examples)
+
+        def answer(index: int) -> T:
+            placement = self.examples.fill(index, spec, self.session.input(0))
+            self.session.invoke()
+            return decode(placement)
+
+        return self.computed(kind, how, answer)
+
+    def computed(self, kind: type[T], how: str, answer: Callable[[int], T]) -> Iterator[T]:
+        """Yield the answer to each example; `answer` is called with the numbers of those that are not kept.
+
+        See `answers` for the other arguments and the errors.
+        """
         for index in range(len(self.examples)):
             key = result_key(self._key, how, self.examples.digest(index)) if self._kept.is_kept else ""
             found = self._kept.get(key, kind)
             if found is None:
-                placement = self.examples.fill(index, spec, self.session.input(0))
-                self.session.invoke()
-                found = decode(placement)
+                found = answer(index)
                 self._kept.add(key, self.examples.name(index), found)
             self._progress(index + 1)
             yield found
 
 
-def class_scores(run: ExampleRun, manifest: Manifest) -> tuple[NDArray[np.float64], int]:
-    """Return the scores of each example, -inf where the model gives no numbers, and how many classes are told."""
+class ClassScores(NamedTuple):
+    """Scores of the classes.
+
+    Attributes:
+        values: [examples, classes], -inf where the model gives no numbers.
+        top_k: how many classes are told.
+        exits: number of answers by the name of the exit; empty: the model has none, or one is asked for.
+    """
+
+    values: NDArray[np.float64]
+    top_k: int
+    exits: dict[str, int]
+
+
+class _ExitAnswer(Struct, frozen=True):
+    variant: str
+    scores: list[float]
+
+
+def class_scores(run: ExampleRun, manifest: Manifest, variant: str = "") -> ClassScores:
+    """Return the scores of each example; those of a cascade are from the exits that the daemon would take.
+
+    Args:
+        run: of the examples.
+        manifest: of the model.
+        variant: of the model; empty: its first, or all exits of a calibrated cascade.
+
+    Raises:
+        ModelError: the outputs are no classes; or those of a cascade are not such that one is right.
+    """
     session = run.session
     manifest = replace(manifest, output=replace(manifest.output, decoder="classify"))
+    chosen = manifest.variant(variant)
+    session.select(chosen.name)
     decode = build_decoder(manifest, session.inputs, session.outputs, DecodeConfig(score_threshold=0.0))
     assert isinstance(decode, Classify)
 
@@ -89,9 +135,35 @@ def class_scores(run: ExampleRun, manifest: Manifest) -> tuple[NDArray[np.float6
         scores = decode.scores([session.output(at) for at in range(len(session.outputs))])
         return [float(one) for one in scores] if np.isfinite(scores).all() else []
 
-    rows = list(run.answers(list[float], "classes", decoded))
+    used: Counter[str] = Counter()
+    if chosen.after:
+        rows = list(_exit_scores(run, manifest, variant, used))
+    else:
+        rows = list(run.answers(list[float], "classes", decoded))
     count = max(map(len, rows), default=0) or len(manifest.output.labels) or len(run.examples.names)
-    return np.array([row or [-np.inf] * count for row in rows], np.float64), decode.top_k
+    values = np.array([row or [-np.inf] * count for row in rows], np.float64)
+    return ClassScores(values, decode.top_k, dict(used) if manifest.exits(variant) else {})
+
+
+def _exit_scores(run: ExampleRun, manifest: Manifest, variant: str, used: Counter[str]) -> Iterator[list[float]]:
+    """Yield the scores of each example by the exit that answers it, and count the exits."""
+    config = StreamConfig("test:", manifest.name, variant=variant, threads=1, cascade=_PATIENT)
+    exits = EarlyExitModel(run.session, manifest, config)
+    if not exits.is_softmax:
+        raise ModelError("the classes of its exits are told each by itself: only those of which one is right are")
+    spec = check_shape(run.session, run.examples)
+
+    def answer(index: int) -> _ExitAnswer:
+        def fill(tensor: Array) -> None:
+            run.examples.fill(index, spec, tensor)
+
+        found = exits.predict(fill, complexity=1.0)
+        scores = [float(one) for one in found.scores]
+        return _ExitAnswer(found.variant, scores if np.isfinite(scores).all() else [])
+
+    for one in run.computed(_ExitAnswer, "exits", answer):
+        used[one.variant] += 1
+        yield one.scores
 
 
 def detections(run: ExampleRun, manifest: Manifest, config: DecodeConfig) -> Iterator[list[Detection]]:

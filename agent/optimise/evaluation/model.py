@@ -256,7 +256,7 @@ def _classes(model: Model, run: ExampleRun, request: EvaluationRequest) -> _Pass
     examples = run.examples
     output, labels = model.manifest.output, examples.labels
     assert labels is not None
-    scores, top_k = class_scores(run, model.manifest)
+    scores, top_k, exits = class_scores(run, model.manifest, request.variant)
     silent = ~np.isfinite(scores).all(1)
     told = np.where(silent, NOTHING, scores.argmax(1))
     names = Labels(output.labels or examples.names)
@@ -275,6 +275,9 @@ def _classes(model: Model, run: ExampleRun, request: EvaluationRequest) -> _Pass
     if silent.any():
         told_none = f"{plural(int(silent.sum()), 'example')}: the model gives no numbers, which counts as wrong"
         found = replace(found, remarks=(*found.remarks, told_none))
+    if exits:
+        shares = ", ".join(f"{name} {count / len(examples):.1%}" for name, count in sorted(exits.items()))
+        found = replace(found, remarks=(*found.remarks, f"answered by {shares}"))
     return _Pass(found, score)
 
 

@@ -116,6 +116,13 @@ def test_frozen_the_deepest_exit_answers_as_the_model_did(folder: Path) -> None:
     with open_content(model.content, model.manifest) as session:
         before = np.concatenate([one[0] for one in outputs_of(session, read_examples(data, model, limit=20))])
     assert np.allclose(scores[0], before, atol=1e-4)
+    net, deepest, cascade = (
+        json.loads(run("models", "evaluate", folder / name, data, "--limit", 80, "--json", *more).stdout)
+        for name, *more in (("net.tflite",), ("deep.tflite", "--variant", "exit2"), ("deep.tflite",))
+    )
+    assert (deepest["value"], deepest["confusion"]) == (net["value"], net["confusion"])
+    assert "answered by exit1" in " ".join(cascade["remarks"])
+    assert not any("answered by" in remark for remark in (*net["remarks"], *deepest["remarks"]))
 
 
 def test_a_model_without_a_manifest_gets_one(folder: Path) -> None:
