@@ -362,6 +362,8 @@ def quantise(
     if recipe.method != "mixed":
         return run.model(_bits_of(quantiser, recipe.method, fixed))
     candidates = candidates_of(quantiser.layers, fixed)
+    if not candidates and 4 in fixed.values():
+        return run.model(_bits_of(quantiser, recipe.method, fixed))
     if not candidates:
         because = (
             "the recipe fixes the others" if fixed else "depthwise layers, grouped ones and tiny ones keep 8"

@@ -57,6 +57,7 @@ _ALSO = (
 _TRAINED = "trained, since it loses {:.3g} pp of {}"
 _COMPARED = "of {} that were not trained on, it {}, and {} without training"
 _NO_BETTER = "the file without it is kept: try more [qat] steps, or a lower learning_rate"
+_TOO_LARGE = "its file takes {}, over the limit: the one without training is kept"
 _NOT_TRAINED = "of {} it {}, so that it was not trained: --qat trains it"
 _BETTER_UNTRAINED = "without training it is within the limit of these examples: --no-qat leaves it out"
 _SIGMOIDS = ("blazeface", "landmarks")
@@ -196,7 +197,8 @@ class _Job:
         if chain := chain_of(self._manifest.variants):
             self.content, self._stages = join(model.content, chain)
         layers = read_layers(self.content, integers=self._recipe.method != "dynamic")
-        self._has_choice = bool(candidates_of(layers, fixed_bits(layers, self._layer_bits)))
+        fixed = fixed_bits(layers, self._layer_bits)
+        self._has_choice = bool(candidates_of(layers, fixed)) or 4 in fixed.values()
         self._falls_back = self._recipe.method == "mixed" and not (request.method or self._has_choice)
         if self._falls_back:
             self._recipe = replace(self._recipe, method="int8")
@@ -321,6 +323,8 @@ class _Job:
         told = _COMPARED.format(plural(len(self._roles.choosing), "example"), _told(after), _told(before))
         if self._request.qat is None:
             told = f"{_TRAINED.format(self.loss(found.content) * 100, self._roles.told)}; {told}"
+        if not self._budget.meets("size", size := len(self.file(trained.content))):
+            return False, (f"{told}; {_TOO_LARGE.format(self._budget.amount('size', size))}",)
         return kept, (told if kept else f"{told}: {_NO_BETTER}",)
 
     def _disagreement(self, found: QuantisedModel, steps: Sequence[StepResult]) -> Iterator[str]:

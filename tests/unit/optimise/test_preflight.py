@@ -70,8 +70,9 @@ def test_a_size_that_is_refused_names_what_makes_a_smaller_file(tmp_path: Path) 
     )
     for size, method, told in cases:
         with pytest.raises(ModelError, match=told):
-            check_file_size(model, content, method, Budget(size=size))
-    check_file_size(model, content, "mixed", Budget(size=sizes[2] + 1))
+            check_file_size(model, content, method, Budget(size=0.98 * size))
+    # What is told by noise may be a little more than the file will have.
+    check_file_size(model, content, "mixed", Budget(size=0.995 * sizes[2]))
 
 
 def test_a_fixed_layer_that_is_not_there_is_told_with_its_line() -> None:

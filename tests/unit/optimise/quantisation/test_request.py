@@ -348,6 +348,38 @@ def test_that_the_result_is_slower_is_told(
     assert any("slower than the float model" in one and "vedette bench" in one for one in remarks) is is_told
 
 
+def test_a_trained_file_that_is_too_large_is_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def trained(found: QuantisedModel, *_: Any, **__: Any) -> QuantisedModel:
+        return found._replace(content=found.content + bytes(5000))
+
+    monkeypatch.setattr("agent.optimise.quantisation.request.train_quantised", trained)
+    model = open_whole_model(str(write_model(tmp_path, float_file(classifier()))))
+    size = least_size(model.content, examples_of(model, tmp_path), "int8")
+    asked = QuantiseRequest(model.path, tmp_path / "x.npz", None, "int8", f"size<{size + 1000}B", qat=True)
+    report = quantise_file(asked, lambda _: None, lambda _: None).report
+    assert not report.missed
+    assert [(step.name, step.kept) for step in report.steps] == [
+        ("float", True),
+        ("quantise", True),
+        ("qat", False),
+    ]
+    assert "over the limit: the one without training is kept" in report.steps[-1].notes[0]
+
+
+def test_a_recipe_that_gives_all_layers_4_bits_leaves_mixed_nothing_to_choose(tmp_path: Path) -> None:
+    model = open_whole_model(str(write_model(tmp_path, float_file(classifier()))))
+    examples_of(model, tmp_path)
+    names = [layer.name for layer in read_layers(model.content).values() if fits_int4(layer)]
+    rules = ", ".join(f'{{match = "{name}", bits = 4}}' for name in names)
+    (tmp_path / "r.toml").write_text(f"[quantise]\nlayers = [{rules}]\n")
+    methods: tuple[Method | None, ...] = (None, "mixed")
+    for method in methods:
+        asked = QuantiseRequest(model.path, tmp_path / "x.npz", tmp_path / "r.toml", method, qat=False)
+        made = quantise_file(asked, lambda _: None, lambda _: None)
+        assert {layer.name for layer in made.report.layers if layer.bits == 4} == {*names}
+        assert not any("no layer" in remark for remark in made.report.remarks)
+
+
 def least_size(content: bytes, examples: Examples, method: Method) -> int:
     narrow = {layer.name: 4 for layer in read_layers(content).values() if fits_int4(layer)}
     recipe = QuantiseRecipe(method="int8" if method == "mixed" else method, examples=16)
@@ -365,8 +397,9 @@ def test_a_size_that_the_file_alone_exceeds_is_told_before_examples_are_read(
     size = least_size(model.content, examples, method)
     monkeypatch.setattr("agent.optimise.quantisation.request.quantise", None)  # it is not reached
     asked = QuantiseRequest(str(tmp_path / "net.tflite"), tmp_path / "x.npz", None, method)
-    unread = replace(asked, budget=f"size<{size / 1000}kB", data=tmp_path / "no.npz")
-    with pytest.raises(ModelError, match=f"cannot be met: .* (takes|give) {short_amount(size / 1000)} kB: "):
+    unread = replace(asked, budget=f"size<{0.98 * size / 1000}kB", data=tmp_path / "no.npz")
+    told = f"cannot be met: .* (takes|give) about {short_amount(size / 1000)} kB: "
+    with pytest.raises(ModelError, match=told):
         quantise_file(unread, lambda _: None, lambda _: None)
     with pytest.raises(TypeError):  # it is reached
         quantise_file(replace(asked, budget=f"size<={size / 1000}kB"), lambda _: None, lambda _: None)
