@@ -319,7 +319,9 @@ class _Run:
         larger = size > _NOISE_SIZE and not (faster and self._only_misses("latency", before, after))
         if (faster or smaller) and (not (slower or larger) or len(after) < len(before)):
             return []
-        return [f"does not help: time {time:+.1%}, size {size:+.1%}"]
+        new = [one for one in after if one.split()[0] not in {two.split()[0] for two in before}]
+        missed = f"; it would miss the budget: {', '.join(new)}" if new else ""
+        return [f"does not help: time {time:+.1%}, size {size:+.1%}{missed}"]
 
     @staticmethod
     def _only_misses(limit: str, before: Sequence[str], after: Sequence[str]) -> bool:

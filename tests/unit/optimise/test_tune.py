@@ -154,6 +154,11 @@ def test_what_is_nearer_to_a_budget_of_size_is_kept_though_it_is_slower() -> Non
     near = tune(MODEL, examples(), given, Budget(size=10.0), meters=slower(1.5))
     both = tune(MODEL, examples(), given, Budget(size=10.0, latency_ms=1.2), meters=slower(1.5))
     assert (without.content, near.content, both.content) == (FLOAT, INT8, FLOAT)
+    assert "size -" in both.report.steps[-1].notes[-1]
+    assert (
+        both.report.steps[-1].notes[-1].endswith("; it would miss the budget: latency 1.5 ms, 0.3 ms over 1.2 ms")
+    )
+    assert "it would miss" not in without.report.steps[-1].notes[-1]
     slow = "slower than the model as it was on this machine, 1.5 ms instead of 1: measure both on the board"
     assert [one.report.remarks[0].startswith(slow) for one in (without, near, both)] == [False, True, False]
 
