@@ -108,10 +108,10 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_camera_without_key_frames_is_lost_for_that(decode: str) -> None:
     units = encode(pattern(20 * FPS), options=gop(20 * FPS, ":repeat-headers=1"))[1:]
     with PacketCamera(units) as camera, watching(camera.uri, decode) as (stream, news):
-        until(lambda: len(news) > 1, stream)
-        assert news[0] == ("starting", "waiting for a key frame")
-        assert news[1][0] == "lost"
-        assert news[1][1].endswith("no key frame for 8 s")
+        until(lambda: news and news[-1][0] == "lost", stream)
+        assert news[-1][1].endswith("no key frame for 8 s")
+        # On a busy machine both may be due at once, and the wait is not told; it is below.
+        assert news[:-1] in ([], [("starting", "waiting for a key frame")])
 
 
 @pytest.mark.usefixtures("impatient")
