@@ -121,13 +121,13 @@ def calibrate(
     recorded = read_recording(recording, opened.reader)
     given = recorded, _situations(truth, recorded), opened.reader.terms, times
     if head:
-        found, content, plain = calibrate_head(*given, model.name)
+        found, content, summed = calibrate_head(*given, model.name)
         write_atomic(model, content)
     else:
-        found = plain = fit(*given)
+        found = summed = fit(*given)
     found = msgspec.structs.replace(found, text_vectors=opened.reader.sha256)
     write_atomic(output, msgspec.json.format(msgspec.json.encode(found), indent=2))
-    _print_calibration(found, plain, as_json=as_json)
+    _print_calibration(found, summed, as_json=as_json)
     for target in (output, model) if head else (output,):
         click.echo(f"{target}: written", err=True)
 
@@ -153,7 +153,8 @@ def _situations(path: Path, recorded: Sequence[Recorded]) -> list[Span]:
     if len(found) == len(truth):
         return found
     first, last = (local_time(to_moment(one.at_ns)) for one in (recorded[0], recorded[-1]))
-    outside = [span for span in truth if span not in {*found}]
+    inside = {*found}
+    outside = [span for span in truth if span not in inside]
     told = (
         f"{len(outside)} of {len(truth)} situations lie outside the recording, which goes from {first} to "
         f"{last}; one is at {local_time(to_moment(outside[0][0]))}"
@@ -231,10 +232,10 @@ def _print_matches(found: list[tuple[str, str, list[TermMatch]]], *, as_json: bo
     console(110, markup=False).print(table)
 
 
-def _print_calibration(found: FusionCalibration, plain: FusionCalibration, *, as_json: bool) -> None:
-    """Print the weights, or with a head how it compares with their sum, `plain`."""
+def _print_calibration(found: FusionCalibration, summed: FusionCalibration, *, as_json: bool) -> None:
+    """Print the weights, or with a head how it compares with their sum."""
     from agent.cli.output import console, open_table, print_json
-    from agent.text import plain as shown
+    from agent.text import plain
 
     if as_json:
         print_json(found)
@@ -242,13 +243,13 @@ def _print_calibration(found: FusionCalibration, plain: FusionCalibration, *, as
     if not found.model:
         table = open_table("term", "absent", "present", "score", right=("absent", "present", "score"))
         for one in found.terms:
-            table.add_row(shown(one.term), f"{one.absent:+.2f}", f"{one.present:+.2f}", f"{one.score:+.2f}")
+            table.add_row(plain(one.term), f"{one.absent:+.2f}", f"{one.present:+.2f}", f"{one.score:+.2f}")
         console(80, markup=False).print(table)
         click.echo(f"prior {found.prior:+.2f}; {_held_out(found)}")
         return
     click.echo(f"the head: {_held_out(found)}")
-    click.echo(f"the sum of weights, without --head: {_held_out(plain)}")
-    if plain.log_loss < found.log_loss:
+    click.echo(f"the sum of weights, without --head: {_held_out(summed)}")
+    if summed.log_loss < found.log_loss:
         click.echo("the sum is the better one here: leave --head away", err=True)
 
 

@@ -168,6 +168,11 @@ class Variant(Struct, frozen=True, forbid_unknown_fields=True):
     temperature: Annotated[float, Meta(ge=1e-3, le=1e3)] = 1.0
     complexity: Unit = 1.0
 
+    @property
+    def is_exit(self) -> bool:
+        """True if it continues another variant or its scores are scaled, as those of a cascade's exits are."""
+        return bool(self.after) or self.temperature != 1.0
+
 
 ONLY_VARIANT = "full"
 """Name of the variant of a model whose manifest lists none."""

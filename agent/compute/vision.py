@@ -162,7 +162,7 @@ def build_detector(session: Session, model: Model, config: StreamConfig) -> Dete
     """Build what runs the variant, or the exits, that a stream asks for; see the classes for what they raise."""
     variant = model.manifest.variant(_variant(model, config))
     config = replace(config, decode=_decode_config(model, config))
-    if variant.after or variant.temperature != 1.0:
+    if variant.is_exit:
         return CascadeDetector(session, model, config)
     return Detector(session, model, variant.name, config.decode)
 

@@ -32,7 +32,7 @@ from agent.compute.infer.session import CPU, BackendSpec, Session, SessionOption
 from agent.compute.manifest import Manifest, Model
 from agent.compute.tflite.expand import expand_int4
 from agent.compute.tflite.model import TensorSpec
-from agent.config import DecodeConfig
+from agent.config import CascadeConfig, DecodeConfig
 from agent.errors import ModelError
 from agent.models.library import installed_runtime
 from agent.optimise.data import SCORE_HINTS, Examples, no_classifier
@@ -76,6 +76,10 @@ class Score(Struct, frozen=True):
     def __str__(self) -> str:
         span = f" ({self.interval[0]:.2%} to {self.interval[1]:.2%})" if self.interval else ""
         return f"{self.metric} {self.value:.2%}{span} on {plural(self.count, 'example')}"
+
+
+PATIENT = CascadeConfig(budget_ms=1e6)
+"""For cascades that are measured: time keeps no exit from running, so that nothing depends on this machine."""
 
 
 class ScoreChange(Struct, frozen=True):

@@ -389,7 +389,7 @@ def _bits_of(quantiser: Quantiser, method: Method, fixed: Mapping[Key, int]) -> 
 def sized_file(
     content: bytes, examples: Sequence[Examples], method: Method, layer_bits: LayerBits | None = None
 ) -> bytes:
-    """Return a file of the least size that a quantised one will have, in seconds. Its weights are noise.
+    """Return a file of about the least size that a quantised one will have, in seconds. Its weights are noise.
 
     Args:
         content: a float `.tflite` file.

@@ -20,7 +20,7 @@ from agent.compute.cascade import EarlyExitModel
 from agent.compute.infer.backends import open_session
 from agent.compute.infer.session import CPU, Session, SessionOptions
 from agent.compute.manifest import Manifest, Model
-from agent.config import CascadeConfig, StreamConfig
+from agent.config import StreamConfig
 from agent.errors import ModelError
 from agent.models.library import prefixed_errors
 from agent.optimise.calibrate import (
@@ -33,7 +33,7 @@ from agent.optimise.calibrate import (
     evaluate,
 )
 from agent.optimise.data import Examples
-from agent.optimise.evaluate import open_content
+from agent.optimise.evaluate import PATIENT, open_content
 from agent.text import plural
 from agent.types import Array
 
@@ -45,7 +45,6 @@ _PARTS = 4
 _NEVER = 2.0
 """Confidence above that of any answer."""
 _TIMED, _REPEATS = 100, 3
-_NO_LIMIT = CascadeConfig(budget_ms=1e6)
 
 
 class ExitScores(Struct, frozen=True):
@@ -64,7 +63,7 @@ class ExitScores(Struct, frozen=True):
 def _open(
     content: bytes, manifest: Manifest, variant: str, *, inside: bool = False
 ) -> Iterator[tuple[EarlyExitModel, Session]]:
-    config = StreamConfig(source="test:", model=manifest.name, variant=variant, cascade=_NO_LIMIT)
+    config = StreamConfig(source="test:", model=manifest.name, variant=variant, cascade=PATIENT)
     opened = _inside(content, manifest) if inside else open_content(content, manifest, manifest.variants[-1].name)
     with opened as session:
         exits = EarlyExitModel(session, manifest, config)

@@ -17,18 +17,16 @@ from agent.compute.decode.decoder import build_decoder
 from agent.compute.infer.image_input import Placement
 from agent.compute.infer.session import Session
 from agent.compute.manifest import Manifest
-from agent.config import CascadeConfig, DecodeConfig, StreamConfig
+from agent.config import DecodeConfig, StreamConfig
 from agent.errors import ModelError
 from agent.optimise.data import Examples
-from agent.optimise.evaluate import Progress, check_shape
+from agent.optimise.evaluate import PATIENT, Progress, check_shape
 from agent.optimise.evaluation.kept import KeptResults, result_key
 from agent.types import Array, Detection
 
 T = TypeVar("T")
 _BOXES = DecodeConfig(score_threshold=0.02, max_detections=100)
 """Also what a model is hardly sure of: curves need it."""
-_PATIENT = CascadeConfig(budget_ms=1e6)
-"""Time never keeps an exit from running: what is found must not depend on this machine."""
 
 
 class ExampleRun:
@@ -100,7 +98,7 @@ class ClassScores(NamedTuple):
     Attributes:
         values: [examples, classes], -inf where the model gives no numbers.
         top_k: how many classes are told.
-        exits: number of answers by the name of the exit; empty: the model has none, or one is asked for.
+        exits: number of answers by the name of the exit, shallow first; empty: one variant answers alone.
     """
 
     values: NDArray[np.float64]
@@ -136,18 +134,18 @@ def class_scores(run: ExampleRun, manifest: Manifest, variant: str = "") -> Clas
         return [float(one) for one in scores] if np.isfinite(scores).all() else []
 
     used: Counter[str] = Counter()
-    if chosen.after:
+    if chosen.is_exit:
         rows = list(_exit_scores(run, manifest, variant, used))
     else:
         rows = list(run.answers(list[float], "classes", decoded))
     count = max(map(len, rows), default=0) or len(manifest.output.labels) or len(run.examples.names)
     values = np.array([row or [-np.inf] * count for row in rows], np.float64)
-    return ClassScores(values, decode.top_k, dict(used) if manifest.exits(variant) else {})
+    return ClassScores(values, decode.top_k, {one.name: used[one.name] for one in manifest.exits(variant)})
 
 
 def _exit_scores(run: ExampleRun, manifest: Manifest, variant: str, used: Counter[str]) -> Iterator[list[float]]:
     """Yield the scores of each example by the exit that answers it, and count the exits."""
-    config = StreamConfig("test:", manifest.name, variant=variant, threads=1, cascade=_PATIENT)
+    config = StreamConfig("test:", manifest.name, variant=variant, threads=1, cascade=PATIENT)
     exits = EarlyExitModel(run.session, manifest, config)
     if not exits.is_softmax:
         raise ModelError("the classes of its exits are told each by itself: only those of which one is right are")

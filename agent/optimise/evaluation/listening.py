@@ -23,9 +23,10 @@ from agent.compute.infer.session import CPU, Session, SessionOptions
 from agent.compute.manifest import Model
 from agent.compute.track.keywords import KeywordSpotter
 from agent.compute.verification import WordVerifier
-from agent.config import CascadeConfig, DecodeConfig, StreamConfig
+from agent.config import DecodeConfig, StreamConfig
 from agent.errors import ModelError
 from agent.models.verification import open_verifier
+from agent.optimise.evaluate import PATIENT
 from agent.optimise.evaluation.keyword_rates import (
     AFTER_S,
     THRESHOLDS,
@@ -46,8 +47,6 @@ _BEGIN = datetime(2026, 1, 1, tzinfo=UTC)
 _NAME = "evaluation"
 _BLOCK_S = 0.01
 _FAINT_DB = -96.0
-_PATIENT_MS = 1e6
-"""Time for the exits of an input: other work on this machine must not change what is heard."""
 
 
 class HeardRecording(Struct, frozen=True):
@@ -123,9 +122,8 @@ class Listener:
         verifier: WordVerifier | None = None,
     ) -> None:
         decode = DecodeConfig(score_threshold=threshold)
-        cascade = CascadeConfig(budget_ms=_PATIENT_MS)
         self._config = StreamConfig(
-            "mic:default", model.path, variant=variant, threads=1, decode=decode, cascade=cascade
+            "mic:default", model.path, variant=variant, threads=1, decode=decode, cascade=PATIENT
         )
         self._model, self._session, self._verifier = model, session, verifier
         _, spotter = self._start()

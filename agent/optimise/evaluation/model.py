@@ -276,7 +276,7 @@ def _classes(model: Model, run: ExampleRun, request: EvaluationRequest) -> _Pass
         told_none = f"{plural(int(silent.sum()), 'example')}: the model gives no numbers, which counts as wrong"
         found = replace(found, remarks=(*found.remarks, told_none))
     if exits:
-        shares = ", ".join(f"{name} {count / len(examples):.1%}" for name, count in sorted(exits.items()))
+        shares = ", ".join(f"{name} {count / len(examples):.1%}" for name, count in exits.items())
         found = replace(found, remarks=(*found.remarks, f"answered by {shares}"))
     return _Pass(found, score)
 

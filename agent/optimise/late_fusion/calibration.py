@@ -98,7 +98,13 @@ def calibrate(
     Raises:
         ConfigError: there are too few situations, or too few stretches with evidence and without a situation.
     """
-    x, y = checked_stretches(recorded, truth, terms, times)
+    return calibrate_stretches(*checked_stretches(recorded, truth, terms, times), terms, times)
+
+
+def calibrate_stretches(
+    x: Floats, y: NDArray[np.bool_], terms: Sequence[Term], times: FusionTimes
+) -> FusionCalibration:
+    """Fit the weights of terms on `checked_stretches`."""
     weights = _fit(x, y)
     held_out = held_out_predictions(x, y, lambda some, true: partial(_predict, weights=_fit(some, true)))
     fitted = tuple(

@@ -22,7 +22,7 @@ from agent.optimise.graph.layers import RELU, Convolution, Network
 from agent.optimise.graph.writer import ModelWriter
 from agent.optimise.late_fusion.calibration import (
     Floats,
-    calibrate,
+    calibrate_stretches,
     calibration_error,
     checked_stretches,
     held_out_predictions,
@@ -105,7 +105,7 @@ class TrainedHead(NamedTuple):
     """A trained head.
 
     Attributes:
-        calibration: its figures are the head's, its weights those of the sum, which serve where there is no head.
+        calibration: its figures are the head's, its weights are those of the sum, and do not count.
         content: of the `.tflite` file.
         sum: the calibration without a head, for comparison.
     """
@@ -125,7 +125,7 @@ def calibrate_head(
     x, y = checked_stretches(recorded, truth, terms, times)
     content = emit(learn(x, y))
     held_out = held_out_predictions(x, y, lambda some, true: learn(some, true).predict)
-    plain = calibrate(recorded, truth, terms, times)
+    plain = calibrate_stretches(x, y, terms, times)
     own = replace(
         plain,
         log_loss=round(log_loss(held_out, y), 4),
