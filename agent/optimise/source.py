@@ -36,6 +36,11 @@ _HELD_OUT = (
     "too good: give the --limit of its training, and the same `held_out` in [data] of the recipe"
 )
 
+_AMONG = (
+    "{}: was trained on some of these examples, {} of {} that were compared: here it is surer and better than on "
+    "new ones"
+)
+
 
 def open_source(name_or_path: str, tell: Callable[[str], None]) -> Model:
     """Open a model for a step.
@@ -122,6 +127,17 @@ def learned_parts(model: Model, seen: Examples, held_out: Examples) -> LearnedPa
     # Of two that are equal, one may be in each part.
     doubts = (_HELD_OUT.format(model.path, len(both), len(known)),) if both and not known <= own else ()
     return LearnedParts(bool(known & own), doubts)
+
+
+def judged_by_learned(model: Model, examples: Examples) -> tuple[str, ...]:
+    """Return a line if a model is judged by examples that its report says it was trained on.
+
+    Raises:
+        ModelError: an example cannot be read any more.
+    """
+    known = _learned(model.path, model.sha256)
+    both = known & _digests(examples) if known else set()
+    return (_AMONG.format(model.path, len(both), len(known)),) if both else ()
 
 
 def learned_sample(

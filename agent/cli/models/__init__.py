@@ -410,9 +410,12 @@ def _calibrate_pictures(name: str, data: Path, loss: float) -> CalibrationResult
         return None
     from agent.optimise.data import read_examples
     from agent.optimise.depth.calibration import calibrate_examples, check_cascade
+    from agent.optimise.source import judged_by_learned
 
     check_cascade(model)
     examples = read_examples(data, model)
+    for line in judged_by_learned(model, examples):
+        click.echo(f"vedette: warning: {plain(line)}, so that its thresholds become too low", err=True)
     hidden = not sys.stderr.isatty()
     with click.progressbar(length=len(examples), label="looking", file=sys.stderr, hidden=hidden) as bar:
         return calibrate_examples(model, examples, loss, lambda _: bar.update(1))

@@ -30,6 +30,7 @@ from agent.optimise.evaluation.model import (
 )
 from agent.optimise.evaluation.mot import PUBLISHED, holds_clips
 from agent.optimise.evaluation.report import comparison, draw_confusion, headline, tables, to_html
+from agent.optimise.source import judged_by_learned
 from agent.text import plain
 
 
@@ -78,6 +79,9 @@ def _evaluate_pictures(model: Model, other: Model | None, data: Path, options: E
             found = evaluate_model(model, examples, request, others, lambda done: _show(done, total, kept), kept)
         finally:
             show_progress("")
+    judged = ((model, examples), *([others] if others else []))
+    learned = (line for one, given in judged for line in judged_by_learned(one, given))
+    found = replace(found, remarks=(*found.remarks, *learned))
     missed = missed_targets(found, options.target_recall)
     print_json(found, indent=2) if options.as_json else print_tables(_lines(found, kept), tables(found))
     for line in missed:

@@ -35,13 +35,14 @@ from agent.optimise.quantise import (
 from agent.optimise.recipe import Method, parse_recipe, read_recipe
 from agent.optimise.recipe.budget import Budget, parse_budget
 from agent.optimise.report import LayerResult, OptimiseReport, StepResult, describe_machine, told_slower
-from agent.optimise.source import learned_parts, open_source
+from agent.optimise.source import learned_parts, learned_sample, open_source
 from agent.optimise.tune import split as held_out
 from agent.optimise.tune_steps import judged
 from agent.structs import convert
 from agent.text import plural
 
 Progress = Callable[[str], None]
+_QAT = "qat"
 _DOUBTFUL = 0.02
 _ALIKE = "of {} examples for calibration {}: the ranges are those of these alone, and others will be cut off"
 _DIFFERENT = 8
@@ -141,7 +142,7 @@ def quantise_file(request: QuantiseRequest, progress: Progress, tell: Progress) 
     if trains and job.can_be_met(steps[-1]):
         trained = job.trained(found)
         kept, notes = job.compared(found, trained)
-        steps.append(replace(job.measured("qat", trained.content), kept=kept, notes=notes))
+        steps.append(replace(job.measured(_QAT, trained.content), kept=kept, notes=notes))
         found = trained if kept else found
     return QuantisedFile(job.file(found.content), job.report(found, steps))
 
@@ -190,7 +191,7 @@ class _Job:
         text = request.budget or recipe.budget
         self._budget = parse_budget(text) if text else Budget()
         model = open_source(request.model, tell)
-        self.given, self._manifest = model.content, model.manifest
+        self._model, self._manifest = model, model.manifest
         self._logits = logit_outputs(model)
         self._stages: tuple[Stage, ...] = ()
         self.content = model.content
@@ -392,7 +393,7 @@ class _Job:
         return OptimiseReport(
             "quantise",
             self._request.model,
-            hashlib.sha256(self.given).hexdigest(),
+            self._model.sha256,
             hashlib.sha256(self.file(found.content)).hexdigest(),
             describe_machine(),
             self._request.command,
@@ -402,6 +403,7 @@ class _Job:
             tuple(steps),
             tuple(_layers(found)),
             remarks=tuple(remarks),
+            learned=learned_sample(self._roles.learned if last.name == _QAT else None, self._model),
         )
 
 

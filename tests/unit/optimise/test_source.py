@@ -13,7 +13,7 @@ from agent.compute.manifest import InputManifest, Manifest, Model
 from agent.optimise.data import Examples
 from agent.optimise.data.layouts import FoundData
 from agent.optimise.report import OptimiseReport
-from agent.optimise.source import learned_parts, learned_sample
+from agent.optimise.source import judged_by_learned, learned_parts, learned_sample
 from agent.optimise.tune import split
 
 COUNT, SHAPE = 400, (4, 4, 3)
@@ -76,3 +76,12 @@ def test_equal_examples_in_both_parts_are_no_doubt(model: Model) -> None:
     seen, held = every.take(range(60)), every.take(range(50, 100))
     write_report(model, learned_sample(seen))
     assert learned_parts(model, seen, held) == (True, ())
+
+
+def test_a_model_that_is_judged_by_what_it_was_trained_on_is_told(model: Model) -> None:
+    seen, held = split(examples(100), 0.5)
+    write_report(model, learned_sample(seen))
+    assert judged_by_learned(model, held) == ()
+    (line,) = judged_by_learned(model, examples(100))
+    assert "50 of 50 that were compared" in line
+    assert judged_by_learned(replace(model, sha256="b" * 64), seen) == ()

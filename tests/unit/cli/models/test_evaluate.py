@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import sys
 from pathlib import Path
 from typing import Any
 
 import cv2
+import msgspec
 import numpy as np
 import pytest
 from click.testing import CliRunner, Result
@@ -15,6 +17,10 @@ from click.testing import CliRunner, Result
 pytest.importorskip("ai_edge_litert", reason="models are written with ai-edge-litert")
 
 from agent.cli.main import vedette
+from agent.models.library import open_whole_model
+from agent.optimise.data import read_examples
+from agent.optimise.report import OptimiseReport
+from agent.optimise.source import learned_sample
 from tests.support import picture_models
 from tests.support.parts import learn, part, write_parts
 from tests.support.tflite_builder import constant_model
@@ -139,6 +145,17 @@ def test_labels_that_differ_by_case_alone_are_classes_of_their_own(tmp_path: Pat
         for number in range(3):
             assert cv2.imwrite(str(tmp_path / "data" / name / f"{number}.png"), picture_models.picture(colour))
     assert evaluated(path, tmp_path / "data")["value"] == 1.0
+
+
+def test_examples_that_a_model_was_trained_on_are_told(colours: Path) -> None:
+    data = colours.parent / "data"
+    learned = learned_sample(read_examples(data, open_whole_model(str(colours)), limit=8))
+    sha256 = hashlib.sha256(colours.read_bytes()).hexdigest()
+    report = OptimiseReport("train", "tiny", sha256_after=sha256, learned=learned)
+    colours.with_suffix(".report.json").write_bytes(msgspec.json.encode(report))
+    assert (
+        "trained on some of these examples, 8 of 8 that were compared" in evaluated(colours, data)["remarks"][-1]
+    )
 
 
 def test_two_models_are_compared_by_the_examples_on_which_they_differ(colours: Path) -> None:

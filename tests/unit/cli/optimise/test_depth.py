@@ -153,6 +153,7 @@ def test_quantised_and_calibrated_again_it_is_still_a_cascade(folder: Path) -> N
     done = run("models", "calibrate", small, data, "--json")
     assert done.exit_code == 0, said(done)
     assert json.loads(done.stdout)["recordings"] == 320
+    assert "was trained on some of these examples, 128 of 128 that were compared" in done.stderr
     after = manifest(folder / "small.toml")["variants"]
     assert [one["name"] for one in after] == [one["name"] for one in before]
     assert all(one["temperature"] < 9 for one in after)

@@ -282,6 +282,7 @@ def test_of_a_model_that_knows_the_calibration_by_heart_held_out_examples_decide
     write_training_report(tmp_path)
     report = decided(tmp_path, monkeypatch, {"report": (0.05, 0.0)})
     assert report.steps[-1].kept
+    assert report.learned == learned_sample(halves(tmp_path)[1])
     assert any("32 examples of these figures have also decided" in one for one in report.remarks)
     monkeypatch.setattr("agent.optimise.tune_steps._ENOUGH", 8)
     report = decided(tmp_path, monkeypatch, {"judging": (0.05, 0.0), "others": (0.0, 0.0)})
