@@ -42,6 +42,8 @@ _WARM_UP = 10
 _SHIFT = 2
 """Pixels by which pictures are moved at most."""
 _SMOOTHING = 0.1
+_LEAST = 1e-6
+"""Probability below which none is taken, for its logarithm."""
 _SAVE_EVERY_S = 10.0
 
 
@@ -339,8 +341,9 @@ def objective(
 ) -> Tensor:
     """Return the loss of a batch.
 
-    For a classifier: divergence from the teacher's distribution, and cross entropy with the labels; with exits,
-    their mean. For other models: mean square of the difference of each output as a share of its variance.
+    For a classifier: divergence from the teacher's distribution, and cross entropy with the labels, class by
+    class where it ends in a sigmoid; with exits, their mean. For other models: mean square of the difference of
+    each output as a share of its variance.
     """
     places = exits or ((0,) if is_classifier(graph) and len(found) == 1 else ())
     if not places:
@@ -355,12 +358,28 @@ def objective(
 def _of_classes(
     graph: TorchGraph, found: Tensor, wanted: Tensor, labels: Tensor | None, teacher: float
 ) -> Tensor:
+    if graph.operations[-1].kind == "LOGISTIC":
+        return _of_single_classes(found, wanted, labels, teacher)
     logs, targets = (_log_probabilities(graph, one.float()) for one in (found, wanted))
     loss = functional.kl_div(logs, targets, reduction="batchmean", log_target=True)
     if labels is None:
         return loss
     smooth = (1 - _SMOOTHING) * functional.nll_loss(logs, labels) - _SMOOTHING * logs.mean()
     return teacher * loss + (1 - teacher) * smooth
+
+
+def _of_single_classes(found: Tensor, wanted: Tensor, labels: Tensor | None, teacher: float) -> Tensor:
+    """Return the loss of probabilities that do not add up to 1: a sigmoid answers for each class by itself."""
+    given, taught = (one.float().clamp(_LEAST, 1 - _LEAST).reshape(len(one), -1) for one in (found, wanted))
+
+    def entropy(probabilities: Tensor, targets: Tensor) -> Tensor:
+        return functional.binary_cross_entropy(probabilities, targets, reduction="sum") / len(targets)
+
+    loss = entropy(given, taught) - entropy(taught, taught)
+    if labels is None:
+        return loss
+    smooth = functional.one_hot(labels, given.shape[1]) * (1 - _SMOOTHING) + _SMOOTHING / given.shape[1]
+    return teacher * loss + (1 - teacher) * entropy(given, smooth)
 
 
 def is_classifier(graph: TorchGraph) -> bool:
@@ -371,7 +390,7 @@ def is_classifier(graph: TorchGraph) -> bool:
 def _log_probabilities(graph: TorchGraph, outputs: Tensor) -> Tensor:
     flat = outputs.reshape(len(outputs), -1)
     if graph.operations[-1].kind == "SOFTMAX":
-        return (flat.clamp_min(1e-6) / flat.clamp_min(1e-6).sum(1, keepdim=True)).log()
+        return (flat.clamp_min(_LEAST) / flat.clamp_min(_LEAST).sum(1, keepdim=True)).log()
     return functional.log_softmax(flat, 1)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -122,6 +123,26 @@ def test_examples_of_one_class_are_refused_unless_the_float_model_alone_teaches(
     with pytest.raises(ModelError, match=r"64 examples to learn from are all of one class: .*teacher = 1\.0"):
         trained(found, alike)
     assert trained(found, alike, replace(BRIEF, steps=1, teacher=1.0)).losses
+
+
+def test_a_sigmoid_answers_for_each_class_by_itself() -> None:
+    graph: Any = SimpleNamespace(
+        operations=[SimpleNamespace(kind="LOGISTIC")], outputs=[0], shape=lambda _: (1, 3)
+    )
+    labels, both = torch.tensor([0]), torch.tensor([[0.9, 0.9, 0.1]])
+    one = torch.tensor([[0.9, 0.1, 0.1]])
+
+    def loss(found: Any, teacher: float, known: Any = labels) -> float:
+        return float(objective(graph, [found], [both], known, teacher))
+
+    assert loss(both, 1.0, None) == pytest.approx(0.0, abs=1e-6)
+    assert loss(one, 1.0) == pytest.approx(0.9 * math.log(9) - 0.1 * math.log(9), abs=1e-5)
+    smooth = [0.9 + 0.1 / 3, 0.1 / 3, 0.1 / 3]
+    cross = -sum(
+        y * math.log(p) + (1 - y) * math.log(1 - p) for y, p in zip(smooth, (0.9, 0.1, 0.1), strict=True)
+    )
+    assert loss(one, 0.0) == pytest.approx(cross, abs=1e-5)
+    assert loss(one, 0.0) < loss(both, 0.0)
 
 
 def test_a_training_that_diverges_leaves_no_checkpoint(
