@@ -33,8 +33,6 @@ _LONGEST, _BARS = 60, 30
 _CPUINFO = Path("/proc/cpuinfo")
 _CPU = re.compile(r"^(?:model name|Model|Hardware)\s*:\s*(.+)$", re.MULTILINE)
 _MARKDOWN = re.compile(r"([\\`*_\[\]<>#|~&$])")
-
-
 _SLOWER = (
     "slower than {} on this machine, {:.3g} ms instead of {:.3g}: measure both on the board with "
     "`vedette bench` before you take it"
@@ -184,7 +182,7 @@ def _of_other_keys(data: dict[str, Any]) -> OptimiseReport:
     if missing := [key for key in ("step", "model") if key not in data]:
         raise ValueError(f"the key {missing[0]!r} is missing")
     carried = {name: data[name] for name in ("sha256_before", "sha256_after", "learned") if name in data}
-    own = {"step", "model", "module", "bytes", "rewrites", "comparison", *carried}
+    own = {"step", "model", "module", "bytes", "rewrites", "comparison", "maps", *carried}
     sizes = convert(data.get("bytes", {}), dict[str, int])
     times, done, remarks = _of_rewrite(data)
     notes = tuple(f"{name}: {value}" for key in data if key not in own for name, value in _flat(key, data[key]))
@@ -197,9 +195,11 @@ def _of_other_keys(data: dict[str, Any]) -> OptimiseReport:
 
 
 def _of_rewrite(data: dict[str, Any]) -> tuple[tuple[Any, Any], list[str], list[str]]:
-    """Return times before and after, notes and remarks of a report of `rewrite`; of others there are none."""
+    """Return times before and after, notes and remarks of a report of `rewrite`, and the notes of `features`."""
     compared = convert(data.get("comparison", {}), dict[str, float | str])
     notes = [f"{name}: {count}" for name, count in convert(data.get("rewrites", {}), dict[str, int]).items()]
+    maps = convert(data.get("maps", []), list[dict[str, str | list[int]]])
+    notes += (f"features: {', '.join(str(part) for part in one.values() if part)}" for one in maps)
     differences = [compared[name] for name in ("last_bits", "relative") if name in compared]
     if len(differences) == 2:
         notes.append(told_differences(*convert(differences, tuple[float, float])))

@@ -333,7 +333,7 @@ def prune_step(model: Model, seen: Examples, recipe: Recipe, request: TuneReques
             seen,
             _channels(recipe),
             folder=request.folder,
-            progress=lambda at: progress(f"pruning: {at.share:.0%}"),
+            progress=lambda at: progress(f"pruning: {at.share * 100:.0f} %"),
         )
         notes = pruned.report.steps[-1].notes[:1]
         if state.derive is None:

@@ -116,6 +116,13 @@ def test_the_report_of_a_rewrite_shows_what_rewrite_prints(tmp_path: Path) -> No
     assert found.remarks == ("beside other work",)
 
 
+def test_the_report_of_features_names_the_map(tmp_path: Path) -> None:
+    path = tmp_path / "r.json"
+    maps = [{"signature": "s320", "tensor": "relu_7", "shape": [1, 20, 20, 64]}]
+    path.write_bytes(msgspec.json.encode({"step": "features", "model": "m", "maps": maps}))
+    assert read_report(path).steps[1].notes == ("features: s320, relu_7, [1, 20, 20, 64]",)
+
+
 def test_remarks_have_a_heading_and_steps_that_did_not_run_no_bar(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("matplotlib", reason="matplotlib is of the extra [optimise]")
     drawn: list[str] = []

@@ -347,6 +347,38 @@ def test_a_log_gets_a_line_after_a_minute_of_silence(
     assert capsys.readouterr().err.splitlines() == ["training …", "on …"]
 
 
+def test_what_is_left_is_told_from_counts_and_shares(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    now = [1000.0]
+    monkeypatch.setattr("agent.cli.optimise.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    for seconds, text in (
+        (0, "quantising layers: 3 of 23"),
+        (4, "quantising layers: 4 of 23"),  # too early
+        (6, "quantising layers: 5 of 23"),
+        (10, "training [####....] 10 %, loss 1.250"),  # goes on from a checkpoint
+        (10, "training [####....] 10 %, loss 1.249"),
+        (10, "training [#####...] 20 %, loss 1.100"),
+        (20, "training [########] 100 %, loss 1.000"),
+        (10, "measuring"),
+        (9, "training [........] 1 %, loss 3.0"),  # another one
+        (9, "graph 1 of 1: batch 7"),
+    ):
+        now[0] += seconds
+        show_progress(text)
+    lines = [line.split(" …")[0] for line in capsys.readouterr().err.split("\r\x1b[K")[1:]]
+    assert [line.partition(", about ")[2] for line in lines] == [
+        "",
+        "",
+        "90 s left",
+        "",
+        "",
+        "160 s left",
+        *[""] * 4,
+    ]
+
+
 @pytest.mark.parametrize(
     "command",
     [
