@@ -6,6 +6,7 @@ import copy
 import hashlib
 import tomllib
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -188,10 +189,16 @@ def rewrite(name_or_path: str, path: Path, change: Callable[[dict[str, Any]], No
 
 
 def check_place(name_or_path: str, path: Path) -> None:
-    """Raise the ModelError that `rewrite` would raise for this path."""
+    """Raise ModelError if `rewrite` would for this path, or would replace what is no manifest of the model."""
     manifest = manifest_path(name_or_path)
-    for _ in missing_files(files_of(manifest, tomllib.loads(read_text(manifest))), path.parent):
+    files = files_of(manifest, tomllib.loads(read_text(manifest)))
+    for _ in missing_files(files, path.parent):
         pass
+    if path.exists() and path.resolve() != manifest.resolve():
+        with suppress(tomllib.TOMLDecodeError):
+            if files_of(path, tomllib.loads(read_text(path)))[0].name == files[0].name:
+                return
+        raise ModelError(f"{path}: is there already, and is no manifest of {files[0].name}: choose another name")
 
 
 def set_variants(keys: Mapping[str, Mapping[str, float | None]]) -> Callable[[dict[str, Any]], None]:
@@ -208,7 +215,7 @@ def set_variants(keys: Mapping[str, Mapping[str, float | None]]) -> Callable[[di
 
 
 def files_of(manifest: Path, data: Mapping[str, Any]) -> list[Path]:
-    """Return the files that a manifest names: its model, and its labels if they are a file.
+    """Return the files that a manifest names: its model, labels, golden files and the head of its verification.
 
     Args:
         manifest: its path.
@@ -218,8 +225,12 @@ def files_of(manifest: Path, data: Mapping[str, Any]) -> list[Path]:
         ModelError: a file would lie in another folder.
     """
     files = [beside(manifest, data.get("file") or manifest.with_suffix(".tflite").name, "file")]
-    labels = data.get("output", {}).get("labels")
-    return [*files, beside(manifest, labels, "labels")] if isinstance(labels, str) else files
+    if isinstance(labels := data.get("output", {}).get("labels"), str):
+        files.append(beside(manifest, labels, "labels"))
+    files += (beside(manifest, name, "golden.files") for name in data.get("golden", {}).get("files", ()))
+    if verification := data.get("verification"):
+        files.append(beside(manifest, verification["head"], "verification.head"))
+    return files
 
 
 def missing_files(files: list[Path], folder: Path) -> Iterator[Path]:

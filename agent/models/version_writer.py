@@ -15,7 +15,7 @@ from agent.compute.manifest import check_manifest, read_manifest
 from agent.compute.tflite.read import read_modelfile
 from agent.config.toml import TomlFile
 from agent.errors import ModelError
-from agent.models.files import beside, load_file, model_path, read, read_text
+from agent.models.files import load_file, model_path, read, read_text
 from agent.models.manifest_writer import files_of, missing_files
 from agent.storage.file_set import write_together
 from agent.storage.files import make_folder, refuse_special
@@ -239,8 +239,4 @@ def _document(stated: TomlFile) -> dict[str, Any]:
 
 def _files(stated: TomlFile) -> Iterator[Path]:
     """Yield the labels, the golden files and the head of the verification of a model."""
-    path, data = Path(stated.path), _document(stated)
-    yield from files_of(path, data)[1:]
-    yield from (beside(path, name, "golden.files") for name in data.get("golden", {}).get("files", ()))
-    if verification := data.get("verification"):
-        yield beside(path, verification["head"], "verification.head")
+    yield from files_of(Path(stated.path), _document(stated))[1:]

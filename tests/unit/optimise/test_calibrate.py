@@ -14,6 +14,7 @@ from agent.cli.main import vedette
 from agent.errors import ModelError
 from agent.models.files import ZOO
 from agent.models.library import open_model
+from agent.models.manifest_writer import files_of
 from agent.optimise.calibrate import CalibrationResult, ExitCalibrator, check_accuracy
 from tests.support.sound import RATE, cascade_model, quiet, tone_model, word
 
@@ -96,6 +97,21 @@ def test_elsewhere_the_manifest_has_its_files_beside_it(tmp_path: Path, data: Pa
     before = (elsewhere / "x.toml").read_bytes()
     assert "names.txt: differs from" in str(call(model, data, "--out", elsewhere / "x.toml").exception)
     assert (elsewhere / "x.toml").read_bytes() == before
+
+
+def test_all_files_that_a_manifest_names_go_with_it(tmp_path: Path) -> None:
+    verification = {"model": "b", "head": "h.npz"}
+    manifest = {"file": "a.tflite", "golden": {"files": ["g.wav"]}, "verification": verification}
+    found = files_of(tmp_path / "x.toml", manifest)
+    assert [path.name for path in found] == ["a.tflite", "g.wav", "h.npz"]
+
+
+@pytest.mark.parametrize("text", ['file = "other.tflite"\n', "no TOML", "[mqtt]\n"])
+def test_what_is_no_manifest_of_the_model_is_not_replaced(tmp_path: Path, data: Path, text: str) -> None:
+    (tmp_path / "other.toml").write_text(text)
+    refused = str(call(cascade_model(tmp_path), data, "--out", tmp_path / "other.toml").exception)
+    assert "other.toml: is there already, and is no manifest of depths.tflite" in refused
+    assert (tmp_path / "other.toml").read_text() == text
 
 
 def test_a_bundled_model_stays_as_it_is(data: Path) -> None:
