@@ -112,7 +112,7 @@ class EarlyExitModel:
 
     Attributes:
         keyword: decoder of the deepest exit, if it is a keyword model.
-        is_softmax: True for a classifier whose scores are logits of which one class is right.
+        is_softmax: True for a classifier or a keyword model whose scores are logits of which one class is right.
         answered: exit that gave the newest answer.
     """
 
@@ -132,7 +132,7 @@ class EarlyExitModel:
         session.select(chain[0].name)
         last = self._exits[-1].decoder
         self.keyword = last if isinstance(last, Keyword) else None
-        self.is_softmax = isinstance(last, Classify) and last.is_softmax
+        self.is_softmax = isinstance(last, Classify | Keyword) and last.is_softmax
         self.answered = deepest
 
     @property

@@ -46,7 +46,7 @@ class Normalisation(Struct, frozen=True, forbid_unknown_fields=True):
         """Normalise pictures.
 
         Args:
-            pictures: a uint8 tensor [pictures, height, width, channels].
+            pictures: a uint8 or float32 tensor [pictures, height, width, channels].
 
         Returns:
             A float32 tensor [pictures, channels, height, width], channels last in memory.
@@ -100,7 +100,7 @@ class Augmenter:
     """Training pictures, from which changed batches are drawn.
 
     Args:
-        pictures: uint8 [pictures, height, width, channels].
+        pictures: uint8 [pictures, height, width, channels]; or real values, float32, without changes of light.
         augmentation: changes of each picture.
         normalisation: of each batch.
         seed: of all that is random.
@@ -122,8 +122,9 @@ class Augmenter:
             device,
         )
         count, self._height, self._width, channels = pictures.shape
-        mean = torch.tensor(_each(normalisation.mean)).round().to(torch.uint8).expand(1, channels)
-        self._pixels = torch.cat((torch.from_numpy(pictures).reshape(-1, channels), mean)).to(device)
+        given = torch.from_numpy(pictures).reshape(-1, channels)
+        mean = torch.tensor(_each(normalisation.mean)).round().to(given.dtype).expand(1, channels)
+        self._pixels = torch.cat((given, mean)).to(device)
         self._flipped = torch.rand(count, generator=self._draw(0)) < 0.5
 
     def batch(self, indices: Any, epoch: int, step: int) -> Any:

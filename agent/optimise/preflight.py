@@ -16,7 +16,7 @@ from agent.optimise.data.layouts import FoundData
 from agent.optimise.graph.torch_graph import Key, WeightedLayer
 from agent.optimise.pruning.channels import trained_groups
 from agent.optimise.pruning.connections import frozen, prunable
-from agent.optimise.pruning.file import check_same_outputs, settings_of
+from agent.optimise.pruning.file import check_same_outputs, preparation_of, settings_of
 from agent.optimise.pruning.network import of_file, of_module
 from agent.optimise.quantisation.allocation import fits_int4
 from agent.optimise.quantise import LayerBits, fixed_bits, sized_file
@@ -141,13 +141,14 @@ def check_pruning(model: Model, module: Any | None, examples: Examples, recipe: 
         raise ModelError(f"{examples.description}: pruning trains, and needs examples with classes")
     check_classes(examples, split(examples, recipe.recipe.data.held_out)[0])
     recipe.check_prune()
-    settings_of(recipe.recipe, model.manifest.input, examples.shape, len(examples))
+    preparation = preparation_of(model, examples)
+    settings_of(recipe.recipe, preparation, examples.shape, len(examples), pictures=examples.are_pixels)
     if not recipe.recipe.prune.structured:
         _check_names(recipe, *_layers(model, module), "layer")
     elif module is not None:
         _check_names(recipe, *_groups(module, examples.shape), "group of channels")
     if module is not None:
-        emitted = of_module(module, examples.shape, model.manifest.input).emit(module)
+        emitted = of_module(module, examples.shape, preparation).emit(module)
         check_logits(emitted, type(module).__name__)
         check_same_outputs(module, model, examples)
 

@@ -40,7 +40,7 @@ _SAVE_EVERY_S = 10.0
 _ROUNDING = 1e-6
 
 Pictures = NDArray[Any]
-"""uint8 [pictures, height, width, channels]."""
+"""uint8 [pictures, height, width, channels], or real values float32."""
 Labels = NDArray[Any]
 """Class indices, int64 [pictures]."""
 Test = tuple[Pictures, Labels]
@@ -291,9 +291,11 @@ def _last_tensor(module: Any, found: Any, count: int) -> Any:
 
 
 def _check_data(pictures: Pictures, labels: Labels, settings: TrainingSettings) -> None:
-    if pictures.ndim != 4 or pictures.dtype.name != "uint8":
+    if pictures.ndim != 4 or pictures.dtype.name not in ("uint8", "float32"):
         found = f"{pictures.dtype} {list(pictures.shape)}"
-        raise ModelError(f"training pictures: expected uint8 [pictures, height, width, channels], got {found}")
+        raise ModelError(
+            f"training pictures: expected uint8 or float32 [pictures, height, width, channels], got {found}"
+        )
     if len(pictures) != len(labels) or not len(labels):
         raise ModelError(f"training data: {len(pictures)} pictures and {len(labels)} labels")
     if labels.min() < 0:

@@ -63,12 +63,14 @@ class Keyword:
         threshold: least mean of an event, 0..1.
         wanted: numbers of the labels that are words and are wanted.
         scores_at: index of the output with the scores.
+        is_softmax: True if the output is logits of which one label is right, which a temperature can divide.
     """
 
     def __init__(self, context: DecoderContext, options: KeywordOptions, place: int) -> None:
         self._place = self.scores_at = place
         self._spec, self._activation = context.outputs[place], activation(options.logits)
         self.options, self.threshold = options, context.score_threshold
+        self.is_softmax = self._activation == "softmax"
         self._byte = self._spec.dtype in ("int8", "uint8")
         self._tables: dict[float, Floats] = {}
         known, count = context.labels(), self._spec.shape[-1]
@@ -82,9 +84,9 @@ class Keyword:
         stored = outputs[self._place].reshape(-1)
         if self._byte:
             answers = self._table(temperature).take(stored.view(np.uint8))
-            return answers / np.add.reduce(answers) if self._activation == "softmax" else answers
+            return answers / np.add.reduce(answers) if self.is_softmax else answers
         real = np.asarray(self._spec.real(stored), np.float32)
-        if self._activation == "softmax":
+        if self.is_softmax:
             return softmax(real / np.float32(temperature))
         if self._activation == "sigmoid":
             real = sigmoid(real / np.float32(temperature))
@@ -109,7 +111,7 @@ class Keyword:
             table = np.clip(real, 0.0, 1.0)
             if self._activation == "sigmoid":
                 table = sigmoid(np.asarray(real / temperature, np.float32))
-            elif self._activation == "softmax":
+            elif self.is_softmax:
                 table = np.maximum(np.exp((real - real.max()) / temperature), 1e-30)
             self._tables[temperature] = np.asarray(table, np.float32)
         return self._tables[temperature]

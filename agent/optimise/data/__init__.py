@@ -199,7 +199,7 @@ class Examples:
 
         The range of pixels is that of the manifest, whatever the examples show: a board will see others.
         """
-        if self._are_pixels:
+        if self.are_pixels:
             return _pixel_range(self._preparation)
         values = self._content.pictures
         assert isinstance(values, np.ndarray)
@@ -212,12 +212,13 @@ class Examples:
         return isinstance(pictures, np.ndarray) and pictures.dtype != np.uint8
 
     @property
-    def _are_pixels(self) -> bool:
+    def are_pixels(self) -> bool:
+        """True for pictures, and for real values that a manifest may have made of some; False for sound, too."""
         return not self._has_values or (not self._sound and len(self.shape) == 3 and self.shape[2] in (1, 3))
 
     def doubts(self) -> tuple[str, ...]:
         """Return a doubt about real values that may not be prepared as the manifest states."""
-        if not (self._has_values and self._are_pixels):
+        if not (self._has_values and self.are_pixels):
             return ()
         values = self._content.pictures
         assert isinstance(values, np.ndarray)
@@ -308,7 +309,7 @@ class Examples:
         least, most = float(values.min()), float(values.max())
         if not np.isfinite(least + most):
             raise ModelError(f"{self._path}: `x` has values that are not finite")
-        if not self._are_pixels:
+        if not self.are_pixels:
             return
         low, high = _pixel_range(self._preparation)
         span = high - low

@@ -34,7 +34,7 @@ from agent.optimise.depth.training import HEADS, JOINT, Data, ExitProgress, Exit
 from agent.optimise.evaluate import score, wilson
 from agent.optimise.inputs import check_room
 from agent.optimise.preflight import check_classes
-from agent.optimise.pruning.file import pixels, training_settings
+from agent.optimise.pruning.file import inputs_of, preparation_of, training_settings
 from agent.optimise.recipe import Recipe
 from agent.optimise.report import OptimiseReport, StepResult, describe_machine
 from agent.optimise.source import learned_sample
@@ -44,6 +44,10 @@ from agent.text import plural
 _ALONE = (
     "training all exits together did not help, and only the heads are trained: give it more `epochs`, a lower "
     "[train] learning_rate, or more examples"
+)
+_MORE = (
+    "the cascade loses more than the {:g} percentage points that it may; on the examples that taught its thresholds "
+    "it does not: give more of them, or allow less"
 )
 _SAVES = 0.9
 """Share of the multiply-adds above which a cascade is told not to pay."""
@@ -118,7 +122,8 @@ def make_cascade(
     settings = ExitSettings(recipe.depth.epochs, recipe.depth.taught, recipe.depth.loss)
     if folder is not None:
         _check_room(network, folder, joint=settings.epochs > 0)
-    training = training_settings(recipe, model.manifest.input, parts.training.shape, len(parts.training))
+    seen, preparation = parts.training, preparation_of(model, parts.training)
+    training = training_settings(recipe, preparation, seen.shape, len(seen), pictures=seen.are_pixels)
     data, test = (_data(one, model) for one in parts[:2])
     found = train_exits(network, data, test, settings, training, folder=folder, progress=progress)
     remarks = (*doubts, _ALONE) if settings.epochs and not found.is_joint else doubts
@@ -154,8 +159,8 @@ def cascade_parts(examples: Examples, recipe: Recipe) -> CascadeParts:
     """
     if examples.kind != "classes" or examples.labels is None:
         raise ModelError(f"{examples.description}: exits are trained, and need examples with classes")
-    if len(examples.shape) != 3 or examples.shape[2] not in (1, 3):
-        raise ModelError(f"an input is {list(examples.shape)}: exits are trained on pictures only")
+    if len(examples.shape) != 3:
+        raise ModelError(f"an input is {list(examples.shape)}: exits are trained on three axes, as of pictures")
     seen, held = held_out(examples, recipe.data.held_out)
     check_classes(examples, seen)
     tuned, measured = held_out(held, 0.5)
@@ -169,7 +174,7 @@ def cascade_parts(examples: Examples, recipe: Recipe) -> CascadeParts:
 
 def _data(examples: Examples, model: Model) -> Data:
     assert examples.labels is not None
-    return pixels(examples, model.manifest.input), examples.labels
+    return inputs_of(examples, preparation_of(model, examples)), examples.labels
 
 
 def _manifest(
@@ -185,7 +190,8 @@ def _manifest(
     ]
     options = {**given.output.options, "logits": True}
     options.pop("tensors", None)
-    output = replace(given.output, decoder="classify", options=options)
+    decoder = "keyword" if given.output.decoder == "keyword" else "classify"
+    output = replace(given.output, decoder=decoder, options=options)
     return replace(given, output=output, variants=tuple(reversed(variants)))
 
 
@@ -210,6 +216,8 @@ def _calibrated(
     manifest = with_thresholds(manifest, result)
     shown = replace(result, learned=on_others(learned, measured, costs))
     report = _report(model, content, manifest, parts.measured, shown, command)
+    if shown.lost > recipe.depth.loss + 1e-9:
+        report = replace(report, remarks=(_MORE.format(100 * recipe.depth.loss), *report.remarks))
     return CascadeFile(content, manifest, _keys(model, manifest), report, shown)
 
 

@@ -87,7 +87,7 @@ class TrainedExits(Struct, frozen=True):
 
 
 Progress = Callable[[ExitProgress], None]
-Data = tuple[NDArray[np.uint8], NDArray[np.int64]]
+Data = tuple[NDArray[Any], NDArray[np.int64]]
 
 
 def train_exits(
@@ -106,7 +106,7 @@ def train_exits(
 
     Args:
         network: its heads are fitted anew.
-        data: pictures uint8 [n, height, width, channels], and classes.
+        data: pictures uint8, or values float32, [n, height, width, channels], and classes.
         test: the same, to tell the accuracy of every exit after each epoch, and to decide.
         settings: of the exits.
         training: of the joint training, with a part of its learning rate, see `_RATE`.

@@ -31,7 +31,7 @@ from agent.optimise.quantise import spread
 from agent.optimise.recipe import NEED_GRADIENTS, Recipe
 from agent.optimise.report import OptimiseReport, StepResult, describe_machine
 from agent.optimise.source import learned_sample, logits_keys
-from agent.optimise.train import TrainingSettings, TrainingStep, predict
+from agent.optimise.train import Pictures, TrainingSettings, TrainingStep, predict
 from agent.optimise.tune import split
 from agent.structs import convert
 
@@ -89,7 +89,7 @@ def prune_model(
     command: str = "",
     progress: Callable[[PruningState], None] = lambda _: None,
 ) -> PrunedModel:
-    """Prune a classifier of pictures.
+    """Prune a classifier of pictures, or of arrays with their axes, as sound has.
 
     Args:
         model: float, with its manifest; of one input [1, height, width, channels].
@@ -109,16 +109,16 @@ def prune_model(
         raise ModelError(f"{model.path}: has exits: prune the model first, and give it exits then")
     if examples.kind != "classes" or examples.labels is None:
         raise ModelError(f"{examples.description}: pruning trains, and needs examples with classes")
-    preparation = model.manifest.input
+    preparation = preparation_of(model, examples)
     network = _network(model, module, examples, recipe)
     seen, measured = split(examples, recipe.data.held_out)
     check_same_outputs(network.module, model, measured)
-    settings, training = settings_of(recipe, preparation, examples.shape, len(seen))
+    settings, training = settings_of(recipe, preparation, seen.shape, len(seen), pictures=seen.are_pixels)
     draw_curves({})  # that matplotlib is missing is told now and not in an hour
     if not network.normalised:
         training = training.slower(_FOLDED)
-    data = pixels(seen, preparation), _labels(seen)
-    test = pixels(measured, preparation), _labels(measured)
+    data = inputs_of(seen, preparation), _labels(seen)
+    test = inputs_of(measured, preparation), _labels(measured)
     count = _Counter(settings, training, len(seen), progress)
     options: dict[str, Any] = {"folder": folder, "test": test, "progress": count}
     if recipe.prune.structured:
@@ -136,22 +136,23 @@ def prune_model(
 
 def _network(model: Model, module: Any | None, examples: Examples, recipe: Recipe) -> PrunableNetwork:
     if module is not None:
-        return of_module(module, examples.shape, model.manifest.input)
+        return of_module(module, examples.shape, preparation_of(model, examples))
     if recipe.prune.structured:
         raise ModelError(f"{model.path}: channels are removed from the module that it was imported from: name it")
     return of_file(model.content, model.path)
 
 
 def settings_of(
-    recipe: Recipe, preparation: InputManifest, shape: tuple[int, ...], count: int
+    recipe: Recipe, preparation: InputManifest, shape: tuple[int, ...], count: int, *, pictures: bool = True
 ) -> tuple[PruneSettings, TrainingSettings]:
-    """Return the settings that a recipe states, for pictures that are prepared so.
+    """Return the settings that a recipe states.
 
     Args:
         recipe: see `prune_model`.
-        preparation: of pictures.
+        preparation: of the examples.
         shape: of one input: height, width, channels.
-        count: of pictures that are trained on.
+        count: of examples that are trained on.
+        pictures: False: they are none, and not changed.
 
     Raises:
         ConfigError: the values do not go together.
@@ -165,16 +166,18 @@ def settings_of(
         settings = convert(given, PruneSettings)
     except ValueError as error:
         raise ConfigError(f"[prune] {error}") from None
-    return settings, training_settings(recipe, preparation, shape, count)
+    return settings, training_settings(recipe, preparation, shape, count, pictures=pictures)
 
 
 def training_settings(
-    recipe: Recipe, preparation: InputManifest, shape: tuple[int, ...], count: int
+    recipe: Recipe, preparation: InputManifest, shape: tuple[int, ...], count: int, *, pictures: bool = True
 ) -> TrainingSettings:
     """Return the settings of training alone; args as `settings_of`."""
     train = recipe.train
     batch = train.batch or min(_BATCH, max(_LEAST_BATCH, count // _STEPS))
     changes = Augmentation(shift=min(shape[:2]) // 16, flip=train.flip, turn=train.turn, light=train.light)
+    if not pictures:
+        changes = Augmentation(shift=0, flip=False)
     settings = TrainingSettings(
         epochs=train.epochs or TrainingSettings().epochs,
         batch=batch,
@@ -189,6 +192,11 @@ def training_settings(
     return settings if train.batch else settings.slower(batch / _BATCH)
 
 
+def preparation_of(model: Model, examples: Examples) -> InputManifest:
+    """Return how examples are prepared: as the manifest states, but for real values that are no pictures."""
+    return model.manifest.input if examples.are_pixels else InputManifest()
+
+
 def normalisation_of(preparation: InputManifest, channels: int) -> Normalisation:
     """Return the normalisation that a manifest states."""
     mean, std = preparation.mean[:channels], preparation.std[:channels]
@@ -197,8 +205,13 @@ def normalisation_of(preparation: InputManifest, channels: int) -> Normalisation
     return Normalisation(mean, std)
 
 
-def pixels(examples: Examples, preparation: InputManifest) -> NDArray[np.uint8]:
-    """Return the pictures as the model takes them, before normalisation, uint8 [n, height, width, channels]."""
+def inputs_of(examples: Examples, preparation: InputManifest) -> Pictures:
+    """Return what is trained on, [n, height, width, channels].
+
+    Pictures are uint8, as the model takes them before the normalisation; what is no picture is float32.
+    """
+    if not examples.are_pixels:
+        return examples.batch(range(len(examples)))
     channels = examples.shape[2]
     mean, std = (np.array(one[:channels], np.float32) for one in (preparation.mean, preparation.std))
     found = np.empty((len(examples), *examples.shape), np.uint8)
@@ -221,10 +234,10 @@ def check_same_outputs(module: Any, model: Model, examples: Examples) -> None:
     Raises:
         ModelError: it does not, or the file is quantised.
     """
-    few, preparation = spread(examples, _COMPARED), model.manifest.input
+    few, preparation = spread(examples, _COMPARED), preparation_of(model, examples)
     normalisation = normalisation_of(preparation, few.shape[2])
     try:
-        own = predict(module, pixels(few, preparation), normalisation, exact=True).flatten(1).numpy()
+        own = predict(module, inputs_of(few, preparation), normalisation, exact=True).flatten(1).numpy()
     except ModelError as error:
         raise ModelError(f"{model.path}: its pictures do not fit the module: {error}") from error
     with open_content(model.content, model.manifest) as session:

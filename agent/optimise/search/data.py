@@ -14,7 +14,7 @@ from agent.compute.manifest import InputManifest, Manifest, OutputManifest
 from agent.optimise.classifier.data import read_class_examples, untaught
 from agent.optimise.data import Examples
 from agent.optimise.preflight import check_classes
-from agent.optimise.pruning.file import pixels
+from agent.optimise.pruning.file import inputs_of
 from agent.optimise.recipe import Recipe
 from agent.optimise.tune import split
 
@@ -73,13 +73,13 @@ def read_search_data(path: Path, recipe: Recipe) -> SearchData:
     compared, unseen = split(held, 0.5)
     names = tuple(examples.names) or tuple(map(str, range(classes)))
     seen.remarks += untaught(np.asarray(seen.labels), np.asarray(held.labels), names)
-    pictures, labels = pixels(seen, preparation), np.ascontiguousarray(examples.labels)
+    pictures, labels = inputs_of(seen, preparation), np.ascontiguousarray(examples.labels)
     return SearchData(
         seen=seen,
         compared=compared,
         unseen=unseen,
         pictures=pictures,
-        compared_pictures=pixels(compared, preparation),
+        compared_pictures=inputs_of(compared, preparation),
         manifest=Manifest("candidate", OutputManifest("classify", names), preparation),
         fingerprint=f"{len(examples)}, CRC {zlib.crc32(pictures.data, zlib.crc32(labels.data)):08x}",
         description=examples.description,

@@ -242,7 +242,7 @@ def test_a_module_with_several_outputs_is_trained_by_its_own_objective() -> None
 @pytest.mark.parametrize(
     ("pictures", "labels", "told"),
     [
-        (examples()[0].astype(np.float32), examples()[1], "uint8"),
+        (examples()[0].astype(np.float64), examples()[1], "uint8 or float32"),
         (examples()[0][0], examples()[1], "uint8"),
         (examples()[0], examples()[1][1:], "192 pictures and 191 labels"),
         (examples()[0][:0], examples()[1][:0], "0 pictures"),

@@ -20,11 +20,20 @@ pytest.importorskip("highspy", reason="quantising needs the extra [optimise]")
 from agent.cli.main import vedette
 from agent.compute.infer.litert import load_runtime
 from agent.models.library import look_up, open_whole_model
+from agent.optimise.calibrate import CalibrationResult
 from agent.optimise.data import read_examples
 from agent.optimise.depth.calibration import exit_scores
 from agent.optimise.evaluate import time_ms
 from agent.storage.files import owned_file
-from tests.support.float_models import CLASSES, classifier, float_file, pictures, write_examples, write_model
+from tests.support.float_models import (
+    CLASSES,
+    classifier,
+    float_file,
+    pictures,
+    write_examples,
+    write_model,
+    write_sound,
+)
 
 if load_runtime()[0] != "litert":
     pytest.skip("cascades of pictures are run by LiteRT", allow_module_level=True)
@@ -123,6 +132,27 @@ def test_frozen_the_deepest_exit_answers_as_the_model_did(folder: Path) -> None:
     assert (deepest["value"], deepest["confusion"]) == (net["value"], net["confusion"])
     assert "answered by exit1" in " ".join(cascade["remarks"])
     assert not any("answered by" in remark for remark in (*net["remarks"], *deepest["remarks"]))
+
+
+def test_sound_is_trained_as_it_is_and_a_keyword_model_stays_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(CalibrationResult, "lost", 0.02)
+    write_sound(tmp_path, 320)
+    (tmp_path / "recipe.toml").write_text(RECIPE)
+    done = call(tmp_path, "--json")
+    assert done.exit_code == 0, said(done)
+    report = json.loads(done.stdout)
+    assert "loses more than the 0.5 percentage points" in report["remarks"][0]
+    before, *exits, _ = report["steps"]
+    assert before["score"] > 0.95
+    assert exits[-1]["score"] > 0.95
+    assert exits[0]["score"] > 0.5  # of values as they are; rounded to pixels, all are the same
+    written = manifest(tmp_path / "deep.toml")
+    assert written["output"]["decoder"] == "keyword"
+    assert written["output"]["options"] == {"logits": True, "mean_of": 2}
+    assert "audio" in written
+    assert run("models", "inspect", tmp_path / "deep.tflite").exit_code == 0
 
 
 def test_a_model_without_a_manifest_gets_one(folder: Path) -> None:

@@ -19,6 +19,7 @@ from agent.compute.manifest import InputManifest, Model
 from agent.compute.tflite.read import read_modelfile
 from agent.errors import ConfigError, ModelError
 from agent.models.library import open_manifest, open_whole_model
+from agent.optimise.augment import Augmentation
 from agent.optimise.data import read_examples
 from agent.optimise.evaluate import score, time_ms
 from agent.optimise.pruning.connections import anneal_settings, draw_curves
@@ -26,7 +27,7 @@ from agent.optimise.pruning.file import (
     PruningState,
     _remarks,
     check_same_outputs,
-    pixels,
+    inputs_of,
     prune_model,
     settings_of,
 )
@@ -34,7 +35,7 @@ from agent.optimise.pruning.network import of_file, of_module
 from agent.optimise.recipe import DataRecipe, PruneRecipe, Recipe, TrainRecipe
 from agent.optimise.report import StepResult
 from agent.optimise.train import fit
-from tests.support.float_models import halved
+from tests.support.float_models import halved, write_sound
 from tests.unit.optimise.pruning.test_channels import network
 from tests.unit.optimise.pruning.test_connections import TRAINING, examples
 
@@ -168,6 +169,19 @@ def test_of_float16_weights_nothing_but_float32_is_written_and_that_is_told(mode
     assert any("float16" in one for one in result.report.remarks)
 
 
+def test_sound_is_trained_as_it_is(tmp_path: Path) -> None:
+    module = write_sound(tmp_path, 64)
+    model = open_whole_model(str(tmp_path / "net.toml"))
+    data = read_examples(tmp_path / "data.npz", model)
+    for given in (module, None):
+        check_same_outputs(given or of_file(model.content, model.path).module, model, data)
+        before, _ = prune_model(model, given, data, RECIPE).report.steps
+        assert before.score == 1.0
+    assert np.array_equal(inputs_of(data, InputManifest()), np.load(tmp_path / "data.npz")["x"])
+    settings = settings_of(RECIPE, InputManifest(), data.shape, 64, pictures=False)[1]
+    assert settings.augmentation == Augmentation(shift=0, flip=False)
+
+
 def test_channels_need_the_module(model: Model, data: Path) -> None:
     recipe = replace(RECIPE, prune=replace(RECIPE.prune, structured=True))
     with pytest.raises(ModelError, match="name it"):
@@ -176,9 +190,9 @@ def test_channels_need_the_module(model: Model, data: Path) -> None:
 
 def test_the_pictures_are_those_that_the_model_takes(model: Model, data: Path) -> None:
     found = read_examples(data, model)
-    assert np.array_equal(pixels(found, PREPARATION), np.load(data)["x"])
+    assert np.array_equal(inputs_of(found, PREPARATION), np.load(data)["x"])
     bgr = replace(model, manifest=replace(model.manifest, input=replace(PREPARATION, order="bgr")))
-    assert np.array_equal(pixels(read_examples(data, bgr), PREPARATION), np.load(data)["x"][..., ::-1])
+    assert np.array_equal(inputs_of(read_examples(data, bgr), PREPARATION), np.load(data)["x"][..., ::-1])
 
 
 def test_another_module_is_refused_before_training(model: Model, trained: Any, data: Path) -> None:
