@@ -16,7 +16,7 @@ from agent.cli.models.evaluate_options import (
 )
 from agent.cli.optimise import show_progress
 from agent.cli.output import print_json
-from agent.compute.manifest import Model
+from agent.compute.manifest import AUTO, Model
 from agent.errors import ModelError
 from agent.models.library import open_model_without_root
 from agent.optimise.data import Examples, read_examples
@@ -53,6 +53,9 @@ def evaluate_and_print(name: str, data: Path, options: EvaluateOptions) -> bool:
 
         return evaluate_tracks_and_print(name, data, options)
     model = _opened(name, options.variant)
+    if options.variant == AUTO:
+        model.manifest.exits(AUTO)  # raises if it has none
+        options = replace(options, variant="")
     other = _opened(options.against, "") if options.against else None
     if model.manifest.audio is None:
         return _evaluate_pictures(model, other, data, options)

@@ -95,6 +95,10 @@ def _seconds(_context: click.Context, _option: click.Parameter, text: str | None
     return None if text is None else duration(text)
 
 
+def _joined(_context: click.Context, _option: click.Parameter, texts: tuple[str, ...]) -> str:
+    return ", ".join(texts)
+
+
 def _given(_context: click.Context, option: click.Parameter, text: str) -> str:
     """Check that a text is not empty."""
     if not text.strip():
@@ -234,7 +238,12 @@ def report(file: Path, out: Path | None, force: bool) -> None:
 @click.argument("out", type=FilePath(dir_okay=False), callback=tflite_path)
 @click.option("--data", type=PATH, help="Folder, .tar or .npz of examples.")
 @click.option("--recipe", type=PATH, help="See `vedette optimise recipe`.")
-@click.option("--budget", default="", help='What must be met: "size<2.8MB, loss<0.5pp, latency<20ms".')
+@click.option(
+    "--budget",
+    multiple=True,
+    callback=_joined,
+    help='What must be met: "size<2.8MB, loss<0.5pp, latency<20ms"; repeatable.',
+)
 @click.option(
     "--module",
     default="",
@@ -428,7 +437,12 @@ def depth(model: str, out: Path, **options: Any) -> None:
 @click.option(
     "--method", type=click.Choice(["int8", "dynamic", "int4", "mixed"]), help="Instead of the recipe's."
 )
-@click.option("--budget", default="", help='What must be met: "size<2.8MB, loss<0.5pp, latency<20ms".')
+@click.option(
+    "--budget",
+    multiple=True,
+    callback=_joined,
+    help='What must be met: "size<2.8MB, loss<0.5pp, latency<20ms"; repeatable.',
+)
 @click.option("--equalise", is_flag=True, help="Equalise the channels of activations first.")
 @click.option("--qat/--no-qat", default=None, help="Train afterwards; by default if the loss misses the budget.")
 @click.option("--limit", type=click.IntRange(min=8), help="Use so many examples.")

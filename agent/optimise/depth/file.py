@@ -46,8 +46,8 @@ _ALONE = (
     "[train] learning_rate, or more examples"
 )
 _MORE = (
-    "the cascade loses more than the {:g} percentage points that it may; on the examples that taught its thresholds "
-    "it does not: give more of them, or allow less"
+    "the cascade loses more than the {:g} percentage points that it may; on the examples that taught its "
+    "thresholds it does not: give more of them, or allow less"
 )
 _SAVES = 0.9
 """Share of the multiply-adds above which a cascade is told not to pay."""

@@ -60,6 +60,7 @@ def test_a_table_and_a_picture(tmp_path: Path, data: Path) -> None:
     done = call(model, data, "--picture", picture, "--out", out)
     assert done.exit_code == 0, done.output
     assert "18 recordings" in done.stdout
+    assert "the early exits hardly answer" not in done.stdout
     assert picture.read_bytes().startswith(b"\x89PNG")
     assert model.read_text() == before
     assert tomllib.loads(out.read_text())["name"] == "tones"
@@ -167,8 +168,10 @@ def test_a_loss_on_other_recordings_is_told(tmp_path: Path, data: Path, monkeypa
     model = cascade_model(tmp_path)
     assert call(model, data).stderr == ""
     monkeypatch.setattr(CalibrationResult, "lost", 0.05)
+    monkeypatch.setattr("agent.cli.models._SAVED", 1.0)
     done = call(model, data, "--loss", 2)
     assert done.exit_code == 0
+    assert "the early exits hardly answer" in done.stdout
     assert "--loss allows 2" in done.stderr
 
 

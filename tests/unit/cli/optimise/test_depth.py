@@ -39,6 +39,7 @@ if load_runtime()[0] != "litert":
     pytest.skip("cascades of pictures are run by LiteRT", allow_module_level=True)
 
 torch.set_num_threads(1)
+AUTO = ("--variant", "auto")
 RECIPE = "[depth]\nepochs = 3.0\n[train]\nbatch = 32\nflip = false\n"
 
 
@@ -127,11 +128,12 @@ def test_frozen_the_deepest_exit_answers_as_the_model_did(folder: Path) -> None:
     assert np.allclose(scores[0], before, atol=1e-4)
     net, deepest, cascade = (
         json.loads(run("models", "evaluate", folder / name, data, "--limit", 80, "--json", *more).stdout)
-        for name, *more in (("net.tflite",), ("deep.tflite", "--variant", "exit2"), ("deep.tflite",))
+        for name, *more in (("net.tflite",), ("deep.tflite", "--variant", "exit2"), ("deep.tflite", *AUTO))
     )
     assert (deepest["value"], deepest["confusion"]) == (net["value"], net["confusion"])
     assert "answered by exit1" in " ".join(cascade["remarks"])
     assert not any("answered by" in remark for remark in (*net["remarks"], *deepest["remarks"]))
+    assert "leave `variant` out" in said(run("models", "evaluate", folder / "net.tflite", data, *AUTO))
 
 
 def test_sound_is_trained_as_it_is_and_a_keyword_model_stays_one(
