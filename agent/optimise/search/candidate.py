@@ -13,12 +13,14 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import torch
 from msgspec import Struct
 from msgspec.structs import replace
 from optuna.exceptions import OptunaError
 
 from agent.errors import ConfigError, FleetError, ModelError, StorageError
+from agent.models.version_writer import write_first
 from agent.optimise.evaluate import score
 from agent.optimise.factory import call_factory
 from agent.optimise.graph.from_torch import export, float_tflite
@@ -27,6 +29,7 @@ from agent.optimise.pruning.file import training_settings
 from agent.optimise.quantise import quantise
 from agent.optimise.recipe import QuantiseRecipe, Recipe
 from agent.optimise.recipe.budget import Budget, parse_budget
+from agent.optimise.report import OptimiseReport
 from agent.optimise.search.comparison import Figures, reason_to_stop
 from agent.optimise.search.data import SearchData
 from agent.optimise.search.latency import LatencyMeter
@@ -192,8 +195,11 @@ class SearchCandidate:
         exported = export(module.cpu(), search.shape, mean=search.mean, std=search.std)
         recipe = QuantiseRecipe(method="int8", examples=self._space.recipe.quantise.examples)
         content = quantise(exported.content, [data.seen], recipe).content
-        write_atomic(self._folder / FLOAT, exported.content)
         write_atomic(self._folder / INT8, content)
+        own = hashlib.sha256(exported.content).hexdigest()
+        report = OptimiseReport("search", self._space.source, sha256_after=own, learned=data.learned)
+        built = msgspec.to_builtins(report)
+        write_first(self._folder / FLOAT, exported.content, data.manifest_keys, built, force=True)
         self._tell("scoring")
         accuracy = score(content, data.compared, data.manifest).value
         unseen = score(content, data.unseen, data.manifest)

@@ -6,6 +6,7 @@ import zlib
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 from msgspec import Struct
 from numpy.typing import NDArray
@@ -16,6 +17,7 @@ from agent.optimise.data import Examples
 from agent.optimise.preflight import check_classes
 from agent.optimise.pruning.file import inputs_of
 from agent.optimise.recipe import Recipe
+from agent.optimise.source import learned_sample
 from agent.optimise.tune import split
 
 
@@ -29,6 +31,7 @@ class SearchData(Struct, frozen=True):
         pictures: of `seen`, uint8 [n, height, width, channels].
         compared_pictures: of `compared`.
         manifest: of every candidate.
+        learned: digests of `seen`, see `agent.optimise.source.learned_sample`.
         fingerprint: of all examples.
         description: of where they are from.
     """
@@ -39,8 +42,16 @@ class SearchData(Struct, frozen=True):
     pictures: NDArray[np.uint8]
     compared_pictures: NDArray[np.uint8]
     manifest: Manifest
+    learned: tuple[str, ...]
     fingerprint: str
     description: str
+
+    @property
+    def manifest_keys(self) -> dict[str, Any]:
+        """The keys of the manifest of a candidate's file."""
+        keys = msgspec.to_builtins(self.manifest)
+        chosen = {"input": ("order", "mean", "std"), "output": ("decoder", "labels")}
+        return {table: {name: keys[table][name] for name in names} for table, names in chosen.items()}
 
     @property
     def training(self) -> tuple[NDArray[Any], NDArray[Any]]:
@@ -81,6 +92,7 @@ def read_search_data(path: Path, recipe: Recipe) -> SearchData:
         pictures=pictures,
         compared_pictures=inputs_of(compared, preparation),
         manifest=Manifest("candidate", OutputManifest("classify", names), preparation),
+        learned=learned_sample(seen),
         fingerprint=f"{len(examples)}, CRC {zlib.crc32(pictures.data, zlib.crc32(labels.data)):08x}",
         description=examples.description,
     )

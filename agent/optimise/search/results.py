@@ -232,6 +232,7 @@ def _report(trial: TrialResult, own: Mapping[str, Any], facts: Mapping[str, Any]
         budget=facts["budget"],
         steps=(step,),
         remarks=(compared, *filter(None, [trial.busy])),
+        learned=tuple(facts.get("learned", ())),
     )
 
 

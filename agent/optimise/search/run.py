@@ -6,6 +6,8 @@ import inspect
 import multiprocessing
 import os
 import signal
+import sys
+import sysconfig
 import threading
 import time
 import zlib
@@ -138,7 +140,6 @@ class _Worker:
     def __init__(self, request: SearchRequest, progress: Progress, tell: Progress) -> None:
         self._request, self._progress, self._tell = request, progress, tell
         self._cleaned: set[int] = set()
-        self._end = None if request.seconds is None else time.monotonic() + request.seconds
         if request.workers > 1:
             torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // request.workers))
         recipe = read_recipe(request.recipe).recipe
@@ -153,6 +154,7 @@ class _Worker:
             self._study.join(dict(_identity(self._space)), _facts(self._space))
         for line in (self._space.data.description, *self._space.data.seen.remarks):
             tell(line)
+        self._end = None if request.seconds is None else time.monotonic() + request.seconds
 
     def run(self) -> None:
         """Work until there is nothing to do."""
@@ -243,7 +245,7 @@ def open_space(request: SearchRequest, recipe: Recipe) -> SearchSpace:
     data = read_search_data(examples_path(request.data, request.recipe, recipe), recipe)
     meter: LatencyMeter = LocalMeter(request.rounds)
     if request.board:
-        meter = BoardMeter(request.board, _manifest_keys(data.manifest))
+        meter = BoardMeter(request.board, data.manifest_keys)
     return SearchSpace(build, source, recipe, data, meter, request.folder)
 
 
@@ -259,18 +261,14 @@ def _check_parameters(build: Callable[..., Any], source: str, names: Sequence[st
         raise ModelError(f"{source}: does not fit [search.parameters] of the recipe: {error}") from error
 
 
-def _manifest_keys(manifest: Any) -> dict[str, Any]:
-    keys = msgspec.to_builtins(manifest)
-    chosen = {"input": ("order", "mean", "std"), "output": ("decoder", "labels")}
-    return {table: {name: keys[table][name] for name in names} for table, names in chosen.items()}
-
-
 def _identity(space: SearchSpace) -> Iterator[tuple[str, str]]:
     """Yield all that must be the same for each worker of a study."""
     recipe, search = space.recipe, space.recipe.search
     file, _, name = space.source.rpartition(":")
-    content = Path(file).read_bytes()
-    yield "[search] space", f"{Path(file).name}:{name}, CRC {zlib.crc32(content):08x}"
+    crc = 0
+    for path in (Path(file), *_imported(Path(file).resolve())):
+        crc = zlib.crc32(path.read_bytes(), crc)
+    yield "[search] space", f"{Path(file).name}:{name}, CRC {crc:08x}"
     for key, value in msgspec.to_builtins(replace(search, parameters={}, space="")).items():
         if key not in ("parameters", "space"):
             yield f"[search] {key}", str(value)
@@ -283,6 +281,18 @@ def _identity(space: SearchSpace) -> Iterator[tuple[str, str]]:
     yield "[data] held_out", str(recipe.data.held_out)
     yield "the set of examples", space.data.fingerprint
     yield PLACE, space.meter.place
+
+
+def _imported(file: Path) -> list[Path]:
+    """Return the modules of the folder of a file that are loaded, such as those that it has imported."""
+    files = [getattr(one, "__file__", None) or "" for one in (*sys.modules.values(),)]
+    loaded = {Path(path) for path in files if path.startswith(f"{file.parent}{os.sep}")}
+    packages = Path(__file__).parents[2], *(Path(sysconfig.get_path(name)) for name in ("purelib", "platlib"))
+    return sorted(
+        path
+        for path in loaded - {file}
+        if path.suffix == ".py" and not any(path.is_relative_to(folder) for folder in packages)
+    )
 
 
 def _short(parameter: Struct) -> str:
@@ -301,6 +311,7 @@ def _facts(space: SearchSpace) -> dict[str, Any]:
         "budget": search.budget,
         "measured_on": space.meter.place,
         "examples": space.data.description,
-        "manifest": _manifest_keys(space.data.manifest),
+        "manifest": space.data.manifest_keys,
+        "learned": list(space.data.learned),
         "rungs": [rung_name(epochs) for epochs in search.rungs],
     }

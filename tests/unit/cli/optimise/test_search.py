@@ -19,7 +19,8 @@ pytest.importorskip("optuna", reason="a search needs the extra [optimise]")
 
 from agent.cli.main import vedette
 from agent.compute.infer.litert import load_runtime
-from agent.models.library import look_up
+from agent.models.library import look_up, open_whole_model
+from agent.optimise.report import read_report
 from tests.support.float_models import pictures, write_examples
 from tests.support.publishing import wait_for
 
@@ -126,7 +127,13 @@ def test_a_trial_that_was_timed_beside_other_work_says_so(folder: Path, monkeypa
     (trial,) = json.loads(search(folder, "--trials", 1, "--json").stdout)["trials"]
     assert trial["busy"] == "measured beside other work"
     run("search-export", folder / "study", 0, folder / "out.tflite")
-    assert trial["busy"] in json.loads((folder / "out.report.json").read_text())["remarks"]
+    exported = json.loads((folder / "out.report.json").read_text())
+    assert trial["busy"] in exported["remarks"]
+    model = open_whole_model(str(folder / "study" / "trials" / "00000" / "float.tflite"))
+    assert model.manifest.input.mean == (128.0,) * 3
+    report = read_report(Path(model.path).with_suffix(".report.json"))
+    assert (report.sha256_after, report.learned) == (model.sha256, tuple(exported["learned"]))
+    assert report.learned
 
 
 def test_the_front_and_its_files_are_written_and_a_trial_becomes_a_model(folder: Path) -> None:
@@ -258,6 +265,15 @@ def test_examples_without_classes_are_refused(folder: Path) -> None:
 
 def test_a_study_of_another_recipe_is_refused(folder: Path) -> None:
     assert search(folder, "--trials", 1).exit_code == 0
+    (folder / "search_part.py").write_text("WIDTH = 4\n")
+    (folder / "search_net.py").write_text(f"import search_part\n{SPACE}")
+    other = search(folder, "--trials", 2)
+    sys.modules.pop("search_part")
+    assert "[search] space was search_net.py:build, CRC" in said(other)
+    (folder / "search_part.py").write_text("WIDTH = 5\n")
+    assert said(search(folder, "--trials", 2)) != said(other)
+    sys.modules.pop("search_part")
+    (folder / "search_net.py").write_text(SPACE)
     change(folder, "learning_rate = 0.1", "learning_rate = 0.2")
     done = search(folder, "--trials", 2)
     assert done.exit_code == 1
