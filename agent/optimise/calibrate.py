@@ -34,6 +34,7 @@ from agent.compute.infer.session import SessionOptions
 from agent.config import StreamConfig
 from agent.errors import ModelError
 from agent.models.library import open_whole_model, prefixed_errors
+from agent.optimise.evaluate import check_accuracy
 from agent.types import Array, Samples
 
 Logits = NDArray[np.float32]
@@ -265,9 +266,6 @@ _NEVER = 2.0
 """Confidence above that of any prediction."""
 _SHORTEST_S = 0.1
 """Shortest recording of a word, s."""
-_ACCURACY_MIN, _LUCK = 0.5, 2.0
-"""Accuracy of the deepest variant on labelled inputs below which nothing is calibrated: the first, or what always
-the most frequent label reaches, with so many standard deviations of luck, whichever is less."""
 _HEARD = "check that each lies in the folder of its label, and that it can be heard"
 _SILENT = 0.1
 """Share of a recording, its quietest part, that counts as background."""
@@ -445,30 +443,6 @@ def calibrate_exits(
     never = replace(half, chosen=replace(half.chosen, thresholds=(_NEVER,) * (len(costs) - 1)))
     full = evaluate(scores[other], labels[other], costs, never, known[other], wanted).accuracy
     return CalibrationResult(calibrator.variants, costs, learned, checked, full, len(recordings))
-
-
-def check_accuracy(accuracy: float, labels: Array, what: str, where: object, hint: str) -> None:
-    """Check that a model is right more often than one that guesses.
-
-    Args:
-        accuracy: of its deepest exit, 0..1.
-        labels: of the inputs, indices.
-        what: the inputs are.
-        where: they are.
-        hint: what to do.
-
-    Raises:
-        ModelError: it is not.
-    """
-    count = len(labels)
-    chance = float(np.unique(labels, return_counts=True)[1].max() / count)
-    least = min(_ACCURACY_MIN, chance + _LUCK * (chance * (1 - chance) / count) ** 0.5)
-    if accuracy < least:
-        raise ModelError(
-            f"the model is hardly better than a guess: {where}: without early exits it is right for "
-            f"{accuracy:.1%} of the {count} {what}, expected at least {least:.1%}: the most frequent class "
-            f"alone is {chance:.1%} of them; {hint}"
-        )
 
 
 def _background(samples: Samples, count: int) -> Samples:

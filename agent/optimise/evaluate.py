@@ -50,6 +50,10 @@ _Z = 1.959964
 """Standard deviations of a normal distribution that hold 95 % of it."""
 _UNITS = 1000.0
 """Width and height of every picture for COCO, whose boxes are in pixels, but whose IoU does not depend on it."""
+_ACCURACY_MIN, _LUCK = 0.5, 2.0
+"""Accuracy of the deepest variant on labelled inputs below which nothing is calibrated: the first, or what always
+the most frequent label reaches, with so many standard deviations of luck, whichever is less."""
+LABELS = "check their labels and the range of their values, and the manifest's [input]"
 
 
 class Score(Struct, frozen=True):
@@ -389,6 +393,48 @@ def _evaluate(
     by_class = [precision[:, :, number] for number in range(count)]
     means = tuple(float(one[one > -1].mean()) if (one > -1).any() else None for one in by_class)
     return float(scoring.stats[0]), float(scoring.stats[1]), means
+
+
+def check_accuracy(
+    accuracy: float, labels: Array, what: str, where: object, hint: str, alone: str = "without early exits "
+) -> None:
+    """Check that a model is right more often than one that guesses.
+
+    Args:
+        accuracy: of its deepest exit, 0..1.
+        labels: of the inputs, indices.
+        what: the inputs are.
+        where: they are.
+        hint: what to do.
+        alone: how it is right.
+
+    Raises:
+        ModelError: it is not.
+    """
+    count = len(labels)
+    chance = float(np.unique(labels, return_counts=True)[1].max() / count)
+    least = min(_ACCURACY_MIN, chance + _LUCK * (chance * (1 - chance) / count) ** 0.5)
+    if accuracy < least:
+        raise ModelError(
+            f"the model is hardly better than a guess: {where}: {alone}it is right for "
+            f"{accuracy:.1%} of the {count} {what}, expected at least {least:.1%}: the most frequent class "
+            f"alone is {chance:.1%} of them; {hint}"
+        )
+
+
+def doubt_guesses(accuracy: float, examples: Examples) -> tuple[str, ...]:
+    """Return a line if a classifier is right hardly more often than one that guesses.
+
+    Args:
+        accuracy: its score, 0..1; of examples without classes it is no accuracy, and nothing is doubted.
+        examples: that it was measured on.
+    """
+    if examples.kind == "classes" and examples.labels is not None:
+        try:
+            check_accuracy(accuracy, examples.labels, "examples", examples.description, LABELS, "")
+        except ModelError as error:
+            return (str(error),)
+    return ()
 
 
 def time_ms(

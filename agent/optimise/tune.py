@@ -29,7 +29,7 @@ from agent.compute.tflite.read import read_modelfile
 from agent.errors import CheckpointError, ModelError, VedetteError
 from agent.models.library import installed_runtime
 from agent.optimise.data import Examples
-from agent.optimise.evaluate import Score, change, memory_mb, score, time_ms
+from agent.optimise.evaluate import Score, change, doubt_guesses, memory_mb, score, time_ms
 from agent.optimise.loadgen import run_scenarios
 from agent.optimise.profile import ModelProfile, bottlenecks, operation_times, profile, unlike_sums
 from agent.optimise.recipe.budget import Budget
@@ -387,6 +387,7 @@ class _Run:
             self.state.layers,
             tuple(OperationTime(*one) for one in operation_times(profiles)),
             (
+                *doubt_guesses(self._first_score.value, self._examples),
                 *told_slower(self._steps[0], self._best, "the model as it was", self._spread),
                 *self._nearest(),
                 *self._busy,

@@ -29,15 +29,13 @@ from agent.optimise.calibrate import (
     Logits,
     Point,
     calibrate,
-    check_accuracy,
     evaluate,
 )
 from agent.optimise.data import Examples
-from agent.optimise.evaluate import PATIENT, open_content
+from agent.optimise.evaluate import LABELS, PATIENT, check_accuracy, open_content
 from agent.text import plural
 from agent.types import Array
 
-LABELS = "check their labels and the range of their values, and the manifest's [input]"
 FEWEST = 40
 """Least number of labelled examples to learn thresholds from."""
 _PARTS = 4

@@ -14,11 +14,10 @@ from msgspec.structs import replace
 
 from agent.compute.manifest import Manifest, Model, Variant
 from agent.errors import ModelError
-from agent.optimise.calibrate import CalibrationResult, check_accuracy
+from agent.optimise.calibrate import CalibrationResult
 from agent.optimise.data import Examples
 from agent.optimise.depth.calibration import (
     FEWEST,
-    LABELS,
     check,
     costs_of,
     exit_scores,
@@ -31,7 +30,7 @@ from agent.optimise.depth.exits import add_exits, backbone, choose_exits
 from agent.optimise.depth.network import ExitNetwork
 from agent.optimise.depth.stages import Stage, split, stage_multiply_adds
 from agent.optimise.depth.training import HEADS, JOINT, Data, ExitProgress, ExitSettings, Progress, train_exits
-from agent.optimise.evaluate import score, wilson
+from agent.optimise.evaluate import LABELS, check_accuracy, score, wilson
 from agent.optimise.inputs import check_room
 from agent.optimise.preflight import check_classes
 from agent.optimise.pruning.file import inputs_of, preparation_of, training_settings

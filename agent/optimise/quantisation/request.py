@@ -18,7 +18,7 @@ from agent.config import DecodeConfig
 from agent.errors import ModelError
 from agent.optimise.data import Examples, read_examples
 from agent.optimise.depth.stages import Stage, chain_of, deepest, join, split
-from agent.optimise.evaluate import Score, score, time_ms
+from agent.optimise.evaluate import Score, doubt_guesses, score, time_ms
 from agent.optimise.inputs import examples_path
 from agent.optimise.preflight import check_file_size, check_layers
 from agent.optimise.qat import train_quantised
@@ -383,7 +383,8 @@ class _Job:
             remarks.append(_RELEARN)
         if not steps[-1].kept:
             remarks.append(f"{steps[-1].name}: {steps[-1].notes[0]}")
-        remarks += (*self._roles.remarks, *self._doubts(), *self._roles.reported.remarks)
+        guesses = doubt_guesses(first.score or 0.0, self._roles.reported)
+        remarks += (*guesses, *self._roles.remarks, *self._doubts(), *self._roles.reported.remarks)
         missed = self._budget.missed(size=last.size, loss=loss, latency_ms=last.latency_ms)
         if self.can_be_met(last) and missed:
             missed += self._disagreement(found, steps)

@@ -15,7 +15,8 @@ from agent.errors import ModelError
 from agent.models.files import ZOO
 from agent.models.library import open_model
 from agent.models.manifest_writer import files_of
-from agent.optimise.calibrate import CalibrationResult, ExitCalibrator, check_accuracy
+from agent.optimise.calibrate import CalibrationResult, ExitCalibrator
+from agent.optimise.evaluate import check_accuracy
 from tests.support.sound import RATE, cascade_model, quiet, tone_model, word
 
 

@@ -181,6 +181,12 @@ def test_a_missed_budget_tells_what_came_nearer_and_was_not_kept() -> None:
     assert "convert came nearer to the budget (meets it), and was not kept: loses" in report.remarks[0]
 
 
+def test_a_model_that_guesses_is_told() -> None:
+    (told,) = (one for one in tuned(gives(INT8), labels=(1, 2, 0) * 4).report.remarks if "guess" in one)
+    assert told.startswith("the model is hardly better than a guess: ")
+    assert not any("guess" in one for one in tuned(gives(INT8)).report.remarks)
+
+
 def test_without_labels_the_first_model_is_the_reference() -> None:
     found = tuned(gives(INT8), labels=())
     assert found.content == INT8

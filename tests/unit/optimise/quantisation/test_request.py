@@ -196,6 +196,15 @@ def test_a_training_that_learns_its_examples_by_heart_is_not_kept(tmp_path: Path
     assert "of 8 examples that were not trained on" in trained.notes[0]
 
 
+@pytest.mark.usefixtures("_short_timing")
+def test_labels_or_values_that_cannot_be_right_are_told(tmp_path: Path) -> None:
+    wrong = quantised(tmp_path, (true_labels() + 1) % CLASSES, qat=False).report.remarks
+    assert any(
+        "hardly better than a guess: " in one and ": it is right for 0.0% of the 32" in one for one in wrong
+    )
+    assert not any("guess" in one for one in quantised(tmp_path, true_labels(), qat=False).report.remarks)
+
+
 Lost = dict[str, tuple[float, float]]
 """Loss of the quantised and of the trained model by the examples that it is measured on."""
 
