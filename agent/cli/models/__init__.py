@@ -363,8 +363,10 @@ def calibrate(model: str, data: Path, loss: float, out: Path | None, picture: Pa
         raise click.BadParameter(f"{loss} is not within 0..100", param_hint="--loss")
     if picture is not None:
         from agent.cli.chart import check
+        from agent.optimise.inputs import refuse_inside
 
         check(picture)
+        refuse_inside([picture], [data])
     target = _target(model, out)
     pictures = _calibrate_pictures(model, data, loss / 100.0)
     result, what = (pictures, "examples") if pictures else (_calibrate(model, data, loss / 100.0), "recordings")

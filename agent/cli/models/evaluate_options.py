@@ -11,6 +11,7 @@ from agent.cli.output import console, open_table
 from agent.errors import ModelError, reason_of
 from agent.optimise.evaluation.report import EvaluationTable
 from agent.optimise.evaluation.slices import read_slices
+from agent.optimise.inputs import refuse_inside
 from agent.storage.files import write_atomic
 from agent.text import plain
 
@@ -83,7 +84,7 @@ def check_targets(options: EvaluateOptions, inputs: Sequence[Path]) -> None:
     """Refuse files that cannot be written, before hours pass.
 
     Raises:
-        ModelError: one exists, is an input or another output, or has no folder.
+        ModelError: one exists, is an input or another output, lies among the examples, or has no folder.
     """
     targets = [path for path in (options.picture, options.curve, options.report) if path is not None]
     kept = options.results_path
@@ -91,6 +92,7 @@ def check_targets(options: EvaluateOptions, inputs: Sequence[Path]) -> None:
     if len(set(names)) < len(names):
         twice = next(path for path in names if names.count(path) > 1)
         raise ModelError(f"{twice}: is named for two outputs, such as the report and the chart: name two files")
+    refuse_inside([*targets, *([kept] if kept is not None else [])], inputs)
     for path in targets:
         if any(path.exists() and one.exists() and path.samefile(one) for one in inputs):
             raise ModelError(f"{path}: is what is evaluated: name another file")

@@ -25,7 +25,7 @@ from agent.optimise.factory import build_classifier, learned_of, load_weights, s
 from agent.optimise.graph.from_torch import ImportedModule, export
 from agent.optimise.inputs import FIT_COPIES, check_room
 from agent.optimise.preflight import check_classes, check_logits
-from agent.optimise.pruning.file import inputs_of, training_settings
+from agent.optimise.pruning.file import training_inputs, training_settings
 from agent.optimise.recipe import Recipe
 from agent.optimise.report import OptimiseReport, StepResult, describe_machine
 from agent.optimise.source import learned_sample
@@ -161,11 +161,11 @@ def train_classifier(
     load_figure()  # that matplotlib is missing is told now and not in an hour
     history = fit(
         module,
-        inputs_of(seen, PREPARATION),
+        training_inputs(seen, PREPARATION),
         _labels(seen),
         settings,
         checkpoint=request.folder and request.folder / CHECKPOINT,
-        test=(inputs_of(measured, PREPARATION), _labels(measured)),
+        test=(training_inputs(measured, PREPARATION), _labels(measured)),
         progress=progress,
     )
     exported = export_trained(module.cpu(), shape, request.folder)

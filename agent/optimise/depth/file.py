@@ -33,7 +33,7 @@ from agent.optimise.depth.training import HEADS, JOINT, Data, ExitProgress, Exit
 from agent.optimise.evaluate import LABELS, check_accuracy, score, wilson
 from agent.optimise.inputs import check_room
 from agent.optimise.preflight import check_classes
-from agent.optimise.pruning.file import inputs_of, preparation_of, training_settings
+from agent.optimise.pruning.file import preparation_of, training_inputs, training_settings
 from agent.optimise.recipe import Recipe
 from agent.optimise.report import OptimiseReport, StepResult, describe_machine
 from agent.optimise.source import learned_sample
@@ -173,7 +173,7 @@ def cascade_parts(examples: Examples, recipe: Recipe) -> CascadeParts:
 
 def _data(examples: Examples, model: Model) -> Data:
     assert examples.labels is not None
-    return inputs_of(examples, preparation_of(model, examples)), examples.labels
+    return training_inputs(examples, preparation_of(model, examples)), examples.labels
 
 
 def _manifest(

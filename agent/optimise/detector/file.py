@@ -39,7 +39,7 @@ from agent.optimise.evaluation.model import Evaluation, EvaluationRequest, evalu
 from agent.optimise.factory import fastest_device, learned_of, save_module
 from agent.optimise.graph.from_torch import ImportedModule, float_tflite
 from agent.optimise.inputs import AVERAGED_COPIES
-from agent.optimise.pruning.file import inputs_of, normalisation_of
+from agent.optimise.pruning.file import normalisation_of, training_inputs
 from agent.optimise.recipe import Recipe
 from agent.optimise.report import OptimiseReport, StepResult, describe_machine
 from agent.optimise.source import learned_sample
@@ -133,7 +133,7 @@ def train_detector(
     for line in untaught(_classes_of(objects), _classes_of(others), names):
         tell(line)
     load_figure()  # that matplotlib is missing is told now and not in an hour
-    history = _fit(module, inputs_of(seen, PREPARATION), objects, settings, recipe, request, progress)
+    history = _fit(module, training_inputs(seen, PREPARATION), objects, settings, recipe, request, progress)
     exported = export_trained(module.cpu(), shape, request.folder, OUTPUTS)
     model = _model(exported.content, names, request)
     found = evaluate_model(model, measured, EvaluationRequest())

@@ -117,8 +117,8 @@ def prune_model(
     draw_curves({})  # that matplotlib is missing is told now and not in an hour
     if not network.normalised:
         training = training.slower(_FOLDED)
-    data = inputs_of(seen, preparation), _labels(seen)
-    test = inputs_of(measured, preparation), _labels(measured)
+    data = training_inputs(seen, preparation), _labels(seen)
+    test = training_inputs(measured, preparation), _labels(measured)
     count = _Counter(settings, training, len(seen), progress)
     options: dict[str, Any] = {"folder": folder, "test": test, "progress": count}
     if recipe.prune.structured:
@@ -205,7 +205,7 @@ def normalisation_of(preparation: InputManifest, channels: int) -> Normalisation
     return Normalisation(mean, std)
 
 
-def inputs_of(examples: Examples, preparation: InputManifest) -> Pictures:
+def training_inputs(examples: Examples, preparation: InputManifest) -> Pictures:
     """Return what is trained on, [n, height, width, channels].
 
     Pictures are uint8, as the model takes them before the normalisation; what is no picture is float32.
@@ -237,7 +237,7 @@ def check_same_outputs(module: Any, model: Model, examples: Examples) -> None:
     few, preparation = spread(examples, _COMPARED), preparation_of(model, examples)
     normalisation = normalisation_of(preparation, few.shape[2])
     try:
-        own = predict(module, inputs_of(few, preparation), normalisation, exact=True).flatten(1).numpy()
+        own = predict(module, training_inputs(few, preparation), normalisation, exact=True).flatten(1).numpy()
     except ModelError as error:
         raise ModelError(f"{model.path}: its pictures do not fit the module: {error}") from error
     with open_content(model.content, model.manifest) as session:

@@ -15,7 +15,7 @@ from agent.compute.manifest import InputManifest, Manifest, OutputManifest
 from agent.optimise.classifier.data import read_class_examples, untaught
 from agent.optimise.data import Examples
 from agent.optimise.preflight import check_classes
-from agent.optimise.pruning.file import inputs_of
+from agent.optimise.pruning.file import training_inputs
 from agent.optimise.recipe import Recipe
 from agent.optimise.source import learned_sample
 from agent.optimise.tune import split
@@ -84,13 +84,13 @@ def read_search_data(path: Path, recipe: Recipe) -> SearchData:
     compared, unseen = split(held, 0.5)
     names = tuple(examples.names) or tuple(map(str, range(classes)))
     seen.remarks += untaught(np.asarray(seen.labels), np.asarray(held.labels), names)
-    pictures, labels = inputs_of(seen, preparation), np.ascontiguousarray(examples.labels)
+    pictures, labels = training_inputs(seen, preparation), np.ascontiguousarray(examples.labels)
     return SearchData(
         seen=seen,
         compared=compared,
         unseen=unseen,
         pictures=pictures,
-        compared_pictures=inputs_of(compared, preparation),
+        compared_pictures=training_inputs(compared, preparation),
         manifest=Manifest("candidate", OutputManifest("classify", names), preparation),
         learned=learned_sample(seen),
         fingerprint=f"{len(examples)}, CRC {zlib.crc32(pictures.data, zlib.crc32(labels.data)):08x}",

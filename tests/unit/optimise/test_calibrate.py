@@ -73,6 +73,7 @@ def test_a_table_and_a_picture(tmp_path: Path, data: Path) -> None:
     [
         ("nowhere/curve.png", "nowhere/curve.png: there is no such folder"),
         ("curve.xyz", "curve.xyz: expected a name that ends in .png"),
+        ("{data}/curve.png", "curve.png: lies among the examples in"),
     ],
 )
 def test_a_picture_that_cannot_be_drawn_is_refused_first(
@@ -81,7 +82,7 @@ def test_a_picture_that_cannot_be_drawn_is_refused_first(
     pytest.importorskip("matplotlib", reason="the extra [charts] is not installed")
     model = cascade_model(tmp_path)
     before = model.read_text()
-    assert why in str(call(model, data, "--picture", tmp_path / picture).exception)
+    assert why in str(call(model, data, "--picture", tmp_path / picture.format(data=data)).exception)
     assert model.read_text() == before
 
 

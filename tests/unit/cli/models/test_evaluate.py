@@ -147,6 +147,12 @@ def test_labels_that_differ_by_case_alone_are_classes_of_their_own(tmp_path: Pat
     assert evaluated(path, tmp_path / "data")["value"] == 1.0
 
 
+@pytest.mark.parametrize("option", ["--picture", "--report", "--results"])
+def test_nothing_is_written_among_the_examples(colours: Path, option: str) -> None:
+    data = colours.parent / "data"
+    assert "lies among the examples" in refusal(colours, data, option, data / "red" / "x.png")
+
+
 def test_examples_that_a_model_was_trained_on_are_told(colours: Path) -> None:
     data = colours.parent / "data"
     learned = learned_sample(read_examples(data, open_whole_model(str(colours)), limit=8))

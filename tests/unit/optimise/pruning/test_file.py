@@ -27,9 +27,9 @@ from agent.optimise.pruning.file import (
     PruningState,
     _remarks,
     check_same_outputs,
-    inputs_of,
     prune_model,
     settings_of,
+    training_inputs,
 )
 from agent.optimise.pruning.network import of_file, of_module
 from agent.optimise.recipe import DataRecipe, PruneRecipe, Recipe, TrainRecipe
@@ -177,7 +177,7 @@ def test_sound_is_trained_as_it_is(tmp_path: Path) -> None:
         check_same_outputs(given or of_file(model.content, model.path).module, model, data)
         before, _ = prune_model(model, given, data, RECIPE).report.steps
         assert before.score == 1.0
-    assert np.array_equal(inputs_of(data, InputManifest()), np.load(tmp_path / "data.npz")["x"])
+    assert np.array_equal(training_inputs(data, InputManifest()), np.load(tmp_path / "data.npz")["x"])
     settings = settings_of(RECIPE, InputManifest(), data.shape, 64, pictures=False)[1]
     assert settings.augmentation == Augmentation(shift=0, flip=False)
 
@@ -190,9 +190,9 @@ def test_channels_need_the_module(model: Model, data: Path) -> None:
 
 def test_the_pictures_are_those_that_the_model_takes(model: Model, data: Path) -> None:
     found = read_examples(data, model)
-    assert np.array_equal(inputs_of(found, PREPARATION), np.load(data)["x"])
+    assert np.array_equal(training_inputs(found, PREPARATION), np.load(data)["x"])
     bgr = replace(model, manifest=replace(model.manifest, input=replace(PREPARATION, order="bgr")))
-    assert np.array_equal(inputs_of(read_examples(data, bgr), PREPARATION), np.load(data)["x"][..., ::-1])
+    assert np.array_equal(training_inputs(read_examples(data, bgr), PREPARATION), np.load(data)["x"][..., ::-1])
 
 
 def test_another_module_is_refused_before_training(model: Model, trained: Any, data: Path) -> None:
