@@ -95,22 +95,28 @@ def remarks(path: Path) -> list[str]:
         keys = "streams", name, "cascade", "budget_ms"
         if stream.cascade != CascadeConfig() and keys not in file.inherited and not runs_cascade:
             told.append(f"{file.where(*keys)}: has no effect: {stream.model} answers from one exit only here")
+        keys = "streams", name, "service", "smaller_variants"
+        if stream.service.smaller_variants and not found[stream.model].has_sizes:
+            told.append(f"{file.where(*keys)}: has no effect: {stream.model} has one size only")
         for doubt in of_sound_model(stream) if found[stream.model].hears else ():
             told.append(_told(file, Doubt(("streams", name, *doubt.keys), doubt.text)))
     return told
 
 
 class _LookedUp(Struct):
-    """Remarks about a model, if it has calibrated exits, and if it takes sound."""
+    """Remarks about a model, if it has calibrated exits, if it has several sizes, and if it takes sound."""
 
     remarks: list[str]
     has_exits: bool
+    has_sizes: bool
     hears: bool
 
 
 def _looked_up(model: str) -> _LookedUp:
     known = look_up(model, thorough=True)
-    return _LookedUp(known.remarks(), bool(known.manifest.cascade), known.manifest.audio is not None)
+    manifest = known.manifest
+    sizes = sum(not one.after for one in manifest.variants)
+    return _LookedUp(known.remarks(), bool(manifest.cascade), sizes > 1, manifest.audio is not None)
 
 
 def warnings(path: Path) -> list[str]:

@@ -140,6 +140,14 @@ def test_a_time_budget_for_exits_that_never_run_is_told(
     assert told == ([] if has_effect else [expected])
 
 
+@pytest.mark.parametrize(("model", "has_effect"), [("nanodet", True), ("blood-cells", False)])
+def test_smaller_variants_of_a_model_of_one_size_are_told(file: Path, model: str, *, has_effect: bool) -> None:
+    service = "[streams.front.service]\nsmaller_variants = true\n"
+    file.write_text(f'[streams.front]\nsource = "test:"\nmodel = "{model}"\n{service}')
+    told = json.loads(call("check", str(file), "--json").output)["remarks"]
+    assert told == ([] if has_effect else [f"{file}:5: has no effect: {model} has one size only"])
+
+
 @pytest.mark.parametrize(
     ("text", "loads"),
     [
