@@ -377,7 +377,7 @@ class _Run:
             "tune",
             self._model.path,
             hashlib.sha256(self._model.content).hexdigest(),
-            hashlib.sha256(self.state.content).hexdigest(),
+            "" if missed else hashlib.sha256(self.state.content).hexdigest(),
             describe_machine(),
             command,
             self._examples.description,

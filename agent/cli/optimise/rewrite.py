@@ -116,7 +116,9 @@ def add_features_and_write(model: str, out: Path, tensor: str, *, force: bool, a
         ModelError: the model cannot be read, has no such map, or a file is there already.
     """
     check_version(model, out, force=force)
-    content, _ = load_file(model)
+    content, stated = load_file(model)
+    if stated is not None and "audio" in stated.data:
+        raise ModelError(f"{model}: takes sound: features are maps of pictures")
     with prefixed_errors(model):
         found = _with_features(content, tensor)
     report = {"step": "features", "model": model, "maps": found.maps}

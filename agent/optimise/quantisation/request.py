@@ -395,7 +395,7 @@ class _Job:
             "quantise",
             self._request.model,
             self._model.sha256,
-            hashlib.sha256(self.file(found.content)).hexdigest(),
+            "" if missed else hashlib.sha256(self.file(found.content)).hexdigest(),
             describe_machine(),
             self._request.command,
             self._roles.reported.description,

@@ -104,6 +104,9 @@ def search(request: SearchRequest, progress: Progress = _QUIET, tell: Progress =
             worker.run()
         for other in others:
             other.join()
+            if other.exitcode < 0:
+                killed = signal.Signals(-other.exitcode).name
+                tell(f"worker {other.pid} was ended by {killed}: its trial was begun again by another")
     finally:
         for other in others:  # after Ctrl-C they put their trials back
             other.join(_GRACE_S)

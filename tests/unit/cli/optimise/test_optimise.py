@@ -347,6 +347,11 @@ def test_a_log_gets_a_line_after_a_minute_of_silence(
     assert capsys.readouterr().err.splitlines() == ["training …", "on …"]
 
 
+def test_sound_has_no_features(tmp_path: Path) -> None:
+    done = CliRunner().invoke(vedette, ["optimise", "features", "small-speech", str(tmp_path / "out.tflite")])
+    assert str(done.exception) == "small-speech: takes sound: features are maps of pictures"
+
+
 def test_what_is_left_is_told_from_counts_and_shares(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

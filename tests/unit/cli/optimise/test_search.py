@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import psutil
@@ -343,6 +344,14 @@ def test_ctrl_c_puts_the_trial_back_and_the_same_command_goes_on(
     (trial,) = json.loads(search(folder, "--trials", 1, "--json").stdout)["trials"]
     assert trial["state"] == "complete"
     assert trial["origin"] < trial["number"]
+
+
+def test_a_worker_that_was_killed_is_told(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    killed = SimpleNamespace(pid=77, exitcode=-signal.SIGKILL, join=lambda *_: None, terminate=lambda: None)
+    monkeypatch.setattr("agent.optimise.search.run._start", lambda _: killed)
+    done = search(folder, "--trials", 1, "--workers", 2)
+    assert done.exit_code == 0, said(done)
+    assert "worker 77 was ended by SIGKILL" in done.stderr
 
 
 def test_a_search_ends_after_its_time(folder: Path) -> None:

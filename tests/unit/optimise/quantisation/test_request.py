@@ -276,6 +276,7 @@ def test_what_the_reported_examples_say_for_a_training_does_not_keep_it(
     report = decided(tmp_path, monkeypatch, lost)
     assert not report.steps[-1].kept
     assert len(report.missed) == 1
+    assert report.sha256_after == "", "no file is written"
 
 
 def write_training_report(folder: Path) -> None:
