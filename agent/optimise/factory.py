@@ -57,7 +57,14 @@ def load_factory(source: str, weights: Path | None = None) -> Any:
             )
         return call_factory(factory, source)
     stored = _read_weights(weights)
-    module = call_factory(factory, source, _parameters(stored))
+    parameters = _parameters(stored)
+    try:
+        module = call_factory(factory, source, parameters)
+    except ModelError as error:
+        if not parameters:
+            raise
+        given = ", ".join(f"{name} = {value}" for name, value in parameters.items())
+        raise ModelError(f"{error}; {weights} was written for {stored[_FACTORY]} with {given}") from error
     _load(module, weights, stored)
     return module
 

@@ -206,7 +206,8 @@ def _complete(found: SearchResult, number: int) -> TrialResult:
     if trial is not None and trial.state == "complete":
         return trial
     known = ", ".join(str(one.number) for one in found.front) or "none yet"
-    told = f"is {trial.state}{f': {trial.reason}' if trial.reason else ''}" if trial else "is not there"
+    again = next((f"was begun again as trial {one.number}" for one in found.trials if one.origin == number), "")
+    told = f"is {trial.state}{f': {trial.reason}' if trial.reason else ''}" if trial else again or "is not there"
     raise ModelError(f"{found.study}: trial {number} {told}; those on the front are: {known}")
 
 

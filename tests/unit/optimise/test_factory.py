@@ -180,6 +180,12 @@ def test_a_function_that_takes_the_classes_is_told_them_again_by_its_weights(tmp
         (tmp_path / "net.pt").write_bytes(save_module(module, source, found))
         loaded = load_factory(source, tmp_path / "net.pt")
         assert torch.equal(loaded[0].weight, module[0].weight)
+        if parameters:
+            told = (
+                r"own_head.py:fixed: TypeError: .*; .*net.pt was written for .*own_head.py:head with classes = 3"
+            )
+            with pytest.raises(ModelError, match=told):
+                load_factory(f"{tmp_path / 'own_head.py'}:fixed", tmp_path / "net.pt")
     sys.modules.pop("own_head", None)
 
 

@@ -344,6 +344,8 @@ def test_ctrl_c_puts_the_trial_back_and_the_same_command_goes_on(
     (trial,) = json.loads(search(folder, "--trials", 1, "--json").stdout)["trials"]
     assert trial["state"] == "complete"
     assert trial["origin"] < trial["number"]
+    refused = run("search-export", folder / "study", trial["origin"], folder / "out.tflite")
+    assert f"trial {trial['origin']} was begun again as trial {trial['number']}" in said(refused)
 
 
 def test_a_worker_that_was_killed_is_told(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
