@@ -13,7 +13,7 @@ from agent.cli.models.evaluate_options import (
     print_tables,
     write_outputs,
 )
-from agent.cli.optimise import show_progress
+from agent.cli.optimise.progress import show_progress
 from agent.cli.output import print_json
 from agent.compute.manifest import Model
 from agent.errors import ModelError

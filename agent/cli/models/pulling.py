@@ -12,7 +12,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from agent.cli.models.importing import ModelImportOptions, import_found
-from agent.cli.optimise import show_progress
+from agent.cli.optimise.progress import show_progress
 from agent.cli.output import console, open_table, print_json
 from agent.compute.text_vectors.vectors import TextVectors
 from agent.errors import ModelError, VedetteError

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import os
-import re
 import shlex
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +15,6 @@ from agent.cli.options import PATH, FilePath, NumberRange, duration
 from agent.errors import ModelError
 from agent.text import plain, without_logins
 
-_SILENT_S = 60.0
-"""Longest time without a line in a log."""
-_told_at = [time.monotonic()]
-_COUNTED = re.compile(r"(?P<done>\d+) (?:of (?P<total>\d+)|%)")
-_EARLY_S = 5.0
-"""Time after which what is left is estimated."""
-
 
 @click.group()
 def optimise() -> None:
@@ -31,49 +22,6 @@ def optimise() -> None:
     # Before torch is imported: on a busy machine its threads wait for each other longer than they compute, and by
     # default they spin meanwhile. A small network took 20 s of processor time instead of 0.7 s.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-
-
-class _Left:
-    """Estimates how long a task still takes, from its lines."""
-
-    def __init__(self) -> None:
-        self._task, self._done, self._began = "", 0, (0.0, 0)
-
-    def told(self, what: str, now: float) -> str:
-        """Return the time that is left, once it can be told; empty: the line has no count, or it is too early."""
-        counted = _COUNTED.search(what)
-        if counted is None:
-            return ""
-        task, done = what[: counted.start()].rstrip("[#.] "), int(counted["done"])
-        if task != self._task or done < self._done:
-            self._began = now, done
-        self._task, self._done = task, done
-        since, first = self._began
-        if done <= first or now - since < _EARLY_S:
-            return ""
-        seconds = (now - since) * (int(counted["total"] or 100) - done) / (done - first)
-        amount = f"{seconds / 60:.0f} min" if seconds >= 180 else f"{seconds:.0f} s"
-        return f", about {amount} left" if seconds else ""
-
-
-_left = _Left()
-
-
-def show_progress(what: str) -> None:
-    """Show on one terminal line what is being done, and how long that still takes; an empty text clears it.
-
-    In a log there is a line where nothing was told for a minute.
-    """
-    now = time.monotonic()
-    told = plain(what) + _left.told(what, now)
-    if sys.stderr.isatty():
-        click.echo(f"\r\x1b[K{f'{told} …' if what else ''}", err=True, nl=False)
-        return
-    is_due = bool(what) and now - _told_at[0] >= _SILENT_S
-    if is_due:
-        click.echo(f"{told} …", err=True)
-    if is_due or not what:
-        _told_at[0] = now
 
 
 def complete_model(_context: click.Context, _option: click.Parameter, incomplete: str) -> list[CompletionItem]:

@@ -8,7 +8,7 @@ import click
 import msgspec
 from msgspec import Struct
 
-from agent.cli.optimise import show_progress
+from agent.cli.optimise.progress import show_progress
 from agent.cli.output import NO_VALUE, console, open_table, print_json
 from agent.compute.manifest import InputManifest, Model
 from agent.errors import ModelError

@@ -12,7 +12,7 @@ import click
 import msgspec
 from msgspec import Struct
 
-from agent.cli.optimise import show_progress
+from agent.cli.optimise.progress import show_progress
 from agent.cli.optimise.work import check_model_room, check_places, print_steps, tell_written, work_folder
 from agent.cli.output import print_json
 from agent.compute.manifest import Model

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from agent.cli.optimise import show_progress
+from agent.cli.optimise.progress import show_progress
 from agent.cli.output import console, open_table, print_json
 from agent.compute.infer.vetting.unprivileged import without_root
 from agent.errors import ModelError

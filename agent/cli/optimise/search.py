@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 import msgspec
 
-from agent.cli.optimise import show_progress
+from agent.cli.optimise.progress import show_progress
 from agent.cli.output import console, open_table, print_json
 from agent.errors import ModelError, ReportedError
 from agent.models.version_writer import check_first, write_first

@@ -14,7 +14,7 @@ import msgspec
 from msgspec import Struct
 from msgspec.structs import replace
 
-from agent.cli.optimise import show_progress
+from agent.cli.optimise.progress import show_progress
 from agent.cli.optimise.work import check_places, print_steps, work_folder
 from agent.cli.output import print_json
 from agent.errors import ModelError

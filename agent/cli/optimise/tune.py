@@ -11,7 +11,7 @@ import click
 import msgspec
 from msgspec.structs import replace
 
-from agent.cli.optimise import show_progress
+from agent.cli.optimise.progress import show_progress
 from agent.cli.optimise.work import check_model_room, check_places, tell_written, work_folder
 from agent.cli.output import NO_VALUE, console, open_table, print_json
 from agent.errors import ReportedError

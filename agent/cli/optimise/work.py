@@ -10,7 +10,7 @@ from pathlib import Path
 
 import click
 
-from agent.cli.optimise import show_progress
+from agent.cli.optimise.progress import show_progress
 from agent.cli.output import NO_VALUE, console, open_table
 from agent.errors import DivergedError
 from agent.models.files import load_file

@@ -11,7 +11,7 @@ from msgspec.structs import replace
 
 from agent.apps.screening import NOTICE, ScreeningPoint, check_of
 from agent.cli import chart
-from agent.cli.optimise import show_progress
+from agent.cli.optimise.progress import show_progress
 from agent.cli.output import console, open_table, print_json
 from agent.config.toml import Keys, to_toml
 from agent.errors import ModelError

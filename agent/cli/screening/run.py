@@ -34,7 +34,7 @@ from agent.apps.screening import (
 )
 from agent.capture.images import SUFFIXES
 from agent.capture.source import LARGEST_PIXELS, header_size
-from agent.cli.optimise import show_progress
+from agent.cli.optimise.progress import show_progress
 from agent.cli.output import console, open_table, print_json
 from agent.cli.screening.review import AUDIT, KEY, NAMES, REVIEW, page_written, refuse_links
 from agent.compute.drawing import annotate_detections, jpeg

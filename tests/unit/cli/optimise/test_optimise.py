@@ -17,7 +17,7 @@ from click.shell_completion import ShellComplete
 from click.testing import CliRunner, Result
 
 from agent.cli.main import vedette
-from agent.cli.optimise import show_progress
+from agent.cli.optimise.progress import show_progress
 from agent.compute.infer.litert import load_runtime
 from agent.compute.tflite.read import read_modelfile
 from agent.models.library import look_up
@@ -332,7 +332,7 @@ def test_a_log_gets_a_line_after_a_minute_of_silence(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     now = [1000.0]
-    monkeypatch.setattr("agent.cli.optimise.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("agent.cli.optimise.progress.time.monotonic", lambda: now[0])
     for seconds, text in (
         (0, ""),
         (59, "early"),
@@ -356,7 +356,7 @@ def test_what_is_left_is_told_from_counts_and_shares(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     now = [1000.0]
-    monkeypatch.setattr("agent.cli.optimise.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("agent.cli.optimise.progress.time.monotonic", lambda: now[0])
     monkeypatch.setattr("sys.stderr.isatty", lambda: True)
     for seconds, text in (
         (0, "quantising layers: 3 of 23"),
