@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 SIDE, CLASSES = 12, 4
 
 
-def classifier(width: int = 16, sharpness: float = 1.0, channels: int = 3) -> Any:
+def classifier(width: int = 16, sharpness: float = 1.0) -> Any:
     """Return a module with what quantisation meets: depthwise, residual, pools, a fully connected end."""
     import torch
     from torch import nn
@@ -20,7 +20,7 @@ def classifier(width: int = 16, sharpness: float = 1.0, channels: int = 3) -> An
     class Net(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.stem = nn.Conv2d(channels, width, 3, padding=1)
+            self.stem = nn.Conv2d(3, width, 3, padding=1)
             self.norm = nn.BatchNorm2d(width)
             self.deep = nn.Conv2d(width, width, 3, padding=1, groups=width)
             self.point = nn.Conv2d(width, width, 1)
@@ -94,37 +94,3 @@ def write_model(folder: Path, content: bytes, mean: float = 128.0, std: float = 
     output = f'[output]\ndecoder = "classify"\nlabels = [{names}]\n'
     (folder / "net.toml").write_text(f'name = "net"\nfile = "net.tflite"\n{keys}{output}')
     return folder / "net.toml"
-
-
-def write_sound(folder: Path, count: int) -> Any:
-    """Write a keyword model `net.tflite`, its manifest, and `data.npz` of values that are all near 0.
-
-    Returns the module, which knows the classes.
-    """
-    import torch
-
-    from agent.optimise.graph.from_torch import float_tflite
-
-    rows, columns = np.indices((SIDE, SIDE))
-    kinds = np.stack([rows % 2, columns % 2, (rows + columns) % 2, rows * 0])
-    labels = np.arange(count) % CLASSES
-    values = np.random.default_rng(0).normal(0.0, 0.02, (count, SIDE, SIDE, 1)).astype(np.float32)
-    values += 0.08 * kinds[labels, ..., None].astype(np.float32)
-    np.savez(folder / "data.npz", x=values, y=labels)
-    module = classifier(channels=1)
-    seen: list[Any] = []
-    handle = module.head.register_forward_pre_hook(lambda _, given: seen.append(given[0]))
-    with torch.no_grad():
-        module(torch.from_numpy(values).permute(0, 3, 1, 2))
-        known = torch.nn.functional.pad(seen[0], (0, 1), value=1.0).double()
-        wanted = 4.0 * torch.nn.functional.one_hot(torch.from_numpy(labels)).double()
-        found = torch.linalg.pinv(known, rtol=1e-6) @ wanted
-        module.head.weight.copy_(found[:-1].T)
-        module.head.bias.copy_(found[-1])
-    handle.remove()
-    (folder / "net.tflite").write_bytes(float_tflite(module, (SIDE, SIDE, 1)))
-    audio = f'[audio]\nrate_hz = 8000\nfrontend = "logmel"\n[audio.options]\nmels = {SIDE}\n'
-    output = '[output]\ndecoder = "keyword"\nlabels = ["a", "b", "c", "unknown"]\n'
-    options = "[output.options]\nlogits = true\nmean_of = 2\n"
-    (folder / "net.toml").write_text(f'name = "net"\nfile = "net.tflite"\n{audio}{output}{options}')
-    return module

@@ -32,8 +32,8 @@ from tests.support.float_models import (
     pictures,
     write_examples,
     write_model,
-    write_sound,
 )
+from tests.unit.optimise.sound_model import write_sound
 
 if load_runtime()[0] != "litert":
     pytest.skip("cascades of pictures are run by LiteRT", allow_module_level=True)

@@ -35,9 +35,10 @@ from agent.optimise.pruning.network import of_file, of_module
 from agent.optimise.recipe import DataRecipe, PruneRecipe, Recipe, TrainRecipe
 from agent.optimise.report import StepResult
 from agent.optimise.train import fit
-from tests.support.float_models import halved, write_sound
+from tests.support.float_models import halved
 from tests.unit.optimise.pruning.test_channels import network
 from tests.unit.optimise.pruning.test_connections import TRAINING, examples
+from tests.unit.optimise.sound_model import write_sound
 
 if load_runtime()[0] != "litert":
     pytest.skip("pruned models are run by LiteRT", allow_module_level=True)
