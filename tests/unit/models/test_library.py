@@ -19,7 +19,7 @@ from agent.config import DecodeConfig, StreamConfig
 from agent.daemon.streams.services import StreamServices
 from agent.daemon.streams.stream import Stream
 from agent.errors import ModelError
-from agent.models.files import ZOO
+from agent.models.files import ZOO, bundled
 from agent.models.library import look_up, open_model
 from agent.types import WHOLE, Detection, Frame
 from tests.support.doubles import Kept, person_model
@@ -83,6 +83,10 @@ def test_without_a_manifest_it_is_guessed(tmp_path: Path) -> None:
     path.write_bytes(constant_model({"scores": np.zeros((1, 4), np.float32)}))
     model = open_model(str(path))
     assert (model.manifest.name, model.manifest.output.decoder) == ("birds", "classify")
+
+
+def test_nothing_is_guessed_of_a_bundled_model() -> None:
+    assert not [(name, told) for name in bundled() if (told := look_up(name, thorough=True).remarks())]
 
 
 def test_what_cannot_be_guessed_is_named(tmp_path: Path) -> None:
