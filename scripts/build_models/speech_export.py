@@ -55,7 +55,7 @@ def _data(examples: Examples) -> data.Examples:
     values = real(examples.features)[..., None]
     values[0, 0, 0], values[0, 0, 1] = LOWEST, HIGHEST  # the range of the input is that of these values
     found = FoundData(values, "seconds of sound", classes=examples.labels, names=tuple(LABELS))
-    return data.Examples(found, values.shape[1:], InputManifest(), "examples")
+    return data.Examples(found, values.shape[1:], InputManifest(), "examples", sound=True)
 
 
 def _stage(depth: int) -> Stage:
