@@ -422,16 +422,17 @@ def check_accuracy(
         )
 
 
-def doubt_guesses(accuracy: float, examples: Examples) -> tuple[str, ...]:
+def doubt_guesses(accuracy: float, examples: Examples, what: str = "examples") -> tuple[str, ...]:
     """Return a line if a classifier is right hardly more often than one that guesses.
 
     Args:
         accuracy: its score, 0..1; of examples without classes it is no accuracy, and nothing is doubted.
         examples: that it was measured on.
+        what: they are.
     """
     if examples.kind == "classes" and examples.labels is not None:
         try:
-            check_accuracy(accuracy, examples.labels, "examples", examples.description, LABELS, "")
+            check_accuracy(accuracy, examples.labels, what, examples.description, LABELS, "")
         except ModelError as error:
             return (str(error),)
     return ()

@@ -30,7 +30,7 @@ from agent.optimise.depth.exits import add_exits, backbone, choose_exits
 from agent.optimise.depth.network import ExitNetwork
 from agent.optimise.depth.stages import Stage, split, stage_multiply_adds
 from agent.optimise.depth.training import HEADS, JOINT, Data, ExitProgress, ExitSettings, Progress, train_exits
-from agent.optimise.evaluate import LABELS, check_accuracy, score, wilson
+from agent.optimise.evaluate import doubt_guesses, score, wilson
 from agent.optimise.inputs import check_room
 from agent.optimise.preflight import check_classes
 from agent.optimise.pruning.file import preparation_of, training_inputs, training_settings
@@ -110,7 +110,8 @@ def make_cascade(
         StorageError: a checkpoint cannot be read or written, or has no room.
     """
     base = backbone(model.content)
-    doubts = _doubts(model, parts.thresholds)
+    right = score(model.content, parts.thresholds, model.manifest).value
+    doubts = doubt_guesses(right, parts.thresholds, "examples for the thresholds")
     for line in doubts:
         tell(line)
     places = choose_exits(base, recipe.depth.exits, recipe.depth.at)
@@ -137,17 +138,6 @@ def _check_room(network: ExitNetwork, folder: Path, *, joint: bool) -> None:
     """Check that the checkpoints have room; that of the heads stays beside that of the joint training."""
     heads, state = network.checkpoint_sizes()
     check_room(folder, heads + (2 * state if joint else 0), 1.0, (HEADS, JOINT))
-
-
-def _doubts(model: Model, examples: Examples) -> tuple[str, ...]:
-    """Return what is odd about a model before it gets exits: wrong labels, wrong values, or no training."""
-    assert examples.labels is not None
-    try:
-        right = score(model.content, examples, model.manifest).value
-        check_accuracy(right, examples.labels, "examples for the thresholds", examples.description, LABELS)
-    except ModelError as error:
-        return (str(error),)
-    return ()
 
 
 def cascade_parts(examples: Examples, recipe: Recipe) -> CascadeParts:
