@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from speech_graph import (
     CHANNELS,
@@ -14,14 +13,16 @@ from speech_graph import (
     HEAD,
     KERNEL,
     MELS,
-    REACH,
     STEM_CHANNELS,
     STEM_SIZE,
     STEM_STRIDE,
+    STEPS,
+    SUMMARIES,
 )
 from torch import Tensor, nn
 from torch.nn import functional
 
+from agent.optimise.attention import LowRankAttention
 from agent.optimise.graph.layers import Convolution
 
 _BANDS = MELS // FOLD
@@ -76,31 +77,28 @@ class Separable(nn.Module):
         return functional.relu(x + y if self.residual else y, inplace=True)
 
 
-class BandedAttention(nn.Module):
-    """One light head over time; see `speech_graph`."""
+class OverTime(nn.Module):
+    """A block over time for [batch, channels, time, bands]: what it adds to a step, it adds to all bands of it.
 
-    def __init__(self) -> None:
+    Args:
+        block: from [batch, channels, time, 1] to its sum with what it adds; `nn.Identity`: nothing is added.
+        channels: of the sequence.
+    """
+
+    def __init__(self, block: nn.Module, channels: int) -> None:
         super().__init__()
-        seen = 2 * REACH + 1
-        self.step = nn.Conv2d(CHANNELS, CHANNELS, (1, _BANDS), groups=CHANNELS)
-        self.projection = nn.Conv2d(CHANNELS, 3 * HEAD, 1)
-        self.score = nn.Conv2d(HEAD, 1, 1)
-        self.gathered = nn.Conv2d(HEAD, HEAD, (1, seen), groups=HEAD)
-        self.output = nn.Conv2d(HEAD, CHANNELS, 1)
+        self.step = nn.Conv2d(channels, channels, (1, _BANDS), groups=channels)
         nn.init.constant_(self.step.weight, 1 / _BANDS)
-        nn.init.constant_(self.score.weight, HEAD**-0.5)
-        nn.init.constant_(self.score.bias, -float(np.log(seen)))
-        nn.init.constant_(self.gathered.weight, 1.0)
+        self.block = block
 
     def forward(self, x: Tensor) -> Tensor:
         """[batch, channels, time, bands] in and out."""
-        query, rest = self.projection(self.step(x)).split((HEAD, 2 * HEAD), dim=1)
-        padded = functional.pad(rest, (0, 0, REACH, REACH))
-        steps = x.shape[2]
-        band = torch.cat([padded[:, :, at : at + steps] for at in range(2 * REACH + 1)], dim=3)
-        key, value = band.split((HEAD, HEAD), dim=1)
-        gate = torch.sigmoid(self.score(key * query))
-        return functional.relu(x + self.output(self.gathered(value * gate)))
+        if isinstance(self.block, nn.Identity):
+            return x
+        weights = self.step.weight[:, 0, 0].t().contiguous()  # with the gradient of a grouped convolution, slower
+        merged = (x.permute(0, 2, 3, 1) * weights).sum(2, keepdim=True).permute(0, 3, 1, 2)
+        steps = merged + self.step.bias[:, None, None]
+        return (x + (self.block(steps) - steps).to(x.dtype)).relu_()
 
 
 class Speech(nn.Module):
@@ -115,7 +113,7 @@ class Speech(nn.Module):
             incoming = STEM_CHANNELS if depth == HALVING else CHANNELS
             stride = STEM_STRIDE if depth == HALVING else (1, 1)
             self.blocks[str(depth)] = Separable(incoming, CHANNELS, stride)
-        self.attention = BandedAttention()
+        self.attention = OverTime(LowRankAttention(CHANNELS, HEAD, STEPS, SUMMARIES), CHANNELS)
         self.exits = nn.ModuleDict({str(depth): nn.Linear(CHANNELS * _BANDS, CLASSES) for depth in DEPTHS})
         self.dropout = nn.Dropout(_DROPOUT)
 
@@ -147,7 +145,8 @@ def folded(model: Speech) -> dict[str, Convolution]:
     for depth, block in model.blocks.items():
         weights[f"block{depth}/depthwise"] = _fold(block.depthwise, block.depthwise_norm)
         weights[f"block{depth}/pointwise"] = _fold(block.pointwise, block.pointwise_norm)
-    for name, convolution in model.attention.named_children():
+    weights["attention/step"] = _fold(model.attention.step)
+    for name, convolution in model.attention.block.named_children():
         weights[f"attention/{name}"] = _fold(convolution)
     for depth, linear in model.exits.items():
         weights[f"logits{depth}"] = Convolution(_array(linear.weight).T[None, None], _array(linear.bias))

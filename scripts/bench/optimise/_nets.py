@@ -181,27 +181,3 @@ def multiply_adds(net: Any, size: int = 32) -> int:
     for hook in hooks:
         hook.remove()
     return sum(counts)
-
-
-class OverTime(nn.Module):
-    """A block over time for [batch, channels, time, bands], in place of the attention of `small-speech`.
-
-    Args:
-        block: from [batch, channels, time, 1] to its sum with what it adds; `nn.Identity`: nothing is added.
-        channels: of the sequence.
-        bands: of frequency, which are merged before the block.
-    """
-
-    def __init__(self, block: Any, channels: int, bands: int) -> None:
-        super().__init__()
-        self.step = nn.Conv2d(channels, channels, (1, bands), groups=channels)
-        nn.init.constant_(self.step.weight, 1 / bands)
-        self.block = block
-
-    def forward(self, x: Any) -> Any:
-        if isinstance(self.block, nn.Identity):
-            return x
-        weights = self.step.weight[:, 0, 0].t().contiguous()
-        merged = (x.permute(0, 2, 3, 1) * weights).sum(2, keepdim=True).permute(0, 3, 1, 2)
-        steps = merged + self.step.bias[:, None, None]
-        return (x + (self.block(steps) - steps).to(x.dtype)).relu_()

@@ -28,7 +28,6 @@ from pathlib import Path
 from typing import Any
 
 import _digits
-import _nets
 import _recorded
 import _sound
 import numpy as np
@@ -57,15 +56,17 @@ from speech_corpus import UNKNOWN, Corpus, Word, read_digits
 from speech_sound import trimmed
 
 FOLDER = BUILD / "attention"
-CHANNELS, STEPS, DEEPEST = speech_graph.CHANNELS, 25, speech_graph.DEPTHS[-1]
+CHANNELS, STEPS, DEEPEST = speech_graph.CHANNELS, speech_graph.STEPS, speech_graph.DEPTHS[-1]
+REACH = 3
+"""Steps that a band sees on either side."""
 
 
 BLOCKS: dict[str, Callable[[], Any]] = {
     "none": nn.Identity,
     "dense": lambda: DenseAttention(CHANNELS),
     "dense_norm": lambda: DenseAttention(CHANNELS, normalised=True),
-    "banded_20": lambda: BandedAttention(CHANNELS, 20, speech_graph.REACH),
-    "banded_20_norm": lambda: BandedAttention(CHANNELS, 20, speech_graph.REACH, normalised=True),
+    "banded_20": lambda: BandedAttention(CHANNELS, 20, REACH),
+    "banded_20_norm": lambda: BandedAttention(CHANNELS, 20, REACH, normalised=True),
     "banded_18_wide": lambda: BandedAttention(CHANNELS, 18, STEPS // 2),
     "pattern_20": lambda: PatternAttention(CHANNELS, 20, (-8, -4, -2, -1, 0, 1, 2, 4, 8)),
     "low_rank_16": lambda: LowRankAttention(CHANNELS, 16, STEPS, 5),
@@ -85,7 +86,7 @@ SETS = ("choice", "testing")
 LOST = f"testing_{LIGHT}_lost"
 TIMED: dict[str, Callable[[int], Any]] = {
     "dense": lambda _: DenseAttention(CHANNELS),
-    "banded": lambda _: BandedAttention(CHANNELS, 20, speech_graph.REACH),
+    "banded": lambda _: BandedAttention(CHANNELS, 20, REACH),
     "low_rank": lambda steps: LowRankAttention(CHANNELS, 16, steps, 5),
 }
 CONDITIONS: dict[str, float | None] = {"clean": None, "10dB": 10.0, "0dB": 0.0}
@@ -162,10 +163,9 @@ class Branches(speech_model.Speech):
 
     def __init__(self, blocks: Sequence[str]) -> None:
         super().__init__()
-        bands = speech_graph.MELS // speech_graph.FOLD
         last = self.exits[str(DEEPEST)]
         del self.exits[str(DEEPEST)], self.attention
-        made = {name: _nets.OverTime(BLOCKS[name](), CHANNELS, bands) for name in blocks}
+        made = {name: speech_model.OverTime(BLOCKS[name](), CHANNELS) for name in blocks}
         self.branches = nn.ModuleDict(
             {name: nn.ModuleList([block, copy.deepcopy(last)]) for name, block in made.items()}
         )
