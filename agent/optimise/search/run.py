@@ -24,6 +24,7 @@ from optuna.exceptions import UpdateFinishedTrialError
 
 from agent.errors import ConfigError, ModelError, VedetteError
 from agent.interrupts import repeated_interrupts
+from agent.optimise.evaluate import doubt_guesses
 from agent.optimise.factory import find_factory
 from agent.optimise.inputs import examples_path
 from agent.optimise.recipe import Recipe, read_recipe
@@ -111,7 +112,10 @@ def search(request: SearchRequest, progress: Progress = _QUIET, tell: Progress =
         for other in others:  # after Ctrl-C they put their trials back
             other.join(_GRACE_S)
             other.terminate()
-    return read_result(request.study)
+    found = read_result(request.study)
+    for line in worker.doubts(found):
+        tell(line)
+    return found
 
 
 def _start(request: SearchRequest) -> Any:
@@ -173,6 +177,11 @@ class _Worker:
                 time.sleep(self._request.timings.poll_s)
             else:
                 return
+
+    def doubts(self, found: SearchResult) -> tuple[str, ...]:
+        """Return a line if the most accurate network is right hardly more often than one that guesses."""
+        known = [one.accuracy for one in found.trials if one.accuracy is not None]
+        return doubt_guesses(max(known), self._space.data.compared) if known else ()
 
     def _time_is_left(self) -> bool:
         return self._end is None or time.monotonic() < self._end
