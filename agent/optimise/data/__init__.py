@@ -318,8 +318,8 @@ class Examples:
         if are_fractions or outside or most - least < _NARROW * span:
             raise ModelError(
                 f"{self._path}: `x` has values from {least:.4g} to {most:.4g}; with the manifest's [input] mean "
-                f"and std (or those of [search]), pixels lie within {low:.4g} to {high:.4g}: correct these, or the "
-                "values"
+                f"and std (or [search] mean and std), pixels lie within {low:.4g} to {high:.4g}: correct "
+                "them, or the values"
             )
 
 

@@ -13,6 +13,7 @@ import time
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
+from modulefinder import ModuleFinder
 from pathlib import Path
 from typing import Any
 
@@ -296,8 +297,11 @@ def _identity(space: SearchSpace) -> Iterator[tuple[str, str]]:
 
 
 def _imported(file: Path) -> list[Path]:
-    """Return the modules of the folder of a file that are loaded, such as those that it has imported."""
-    files = [getattr(one, "__file__", None) or "" for one in (*sys.modules.values(),)]
+    """Return the modules of the folder of a file that are loaded, or that its functions import when called."""
+    finder = ModuleFinder([str(file.parent)])
+    finder.run_script(str(file))
+    modules = (*sys.modules.values(), *finder.modules.values())
+    files = [getattr(one, "__file__", None) or "" for one in modules]
     loaded = {Path(path) for path in files if path.startswith(f"{file.parent}{os.sep}")}
     packages = Path(__file__).parents[2], *(Path(sysconfig.get_path(name)) for name in ("purelib", "platlib"))
     return sorted(

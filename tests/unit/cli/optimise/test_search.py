@@ -297,6 +297,10 @@ def test_a_study_of_another_recipe_is_refused(folder: Path) -> None:
     (folder / "search_part.py").write_text("WIDTH = 5\n")
     assert said(search(folder, "--trials", 2)) != said(other)
     sys.modules.pop("search_part")
+    (folder / "search_net.py").write_text(f"{SPACE}\n\ndef later():\n    import search_part\n")
+    lazy = said(search(folder, "--trials", 2))
+    (folder / "search_part.py").write_text("WIDTH = 6\n")
+    assert said(search(folder, "--trials", 2)) != lazy
     (folder / "search_net.py").write_text(SPACE)
     change(folder, "learning_rate = 0.1", "learning_rate = 0.2")
     done = search(folder, "--trials", 2)
