@@ -5,8 +5,8 @@ ICML 2017), of which one in n + 2 counts as the likeliest other class: where all
 would else be endless (Platt, Probabilistic Outputs for Support Vector Machines, 1999, on two classes).
 
 Thresholds: for a given price of a multiply-add, the best threshold of each variant given those of the deeper ones
-is found exactly, from the deepest to the shallowest. A sweep over prices gives the curve of accuracy against cost,
-of which the cheapest point within the allowed loss is chosen.
+is found exactly, from the deepest to the shallowest. A sweep over prices gives a curve of accuracy against cost;
+the cheapest point within the allowed loss is chosen.
 
 Most windows of a stream hold half a word or none. For such inputs the prediction of the deepest variant counts as
 right. They are used with less weight, and the cost is that of all inputs.
