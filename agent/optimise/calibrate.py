@@ -1,9 +1,12 @@
 """Calibrate the exits of a sound model: run labelled recordings through every variant, and search thresholds.
 
 Temperatures maximise the log-likelihood of the labels (Guo et al., On Calibration of Modern Neural Networks,
-ICML 2017). Thresholds: for a given price of a multiply-add, the best threshold of each variant given those of the
-deeper ones is found exactly, from the deepest to the shallowest. A sweep over prices gives the curve of accuracy
-against cost, of which the cheapest point within the allowed loss is chosen.
+ICML 2017), of which one in n + 2 counts as the likeliest other class: where all n answers are right, confidence
+would else be endless (Platt, Probabilistic Outputs for Support Vector Machines, 1999, on two classes).
+
+Thresholds: for a given price of a multiply-add, the best threshold of each variant given those of the deeper ones
+is found exactly, from the deepest to the shallowest. A sweep over prices gives a curve of accuracy against cost;
+the cheapest point within the allowed loss is chosen.
 
 Most windows of a stream hold half a word or none. For such inputs the prediction of the deepest variant counts as
 right. They are used with less weight, and the cost is that of all inputs.
@@ -156,6 +159,7 @@ def search(
 def temperature(logits: Array, labels: Array) -> float:
     """Return the divisor of one variant's logits [inputs, classes] at which confidence matches accuracy."""
     grid = np.geomspace(_LOWEST, _HIGHEST, _STEPS)
+    logits = np.asarray(logits, np.float32)
     for _ in range(2):
         losses = [_loss(logits, labels, t) for t in grid]
         best = int(np.argmin(losses))
@@ -187,8 +191,12 @@ def point(answers: VariantPredictions, costs: Sequence[float], thresholds: tuple
 
 
 def _loss(logits: Array, labels: Array, t: float) -> float:
-    scores = softmax(np.asarray(logits / np.float32(t), np.float32))
-    return float(-np.log(np.maximum(scores[np.arange(len(labels)), labels], 1e-12)).mean())
+    """Return the mean cross-entropy at a temperature; one label in n + 2 is that of the likeliest other class."""
+    scores, own = softmax(logits / np.float32(t)), (np.arange(len(labels)), labels)
+    right = scores[own]
+    scores[own] = 0.0
+    wrong, logs = 1.0 / (len(labels) + 2), np.log(np.maximum((right, scores.max(axis=1)), 1e-30))
+    return float(-((1.0 - wrong) * logs[0] + wrong * logs[1]).mean())
 
 
 def _predictions(

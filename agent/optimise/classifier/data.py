@@ -24,7 +24,13 @@ Shape = tuple[int, int, int]
 
 
 def read_class_examples(
-    path: Path, shape: Shape | None, preparation: InputManifest, *, limit: int = 0, source: str = "network"
+    path: Path,
+    shape: Shape | None,
+    preparation: InputManifest,
+    *,
+    limit: int = 0,
+    source: str = "network",
+    pictures: bool = True,
 ) -> tuple[Examples, int]:
     """Return all examples of classes, and the number of classes.
 
@@ -34,6 +40,7 @@ def read_class_examples(
         preparation: of pictures.
         limit: use so many; 0: all.
         source: of the network, for messages.
+        pictures: see `read_examples`.
 
     Raises:
         ModelError: they cannot be read, have no classes, or do not fit the shape.
@@ -50,7 +57,7 @@ def read_class_examples(
     probe = _probe(shape, classes, preparation.mean[: shape[2]], preparation.std[: shape[2]])
     manifest = Manifest(name="network", output=OutputManifest(labels=content.names), input=preparation)
     model = Model(probe, hashlib.sha256(probe).hexdigest(), manifest, source)
-    examples = read_examples(path, model, limit=limit or None)
+    examples = read_examples(path, model, limit=limit or None, pictures=pictures)
     if len(np.unique(np.asarray(examples.labels))) < 2:
         raise ModelError(f"{examples.description}: all of one class: training needs two classes or more")
     examples.remarks += tuple(f"{path}: {line}" for line in _in_two_classes(examples))

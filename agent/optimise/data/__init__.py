@@ -318,7 +318,8 @@ class Examples:
         if are_fractions or outside or most - least < _NARROW * span:
             raise ModelError(
                 f"{self._path}: `x` has values from {least:.4g} to {most:.4g}; with the manifest's [input] mean "
-                f"and std, pixels lie within {low:.4g} to {high:.4g}: correct the manifest, or the values"
+                f"and std (or [search] mean and std), pixels lie within {low:.4g} to {high:.4g}: correct "
+                "them, or the values"
             )
 
 
@@ -351,7 +352,13 @@ def _decode(content: bytes, shown: str, how: int = cv2.IMREAD_COLOR) -> Image:
 
 
 def read_examples(
-    path: Path, model: Model, variant: str = "", *, limit: int | None = None, own_classes: bool = False
+    path: Path,
+    model: Model,
+    variant: str = "",
+    *,
+    limit: int | None = None,
+    own_classes: bool = False,
+    pictures: bool = True,
 ) -> Examples:
     """Read the examples for a model.
 
@@ -363,6 +370,7 @@ def read_examples(
         variant: of the model; empty: its first.
         limit: use so many, chosen by a fixed rule, at least 8; None: all.
         own_classes: classes keep their names and numbers, and need not be the model's; boxes never do.
+        pictures: False: real values are none, whatever their shape, as those of a model of sound are.
 
     Raises:
         ModelError: there are too few, they do not fit the model, a label or a picture cannot be used, or a class
@@ -392,7 +400,7 @@ def read_examples(
         _check_classifier(content, path, model, outputs)
         content, doubts = _matched(content, path, model, outputs)
         remarks += doubts
-    sound = model.manifest.audio is not None
+    sound = model.manifest.audio is not None or not pictures
     examples = Examples(content, inputs[0].shape[1:], model.manifest.input, str(path), sound=sound)
     if limit is not None and limit < len(examples):
         chosen = np.random.default_rng(0).permutation(len(examples))[:limit]

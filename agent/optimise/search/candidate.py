@@ -154,7 +154,8 @@ class SearchCandidate:
         if self._trial.noted("latency_ms") is not None:
             return
         self._tell("measuring the latency")
-        content = float_tflite(self._build(), self._search.shape, mean=self._search.mean, std=self._search.std)
+        taken = self._space.data.manifest.input
+        content = float_tflite(self._build(), self._search.shape, mean=taken.mean[0], std=taken.std[0])
         check_logits(content, self._space.source)
         few = self._space.data.seen.take(range(min(_FEW, len(self._space.data.seen))))
         found = quantise(content, [few], QuantiseRecipe(method="int8", examples=_FEW)).content
@@ -169,8 +170,10 @@ class SearchCandidate:
         """Return the module after a rung, and note its accuracy."""
         make_folder(self._folder)
         module, name = self._build(), rung_name(epochs)
-        preparation, count = self._space.data.manifest.input, len(self._space.data.seen)
-        base = training_settings(self._space.recipe, preparation, self._search.shape, count)
+        taken, seen = self._space.data.manifest.input, self._space.data.seen
+        base = training_settings(
+            self._space.recipe, taken, self._search.shape, len(seen), pictures=seen.are_pixels
+        )
         settings = replace(base, epochs=epochs)
 
         def step(done: TrainingStep) -> None:
@@ -192,7 +195,8 @@ class SearchCandidate:
         """Write the files of the trained module, score the INT8 one, and report the objectives."""
         self._tell("quantising")
         search, data = self._search, self._space.data
-        exported = export(module.cpu(), search.shape, mean=search.mean, std=search.std)
+        taken = data.manifest.input
+        exported = export(module.cpu(), search.shape, mean=taken.mean[0], std=taken.std[0])
         recipe = QuantiseRecipe(method="int8", examples=self._space.recipe.quantise.examples)
         content = quantise(exported.content, [data.seen], recipe).content
         write_atomic(self._folder / INT8, content)

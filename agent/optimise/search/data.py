@@ -18,6 +18,7 @@ from agent.optimise.preflight import check_classes
 from agent.optimise.pruning.file import training_inputs
 from agent.optimise.recipe import Recipe
 from agent.optimise.source import learned_sample
+from agent.optimise.train import Pictures
 from agent.optimise.tune import split
 
 
@@ -28,7 +29,7 @@ class SearchData(Struct, frozen=True):
         seen: for training and for the ranges of INT8.
         compared: by which candidates are compared.
         unseen: which decide nothing.
-        pictures: of `seen`, uint8 [n, height, width, channels].
+        pictures: of `seen`, [n, height, width, channels]: uint8, or float32 of what is no picture.
         compared_pictures: of `compared`.
         manifest: of every candidate.
         learned: digests of `seen`, see `agent.optimise.source.learned_sample`.
@@ -39,8 +40,8 @@ class SearchData(Struct, frozen=True):
     seen: Examples
     compared: Examples
     unseen: Examples
-    pictures: NDArray[np.uint8]
-    compared_pictures: NDArray[np.uint8]
+    pictures: Pictures
+    compared_pictures: Pictures
     manifest: Manifest
     learned: tuple[str, ...]
     fingerprint: str
@@ -78,21 +79,26 @@ def read_search_data(path: Path, recipe: Recipe) -> SearchData:
     """
     preparation = InputManifest(mean=(recipe.search.mean,) * 3, std=(recipe.search.std,) * 3)
     shape, limit, source = recipe.search.shape, recipe.data.limit, recipe.search.space
-    examples, classes = read_class_examples(path, shape, preparation, limit=limit, source=source)
+    pictures = preparation != InputManifest()
+    examples, classes = read_class_examples(
+        path, shape, preparation, limit=limit, source=source, pictures=pictures
+    )
+    if not examples.are_pixels:
+        preparation = InputManifest()
     seen, held = split(examples, recipe.data.held_out)
     check_classes(examples, seen)
     compared, unseen = split(held, 0.5)
     names = tuple(examples.names) or tuple(map(str, range(classes)))
     seen.remarks += untaught(np.asarray(seen.labels), np.asarray(held.labels), names)
-    pictures, labels = training_inputs(seen, preparation), np.ascontiguousarray(examples.labels)
+    inputs, labels = training_inputs(seen, preparation), np.ascontiguousarray(examples.labels)
     return SearchData(
         seen=seen,
         compared=compared,
         unseen=unseen,
-        pictures=pictures,
+        pictures=inputs,
         compared_pictures=training_inputs(compared, preparation),
         manifest=Manifest("candidate", OutputManifest("classify", names), preparation),
         learned=learned_sample(seen),
-        fingerprint=f"{len(examples)}, CRC {zlib.crc32(pictures.data, zlib.crc32(labels.data)):08x}",
+        fingerprint=f"{len(examples)}, CRC {zlib.crc32(inputs.data, zlib.crc32(labels.data)):08x}",
         description=examples.description,
     )

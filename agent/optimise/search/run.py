@@ -13,6 +13,7 @@ import time
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
+from modulefinder import ModuleFinder
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from optuna.exceptions import UpdateFinishedTrialError
 
 from agent.errors import ConfigError, ModelError, VedetteError
 from agent.interrupts import repeated_interrupts
+from agent.optimise.evaluate import doubt_guesses
 from agent.optimise.factory import find_factory
 from agent.optimise.inputs import examples_path
 from agent.optimise.recipe import Recipe, read_recipe
@@ -111,7 +113,10 @@ def search(request: SearchRequest, progress: Progress = _QUIET, tell: Progress =
         for other in others:  # after Ctrl-C they put their trials back
             other.join(_GRACE_S)
             other.terminate()
-    return read_result(request.study)
+    found = read_result(request.study)
+    for line in worker.doubts(found):
+        tell(line)
+    return found
 
 
 def _start(request: SearchRequest) -> Any:
@@ -173,6 +178,11 @@ class _Worker:
                 time.sleep(self._request.timings.poll_s)
             else:
                 return
+
+    def doubts(self, found: SearchResult) -> tuple[str, ...]:
+        """Return a line if the most accurate network is right hardly more often than one that guesses."""
+        known = [one.accuracy for one in found.trials if one.accuracy is not None]
+        return doubt_guesses(max(known), self._space.data.compared) if known else ()
 
     def _time_is_left(self) -> bool:
         return self._end is None or time.monotonic() < self._end
@@ -287,8 +297,11 @@ def _identity(space: SearchSpace) -> Iterator[tuple[str, str]]:
 
 
 def _imported(file: Path) -> list[Path]:
-    """Return the modules of the folder of a file that are loaded, such as those that it has imported."""
-    files = [getattr(one, "__file__", None) or "" for one in (*sys.modules.values(),)]
+    """Return the modules of the folder of a file that are loaded, or that its functions import when called."""
+    finder = ModuleFinder([str(file.parent)])
+    finder.run_script(str(file))
+    modules = (*sys.modules.values(), *finder.modules.values())
+    files = [getattr(one, "__file__", None) or "" for one in modules]
     loaded = {Path(path) for path in files if path.startswith(f"{file.parent}{os.sep}")}
     packages = Path(__file__).parents[2], *(Path(sysconfig.get_path(name)) for name in ("purelib", "platlib"))
     return sorted(

@@ -54,6 +54,17 @@ def test_a_temperature_makes_confidence_a_share_of_hits() -> None:
         assert scores.max(axis=1).mean() == pytest.approx(hits.mean(), abs=0.02)
 
 
+@pytest.mark.parametrize("count", [8, 60, 2000])
+@pytest.mark.parametrize("margin", [0.5, 8.0])
+def test_answers_that_are_all_right_do_not_make_endless_confidence(count: int, margin: float) -> None:
+    labels = np.arange(count) % 5
+    logits = (margin * np.eye(5)[labels]).astype(np.float32)
+    logits[np.arange(count), (labels + 1) % 5] += margin / 4  # the likeliest other class
+    scaled = logits / temperature(logits, labels)
+    scores = np.exp(scaled) / np.exp(scaled).sum(axis=1, keepdims=True)
+    assert scores.max(axis=1).mean() == pytest.approx((count + 1) / (count + 2), abs=0.02)
+
+
 def test_a_choice_holds_in_each_part() -> None:
     logits, labels = answers(4, 3000)
     parts = np.arange(3000) % 3

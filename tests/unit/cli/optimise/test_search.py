@@ -264,6 +264,29 @@ def test_examples_without_classes_are_refused(folder: Path) -> None:
     assert "training needs two classes or more" in said(search(folder))
 
 
+@pytest.mark.parametrize(
+    ("channels", "normalised"), [(2, "mean = 50.0\nstd = 9.0"), (1, "mean = 0.0\nstd = 1.0")]
+)
+def test_real_values_are_trained_as_they_are(folder: Path, channels: int, normalised: str) -> None:
+    values = (pictures(128)[..., :channels].astype(np.float32) - 110.0) / 50.0
+    np.savez(folder / "data.npz", x=values, y=np.arange(128) % 4)
+    (folder / "search_net.py").write_text(SPACE.replace("Conv2d(3", f"Conv2d({channels}"))
+    change(folder, "12, 3]\nrungs = [1, 2]", f"12, {channels}]\nrungs = [12]\n{normalised}")
+    done = search(folder, "--trials", 1, "--json")
+    assert done.exit_code == 0, said(done)
+    (trial,) = json.loads(done.stdout)["trials"]
+    assert trial["accuracy"] > 0.8
+    assert "guess" not in said(done)
+    model = open_whole_model(str(folder / "study" / "trials" / "00000" / "float.tflite"))
+    assert (model.manifest.input.mean, model.manifest.input.std) == ((0.0,) * 3, (1.0,) * 3)
+
+
+def test_that_the_best_network_guesses_is_told(folder: Path) -> None:
+    labels = np.random.default_rng(0).integers(0, 4, 256)
+    np.savez(folder / "data.npz", x=pictures(256), y=labels)
+    assert "hardly" in search(folder, "--trials", 1).stderr
+
+
 def test_a_study_of_another_recipe_is_refused(folder: Path) -> None:
     assert search(folder, "--trials", 1).exit_code == 0
     (folder / "search_part.py").write_text("WIDTH = 4\n")
@@ -274,6 +297,10 @@ def test_a_study_of_another_recipe_is_refused(folder: Path) -> None:
     (folder / "search_part.py").write_text("WIDTH = 5\n")
     assert said(search(folder, "--trials", 2)) != said(other)
     sys.modules.pop("search_part")
+    (folder / "search_net.py").write_text(f"{SPACE}\n\ndef later():\n    import search_part\n")
+    lazy = said(search(folder, "--trials", 2))
+    (folder / "search_part.py").write_text("WIDTH = 6\n")
+    assert said(search(folder, "--trials", 2)) != lazy
     (folder / "search_net.py").write_text(SPACE)
     change(folder, "learning_rate = 0.1", "learning_rate = 0.2")
     done = search(folder, "--trials", 2)

@@ -235,7 +235,7 @@ def test_real_values_of_a_narrow_range_are_doubted(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("most", [0.6, 1.0])
 def test_fractions_are_refused_where_the_manifest_has_a_mean(tmp_path: Path, most: float) -> None:
-    with pytest.raises(ModelError, match="mean and std, pixels lie within -1 to 1"):
+    with pytest.raises(ModelError, match="pixels lie within -1 to 1"):
         read_examples(values_file(tmp_path, 0.0, most), MODEL)
 
 
