@@ -156,6 +156,11 @@ def model_path(name_or_path: str) -> Path:
     return beside(path, _manifest(path).data.get("file") or path.with_suffix(_MODEL).name, "file")
 
 
+def report_path(model: Path) -> Path:
+    """Return where the report of the step that has made a `.tflite` file lies."""
+    return model.with_suffix(".report.json")
+
+
 def _is_file(path: Path) -> bool:
     try:
         return path.is_file()

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import tomllib
 from contextlib import closing, nullcontext
+from hashlib import sha256
 from pathlib import Path
 
 import msgspec
@@ -17,6 +18,8 @@ from agent.models.library import open_model
 from agent.models.manifest_writer import files_of
 from agent.optimise.calibrate import CalibrationResult, ExitCalibrator
 from agent.optimise.evaluate import check_accuracy
+from agent.optimise.report import OptimiseReport
+from agent.optimise.source import carried_keys
 from tests.support.sound import RATE, cascade_model, quiet, tone_model, word
 
 
@@ -91,9 +94,14 @@ def test_elsewhere_the_manifest_has_its_files_beside_it(tmp_path: Path, data: Pa
     elsewhere.mkdir()
     (tmp_path / "names.txt").write_text("low\nhigh\nsilence\n")
     model.write_text(model.read_text().replace('["low", "high", "silence"]', '"names.txt"'))
+    content = (tmp_path / "depths.tflite").read_bytes()
+    report = OptimiseReport("train", "", sha256_after=sha256(content).hexdigest(), learned=("0" * 12,))
+    (tmp_path / "depths.report.json").write_bytes(msgspec.json.encode(report))
     done = call(model, data, "--out", elsewhere / "x.toml")
     assert done.exit_code == 0, done.output
-    assert sorted(path.name for path in elsewhere.iterdir()) == ["depths.tflite", "names.txt", "x.toml"]
+    files = ["depths.report.json", "depths.tflite", "names.txt", "x.toml"]
+    assert sorted(path.name for path in elsewhere.iterdir()) == files
+    assert carried_keys(str(elsewhere / "x.toml"), content, content)["learned"] == ["0" * 12]
     inspected = CliRunner().invoke(vedette, ["models", "inspect", str(elsewhere / "x.toml")])
     assert inspected.exit_code == 0, inspected.output
     (elsewhere / "names.txt").write_text("a\nb\nc\n")
