@@ -230,13 +230,15 @@ def manifest_path(name_or_path: str) -> Path:
     """Return the path of a model's TOML manifest.
 
     Raises:
-        ModelError: there is none.
+        ModelError: there is none, or no such model.
     """
-    path = _resolve(name_or_path)
-    path = path.with_suffix(_MANIFEST) if path.suffix == _MODEL else path
-    if path.suffix != _MANIFEST or not path.is_file():
-        raise ModelError(f"{name_or_path}: has no manifest {path.with_suffix(_MANIFEST).name} to write to")
-    return path
+    named = _resolve(name_or_path)
+    path = named.with_suffix(_MANIFEST) if named.suffix == _MODEL else named
+    if path.suffix == _MANIFEST and path.is_file():
+        return path
+    if not _is_file(named):
+        raise ModelError(f"{named}: {'not a file' if named.exists() else f'no such file{_nearest(named)}'}")
+    raise ModelError(f"{name_or_path}: has no manifest {path.with_suffix(_MANIFEST).name} to write to")
 
 
 def golden_paths(name_or_path: str, manifest: Manifest) -> list[Path]:
