@@ -156,6 +156,11 @@ def model_path(name_or_path: str) -> Path:
     return beside(path, _manifest(path).data.get("file") or path.with_suffix(_MODEL).name, "file")
 
 
+def report_path(model: Path) -> Path:
+    """Return where the report of the step that has made a `.tflite` file lies."""
+    return model.with_suffix(".report.json")
+
+
 def _is_file(path: Path) -> bool:
     try:
         return path.is_file()
@@ -225,13 +230,15 @@ def manifest_path(name_or_path: str) -> Path:
     """Return the path of a model's TOML manifest.
 
     Raises:
-        ModelError: there is none.
+        ModelError: there is none, or no such model.
     """
-    path = _resolve(name_or_path)
-    path = path.with_suffix(_MANIFEST) if path.suffix == _MODEL else path
-    if path.suffix != _MANIFEST or not path.is_file():
-        raise ModelError(f"{name_or_path}: has no manifest {path.with_suffix(_MANIFEST).name} to write to")
-    return path
+    named = _resolve(name_or_path)
+    path = named.with_suffix(_MANIFEST) if named.suffix == _MODEL else named
+    if path.suffix == _MANIFEST and path.is_file():
+        return path
+    if not _is_file(named):
+        raise ModelError(f"{named}: {'not a file' if named.exists() else f'no such file{_nearest(named)}'}")
+    raise ModelError(f"{name_or_path}: has no manifest {path.with_suffix(_MANIFEST).name} to write to")
 
 
 def golden_paths(name_or_path: str, manifest: Manifest) -> list[Path]:

@@ -20,7 +20,7 @@ from agent.compute.infer.backends import ends_of
 from agent.compute.manifest import Manifest
 from agent.config.toml import Keys, TomlFile, to_toml
 from agent.errors import ModelError, NormalisationError
-from agent.models.files import beside, load_file, manifest_path, model_path, read, read_text
+from agent.models.files import beside, load_file, manifest_path, model_path, read, read_text, report_path
 from agent.models.library import complete_manifest, look_up
 from agent.storage.files import write_atomic
 
@@ -168,7 +168,8 @@ def rewrite(name_or_path: str, path: Path, change: Callable[[dict[str, Any]], No
 
     Args:
         name_or_path: the model, with a TOML manifest.
-        path: of the copy, replaced as a whole or not at all. The files that it names are copied beside it.
+        path: of the copy, replaced as a whole or not at all. The files that it names are copied beside it, and
+            the report of the model, which says what it has learned from.
         change: changes the parsed document.
 
     Raises:
@@ -181,6 +182,9 @@ def rewrite(name_or_path: str, path: Path, change: Callable[[dict[str, Any]], No
     data = tomllib.loads(read_text(manifest))
     model, *others = files_of(manifest, data)
     missing = list(missing_files([model, *others], path.parent))
+    report = report_path(model)
+    if report.is_file() and not (path.parent / report.name).exists():
+        missing.append(report)
     data["file"] = model.name
     change(data)
     for file in missing:

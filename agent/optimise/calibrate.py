@@ -295,7 +295,9 @@ class CalibrationResult(Struct, frozen=True):
         learned: calibration on all recordings.
         checked: calibration on every other recording, evaluated on the rest: what to expect.
         checked_full: accuracy of the deepest variant alone on the rest.
-        recordings: number of recordings.
+        recordings: number of recordings, or examples.
+        windows: number of windows of sound that hold a recording, of which the accuracies are; None: the
+            accuracies are of the examples.
     """
 
     variants: tuple[str, ...]
@@ -304,6 +306,7 @@ class CalibrationResult(Struct, frozen=True):
     checked: Point
     checked_full: float
     recordings: int
+    windows: int | None = None
 
     @property
     def lost(self) -> float:
@@ -328,7 +331,8 @@ def find_labelled(folder: Path, labels: tuple[str, ...]) -> list[LabelledClip]:
         ModelError: a label has no recording, or a subfolder is named after no label.
     """
     if not folder.is_dir():
-        raise ModelError(f"{folder}: no such folder; expected one with a folder per label: {', '.join(labels)}")
+        what = "is no folder" if folder.exists() else "no such folder"
+        raise ModelError(f"{folder}: {what}; expected one with a folder per label: {', '.join(labels)}")
     found = [
         LabelledClip(path, number)
         for number, label in enumerate(labels)
@@ -450,7 +454,8 @@ def calibrate_exits(
     checked = evaluate(scores[other], labels[other], costs, half, known[other], wanted)
     never = replace(half, chosen=replace(half.chosen, thresholds=(_NEVER,) * (len(costs) - 1)))
     full = evaluate(scores[other], labels[other], costs, never, known[other], wanted).accuracy
-    return CalibrationResult(calibrator.variants, costs, learned, checked, full, len(recordings))
+    count = int(known.sum())
+    return CalibrationResult(calibrator.variants, costs, learned, checked, full, len(recordings), count)
 
 
 def _background(samples: Samples, count: int) -> Samples:

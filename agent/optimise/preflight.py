@@ -16,7 +16,7 @@ from agent.optimise.data.layouts import FoundData
 from agent.optimise.graph.torch_graph import Key, WeightedLayer
 from agent.optimise.pruning.channels import trained_groups
 from agent.optimise.pruning.connections import frozen, prunable
-from agent.optimise.pruning.file import check_same_outputs, preparation_of, settings_of
+from agent.optimise.pruning.file import check_no_exits, check_same_outputs, preparation_of, settings_of
 from agent.optimise.pruning.network import of_file, of_module
 from agent.optimise.quantisation.allocation import fits_int4
 from agent.optimise.quantise import LayerBits, fixed_bits, sized_file
@@ -133,10 +133,11 @@ def check_pruning(model: Model, module: Any | None, examples: Examples, recipe: 
         recipe: its patterns of layers are compared with the names that the network has.
 
     Raises:
-        ModelError: the examples have no classes or are all of one, the network cannot be pruned or gives no
-            logits, or module and model differ, as with weights of another training.
+        ModelError: the model has exits, the examples have no classes or are all of one, the network cannot be
+            pruned or gives no logits, or module and model differ, as with weights of another training.
         ConfigError: a pattern matches no layer; with the place in the recipe. Or values do not go together.
     """
+    check_no_exits(model)
     if examples.kind != "classes":
         raise ModelError(f"{examples.description}: pruning trains, and needs examples with classes")
     check_classes(examples, split(examples, recipe.recipe.data.held_out)[0])

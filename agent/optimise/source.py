@@ -22,7 +22,7 @@ from agent.compute.decode.defaults import complete, facts_of
 from agent.compute.manifest import Manifest, Model, OutputManifest
 from agent.compute.tflite.read import read_modelfile
 from agent.errors import ModelError, NormalisationError
-from agent.models.files import load_file
+from agent.models.files import load_file, model_path, report_path
 from agent.models.library import open_manifest, prefixed_errors
 from agent.optimise.data import Examples
 from agent.optimise.report import read_report
@@ -171,9 +171,9 @@ def carried_keys(name_or_path: str, content: bytes, result: bytes) -> dict[str, 
 
 
 def _learned(path: str, sha256: str) -> set[str]:
-    """Return the digests in the report beside a model, if it is of this model."""
+    """Return the digests in the report of a model's file, which may have several manifests."""
     with suppress(ModelError):  # there is none
-        found = read_report(Path(path).with_suffix(".report.json"))
+        found = read_report(report_path(model_path(path)))
         return set(found.learned) if found.sha256_after == sha256 else set()
     return set()
 

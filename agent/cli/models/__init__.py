@@ -18,7 +18,7 @@ from agent.cli.optimise import complete_model
 from agent.cli.options import PATH, FilePath, NumberRange, picture_option
 from agent.cli.output import console, open_table, print_json
 from agent.errors import ModelError, VedetteError
-from agent.text import plain
+from agent.text import plain, plural
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -358,15 +358,15 @@ def calibrate(model: str, data: Path, loss: float, out: Path | None, picture: Pa
     the cheapest whose accuracy is that of the deepest exit less --loss, in each quarter of DATA.
     """
     from agent.models.manifest_writer import rewrite, set_variants
+    from agent.optimise.inputs import refuse_inside
 
     if not 0.0 <= loss <= 100.0:
         raise click.BadParameter(f"{loss} is not within 0..100", param_hint="--loss")
     if picture is not None:
         from agent.cli.chart import check
-        from agent.optimise.inputs import refuse_inside
 
         check(picture)
-        refuse_inside([picture], [data])
+    refuse_inside([one for one in (picture, out) if one is not None], [data])
     target = _target(model, out)
     pictures = _calibrate_pictures(model, data, loss / 100.0)
     result, what = (pictures, "examples") if pictures else (_calibrate(model, data, loss / 100.0), "recordings")
@@ -383,6 +383,7 @@ def _target(model: str, out: Path | None) -> Path:
     """Return the manifest to write, or raise if it cannot be written."""
     from agent.models.files import bundled, manifest_path
     from agent.models.manifest_writer import check_place
+    from agent.storage.files import make_folder
 
     if out is None and model in bundled():
         raise click.UsageError(f"{model} is a bundled model and cannot be changed: name a manifest with --out")
@@ -392,6 +393,7 @@ def _target(model: str, out: Path | None) -> Path:
     if not target.absolute().parent.is_dir():
         raise click.BadParameter(f"{target}: there is no such folder", param_hint="--out")
     check_place(model, target)
+    make_folder(target.absolute().parent)
     return target
 
 
@@ -466,8 +468,9 @@ def _calibration_table(result: CalibrationResult) -> Table:
 
 def _calibration_summary(result: CalibrationResult, what: str) -> Iterator[str]:
     learned, checked = result.learned, result.checked
+    windows = "" if result.windows is None else f"{plural(result.windows, 'window')} of "
     yield (
-        f"{result.recordings} {what}: accuracy {learned.chosen.accuracy:.2%} "
+        f"{windows}{result.recordings} {what}: accuracy {learned.chosen.accuracy:.2%} "
         f"(deepest alone {learned.full:.2%}) at {learned.chosen.cost:.0%} of its multiply-adds"
     )
     yield (

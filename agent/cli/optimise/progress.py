@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import sys
 import time
@@ -13,7 +14,9 @@ from agent.text import plain
 _SILENT_S = 60.0
 """Longest time without a line in a log."""
 _told_at = [time.monotonic()]
-_COUNTED = re.compile(r"(?P<done>\d+) (?:of (?P<total>\d+)|%)")
+_COUNTED = re.compile(r"(?P<done>\d+(?:\.\d+)?) (?:of (?P<total>\d+(?:\.\d+)?)|%)")
+_OF_A_PART = re.compile(r" of \d+:? [a-z]* ?\d")
+"""A count of a count, such as `part 1 of 2 9 %` or `graph 1 of 3: batch 7`: parts may differ in length."""
 _EARLY_S = 5.0
 """Time after which what is left is estimated."""
 
@@ -22,21 +25,21 @@ class _Left:
     """Estimates how long a task still takes, from its lines."""
 
     def __init__(self) -> None:
-        self._task, self._done, self._began = "", 0, (0.0, 0)
+        self._task, self._done, self._began = "", math.inf, (0.0, 0.0)
 
     def told(self, what: str, now: float) -> str:
-        """Return the time that is left, once it can be told; empty: the line has no count, or it is too early."""
+        """Return the time that is left; empty: it is too early, or the line has no count of the whole."""
         counted = _COUNTED.search(what)
-        if counted is None:
+        if counted is None or _OF_A_PART.search(what):
             return ""
-        task, done = what[: counted.start()].rstrip("[#.] "), int(counted["done"])
+        task, done = what[: counted.start()].rstrip("[#.] "), float(counted["done"])
         if task != self._task or done < self._done:
             self._began = now, done
         self._task, self._done = task, done
         since, first = self._began
         if done <= first or now - since < _EARLY_S:
             return ""
-        seconds = (now - since) * (int(counted["total"] or 100) - done) / (done - first)
+        seconds = (now - since) * (float(counted["total"] or 100) - done) / (done - first)
         amount = f"{seconds / 60:.0f} min" if seconds >= 180 else f"{seconds:.0f} s"
         return f", about {amount} left" if seconds else ""
 

@@ -79,6 +79,12 @@ class PruningState(Struct, frozen=True):
     loss: float
 
 
+def check_no_exits(model: Model) -> None:
+    """Raise ModelError if a model has exits, since only one graph can be pruned."""
+    if model.manifest.variants[0].after:
+        raise ModelError(f"{model.path}: has exits: prune the model first, and give it exits then")
+
+
 def prune_model(
     model: Model,
     module: Any | None,
@@ -105,8 +111,7 @@ def prune_model(
         ModelError: the examples have no classes, module and model differ, or no layer matches.
         StorageError: a checkpoint cannot be read or written.
     """
-    if model.manifest.variants[0].after:
-        raise ModelError(f"{model.path}: has exits: prune the model first, and give it exits then")
+    check_no_exits(model)
     if examples.kind != "classes" or examples.labels is None:
         raise ModelError(f"{examples.description}: pruning trains, and needs examples with classes")
     preparation = preparation_of(model, examples)

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import tomllib
 from contextlib import closing, nullcontext
+from hashlib import sha256
 from pathlib import Path
 
 import msgspec
@@ -17,6 +18,8 @@ from agent.models.library import open_model
 from agent.models.manifest_writer import files_of
 from agent.optimise.calibrate import CalibrationResult, ExitCalibrator
 from agent.optimise.evaluate import check_accuracy
+from agent.optimise.report import OptimiseReport
+from agent.optimise.source import carried_keys
 from tests.support.sound import RATE, cascade_model, quiet, tone_model, word
 
 
@@ -47,6 +50,9 @@ def test_what_is_learned_stands_in_the_manifest_and_is_used(tmp_path: Path, data
     lesson = msgspec.json.decode(done.stdout)
     assert lesson["variants"] == ["3", "12"]
     assert lesson["recordings"] == 18
+    hits = lesson["learned"]["full"] * lesson["windows"]
+    assert lesson["windows"] > 18
+    assert hits == pytest.approx(round(hits))
     assert lesson["learned"]["chosen"]["accuracy"] >= lesson["learned"]["full"] - 0.002
     variants = {variant["name"]: variant for variant in tomllib.loads(model.read_text())["variants"]}
     assert variants["3"]["confidence"] == pytest.approx(lesson["learned"]["chosen"]["thresholds"][0], abs=1e-5)
@@ -60,7 +66,7 @@ def test_a_table_and_a_picture(tmp_path: Path, data: Path) -> None:
     before = model.read_text()
     done = call(model, data, "--picture", picture, "--out", out)
     assert done.exit_code == 0, done.output
-    assert "18 recordings" in done.stdout
+    assert "windows of 18 recordings: accuracy" in done.stdout
     assert "the early exits hardly answer" not in done.stdout
     assert picture.read_bytes().startswith(b"\x89PNG")
     assert model.read_text() == before
@@ -91,9 +97,14 @@ def test_elsewhere_the_manifest_has_its_files_beside_it(tmp_path: Path, data: Pa
     elsewhere.mkdir()
     (tmp_path / "names.txt").write_text("low\nhigh\nsilence\n")
     model.write_text(model.read_text().replace('["low", "high", "silence"]', '"names.txt"'))
+    content = (tmp_path / "depths.tflite").read_bytes()
+    report = OptimiseReport("train", "", sha256_after=sha256(content).hexdigest(), learned=("0" * 12,))
+    (tmp_path / "depths.report.json").write_bytes(msgspec.json.encode(report))
     done = call(model, data, "--out", elsewhere / "x.toml")
     assert done.exit_code == 0, done.output
-    assert sorted(path.name for path in elsewhere.iterdir()) == ["depths.tflite", "names.txt", "x.toml"]
+    files = ["depths.report.json", "depths.tflite", "names.txt", "x.toml"]
+    assert sorted(path.name for path in elsewhere.iterdir()) == files
+    assert carried_keys(str(elsewhere / "x.toml"), content, content)["learned"] == ["0" * 12]
     inspected = CliRunner().invoke(vedette, ["models", "inspect", str(elsewhere / "x.toml")])
     assert inspected.exit_code == 0, inspected.output
     (elsewhere / "names.txt").write_text("a\nb\nc\n")
@@ -190,8 +201,27 @@ def test_bad_data_is_refused_and_the_manifest_stays(tmp_path: Path, data: Path) 
     (data / "high" / "broken.wav").write_bytes(b"RIFF")
     assert str(call(model, data).exception).startswith(f"{data}/high/broken.wav: expected a sound file")
     assert "no such folder" in str(call(model, tmp_path / "nothing").exception)
+    assert f"{model}: is no folder" in str(call(model, model).exception)
     assert call(model, data, "--loss", "-1").exit_code == 2
     assert model.read_text() == before
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "why"),
+    [
+        ("gone.tflite", (), "gone.tflite: no such file"),
+        ("gone.toml", ("--out", "new.toml"), "gone.toml: no such file"),
+        ("depths.toml", ("--out", "data/new.toml"), "new.toml: lies among the examples in"),
+        ("depths.toml", ("--out", "/proc/self/new.toml"), "/proc/self: cannot be used as a folder"),
+    ],
+)
+def test_what_cannot_be_read_or_written_is_told_before_anything_is_heard(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, options: tuple[str, ...], why: str
+) -> None:
+    cascade_model(tmp_path)
+    (tmp_path / "data").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert why in str(call(name, "data", *options).exception)
 
 
 def test_a_model_without_depths_has_nothing_to_learn(tmp_path: Path, data: Path) -> None:

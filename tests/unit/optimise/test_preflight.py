@@ -24,6 +24,7 @@ from agent.optimise.quantise import quantise, read_layers, sized_file
 from agent.optimise.recipe import Method, QuantiseRecipe, parse_recipe
 from agent.optimise.recipe.budget import Budget
 from tests.support.float_models import classifier, float_file, pictures, write_examples, write_model
+from tests.support.picture_cascade import SIDE, colour_cascade
 
 
 @pytest.mark.parametrize("method", ["int8", "dynamic", "int4"])
@@ -103,6 +104,16 @@ def test_a_pattern_that_prunes_nothing_is_told_with_its_line(tmp_path: Path) -> 
         check_pruning(model, module, examples, parse_recipe("[prune]\nover_layers = true", "r.toml"))
     check_pruning(model, module, examples, parse_recipe('[prune]\nlayers = ["st*"]', "r.toml"))
     check_pruning(model, None, examples, parse_recipe("", "r.toml"))
+
+
+@pytest.mark.parametrize("network", [classifier, lambda: None])
+def test_that_a_model_has_exits_is_told_first(tmp_path: Path, network: Any) -> None:
+    model = open_whole_model(str(colour_cascade(tmp_path, confidence=None)))
+    different = np.broadcast_to(np.arange(9, dtype=np.uint8)[:, None, None, None], (9, SIDE, SIDE, 3))
+    np.savez(tmp_path / "x.npz", x=different, y=np.arange(9) % 3)
+    examples = read_examples(tmp_path / "x.npz", model)
+    with pytest.raises(ModelError, match="has exits: prune the model first"):
+        check_pruning(model, network(), examples, parse_recipe("", "r.toml"))
 
 
 def test_weights_of_another_training_are_told_before_the_work(tmp_path: Path) -> None:

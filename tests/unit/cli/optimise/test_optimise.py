@@ -17,7 +17,7 @@ from click.shell_completion import ShellComplete
 from click.testing import CliRunner, Result
 
 from agent.cli.main import vedette
-from agent.cli.optimise.progress import show_progress
+from agent.cli.optimise.progress import _Left, show_progress
 from agent.compute.infer.litert import load_runtime
 from agent.compute.tflite.read import read_modelfile
 from agent.models.library import look_up
@@ -358,7 +358,16 @@ def test_what_is_left_is_told_from_counts_and_shares(
     now = [1000.0]
     monkeypatch.setattr("agent.cli.optimise.progress.time.monotonic", lambda: now[0])
     monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    monkeypatch.setattr("agent.cli.optimise.progress._left", _Left())
     for seconds, text in (
+        (0, "5 of 25 examples evaluated"),
+        (6, "10 of 25 examples evaluated"),
+        (0, "0.5 of 2.5 minutes heard"),
+        (8, "0.9 of 2.5 minutes heard, 3 recordings taken over"),
+        (9, "running all exits, part 1 of 2 1 %"),
+        (9, "running all exits, part 1 of 2 50 %"),
+        (9, "count ranges of graph 1 of 3: batch 7"),
+        (9, "count ranges of graph 2 of 3: batch 1"),
         (0, "quantising layers: 3 of 23"),
         (4, "quantising layers: 4 of 23"),  # too early
         (6, "quantising layers: 5 of 23"),
@@ -375,7 +384,10 @@ def test_what_is_left_is_told_from_counts_and_shares(
     lines = [line.split(" …")[0] for line in capsys.readouterr().err.split("\r\x1b[K")[1:]]
     assert [line.partition(", about ")[2] for line in lines] == [
         "",
+        "18 s left",
         "",
+        "32 s left",
+        *[""] * 6,
         "90 s left",
         "",
         "",

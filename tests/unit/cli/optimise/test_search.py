@@ -167,6 +167,12 @@ def test_the_front_and_its_files_are_written_and_a_trial_becomes_a_model(folder:
     assert "3 trials: " in again.stdout, "nothing is left to do"
 
 
+def test_a_database_that_is_not_there_is_not_made_to_export_from_it(tmp_path: Path) -> None:
+    done = run("search-export", f"sqlite:///{tmp_path}/nope.db", 0, tmp_path / "out.tflite")
+    assert f"there is no study: {tmp_path}/nope.db is missing" in said(done)
+    assert not list(tmp_path.iterdir())
+
+
 def test_all_of_a_small_space_is_tried_and_a_network_that_fails_is_left_out(folder: Path) -> None:
     change(folder, "choices = [4, 8]", "choices = [4, 6]")
     done = search(folder, "--json")
