@@ -31,6 +31,8 @@ _SAVED = 0.02
 """Share of the multiply-adds below which a cascade saves nothing."""
 _WIDTH = 160
 """Columns of a table where stdout is no terminal."""
+_SAME_SCORES = 0.2
+"""Change of a temperature up to which the same `score_threshold` is still fitting."""
 
 
 @click.group()
@@ -374,9 +376,11 @@ def calibrate(model: str, data: Path, loss: float, out: Path | None, picture: Pa
         from agent.cli.chart import draw_calibration
 
         draw_calibration(result, picture)
+    before = _temperatures(model)
     rewrite(model, target, set_variants(result.keys))
     _print_calibration(result, target, what, as_json=as_json)
     _warn(result.lost * 100.0, loss, what)
+    _warn_of_scores(before, dict(zip(result.variants, result.learned.temperatures, strict=True)))
 
 
 def _target(model: str, out: Path | None) -> Path:
@@ -403,6 +407,24 @@ def _warn(lost: float, loss: float, what: str) -> None:
         click.echo(
             f"vedette: warning: {lost:.2f} points of accuracy are lost on held-out {what}; --loss allows "
             f"{loss:g}: use more {what}, or allow a larger --loss",
+            err=True,
+        )
+
+
+def _temperatures(model: str) -> dict[str, float]:
+    from agent.models.library import open_whole_model
+
+    return {one.name: one.temperature for one in open_whole_model(model).manifest.variants}
+
+
+def _warn_of_scores(before: dict[str, float], after: dict[str, float]) -> None:
+    """Warn if temperatures have changed so much that the same scores mean something else."""
+    changed = [name for name, found in after.items() if abs(found / before[name] - 1.0) > _SAME_SCORES]
+    if changed:
+        told = ", ".join(f"{name}: {before[name]:.2g} to {after[name]:.2g}" for name in changed)
+        click.echo(
+            f"vedette: warning: scores change with the temperatures of the exits ({told}): choose [output] "
+            "score_threshold anew, with `vedette models evaluate`",
             err=True,
         )
 

@@ -58,6 +58,11 @@ def test_what_is_learned_stands_in_the_manifest_and_is_used(tmp_path: Path, data
     assert variants["3"]["confidence"] == pytest.approx(lesson["learned"]["chosen"]["thresholds"][0], abs=1e-5)
     assert "confidence" not in variants["12"]
     assert open_model(str(model)).manifest.cascade[0].temperature == variants["3"]["temperature"]
+    assert (
+        f"scores change with the temperatures of the exits (3: 1 to {variants['3']['temperature']:.2g}"
+        in done.stderr
+    )
+    assert "score_threshold" not in call(model, data).stderr
 
 
 def test_a_table_and_a_picture(tmp_path: Path, data: Path) -> None:
@@ -179,7 +184,7 @@ def test_a_model_is_better_than_a_guess_by_the_number_and_the_classes_of_the_exa
 
 def test_a_loss_on_other_recordings_is_told(tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = cascade_model(tmp_path)
-    assert call(model, data).stderr == ""
+    assert "are lost" not in call(model, data).stderr
     monkeypatch.setattr(CalibrationResult, "lost", 0.05)
     monkeypatch.setattr("agent.cli.models._SAVED", 1.0)
     done = call(model, data, "--loss", 2)
