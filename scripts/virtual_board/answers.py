@@ -87,13 +87,24 @@ def _of_operations(content: bytes, given: dict[str, Array]) -> Iterator[tuple[st
     interpreter = load_runtime()[1].Interpreter(
         model_content=content, num_threads=1, experimental_preserve_all_tensors=True
     )
-    interpreter.get_signature_runner()(**given)
+    _run(interpreter, given)
     nodes = interpreter._get_ops_details()
     taken = {int(tensor) for node in nodes if node["op_name"] == "DELEGATE" for tensor in node["outputs"]}
     makers: dict[int, int] = {}
     for node in (node for node in nodes if node["op_name"] != "DELEGATE"):
         yield from _of_operation(interpreter, node, taken, makers)
         makers |= {int(tensor): node["index"] for tensor in node["outputs"]}
+
+
+def _run(interpreter: Any, given: dict[str, Array]) -> None:
+    """Run once; inputs are by their names in the signature, or in the order of a graph that has none."""
+    if interpreter.get_signature_list():
+        interpreter.get_signature_runner()(**given)
+        return
+    interpreter.allocate_tensors()
+    for details, array in zip(interpreter.get_input_details(), given.values(), strict=True):
+        interpreter.set_tensor(details["index"], array)
+    interpreter.invoke()
 
 
 def _of_operation(
