@@ -443,7 +443,7 @@ def test_a_disk_that_refuses_costs_the_clip_and_is_said_once(
     assert "No space left" in line
     wait_for(lambda: any("saved again" in line for line in said(caplog, logging.INFO)))
     assert any("3 were dropped" in line for line in said(caplog, logging.INFO))
-    assert len(list(made.folder.rglob("*.mp4*"))) == 1
+    wait_for(lambda: len(list(made.folder.rglob("*.mp4*"))) == 1)  # a clip is published before it is settled
 
 
 def test_a_folder_that_cannot_be_made_is_said_and_nothing_else_breaks(
