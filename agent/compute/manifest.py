@@ -54,12 +54,14 @@ class InputManifest(Struct, frozen=True, forbid_unknown_fields=True):
         order: channel order of the training.
         resize: `stretch` to the input's size, or `letterbox`: keep the aspect and pad with grey 114.
         mean, std: `(pixel - mean) / std`, per channel in `order`, in the tensor's real-valued domain.
+        pixels: False: it takes real values that are no picture's, which no camera gives.
     """
 
     order: ChannelOrder = "rgb"
     resize: Resize = "stretch"
     mean: tuple[Mean, Mean, Mean] = (0.0, 0.0, 0.0)
     std: tuple[Std, Std, Std] = (1.0, 1.0, 1.0)
+    pixels: bool = True
 
 
 class AudioManifest(Struct, frozen=True, forbid_unknown_fields=True):

@@ -192,7 +192,8 @@ def point(answers: VariantPredictions, costs: Sequence[float], thresholds: tuple
 
 def _loss(logits: Array, labels: Array, t: float) -> float:
     """Return the mean cross-entropy at a temperature; one label in n + 2 is that of the likeliest other class."""
-    scores, own = softmax(logits / np.float32(t)), (np.arange(len(labels)), labels)
+    scores = softmax(np.asarray(logits / np.float32(t), np.float32))
+    own = np.arange(len(labels)), labels
     right = scores[own]
     scores[own] = 0.0
     wrong, logs = 1.0 / (len(labels) + 2), np.log(np.maximum((right, scores.max(axis=1)), 1e-30))

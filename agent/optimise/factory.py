@@ -15,7 +15,7 @@ import pickle
 import sys
 import traceback
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -37,7 +37,8 @@ _PREFIXES = ("module.", "_orig_mod.")
 def load_factory(source: str, weights: Path | None = None) -> Any:
     """Import a file, call a function in it, and return the `torch.nn.Module` that it gives.
 
-    The file's folder can be imported from while it is imported. It runs with the user's rights. What it prints
+    The file's folder can be imported from while it is imported, and while the function runs. Both run with the
+    user's rights. What it prints
     goes to stderr.
 
     Args:
@@ -198,7 +199,7 @@ def call_factory(factory: Any, source: str, parameters: Mapping[str, Any] = _NON
     """
     torch, path = import_torch(), Path(source.rpartition(":")[0])
     try:
-        with contextlib.redirect_stdout(sys.stderr):
+        with contextlib.redirect_stdout(sys.stderr), _importable(path):
             module = factory(**parameters)
     except (Exception, SystemExit) as error:  # the user's own code, which may raise anything
         raise ModelError(f"{source}: {_told(error, path)}") from error
@@ -258,7 +259,6 @@ def _split(source: str) -> tuple[Path, str]:
 
 def _import(path: Path) -> ModuleType:
     """Import a file under its own name, so that classes in it can be pickled."""
-    folder = str(path.resolve().parent)
     if path.stem in sys.modules and getattr(sys.modules[path.stem], "__file__", None) != str(path.resolve()):
         raise ModelError(f"{path}: a module called {path.stem} is loaded already: give the file another name")
     spec = importlib.util.spec_from_file_location(path.stem, path.resolve())
@@ -266,16 +266,24 @@ def _import(path: Path) -> ModuleType:
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[path.stem] = module
-    sys.path.insert(0, folder)
     try:
-        with contextlib.redirect_stdout(sys.stderr):
+        with contextlib.redirect_stdout(sys.stderr), _importable(path):
             spec.loader.exec_module(module)
     except (Exception, SystemExit) as error:  # the user's own code, which may raise anything
         del sys.modules[path.stem]
         raise ModelError(f"{path}: cannot be imported: {_told(error, path)}") from error
+    return module
+
+
+@contextlib.contextmanager
+def _importable(path: Path) -> Iterator[None]:
+    """Let modules of a file's folder be imported while the context lasts."""
+    folder = str(path.resolve().parent)
+    sys.path.insert(0, folder)
+    try:
+        yield
     finally:
         sys.path.remove(folder)
-    return module
 
 
 def _find(module: ModuleType, path: Path, name: str) -> Any:

@@ -83,7 +83,6 @@ def export_and_print(
     from agent.optimise.search.results import read_candidate
 
     check_first(out, force=force, inputs=_kept_files(study, work))
-    _check_database(study)
     found = read_candidate(study, number, work, command)
     write_first(out, found.content, found.keys, msgspec.to_builtins(found.report), force=force)
     score = found.report.steps[0].score or 0.0
@@ -94,18 +93,6 @@ def export_and_print(
         f"{plain(str(out))}: {len(found.content)} bytes, {score:.2%} on examples that decided nothing; "
         "manifest and report beside it"
     )
-
-
-def _check_database(study: str) -> None:
-    """Raise ModelError if a study's file of SQLite is not there: opening it would make an empty one."""
-    from sqlalchemy.engine import make_url
-    from sqlalchemy.exc import ArgumentError
-
-    with contextlib.suppress(ArgumentError):  # it is a folder, or is told where it is opened
-        url = make_url(study)
-        is_file = url.get_backend_name() == "sqlite" and url.database and not url.query
-        if is_file and not Path(url.database).exists():
-            raise ModelError(f"{study}: there is no study: {url.database} is missing")
 
 
 def _kept_files(study: str, work: Path | None) -> list[Path]:

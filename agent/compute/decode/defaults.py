@@ -421,6 +421,8 @@ def _saturation(spec: TensorSpec, manifest: InputManifest) -> str:
     """
     if not spec.quantised or spec.dtype not in ("uint8", "int8") or spec.shape[-1:] not in ((1,), (3,)):
         return ""
+    if not manifest.pixels:
+        return ""
     limits, channels = np.iinfo(spec.dtype), spec.shape[-1]
     mean, std = np.array(manifest.mean)[:channels], np.array(manifest.std)[:channels]
     with np.errstate(all="ignore"):

@@ -78,8 +78,11 @@ class ImageInput:
         """Prepare the tables for a tensor.
 
         Raises:
-            ModelError: the tensor does not take pictures, shape [1, H, W, 3] or [1, H, W, 1].
+            ModelError: the tensor does not take pictures, shape [1, H, W, 3] or [1, H, W, 1], or is said to take
+                none.
         """
+        if not manifest.pixels:
+            raise ModelError(f"input {spec} takes values that are no pixels: the manifest has `pixels = false`")
         if len(spec.shape) != 4 or spec.shape[0] != 1 or spec.shape[3] not in (1, 3) or min(spec.shape) < 1:
             raise ModelError(f"input {spec} does not take a picture: expected [1, height, width, 3 or 1]")
         _, self.height, self.width, self._channels = spec.shape

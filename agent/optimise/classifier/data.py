@@ -30,17 +30,15 @@ def read_class_examples(
     *,
     limit: int = 0,
     source: str = "network",
-    pictures: bool = True,
 ) -> tuple[Examples, int]:
     """Return all examples of classes, and the number of classes.
 
     Args:
         path: see `agent.optimise.data`.
         shape: of one input; None: that of the pictures in an array, else `usual_shape`.
-        preparation: of pictures.
+        preparation: of pictures; real values are none if it has neither mean nor standard deviation.
         limit: use so many; 0: all.
         source: of the network, for messages.
-        pictures: see `read_examples`.
 
     Raises:
         ModelError: they cannot be read, have no classes, or do not fit the shape.
@@ -55,9 +53,11 @@ def read_class_examples(
         raise ModelError(f"{path}: two classes have the same name")
     classes, shape = _count(path, content.names, content.classes), shape or usual_shape(content)
     probe = _probe(shape, classes, preparation.mean[: shape[2]], preparation.std[: shape[2]])
+    if preparation == InputManifest() and not content.has_pictures:
+        preparation = InputManifest(pixels=False)
     manifest = Manifest(name="network", output=OutputManifest(labels=content.names), input=preparation)
     model = Model(probe, hashlib.sha256(probe).hexdigest(), manifest, source)
-    examples = read_examples(path, model, limit=limit or None, pictures=pictures)
+    examples = read_examples(path, model, limit=limit or None)
     if len(np.unique(np.asarray(examples.labels))) < 2:
         raise ModelError(f"{examples.description}: all of one class: training needs two classes or more")
     examples.remarks += tuple(f"{path}: {line}" for line in _in_two_classes(examples))

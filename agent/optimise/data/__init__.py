@@ -214,7 +214,9 @@ class Examples:
     @property
     def are_pixels(self) -> bool:
         """True for pictures, and for real values that a manifest may have made of some; False for sound, too."""
-        return not self._has_values or (not self._sound and len(self.shape) == 3 and self.shape[2] in (1, 3))
+        if not self._has_values:
+            return True
+        return self._preparation.pixels and not self._sound and len(self.shape) == 3 and self.shape[2] in (1, 3)
 
     def doubts(self) -> tuple[str, ...]:
         """Return a doubt about real values that may not be prepared as the manifest states."""
@@ -319,13 +321,13 @@ class Examples:
             raise ModelError(
                 f"{self._path}: `x` has values from {least:.4g} to {most:.4g}; with the manifest's [input] mean "
                 f"and std (or [search] mean and std), pixels lie within {low:.4g} to {high:.4g}: correct "
-                "them, or the values"
+                "them, or the values; [input] pixels = false takes values that are none"
             )
 
 
 def _pixel_range(preparation: InputManifest) -> tuple[float, float]:
     mean, std = np.array(preparation.mean), np.array(preparation.std)
-    return float((-mean / std).min()), float(((255 - mean) / std).max())
+    return float((0 - mean / std).min()), float(((255 - mean) / std).max())
 
 
 def _store(values: Array, spec: TensorSpec, tensor: Array) -> None:
@@ -358,7 +360,6 @@ def read_examples(
     *,
     limit: int | None = None,
     own_classes: bool = False,
-    pictures: bool = True,
 ) -> Examples:
     """Read the examples for a model.
 
@@ -370,7 +371,6 @@ def read_examples(
         variant: of the model; empty: its first.
         limit: use so many, chosen by a fixed rule, at least 8; None: all.
         own_classes: classes keep their names and numbers, and need not be the model's; boxes never do.
-        pictures: False: real values are none, whatever their shape, as those of a model of sound are.
 
     Raises:
         ModelError: there are too few, they do not fit the model, a label or a picture cannot be used, or a class
@@ -400,7 +400,7 @@ def read_examples(
         _check_classifier(content, path, model, outputs)
         content, doubts = _matched(content, path, model, outputs)
         remarks += doubts
-    sound = model.manifest.audio is not None or not pictures
+    sound = model.manifest.audio is not None
     examples = Examples(content, inputs[0].shape[1:], model.manifest.input, str(path), sound=sound)
     if limit is not None and limit < len(examples):
         chosen = np.random.default_rng(0).permutation(len(examples))[:limit]

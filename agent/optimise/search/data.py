@@ -51,8 +51,11 @@ class SearchData(Struct, frozen=True):
     def manifest_keys(self) -> dict[str, Any]:
         """The keys of the manifest of a candidate's file."""
         keys = msgspec.to_builtins(self.manifest)
-        chosen = {"input": ("order", "mean", "std"), "output": ("decoder", "labels")}
-        return {table: {name: keys[table][name] for name in names} for table, names in chosen.items()}
+        chosen = {"input": ("order", "mean", "std", "pixels"), "output": ("decoder", "labels")}
+        found = {table: {name: keys[table][name] for name in names} for table, names in chosen.items()}
+        if self.manifest.input.pixels:
+            del found["input"]["pixels"]
+        return found
 
     @property
     def training(self) -> tuple[NDArray[Any], NDArray[Any]]:
@@ -79,12 +82,9 @@ def read_search_data(path: Path, recipe: Recipe) -> SearchData:
     """
     preparation = InputManifest(mean=(recipe.search.mean,) * 3, std=(recipe.search.std,) * 3)
     shape, limit, source = recipe.search.shape, recipe.data.limit, recipe.search.space
-    pictures = preparation != InputManifest()
-    examples, classes = read_class_examples(
-        path, shape, preparation, limit=limit, source=source, pictures=pictures
-    )
+    examples, classes = read_class_examples(path, shape, preparation, limit=limit, source=source)
     if not examples.are_pixels:
-        preparation = InputManifest()
+        preparation = InputManifest(pixels=False)
     seen, held = split(examples, recipe.data.held_out)
     check_classes(examples, seen)
     compared, unseen = split(held, 0.5)

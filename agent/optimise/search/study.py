@@ -9,11 +9,12 @@ parameters waits for the next worker. What its training has reached goes along.
 from __future__ import annotations
 
 import os
+import sqlite3
 import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,7 +25,8 @@ from msgspec import Struct
 from optuna.exceptions import OptunaError, UpdateFinishedTrialError
 from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock
 from optuna.trial import TrialState
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.engine import make_url
+from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 
 from agent.errors import ConfigError, ModelError, StorageError, reason_of
 from agent.optimise.recipe import Objective, SearchParameter
@@ -108,8 +110,30 @@ def is_url(location: str) -> bool:
     return "://" in location
 
 
+def _check_tables(location: str) -> None:
+    """Raise ModelError if a file of SQLite is missing or has no tables of a study: opening it would make them."""
+    try:
+        url = make_url(location)
+    except ArgumentError:  # Optuna tells it
+        return
+    if url.get_backend_name() != "sqlite" or not url.database:
+        return
+    path = Path(url.database.removeprefix("file:"))
+    if not path.is_file():
+        raise ModelError(f"{location}: there is no study: {path} is missing")
+    try:
+        with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as database:
+            found = database.execute("SELECT 1 FROM sqlite_master WHERE name = 'studies'").fetchone()
+    except sqlite3.DatabaseError:  # so does it that the file is none
+        return
+    if found is None:
+        raise ModelError(f"{location}: there is no study: {path} is empty, or the database of something else")
+
+
 def _storage(location: str, *, make: bool) -> Any:
     if is_url(location):
+        if not make:
+            _check_tables(location)
         return location
     path = Path(location, JOURNAL)
     if make:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import signal
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -167,10 +169,21 @@ def test_the_front_and_its_files_are_written_and_a_trial_becomes_a_model(folder:
     assert "3 trials: " in again.stdout, "nothing is left to do"
 
 
-def test_a_database_that_is_not_there_is_not_made_to_export_from_it(tmp_path: Path) -> None:
-    done = run("search-export", f"sqlite:///{tmp_path}/nope.db", 0, tmp_path / "out.tflite")
+@pytest.mark.parametrize("url", ["sqlite:///{}", "sqlite+pysqlite:///{}", "sqlite:///file:{}?uri=true"])
+def test_a_database_that_is_not_there_is_not_made_to_export_from_it(tmp_path: Path, url: str) -> None:
+    done = run("search-export", url.format(tmp_path / "nope.db"), 0, tmp_path / "out.tflite")
     assert f"there is no study: {tmp_path}/nope.db is missing" in said(done)
     assert not list(tmp_path.iterdir())
+
+
+def test_the_database_of_something_else_is_not_changed_to_export_from_it(tmp_path: Path) -> None:
+    path = tmp_path / "home.db"
+    with closing(sqlite3.connect(path)) as database:
+        database.execute("CREATE TABLE states (id)")
+    before = path.read_bytes()
+    done = run("search-export", f"sqlite:///{path}", 0, tmp_path / "out.tflite")
+    assert "is empty, or the database of something else" in said(done)
+    assert path.read_bytes() == before
 
 
 def test_all_of_a_small_space_is_tried_and_a_network_that_fails_is_left_out(folder: Path) -> None:
@@ -276,7 +289,12 @@ def test_examples_without_classes_are_refused(folder: Path) -> None:
 def test_real_values_are_trained_as_they_are(folder: Path, channels: int, normalised: str) -> None:
     values = (pictures(128)[..., :channels].astype(np.float32) - 110.0) / 50.0
     np.savez(folder / "data.npz", x=values, y=np.arange(128) % 4)
-    (folder / "search_net.py").write_text(SPACE.replace("Conv2d(3", f"Conv2d({channels}"))
+    (folder / "search_net.py").write_text(
+        SPACE.replace("Conv2d(3", f"Conv2d({channels}").replace(
+            "    layers =", "    import search_later\n\n    layers ="
+        )
+    )
+    (folder / "search_later.py").write_text("")
     change(folder, "12, 3]\nrungs = [1, 2]", f"12, {channels}]\nrungs = [12]\n{normalised}")
     done = search(folder, "--trials", 1, "--json")
     assert done.exit_code == 0, said(done)
@@ -285,6 +303,11 @@ def test_real_values_are_trained_as_they_are(folder: Path, channels: int, normal
     assert "guess" not in said(done)
     model = open_whole_model(str(folder / "study" / "trials" / "00000" / "float.tflite"))
     assert (model.manifest.input.mean, model.manifest.input.std) == ((0.0,) * 3, (1.0,) * 3)
+    words = ("--data", folder / "data.npz", "--method", "int8", "--json")
+    smaller = run("quantise", model.path, folder / "int8.tflite", *words)
+    assert smaller.exit_code == 0, said(smaller)
+    assert json.loads(smaller.stdout)["steps"][-1]["score"] > 0.8
+    assert not open_whole_model(str(folder / "int8.tflite")).manifest.input.pixels
 
 
 def test_that_the_best_network_guesses_is_told(folder: Path) -> None:

@@ -52,6 +52,11 @@ def test_every_kind_of_tensor_gets_the_normalised_picture(
     assert placement.whole
 
 
+def test_a_tensor_that_takes_no_pixels_gets_no_picture() -> None:
+    with pytest.raises(ModelError, match="takes values that are no pixels"):
+        filled(TensorSpec("x", (1, 24, 32, 3), "float32"), pixels=False)
+
+
 def test_a_grey_tensor_gets_the_luminance() -> None:
     tensor, _ = filled(TensorSpec("image", (1, 72, 96, 1), "uint8", 1.0, 0))
     assert np.array_equal(tensor[0, :, :, 0], cv2.cvtColor(PICTURE, cv2.COLOR_BGR2GRAY))

@@ -239,6 +239,16 @@ def test_fractions_are_refused_where_the_manifest_has_a_mean(tmp_path: Path, mos
         read_examples(values_file(tmp_path, 0.0, most), MODEL)
 
 
+def test_values_that_are_no_pixels_are_taken_as_they_are(tmp_path: Path) -> None:
+    manifest = replace(MODEL.manifest, input=InputManifest(pixels=False))
+    examples = read_examples(values_file(tmp_path, -4.5, 5.0), replace(MODEL, manifest=manifest))
+    assert not examples.are_pixels
+    assert examples.value_range() == (-4.5, 5.0)
+    by_class(tmp_path / "pictures", 10)
+    with pytest.raises(ModelError, match="pixels = false"):
+        read_examples(tmp_path / "pictures", replace(MODEL, manifest=manifest))
+
+
 def test_a_limit_takes_the_same_examples_each_time(tmp_path: Path) -> None:
     by_class(tmp_path, 10)
     one, other = (read_examples(tmp_path, MODEL, limit=12) for _ in range(2))
