@@ -159,7 +159,7 @@ class Listener:
 
         Args:
             recording: to hear.
-            progress: called with the seconds that are done.
+            progress: called with the seconds of the recording that are done.
 
         Raises:
             SourceError: it cannot be read.
@@ -172,7 +172,7 @@ class Listener:
         for chunk in _chunks(recording, perception.rate_hz, levels):
             events += perception.process(chunk).events
             end_ns, end = chunk.captured_ns, chunk.captured_at
-            progress(max(0.0, end_ns / 1e9 - LEAD_S))
+            progress(min(max(0.0, end_ns / 1e9 - LEAD_S), recording.seconds))
         events += perception.finish(end_ns, end, "ended")
         heard = tuple(
             HeardWord(one.track.label, _seconds(one.track.last_seen), round(one.track.score, 6)) for one in events

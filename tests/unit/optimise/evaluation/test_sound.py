@@ -47,6 +47,14 @@ def examples(data: Path) -> SoundExamples:
     return read_sounds(data / "words", (data / "noise",), WORDS, IGNORED)
 
 
+def check_progress(told: list[tuple[float, int, int]], heard: SoundExamples, passes: int) -> None:
+    """Check that the count only rises, to the sound of all passes."""
+    seconds = [done_s for done_s, _, _ in told]
+    assert seconds == sorted(seconds)
+    assert told[0][1] == told[-1][1] == passes
+    assert seconds[-1] == pytest.approx(passes * sum(one.seconds for one in heard.recordings))
+
+
 def test_events_are_those_of_a_stream(tmp_path: Path) -> None:
     """The same sound, with its silence before and after, through the daemon's own class."""
     write(tmp_path / "words/low/1.wav", TALK)
@@ -100,7 +108,10 @@ def test_words_that_the_verification_refuses_are_missed_at_every_threshold(tmp_p
 def test_a_threshold_is_chosen_for_a_rate_of_false_alarms(tmp_path: Path, data: Path) -> None:
     model = open_model(str(tone_model(tmp_path)))
     per_hour = 1 / examples(data).hours
-    many = evaluate_sounds(model, examples(data), SoundRequest(target_false_alarms=per_hour * 1.01))
+    told: list[tuple[float, int, int]] = []
+    request = SoundRequest(target_false_alarms=per_hour * 1.01)
+    many = evaluate_sounds(model, examples(data), request, progress=lambda *now: told.append(now))
+    check_progress(told, examples(data), 3)
     assert many.at_target is not None
     assert many.at_target.alarms_per_hour is not None
     assert many.at_target.alarms_per_hour <= per_hour * 1.01
@@ -151,7 +162,9 @@ def test_a_changed_recording_or_model_is_heard_again(tmp_path: Path, data: Path)
 
 def test_two_models_are_compared_word_by_word(tmp_path: Path, data: Path) -> None:
     model = open_model(str(tone_model(tmp_path)))
-    found = evaluate_sounds(model, examples(data), SoundRequest(), model)
+    told: list[tuple[float, int, int]] = []
+    found = evaluate_sounds(model, examples(data), SoundRequest(), model, progress=lambda *now: told.append(now))
+    check_progress(told, examples(data), 3)
     assert found.against is not None
     assert (found.against.difference, found.against.p_value) == (0.0, 1.0)
     with pytest.raises(ModelError, match="cannot be compared"):
