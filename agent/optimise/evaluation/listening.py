@@ -58,6 +58,7 @@ class HeardRecording(Struct, frozen=True):
         peaks: for each word that is said, the highest mean of its label in its time, 0..1.
         level_db: of the sound, dB below full scale.
         snr_db: level of its louder parts over that of its quieter ones, dB.
+        exits: number of answers by the name of the exit.
     """
 
     events: tuple[HeardWord, ...]
@@ -65,6 +66,7 @@ class HeardRecording(Struct, frozen=True):
     peaks: tuple[float, ...]
     level_db: float
     snr_db: float
+    exits: dict[str, int]
 
 
 class AnswerRecorder(KeywordSpotter):
@@ -184,9 +186,8 @@ class Listener:
             found = replay(answers, threshold, spotter.decoder.wanted, refractory_ns)
             words = (HeardWord(labels[label], answers.at_ns[row] / 1e9 - LEAD_S, 0.0) for row, label in found)
             curve.append(curve_point(recording.said, words))
-        return HeardRecording(
-            heard, tuple(curve), tuple(_peaks(recording, answers, labels)), *_level(np.concatenate(levels))
-        )
+        peaks = tuple(_peaks(recording, answers, labels))
+        return HeardRecording(heard, tuple(curve), peaks, *_level(np.concatenate(levels)), perception.used)
 
 
 @contextmanager

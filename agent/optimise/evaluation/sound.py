@@ -370,7 +370,7 @@ def _evaluation(
         tuple(_sources(examples, heard)),
         slice_results(_outcomes(examples, heard), request.slices),
         _wrong(examples, heard),
-        remarks=(*examples.remarks, *_remarks(examples, request)),
+        remarks=(*examples.remarks, *_remarks(examples, request), *_answered_by(model, request, heard)),
     )
 
 
@@ -381,6 +381,17 @@ def _remarks(examples: SoundExamples, request: SoundRequest) -> Iterator[str]:
             f"{hours:.2f} h of other sound cannot show {target:g} false alarms an hour: with none at all, up to "
             f"{least:.1f} an hour are possible; give {poisson_interval(0)[1] / max(target, 1e-6):.2g} h"
         )
+
+
+def _answered_by(model: Model, request: SoundRequest, heard: _Heard) -> Iterator[str]:
+    """Yield a line of how many answers each exit of a cascade gave."""
+    used = Counter[str]()
+    for one in heard.results:
+        used.update(one.exits)
+    exits = [one.name for one in model.manifest.exits(request.variant)]
+    if exits and (count := used.total()):
+        told = ", ".join(f"exit {name}: {used[name] / count:.1%}" for name in exits)
+        yield f"windows of sound answered by {told}"
 
 
 def _right(examples: SoundExamples, heard: _Heard) -> Iterator[bool]:

@@ -17,7 +17,7 @@ from agent.optimise.evaluation.keyword_rates import THRESHOLDS
 from agent.optimise.evaluation.listening import LEAD_S, open_listener
 from agent.optimise.evaluation.sound import SoundRequest, evaluate_sounds, hear_kept, missed_alarm_target
 from agent.optimise.evaluation.sound_data import SoundExamples, read_sounds
-from tests.support.sound import RATE, chunks, quiet, tone_model, verified_model, word
+from tests.support.sound import RATE, cascade_model, chunks, quiet, tone_model, verified_model, word
 
 WORDS, IGNORED = ("low", "high"), ("silence",)
 TALK = np.concatenate((quiet(2), word("low"), quiet(2), word("high"), quiet(2), word("low"), quiet(1)))
@@ -169,6 +169,16 @@ def test_two_models_are_compared_word_by_word(tmp_path: Path, data: Path) -> Non
     assert (found.against.difference, found.against.p_value) == (0.0, 1.0)
     with pytest.raises(ModelError, match="cannot be compared"):
         evaluate_sounds(model, examples(data), SoundRequest(), open_model("small-speech"))
+
+
+def test_the_answers_of_each_exit_are_told(tmp_path: Path) -> None:
+    model = open_model(str(cascade_model(tmp_path)))
+    write(tmp_path / "words/low/1.wav", np.concatenate((quiet(0.3), word("low"), quiet(0.3))))
+    heard = read_sounds(tmp_path / "words", (), WORDS, IGNORED)
+    told = evaluate_sounds(model, heard, SoundRequest()).remarks[-1]
+    assert told.startswith("windows of sound answered by exit 3: ")
+    assert sum(float(part.split(": ")[1].rstrip("%")) for part in told.split(", ")) == pytest.approx(100, abs=0.1)
+    assert "answered by" not in " ".join(evaluate_sounds(model, heard, SoundRequest("12")).remarks)
 
 
 def test_slices_tell_loudness_and_what_is_given(tmp_path: Path, data: Path) -> None:
