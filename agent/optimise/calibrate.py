@@ -190,7 +190,7 @@ def point(answers: VariantPredictions, costs: Sequence[float], thresholds: tuple
     return Point(thresholds, accuracy, float(cost), tuple(map(float, used)))
 
 
-def _loss(logits: Array, labels: Array, t: float) -> float:
+def _loss(logits: NDArray[np.float32], labels: Array, t: float) -> float:
     """Return the mean cross-entropy at a temperature; one label in n + 2 is that of the likeliest other class."""
     scores, own = softmax(logits / np.float32(t)), (np.arange(len(labels)), labels)
     right = scores[own]
