@@ -190,7 +190,7 @@ def point(answers: VariantPredictions, costs: Sequence[float], thresholds: tuple
     return Point(thresholds, accuracy, float(cost), tuple(map(float, used)))
 
 
-def _loss(logits: Array, labels: Array, t: float) -> float:
+def _loss(logits: NDArray[np.float32], labels: Array, t: float) -> float:
     """Return the mean cross-entropy at a temperature; one label in n + 2 is that of the likeliest other class."""
     scores = softmax(np.asarray(logits / np.float32(t), np.float32))
     own = np.arange(len(labels)), labels

@@ -380,6 +380,8 @@ def calibrate(model: str, data: Path, loss: float, out: Path | None, picture: Pa
     rewrite(model, target, set_variants(result.keys))
     _print_calibration(result, target, what, as_json=as_json)
     _warn(result.lost * 100.0, loss, what)
+    if pictures is None:
+        _warn_of_recordings(result)
     _warn_of_scores(before, dict(zip(result.variants, result.learned.temperatures, strict=True)))
 
 
@@ -407,6 +409,25 @@ def _warn(lost: float, loss: float, what: str) -> None:
         click.echo(
             f"vedette: warning: {lost:.2f} points of accuracy are lost on held-out {what}; --loss allows "
             f"{loss:g}: use more {what}, or allow a larger --loss",
+            err=True,
+        )
+
+
+def _warn_of_recordings(result: CalibrationResult) -> None:
+    """Warn if there are few recordings, or if some exit is of no use with them."""
+    from agent.optimise.depth.calibration import FEWEST
+
+    if result.recordings < FEWEST:
+        click.echo(
+            f"vedette: warning: {plural(result.recordings, 'recording')} to learn thresholds from: the figures "
+            f"are partly luck; give at least {FEWEST}",
+            err=True,
+        )
+    exits = zip(result.variants, result.learned.chosen.used, strict=True)
+    if idle := [f"exit {plain(name)}" for number, (name, used) in enumerate(exits) if number and not used]:
+        click.echo(
+            f"vedette: warning: with these thresholds no answer comes from {', '.join(idle)}: give more "
+            "recordings, less clear ones among them, or a smaller --loss",
             err=True,
         )
 

@@ -119,11 +119,12 @@ def _read(model: Model, data: Path, options: EvaluateOptions) -> SoundExamples:
 
 
 class _Progress:
-    """Shows how much of the sound is heard."""
+    """Shows how much of the sound is heard, of all passes over it together."""
 
     def __init__(self, examples: SoundExamples) -> None:
         self._total_s = sum(one.seconds for one in examples.recordings)
 
-    def __call__(self, done_s: float, reused: int) -> None:
-        kept = f", {reused} recordings taken over" if reused else ""
-        show_progress(f"{done_s / 60:.1f} of {self._total_s / 60:.1f} minutes heard{kept}")
+    def __call__(self, done_s: float, passes: int, reused: int) -> None:
+        kept = f", {reused} results taken over" if reused else ""
+        total_s = self._total_s * passes
+        show_progress(f"{done_s / 60:.1f} of {total_s / 60:.1f} minutes heard in {passes} passes{kept}")

@@ -58,6 +58,7 @@ class HeardRecording(Struct, frozen=True):
         peaks: for each word that is said, the highest mean of its label in its time, 0..1.
         level_db: of the sound, dB below full scale.
         snr_db: level of its louder parts over that of its quieter ones, dB.
+        exits: number of answers by the name of the exit.
     """
 
     events: tuple[HeardWord, ...]
@@ -65,6 +66,7 @@ class HeardRecording(Struct, frozen=True):
     peaks: tuple[float, ...]
     level_db: float
     snr_db: float
+    exits: dict[str, int]
 
 
 class AnswerRecorder(KeywordSpotter):
@@ -159,7 +161,7 @@ class Listener:
 
         Args:
             recording: to hear.
-            progress: called with the seconds that are done.
+            progress: called with the seconds of the recording that are done.
 
         Raises:
             SourceError: it cannot be read.
@@ -172,7 +174,7 @@ class Listener:
         for chunk in _chunks(recording, perception.rate_hz, levels):
             events += perception.process(chunk).events
             end_ns, end = chunk.captured_ns, chunk.captured_at
-            progress(max(0.0, end_ns / 1e9 - LEAD_S))
+            progress(min(max(0.0, end_ns / 1e9 - LEAD_S), recording.seconds))
         events += perception.finish(end_ns, end, "ended")
         heard = tuple(
             HeardWord(one.track.label, _seconds(one.track.last_seen), round(one.track.score, 6)) for one in events
@@ -184,9 +186,8 @@ class Listener:
             found = replay(answers, threshold, spotter.decoder.wanted, refractory_ns)
             words = (HeardWord(labels[label], answers.at_ns[row] / 1e9 - LEAD_S, 0.0) for row, label in found)
             curve.append(curve_point(recording.said, words))
-        return HeardRecording(
-            heard, tuple(curve), tuple(_peaks(recording, answers, labels)), *_level(np.concatenate(levels))
-        )
+        peaks = tuple(_peaks(recording, answers, labels))
+        return HeardRecording(heard, tuple(curve), peaks, *_level(np.concatenate(levels)), perception.used)
 
 
 @contextmanager

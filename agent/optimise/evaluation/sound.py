@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -173,8 +172,30 @@ class _Heard(NamedTuple):
     judged: tuple[JudgedSound, ...]
 
 
-SoundProgress = Callable[[float, int], None]
-"""Called with the seconds of sound that are done, and the number of recordings that were kept."""
+SoundProgress = Callable[[float, int, int], None]
+"""Called with the seconds that are heard in all passes over the recordings, how many passes there are, and the
+number of results that were kept."""
+
+
+class _Passes:
+    """Tells the progress of all passes over the recordings together.
+
+    Attributes:
+        expected: number of them, those that are done included.
+    """
+
+    def __init__(self, expected: int, kept: KeptResults, progress: SoundProgress) -> None:
+        self.expected, self._done_s = expected, 0.0
+        self._kept, self._progress = kept, progress
+
+    def tell(self, seconds: float) -> None:
+        """Tell that so much of the recording at hand is heard."""
+        self._progress(self._done_s + seconds, self.expected, self._kept.reused)
+
+    def finish(self, recording: Recording) -> None:
+        """Tell that a recording is done."""
+        self._done_s += recording.seconds
+        self.tell(0.0)
 
 
 def evaluate_sounds(
@@ -200,14 +221,16 @@ def evaluate_sounds(
         SourceError: a recording cannot be read.
     """
     kept = kept or KeptResults()
-    first = _hear_all(model, request.variant, None, examples, kept, progress)
-    curve = tuple(_curve(examples, _hear_all(model, request.variant, _NEVER, examples, kept, progress)))
+    expected = 2 + (request.target_false_alarms is not None) + (other is not None)
+    passes = _Passes(expected, kept, progress)
+    first = _hear_all(model, request.variant, None, examples, kept, passes)
+    curve = tuple(_curve(examples, _hear_all(model, request.variant, _NEVER, examples, kept, passes)))
     found = _evaluation(model, examples, request, first, curve)
     if request.target_false_alarms is not None:
-        at_target = _at_target(model, examples, request, curve, kept, progress)
+        at_target = _at_target(model, examples, request, curve, kept, passes)
         found = replace(found, at_target=at_target)
     if other is not None:
-        second = _hear_all(other, "", None, examples, kept, progress)
+        second = _hear_all(other, "", None, examples, kept, passes)
         found = replace(found, against=_compared(other, examples, first, second))
     return found
 
@@ -218,18 +241,16 @@ def _hear_all(
     threshold: float | None,
     examples: SoundExamples,
     kept: KeptResults,
-    progress: SoundProgress,
+    passes: _Passes,
 ) -> _Heard:
-    key, done_s, results = _key(model, variant), 0.0, list[HeardRecording]()
+    key, results = _key(model, variant), list[HeardRecording]()
     with open_listener(model, variant, threshold) as listener:
         if set(listener.words) != set(examples.words):
             told = f"{', '.join(listener.words[:8])}, and the model {', '.join(examples.words[:8])}"
             raise ModelError(f"{model.path}: tells {told}: they cannot be compared")
         for one in examples.recordings:
-            heard = partial(_tell, progress, done_s, kept)
-            results.append(hear_kept(listener, one, key, kept, heard))
-            done_s += one.seconds
-            progress(done_s, kept.reused)
+            results.append(hear_kept(listener, one, key, kept, passes.tell))
+            passes.finish(one)
         judged = tuple(
             judge(one.said, heard.events) for one, heard in zip(examples.recordings, results, strict=True)
         )
@@ -242,10 +263,6 @@ def _key(model: Model, variant: str) -> str:
     if verification is None:
         return key
     return result_key(key, verification.head.sha256, verification.model.sha256)
-
-
-def _tell(progress: SoundProgress, before_s: float, kept: KeptResults, seconds: float) -> None:
-    progress(before_s + seconds, kept.reused)
 
 
 def hear_kept(
@@ -306,7 +323,7 @@ def _at_target(
     request: SoundRequest,
     curve: Sequence[RatePoint],
     kept: KeptResults,
-    progress: SoundProgress,
+    passes: _Passes,
 ) -> RatePoint | None:
     """Return the rates at the least threshold with so few false alarms, as the daemon would have them."""
     target = request.target_false_alarms
@@ -314,8 +331,10 @@ def _at_target(
     if not examples.hours:
         raise ModelError("a rate of false alarms needs other sound: give a folder of it by --background")
     points, tries = list(curve), 0
+    passes.expected -= 1  # perhaps no threshold has to be tried
     while tries < _TRIES and (threshold := threshold_for_alarms(points, target)) is not None:
-        heard = _hear_all(model, request.variant, threshold, examples, kept, progress)
+        passes.expected += 1
+        heard = _hear_all(model, request.variant, threshold, examples, kept, passes)
         found = _point(examples, heard)
         if found.alarms_per_hour is not None and found.alarms_per_hour <= target:
             return found
@@ -351,7 +370,7 @@ def _evaluation(
         tuple(_sources(examples, heard)),
         slice_results(_outcomes(examples, heard), request.slices),
         _wrong(examples, heard),
-        remarks=(*examples.remarks, *_remarks(examples, request)),
+        remarks=(*examples.remarks, *_remarks(examples, request), *_answered_by(model, request, heard)),
     )
 
 
@@ -362,6 +381,17 @@ def _remarks(examples: SoundExamples, request: SoundRequest) -> Iterator[str]:
             f"{hours:.2f} h of other sound cannot show {target:g} false alarms an hour: with none at all, up to "
             f"{least:.1f} an hour are possible; give {poisson_interval(0)[1] / max(target, 1e-6):.2g} h"
         )
+
+
+def _answered_by(model: Model, request: SoundRequest, heard: _Heard) -> Iterator[str]:
+    """Yield a line of how many answers each exit of a cascade gave."""
+    used = Counter[str]()
+    for one in heard.results:
+        used.update(one.exits)
+    exits = [one.name for one in model.manifest.exits(request.variant)]
+    if exits and (count := used.total()):
+        told = ", ".join(f"exit {name}: {used[name] / count:.1%}" for name in exits)
+        yield f"windows of sound answered by {told}"
 
 
 def _right(examples: SoundExamples, heard: _Heard) -> Iterator[bool]:

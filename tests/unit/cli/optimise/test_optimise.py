@@ -362,8 +362,8 @@ def test_what_is_left_is_told_from_counts_and_shares(
     for seconds, text in (
         (0, "5 of 25 examples evaluated"),
         (6, "10 of 25 examples evaluated"),
-        (0, "0.5 of 2.5 minutes heard"),
-        (8, "0.9 of 2.5 minutes heard, 3 recordings taken over"),
+        (0, "0.5 of 2.5 minutes heard in 2 passes"),
+        (8, "0.9 of 2.5 minutes heard in 2 passes, 3 results taken over"),
         (9, "running all exits, part 1 of 2 1 %"),
         (9, "running all exits, part 1 of 2 50 %"),
         (9, "count ranges of graph 1 of 3: batch 7"),

@@ -17,7 +17,7 @@ from agent.optimise.evaluation.keyword_rates import THRESHOLDS
 from agent.optimise.evaluation.listening import LEAD_S, open_listener
 from agent.optimise.evaluation.sound import SoundRequest, evaluate_sounds, hear_kept, missed_alarm_target
 from agent.optimise.evaluation.sound_data import SoundExamples, read_sounds
-from tests.support.sound import RATE, chunks, quiet, tone_model, verified_model, word
+from tests.support.sound import RATE, cascade_model, chunks, quiet, tone_model, verified_model, word
 
 WORDS, IGNORED = ("low", "high"), ("silence",)
 TALK = np.concatenate((quiet(2), word("low"), quiet(2), word("high"), quiet(2), word("low"), quiet(1)))
@@ -45,6 +45,14 @@ def data(tmp_path: Path) -> Path:
 
 def examples(data: Path) -> SoundExamples:
     return read_sounds(data / "words", (data / "noise",), WORDS, IGNORED)
+
+
+def check_progress(told: list[tuple[float, int, int]], heard: SoundExamples, passes: int) -> None:
+    """Check that the count only rises, to the sound of all passes."""
+    seconds = [done_s for done_s, _, _ in told]
+    assert seconds == sorted(seconds)
+    assert told[0][1] == told[-1][1] == passes
+    assert seconds[-1] == pytest.approx(passes * sum(one.seconds for one in heard.recordings))
 
 
 def test_events_are_those_of_a_stream(tmp_path: Path) -> None:
@@ -100,7 +108,10 @@ def test_words_that_the_verification_refuses_are_missed_at_every_threshold(tmp_p
 def test_a_threshold_is_chosen_for_a_rate_of_false_alarms(tmp_path: Path, data: Path) -> None:
     model = open_model(str(tone_model(tmp_path)))
     per_hour = 1 / examples(data).hours
-    many = evaluate_sounds(model, examples(data), SoundRequest(target_false_alarms=per_hour * 1.01))
+    told: list[tuple[float, int, int]] = []
+    request = SoundRequest(target_false_alarms=per_hour * 1.01)
+    many = evaluate_sounds(model, examples(data), request, progress=lambda *now: told.append(now))
+    check_progress(told, examples(data), 3)
     assert many.at_target is not None
     assert many.at_target.alarms_per_hour is not None
     assert many.at_target.alarms_per_hour <= per_hour * 1.01
@@ -151,11 +162,23 @@ def test_a_changed_recording_or_model_is_heard_again(tmp_path: Path, data: Path)
 
 def test_two_models_are_compared_word_by_word(tmp_path: Path, data: Path) -> None:
     model = open_model(str(tone_model(tmp_path)))
-    found = evaluate_sounds(model, examples(data), SoundRequest(), model)
+    told: list[tuple[float, int, int]] = []
+    found = evaluate_sounds(model, examples(data), SoundRequest(), model, progress=lambda *now: told.append(now))
+    check_progress(told, examples(data), 3)
     assert found.against is not None
     assert (found.against.difference, found.against.p_value) == (0.0, 1.0)
     with pytest.raises(ModelError, match="cannot be compared"):
         evaluate_sounds(model, examples(data), SoundRequest(), open_model("small-speech"))
+
+
+def test_the_answers_of_each_exit_are_told(tmp_path: Path) -> None:
+    model = open_model(str(cascade_model(tmp_path)))
+    write(tmp_path / "words/low/1.wav", np.concatenate((quiet(0.3), word("low"), quiet(0.3))))
+    heard = read_sounds(tmp_path / "words", (), WORDS, IGNORED)
+    told = evaluate_sounds(model, heard, SoundRequest()).remarks[-1]
+    assert told.startswith("windows of sound answered by exit 3: ")
+    assert sum(float(part.split(": ")[1].rstrip("%")) for part in told.split(", ")) == pytest.approx(100, abs=0.1)
+    assert "answered by" not in " ".join(evaluate_sounds(model, heard, SoundRequest("12")).remarks)
 
 
 def test_slices_tell_loudness_and_what_is_given(tmp_path: Path, data: Path) -> None:
