@@ -12,7 +12,7 @@ import soundfile
 from click.testing import CliRunner, Result
 
 from agent.cli.main import vedette
-from agent.cli.models import _warn_of_recordings
+from agent.cli.models.calibrating import _warn_of_recordings
 from agent.errors import ModelError
 from agent.models.files import ZOO
 from agent.models.library import open_model
@@ -187,7 +187,7 @@ def test_a_loss_on_other_recordings_is_told(tmp_path: Path, data: Path, monkeypa
     model = cascade_model(tmp_path)
     assert "are lost" not in call(model, data).stderr
     monkeypatch.setattr(CalibrationResult, "lost", 0.05)
-    monkeypatch.setattr("agent.cli.models._SAVED", 1.0)
+    monkeypatch.setattr("agent.cli.models.calibrating._SAVED", 1.0)
     done = call(model, data, "--loss", 2)
     assert done.exit_code == 0
     assert "18 recordings to learn thresholds from" in done.stderr

@@ -1,0 +1,209 @@
+"""`vedette models calibrate`: what it may write, the thresholds that it learns, and doubts about them."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from agent.cli.output import console, print_json
+from agent.text import plain, plural
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from agent.optimise.calibrate import CalibrationResult
+
+_SAVED = 0.02
+"""Share of the multiply-adds below which a cascade saves nothing."""
+_SAME_SCORES = 0.2
+"""Change of a temperature up to which the same `score_threshold` is still fitting."""
+
+
+def calibrate_and_print(
+    model: str, data: Path, loss: float, out: Path | None, picture: Path | None, *, as_json: bool
+) -> None:
+    """Learn thresholds from recordings or examples, write them to a manifest, and print what they bring.
+
+    Args:
+        model: name or path.
+        data: path of the recordings or examples.
+        loss: accuracy that may be lost, percentage points.
+        out: manifest to write; None: the model's own.
+        picture: PNG of accuracy against cost; None: none is drawn.
+        as_json: print JSON.
+
+    Raises:
+        ModelError: the model has no exits, or the recordings or examples cannot be used. StorageError: a file
+            cannot be written. UsageError of click: an option is wrong.
+    """
+    from agent.models.manifest_writer import rewrite, set_variants
+    from agent.optimise.inputs import refuse_inside
+
+    if not 0.0 <= loss <= 100.0:
+        raise click.BadParameter(f"{loss} is not within 0..100", param_hint="--loss")
+    if picture is not None:
+        from agent.cli.chart import check
+
+        check(picture)
+    refuse_inside([one for one in (picture, out) if one is not None], [data])
+    target = _target(model, out)
+    pictures = _calibrate_pictures(model, data, loss / 100.0)
+    result, what = (pictures, "examples") if pictures else (_calibrate(model, data, loss / 100.0), "recordings")
+    if picture is not None:
+        from agent.cli.chart import draw_calibration
+
+        draw_calibration(result, picture)
+    before = _temperatures(model)
+    rewrite(model, target, set_variants(result.keys))
+    _print_calibration(result, target, what, as_json=as_json)
+    _warn(result.lost * 100.0, loss, what)
+    if pictures is None:
+        _warn_of_recordings(result)
+    _warn_of_scores(before, dict(zip(result.variants, result.learned.temperatures, strict=True)))
+
+
+def _target(model: str, out: Path | None) -> Path:
+    """Return the manifest to write, or raise if it cannot be written."""
+    from agent.models.files import bundled, manifest_path
+    from agent.models.manifest_writer import check_place
+    from agent.storage.files import make_folder
+
+    if out is None and model in bundled():
+        raise click.UsageError(f"{model} is a bundled model and cannot be changed: name a manifest with --out")
+    target = out or manifest_path(model)
+    if target.suffix != ".toml":
+        raise click.BadParameter(f"{target}: the name of a manifest ends in .toml", param_hint="--out")
+    if not target.absolute().parent.is_dir():
+        raise click.BadParameter(f"{target}: there is no such folder", param_hint="--out")
+    check_place(model, target)
+    make_folder(target.absolute().parent)
+    return target
+
+
+def _warn(lost: float, loss: float, what: str) -> None:
+    """Warn if the loss on held-out inputs exceeds what was allowed; both in percentage points."""
+    if not lost <= loss + 1e-6:
+        click.echo(
+            f"vedette: warning: {lost:.2f} points of accuracy are lost on held-out {what}; --loss allows "
+            f"{loss:g}: use more {what}, or allow a larger --loss",
+            err=True,
+        )
+
+
+def _warn_of_recordings(result: CalibrationResult) -> None:
+    """Warn if there are few recordings, or if some exit is of no use with them."""
+    from agent.optimise.depth.calibration import FEWEST
+
+    if result.recordings < FEWEST:
+        click.echo(
+            f"vedette: warning: {plural(result.recordings, 'recording')} to learn thresholds from: the figures "
+            f"are partly luck; give at least {FEWEST}",
+            err=True,
+        )
+    exits = zip(result.variants, result.learned.chosen.used, strict=True)
+    if idle := [f"exit {plain(name)}" for number, (name, used) in enumerate(exits) if number and not used]:
+        click.echo(
+            f"vedette: warning: with these thresholds no answer comes from {', '.join(idle)}: give more "
+            "recordings, less clear ones among them, or a smaller --loss",
+            err=True,
+        )
+
+
+def _temperatures(model: str) -> dict[str, float]:
+    from agent.models.library import open_whole_model
+
+    return {one.name: one.temperature for one in open_whole_model(model).manifest.variants}
+
+
+def _warn_of_scores(before: dict[str, float], after: dict[str, float]) -> None:
+    """Warn if temperatures have changed so much that the same scores mean something else."""
+    changed = [name for name, found in after.items() if abs(found / before[name] - 1.0) > _SAME_SCORES]
+    if changed:
+        told = ", ".join(f"{name}: {before[name]:.2g} to {after[name]:.2g}" for name in changed)
+        click.echo(
+            f"vedette: warning: scores change with the temperatures of the exits ({told}): choose [output] "
+            "score_threshold anew, with `vedette models evaluate`",
+            err=True,
+        )
+
+
+def _calibrate_pictures(name: str, data: Path, loss: float) -> CalibrationResult | None:
+    """Return None for a model of sound."""
+    from agent.models.library import open_whole_model
+
+    model = open_whole_model(name)
+    if model.manifest.audio is not None:
+        return None
+    from agent.optimise.data import read_examples
+    from agent.optimise.depth.calibration import calibrate_examples, check_cascade
+    from agent.optimise.source import judged_by_learned
+
+    check_cascade(model)
+    examples = read_examples(data, model)
+    for line in judged_by_learned(model, examples):
+        click.echo(f"vedette: warning: {plain(line)}, so that its thresholds become too low", err=True)
+    hidden = not sys.stderr.isatty()
+    with click.progressbar(length=len(examples), label="looking", file=sys.stderr, hidden=hidden) as bar:
+        return calibrate_examples(model, examples, loss, lambda _: bar.update(1))
+
+
+def _calibrate(model: str, data: Path, loss: float) -> CalibrationResult:
+    from agent.optimise.calibrate import ExitCalibrator, calibrate_exits, find_labelled
+
+    with closing(ExitCalibrator(model)) as calibrator:
+        recordings = find_labelled(data, calibrator.labels)
+        hidden = not sys.stderr.isatty()
+        with click.progressbar(length=len(recordings), label="listening", file=sys.stderr, hidden=hidden) as bar:
+            return calibrate_exits(calibrator, recordings, loss, lambda _: bar.update(1))
+
+
+def _print_calibration(result: CalibrationResult, target: Path, what: str, *, as_json: bool) -> None:
+    if as_json:
+        print_json(result)
+        return
+    out = console(100)
+    out.print(_calibration_table(result))
+    for line in (*_calibration_summary(result, what), f"written to {plain(str(target))}"):
+        out.print(line)
+
+
+def _calibration_table(result: CalibrationResult) -> Table:
+    from rich.table import Table
+
+    table, learned = Table(title="When to stop", title_justify="left"), result.learned
+    for column in ("exit", "accuracy alone", "temperature", "least confidence", "used", "own multiply-adds"):
+        table.add_column(column, justify="right")
+    for number, variant in enumerate(result.variants):
+        thresholds = learned.chosen.thresholds
+        table.add_row(
+            plain(variant),
+            f"{learned.alone[number]:.2%}",
+            f"{learned.temperatures[number]:.2f}",
+            f"{thresholds[number]:.3f}" if number < len(thresholds) else "",
+            f"{learned.chosen.used[number]:.1%}",
+            f"{result.costs[number]:,.0f}",
+        )
+    return table
+
+
+def _calibration_summary(result: CalibrationResult, what: str) -> Iterator[str]:
+    learned, checked = result.learned, result.checked
+    windows = "" if result.windows is None else f"{plural(result.windows, 'window')} of "
+    yield (
+        f"{windows}{result.recordings} {what}: accuracy {learned.chosen.accuracy:.2%} "
+        f"(deepest alone {learned.full:.2%}) at {learned.chosen.cost:.0%} of its multiply-adds"
+    )
+    yield (
+        f"other thresholds, learned from one half and tested on the other: {checked.accuracy:.2%} "
+        f"(deepest alone {result.checked_full:.2%}) at {checked.cost:.0%}"
+    )
+    if learned.chosen.cost > 1 - _SAVED:
+        yield (
+            f"the early exits hardly answer: --loss has to hold in each quarter of the {what}, and with no other "
+            f"threshold it does: give more {what}, or allow more"
+        )
