@@ -38,8 +38,7 @@ def load_factory(source: str, weights: Path | None = None) -> Any:
     """Import a file, call a function in it, and return the `torch.nn.Module` that it gives.
 
     The file's folder can be imported from while it is imported, and while the function runs. Both run with the
-    user's rights. What it prints
-    goes to stderr.
+    user's rights. What they print goes to stderr.
 
     Args:
         source: `path.py:factory`, or the name of one of our networks. The function takes no

@@ -24,12 +24,7 @@ Shape = tuple[int, int, int]
 
 
 def read_class_examples(
-    path: Path,
-    shape: Shape | None,
-    preparation: InputManifest,
-    *,
-    limit: int = 0,
-    source: str = "network",
+    path: Path, shape: Shape | None, preparation: InputManifest, *, limit: int = 0, source: str = "network"
 ) -> tuple[Examples, int]:
     """Return all examples of classes, and the number of classes.
 

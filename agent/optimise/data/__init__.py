@@ -84,6 +84,7 @@ class Examples:
         remarks: tuple[str, ...] = (),
     ) -> None:
         self._content, self._preparation, self._path, self._sound = content, preparation, path, sound
+        self._may_be_pixels = preparation.pixels and not sound
         self._rows = np.arange(len(content.pictures)) if rows is None else rows
         self._mirrored = mirrored
         self._inputs: dict[TensorSpec, ImageInput] = {}
@@ -214,9 +215,7 @@ class Examples:
     @property
     def are_pixels(self) -> bool:
         """True for pictures, and for real values that a manifest may have made of some; False for sound, too."""
-        if not self._has_values:
-            return True
-        return self._preparation.pixels and not self._sound and len(self.shape) == 3 and self.shape[2] in (1, 3)
+        return not self._has_values or (self._may_be_pixels and len(self.shape) == 3 and self.shape[2] in (1, 3))
 
     def doubts(self) -> tuple[str, ...]:
         """Return a doubt about real values that may not be prepared as the manifest states."""
@@ -354,12 +353,7 @@ def _decode(content: bytes, shown: str, how: int = cv2.IMREAD_COLOR) -> Image:
 
 
 def read_examples(
-    path: Path,
-    model: Model,
-    variant: str = "",
-    *,
-    limit: int | None = None,
-    own_classes: bool = False,
+    path: Path, model: Model, variant: str = "", *, limit: int | None = None, own_classes: bool = False
 ) -> Examples:
     """Read the examples for a model.
 

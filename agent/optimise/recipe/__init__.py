@@ -247,7 +247,7 @@ class SearchRecipe(Struct, frozen=True, forbid_unknown_fields=True):
         space: `net.py:build`, a function that takes the parameters by their names and returns a torch module; the
             path is relative to the recipe.
         shape: of one input: height, width, channels.
-        mean, std: the module takes `(pixel - mean) / std`.
+        mean, std: the module takes `(pixel - mean) / std`; with 0 and 1 real values are no pixels.
         objectives: what is compared.
         budget: limits of size and latency that are checked before a network is trained; empty: none.
         rungs: epochs of training, each time from the start; only the better half goes to the next.
