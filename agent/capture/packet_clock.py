@@ -92,21 +92,24 @@ class ParsedArrivals:
     ended for want of time has given its last picture without the next one.
 
     Attributes:
-        was_cut_off: whether the newest picture came while it was asked for, but was given for want of time.
+        was_awaited: whether the newest picture began to come while it was asked for, since the one before it was
+            given for want of time.
     """
 
     def __init__(self, longest_ns: int, *, cut_off: bool) -> None:
         """Begin with the opening, which `cut_off`: was ended for want of time; reads are after `longest_ns`."""
         self._longest_ns, self._cut_off, self._before_ns = longest_ns, cut_off, 0
-        self.was_cut_off = False
+        self.was_awaited = False
 
     def came_ns(self, asked_ns: int, read_ns: int) -> int:
         """Return when the picture came that was asked for and read then; all ns of one clock."""
         before_ns, self._before_ns = self._before_ns or asked_ns, read_ns
-        if self._cut_off and read_ns - asked_ns >= _WAITED_NS:
-            self._cut_off = self.was_cut_off = read_ns - asked_ns >= self._longest_ns
-            return read_ns - 1  # unknown, and before the next one
-        return before_ns
+        # What the opening has read is given at once, but a busy machine may take tens of milliseconds for it.
+        self.was_awaited = self._cut_off and read_ns - asked_ns >= self._longest_ns // 10
+        if not self.was_awaited:
+            return before_ns
+        self._cut_off = read_ns - asked_ns >= self._longest_ns
+        return read_ns - 1  # unknown, and before the next one
 
 
 _WEIGHT = 0.05

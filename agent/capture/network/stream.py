@@ -164,7 +164,7 @@ class NetworkStream(Video):
 
     def _came_in_time(self, packet: Packet[Stream] | None) -> bool:
         """Return True if a packet that ended a silence is a picture that came in it."""
-        has_come = self._arrivals is not None and self._arrivals.was_cut_off
+        has_come = self._arrivals is not None and self._arrivals.was_awaited
         return has_come and packet is not None and packet.size > 0 and packet.stream_index == self._track
 
     def _receive(self) -> None:

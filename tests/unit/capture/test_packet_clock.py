@@ -141,9 +141,17 @@ def test_after_an_opening_that_was_cut_off_nobody_knows_when_the_first_picture_c
     assert arrivals.came_ns(4 * S, 7 * S) == 4 * S
 
 
-def test_a_read_that_is_cut_off_gives_a_picture_that_came_in_it_if_none_was_held_back_before() -> None:
-    arrivals, cut_off = ParsedArrivals(10 * S, cut_off=True), list[bool]()
+def test_a_read_gives_a_picture_that_came_in_it_if_none_was_held_back_before() -> None:
+    arrivals, awaited = ParsedArrivals(10 * S, cut_off=True), list[bool]()
     for asked_s, read_s in ((1, 11), (11, 19), (19, 25), (25, 35)):
         arrivals.came_ns(asked_s * S, read_s * S)
-        cut_off.append(arrivals.was_cut_off)
-    assert cut_off == [True, False, False, False]
+        awaited.append(arrivals.was_awaited)
+    assert awaited == [True, True, False, False]
+
+
+def test_what_the_opening_has_read_was_not_waited_for_however_busy_the_machine_is() -> None:
+    arrivals = ParsedArrivals(10 * S, cut_off=True)
+    assert arrivals.came_ns(S, S + 90 * MS) == S
+    assert not arrivals.was_awaited
+    arrivals.came_ns(S + 90 * MS, 12 * S)
+    assert arrivals.was_awaited
