@@ -20,6 +20,7 @@ from agent.config.load import names
 from agent.daemon.condition.told import problems_of
 from agent.daemon.control import ConfigManager
 from agent.daemon.runtime import Runtime
+from agent.daemon.streams import commands
 from agent.daemon.streams.stream import Stream
 from agent.errors import CommandError, VedetteError
 from agent.structs import from_json
@@ -206,24 +207,24 @@ class CommandHandler:
         if command.verb == "set":
             return control.set(command.stream, command.what, command.value), {}
         if command.verb == "snapshot":
-            remark = streams[command.stream].snapshot_now()
+            remark = commands.snapshot_now(streams[command.stream])
             return remark, {"topic": self._runtime.topics.snapshot(command.stream)}
         if command.verb == "record":
-            clip = streams[command.stream].record(command.seconds)
+            clip = commands.record(streams[command.stream], command.seconds)
             return clip.remark, {"path": clip.path}
         if command.verb == "inspect":
-            return "", {"part": streams[command.stream].inspect(command.part)}
+            return "", {"part": commands.inspect(streams[command.stream], command.part)}
         if command.verb == "accept":
             _accept(command.stream, streams[command.stream])
             return "", {}
         if command.verb == "reset":
-            streams[command.stream].reset_line(command.line)
+            commands.reset_line(streams[command.stream], command.line)
             log.info(
                 "command: stream %s: crossings of %s count anew", command.stream, command.line or "all lines"
             )
             return "", {}
         if command.verb == "forget":
-            streams[command.stream].forget_state(command.state, command.name)
+            commands.forget_state(streams[command.stream], command.state, command.name)
             return "", {}
         if command.verb == "reload":
             return self._reload(), {}
@@ -250,7 +251,7 @@ class CommandHandler:
 
         self._control.check_stream(command.stream)
         lesson = Lesson(command.state, command.name, command.examples, command.region)
-        self._runtime.streams[command.stream].teach(lesson, done)
+        commands.teach(self._runtime.streams[command.stream], lesson, done)
 
     def _record_trace(self, request: Request, seconds: float) -> None:
         """Begin a trace, which is answered at its end, or end the running one."""

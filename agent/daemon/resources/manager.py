@@ -99,7 +99,7 @@ class ResourceManager:
         runtime.spool.set_sync_interval(decision.sync_every_s)
         for name, watch in self._watched.items():
             if (budget := decision.budgets.get(name)) is not None:
-                watch.stream.set_budget(budget)
+                watch.stream.budget = budget
             watch.stream.reduced = decision.reduced.get(name, "")
             watch.stream.unmet = self._promises.why(name)
         self.decision = decision

@@ -22,18 +22,19 @@ from agent.compute.infer.backends import NotYetError
 from agent.compute.manifest import Model
 from agent.config import StreamConfig
 from agent.config.privacy import check_masks
-from agent.daemon.clips.record_source import check_record_source, clips_trouble, nothing_to_record
+from agent.daemon.clips.record_source import check_record_source, clips_trouble
 from agent.daemon.condition.told import problems_of
 from agent.daemon.metrics.counters import StreamMetrics
 from agent.daemon.streams import perception
+from agent.daemon.streams.commands import StreamParts
 from agent.daemon.streams.live_settings import with_live_settings
 from agent.daemon.streams.outages import OutageLog
 from agent.daemon.streams.perception import Perception, open_perception, prepare_perception
 from agent.daemon.streams.pipeline import Input, Pipeline, open_pipeline
 from agent.daemon.streams.privacy import log_privacy
 from agent.daemon.streams.services import State, StreamServices
-from agent.daemon.teaching.opening import Taught, known_values, open_taught
-from agent.errors import BackendError, BlurError, BlurModelError, CommandError, VedetteError
+from agent.daemon.teaching.opening import known_values, open_taught
+from agent.errors import BackendError, BlurError, BlurModelError, VedetteError
 from agent.health import StreamHealth
 from agent.models.library import log_guesses, open_model
 from agent.text import plural
@@ -41,12 +42,9 @@ from agent.types import StreamBudget, Track
 
 if TYPE_CHECKING:
     from agent.compute.infer.session import Session
-    from agent.daemon.clips.stream_clips import RequestedClip, StreamClips
     from agent.daemon.condition.told import StreamCondition
     from agent.daemon.inspection import Inspection
     from agent.daemon.shadow import Shadow
-    from agent.daemon.teaching.lessons import Done as LessonDone
-    from agent.daemon.teaching.taught import Lesson
 
 
 log = logging.getLogger(__name__)
@@ -70,6 +68,8 @@ class Stream:
         metrics: what it has handled.
         reduced: what it has less of than everything, and why; empty: of nothing.
         unmet: which promise of its service is not kept, and by whose doing; empty: all are.
+        budget: of the governor; no more is used from the next input on. Any thread may set it.
+        parts: that exist only while it runs, see `agent.daemon.streams.commands`.
     """
 
     def __init__(self, name: str, config: StreamConfig, services: StreamServices) -> None:
@@ -80,13 +80,9 @@ class Stream:
         self._thread: threading.Thread | None = None
         self._heartbeat_s = time.monotonic()
         self._predecessors: Sequence[Stream] = ()
-        # Large objects exist only while the stream runs; the metrics stay.
+        # Large objects exist only while the stream runs, as its parts do; the metrics stay.
         self._perception: Perception | None = None
-        self._pipeline: Pipeline[Any] | None = None
-        self._source: Input | None = None
-        self._clips: StreamClips | None = None
-        self._inspection: Inspection | None = None
-        self._taught: Taught | None = None
+        self.parts = StreamParts()
         self._stored_values: dict[str, tuple[str, ...]] | None = None  # read while it does not run
         self._captured: CaptureStats | None = None
         self.metrics, self._outages = StreamMetrics(), OutageLog(name)
@@ -94,7 +90,7 @@ class Stream:
         self.model: Model | None = None
         self._variant = config.variants  # that the model was opened with
         self._adjustments: deque[StreamConfig] = deque()
-        self._budget, self._budget_in_use = StreamBudget(), StreamBudget()
+        self.budget, self._budget_in_use = StreamBudget(), StreamBudget()
         self.reduced = self.unmet = ""
         self._is_announced = False
         self.shadow: Shadow | None = None
@@ -165,100 +161,15 @@ class Stream:
             return False
         return set(wanted) <= set(self.model.manifest.variants) and not self.model_changed
 
-    def set_budget(self, budget: StreamBudget) -> None:
-        """Use no more than a budget of the governor from the next input on. Any thread may call this."""
-        self._budget = budget
-
     @property
     def encodes_clips(self) -> bool:
         """True if pictures are encoded for clips now."""
-        return self._clips is not None and self._clips.encodes
-
-    def snapshot_now(self) -> str:
-        """Publish the next picture as the snapshot, and return when that is if not at once.
-
-        Raises CommandError if there will be none.
-        """
-        if self.model is not None and self.model.manifest.audio is not None:
-            raise CommandError(f"stream {self.name} has sound only: it has no pictures")
-        pipeline, (state, detail) = self._pipeline, self.status
-        if pipeline is None or state not in ("running", "degraded"):
-            raise CommandError(f"stream {self.name} is {state}, so there is no picture{detail and f': {detail}'}")
-        pipeline.request_snapshot()
-        only_keys = "keyframes" in (self.config.capture.decode, self._budget.decode)
-        captured = self.captured
-        waits = only_keys and captured is not None and captured.decoding == "keyframes"
-        return "it comes with the next key frame: no other picture is decoded" if waits else ""
-
-    def record(self, seconds: float) -> RequestedClip:
-        """Save a clip of the newest seconds and the next ones, and return it. Any thread may call this.
-
-        A clip's message is published when it is complete. Raises CommandError or StorageError with the reason.
-        """
-        if self.config.clips is None:
-            raise CommandError(f"stream {self.name}: clips are off; [streams.{self.name}.clips] turns them on")
-        if (clips := self._clips) is None:
-            raise nothing_to_record(self.name, *self.status)
-        return clips.record(seconds, *self.status)
-
-    def reset_line(self, line: str) -> None:
-        """Count the crossings of a line anew; empty: of all lines. Raises CommandError or StorageError."""
-        pipeline, (state, detail) = self._pipeline, self.status
-        if not self.config.lines:
-            raise CommandError(f"stream {self.name} has no lines")
-        if pipeline is None or pipeline.lines is None:
-            raise CommandError(f"stream {self.name} is {state}: it counts nothing{detail and f': {detail}'}")
-        pipeline.lines.reset(line)
-
-    def inspect(self, part: str) -> str:
-        """Announce a part that is in place now, and return its id. Any thread may call this.
-
-        Raises CommandError if the stream does not inspect parts, or not now.
-        """
-        inspection, (state, detail) = self._inspection, self.status
-        if self.config.inspection is None:
-            raise CommandError(f"stream {self.name} inspects no parts; [streams.{self.name}.inspection] does")
-        if self.config.inspection.trigger == "every":
-            raise CommandError(f"stream {self.name} inspects every picture: no part is announced")
-        if inspection is None or state not in ("running", "degraded"):
-            raise CommandError(
-                f"stream {self.name} is {state}, so no part can be inspected{detail and f': {detail}'}"
-            )
-        try:
-            return inspection.trigger(part)
-        except CommandError as error:
-            raise CommandError(f"stream {self.name}: {error}") from None
-
-    def teach(self, lesson: Lesson, done: LessonDone) -> None:
-        """Learn what the next pictures show, or which word the next utterances are.
-
-        `done` is called at the end, from another thread. Raises CommandError if nothing can be taught now.
-        """
-        self._running_lessons().teach(lesson, done)
-
-    def forget_state(self, state: str, value: str) -> None:
-        """Forget a state that was taught, or one value of it. Raises CommandError or StorageError."""
-        self._running_lessons().forget(state, value)
-
-    def _running_lessons(self) -> Taught:
-        taught, (state, detail) = self._taught, self.status
-        if state not in ("running", "degraded"):
-            raise CommandError(f"stream {self.name} is {state}, so nothing is taught{detail and f': {detail}'}")
-        if taught is not None:
-            return taught
-        if self.config.hides and not self.config.mask_model:
-            raise CommandError(
-                f"stream {self.name}: mask_model is false: what is taught would be of what is hidden"
-            )
-        why = "inspects parts" if self.config.inspection else "infers parts of its pictures (`crop`, `gate.crop`)"
-        if self.has_sound:
-            why = f"hears with {self.config.model}, which has its own words (speech-embedding is taught words)"
-        raise CommandError(f"stream {self.name} {why}: nothing is taught there")
+        return (clips := self.parts.clips) is not None and clips.encodes
 
     @property
     def condition(self) -> StreamCondition | None:
         """Tells what is wrong with its inputs; None: nobody watches them."""
-        return pipeline.condition if (pipeline := self._pipeline) is not None else None
+        return pipeline.condition if (pipeline := self.parts.pipeline) is not None else None
 
     @property
     def has_sound(self) -> bool:
@@ -268,12 +179,12 @@ class Stream:
     @property
     def states(self) -> dict[str, Any]:
         """The states that were taught, by name, see `StreamStates.describe`; empty while it does not run."""
-        return {} if (taught := self._taught) is None else taught.describe()
+        return {} if (taught := self.parts.taught) is None else taught.describe()
 
     @property
     def state_values(self) -> dict[str, tuple[str, ...]]:
         """Values by state, or words by the name of their lesson, of those that were taught completely."""
-        if (taught := self._taught) is not None:
+        if (taught := self.parts.taught) is not None:
             return taught.values
         if self._stored_values is None:
             self._stored_values = known_values(self.name, self.config, self._services.state)
@@ -325,11 +236,11 @@ class Stream:
         self._abandoned_s = time.monotonic()
         if self._reporter is not None:
             self._reporter.close("shutdown")
-        if (clips := self._clips) is not None:
+        if (clips := self.parts.clips) is not None:
             clips.end()
-        if (inspection := self._inspection) is not None:
+        if (inspection := self.parts.inspection) is not None:
             inspection.close()
-        if (source := self._source) is not None:
+        if (source := self.parts.source) is not None:
             source.stop(wait=False)
 
     def discard(self) -> None:
@@ -338,15 +249,17 @@ class Stream:
     @property
     def status(self) -> tuple[State, str]:
         """State now and its reason; while the stream runs, those of its source."""
-        if self.state == "running" and (source := self._source) is not None:
+        if self.state == "running" and (source := self.parts.source) is not None:
             capture, opened = source.stats, self._perception
             if capture.state != "running" or opened is None:
                 return capture.state, capture.detail
             if why := perception.degraded(opened):
                 return "degraded", why
-            inspection, condition, taught = self._inspection, self.condition, self._taught
-            why = (inspection.store.trouble if inspection else "") or clips_trouble(self._clips) or opened.alarm
-            why = why or (condition.text if condition else "") or (taught.trouble if taught else "")
+            inspection, taught, condition = self.parts.inspection, self.parts.taught, self.condition
+            why = (inspection.store.trouble if inspection else "") or clips_trouble(self.parts.clips)
+            why = (
+                why or opened.alarm or (condition.text if condition else "") or (taught.trouble if taught else "")
+            )
             return "running", why or capture.detail
         return self.state, self.detail
 
@@ -358,7 +271,7 @@ class Stream:
     @property
     def session(self) -> Session | None:
         """Session of the model; None before the first inference, and while the stream does not run."""
-        opened, pipeline = self._perception, self._pipeline
+        opened, pipeline = self._perception, self.parts.pipeline
         return opened.session if opened is not None and pipeline is not None and self.has_result else None
 
     @property
@@ -369,7 +282,7 @@ class Stream:
     @property
     def captured(self) -> CaptureStats | None:
         """Totals of the source; None before it was opened."""
-        return source.stats if (source := self._source) is not None else self._captured
+        return source.stats if (source := self.parts.source) is not None else self._captured
 
     @property
     def counted_labels(self) -> tuple[tuple[str, str], ...]:
@@ -491,15 +404,15 @@ class Stream:
         self._budget_in_use = StreamBudget()
         with self._inspecting() as inspection:
             opened = self._perception
-            self._taught = taught = open_taught(self.name, self.config, services.state, opened, reporter)
+            self.parts.taught = taught = open_taught(self.name, self.config, services.state, opened, reporter)
             parts = services.recorder, self.metrics, inspection, taught, services.cameras, services.state
-            source, pipeline, self._clips = open_pipeline(
+            source, pipeline, self.parts.clips = open_pipeline(
                 self.name, self.config, opened, reporter, self._outages, *parts
             )
             self._run_pipeline(source, pipeline, opened)
 
     def _run_pipeline(self, source: Input, pipeline: Pipeline[Any], opened: Perception) -> None:
-        self._source, self._pipeline, self._is_announced = source, pipeline, False
+        self.parts.source, self.parts.pipeline, self._is_announced = source, pipeline, False
         self.state, self.detail, self._logged = "running", "", ""
         try:
             if not self._stop.is_set():
@@ -548,19 +461,19 @@ class Stream:
             return
         from agent.daemon.inspection import Inspection
 
-        services = self._services
-        self._inspection = opened = Inspection(self.name, self.config.inspection, services.state, services.clips)
+        state, clips = self._services.state, self._services.clips
+        self.parts.inspection = opened = Inspection(self.name, self.config.inspection, state, clips)
         try:
             yield opened
         finally:
-            self._inspection = None
+            self.parts.inspection = None
             opened.close()
 
     def _before_each(self, opened: Perception, pipeline: Pipeline[Any], source: Input) -> None:
         self.heartbeat()
         self._outages.poll()
         pipeline.shadow = self.shadow
-        if (budget := self._budget) != self._budget_in_use:
+        if (budget := self.budget) != self._budget_in_use:
             self._budget_in_use = budget
             pipeline.set_budget(budget)
         while self._adjustments:
@@ -573,9 +486,9 @@ class Stream:
 
     def _close_pipeline(self, source: Input) -> None:
         source.stop()
-        self._captured, self._source, self._pipeline, self._taught = source.stats, None, None, None
+        self._captured, self.parts.source, self.parts.pipeline, self.parts.taught = source.stats, None, None, None
         self._stored_values = None
-        clips, self._clips = self._clips, None
+        clips, self.parts.clips = self.parts.clips, None
         if clips is not None:
             clips.close()
 

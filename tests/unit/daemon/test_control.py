@@ -29,6 +29,7 @@ from agent.daemon.control import ConfigManager
 from agent.daemon.overrides import UNKNOWN_STATE, Overrides, OverridesFile
 from agent.daemon.runtime import Runtime, stop_streams
 from agent.daemon.streams import perception, snapshots
+from agent.daemon.streams.commands import snapshot_now
 from agent.errors import CommandError, StorageError, VedetteError
 from agent.storage.clips.retention import clips_in
 from agent.storage.spool.spool import Spool
@@ -110,7 +111,7 @@ def test_nothing_of_a_camera_that_is_switched_off_is_published_however_long_its_
     old.start()
     wait_for(lambda: old.metrics.frames > 5)
     inferences.hang()
-    old.snapshot_now()
+    snapshot_now(old)
     assert control.set("front", "enabled", False) == ""
     spool.flush(5.0)
     retained, events = runtime.mqtt.retained(), spool.peek(0, 1000)

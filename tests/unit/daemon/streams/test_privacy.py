@@ -20,7 +20,7 @@ from agent.daemon.check import problems, warnings
 from agent.daemon.condition.watchers import _origin
 from agent.daemon.streams.perception import models_changed, open_perception
 from agent.daemon.streams.privacy import opened_blur_models
-from agent.errors import BackendError, BlurModelError, CommandError, ConfigError
+from agent.errors import BackendError, BlurModelError, ConfigError
 from agent.models.library import open_model
 from agent.types import Box, ChannelOrder, Frame, Image
 from tests.support.doubles import Kept, person_model
@@ -147,14 +147,6 @@ def test_a_model_that_blurs_and_cannot_be_opened_is_tried_again_and_told_once(
         assert made.join(60.0)
     assert len(tries) >= 5
     assert not [one for one in caplog.messages if "no such file" in one], "who prepares it tells that"
-
-
-def test_nothing_is_taught_of_what_is_hidden(tmp_path: Path) -> None:
-    made = stream(tmp_path, Kept(), _BRIGHT, privacy=(_UPPER,), mask_model=False)
-    with running(made):
-        wait_for(lambda: made.status[0] == "running")
-        with pytest.raises(CommandError, match="mask_model is false"):
-            made.forget_state("gate", "open")
 
 
 @pytest.mark.parametrize(

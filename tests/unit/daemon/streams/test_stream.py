@@ -24,7 +24,6 @@ from agent.config import (
     ClipsConfig,
     DecodeConfig,
     GateConfig,
-    PublishConfig,
     SelectionConfig,
     StorageConfig,
     StreamConfig,
@@ -37,20 +36,18 @@ from agent.daemon.check import keys_of
 from agent.daemon.homeassistant import entity_source
 from agent.daemon.measurements import VettingRecord
 from agent.daemon.overrides import settings_of
-from agent.daemon.streams import perception
+from agent.daemon.streams import commands, perception
 from agent.daemon.streams.services import StreamServices
 from agent.daemon.streams.stream import Stream
-from agent.errors import BackendError, CommandError, ModelError, SourceError
+from agent.errors import BackendError, ModelError, SourceError
 from agent.models import library
 from agent.storage.clips.recorder import Recorder
 from agent.types import Clip, Frame, StreamResult
-from tests.support.clip_pictures import frames_of
 from tests.support.doubles import Kept, person_model
 from tests.support.mosquitto import free_port
 from tests.support.picture_models import classifier
 from tests.support.publishing import wait_for
 from tests.support.sizes import LEFT, RIGHT, sizes_model
-from tests.support.sound import tone_model
 from tests.support.tflite_builder import Op, T, crashing_model, write
 
 _WALK = "test:?size=64x48&fps=50"
@@ -123,16 +120,16 @@ def interpreter(session: Any) -> Any:
 def large_parts(made: Stream) -> dict[str, weakref.ref[Any]]:
     """Return the large objects of a stream that runs."""
     assert made._perception is not None
-    assert made._clips is not None
+    assert made.parts.clips is not None
     session = made._perception.session
     parts = {
         "model": made.model,
         "session": session,
         "interpreter": interpreter(session),
         "gate and buffers": made._perception,
-        "pipeline": made._pipeline,
-        "clips": made._clips,
-        "footage": made._clips._ring,
+        "pipeline": made.parts.pipeline,
+        "clips": made.parts.clips,
+        "footage": made.parts.clips._ring,
     }
     return {name: weakref.ref(part) for name, part in parts.items()}
 
@@ -144,8 +141,8 @@ def alive(parts: dict[str, weakref.ref[Any]]) -> list[str]:
 def run_and_record(made: Stream, kept: Kept, saved: list[Clip]) -> dict[str, weakref.ref[Any]]:
     """Run a stream that records a clip, and stop it. Return its large objects; only the model is still alive."""
     with running(made):
-        wait_for(lambda: "new" in kept.kinds() and made._clips is not None)
-        made.record(1.0)
+        wait_for(lambda: "new" in kept.kinds() and made.parts.clips is not None)
+        commands.record(made, 1.0)
         parts = large_parts(made)
         assert alive(parts) == list(parts)
     wait_for(lambda: saved)
@@ -179,39 +176,6 @@ def test_a_stream_that_breaks_and_starts_again_frees_what_it_had(tmp_path: Path,
         wait_for(lambda: made.state == "failed")
         wait_for(lambda: first() is None)
         wait_for(lambda: made.state == "running" and made.has_result)
-
-
-def test_without_clips_there_is_nothing_to_record(tmp_path: Path) -> None:
-    with (
-        running(stream(tmp_path, Kept())) as made,
-        pytest.raises(CommandError, match=r"clips are off; \[streams.front.clips\]"),
-    ):
-        made.record(1.0)
-
-
-def test_a_stream_that_does_not_run_records_nothing(tmp_path: Path) -> None:
-    made = stream(tmp_path, Kept(), clips=ClipsConfig(), enabled=False)
-    with pytest.raises(CommandError, match="is disabled, so there is nothing to record"):
-        made.record(1.0)
-
-
-def test_a_stream_records_when_asked(tmp_path: Path) -> None:
-    clips: list[Clip] = []
-    recorder = Recorder(tmp_path / "clips", StorageConfig(clips_keep_free_bytes=0), clips.append)
-    config = StreamConfig(
-        source=_WALK, model=str(person_model(tmp_path)), clips=ClipsConfig(events=False, before_s=1.0, fps=10)
-    )
-    kept = Kept()
-    made = Stream("front", config, StreamServices(Topics("vedette", "porch"), kept, kept, recorder=recorder))
-    with running(made):
-        wait_for(lambda: kept.kinds() == ["new"])
-        path = made.record(0.5).path
-        with pytest.raises(CommandError, match="at most"):
-            made.record(1000.0)
-        wait_for(lambda: clips)
-    recorder.close(5.0)
-    assert [clip.path for clip in clips] == [path]
-    assert 5 <= len(frames_of(Path(path))) == clips[0].frames
 
 
 def test_a_model_that_is_still_being_tried_is_opened_by_the_streams_own_thread(
@@ -442,28 +406,6 @@ def test_what_is_set_before_it_runs_counts_when_it_does(tmp_path: Path) -> None:
     made.ask_to_stop()
     assert made.join(60.0)
     assert kept.kinds() == []
-
-
-def test_a_snapshot_is_published_when_it_is_asked_for_whatever_there_is_to_see(tmp_path: Path) -> None:
-    kept = Kept()
-    nothing = DecodeConfig(score_threshold=0.95)
-    with running(stream(tmp_path, kept, decode=nothing, publish=PublishConfig(snapshot=False))) as made:
-        wait_for(lambda: made.metrics.frames > 2)
-        assert "vedette/porch/front/snapshot" not in kept.retained
-        made.snapshot_now()
-        wait_for(lambda: "vedette/porch/front/snapshot" in kept.retained)
-        assert kept.retained["vedette/porch/front/snapshot"].startswith(b"\xff\xd8")
-        time.sleep(0.2)
-        assert len([topic for topic, _ in kept.history if topic.endswith("/snapshot")]) == 1
-
-
-def test_without_a_picture_there_is_no_snapshot_and_the_reason_is_told(tmp_path: Path) -> None:
-    with pytest.raises(CommandError, match="stream front is disabled, so there is no picture"):
-        stream(tmp_path, Kept(), enabled=False).snapshot_now()
-    listening = stream(tmp_path, Kept(), "mic:default", model=str(tone_model(tmp_path)))
-    listening.prepare()
-    with pytest.raises(CommandError, match="stream front has sound only"):
-        listening.snapshot_now()
 
 
 def test_pauses_grow_and_a_stop_does_not_wait_for_them(tmp_path: Path, breaks: list[Exception]) -> None:

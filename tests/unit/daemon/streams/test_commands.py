@@ -1,0 +1,89 @@
+"""What commands ask of a stream."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import pytest
+
+from agent.comms.topics import Topics
+from agent.config import ClipsConfig, DecodeConfig, PublishConfig, StorageConfig, StreamConfig
+from agent.config.privacy import PrivacyMask
+from agent.daemon.streams.commands import forget_state, record, snapshot_now
+from agent.daemon.streams.services import StreamServices
+from agent.daemon.streams.stream import Stream
+from agent.errors import CommandError
+from agent.storage.clips.recorder import Recorder
+from agent.types import Clip
+from tests.support.clip_pictures import frames_of
+from tests.support.doubles import Kept, person_model
+from tests.support.publishing import wait_for
+from tests.support.sound import tone_model
+from tests.unit.daemon.streams.test_stream import running, stream
+
+_WALK = "test:?size=64x48&fps=50"
+_UPPER = PrivacyMask("upper", ((0.0, 0.0), (1.0, 0.0), (1.0, 0.5), (0.0, 0.5)))
+
+
+def test_without_clips_there_is_nothing_to_record(tmp_path: Path) -> None:
+    with (
+        running(stream(tmp_path, Kept())) as made,
+        pytest.raises(CommandError, match=r"clips are off; \[streams.front.clips\]"),
+    ):
+        record(made, 1.0)
+
+
+def test_a_stream_that_does_not_run_records_nothing(tmp_path: Path) -> None:
+    made = stream(tmp_path, Kept(), clips=ClipsConfig(), enabled=False)
+    with pytest.raises(CommandError, match="is disabled, so there is nothing to record"):
+        record(made, 1.0)
+
+
+def test_a_stream_records_when_asked(tmp_path: Path) -> None:
+    clips: list[Clip] = []
+    recorder = Recorder(tmp_path / "clips", StorageConfig(clips_keep_free_bytes=0), clips.append)
+    config = StreamConfig(
+        source=_WALK, model=str(person_model(tmp_path)), clips=ClipsConfig(events=False, before_s=1.0, fps=10)
+    )
+    kept = Kept()
+    made = Stream("front", config, StreamServices(Topics("vedette", "porch"), kept, kept, recorder=recorder))
+    with running(made):
+        wait_for(lambda: kept.kinds() == ["new"])
+        path = record(made, 0.5).path
+        with pytest.raises(CommandError, match="at most"):
+            record(made, 1000.0)
+        wait_for(lambda: clips)
+    recorder.close(5.0)
+    assert [clip.path for clip in clips] == [path]
+    assert 5 <= len(frames_of(Path(path))) == clips[0].frames
+
+
+def test_a_snapshot_is_published_when_it_is_asked_for_whatever_there_is_to_see(tmp_path: Path) -> None:
+    kept = Kept()
+    nothing = DecodeConfig(score_threshold=0.95)
+    with running(stream(tmp_path, kept, decode=nothing, publish=PublishConfig(snapshot=False))) as made:
+        wait_for(lambda: made.metrics.frames > 2)
+        assert "vedette/porch/front/snapshot" not in kept.retained
+        snapshot_now(made)
+        wait_for(lambda: "vedette/porch/front/snapshot" in kept.retained)
+        assert kept.retained["vedette/porch/front/snapshot"].startswith(b"\xff\xd8")
+        time.sleep(0.2)
+        assert len([topic for topic, _ in kept.history if topic.endswith("/snapshot")]) == 1
+
+
+def test_without_a_picture_there_is_no_snapshot_and_the_reason_is_told(tmp_path: Path) -> None:
+    with pytest.raises(CommandError, match="stream front is disabled, so there is no picture"):
+        snapshot_now(stream(tmp_path, Kept(), enabled=False))
+    listening = stream(tmp_path, Kept(), "mic:default", model=str(tone_model(tmp_path)))
+    listening.prepare()
+    with pytest.raises(CommandError, match="stream front has sound only"):
+        snapshot_now(listening)
+
+
+def test_nothing_is_taught_of_what_is_hidden(tmp_path: Path) -> None:
+    made = stream(tmp_path, Kept(), "test:?size=320x240&fps=50", privacy=(_UPPER,), mask_model=False)
+    with running(made):
+        wait_for(lambda: made.status[0] == "running")
+        with pytest.raises(CommandError, match="mask_model is false"):
+            forget_state(made, "gate", "open")
