@@ -170,7 +170,7 @@ def _opened(path: Path, name: str) -> tuple[FusedEvent, FusionTimes]:
     from agent.compute.infer.backends import open_for_command
     from agent.compute.track.fusion import FusionTimes
     from agent.config.load import load
-    from agent.daemon.check import sources_without_root
+    from agent.daemon.check_device import sources_without_root
     from agent.daemon.fusion import open_fused, open_vectors
 
     file = load(path)

@@ -6,36 +6,42 @@ No camera, microphone, broker or state folder is opened.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from functools import partial
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
 
 from msgspec import Struct
 from msgspec.structs import replace
 
 from agent.apps.inspection import InspectedModel, check_inspection
 from agent.capture.source import check_login, check_opens, check_there, check_uri
-from agent.comms.mqtt.endpoint import OPEN, check_prefixes, commands_off
-from agent.comms.mqtt.endpoint import problems as problems_of_brokers
+from agent.comms.mqtt.endpoint import OPEN, commands_off
 from agent.comms.mqtt.endpoint import remarks as unwise
-from agent.comms.topics import COMMANDS
 from agent.compute.manifest import AUTO
 from agent.compute.track.filters import check_filters, check_polygons
 from agent.compute.track.lines import check_lines
 from agent.compute.track.zones import check_zones
-from agent.config import CascadeConfig, Config, SelectionConfig, StreamConfig, ZoneConfig
+from agent.config import CascadeConfig, Config, StreamConfig, ZoneConfig
 from agent.config.doubtful import Doubt, doubts, of_sound_model
 from agent.config.filters import LineConfig
-from agent.config.http import ServedConfig, is_loopback
+from agent.config.http import is_loopback
 from agent.config.load import ConfigFile, load
 from agent.config.privacy import PrivacyMask, check_masks
 from agent.config.secret_file import expand, is_open_to_all, wants_credentials
-from agent.config.source_uri import check_not_shared, holds_secret, shared_microphones
+from agent.config.source_uri import holds_secret
 from agent.config.toml import Keys
 from agent.config.twins import unmasked_twins
+from agent.daemon.check_device import (
+    check_streams,
+    device_problems,
+    folder_problems,
+    missing_for_metrics,
+    served_tables,
+    sources_without_root,
+)
 from agent.daemon.clips.record_source import check_record_source
 from agent.daemon.streams.perception import (
     Perception,
@@ -44,14 +50,11 @@ from agent.daemon.streams.perception import (
     open_perception,
     prepare_perception,
 )
-from agent.errors import BackendError, ConfigError, StorageError, VedetteError
+from agent.daemon.streams.sharing import check_not_shared, shared_microphones
+from agent.errors import ConfigError, VedetteError
 from agent.models.library import look_up, open_model
 from agent.models.secondary import secondary_configs
-from agent.storage.state_folder import check_state_folder, clips_path, folder_of, service_user
-
-if TYPE_CHECKING:
-    from agent.compute.track.fusion_rule import EvidenceSource
-
+from agent.storage.state_folder import service_user
 
 _Opens = Callable[[str, StreamConfig], Perception | None]
 Step = tuple[Keys, Callable[[], object]]
@@ -168,16 +171,11 @@ def _texts_off(file: ConfigFile) -> Iterator[str]:
 
 
 def _in_plain_text(file: ConfigFile) -> Iterator[str]:
-    for config in _served(file.config):
+    for config in served_tables(file.config):
         with suppress(ConfigError):  # reported as a problem
             if config.username and not config.cert_file and not is_loopback(config.address[0]):
                 where = file.where(config.TABLE, "listen")
                 yield f"{where}: the password crosses the network in plain text; set cert_file and key_file"
-
-
-def _served(config: Config) -> Iterator[ServedConfig]:
-    """Yield the tables of what is served over HTTP."""
-    yield from (one for one in (config.metrics, config.page) if one is not None)
 
 
 def _not_checked(file: ConfigFile) -> Iterator[str]:
@@ -193,7 +191,7 @@ def _not_checked(file: ConfigFile) -> Iterator[str]:
 def _open_passwords(config: Config) -> list[str]:
     found = dict[str, None]()
     of_streams = (stream.capture.password_file for stream in config.streams.values())
-    of_servers = (name for one in _served(config) for name in (one.password_file, one.key_file))
+    of_servers = (name for one in served_tables(config) for name in (one.password_file, one.key_file))
     for name in (*of_streams, *of_servers):
         if name and not wants_credentials(name):
             with suppress(ConfigError):  # reported as a problem of the stream
@@ -209,27 +207,6 @@ def can_start(path: Path) -> bool:
     except ConfigError:
         return False
     return True
-
-
-def check_streams(config: Config) -> None:
-    """Check that there are streams, and that their topics collide with no others. Raises ConfigError."""
-    if not config.streams:
-        raise ConfigError("no [streams.NAME] in the configuration: there is nothing to run", keys=("streams",))
-    if COMMANDS in config.streams:
-        text = f"no stream can be called {COMMANDS!r}: the topic of commands; choose another name"
-        raise ConfigError(text, keys=("streams", COMMANDS))
-    check_prefixes(config)
-
-
-def check_selection(selection: SelectionConfig) -> None:
-    """Check the candidates of `[selection]`. Raises ConfigError if a candidate is unknown."""
-    if selection.candidates:
-        from agent.compute.infer.delegates import probe_delegates
-
-        try:
-            probe_delegates(selection.candidates)
-        except BackendError as error:
-            raise ConfigError(str(error), keys=("selection", "candidates")) from None
 
 
 def check_stream(name: str, stream: StreamConfig) -> None:
@@ -261,123 +238,18 @@ def keys_of(error: VedetteError, name: str, stream: StreamConfig) -> Keys:
     return ()
 
 
-def check_device(config: Config) -> None:
-    """Check all that does not belong to a single stream. Raises the first of `device_problems`."""
-    for problem in device_problems(config):
-        raise problem
-
-
-def device_problems(
-    config: Config, sources: Mapping[str, EvidenceSource] | None = None
-) -> Iterator[VedetteError]:
-    """Yield all problems outside of the streams that keep a daemon from starting, except of its state folder.
-
-    `sources` is what the streams can give to fused events; None: it is found from their models.
-    """
-    yield from problems_of_brokers(config.mqtt)
-    for check in (
-        partial(check_selection, config.selection),
-        partial(check_streams, config),
-        partial(_check_clips_place, config),
-        partial(_check_pins, config),
-        partial(_check_fusion, config, sources),
-        *(partial(_check_served, one) for one in _served(config)),
-        partial(_check_ports, config),
-    ):
-        try:
-            check()
-        except VedetteError as error:
-            yield error
-
-
-def _check_pins(config: Config) -> None:
-    """Refuse a pin that two streams use. Raises ConfigError."""
-    users: dict[str, str] = {}
-    for name, stream in config.streams.items():
-        for key in ("trigger", "reject"):
-            pin = getattr(stream.inspection, key, "") if stream.enabled else ""
-            if not pin.startswith("gpio:"):
-                continue
-            if pin in users:
-                keys = ("streams", name, "inspection", key)
-                raise ConfigError(f"{pin}: stream {users[pin]} uses it already", keys=keys)
-            users[pin] = name
-
-
-def _check_served(config: ServedConfig) -> None:
-    from agent.daemon.web.endpoint import check_served
-
-    check_served(config)
-
-
-def _check_ports(config: Config) -> None:
-    """Refuse one port for two tables. Raises ConfigError."""
-    metrics, page = config.metrics, config.page
-    if metrics is not None and page is not None and metrics.address[1] == page.address[1]:
-        raise page.wrong("listen", f"= {page.listen!r}: [metrics] has this port; choose another")
-
-
-def _check_metrics_installed(config: Config) -> Iterator[ConfigError]:
-    """Yield what keeps metrics from being served, and nothing else: a daemon runs without them."""
-    if config.metrics is not None:
-        from agent.daemon.metrics.exposition import check_installed
-
-        try:
-            check_installed()
-        except ConfigError as error:
-            yield error
-
-
-def _check_fusion(config: Config, sources: Mapping[str, EvidenceSource] | None) -> None:
-    if config.fusion or config.text:
-        from agent.compute.infer.backends import open_for_command, open_session
-        from agent.daemon.fusion import plan_fusion
-
-        plan_fusion(config, sources, open_session if sources is None else open_for_command).close()
-
-
-def sources_without_root(config: Config) -> dict[str, EvidenceSource]:
-    """Return what the streams can give to fused events. Root reads the models as another user."""
-    from agent.compute.infer.vetting.unprivileged import without_root
-    from agent.compute.track.fusion_rule import EvidenceSource
-    from agent.daemon.fusion import evidence_sources
-    from agent.models.files import preloaded
-
-    with preloaded(stream.model for stream in config.streams.values()):
-        return without_root(partial(evidence_sources, config), dict[str, EvidenceSource])
-
-
-def _check_clips_place(config: Config) -> None:
-    try:
-        clips_path(config.storage, folder_of(config.storage))
-    except StorageError as error:
-        key = "clips_folder" if "clips_folder" in str(error) else "state_dir"
-        raise ConfigError(str(error), keys=("storage", key)) from error
-
-
 def _device_problems(file: ConfigFile) -> Iterator[tuple[Keys, VedetteError]]:
     seen = set[str]()
     sources = sources_without_root(file.config) if file.config.fusion else None
     found = (
         device_problems(file.config, sources),
-        _folder_problems(file.config),
-        _check_metrics_installed(file.config),
+        folder_problems(file.config),
+        missing_for_metrics(file.config),
     )
     for error in chain(*found):
         if str(error) not in seen:
             yield getattr(error, "keys", ()), error
         seen.add(str(error))
-
-
-def _folder_problems(config: Config) -> Iterator[ConfigError]:
-    folders = {"state_dir": folder_of, "clips_folder": clips_path}
-    for key in ("state_dir", "clips_folder") if config.storage.clips_folder else ("state_dir",):
-        try:
-            check_state_folder(folders[key](config.storage), service_user(), key=key)
-        except StorageError as error:
-            problem = ConfigError(str(error), keys=("storage", key))
-            problem.__cause__ = error.__cause__
-            yield problem
 
 
 def _is_of_another_user(error: VedetteError) -> bool:

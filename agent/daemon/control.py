@@ -18,7 +18,7 @@ from agent.comms.commands import MOTION_MASKS, ONLY_MOVING, quoted
 from agent.comms.mqtt.inbox import RateLimiter
 from agent.config import Config, StreamConfig
 from agent.config.load import MODEL_FILE, Key, changes, describe_pending, keep_until_restart
-from agent.daemon.check import check_device
+from agent.daemon.check_device import check_device
 from agent.daemon.overrides import (
     UNKNOWN_STATE,
     Override,

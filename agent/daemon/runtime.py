@@ -20,13 +20,14 @@ from agent.comms.reporter import EventTap
 from agent.comms.topics import Topics
 from agent.config import Config, StreamConfig
 from agent.config.load import Key
-from agent.config.source_uri import check_not_shared
 from agent.config.toml import Where
 from agent.config.twins import unmasked_twins
-from agent.daemon.check import check_device, keys_of
+from agent.daemon.check import keys_of
+from agent.daemon.check_device import check_device
 from agent.daemon.overrides import StreamSettings
 from agent.daemon.streams.decoders import DecoderSelection
 from agent.daemon.streams.services import StreamServices
+from agent.daemon.streams.sharing import check_not_shared
 from agent.daemon.streams.stream import Stream
 from agent.errors import ModelError, StreamError, VedetteError
 from agent.storage.spool.spool import Spool

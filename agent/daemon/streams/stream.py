@@ -80,8 +80,7 @@ class Stream:
         self._thread: threading.Thread | None = None
         self._heartbeat_s = time.monotonic()
         self._predecessors: Sequence[Stream] = ()
-        # Large objects exist only while the stream runs, as its parts do; the metrics stay.
-        self._perception: Perception | None = None
+        self._perception: Perception | None = None  # only while it runs, as its parts: they are large
         self.parts = StreamParts()
         self._stored_values: dict[str, tuple[str, ...]] | None = None  # read while it does not run
         self._captured: CaptureStats | None = None
@@ -308,8 +307,7 @@ class Stream:
         """Return the state now, and rates since the previous call."""
         capture, model = self.captured, self.model
         rates = self.metrics.rates(capture.decoded if capture else 0)
-        backend, variant = self.answered_by
-        state, detail = self.status
+        (state, detail), (backend, variant) = self.status, self.answered_by
         return StreamHealth(
             state=state,
             detail=detail,

@@ -4,15 +4,11 @@ import threading
 import time
 from collections.abc import Callable
 
-import pytest
-
 from agent.capture.camera import Cameras
 from agent.capture.camera_sound.stream import CameraSoundStream
 from agent.capture.decode_policy import DecodeMode, Demand
 from agent.capture.streams import FrameStream
-from agent.config import CaptureConfig, StreamConfig
-from agent.config.source_uri import check_not_shared
-from agent.errors import ConfigError
+from agent.config import CaptureConfig
 from agent.types import Frame
 
 _CAMERA = "test:?size=64x48&fps=50"
@@ -248,31 +244,6 @@ def test_streams_come_and_go_at_random_without_loss() -> None:
     for one in threads:
         one.join()
     assert failures == []
-
-
-def _streams(**other: object) -> dict[str, StreamConfig]:
-    capture = {key: value for key, value in other.items() if key != "source"}
-    source = str(other.get("source", "v4l2:/dev/video7"))
-    return {
-        "front": StreamConfig("v4l2:/dev/video7", "nanodet"),
-        "faces": StreamConfig(source, "nanodet", capture=CaptureConfig(**capture)),  # type: ignore[arg-type]
-    }
-
-
-def test_streams_of_one_camera_with_the_same_settings_are_accepted() -> None:
-    check_not_shared("faces", _streams())
-    check_not_shared("faces", _streams(max_fps=2.0))
-
-
-@pytest.mark.parametrize(
-    ("other", "named"),
-    [({"stall_s": 3.0}, "capture.stall_s"), ({"source": "v4l2:/dev/video7?fps=5"}, "source")],
-)
-def test_streams_of_one_camera_with_other_settings_are_told_what_differs(
-    other: dict[str, object], named: str
-) -> None:
-    with pytest.raises(ConfigError, match=named):
-        check_not_shared("faces", _streams(**other))
 
 
 def test_pictures_are_exact_if_one_of_those_who_share_a_camera_needs_that() -> None:

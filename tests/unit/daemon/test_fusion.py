@@ -227,7 +227,7 @@ def test_a_daemon_without_a_fused_event_loads_nothing_of_it(tmp_path: Path) -> N
     code = (
         "import sys, agent.cli.run, agent.daemon.daemon\n"
         "from agent.config import Config, StreamConfig\n"
-        "from agent.daemon.check import check_device\n"
+        "from agent.daemon.check_device import check_device\n"
         "check_device(Config(streams={'front': StreamConfig('test:', 'nanodet')}))\n"
         "print([name for name in sys.modules if 'fusion' in name or name == 'agent.comms.texts'])"
     )

@@ -23,7 +23,7 @@ from agent.compute.vision import VideoPerception
 from agent.config import Config, DecodeConfig, PublishConfig, StreamConfig
 from agent.config.inspection import InspectionConfig
 from agent.daemon import inspection as module
-from agent.daemon.check import device_problems
+from agent.daemon.check_device import device_problems
 from agent.daemon.inspection import CounterFile, Inspection, InspectionPipeline
 from agent.errors import CommandError, StorageError
 from agent.models.library import open_model
