@@ -169,7 +169,7 @@ def rewrite(name_or_path: str, path: Path, change: Callable[[dict[str, Any]], No
     Args:
         name_or_path: the model, with a TOML manifest.
         path: of the copy, replaced as a whole or not at all. The files that it names are copied beside it, and
-            the report of the model, which says what it has learned from.
+            the model's licence, and its report, which says what it has learned from.
         change: changes the parsed document.
 
     Raises:
@@ -182,9 +182,8 @@ def rewrite(name_or_path: str, path: Path, change: Callable[[dict[str, Any]], No
     data = tomllib.loads(read_text(manifest))
     model, *others = files_of(manifest, data)
     missing = list(missing_files([model, *others], path.parent))
-    report = report_path(model)
-    if report.is_file() and not (path.parent / report.name).exists():
-        missing.append(report)
+    told = report_path(model), model.with_suffix(".LICENSE")
+    missing += (file for file in told if file.is_file() and not (path.parent / file.name).exists())
     data["file"] = model.name
     change(data)
     for file in missing:

@@ -37,6 +37,7 @@ from agent.compute.infer.session import SessionOptions
 from agent.config import StreamConfig
 from agent.errors import ModelError
 from agent.models.library import open_whole_model, prefixed_errors
+from agent.optimise.depth.confusions import Confusion, confusions
 from agent.optimise.evaluate import check_accuracy
 from agent.types import Array, Samples
 
@@ -299,6 +300,7 @@ class CalibrationResult(Struct, frozen=True):
         recordings: number of recordings, or examples.
         windows: number of windows of sound that hold a recording, of which the accuracies are; None: the
             accuracies are of the examples.
+        confused: see `confusions`.
     """
 
     variants: tuple[str, ...]
@@ -308,6 +310,7 @@ class CalibrationResult(Struct, frozen=True):
     checked_full: float
     recordings: int
     windows: int | None = None
+    confused: tuple[Confusion, ...] = ()
 
     @property
     def lost(self) -> float:
@@ -455,8 +458,9 @@ def calibrate_exits(
     checked = evaluate(scores[other], labels[other], costs, half, known[other], wanted)
     never = replace(half, chosen=replace(half.chosen, thresholds=(_NEVER,) * (len(costs) - 1)))
     full = evaluate(scores[other], labels[other], costs, never, known[other], wanted).accuracy
-    count = int(known.sum())
-    return CalibrationResult(calibrator.variants, costs, learned, checked, full, len(recordings), count)
+    counts = len(recordings), int(known.sum())
+    confused = confusions(scores[known, -1], labels[known], wanted)
+    return CalibrationResult(calibrator.variants, costs, learned, checked, full, *counts, confused)
 
 
 def _background(samples: Samples, count: int) -> Samples:

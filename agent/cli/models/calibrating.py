@@ -58,10 +58,11 @@ def calibrate_and_print(
         from agent.cli.chart import draw_calibration
 
         draw_calibration(result, picture)
-    before = _temperatures(model)
+    before, labels = _temperatures(model), _labels(model)
     rewrite(model, target, set_variants(result.keys))
     _print_calibration(result, target, what, as_json=as_json)
     _warn(result.lost * 100.0, loss, what)
+    _warn_of_labels(result, labels, what)
     if pictures is None:
         _warn_of_recordings(result)
     _warn_of_scores(before, dict(zip(result.variants, result.learned.temperatures, strict=True)))
@@ -95,6 +96,17 @@ def _warn(lost: float, loss: float, what: str) -> None:
         )
 
 
+def _warn_of_labels(result: CalibrationResult, labels: tuple[str, ...], what: str) -> None:
+    """Warn of labels that may be swapped, which thresholds were learned from all the same."""
+    for one in result.confused:
+        label, other = (plain(labels[n]) if labels else f"class {n}" for n in (one.label, one.other))
+        click.echo(
+            f"vedette: warning: {one.wrong:.0%} of the {what} of {label} are taken for {other}, and "
+            f"{one.right:.0%} for what they are: check their labels",
+            err=True,
+        )
+
+
 def _warn_of_recordings(result: CalibrationResult) -> None:
     """Warn if there are few recordings, or if some exit is of no use with them."""
     from agent.optimise.depth.calibration import FEWEST
@@ -112,6 +124,12 @@ def _warn_of_recordings(result: CalibrationResult) -> None:
             "recordings, less clear ones among them, or a smaller --loss",
             err=True,
         )
+
+
+def _labels(model: str) -> tuple[str, ...]:
+    from agent.models.library import open_whole_model
+
+    return open_whole_model(model).manifest.output.labels
 
 
 def _temperatures(model: str) -> dict[str, float]:

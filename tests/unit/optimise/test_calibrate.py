@@ -106,9 +106,10 @@ def test_elsewhere_the_manifest_has_its_files_beside_it(tmp_path: Path, data: Pa
     content = (tmp_path / "depths.tflite").read_bytes()
     report = OptimiseReport("train", "", sha256_after=sha256(content).hexdigest(), learned=("0" * 12,))
     (tmp_path / "depths.report.json").write_bytes(msgspec.json.encode(report))
+    (tmp_path / "depths.LICENSE").write_text("free\n")
     done = call(model, data, "--out", elsewhere / "x.toml")
     assert done.exit_code == 0, done.output
-    files = ["depths.report.json", "depths.tflite", "names.txt", "x.toml"]
+    files = ["depths.LICENSE", "depths.report.json", "depths.tflite", "names.txt", "x.toml"]
     assert sorted(path.name for path in elsewhere.iterdir()) == files
     assert carried_keys(str(elsewhere / "x.toml"), content, content)["learned"] == ["0" * 12]
     inspected = CliRunner().invoke(vedette, ["models", "inspect", str(elsewhere / "x.toml")])
@@ -194,6 +195,22 @@ def test_a_loss_on_other_recordings_is_told(tmp_path: Path, data: Path, monkeypa
     assert "no answer comes from exit 12:" in done.stderr
     assert "the early exits hardly answer" in done.stdout
     assert "--loss allows 2" in done.stderr
+
+
+def test_labels_that_are_swapped_are_told(tmp_path: Path, data: Path) -> None:
+    more = data / "silence"
+    for number in range(6, 30):  # so that most recordings are right
+        soundfile.write(more / f"{number}.wav", (quiet(0.6) + number).astype(np.int16), RATE)
+    model = cascade_model(tmp_path)
+    assert "check their labels" not in call(model, data).stderr
+    for one, other in (("low", "aside"), ("high", "low"), ("aside", "high")):
+        (data / one).rename(data / other)
+    done = call(model, data)
+    assert done.exit_code == 0, done.stderr
+    for one, other in (("low", "high"), ("high", "low")):
+        assert f" of the recordings of {one} are taken for {other}, and " in done.stderr
+    confused = msgspec.json.decode(call(model, data, "--json").stdout)["confused"]
+    assert [(one["label"], one["other"]) for one in confused] == [(0, 1), (1, 0)]
 
 
 @pytest.mark.parametrize(

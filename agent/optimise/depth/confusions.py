@@ -1,0 +1,42 @@
+"""Classes that a model takes for others: labels that may be swapped."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from msgspec import Struct
+
+from agent.types import Array
+
+
+class Confusion(Struct, frozen=True):
+    """A class that the deepest variant takes for another one more often than for itself.
+
+    Attributes:
+        label, other: indices of the class, and of the one that it is taken for.
+        right, wrong: shares of its inputs that are taken for either, 0..1.
+    """
+
+    label: int
+    other: int
+    right: float
+    wrong: float
+
+
+def confusions(logits: Array, labels: Array, wanted: Sequence[int] | None = None) -> tuple[Confusion, ...]:
+    """Return the classes that are taken for another one more often than for themselves: labels may be swapped.
+
+    Args:
+        logits: of the deepest variant, [inputs, classes].
+        labels: the right class of each input, int [inputs].
+        wanted: indices of the published classes, the only ones that count; None: all.
+    """
+    count, best, found = logits.shape[1], logits.argmax(axis=1), []
+    published = range(count) if wanted is None else wanted
+    for label in published:
+        shares = np.bincount(best[labels == label], minlength=count) / max(1, int((labels == label).sum()))
+        other = max(published, key=lambda one: float(shares[one]))
+        if shares[other] > shares[label]:
+            found.append(Confusion(label, other, float(shares[label]), float(shares[other])))
+    return tuple(found)
