@@ -63,9 +63,11 @@ def search_and_print(*, as_json: bool, **options: Any) -> None:
         signal.signal(signal.SIGTERM, before)
         show_progress("")
     chart = request.folder / CHART
-    write_atomic(chart, draw_front(found))
+    if found.front:
+        write_atomic(chart, draw_front(found))
     _print_json(found) if as_json else _print(found)
-    _tell(f"{chart}: written")
+    if found.front:
+        _tell(f"{chart}: written")
     if reason := found.reason_of_none:
         raise ReportedError(f"{found.study}: {reason}")
 

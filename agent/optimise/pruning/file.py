@@ -28,7 +28,7 @@ from agent.optimise.pruning.channels import ROUND_FACTOR, prune_channels
 from agent.optimise.pruning.connections import PruneHistory, PruneSettings, draw_curves, prune
 from agent.optimise.pruning.network import PrunableNetwork, of_file, of_module
 from agent.optimise.quantise import spread
-from agent.optimise.recipe import NEED_GRADIENTS, Recipe
+from agent.optimise.recipe import NEED_GRADIENTS, PruneRecipe, Recipe
 from agent.optimise.report import OptimiseReport, StepResult, describe_machine
 from agent.optimise.source import learned_sample, logits_keys
 from agent.optimise.train import Pictures, TrainingSettings, TrainingStep, predict
@@ -49,6 +49,8 @@ _AT_ONCE = 32_000_000
 """Values of pictures that are prepared together."""
 _NOISE = 0.02
 """Share by which a time or a size must fall to be told as smaller."""
+_ROUNDED = 0.01
+"""Difference from the share of channels that the recipe asks for, from which on it is told."""
 
 
 class PrunedModel(Struct, frozen=True):
@@ -332,7 +334,13 @@ def _report(
         command=command,
         examples=examples.description,
         steps=(before, after),
-        remarks=(*_remarks(before, after), *_widened(model.content), *busy, *examples.remarks),
+        remarks=(
+            *_remarks(before, after),
+            *_rounded(gone, recipe.prune),
+            *_widened(model.content),
+            *busy,
+            *examples.remarks,
+        ),
     )
 
 
@@ -348,6 +356,15 @@ def _remarks(before: StepResult, after: StepResult) -> Iterator[str]:
     limit = 1 - _NOISE
     if after.size > limit * before.size and after.latency_ms > limit * before.latency_ms:
         yield "the file is neither smaller nor faster on this machine: channels would have to go (`structured`)"
+
+
+def _rounded(gone: float, recipe: PruneRecipe) -> Iterator[str]:
+    """Yield why another share of the channels is gone than the recipe asks for."""
+    if recipe.structured and abs(gone - recipe.target) >= _ROUNDED:
+        yield (
+            f"{gone:.1%} of the channels are gone, not {recipe.target:.0%}: what stays of a layer is a multiple "
+            f"of {PruneSettings().multiple}, which is much of a narrow one"
+        )
 
 
 def _widened(content: bytes) -> Iterator[str]:

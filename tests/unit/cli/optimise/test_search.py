@@ -213,6 +213,8 @@ def test_trials_that_all_fail_are_no_success(folder: Path) -> None:
     done = search(folder, "--trials", 2)
     assert done.exit_code == 1
     assert "all 2 trials failed: " in said(done)
+    assert "front.png" not in said(done)
+    assert not (folder / "study" / "front.png").exists()
     assert json.loads(search(folder, "--trials", 2, "--json").stdout)["front"] == []
 
 

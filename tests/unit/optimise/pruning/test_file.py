@@ -26,6 +26,7 @@ from agent.optimise.pruning.connections import anneal_settings, draw_curves
 from agent.optimise.pruning.file import (
     PruningState,
     _remarks,
+    _rounded,
     check_same_outputs,
     prune_model,
     settings_of,
@@ -113,6 +114,12 @@ def test_a_file_without_half_of_its_channels_is_smaller(model: Model, trained: A
     result = prune_model(model, module_of(trained), read_examples(data, model), recipe)
     assert len(result.content) < len(model.content)
     assert result.report.steps[1].size == len(result.content)
+    assert "20.0% of the channels are gone, not 50%: what stays of a layer" in str(result.report.remarks)
+
+
+@pytest.mark.parametrize(("gone", "is_structured"), [(0.503, True), (0.2, False)])
+def test_what_was_removed_as_asked_for_is_not_told(gone: float, is_structured: bool) -> None:
+    assert not list(_rounded(gone, PruneRecipe(target=0.5, structured=is_structured)))
 
 
 def test_the_graph_of_a_file_is_pruned_without_a_module(model: Model, data: Path) -> None:
