@@ -6,6 +6,7 @@ import copy
 import hashlib
 import tomllib
 from collections.abc import Collection, Iterable, Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,8 @@ from agent.storage.files import make_folder, refuse_special
 
 _MANIFEST, _REPORT = ".toml", ".report.json"
 _FLOAT, _BITS = ", float", {"int8": 8, "int4": 4}
+_OF_MANIFESTS = {"file", "name", "sha256", "input", "output", "audio"}
+"""Keys, one of which every manifest has."""
 
 
 def check_first(
@@ -44,6 +47,7 @@ def check_first(
     files = [out, *(out.with_suffix(suffix) for suffix in (_MANIFEST, _REPORT, *others))]
     refuse_inputs(files, inputs)
     _check_free(files, force=force)
+    _check_manifest_there(out.with_suffix(_MANIFEST))
     make_folder(out.parent)
 
 
@@ -78,6 +82,17 @@ def _check_free(files: Iterable[Path], *, force: bool) -> None:
         if file.exists() and not force:
             raise ModelError(f"{file}: exists; --force replaces it")
         refuse_special(file, ModelError)
+
+
+def _check_manifest_there(path: Path) -> None:
+    """Check that what a manifest will replace is one, and no recipe or configuration. Raises ModelError."""
+    with suppress(OSError, UnicodeDecodeError, tomllib.TOMLDecodeError):
+        found = tomllib.loads(path.read_text(encoding="utf-8"))
+        if found and not found.keys() & _OF_MANIFESTS:
+            raise ModelError(
+                f"{path}: would be replaced by the manifest of the result, and is none, since it has "
+                f"{', '.join(sorted(found))} only: choose another name for the result"
+            )
 
 
 def write_first(

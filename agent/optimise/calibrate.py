@@ -37,7 +37,8 @@ from agent.compute.infer.session import SessionOptions
 from agent.config import StreamConfig
 from agent.errors import ModelError
 from agent.models.library import open_whole_model, prefixed_errors
-from agent.optimise.depth.confusions import Confusion, confusions
+from agent.optimise.data.class_numbers import folded
+from agent.optimise.depth.confusions import Confusion, check_labels, confusions
 from agent.optimise.evaluate import check_accuracy
 from agent.types import Array, Samples
 
@@ -329,7 +330,7 @@ class CalibrationResult(Struct, frozen=True):
 
 
 def find_labelled(folder: Path, labels: tuple[str, ...]) -> list[LabelledClip]:
-    """Return the recordings of a folder with one subfolder per label. Hidden subfolders do not count.
+    """Return the recordings of a folder with one subfolder per label, by label. Hidden subfolders do not count.
 
     Raises:
         ModelError: a label has no recording, or a subfolder is named after no label.
@@ -337,18 +338,18 @@ def find_labelled(folder: Path, labels: tuple[str, ...]) -> list[LabelledClip]:
     if not folder.is_dir():
         what = "is no folder" if folder.exists() else "no such folder"
         raise ModelError(f"{folder}: {what}; expected one with a folder per label: {', '.join(labels)}")
+    numbers = {folded(label): number for number, label in enumerate(labels)}
+    folders = sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
     found = [
-        LabelledClip(path, number)
-        for number, label in enumerate(labels)
-        for path in sorted((folder / label).glob("*"))
-        if path.suffix.lower() in SUFFIXES
+        LabelledClip(path, numbers[folded(place.name)])
+        for place in sorted(folders, key=lambda one: numbers.get(folded(one.name), -1))
+        for path in sorted(place.glob("*"))
+        if path.suffix.lower() in SUFFIXES and folded(place.name) in numbers
     ]
     missing = [label for number, label in enumerate(labels) if number not in {one.label for one in found}]
     if missing:
         raise ModelError(f"{folder}: no recordings ({', '.join(SUFFIXES)}) in {', '.join(missing)}")
-    folders = {path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")}
-    strange = sorted(folders - set(labels))
-    if strange:
+    if strange := [path.name for path in folders if folded(path.name) not in numbers]:
         raise ModelError(f"{folder}: no label is called {', '.join(strange)}; they are: {', '.join(labels)}")
     return found
 
@@ -460,6 +461,7 @@ def calibrate_exits(
     full = evaluate(scores[other], labels[other], costs, never, known[other], wanted).accuracy
     counts = len(recordings), int(known.sum())
     confused = confusions(scores[known, -1], labels[known], wanted)
+    check_labels(confused, len(wanted), recordings[0].path.parent.parent, _HEARD)
     return CalibrationResult(calibrator.variants, costs, learned, checked, full, *counts, confused)
 
 

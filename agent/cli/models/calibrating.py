@@ -163,6 +163,8 @@ def _calibrate_pictures(name: str, data: Path, loss: float) -> CalibrationResult
 
     check_cascade(model)
     examples = read_examples(data, model)
+    for line in examples.remarks:
+        click.echo(f"vedette: {plain(line)}", err=True)
     for line in judged_by_learned(model, examples):
         click.echo(f"vedette: warning: {plain(line)}, so that its thresholds become too low", err=True)
     hidden = not sys.stderr.isatty()

@@ -15,6 +15,7 @@ from agent.errors import ModelError
 from agent.optimise.anomaly.memory import PatchMemory
 from agent.optimise.graph.additions import Additions, conv_options, reducer_options
 from agent.optimise.graph.objects import Graph, dump, input_name, load, make_signature
+from agent.text import plural
 
 OUTPUT, SIGNATURE = "anomaly", "serving_default"
 _TYPES = schema.TensorType
@@ -34,7 +35,7 @@ def _checked(model: Any) -> tuple[Graph, tuple[int, int, int]]:
         raise ModelError(f"the model has {len(model.subgraphs)} graphs: a backbone has one")
     graph = Graph(model, model.subgraphs[0])
     if len(graph.inputs) != 1 or len(graph.outputs) != 1:
-        found = f"{len(graph.inputs)} inputs and {len(graph.outputs)} outputs"
+        found = f"{plural(len(graph.inputs), 'input')} and {plural(len(graph.outputs), 'output')}"
         raise ModelError(f"the model has {found}: a backbone takes a picture and gives features")
     output = graph.outputs[0]
     shape, kind = graph.shape(output), graph.tensor(output).type

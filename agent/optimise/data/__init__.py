@@ -44,6 +44,8 @@ Kind = Literal["classes", "boxes", "none"]
 
 _FEWEST = 8
 _PREVIEW = cv2.IMREAD_REDUCED_COLOR_8
+_CUT_OFF = 0.05
+"""Share of values outside the range of a quantised input from which on it is told."""
 _BEYOND, _NARROW, _DOUBTFUL = 0.25, 0.05, 0.55
 """How far real values may lie outside the range that pixels have, how little of it they may span, and below what
 span their preparation is doubtful, as shares of it."""
@@ -248,7 +250,7 @@ class Examples:
         first = pictures[self._rows[0]]
         if all(np.array_equal(pictures[row], first) for row in self._rows):
             raise self._all_alike()
-        return () if self._has_values else self._reshaped(first.shape)
+        return self._cut_off(pictures, spec) if self._has_values else self._reshaped(first.shape)
 
     def _check_files(self, pictures: Sequence[tuple[str, DataFile]]) -> tuple[str, ...]:
         first, alike = b"", True
@@ -294,6 +296,17 @@ class Examples:
         before, after = (", ".join(one) for one in zip(*parts, strict=True))
         to = "to " if verb != "made" else ""
         return (f"{self._path}: pictures of {before}{',' * (len(parts) - 1)} are {verb} {to}{after}",)
+
+    def _cut_off(self, values: Array, spec: TensorSpec) -> tuple[str, ...]:
+        """Return a remark on values that are outside what a quantised input can hold."""
+        if not spec.quantised:
+            return ()
+        limits = np.iinfo(spec.dtype)
+        low, high = ((limit - spec.zero_point) * spec.scale for limit in (limits.min, limits.max))
+        share = float(np.mean((values < low - spec.scale) | (values > high + spec.scale)))
+        if share < _CUT_OFF:
+            return ()
+        return (f"{self._path}: {share:.0%} of the values lie outside the {low:.4g} to {high:.4g} of the input",)
 
     def _check_values(self, values: Array, spec: TensorSpec) -> None:
         """Check the shape of real values, and their range against that which the manifest makes of pixels."""

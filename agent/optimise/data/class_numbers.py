@@ -86,10 +86,10 @@ def _numbers(names: Sequence[str], labels: Sequence[str], path: Path) -> NDArray
         ModelError: the model knows no such class.
     """
     exact = {label: number for number, label in reversed(list(enumerate(labels)))}
-    known = {_folded(label): number for number, label in reversed(list(enumerate(labels)))}
-    unknown = [name for name in names if _folded(name) not in known]
+    known = {folded(label): number for number, label in reversed(list(enumerate(labels)))}
+    unknown = [name for name in names if folded(name) not in known]
     if not unknown:
-        return np.array([exact.get(name, known[_folded(name)]) for name in names], np.int64)
+        return np.array([exact.get(name, known[folded(name)]) for name in names], np.int64)
     if all(name.isdecimal() for name in names):
         return np.array([int(name) for name in names], np.int64)
     others = f" (nor {len(unknown) - 1} more)" if len(unknown) > 1 else ""
@@ -98,7 +98,8 @@ def _numbers(names: Sequence[str], labels: Sequence[str], path: Path) -> NDArray
     raise ModelError(f"{path}: the model has no class {unknown[0]!r}{others}; {hint}")
 
 
-def _folded(name: str) -> str:
+def folded(name: str) -> str:
+    """Return the name of a class as it is compared with others: without case, and spaces as the only dashes."""
     return name.casefold().replace("_", " ").replace("-", " ").strip()
 
 

@@ -7,7 +7,11 @@ from collections.abc import Sequence
 import numpy as np
 from msgspec import Struct
 
+from agent.errors import ModelError
 from agent.types import Array
+
+_MOST = 0.5
+"""Share of the inputs of a class from which on those that are taken for another one are most of them."""
 
 
 class Confusion(Struct, frozen=True):
@@ -40,3 +44,23 @@ def confusions(logits: Array, labels: Array, wanted: Sequence[int] | None = None
         if shares[other] > shares[label]:
             found.append(Confusion(label, other, float(shares[label]), float(shares[other])))
     return tuple(found)
+
+
+def check_labels(confused: Sequence[Confusion], count: int, where: object, hint: str) -> None:
+    """Check that labels are not those of other inputs.
+
+    Args:
+        confused: see `confusions`.
+        count: number of published classes.
+        where: the inputs are.
+        hint: what to do.
+
+    Raises:
+        ModelError: most inputs of most classes are taken for those of another one.
+    """
+    swapped = sum(one.wrong >= _MOST for one in confused)
+    if 2 * swapped > count:
+        raise ModelError(
+            f"{where}: most inputs of {swapped} of the model's {count} published classes are taken for those of "
+            f"another class: {hint}"
+        )

@@ -18,6 +18,7 @@ from agent.optimise.graph.objects import dump, load
 from agent.optimise.graph.torch_graph import TorchGraph
 from agent.optimise.pruning.connections import prunable
 from agent.optimise.quantise import float_file
+from agent.text import plural
 
 _RESHAPING = ("EXPAND_DIMS", "RESHAPE", "SQUEEZE")
 
@@ -82,7 +83,7 @@ def of_file(content: bytes, path: str) -> PrunableNetwork:
         raise ModelError(f"{path}: has {len(model.subgraphs)} graphs, and pruning takes a model of one")
     graph = TorchGraph(model)
     if len(graph.inputs) != 1 or len(graph.outputs) != 1:
-        ends = f"{len(graph.inputs)} inputs and {len(graph.outputs)} outputs"
+        ends = f"{plural(len(graph.inputs), 'input')} and {plural(len(graph.outputs), 'output')}"
         raise ModelError(f"{path}: has {ends}, and pruning takes a model of one each")
     factor = _without_softmax(graph)
     if facts_of(content, read_modelfile(content)).endings[0] == "probabilities" and not factor:

@@ -298,7 +298,7 @@ def _identity(space: SearchSpace) -> Iterator[tuple[str, str]]:
 
 def _imported(file: Path) -> list[Path]:
     """Return the modules of the folder of a file that are loaded, or that its functions import when called."""
-    finder = ModuleFinder([str(file.parent)])
+    finder = _StaticImports([str(file.parent)])
     finder.run_script(str(file))
     modules = (*sys.modules.values(), *finder.modules.values())
     files = [getattr(one, "__file__", None) or "" for one in modules]
@@ -309,6 +309,16 @@ def _imported(file: Path) -> list[Path]:
         for path in loaded - {file}
         if path.suffix == ".py" and not any(path.is_relative_to(folder) for folder in packages)
     )
+
+
+class _StaticImports(ModuleFinder):
+    """Finds what a script imports. A relative import in it counts as one from its folder."""
+
+    def determine_parent(self, caller: Any, level: int = -1) -> Any:
+        try:
+            return super().determine_parent(caller, level)
+        except ImportError:
+            return caller
 
 
 def _short(parameter: Struct) -> str:

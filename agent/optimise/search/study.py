@@ -38,6 +38,8 @@ JOURNAL = "study.journal"
 PLACE = "the latency's place"
 """Name, in the identity of a study, of where latency is measured."""
 _NAME = "vedette"
+_TABLES = {"studies", "trials", "version_info"}
+"""Some of the tables of Optuna, which make a database that of studies."""
 _DIRECTIONS: dict[Objective, Literal["maximize", "minimize"]] = {
     "accuracy": "maximize",
     "latency": "minimize",
@@ -110,8 +112,11 @@ def is_url(location: str) -> bool:
     return "://" in location
 
 
-def _check_tables(location: str) -> None:
-    """Raise ModelError if a file of SQLite is missing or has no tables of a study: opening it would make them."""
+def _check_tables(location: str, *, make: bool) -> None:
+    """Raise ModelError if a file of SQLite is of something else, since opening it would make tables in it.
+
+    Unless a study may be made in it, it has to be there, with the tables of one.
+    """
     try:
         url = make_url(location)
     except ArgumentError:  # Optuna tells it
@@ -120,20 +125,23 @@ def _check_tables(location: str) -> None:
         return
     path = Path(url.database.removeprefix("file:"))
     if not path.is_file():
+        if make:
+            return
         raise ModelError(f"{location}: there is no study: {path} is missing")
     try:
         with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as database:
-            found = database.execute("SELECT 1 FROM sqlite_master WHERE name = 'studies'").fetchone()
+            found = {name for (name,) in database.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
     except sqlite3.DatabaseError:  # so does it that the file is none
         return
-    if found is None:
-        raise ModelError(f"{location}: there is no study: {path} is empty, or the database of something else")
+    if found and not found >= _TABLES:
+        raise ModelError(f"{location}: {path} is the database of something else: name another file")
+    if not found and not make:
+        raise ModelError(f"{location}: there is no study: {path} is empty")
 
 
 def _storage(location: str, *, make: bool) -> Any:
     if is_url(location):
-        if not make:
-            _check_tables(location)
+        _check_tables(location, make=make)
         return location
     path = Path(location, JOURNAL)
     if make:

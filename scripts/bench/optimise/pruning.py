@@ -44,6 +44,8 @@ KINDS = ("weight", "random", "gradient*weight", "gradient/weight")
 """The first is the default, by which the targets are judged."""
 DENSE, TAUGHT_DENSE = "dense", "taught dense"
 ANNEALS = (0.0, 1.0, 2.0, 8.0)
+TEACHER, TAUGHT_WIDE = 0.5, "pruning/wide-teacher-0.5"
+"""Weight of the answers of the net before by which `wide` is recorded, and how names of its seeds begin."""
 LOSS, GAP = 0.003, 0.114
 """Most that may be lost against the dense net after the longest anneal; least gap to random after the least."""
 
@@ -201,11 +203,16 @@ def quick(pictures: Dataset) -> None:
         settings = PruneSettings(importance=kind, rounds=4, round_steps=3, anneal_epochs=0.0)  # type: ignore[arg-type]
         prune(net, *few, settings, hot)
         figures[f"tiny, {kind}"] = _accuracy(net, pictures)
-    kept = judge(_recorded.show("pruning/").get("pruning/small", {}))
+    recorded = _recorded.show("pruning/")
+    kept = judge(recorded.get("pruning/small", {}))
     figures |= {f"recorded_{name}": value for name, value in kept.figures.items()}
     targets = {f"recorded_{name}": target for name, target in kept.targets.items()}
-    better = figures["tiny, weight"] > figures["tiny, random"]
-    conclude("optimise/pruning", figures, {"tiny, weight": "> random", **targets}, better and kept.meets)
+    lost = name_of("lost", TEACHER, max(ANNEALS))
+    seeds = [judge(one, TEACHER).figures[lost] for name, one in recorded.items() if name.startswith(TAUGHT_WIDE)]
+    figures |= {"recorded_wide_lost, teacher, most": max(seeds), "recorded_wide_seeds": float(len(seeds))}
+    targets["recorded_wide_lost, teacher, most"] = f"<= {LOSS}"
+    meets = kept.meets and max(seeds) <= LOSS and figures["tiny, weight"] > figures["tiny, random"]
+    conclude("optimise/pruning", figures, {"tiny, weight": "> random", **targets}, meets)
 
 
 def main() -> None:

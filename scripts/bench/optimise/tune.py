@@ -102,7 +102,7 @@ def write_examples(pictures: Dataset, count: int, path: Path) -> None:
 
 def figures_of(report: OptimiseReport) -> dict[str, float]:
     """Figures before and after, whether the report is complete, and how many kept steps do not help."""
-    before, after = report.steps[0], report.steps[-1]
+    before, after = report.steps[0], [step for step in report.steps if step.kept][-1]
     kept = [step for step in report.steps[:-1] if step.kept]
     useless = [one for one, former in zip(kept[1:], kept[:-1], strict=True) if not helps(former, one)]
     assert before.score is not None

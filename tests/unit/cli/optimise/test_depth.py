@@ -190,6 +190,11 @@ def test_quantised_and_calibrated_again_it_is_still_a_cascade(folder: Path) -> N
     assert [one["name"] for one in after] == [one["name"] for one in before]
     assert all(one["temperature"] < 9 for one in after)
     assert run("models", "inspect", small).exit_code == 0
+    with np.load(data) as kept:
+        fewer = kept["y"] > 0
+        np.savez(folder / "fewer.npz", **{key: kept[key][fewer] if key in "xy" else kept[key] for key in kept})
+    done = run("models", "calibrate", small, folder / "fewer.npz")
+    assert "1 of the model's " in done.stderr, "a class has no example"
 
 
 def test_a_cascade_is_trained_with_the_rounding_in_place(folder: Path) -> None:

@@ -164,6 +164,11 @@ def test_the_front_and_its_files_are_written_and_a_trial_becomes_a_model(folder:
         done = run("search-export", folder / "study", best["number"], own, "--force")
         assert "which is read" in said(done)
 
+    recipe = (folder / "recipe.toml").read_text()
+    done = run("search-export", folder / "study", best["number"], folder / "recipe.tflite", "--force")
+    assert "recipe.toml: would be replaced by the manifest of the result" in said(done)
+    assert (folder / "recipe.toml").read_text() == recipe
+
     again = search(folder, "--trials", 3)
     assert again.exit_code == 0
     assert "3 trials: " in again.stdout, "nothing is left to do"
@@ -182,7 +187,20 @@ def test_the_database_of_something_else_is_not_changed_to_export_from_it(tmp_pat
         database.execute("CREATE TABLE states (id)")
     before = path.read_bytes()
     done = run("search-export", f"sqlite:///{path}", 0, tmp_path / "out.tflite")
-    assert "is empty, or the database of something else" in said(done)
+    assert "is the database of something else" in said(done)
+    assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    "tables", ["CREATE TABLE notes (id)", "CREATE TABLE trials (id); CREATE TABLE studies (id)"]
+)
+def test_no_study_is_made_in_the_database_of_something_else(folder: Path, tables: str) -> None:
+    path = folder / "home.db"
+    with closing(sqlite3.connect(path)) as database:
+        database.executescript(tables)
+    before = path.read_bytes()
+    done = run("search", folder / "recipe.toml", "--study", f"sqlite:///{path}", "--trials", 1)
+    assert "is the database of something else: name another file" in said(done)
     assert path.read_bytes() == before
 
 
@@ -316,6 +334,17 @@ def test_that_the_best_network_guesses_is_told(folder: Path) -> None:
     labels = np.random.default_rng(0).integers(0, 4, 256)
     np.savez(folder / "data.npz", x=pictures(256), y=labels)
     assert "hardly" in search(folder, "--trials", 1).stderr
+
+
+def test_a_function_may_try_a_relative_import(folder: Path) -> None:
+    text = "try:\n    from . import search_part\nexcept ImportError:\n    import search_part\n"
+    (folder / "search_part.py").write_text("WIDTH = 4\n")
+    (folder / "search_net.py").write_text(f"{text}{SPACE}")
+    assert search(folder, "--trials", 1).exit_code == 0
+    sys.modules.pop("search_part")
+    (folder / "search_part.py").write_text("WIDTH = 5\n")
+    assert "[search] space was search_net.py:build, CRC" in said(search(folder, "--trials", 2))
+    sys.modules.pop("search_part")
 
 
 def test_a_study_of_another_recipe_is_refused(folder: Path) -> None:

@@ -233,6 +233,15 @@ def test_real_values_of_a_narrow_range_are_doubted(tmp_path: Path) -> None:
     assert "-1 to 1" in doubt
 
 
+def test_values_that_a_quantised_input_cannot_hold_are_told(tmp_path: Path) -> None:
+    manifest = replace(MODEL.manifest, input=InputManifest(pixels=False))
+    examples = read_examples(values_file(tmp_path, -2.0, 6.0), replace(MODEL, manifest=manifest))
+    narrow, wide = (TensorSpec("image", (1, SIDE, SIDE, 3), "int8", scale, 0) for scale in (1 / 32, 1 / 16))
+    (told,) = examples.check(narrow)
+    assert told.endswith("25% of the values lie outside the -4 to 3.969 of the input")
+    assert examples.check(wide) == ()
+
+
 @pytest.mark.parametrize("most", [0.6, 1.0])
 def test_fractions_are_refused_where_the_manifest_has_a_mean(tmp_path: Path, most: float) -> None:
     with pytest.raises(ModelError, match="pixels lie within -1 to 1"):

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 
-from agent.optimise.depth.confusions import Confusion, confusions
+from agent.errors import ModelError
+from agent.optimise.depth.confusions import Confusion, check_labels, confusions
 
 _ONE_HOT = np.eye(4, dtype=np.float32)
 
@@ -22,3 +24,11 @@ def test_only_what_is_published_counts_and_as_many_right_as_wrong_is_no_swap() -
 
 def test_a_class_without_inputs_is_not_confused() -> None:
     assert confusions(_ONE_HOT[np.array([0])], np.array([0])) == ()
+
+
+def test_labels_of_most_classes_that_are_those_of_others_are_refused() -> None:
+    swapped, unsure = Confusion(0, 1, 0.1, 0.9), Confusion(2, 3, 0.3, 0.4)
+    check_labels([swapped, unsure, unsure], 3, "here", "look")
+    check_labels([swapped, swapped], 4, "here", "look")
+    with pytest.raises(ModelError, match=r"here: most inputs of 2 of the model's 3 .*: look"):
+        check_labels([swapped, swapped], 3, "here", "look")
