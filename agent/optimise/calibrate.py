@@ -37,7 +37,7 @@ from agent.compute.infer.session import SessionOptions
 from agent.config import StreamConfig
 from agent.errors import ModelError
 from agent.models.library import open_whole_model, prefixed_errors
-from agent.optimise.data.class_numbers import folded
+from agent.optimise.data.class_numbers import class_finder
 from agent.optimise.depth.confusions import Confusion, check_labels, confusions
 from agent.optimise.evaluate import check_accuracy
 from agent.types import Array, Samples
@@ -338,18 +338,19 @@ def find_labelled(folder: Path, labels: tuple[str, ...]) -> list[LabelledClip]:
     if not folder.is_dir():
         what = "is no folder" if folder.exists() else "no such folder"
         raise ModelError(f"{folder}: {what}; expected one with a folder per label: {', '.join(labels)}")
-    numbers = {folded(label): number for number, label in enumerate(labels)}
+    number_of = class_finder(labels)
     folders = sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+    numbered = [(number, path) for path in folders if (number := number_of(path.name)) is not None]
     found = [
-        LabelledClip(path, numbers[folded(place.name)])
-        for place in sorted(folders, key=lambda one: numbers.get(folded(one.name), -1))
+        LabelledClip(path, number)
+        for number, place in sorted(numbered)
         for path in sorted(place.glob("*"))
-        if path.suffix.lower() in SUFFIXES and folded(place.name) in numbers
+        if path.suffix.lower() in SUFFIXES
     ]
     missing = [label for number, label in enumerate(labels) if number not in {one.label for one in found}]
     if missing:
         raise ModelError(f"{folder}: no recordings ({', '.join(SUFFIXES)}) in {', '.join(missing)}")
-    if strange := [path.name for path in folders if folded(path.name) not in numbers]:
+    if strange := [path.name for path in folders if number_of(path.name) is None]:
         raise ModelError(f"{folder}: no label is called {', '.join(strange)}; they are: {', '.join(labels)}")
     return found
 

@@ -85,11 +85,11 @@ def _numbers(names: Sequence[str], labels: Sequence[str], path: Path) -> NDArray
     Raises:
         ModelError: the model knows no such class.
     """
-    exact = {label: number for number, label in reversed(list(enumerate(labels)))}
-    known = {folded(label): number for number, label in reversed(list(enumerate(labels)))}
-    unknown = [name for name in names if folded(name) not in known]
+    number_of = class_finder(labels)
+    found = [number_of(name) for name in names]
+    unknown = [name for name, number in zip(names, found, strict=True) if number is None]
     if not unknown:
-        return np.array([exact.get(name, known[folded(name)]) for name in names], np.int64)
+        return np.array(found, np.int64)
     if all(name.isdecimal() for name in names):
         return np.array([int(name) for name in names], np.int64)
     others = f" (nor {len(unknown) - 1} more)" if len(unknown) > 1 else ""
@@ -98,8 +98,17 @@ def _numbers(names: Sequence[str], labels: Sequence[str], path: Path) -> NDArray
     raise ModelError(f"{path}: the model has no class {unknown[0]!r}{others}; {hint}")
 
 
-def folded(name: str) -> str:
-    """Return the name of a class as it is compared with others: without case, and spaces as the only dashes."""
+def class_finder(labels: Sequence[str]) -> Callable[[str], int | None]:
+    """Return a function from the name of a class to its number, or to None if there is none.
+
+    A name may be written in another case, and with dashes and underscores for spaces.
+    """
+    exact = {label: number for number, label in reversed(list(enumerate(labels)))}
+    known = {_folded(label): number for number, label in reversed(list(enumerate(labels)))}
+    return lambda name: exact.get(name, known.get(_folded(name)))
+
+
+def _folded(name: str) -> str:
     return name.casefold().replace("_", " ").replace("-", " ").strip()
 
 

@@ -51,7 +51,7 @@ def check_labels(confused: Sequence[Confusion], count: int, where: object, hint:
 
     Args:
         confused: see `confusions`.
-        count: number of published classes.
+        count: number of classes.
         where: the inputs are.
         hint: what to do.
 
@@ -61,6 +61,5 @@ def check_labels(confused: Sequence[Confusion], count: int, where: object, hint:
     swapped = sum(one.wrong >= _MOST for one in confused)
     if 2 * swapped > count:
         raise ModelError(
-            f"{where}: most inputs of {swapped} of the model's {count} published classes are taken for those of "
-            f"another class: {hint}"
+            f"{where}: most inputs of {swapped} of the {count} classes are taken for those of others: {hint}"
         )

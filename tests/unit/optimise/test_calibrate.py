@@ -218,7 +218,7 @@ def test_labels_that_are_swapped_are_told_or_refused(tmp_path: Path, data: Path)
     for number in range(6):
         soundfile.write(data / "high" / f"{number}.wav", word("low", 0.5), RATE)
     told = str(call(model, data).exception)
-    assert f"{data}: most inputs of 2 of the model's 2 published classes are taken for those of another" in told
+    assert f"{data}: most inputs of 2 of the 2 classes are taken for those of others" in told
     assert model.read_text() == before
 
 

@@ -30,5 +30,5 @@ def test_labels_of_most_classes_that_are_those_of_others_are_refused() -> None:
     swapped, unsure = Confusion(0, 1, 0.1, 0.9), Confusion(2, 3, 0.3, 0.4)
     check_labels([swapped, unsure, unsure], 3, "here", "look")
     check_labels([swapped, swapped], 4, "here", "look")
-    with pytest.raises(ModelError, match=r"here: most inputs of 2 of the model's 3 .*: look"):
+    with pytest.raises(ModelError, match=r"here: most inputs of 2 of the 3 .*: look"):
         check_labels([swapped, swapped], 3, "here", "look")
