@@ -52,7 +52,8 @@ def test_a_less_important_stream_gives_way_and_says_why_until_a_reload(tmp_path:
         vedette.config["governor"] = {"enabled": False}
         vedette.reload()
         messages.wait(lambda m: not told(m)["back"].reduced and not told(m)["front"].unmet)
-        assert vedette.said("stream back: everything again: the governor is off")
+        again = vedette.said("stream back: everything again")  # under load with the number of changes before it
+        assert any(line.endswith(": the governor is off") for line in again)
         assert vedette.end()[0] == 0
     assert {one.kind for one in events(messages, "back")} >= {"new", "end"}
 
