@@ -24,10 +24,17 @@ _OPTIONS |= {"ADD": "AddOptions", "QUANTIZE": "QuantizeOptions", "DEQUANTIZE": "
 
 
 def first_graph(content: bytes) -> Graph:
-    """Return the first graph of a model, without all others."""
+    """Return the first graph of a model, without all others, and without its map of features.
+
+    The bundled model gives that map since it can be taught states; the float graph of a converter has none.
+    """
     model = load(content)
     model.subgraphs = model.subgraphs[:1]
     model.signatureDefs = [one for one in model.signatureDefs if one.subgraphIndex == 0]
+    table = model.subgraphs[0]
+    table.outputs = [one for one in table.outputs if len(table.tensors[one].shape) < 4]
+    for signature in model.signatureDefs:
+        signature.outputs = [one for one in signature.outputs if one.tensorIndex in table.outputs]
     compact(model)
     return graphs(model)[0]
 
