@@ -235,7 +235,7 @@ def _command(verb: str, body: Any) -> Command:
     if isinstance(body, _Inspect):
         return Command("inspect", body.stream, part=_part(body.part))
     if isinstance(body, _Reset):
-        return Command("reset", body.stream, line=body.line)
+        return Command("reset", body.stream, line="" if body.line == ALL else body.line)
     if isinstance(body, _Teach):
         asked = body.examples, body.region
         return Command("teach", body.stream, "", None, 0.0, "", body.state, body.value, *asked)

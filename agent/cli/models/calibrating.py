@@ -102,7 +102,7 @@ def _warn_of_labels(result: CalibrationResult, labels: tuple[str, ...], what: st
         label, other = (plain(labels[n]) if labels else f"class {n}" for n in (one.label, one.other))
         click.echo(
             f"vedette: warning: {one.wrong:.0%} of the {what} of {label} are taken for {other}, and "
-            f"{one.right:.0%} for what they are: check their labels",
+            f"{one.right:.0%} for what they are: check their labels, unless the model is as weak there",
             err=True,
         )
 

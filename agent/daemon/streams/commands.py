@@ -96,18 +96,19 @@ def teach(stream: Stream, lesson: Lesson, done: LessonDone) -> None:
 
     `done` is called at the end, from another thread. Raises CommandError if nothing can be taught now.
     """
-    _running_lessons(stream).teach(lesson, done)
+    _running_lessons(stream, "taught").teach(lesson, done)
 
 
 def forget_state(stream: Stream, state: str, value: str) -> None:
     """Forget a state that was taught, or one value of it. Raises CommandError or StorageError."""
-    _running_lessons(stream).forget(state, value)
+    _running_lessons(stream, "forgotten").forget(state, value)
 
 
-def _running_lessons(stream: Stream) -> Taught:
+def _running_lessons(stream: Stream, what: str) -> Taught:
+    """Return the lessons of a stream, or raise CommandError that nothing is `taught`, or `forgotten`."""
     taught, config, (state, detail) = stream.parts.taught, stream.config, stream.status
     if state not in _AT_WORK:
-        raise CommandError(f"stream {stream.name} is {state}, so nothing is taught{detail and f': {detail}'}")
+        raise CommandError(f"stream {stream.name} is {state}, so nothing is {what}{detail and f': {detail}'}")
     if taught is not None:
         return taught
     if config.hides and not config.mask_model:

@@ -44,6 +44,8 @@ Kind = Literal["classes", "boxes", "none"]
 
 _FEWEST = 8
 _PREVIEW = cv2.IMREAD_REDUCED_COLOR_8
+_LARGEST = 1e15
+"""Largest real value: sums of products of larger ones leave the range of float32."""
 _CUT_OFF = 0.05
 """Share of values outside the range of a quantised input from which on it is told."""
 _BEYOND, _NARROW, _DOUBTFUL = 0.25, 0.05, 0.55
@@ -316,6 +318,10 @@ class Examples:
         least, most = float(values.min()), float(values.max())
         if not np.isfinite(least + most):
             raise ModelError(f"{self._path}: `x` has values that are not finite")
+        if max(-least, most) > _LARGEST:
+            raise ModelError(
+                f"{self._path}: `x` has values from {least:.4g} to {most:.4g}: expected none beyond {_LARGEST:g}"
+            )
         if not self.are_pixels:
             return
         low, high = _pixel_range(self._preparation)

@@ -37,7 +37,8 @@ from agent.structs import convert
 JOURNAL = "study.journal"
 PLACE = "the latency's place"
 """Name, in the identity of a study, of where latency is measured."""
-_NAME = "vedette"
+_NAME, _WORKER = "vedette", "worker "
+"""Name of our study, and how the names of attributes begin that workers leave in it."""
 _TABLES = {"studies", "trials", "version_info"}
 """Some of the tables of Optuna, which make a database that of studies."""
 _DIRECTIONS: dict[Objective, Literal["maximize", "minimize"]] = {
@@ -96,15 +97,24 @@ def open_study(location: str, objectives: Sequence[Objective] = ()) -> Any:
         try:
             storage = _storage(location, make=bool(objectives))
             if not objectives:
-                return optuna.load_study(study_name=_NAME, storage=storage)
+                return _checked(location, optuna.load_study(study_name=_NAME, storage=storage))
             directions = [_DIRECTIONS[one] for one in objectives]
-            return optuna.create_study(
+            study = optuna.create_study(
                 study_name=_NAME, storage=storage, directions=directions, load_if_exists=True
             )
+            return _checked(location, study)
         except KeyError as error:
             raise ModelError(f"{location}: there is no study") from error
         except (ValueError, TypeError, AssertionError) as error:
             raise StorageError(f"{location}: holds no study that can be read: {error}") from error
+
+
+def _checked(location: str, study: Any) -> Any:
+    """Return a study, or raise ModelError if another program has begun it, by the same name."""
+    has_workers = any(name.startswith(_WORKER) for name in study.user_attrs)
+    if not has_workers and study.get_trials(deepcopy=False):
+        raise ModelError(f"{location}: its study {_NAME!r} is that of another program: name another place")
+    return study
 
 
 def is_url(location: str) -> bool:
@@ -121,8 +131,10 @@ def _check_tables(location: str, *, make: bool) -> None:
         url = make_url(location)
     except ArgumentError:  # Optuna tells it
         return
-    if url.get_backend_name() != "sqlite" or not url.database:
+    if url.get_backend_name() != "sqlite":
         return
+    if not url.database or ":memory:" in url.database or "mode=memory" in location:
+        raise ModelError(f"{location}: a database in memory ends with its process: name a file")
     path = Path(url.database.removeprefix("file:"))
     if not path.is_file():
         if make:
@@ -279,8 +291,8 @@ class SearchStudy:
         self._identity: Mapping[str, str] = {}
         self._seen: dict[int, tuple[Any, float]] = {}
         self._exhausted = False
-        number = sum(name.startswith("worker ") for name in self._study.user_attrs)
-        self._study.set_user_attr(f"worker {self._me}", number)
+        number = sum(name.startswith(_WORKER) for name in self._study.user_attrs)
+        self._study.set_user_attr(f"{_WORKER}{self._me}", number)
         self._random = np.random.default_rng((seed, number))
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # in Optuna 4 it is experimental

@@ -133,6 +133,7 @@ def test_a_reset_names_a_line_or_all_of_them() -> None:
         "reset", "front", line="gate"
     )
     assert request_command("reset", b'{"stream":"front"}')[0] == Command("reset", "front")
+    assert request_command("reset", b'{"stream":"front","line":"all"}')[0] == Command("reset", "front")
 
 
 @pytest.mark.parametrize("verb", ["status", "reload", "doctor"])

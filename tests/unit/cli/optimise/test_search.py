@@ -18,7 +18,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 pytest.importorskip("torch", reason="a search needs the extra [optimise]")
-pytest.importorskip("optuna", reason="a search needs the extra [optimise]")
+optuna = pytest.importorskip("optuna", reason="a search needs the extra [optimise]")
 
 from agent.cli.main import vedette
 from agent.compute.infer.litert import load_runtime
@@ -202,6 +202,27 @@ def test_no_study_is_made_in_the_database_of_something_else(folder: Path, tables
     done = run("search", folder / "recipe.toml", "--study", f"sqlite:///{path}", "--trials", 1)
     assert "is the database of something else: name another file" in said(done)
     assert path.read_bytes() == before
+
+
+def test_the_study_of_another_program_is_not_joined_and_one_beside_it_is(folder: Path) -> None:
+    url = f"sqlite:///{folder}/others.db"
+    study = optuna.create_study(study_name="vedette", storage=url)
+    study.optimize(lambda trial: trial.suggest_float("x", 0, 1), n_trials=1)
+    told = "its study 'vedette' is that of another program"
+    words = ("search", folder / "recipe.toml", "--trials", 1, "--study")
+    assert told in said(run(*words, url))
+    assert told in said(run("search-export", url, 0, folder / "out.tflite", "--work", folder / "work"))
+    assert optuna.load_study(study_name="vedette", storage=url).user_attrs == {}
+    beside = f"sqlite:///{folder}/beside.db"
+    optuna.create_study(study_name="mine", storage=beside)
+    assert run(*words, beside).exit_code == 0
+
+
+@pytest.mark.parametrize("url", ["sqlite://", "sqlite:///:memory:"])
+def test_a_study_in_memory_is_refused_before_anything_is_trained(folder: Path, url: str) -> None:
+    done = run("search", folder / "recipe.toml", "--trials", 1, "--study", url)
+    assert "a database in memory ends with its process: name a file" in said(done)
+    assert "trial 0" not in said(done)
 
 
 def test_all_of_a_small_space_is_tried_and_a_network_that_fails_is_left_out(folder: Path) -> None:

@@ -81,6 +81,11 @@ def test_without_a_picture_there_is_no_snapshot_and_the_reason_is_told(tmp_path:
         snapshot_now(listening)
 
 
+def test_nothing_is_forgotten_by_a_stream_that_does_not_run(tmp_path: Path) -> None:
+    with pytest.raises(CommandError, match="stream front is disabled, so nothing is forgotten"):
+        forget_state(stream(tmp_path, Kept(), enabled=False), "gate", "open")
+
+
 def test_nothing_is_taught_of_what_is_hidden(tmp_path: Path) -> None:
     made = stream(tmp_path, Kept(), "test:?size=320x240&fps=50", privacy=(_UPPER,), mask_model=False)
     with running(made):

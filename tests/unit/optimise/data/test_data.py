@@ -392,6 +392,10 @@ def test_a_fault_is_found_and_named_at_once(tmp_path: Path, fault: Callable[[Pat
         ({"x": np.zeros((8, 4, 4, 3), np.float32)}, r"\[n, 8, 8, 3\]"),
         ({"x": np.linspace(0, 255, 8 * 192, dtype=np.float32).reshape(8, 8, 8, 3)}, "0 to 255.*-1 to 1"),
         ({"x": np.full((8, 8, 8, 3), np.nan, np.float32)}, "not finite"),
+        (
+            {"x": np.full((8, 8, 8, 3), 1e30, np.float32)},
+            r"to 1e\+30: expected none beyond 1e\+15",
+        ),
         ({"x": np.zeros((8, 9, 9, 3), np.uint8), "y": np.zeros((8, 3), int)}, r"\[8\]"),
         ({"x": np.zeros((8, 9, 9, 3), np.uint8), "y": np.full(8, 3)}, "class 3"),
         ({"x": np.zeros((8, 9, 9, 3), np.uint8), "y": np.full(8, -1)}, "class -1"),
