@@ -41,6 +41,7 @@ def calibrate_and_print(
         ModelError: the model has no exits, or the recordings or examples cannot be used. StorageError: a file
             cannot be written. UsageError of click: an option is wrong.
     """
+    from agent.models.library import open_whole_model
     from agent.models.manifest_writer import rewrite, set_variants
     from agent.optimise.inputs import refuse_inside
 
@@ -58,14 +59,15 @@ def calibrate_and_print(
         from agent.cli.chart import draw_calibration
 
         draw_calibration(result, picture)
-    before, labels = _temperatures(model), _labels(model)
+    before = open_whole_model(model).manifest
     rewrite(model, target, set_variants(result.keys))
     _print_calibration(result, target, what, as_json=as_json)
     _warn(result.lost * 100.0, loss, what)
-    _warn_of_labels(result, labels, what)
+    _warn_of_labels(result, before.output.labels, what)
     if pictures is None:
         _warn_of_recordings(result)
-    _warn_of_scores(before, dict(zip(result.variants, result.learned.temperatures, strict=True)))
+    temperatures = {one.name: one.temperature for one in before.variants}
+    _warn_of_scores(temperatures, dict(zip(result.variants, result.learned.temperatures, strict=True)))
 
 
 def _target(model: str, out: Path | None) -> Path:
@@ -124,18 +126,6 @@ def _warn_of_recordings(result: CalibrationResult) -> None:
             "recordings, less clear ones among them, or a smaller --loss",
             err=True,
         )
-
-
-def _labels(model: str) -> tuple[str, ...]:
-    from agent.models.library import open_whole_model
-
-    return open_whole_model(model).manifest.output.labels
-
-
-def _temperatures(model: str) -> dict[str, float]:
-    from agent.models.library import open_whole_model
-
-    return {one.name: one.temperature for one in open_whole_model(model).manifest.variants}
 
 
 def _warn_of_scores(before: dict[str, float], after: dict[str, float]) -> None:
