@@ -27,6 +27,21 @@ _NO_ENSUREPIP = """
 printf '#!/bin/sh\\ncase "$*" in *ensurepip*) exit 1 ;; esac\\nexec /usr/bin/python3 "$@"\\n' > bin/python3
 chmod 755 bin/python3
 """
+_AS_THE_UPDATER = """
+from pathlib import Path
+from agent.errors import UpdateError
+from agent.storage.files import write_like
+from agent.update.install import preflight
+from agent.update.install.slots import Paths
+
+config = Path("/etc/vedette/vedette.toml")
+write_like(config, config.read_bytes() + b"# migrated", config)
+preflight._TEST_S = 2.0
+try:
+    preflight.check_models(Paths(), Path("/opt/vedette/slots/b"), 0)
+except UpdateError as error:
+    print(error)
+"""
 _REPLACED = """
 mkdir other && sed 's/armv7l/'$(uname -m)/ bundle.toml > other/bundle.toml
 tar -cf over -C other bundle.toml
@@ -288,10 +303,14 @@ def test_after_a_power_cut_it_publishes_again_and_every_track_has_its_end(
 
 
 def break_b(board: Board, config: dict[str, Any], *, state: str, allowed_s: int) -> None:
-    """Slot b gets a version that cannot be started, and a trial, as `vedette update` leaves it behind."""
+    """Give slot b a version that cannot be started, and a trial as `vedette update` leaves it.
+
+    The configuration belongs to an operator: root reads and replaces it only by its capabilities.
+    """
     board.sh("rm", "-rf", "/opt/vedette/slots/b")
     board.write("/opt/vedette/slots/b/venv/bin/vedette", "#!/bin/sh\necho no module named agent >&2\nexit 1\n")
     board.sh("chmod", "755", "/opt/vedette/slots/b/venv/bin/vedette")
+    board.sh("chown", "nobody:vedette", "/etc/vedette", "/etc/vedette/vedette.toml")
     board.sh("cp", "-p", "/etc/vedette/vedette.toml", f"{_UPDATES}/kept/vedette.toml")
     keys = {"new": "b", "old": "a", "config": "/etc/vedette/vedette.toml", "allowed_s": allowed_s, "boots": 3}
     lines = [f"{key}={value}" for key, value in {**keys, "state": state}.items()]
@@ -320,6 +339,7 @@ def test_the_dead_man_brings_the_old_version_back_when_the_new_one_cannot_be_sta
     assert slot(board, "keeper") == "slots/a"
     assert not board.exists(f"{_UPDATES}/trial")
     assert 'name = "changed"' not in board.sh("cat", "/etc/vedette/vedette.toml")
+    assert board.sh("stat", "-c", "%U %G %a", "/etc/vedette/vedette.toml") == "nobody vedette 640"
     assert 'name = "changed"' in board.sh("cat", "/etc/vedette/vedette.toml.undone")
     assert "no module named agent" in board.journal()
     hear(messages, 3)
@@ -334,9 +354,28 @@ def test_a_switch_that_the_power_cut_off_is_undone_before_the_daemon_starts(
     board.up()
     board.wait_active()
     assert (slot(board), slot(board, "keeper")) == ("slots/a", "slots/a")
+    assert board.sh("stat", "-c", "%U %G %a", "/etc/vedette/vedette.toml") == "nobody vedette 640"
+    assert 'name = "changed"' not in board.sh("cat", "/etc/vedette/vedette.toml")
     assert verdict(board) == {"by": "settle", "reason": "a power cut interrupted the switch"}
     assert "no module named agent" not in board.journal()
     hear(messages, 3)
+
+
+def test_the_update_unit_may_write_an_operators_configuration_and_end_a_version_that_hangs(board: Board) -> None:
+    """That version runs as the daemon's user."""
+    board.write("/opt/vedette/slots/b/venv/bin/vedette", "#!/bin/sh\nid -un; exec sleep 98765\n")
+    board.write("/run/as_the_updater.py", _AS_THE_UPDATER)
+    folder, python = "/run/systemd/system/vedette-update.service.d", "/opt/vedette/current/venv/bin/python"
+    unit = f"Type=oneshot\nRestart=no\nExecStart=\nExecStart={python} /run/as_the_updater.py"
+    board.write(f"{folder}/try.conf", f"[Unit]\nConditionPathExists=\n[Service]\n{unit}\n")
+    board.sh("systemctl", "daemon-reload")
+    board.sh("systemctl", "start", "vedette-update.service")
+    board.sh("rm", "-r", folder)
+    board.sh("systemctl", "daemon-reload")
+    assert "the new version hangs" in board.journal("vedette-update.service")
+    assert board.sh("pgrep", "-f", "sleep 98765", check=False) == ""
+    assert board.sh("tail", "-n", "1", "/etc/vedette/vedette.toml") == "# migrated"
+    assert board.sh("stat", "-c", "%U %G %a", "/etc/vedette/vedette.toml") == "nobody vedette 640"
 
 
 def test_without_a_trial_the_dead_man_is_silent(board: Board) -> None:

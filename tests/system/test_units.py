@@ -42,11 +42,15 @@ def test_the_units_are_clean(tmp_path: Path) -> None:
     assert say("systemd-analyze", "verify", *(str(tmp_path / unit.name) for unit in _UNITS)) == ""
 
 
-def test_the_daemon_is_hardly_exposed() -> None:
-    said = say("systemd-analyze", "security", "--offline=yes", "--threshold=25", str(_FOLDER / "vedette.service"))
-    found = re.search(r"Overall exposure level for vedette\.service: ([\d.]+)", said)
-    assert found is not None, said
-    assert float(found[1]) <= 2.5
+@pytest.mark.parametrize(
+    ("unit", "exposure"),
+    [("vedette", 2.5), ("vedette-update", 4.0), ("vedette-deadman", 3.0), ("vedette-settle", 3.0)],
+)
+def test_units_are_hardly_exposed(unit: str, exposure: float) -> None:
+    said = say("systemd-analyze", "security", "--offline=yes", str(_FOLDER / f"{unit}.service"))
+    level = re.search(r"Overall exposure level for \S+: ([\d.]+)", said)
+    assert level is not None, said
+    assert float(level[1]) <= exposure
 
 
 def test_the_daemon_keeps_what_it_computes_with() -> None:
