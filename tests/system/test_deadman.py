@@ -6,7 +6,6 @@ import os
 import shutil
 import subprocess
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -180,57 +179,11 @@ def test_a_damaged_count_begins_anew(root: Root, count: str) -> None:
     root.assert_old("the trial took longer than 60 s")
 
 
-@pytest.mark.parametrize("written", ["08", "0000000009", "09999"])
-def test_a_count_with_zeros_in_front_is_a_number(root: Root, written: str) -> None:
-    root.begin(allowed_s=60)
-    (root.state / "deadman").write_text(f"for=a-b\nelapsed_s={written}\nboots=0\nboot_id=first\nat_s=01000\n")
-    root.tick()
-    if int(written) <= 60:
-        root.assert_on_trial()
-        assert f"elapsed_s={int(written)}\n" in (root.state / "deadman").read_text()
-    else:
-        root.assert_old("the trial took longer than 60 s")
-
-
-@pytest.mark.parametrize(
-    ("trial", "count"),
-    [
-        ({}, "elapsed_s=99999999999999999999\nboots=0\nat_s=1000\n"),
-        ({"boots": 3}, "elapsed_s=0\nboots=99999999999999999999\nat_s=1000\n"),
-        ({"allowed_s": 10**19}, "elapsed_s=1\nboots=0\nat_s=1000\n"),
-        ({"allowed_s": 999999999}, "elapsed_s=1\nboots=0\nat_s=1000\n"),
-        ({"boots": 10**19}, "elapsed_s=1\nboots=1\nat_s=1000\n"),
-    ],
-)
-def test_what_nobody_counts_to_ends_a_trial(root: Root, trial: dict[str, Any], count: str) -> None:
-    root.begin(**trial)
-    (root.state / "deadman").write_text(f"for=a-b\nboot_id=first\n{count}")
-    root.tick()
-    assert root.slots == ("slots/a", "slots/a")
-    assert root.verdict["by"] == "deadman"
-
-
 def test_a_look_that_lies_ahead_of_the_clock_takes_no_time_away(root: Root) -> None:
     root.begin(allowed_s=60)
     (root.state / "deadman").write_text("for=a-b\nelapsed_s=61\nboots=0\nboot_id=first\nat_s=900000\n")
     root.tick()
     root.assert_old("the trial took longer than 60 s")
-
-
-def test_a_folder_in_the_place_of_the_count_does_not_keep_a_trial_for_ever(root: Root) -> None:
-    root.begin(allowed_s=60)
-    (root.state / "deadman/below").mkdir(parents=True)
-    root.tick()
-    root.assert_on_trial()
-    root.boot("first", 1061)
-    root.tick()
-    root.assert_old("the trial took longer than 60 s")
-
-
-def test_a_folder_in_the_place_of_the_count_goes_with_the_trial(root: Root) -> None:
-    (root.state / "deadman").mkdir()
-    root.tick()
-    assert not (root.state / "deadman").exists()
 
 
 def linked(root: Root) -> Path:
