@@ -116,12 +116,3 @@ make_tflite_env() {
   .venv/bin/uv pip install --quiet --python .venv-tflite/bin/python --no-deps --editable .
   echo "$stamp" >.venv-tflite/.stamp
 }
-
-# close_config FILE GROUP: lets only the owner and the daemon's group read a configuration that every user may read, as
-# earlier versions created it. Copies inherit its mode and group.
-close_config() {
-  is_open() { [ $((8#$(stat -L -c %a "$1") & 8#007)) != 0 ]; }
-  is_open "$1" || return 0
-  { chgrp "$2" "$1" && chmod g+r,o= "$1"; } 2>/dev/null || true
-  ! is_open "$1" || echo "$1: every user may read it, and its file system stores no modes: keep passwords elsewhere" >&2
-}

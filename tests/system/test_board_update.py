@@ -270,11 +270,12 @@ def test_an_operator_never_goes_back_to_a_version_that_did_not_stay(
     hear(messages, 3)
 
 
-def test_root_installs_an_older_one_and_is_told(board: Board, depot: Depot, messages: Messages) -> None:
+def test_root_may_install_an_older_one_and_the_counter_stays(
+    board: Board, depot: Depot, messages: Messages
+) -> None:
     had = board.sh("cat", "/var/lib/vedette-update/counter")
     script = f"PYTHON=/usr/bin/python3 {CLONE}/scripts/install --bundle /root/1.0.vedette 2>&1"
-    said = board.sh("sh", "-c", script, patience_s=APPLY_S)
-    assert f"counter 1, this board had {had}: older than what it ran; installed because root asked" in said
+    board.sh("sh", "-c", script, patience_s=APPLY_S)
     assert runs(board) == "1.0"
     assert board.sh("cat", "/var/lib/vedette-update/counter") == had
     hear(messages, 3)

@@ -60,53 +60,12 @@ def test_what_a_script_says_of_itself_is_its_first_remark(script: str) -> None:
     [
         (("--bundle",), "--bundle: expected a file\n"),
         (("--bundle", ""), "--bundle: expected a file\n"),
-        (("--signers", "."), "--signers .: is a folder, expected a file\n"),
-        (("--bundle", "nosuch"), "--bundle nosuch: no such file\n"),
-        (("--bundle", "no/such"), "--bundle no/such: no such file\n"),
-        (("--bundle", "pipe"), "--bundle pipe: is a pipe or a device, expected a file\n"),
+        (("--signers", "."), "--signers .: not found, or not a regular file\n"),
+        (("--bundle", "nosuch"), "--bundle nosuch: not found, or not a regular file\n"),
+        (("--bundle", "no/such"), "--bundle no/such: not found, or not a regular file\n"),
+        (("--bundle", "pipe"), "--bundle pipe: not found, or not a regular file\n"),
     ],
 )
 def test_what_is_no_file_is_nothing_to_install_from(tmp_path: Path, words: tuple[str, ...], told: str) -> None:
     os.mkfifo(tmp_path / "pipe")
     assert said(tmp_path, "install", *words) == (1, told)
-
-
-@pytest.mark.parametrize(
-    ("had", "counter", "told"),
-    [
-        (
-            "40\n",
-            "3",
-            "x.vedette: counter 3, this board had 40: older than what it ran; installed because root asked",
-        ),
-        ("040\n", "39", "this board had 040"),
-        ("40\n", "40", ""),
-        ("40\n", "41", ""),
-        ("9\n", "10", ""),
-        ("", "3", ""),
-        ("junk\n", "3", ""),
-        ("40\n", "", ""),
-        (None, "3", ""),
-    ],
-)
-def test_a_bundle_that_is_older_than_what_the_board_ran_is_told_of(
-    tmp_path: Path, had: str | None, counter: str, told: str
-) -> None:
-    if had is not None:
-        (tmp_path / "counter").write_text(had)
-    function = f"""eval "$(sed -n '/^tell_older()/,/^}}/p' {ROOT}/scripts/install)"; UPDATES=$1"""
-    found = run(f'{function}; tell_older x.vedette "$2" 2>&1', str(tmp_path), counter)
-    assert told in found
-    assert bool(told) == bool(found)
-
-
-@pytest.mark.parametrize(("mode", "then"), [(0o644, 0o640), (0o600, 0o600), (0o666, 0o660), (0o640, 0o640)])
-def test_a_configuration_that_every_user_may_read_is_closed(tmp_path: Path, mode: int, then: int) -> None:
-    file, link = tmp_path / "vedette.toml", tmp_path / "link.toml"
-    file.write_text("")
-    file.chmod(mode)
-    link.symlink_to(file)
-    group = os.getgroups()[-1] if os.getuid() else 12
-    run('close_config "$1" "$2"', str(link), str(group))
-    assert file.stat().st_mode & 0o777 == then
-    assert mode == then or file.stat().st_gid == group
