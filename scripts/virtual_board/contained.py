@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import socket
 import subprocess
 from pathlib import Path
@@ -51,7 +50,7 @@ class Contained:
             raise BoardError(f"container {verb}: {done.stdout}{done.stderr}")
 
     def small_disk(self) -> None:
-        """Kill every process."""
+        """Put the slots on a file system of their own."""
         self.run(f"mkdir -p /opt/vedette && mount -t tmpfs -o mode=755,size={_SPACE} slots /opt/vedette")
 
     def run(
@@ -98,12 +97,3 @@ class Contained:
     def _listens(self) -> bool:
         with socket.socket() as probe:
             return probe.connect_ex(("127.0.0.1", self._port)) == 0
-
-
-def can_be() -> str:
-    """Return why containers cannot run here; empty: they can."""
-    if os.geteuid():
-        return "a board in a container needs root"
-    if not Path("/lib/systemd/systemd").exists():
-        return "systemd is not installed: apt-get install systemd-sysv dbus"
-    return ""

@@ -72,18 +72,18 @@ def load(path: Path, stamp: str) -> list[Shot]:
 
 
 def store(path: Path, stamp: str, shots: list[Shot]) -> None:
-    """Store a stored.
+    """Store the snapshots of an update.
 
     Args:
         path: of the file.
         stamp: identifies the update.
-        shots: of the stored.
+        shots: to store.
     """
     path.write_bytes(msgspec.json.encode(_Snapshots(stamp, shots)))
 
 
 class Camera:
-    """Makes the stored. Another state, such as `rolled_back`, ends it with an error."""
+    """Takes the snapshots of an update. Another state, such as `rolled_back`, ends it with an error."""
 
     def __init__(self, board: Emulated, hearing: Hearing) -> None:
         self._board, self._hearing = board, hearing
@@ -91,7 +91,7 @@ class Camera:
         self._since, self._known, self._read = 0.0, 0, 0
 
     def shoot(self, bundle: str) -> list[Shot]:
-        """Apply a bundle that is on the board, and return the stored.
+        """Apply a bundle that is on the board, and return the snapshots.
 
         Raises:
             BoardError: the update is not committed.
