@@ -44,7 +44,7 @@ def test_the_units_are_clean(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("unit", "exposure"),
-    [("vedette", 2.5), ("vedette-update", 4.0), ("vedette-deadman", 3.0), ("vedette-settle", 3.0)],
+    [("vedette", 2.5), ("vedette-update", 4.0), ("vedette-deadman", 2.9), ("vedette-settle", 2.9)],
 )
 def test_units_are_hardly_exposed(unit: str, exposure: float) -> None:
     said = say("systemd-analyze", "security", "--offline=yes", str(_FOLDER / f"{unit}.service"))
