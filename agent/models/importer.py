@@ -42,10 +42,10 @@ PIXELS: dict[str, tuple[list[float], list[float]]] = {
 """`mean` and `std` by what the training took: pixels in -1..1, 0..1 or 0..255, or normalised as for ImageNet."""
 _TEACHABLE = "Teachable Machine"
 _LABELS = ("labels.txt", "label.txt", "labelmap.txt", "classes.txt", "class_names.txt")
-_LARGEST, _LARGEST_TEXT, _LARGEST_TAR = 512 * 1024**2, 1024**2, 2 * 1024**3
+_LARGEST, _LARGEST_TEXT, _LARGEST_TAR = 256 * 1024**2, 1024**2, 2 * 1024**3
 """Most bytes of a model, of labels in an archive, and of all that one packed by gzip unpacks to."""
 ARCHIVES = (".zip", ".whl", ".tgz", ".tar.gz")
-_START, _MAGIC = 64, b"TFL3"
+_START, _PART, _MAGIC = 64, 1024**2, b"TFL3"
 _LONGEST_STEM = 100
 _MOST = 10_000
 """Most files in an archive."""
@@ -264,13 +264,15 @@ def _read(archive: _Archive, number: int, size: int, largest: int, place: str) -
     if size > largest:
         raise ModelError(f"{place}: {size / 1e6:.0f} MB: expected at most {largest / 1e6:.0f}")
     with archive.open(number) as stream:
-        content = stream.read(_START)  # what is no model need not be unpacked
-        if largest == _LARGEST and content[4:8] != _MAGIC:
-            return content
-        content += stream.read(largest + 1 - len(content))
-    if len(content) > largest:
-        raise ModelError(f"{place}: is larger than the archive says")
-    return content
+        content = io.BytesIO(stream.read(_START))
+        if largest == _LARGEST and content.getvalue()[4:8] != _MAGIC:  # what is no model need not be unpacked
+            return content.getvalue()
+        content.seek(0, io.SEEK_END)
+        while part := stream.read(_PART):
+            if content.tell() + len(part) > size:
+                raise ModelError(f"{place}: is larger than the archive says")
+            content.write(part)
+    return content.getvalue()
 
 
 def _model(content: bytes, place: str) -> bytes:

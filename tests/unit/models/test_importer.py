@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import io
 import tarfile
+import tracemalloc
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -178,6 +179,17 @@ def test_bombs_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(importer, "_MOST", 3)
     with pytest.raises(ModelError, match="has 4 files"):
         find_model(archive(tmp_path / "many.zip", dict.fromkeys("abcd", b"")))
+
+
+def test_a_model_of_an_archive_is_held_in_memory_once(tmp_path: Path) -> None:
+    size = 20_000_000
+    path = archive(tmp_path / "large.zip", {"m.tflite": b"\0\0\0\0TFL3" + bytes(size)})
+    tracemalloc.start()
+    try:
+        assert len(find_model(path).content) > size
+        assert tracemalloc.get_traced_memory()[1] < 1.6 * size
+    finally:
+        tracemalloc.stop()
 
 
 def test_names_are_no_paths(tmp_path: Path) -> None:
