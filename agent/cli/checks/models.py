@@ -26,6 +26,7 @@ from agent.compute.infer.choice import Measurement, Selection
 from agent.compute.infer.delegates import DelegateProbe
 from agent.compute.infer.session import AUTO, BackendSpec, SessionOptions
 from agent.compute.infer.sharing import is_shareable
+from agent.compute.infer.vetting import unprivileged
 from agent.compute.infer.vetting.unprivileged import without_root
 from agent.compute.infer.worker.session import WorkerSession
 from agent.compute.manifest import Model
@@ -75,6 +76,9 @@ def findings(
 
         yield from _check_model(measurements, name, model, fresh, report)
         yield from _check_sharing(config or Config(), name, variant, model)
+    if why := unprivileged.parsed_as_root:
+        advice = "install Vedette where that user may read it, such as /opt"
+        yield Finding(SECTION, "model files", f"are parsed as root, because {why}", "warning", advice)
 
 
 def _check_model(

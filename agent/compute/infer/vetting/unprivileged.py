@@ -7,7 +7,6 @@ work, such as parsing a model's file; files that only root may read are read bef
 
 from __future__ import annotations
 
-import functools
 import importlib
 import logging
 import os
@@ -49,8 +48,8 @@ _PART = 2**20
 _NO_PROGRAM = 77
 """Exit status of a fork whose user may not run this Python."""
 
-_no_python_for_others = False
-"""A fork's user may not run this Python: fork no more, and do not warn again."""
+parsed_as_root = ""
+"""Why root's work is done as root here, for `vedette doctor`; empty: it is not, as far as is known."""
 T = TypeVar("T")
 
 
@@ -66,7 +65,7 @@ def without_root(work: Callable[[], T], kind: Any, within_s: float = 300.0, mode
     """Do some work without root's rights: in a fork for root, else in this process.
 
     If the other user may not run this Python, as in a clone in root's home, or if the process has other threads,
-    the work is done as root after a warning. Even then models are opened only by processes without root's rights.
+    the work is done as root. Even then models are opened only by processes without root's rights.
 
     Args:
         work: what to do. It sees the process's memory as it is now; of its changes only those to files remain.
@@ -78,20 +77,15 @@ def without_root(work: Callable[[], T], kind: Any, within_s: float = 300.0, mode
         VedetteError: as the work raises, of the same type.
         ModelError: the fork ended early or took too long, or its result is too large.
     """
-    global _no_python_for_others
-    if not is_root() or _no_python_for_others:
-        return work()
-    if len(sys._current_frames()) > 1:  # a fork would inherit their locks and wait for ever
-        _warn_as_root("other threads run in this process")
+    global parsed_as_root
+    # A fork would inherit the locks of other threads and wait for ever.
+    if not is_root() or parsed_as_root or len(sys._current_frames()) > 1:
         return work()
     _import_all()
     sys.stdout.flush()
     written, status = _fork(work, within_s, _LARGEST + model_bytes)
     if status == _NO_PROGRAM:
-        _no_python_for_others = True
-        _warn_as_root(
-            f"user {other_user()} may not run {sys.executable}; install Python where that user may read it"
-        )
+        parsed_as_root = f"user {other_user()} may not run {sys.executable}"
         return work()
     result: T = _decode(written, status, kind)
     return result
@@ -114,11 +108,6 @@ def _fork(work: Callable[[], T], within_s: float, largest: int) -> tuple[bytes, 
         os.close(outcome)
         status = _wait_exit(pid)
     return written, status
-
-
-@functools.cache  # once in a process
-def _warn_as_root(why: str) -> None:
-    log.warning("model files are parsed as root: %s", why)
 
 
 def other_user() -> str:

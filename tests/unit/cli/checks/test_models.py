@@ -15,6 +15,7 @@ from agent.cli.checks.models import check_survey, findings
 from agent.compute.infer.choice import Measurement, decide
 from agent.compute.infer.delegates import DelegateProbe
 from agent.compute.infer.session import BackendSpec
+from agent.compute.infer.vetting import unprivileged
 from agent.config import Config, SelectionConfig, StreamConfig
 from agent.config.load import load
 from agent.daemon.measurements import StoredMeasurement, StoredMeasurements, measurement_key
@@ -76,6 +77,13 @@ def test_each_model_once_and_only_where_the_choice_is_left_to_us(tmp_path: Path)
     bundled = [one.name for one in findings(None, tmp_path, fresh=False)]
     assert bundled == ["blood-cells", "face", "nanodet", "small-speech", "speech-embedding"]
     assert list(findings(Config({"asked": asked}), tmp_path, fresh=False)) == []
+
+
+def test_model_files_that_root_parses_are_a_warning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(unprivileged, "parsed_as_root", "user nobody may not run /root/python")
+    *_, last = findings(Config({"front": StreamConfig("test:", "nanodet", variant="256")}), tmp_path, fresh=False)
+    assert last.state == "warning"
+    assert last.value.endswith("user nobody may not run /root/python")
 
 
 def test_streams_with_other_threads_and_models_of_sound_do_not_share(tmp_path: Path) -> None:
