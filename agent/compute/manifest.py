@@ -30,6 +30,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -310,6 +311,11 @@ class Model(Struct, frozen=True, weakref=True):
     sha256: str
     manifest: Manifest
     path: str
+
+    @property
+    def is_packaged(self) -> bool:
+        """True if it comes with Vedette or an installed package: its path is a name then."""
+        return not Path(self.path).suffix
 
 
 def read_manifest(text: str, path: str) -> TomlFile:

@@ -21,6 +21,7 @@ from msgspec.structs import replace
 
 from agent.compute.infer.backends import fallback_spec, opens_at_once, resolve_backend
 from agent.compute.infer.choice import Selection
+from agent.compute.infer.litert import default_threads
 from agent.compute.infer.session import AUTO, CPU, BackendSpec, Session, SessionOptions, SwappableSession
 from agent.compute.infer.sharing import SessionPools, is_shareable
 from agent.compute.infer.vetting.vetting import Vetting
@@ -28,7 +29,6 @@ from agent.compute.manifest import Model
 from agent.config import SelectionConfig
 from agent.daemon.measurements import StoredMeasurement, StoredMeasurements, VettingRecord
 from agent.errors import VedetteError
-from agent.models.files import is_packaged
 from agent.models.library import golden
 from agent.storage.state_file import MeasurementFiles
 from agent.text import plural
@@ -116,7 +116,7 @@ class AutoBackend:
 
     def _warn_if_root(self, model: Model) -> None:
         """Warn once that this process opens models as root; models of installed packages are trusted."""
-        if os.geteuid() or self._warned_root or is_packaged(model.path):
+        if os.geteuid() or self._warned_root or model.is_packaged:
             return
         from agent.compute.infer.vetting.unprivileged import (  # rarely needed: the daemon seldom runs as root
             is_root,
@@ -211,8 +211,9 @@ class AutoBackend:
             raise _ClosedError
 
     def _on_cpu(self, model: Model, plan: BackendSpec, options: SessionOptions) -> SwappableSession:
-        options = replace(options, threads=options.threads or plan.threads)
-        return SwappableSession(self._pools.open_cpu(model, options, self.vetting), plan)
+        threads = options.threads or plan.threads or default_threads(len(os.sched_getaffinity(0)))
+        session = self._pools.open_cpu(model, replace(options, threads=threads), self.vetting)
+        return SwappableSession(session, BackendSpec(threads=threads))
 
     def _failover(self, model: Model, plan: BackendSpec, options: SessionOptions, **more: float) -> Session:
         # Imports all that runs models in other processes, which most boards never need.

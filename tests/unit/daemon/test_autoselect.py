@@ -478,3 +478,30 @@ def test_streams_of_one_model_get_the_threads_that_suit_all_of_them(
     for session in (first, second, third):
         session.close()
     chooser.close()
+
+
+def test_streams_that_run_as_measured_already_do_not_open_their_model_again(
+    tmp_path: Path, model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counts: list[int] = []
+
+    def measure_splits(model: Model, streams: int, *_: object, **__: object) -> tuple[SplitMeasurement, ...]:
+        counts.append(streams)
+        return (SplitMeasurement(streams, 1, 2, per_s=100.0),)
+
+    monkeypatch.setattr("agent.daemon.autoselect.default_threads", lambda _: 1)
+    monkeypatch.setattr(
+        selecting, "survey", lambda *_, **__: (Measurement("cpu", threads=1, p50_ms=10.0, cpu_ms=10.0),)
+    )
+    monkeypatch.setattr(splitting, "measure_splits", measure_splits)
+    monkeypatch.setattr(measurements, "read_board", lambda: replace(read_board(), cores=2))
+    chooser = AutoBackend(SelectionConfig(candidates=(), threads_max=2, after_s=0.0), tmp_path)
+    sessions = [opened(chooser, model) for _ in range(2)]
+    wait_for(lambda: counts == [2] and not chooser._waiting)
+    chooser._queued.put(None)
+    wait_for(chooser._queued.empty)  # whatever was queued before has been done
+    shared = [session._session for session in sessions]
+    assert [one._pool.members for one in shared if isinstance(one, SharedSession)] == [2, 2]
+    for session in sessions:
+        session.close()
+    chooser.close()
