@@ -321,7 +321,7 @@ def _key(model: Model) -> str:
     return hashlib.sha256(f"{model.sha256} {variants}".encode()).hexdigest()
 
 
-_VETTED_VERSION = 1
+_VETTED_VERSION = 2
 """Version of the format and of the vetting; outcomes of another version are void."""
 _HOLDS = timedelta(seconds=HOLDS_S)
 _REASON_MAX = 500

@@ -46,6 +46,12 @@ CODES = {
     "CUSTOM": 32,
     "LOG_SOFTMAX": 50,
     "TRANSPOSE_CONV": 67,
+    "MEAN": 40,
+    "CAST": 53,
+    "LESS": 58,
+    "SHAPE": 77,
+    "FILL": 94,
+    "RANGE": 96,
     "WHILE": 119,
     "BATCH_MATMUL": 126,
 }
@@ -58,6 +64,7 @@ OPTIONS = {
     "ADD": 11,
     "RESHAPE": 17,
     "MUL": 21,
+    "WHILE": 93,
 }
 """The member of the `BuiltinOptions` union that a kernel insists on; its table may be empty."""
 
@@ -72,11 +79,12 @@ def _strides_and_multiplier(builder: flatbuffers.Builder) -> None:
     builder.PrependInt32Slot(3, 1, 0)
 
 
-_SETTINGS: dict[str, Callable[[flatbuffers.Builder], None]] = {
+_SETTINGS: dict[str, Callable[[flatbuffers.Builder], object]] = {
     "CONV_2D": _strides,
     "DEPTHWISE_CONV_2D": _strides_and_multiplier,
     "SOFTMAX": lambda builder: builder.PrependFloat32Slot(0, 1.0, 0.0),  # beta
     "CONCATENATION": lambda builder: builder.PrependInt32Slot(0, 1, 0),  # axis
+    "WHILE": lambda builder: (builder.PrependInt32Slot(0, 1, 0), builder.PrependInt32Slot(1, 2, 0)),  # graphs
 }
 
 
@@ -213,6 +221,41 @@ def constant_graph(outputs: Mapping[str, np.ndarray], input_shape: Sequence[int]
     return Graph(tensors, operations, (0,), ends)
 
 
+def looping_model() -> bytes:
+    """Runnable: x (1, 4096) to y (1,), the mean less 0.5, squared. Never returns if that is above 0.001."""
+    tensors = [
+        T("x", (1, 4096)),
+        T("axes", (2,), "int32", np.array([0, 1], np.int32)),
+        T("mean", (1,)),
+        T("-0.5", (1,), data=np.array([-0.5], np.float32)),
+        T("apart", (1,)),
+        T("square", (1,)),
+        T("y", (1,)),
+    ]
+    operations = [
+        Op("MEAN", (0, 1), (2,)),
+        Op("ADD", (2, 3), (4,)),
+        Op("MUL", (4, 4), (5,)),
+        Op("WHILE", (5,), (6,)),
+    ]
+    limit = T("limit", (1,), data=np.array([0.001], np.float32))
+    one = T("one", (1,), data=np.ones(1, np.float32))
+    condition = Graph([T("a", (1,)), limit, T("less", (1,), "bool")], [Op("LESS", (1, 0), (2,))], (0,), (2,))
+    body = Graph([T("a", (1,)), one, T("same", (1,))], [Op("MUL", (0, 1), (2,))], (0,), (2,))
+    return write(tensors, operations, (0,), (6,), more=[condition, body])
+
+
+def filling_model() -> bytes:
+    """Runnable: x (1,) to y, as many zeros as x says, which are one in the file."""
+    tensors = [
+        T("x", (1,)),
+        T("count", (1,), "int32"),
+        T("zero", (), data=np.zeros((), np.float32)),
+        T("y", (1,)),
+    ]
+    return write(tensors, [Op("CAST", (0,), (1,)), Op("FILL", (1, 2), (3,))], (0,), (3,))
+
+
 def custom_model(code: str) -> bytes:
     """Not runnable by a runtime that does not know custom operation `code`."""
     return write([T("x", (1, 4)), T("y", (1, 4))], [Op(code, (0,), (1,))], (0,), (1,))
@@ -265,7 +308,7 @@ class _Writer:
         )
 
     def _table(
-        self, offsets: Mapping[int, int], scalars: Callable[[flatbuffers.Builder], None] | None = None
+        self, offsets: Mapping[int, int], scalars: Callable[[flatbuffers.Builder], object] | None = None
     ) -> int:
         self._builder.StartObject(14)
         for slot, offset in offsets.items():

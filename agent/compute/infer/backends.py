@@ -29,8 +29,8 @@ def open_session(model: Model, backend: str, options: SessionOptions, vetting: V
     """Open a model on the named backend. An explicit name never falls back.
 
     `auto` is the CPU here; the daemon replaces it by what was measured. With `NAME,cpu` the CPU answers when NAME
-    fails. Every backend but the CPU runs in a worker process, because it may crash or hang. A model that runs in
-    this process has run in a vetting process before; without `vetting` its outcome is not recorded on disk.
+    fails. Every backend but the CPU runs in a worker process, because it may crash or hang. A model on the CPU
+    has run in a vetting process before; without `vetting` its outcome is not recorded on disk.
 
     Raises:
         ModelError, BackendError: see `Backend.open` and `Vetting.open`.
@@ -55,7 +55,7 @@ def open_for_command(model: Model, backend: str, options: SessionOptions) -> Ses
     from agent.compute.infer.vetting.vetting import VETTING
     from agent.compute.infer.worker.session import PATIENCE_S, WorkerSession
 
-    VETTING.check(model, options)  # first: it limits CPU time and memory, which a worker does not
+    VETTING.check(model, options)  # first: it limits CPU time, which a worker does not
     return WorkerSession(model, BackendSpec(), options, deadline_s=PATIENCE_S, learns=True)
 
 
@@ -141,9 +141,6 @@ def _memory(spec: TensorSpec) -> Array:
 
 Ends = tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]
 """Specs of the inputs and of the outputs."""
-_PATIENCE_S = 20.0
-"""Timeout for opening a vetted model, s. Vetting and opening together stay below the watchdog's timeout for
-streams."""
 _FAILED_FOR_S = 60.0
 """How long a temporary error, such as a lack of memory, is cached, s."""
 
@@ -200,13 +197,13 @@ def _is_temporary(found: Future[Ends]) -> bool:
 
 
 def _open(model: Model, vetting: Vetting | None, found: Future[Ends]) -> None:
-    from agent.compute.infer.vetting.vetting import VETTING
+    from agent.compute.infer.vetting.vetting import OPEN_S, VETTING
     from agent.compute.infer.worker.session import WorkerSession
 
     try:
-        # First: it limits CPU time and memory, which a worker does not.
+        # First: it limits CPU time, which a worker does not.
         (vetting or VETTING).check(model, SessionOptions())
-        session = WorkerSession(model, BackendSpec(), SessionOptions(), patience_s=_PATIENCE_S)
+        session = WorkerSession(model, BackendSpec(), SessionOptions(), patience_s=OPEN_S)
         try:
             found.set_result((session.inputs, session.outputs))
         finally:

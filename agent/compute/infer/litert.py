@@ -113,9 +113,13 @@ def default_threads(cores: int) -> int:
     return min(4, max(1, cores - 1))
 
 
+def tensors_max() -> int:
+    """Return the memory that the tensors of a model may take on this board, bytes."""
+    return min(protocol.TENSORS_BYTES, os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 3)
+
+
 def _too_large(needed: int) -> list[str]:
-    board = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    most = min(protocol.TENSORS_BYTES, board // 3)
+    most = tensors_max()
     if needed <= most:
         return []
     return [f"its tensors need at least {needed >> 20} MB of memory; at most {most >> 20} MB are allowed here"]

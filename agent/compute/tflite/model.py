@@ -231,6 +231,11 @@ class ModelFile(Struct, frozen=True):
         return max((_bytes(graph, operation) for graph, operation in self.steps()), default=0)
 
     @property
+    def has_fixed_cost(self) -> bool:
+        """True if time and memory of an inference cannot depend on its input."""
+        return all(map(_has_fixed_cost, self.subgraphs))
+
+    @property
     def int4(self) -> bool:
         """True if a tensor holds 4-bit integers."""
         return any(t.dtype == "int4" for graph in self.subgraphs for t in graph.tensors)
@@ -244,6 +249,33 @@ class ModelFile(Struct, frozen=True):
     def custom(self) -> tuple[str, ...]:
         """Codes of the custom operations, each once."""
         return tuple(dict.fromkeys(op.custom for _, op in self.steps() if op.name == CUSTOM))
+
+
+_VARYING = frozenset(("CALL", "IF", "READ_VARIABLE", "STABLEHLO_CASE", "STABLEHLO_WHILE", "WHILE"))
+"""Operations that may take any time, or return more with each inference."""
+_SIZED_BY_VALUES = frozenset(("RANGE", "UNIQUE", "WHERE"))
+"""Operations whose output's size depends on their inputs, also on those that are no integers."""
+_LOOKING_UP = frozenset(("CAST", "EMBEDDING_LOOKUP", "GATHER", "RANK", "SHAPE"))
+"""Operations that read integers, and whose output's size does not depend on them."""
+
+
+def _has_fixed_cost(graph: Subgraph) -> bool:
+    """Return True if every size in a graph is known before its first inference.
+
+    Other operations than those above take sizes from integers only, such as FILL and RESHAPE.
+    """
+    known = {index for index, tensor in enumerate(graph.tensors) if tensor.size}
+    for operation in graph.operations:
+        unknown = [graph.tensors[i].dtype for i in operation.inputs if i >= 0 and i not in known]
+        if operation.name in _VARYING or (unknown and operation.name in _SIZED_BY_VALUES):
+            return False
+        if operation.name not in _LOOKING_UP and not {"int32", "int64"}.isdisjoint(unknown):
+            return False
+        if not unknown or operation.name in ("RANK", "SHAPE"):
+            known.update(operation.outputs)
+        else:
+            known.difference_update(operation.outputs)
+    return True
 
 
 def _bytes(graph: Subgraph, operation: Operation) -> int:

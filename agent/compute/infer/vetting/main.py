@@ -11,12 +11,12 @@ import os
 import random
 import resource
 import sys
-from pathlib import Path
+import time
 
 import msgspec
 import numpy as np
 
-from agent.compute.infer.litert import CpuBackend, load_runtime, runtime_version
+from agent.compute.infer.litert import CpuBackend, CpuSession, load_runtime, runtime_version
 from agent.compute.infer.session import SessionOptions
 from agent.compute.infer.vetting.process import Vet, VettingReply, requests
 from agent.compute.infer.worker import protocol
@@ -25,6 +25,8 @@ from agent.compute.infer.worker.main import (
     drop_root_rights,
     exit_with_parent,
     init_child,
+    limit_memory,
+    lower_limit,
     trim_log,
 )
 from agent.compute.manifest import Model
@@ -38,7 +40,12 @@ _LARGEST = 64 * 1024
 """Most bytes that are read from a fork."""
 _MOST = 2**20
 """Most elements of an input that are filled, because noise takes time and memory."""
+_RANGES = ((0.0, 1.0), (-3.0, 3.0), (0.0, 255.0), (0.0, 1.0))
+"""Values of float inputs, an inference each: those of pictures and sound, by how they are normalised."""
+_SHARE = 0.25
+"""Share of the CPU time after which no further inference begins."""
 
+_RANDOM = random.SystemRandom()
 _failures: msgspec.json.Decoder[protocol.Failed] = json_decoder(protocol.Failed)
 
 
@@ -79,7 +86,8 @@ def _run_in_fork(request: Vet, content: bytes, writer: int, life: int) -> None:
     """Open and run the model; does not return."""
     try:
         exit_with_parent(life)
-        _limit(request)
+        limit_memory(len(content), request.memory)
+        lower_limit(resource.RLIMIT_CPU, request.cpu_s, request.cpu_s + 1)
         model, options = (
             Model(content, "", request.manifest, request.path),
             SessionOptions(threads=request.threads),
@@ -88,10 +96,9 @@ def _run_in_fork(request: Vet, content: bytes, writer: int, life: int) -> None:
         os.write(writer, _OPENED)
         for variant in request.manifest.variants:
             session.select(variant.name)
-            with contextlib.suppress(BackendError):  # another input may be accepted
-                for index in range(len(session.inputs)):
-                    _fill(session.input(index))
-                session.invoke()
+            for number, values in enumerate(_RANGES):
+                if not number or time.process_time() < _SHARE * request.cpu_s:
+                    _infer(session, values)
         os.write(writer, _RAN)
     except Exception as error:
         os.write(writer, _FAILED + protocol.encode(describe_failure(error)))
@@ -99,28 +106,22 @@ def _run_in_fork(request: Vet, content: bytes, writer: int, life: int) -> None:
         os._exit(0)
 
 
-def _fill(tensor: Array) -> None:
-    """Fill a tensor with noise in the range of pictures and sound, if it holds numbers."""
+def _infer(session: CpuSession, values: tuple[float, float]) -> None:
+    with contextlib.suppress(BackendError):  # another input may be accepted
+        for index in range(len(session.inputs)):
+            _fill(session.input(index), *values)
+        session.invoke()
+
+
+def _fill(tensor: Array, least: float, most: float) -> None:
+    """Fill a tensor of numbers with noise whose mean and contrast the model cannot foresee."""
     values = tensor.reshape(-1)[:_MOST]
-    noise = np.frombuffer(random.Random(20).randbytes(values.size), np.uint8)
+    low, high = sorted((_RANDOM.random(), _RANDOM.random()))
+    noise = low + (high - low) / 255.0 * np.frombuffer(os.urandom(values.size), np.uint8)
     if tensor.dtype.kind == "f":
-        values[...] = noise / 255.0
+        values[...] = least + (most - least) * noise
     elif tensor.dtype.kind in "iu":
-        values[...] = noise if tensor.dtype.kind == "u" else noise.astype(np.int16) - 128
-
-
-def _limit(request: Vet) -> None:
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    resource.setrlimit(resource.RLIMIT_CPU, (request.cpu_s, request.cpu_s + 1))
-    resource.setrlimit(resource.RLIMIT_AS, (request.memory, request.memory))
-    data = _data_kib() * 1024 + request.data
-    resource.setrlimit(resource.RLIMIT_DATA, (data, data))
-
-
-def _data_kib() -> int:
-    """Return this process's data memory, as RLIMIT_DATA counts it, KiB."""
-    lines = Path("/proc/self/status").read_text(encoding="utf-8", errors="replace").splitlines()
-    return next((int(line.split()[1]) for line in lines if line.startswith("VmData:")), 0)
+        values[...] = (255.0 * noise).astype(np.int16) - (0 if tensor.dtype.kind == "u" else 128)
 
 
 def _reply(written: bytes, status: int, runtime: str) -> VettingReply:

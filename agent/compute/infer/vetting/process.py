@@ -1,7 +1,6 @@
 """Starts vetting processes (`agent.compute.infer.vetting.main`) and judges their answers.
 
-It is imported for the first unknown model only: most starts of the daemon do not need it. Sources of the memory
-limits: proc_meminfo(5), cgroup-v2 (memory.max).
+It is imported for the first unknown model only: most starts of the daemon do not need it.
 """
 
 from __future__ import annotations
@@ -13,7 +12,6 @@ import threading
 import time
 from concurrent.futures import Future
 from contextlib import suppress
-from pathlib import Path
 from typing import NamedTuple
 
 import msgspec
@@ -28,42 +26,7 @@ from agent.errors import NO_JSON, BackendError, ModelError, reason_of
 from agent.structs import json_decoder
 from agent.text import plain
 
-_LEAST = 128 * 2**20
-"""Least memory limit of a model, bytes: small models need some 60 MB with the stacks of their threads."""
-
-
-def spare_bytes(root: Path = Path("/")) -> int:
-    """Return half of the available memory or, if that is lower, of this cgroup's limit; at least `_LEAST`."""
-    return max(_LEAST, min(_available(root), *_cgroup_limits(root)) // 2)
-
-
-def _available(root: Path) -> int:
-    """Return the memory available without swapping; all memory if the kernel does not report that, bytes."""
-    for line in _read(root / "proc/meminfo").splitlines():
-        if line.startswith("MemAvailable:"):
-            return int(line.split()[1]) * 1024
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-
-
-def _cgroup_limits(root: Path) -> list[int]:
-    """Return the limits of the cgroup and of those around it, bytes, after one that limits nothing."""
-    top, limits = root / "sys/fs/cgroup", [1 << 62]
-    lines = _read(root / "proc/self/cgroup").splitlines()
-    own = next((line.removeprefix("0::/") for line in lines if line.startswith("0::/")), "")
-    inside = [folder for folder in (top / own, *(top / own).parents) if folder.is_relative_to(top)]
-    texts = (_read(folder / "memory.max").strip() for folder in inside)
-    return limits + [int(text) for text in texts if text.isascii() and text.isdigit()]
-
-
-def _read(path: Path) -> str:
-    with suppress(OSError, ValueError):
-        return path.read_text(encoding="ascii")
-    return ""
-
-
 log = logging.getLogger(__name__)
-_MORE_MB = 1024
-"""Address space beyond the board's memory, MB: libraries and stacks reserve that much and use little."""
 _MANY_CORES = 4
 """With at least so many cores two models are vetted at once, else one."""
 _MAIN = "agent.compute.infer.vetting.main"
@@ -84,8 +47,7 @@ class Vet(Struct, frozen=True):
         threads: see `SessionOptions`.
         manifest, path: of the model.
         cpu_s: limit of its CPU time, s.
-        memory: limit of its address space, bytes.
-        data: limit of its data memory beyond what the process has already, bytes.
+        memory: see `VettingLimits`.
     """
 
     threads: int
@@ -93,7 +55,6 @@ class Vet(Struct, frozen=True):
     path: str
     cpu_s: int
     memory: int
-    data: int
 
 
 class VettingReply(Struct, frozen=True):
@@ -223,9 +184,8 @@ def outcome(model: Model, options: SessionOptions, limits: VettingLimits, record
 def _request(process: ChildProcess, trial: Trial) -> VettingReply:
     """Have the process vet a model. Raises BackendError if it fails; the caller ends it."""
     model, limits = trial.model, trial.limits
-    memory, within_s = limits.memory or _address_space(), limits.within_s
-    path = plain(model.path)
-    request = Vet(trial.options.threads, model.manifest, path, limits.cpu_s, memory, spare_bytes())
+    path, within_s = plain(model.path), limits.within_s
+    request = Vet(trial.options.threads, model.manifest, path, limits.cpu_s, limits.memory)
     try:
         process.send(protocol.encode(request), within_s)
         process.send(model.content, within_s)
@@ -253,7 +213,3 @@ def _refusal(reply: VettingReply, log_line: str, trial: Trial) -> str:
     if reply.signal == signal.SIGXCPU:
         return f"hung {reply.runtime} {when}: it took over {trial.limits.cpu_s} s of CPU time; {_ADVICE}"
     return f"crashed {reply.runtime} {when} ({signal_name(reply.signal)}){log_line}; {_ADVICE}"
-
-
-def _address_space() -> int:
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") + _MORE_MB * 2**20

@@ -1,8 +1,8 @@
-"""Vetting: a model is opened and run once in another process before this process opens it.
+"""Vetting: a model is opened and run in another process before this process opens it.
 
 A file that our reader accepts may still crash or hang the runtime. The exact bytes that this process will open
 are run by a fork of the vetting process (`agent.compute.infer.vetting.process`). A crash there is an error of
-that model.
+that model. One whose time or memory depends on its input could harm later: it always runs in a worker process.
 
 Outcomes are cached in this process, and longer by a `Record`; a refusal expires after `HOLDS_S`. Temporary
 errors, such as a lack of memory, are not cached.
@@ -17,9 +17,10 @@ from typing import NamedTuple, Protocol
 
 from msgspec import Struct
 
-from agent.compute.infer.litert import CpuBackend, CpuSession
-from agent.compute.infer.session import SessionOptions
+from agent.compute.infer.litert import CpuBackend
+from agent.compute.infer.session import BackendSpec, Session, SessionOptions
 from agent.compute.manifest import Model
+from agent.compute.tflite.read import read_modelfile
 from agent.errors import ModelError
 
 Identity = tuple[str, int, tuple[str, ...]]
@@ -44,7 +45,7 @@ class VettingLimits(Struct, frozen=True):
     Attributes:
         within_s: wall time, s; less than the watchdog's timeout for a stream.
         cpu_s: CPU time, s; unlike wall time it does not depend on the board's load.
-        memory: address space, bytes; 0: by the board's memory.
+        memory: data memory, bytes; 0: see `agent.compute.infer.worker.main.limit_memory`.
     """
 
     within_s: float = 120.0
@@ -53,6 +54,9 @@ class VettingLimits(Struct, frozen=True):
 
 
 _LIMITS = VettingLimits()
+OPEN_S = 20.0
+"""Timeout for opening a vetted model in a worker process, and for its first inference there, s. Together with
+vetting it stays below the watchdog's timeout for streams."""
 
 
 class Record(Protocol):
@@ -68,7 +72,7 @@ class Record(Protocol):
 
 
 class Vetting:
-    """Opens models on the CPU of this process after vetting them. Any thread may use it.
+    """Opens models on the CPU after vetting them. Any thread may use it.
 
     Without a record, outcomes are cached in this process only. `clock` is monotonic, s; refusals expire by it.
     """
@@ -81,10 +85,17 @@ class Vetting:
     ) -> None:
         self._record, self._limits, self._clock = record, limits, clock
 
-    def open(self, model: Model, options: SessionOptions) -> CpuSession:
-        """Open a model on the CPU in this process, vetted as by `check`. Raises as `check` and `Backend.open`."""
+    def open(self, model: Model, options: SessionOptions) -> Session:
+        """Open a model on the CPU, vetted as by `check`. Raises as `check` and `Backend.open`.
+
+        It runs in this process if it is a packaged one, or if its time and memory cannot depend on its input.
+        """
         self.check(model, options)
-        return CpuBackend().open(model, options)
+        if model.is_packaged or read_modelfile(model.content).has_fixed_cost:
+            return CpuBackend().open(model, options)
+        from agent.compute.infer.worker.session import PATIENCE_S, WorkerSession  # few models need it
+
+        return WorkerSession(model, BackendSpec(), options, deadline_s=PATIENCE_S, patience_s=OPEN_S, learns=True)
 
     def check(self, model: Model, options: SessionOptions, within_s: float | None = None) -> bool:
         """Vet a model unless its outcome is known. Return True if it runs, False if that is not known in time.

@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 
 from agent.compute.infer.chain import ModelChain, TimingRun, time_inference, time_turn
-from agent.compute.infer.litert import CpuBackend, keep_stderr, load_runtime, runtime_version
+from agent.compute.infer.litert import CpuBackend, keep_stderr, load_runtime, runtime_version, tensors_max
 from agent.compute.infer.session import BackendSpec, Session, SessionOptions
 from agent.compute.infer.vetting.unprivileged import device_groups, drop_root, is_root
 from agent.compute.infer.worker import protocol
@@ -38,6 +38,8 @@ _OOM = "/proc/self/oom_score_adj"
 _EXPENDABLE = b"500"
 """OOM score adjustment, -1000 to 1000, see proc_pid_oom_score_adj(5): when memory runs out, the kernel kills this
 process before its parent."""
+_COPIES, _STACKS = 4, 128 * 2**20
+"""Copies of the weights, and bytes for the stacks of threads: small models need some 60 MB."""
 
 
 def init_child(life: int) -> None:
@@ -64,6 +66,31 @@ def exit_with_parent(life: int) -> None:
     fcntl.fcntl(life, fcntl.F_SETFL, os.O_ASYNC)
     if select.select([life], [], [], 0)[0]:  # it is closed already
         os._exit(0)
+
+
+def limit_memory(model_bytes: int, data: int = 0) -> None:
+    """Limit the memory that this process may add to open and run a model; it leaves no core dump.
+
+    Args:
+        model_bytes: size of the model. Runtimes copy its weights, unpacked to 8 bits or more.
+        data: limit, bytes; 0: `tensors_max`, a few copies of the weights, and stacks of threads.
+    """
+    most = _data_kib() * 1024 + (data or tensors_max() + _COPIES * model_bytes + _STACKS)
+    lower_limit(resource.RLIMIT_CORE, 0, 0)
+    lower_limit(resource.RLIMIT_DATA, most, most)
+
+
+def lower_limit(kind: int, soft: int, hard: int) -> None:
+    """Set limits of this process, see setrlimit(2), without exceeding its hard one, which nobody may raise."""
+    most = resource.getrlimit(kind)[1]
+    limits = (soft, hard) if most == resource.RLIM_INFINITY else (min(soft, most), min(hard, most))
+    resource.setrlimit(kind, limits)
+
+
+def _data_kib() -> int:
+    """Return this process's data memory, as RLIMIT_DATA counts it, KiB."""
+    lines = Path("/proc/self/status").read_text(encoding="utf-8", errors="replace").splitlines()
+    return next((int(line.split()[1]) for line in lines if line.startswith("VmData:")), 0)
 
 
 def trim_log() -> None:
@@ -128,6 +155,8 @@ class _Server:
         if not request.as_root:
             drop_root_rights(request.plan)
         content = self._receive()
+        if request.plan.kind == "cpu":
+            limit_memory(len(content))
         model = Model(content, "", request.manifest, request.path)
         options = SessionOptions(request.variant, request.threads or request.plan.threads)
         self._manifest, self._path = model.manifest, request.path
@@ -175,7 +204,7 @@ class _Server:
                 chain.invoke()
             self._select(chain.last)
             for index, target in enumerate(self._mapped[chain.last][2]):
-                np.copyto(target, self._session.output(index))
+                self._copy(self._session.output(index), target, index)
             return run
         finally:
             self._session.select(variant)
@@ -190,12 +219,18 @@ class _Server:
             self._write_inputs()
             session.invoke()
             for index, target in enumerate(self._mapped[session.variant][2]):
-                np.copyto(target, session.output(index))
+                self._copy(session.output(index), target, index)
         except Exception as error:
             protocol.send(self._to, protocol.encode(describe_failure(error)))
         else:
             protocol.send(self._to, protocol.RUN)
         trim_log()
+
+    def _copy(self, output: Array, target: Array, index: int) -> None:
+        if output.shape != target.shape:
+            sizes = f"{list(output.shape)}, and had {list(target.shape)} before"
+            raise ModelError(f"{self._path}: output {index} has the shape {sizes}: expected fixed sizes")
+        np.copyto(target, output)
 
     def _write_inputs(self) -> None:
         for index, source in enumerate(self._mapped[self._session.variant][1]):

@@ -79,6 +79,30 @@ def test_static_int8_is_no_dynamic_range() -> None:
     assert not read_modelfile(write(integers, [Op("DEQUANTIZE", (0,), (1,))], (), (1,))).dynamic_range
 
 
+def reshaped(*operations: Op) -> bytes:
+    """Return a model that reshapes x to the sizes in tensor 2, which `operations` compute."""
+    constant = None if operations else np.array([4], np.int32)
+    tensors = [T("x", (1, 4)), T("ints", (2,), "int32"), T("sizes", (2,), "int32", constant)]
+    return write([*tensors, T("y", (4,))], [*operations, Op("RESHAPE", (0, 2), (3,))], (0,), (3,))
+
+
+@pytest.mark.parametrize(
+    ("content", "is_fixed"),
+    [
+        (builder.add_model(), True),
+        (reshaped(), True),
+        (reshaped(Op("SHAPE", (0,), (1,)), Op("MUL", (1, 1), (2,))), True),
+        (reshaped(Op("CAST", (0,), (2,))), False),
+        (reshaped(Op("CAST", (0,), (1,)), Op("SHAPE", (1,), (2,))), True),
+        (reshaped(Op("RANGE", (0, 0, 0), (2,))), False),
+        (builder.looping_model(), False),
+        (builder.filling_model(), False),
+    ],
+)
+def test_the_cost_is_fixed_unless_the_input_decides_on_a_size_or_a_loop(content: bytes, is_fixed: bool) -> None:
+    assert read_modelfile(content).has_fixed_cost is is_fixed
+
+
 @pytest.mark.parametrize(
     ("content", "words"),
     [
