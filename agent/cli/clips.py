@@ -40,7 +40,7 @@ def list_(path: Path, folder: Path | None, stream: str, as_json: bool) -> None:
 
     Clips are in [storage] clips_folder, or in `clips` of the state folder --folder.
     """
-    from agent.storage.clips.file import SUFFIX, read_header
+    from agent.storage.clips.file import read_header
     from agent.storage.clips.retention import clips_in
 
     rows, damaged = list[_Row](), list[str]()
@@ -53,7 +53,7 @@ def list_(path: Path, folder: Path | None, stream: str, as_json: bool) -> None:
         if stream in ("", row.label.occasion.stream):
             rows.append(row)
             # The end of a complete clip tells its length.
-            if entry.path.suffix == SUFFIX and row.label.duration_s is None:
+            if row.label.duration_s is None:
                 damaged.append(f"{entry.path}: is cut off: what is left of it can be played")
     rows.sort(key=lambda row: row.label.began_at)  # the name of a file may tell when it was asked for
     (_print_json if as_json else _print_table)(rows)

@@ -92,8 +92,7 @@ def _items(messages: Iterable[HistoryEntry], query: HistoryQuery) -> Iterator[Hi
 def tail(count: int, follow: bool, as_json: bool, path: Path | None, folder: Path | None, **choice: Any) -> None:
     """Show the newest messages of the event queue, waiting and delivered ones.
 
-    They are kept within [storage] history_max_bytes and history_max_age_s. Messages that are only in memory are
-    not shown.
+    They are kept within [storage] history_max_bytes. Messages that are only in memory are not shown.
     """
     history, query = _history(path, folder), _query(choice)
     newest = next(history.backwards(), None)

@@ -219,7 +219,7 @@ def moment(text: str) -> float:
 
 _STATE_FILES = ("lock", "spool.db", "clips")
 """Files of which a state folder has at least one."""
-_CLIP = re.compile(r"\.?\d{4}-\d\d-\d\dT.*\.(mp4|mkv)(\.part)?")
+_CLIP = re.compile(r"\.?\d{4}-\d\d-\d\dT.*\.mp4(\.part)?")
 
 
 def state_folder_option(verb: F) -> F:

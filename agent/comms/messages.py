@@ -213,8 +213,7 @@ class SpoolHealth(Struct, frozen=True):
         bytes: size of these.
         dropped: events dropped undelivered, ever.
         on: `disk`, or `memory` while the disk fails.
-        dropped_by: the dropped by reason: `bytes` and `age`, limits of the spool; `unsendable`, no broker accepts
-            them; `memory`, counted by older versions only.
+        dropped_by: the dropped by reason: `bytes`, limit of the spool; `unsendable`, no broker accepts them.
         first_seq: the first number of this run of the daemon, see `EventMessage`.
     """
 

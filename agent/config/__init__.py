@@ -47,8 +47,7 @@ class StorageConfig(Struct, frozen=True, forbid_unknown_fields=True):
         state_dir: folder for state; `~` and `$STATE_DIRECTORY` are expanded. Empty: `$STATE_DIRECTORY`, else
             `~/.local/state/vedette`. A change waits for a restart. On a board whose disk is never written, use a
             folder in memory, such as `/run/vedette`.
-        spool_max_bytes: bytes of events kept while the broker is away; the oldest are dropped first, and all that
-            are older than 7 days.
+        spool_max_bytes: bytes of events kept while the broker is away; the oldest are dropped first.
         durability: `event`: an event is synced to the disk before it is sent, so none is lost. `batch`: an event
             is sent at once and written some seconds later with others, without a sync: that wears an SD card
             less, and a crash or a power cut loses undelivered events since the last write. After a crash, numbers
@@ -56,13 +55,12 @@ class StorageConfig(Struct, frozen=True, forbid_unknown_fields=True):
             began, and a gap before it does not mean lost messages.
         history_max_bytes: bytes of delivered events kept for `vedette events`; the oldest are deleted first.
             0: none are kept.
-        history_max_age_s: age from which delivered events are deleted, or up to an hour later, s.
         clips_folder: full path of the folder for clips, with a subfolder for each stream; `~` and
             `$STATE_DIRECTORY` are expanded. Empty: `clips` in the state folder. A change waits for a restart.
         clips_max_bytes: bytes of all clips; the oldest are deleted first. Left out: as `clips_max_share` says.
         clips_max_share: share of their file system that all clips may take, 0..1. Left out, as is
             `clips_max_bytes`: a tenth of it, 1 GiB at most.
-        clips_max_age_s: age from which clips are deleted, s.
+        clips_max_age_s: age from which clips are deleted, s; none before the clock has been steady for a day.
         recordings_max_age_s: likewise of the pieces of continuous recordings, which also are deleted first where
             room is short, s.
         clips_keep_free_bytes: free space on the disk that clips leave to other programs, bytes: the oldest clips
@@ -73,7 +71,6 @@ class StorageConfig(Struct, frozen=True, forbid_unknown_fields=True):
     spool_max_bytes: Annotated[int, Meta(ge=65536)] = 64 * 1024 * 1024
     durability: Durability = "event"
     history_max_bytes: Annotated[int, Meta(ge=0)] = 16 * 1024 * 1024
-    history_max_age_s: Seconds = 7 * 86400.0
     clips_folder: str = ""
     clips_max_bytes: Annotated[int, Meta(ge=1048576)] | None = None
     clips_max_share: Annotated[float, Meta(gt=0.0, le=0.95)] | None = None

@@ -19,7 +19,6 @@ from urllib.parse import parse_qs, quote, unquote, urlsplit
 
 from agent.comms.http.server import Answer, HttpRequest, Page, text_answer
 from agent.errors import StorageError
-from agent.storage.clips.file import OLD_SUFFIX
 from agent.storage.clips.listing import ShownClip, clip_folders, newest_clips, open_clip
 from agent.text import local_time, plain
 
@@ -107,7 +106,7 @@ class ClipsPage:
         size = os.fstat(file.fileno()).st_size
         if (limit := query.get("bytes", "")).isdecimal():
             size = min(size, int(limit[:18]))
-        kind = Page("video/x-matroska" if name.endswith(OLD_SUFFIX) else "video/mp4", b"")
+        kind = Page("video/mp4", b"")
         headers = (("Accept-Ranges", "bytes"), *_PRIVATE)
         given = request.headers.get("Range", "") if request.headers.get("If-Range") is None else ""
         part = wanted_range(given, size)
@@ -179,10 +178,9 @@ def _article(clip: ShownClip) -> str:
     length = "" if clip.header.duration_s is None else f"{clip.header.duration_s:.1f} s"
     told = (clip.folder, "being recorded" if clip.recording else length, f"{clip.bytes / 1e6:.1f} MB")
     about = " · ".join(filter(None, told))
-    is_old = clip.name.endswith(OLD_SUFFIX)
     video = f'<video controls preload="metadata" src="{escape(path)}#t={_moment_s(clip):.1f}"></video>'
     return (
-        f"<article>{'' if is_old else video}<h2>{escape(plain(occasion.label or occasion.reason))}</h2>"
+        f"<article>{video}<h2>{escape(plain(occasion.label or occasion.reason))}</h2>"
         f"<p>{escape(local_time(clip.at))}</p>"
         f'<p>{escape(about)} · <a href="{escape(path)}" download="{escape(clip.name)}">save</a></p></article>\n'
     )

@@ -15,7 +15,7 @@ import os
 import re
 import secrets
 from collections.abc import Sequence
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import BinaryIO, TypeVar
 
@@ -30,10 +30,8 @@ from agent.structs import from_json
 from agent.types import Clip, ClipReason, MediaTrack
 
 SUFFIX = ".mp4"
-OLD_SUFFIX = ".mkv"
-"""Of clips that were recorded before clips were MP4; they are listed and deleted like others."""
-NAME = re.compile(rf"(\d{{4}}-\d\d-\d\dT\d\d-\d\d-\d\dZ)-([A-Za-z0-9_-]+)({SUFFIX}|{OLD_SUFFIX})")
-"""Name of a clip: time, label and track, suffix."""
+NAME = re.compile(rf"(\d{{4}}-\d\d-\d\dT\d\d-\d\d-\d\dZ)-([A-Za-z0-9_-]+){re.escape(SUFFIX)}")
+"""Name of a clip: time, label and track."""
 TIME = "%Y-%m-%dT%H-%M-%SZ"
 
 _LABEL = bytes.fromhex("5b0d0a6e3c2146c79f6b1a4f52d7e3b1")
@@ -70,10 +68,10 @@ class ClipHeader(Struct, frozen=True):
     """What a clip says about itself.
 
     Attributes:
-        occasion: why it was made; of an old clip what its name says.
+        occasion: why it was made.
         began_at: UTC of its first picture.
-        duration_s: length, s; None: it does not say.
-        playable: bytes up to the end of its last whole fragment; of an old clip all.
+        duration_s: length, s; None: it is not complete.
+        playable: bytes up to the end of its last whole fragment.
     """
 
     occasion: ClipReason
@@ -88,8 +86,6 @@ def read_header(path: Path) -> ClipHeader:
     Raises:
         StorageError: it cannot be read, or is not a clip of Vedette's.
     """
-    if path.suffix == OLD_SUFFIX:
-        return _header_of_name(path)
     try:
         with path.open("rb") as file:
             label, totals, end = _scan(file)
@@ -98,14 +94,6 @@ def read_header(path: Path) -> ClipHeader:
     except ValueError as error:
         raise StorageError(f"{path}: is not a clip of Vedette's, or {error}") from error
     return ClipHeader(label.occasion, label.began_at, totals.duration_s if totals else None, end)
-
-
-def _header_of_name(path: Path) -> ClipHeader:
-    named = NAME.fullmatch(path.name)
-    if named is None:
-        raise StorageError(f"{path}: is not named like a clip of Vedette's")
-    began_at = datetime.strptime(named[1], TIME).replace(tzinfo=UTC)
-    return ClipHeader(ClipReason(path.parent.name, named[2]), began_at, None)
 
 
 def _scan(file: BinaryIO) -> tuple[ClipLabel, ClipTotals | None, int]:
@@ -270,21 +258,6 @@ def recover(part: Path) -> Clip | None:
         else:
             clip = _name(path, label, totals, file.seek(0, os.SEEK_END))
         return msgspec.structs.replace(clip, repaired=cut_off)
-
-
-def recover_old(part: Path) -> Path | None:
-    """Name a clip of an earlier version that was cut off; return None if another process is writing it.
-
-    Players play it up to where it ends.
-    """
-    with part.open("rb") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return None
-        path = _give_name(path_of(part))
-        settle(path)
-        return path
 
 
 def _count(path: Path) -> ClipTotals:

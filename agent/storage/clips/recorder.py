@@ -31,6 +31,7 @@ from agent.storage.clips.packets import PacketRing, TimedPacket
 from agent.storage.clips.retention import (
     CONTINUOUS,
     ClipStore,
+    SteadyTime,
     check_room,
     check_writable,
     clip_path,
@@ -93,7 +94,7 @@ class Recorder:
             turn_s: between two writes of open clips, s.
         """
         self._folder, self._config, self._on_saved, self._turn_s = folder, config, on_saved, turn_s
-        self._store = ClipStore(folder, config)
+        self._store, self._steady = ClipStore(folder, config), SteadyTime(folder / ".clock")
         self._lock = threading.Lock()
         self._work = threading.Condition(self._lock)
         self._jobs: list[ClipJob] = []
@@ -208,15 +209,17 @@ class Recorder:
             with self._lock:
                 if not self._jobs:
                     if self._closing:
-                        return
+                        break
                     self._work.wait(max(0.0, self._expire_at - time.monotonic()))
             self._serve_all()
             if time.monotonic() >= self._expire_at:
                 self._expire_at = time.monotonic() + _EXPIRE_S
                 self._expire()
+                self._steady.save(time.time(), time.monotonic())
             with self._lock:
                 if self._jobs and not self._closing:
                     self._work.wait(self._turn_s)
+        self._steady.save(time.time(), time.monotonic())
 
     def _recover_and_expire(self) -> None:
         try:
@@ -230,8 +233,10 @@ class Recorder:
         try:
             if scan:
                 self._store.scan()
-            for key, count in self._store.expire(datetime.now(UTC)).items():
-                log.info("clips: %d deleted, older than %s", count, key)
+            now = datetime.now(UTC)
+            if self._steady.update(now.timestamp(), time.monotonic()):
+                for key, count in self._store.expire(now).items():
+                    log.info("clips: %d deleted, older than %s", count, key)
             self._store.make_room(0)
         except StorageError as error:
             self._report_trouble(str(error))

@@ -24,8 +24,8 @@ from msgspec import Struct
 
 from agent.config import StorageConfig
 from agent.errors import StorageError, reason_of
-from agent.storage.clips.file import NAME, OLD_SUFFIX, SUFFIX, TIME, recover, recover_old
-from agent.storage.files import CLOCK_SET, storage_errors
+from agent.storage.clips.file import NAME, SUFFIX, TIME, recover
+from agent.storage.files import CLOCK_SET, STATE_MODE, open_replacement, read_regular, storage_errors
 from agent.text import file_name
 from agent.types import Clip, ClipReason
 
@@ -135,9 +135,6 @@ def _folders(folder: Path) -> list[str]:
     return [entry.path for entry in os.scandir(folder) if entry.is_dir(follow_symlinks=False)]
 
 
-_PARTS = (f"{SUFFIX}.part", f"{OLD_SUFFIX}.part")
-
-
 def parts_in(folder: Path) -> list[Path]:
     """List clips that are not complete.
 
@@ -150,7 +147,7 @@ def parts_in(folder: Path) -> list[Path]:
         part
         for stream in _folders(folder)
         for part in Path(stream).iterdir()
-        if part.name.startswith(".") and part.name.endswith(_PARTS) and part.is_file()
+        if part.name.startswith(".") and part.name.endswith(f"{SUFFIX}.part") and part.is_file()
     )
 
 
@@ -167,10 +164,6 @@ def recover_partial_clips(folder: Path, on_complete: Callable[[Clip], None]) -> 
 
 def _recover(part: Path, on_complete: Callable[[Clip], None]) -> None:
     try:
-        if part.name.endswith(_PARTS[1]):
-            if (old := recover_old(part)) is not None:
-                log.info("clip %s: was cut off, and plays up to where it ends", old)
-            return
         clip = recover(part)
         if clip is not None and folder_name(clip.occasion.stream) != part.parent.name:
             raise ValueError("it is in another stream's folder")
@@ -299,6 +292,54 @@ class ClipStore:
             return False
         self.deleted += 1
         return True
+
+
+_DAY_S = 86400.0
+_COST, _MOST_S = 24.0, 2.0 * _DAY_S
+"""Steady seconds that a second off or a second's move of the clock costs, and the most that are counted: an hour
+does no harm after two days."""
+
+
+class SteadyTime:
+    """Counts for how long the clock has been steady while the board ran; kept in a file over restarts.
+
+    The clock of a board without one of its own is days behind after a pause, until NTP sets it, and NTP may be
+    wrong. Either makes clips seem old that are not, so none is deleted by age before a steady day has passed.
+    """
+
+    def __init__(self, path: Path) -> None:
+        """Name the file; nothing is read before the first `update`."""
+        self._path, self._steady_s = path, 0.0
+        self._before: tuple[float, float] | None = None
+
+    def update(self, now_s: float, ran_s: float) -> bool:
+        """Count until now; return True after a steady day.
+
+        Args:
+            now_s: Unix time, s.
+            ran_s: CLOCK_MONOTONIC, s. While the program is off, it counts as standing still.
+        """
+        then_s, began_s = self._before or (self._read(now_s), ran_s)
+        passed_s = ran_s - began_s
+        moved_s = abs(now_s - then_s - passed_s)
+        self._steady_s = min(_MOST_S, max(0.0, self._steady_s + passed_s - _COST * moved_s))
+        self._before = now_s, ran_s
+        return self._steady_s >= _DAY_S
+
+    def _read(self, now_s: float) -> float:
+        """Read the steady time of the run before; return when it was written, Unix s, or `now_s`."""
+        try:
+            self._steady_s, then_s = map(float, read_regular(self._path, 100).split())
+        except (OSError, ValueError, StorageError):
+            return now_s
+        return then_s
+
+    def save(self, now_s: float, ran_s: float) -> None:
+        """Count until now and write the file, if possible; without it, the day begins anew at the next start."""
+        self.update(now_s, ran_s)
+        new = f"{self._path.name}.new"
+        with suppress(OSError), open_replacement(self._path, STATE_MODE, temporary=new, durable=False) as file:
+            file.write(f"{self._steady_s} {now_s}\n".encode())
 
 
 def _turn(entry: Entry) -> tuple[bool, datetime, str]:

@@ -107,9 +107,7 @@ def _meaning(error: sqlite3.Error) -> str:
     if code in (sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_PERM):
         return f"cannot be opened ({error}); run this as root, or as the user that runs vedette"
     if code == sqlite3.SQLITE_ERROR:
-        return (
-            f"was not made by this version of vedette ({error}); the daemon brings it up to date when it starts"
-        )
+        return f"was not made by this version of vedette ({error})"
     return f"cannot be read: {error}"
 
 

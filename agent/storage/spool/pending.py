@@ -14,17 +14,12 @@ from itertools import islice
 from typing import Literal, NamedTuple
 
 from agent.config import StorageConfig
-from agent.storage.files import CLOCK_SET
 from agent.types import OpenTrack, Stored
 
-Reason = Literal["bytes", "age", "memory", "unsendable"]
-"""Why an event was dropped: a bound of the spool, by bytes or age; or no broker could take it.
-
-`memory` is counted by older versions only."""
+Reason = Literal["bytes", "unsendable"]
+"""Why an event was dropped: the spool's bound of bytes; or no broker could take it."""
 LINGER_S = 5.0
 """How long a commit without a sync waits for more, s: each commit wears the card."""
-MAX_AGE_S = 7 * 86400.0
-"""Age from which undelivered events are dropped, s."""
 _MANY = 1000
 """So many changes are committed at once."""
 _SPARE = 1000
@@ -159,16 +154,6 @@ class MemoryRows:
             shed.append(self._drop_oldest())
         return shed
 
-    def expire(self, oldest: float) -> list[int]:
-        """Drop rows that were put before a Unix time, s; return their numbers.
-
-        A row that was stamped before the clock was set has no known age.
-        """
-        shed: list[int] = []
-        while self._rows and CLOCK_SET < next(iter(self._rows.values())).put_at < oldest:
-            shed.append(self._drop_oldest())
-        return shed
-
     def _drop_oldest(self) -> int:
         seq, row = self._rows.popitem(last=False)
         self.bytes -= size(row)
@@ -225,7 +210,7 @@ class PendingRows:
 
     def configure(self, config: StorageConfig) -> None:
         self._config = config
-        self._count_shed(self.rows.set_bound(config.spool_max_bytes), "bytes")
+        self._count_shed(self.rows.set_bound(config.spool_max_bytes))
 
     def put(self, topic: str, body: bytes, track: OpenTrack | None) -> None:
         """Number an event and add it, with the crash end of its track."""
@@ -240,7 +225,7 @@ class PendingRows:
             self._linger()
         if track is not None:
             self.tracks.set(topic, track)
-        self._count_shed(self.rows.add(Stored(self.given, topic, body, time.time(), self.first)), "bytes")
+        self._count_shed(self.rows.add(Stored(self.given, topic, body, time.time(), self.first)))
 
     def _linger(self) -> None:
         self._since = min(self._since, time.monotonic())
@@ -287,15 +272,12 @@ class PendingRows:
         """Remove a row unless it is on the disk or being written; return True if it was removed."""
         return seq > self._writing and self.rows.remove(seq)
 
-    def expire(self, oldest: float) -> None:
-        self._count_shed(self.rows.expire(oldest), "age")
-
-    def _count_shed(self, shed: Iterable[int], reason: Reason) -> None:
+    def _count_shed(self, shed: Iterable[int]) -> None:
         for seq in shed:
             if seq in self.settled:
                 self.settled.remove(seq)
             else:
-                self.dropped[reason] += 1
+                self.dropped["bytes"] += 1
             if seq <= self._writing:
                 self.deleted.add(seq)
                 self._linger()

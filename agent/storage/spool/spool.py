@@ -31,15 +31,10 @@ from msgspec import Struct
 from agent import spans
 from agent.config import StorageConfig
 from agent.storage.spool.disk import SpoolDisk
-from agent.storage.spool.pending import LINGER_S, MAX_AGE_S, Commit, PendingRows, Reason
+from agent.storage.spool.pending import LINGER_S, Commit, PendingRows, Reason
 from agent.types import DiskLoad, OpenTrack, Stored
 
 log = logging.getLogger(__name__)
-
-_WORDS: dict[Reason, str] = {
-    "bytes": "it is full (spool_max_bytes): the oldest events are dropped for each new one",
-    "age": "events have waited for more than 7 days and are dropped",
-}
 
 
 class SpoolStats(Struct, frozen=True):
@@ -66,13 +61,11 @@ class SpoolTimings(Struct, frozen=True):
     Attributes:
         close_s: for the last write; a disk that hangs longer does not hold up the daemon's end.
         retry_s: between two attempts to write to a disk that failed.
-        expire_s: between two searches for rows that have become too old.
         quiet_s: without a drop, after which an outage of dropping is over.
     """
 
     close_s: float = 10.0
     retry_s: float = 5.0
-    expire_s: float = 60.0
     quiet_s: float = 600.0
 
 
@@ -113,11 +106,10 @@ class Spool:
         self._announced = self._committed = self._wanted = given
         # Times are s of the monotonic clock.
         self._retry_at = self._wakes_at = self._wrote_at = 0.0
-        self._expire_at = time.monotonic() + self._timings.expire_s
         self._commits: deque[tuple[float, float]] = deque(maxlen=_LATELY)  # when one ended, and its length, s
         self._on_disk = disk.totals
-        self._logged_drops = self._dropped
-        self._dropping: dict[Reason, tuple[int, float, float]] = {}
+        self._logged_drops = self._dropped.get("bytes", 0)
+        self._dropping: tuple[int, float, float] | None = None  # count before, beginning, newest drop
         self.crash_ends = 0
         self._adopt_recovered()
         self._thread = threading.Thread(target=self._run, name="spool-writer", daemon=True)
@@ -288,7 +280,8 @@ class Spool:
         """Wait for work and do it; return False when closing."""
         with self._lock:
             while not self._has_news and (pause_s := self._pause()) > 0:
-                self._work.wait(pause_s)
+                if not self._work.wait(pause_s):
+                    break
             config, self._next = self._next, None
             move, self._move = self._move, ""
         if move:
@@ -297,7 +290,8 @@ class Spool:
             self._apply(config)
         with self._lock:
             closing, trouble, self._trouble = self._closing, self._trouble, None
-            commit = self._start_commit(final=closing)
+            is_due = closing or config is not None or time.monotonic() >= self._due_at
+            commit = self._pending.start_commit(final=closing) if is_due else None
         self._disk.claim(self._pending.given)
         if trouble is not None:
             self._disk.handle_error(trouble)
@@ -312,7 +306,7 @@ class Spool:
     def _pause(self) -> float:
         """Return the seconds to sleep now; 0 or less: none."""
         now = time.monotonic()
-        pause_s = min(self._expire_at, self._due_at) - now
+        pause_s = min(self._due_at - now, self._timings.quiet_s)
         if now < self._wrote_at + LINGER_S:
             pause_s = min(pause_s, LINGER_S)  # what comes now and may linger need not wake the writer
         self._wakes_at = now + pause_s
@@ -339,17 +333,6 @@ class Spool:
         self._disk.configure(config, self._pending.given)
         with self._lock:
             self._pending.configure(config)
-            self._expire_at = time.monotonic()
-
-    def _start_commit(self, *, final: bool) -> Commit | None:
-        """Drop what is too old if it is time, and return what to write now, or None while nothing is due."""
-        now = time.monotonic()
-        expires = now >= self._expire_at
-        if expires:
-            self._expire_at = now + self._timings.expire_s
-            self._pending.expire(time.time() - MAX_AGE_S)
-        is_due = final or (expires and not self._disk.failing) or now >= self._due_at
-        return self._pending.start_commit(final=final) if is_due else None
 
     def _write(self, commit: Commit) -> None:
         began = time.monotonic()
@@ -377,7 +360,7 @@ class Spool:
 
     def _announce(self) -> None:
         with self._lock:
-            ready, announced, dropped = self._ready, self._announced, self._dropped
+            ready, announced, dropped = self._ready, self._announced, self._dropped.get("bytes", 0)
             self._announced = ready
         self._log_drops(dropped)
         if ready > announced:
@@ -390,17 +373,16 @@ class Spool:
             except Exception:
                 log.exception("spool: a listener for new events failed")
 
-    def _log_drops(self, dropped: dict[Reason, int]) -> None:
-        """Log dropped events once when dropping starts and once when it ends, by reason."""
+    def _log_drops(self, dropped: int) -> None:
+        """Log dropped events once when dropping starts and once when it ends."""
         now = time.monotonic()
-        for reason, words in _WORDS.items():
-            count, known = dropped.get(reason, 0), self._logged_drops.get(reason, 0)
-            if count > known:
-                if reason not in self._dropping:
-                    log.warning("spool: %s", words)
-                before, since, _ = self._dropping.get(reason, (known, now, now))
-                self._logged_drops[reason], self._dropping[reason] = count, (before, since, now)
-            before, since, last = self._dropping.get(reason, (0, now, now))
-            if reason in self._dropping and (self._closing or now - last > self._timings.quiet_s):
-                del self._dropping[reason]
-                log.warning("spool: %d events were dropped in %.0f s (%s)", count - before, last - since, reason)
+        if dropped > self._logged_drops:
+            if self._dropping is None:
+                log.warning("spool: it is full (spool_max_bytes): the oldest events are dropped for each new one")
+            before, since, _ = self._dropping or (self._logged_drops, now, now)
+            self._logged_drops, self._dropping = dropped, (before, since, now)
+        if self._dropping is not None:
+            before, since, last = self._dropping
+            if self._closing or now - last > self._timings.quiet_s:
+                self._dropping = None
+                log.warning("spool: %d events were dropped in %.0f s", dropped - before, last - since)

@@ -15,15 +15,14 @@ import json
 import os
 import sqlite3
 import threading
-import time
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 
 from agent.config import StorageConfig
-from agent.storage.files import CLOCK_SET, STATE_MODE, sync_folder
-from agent.storage.spool.pending import MAX_AGE_S, Commit, Reason, StoredOpenTrack, size
+from agent.storage.files import STATE_MODE, sync_folder
+from agent.storage.spool.pending import Commit, Reason, StoredOpenTrack, size
 from agent.types import Stored
 
 SIZE = "length(body) + length(CAST(topic AS BLOB))"
@@ -41,8 +40,6 @@ CREATE TABLE IF NOT EXISTS spool (
 CREATE TABLE IF NOT EXISTS will (key TEXT NOT NULL, topic TEXT NOT NULL, body BLOB NOT NULL);
 CREATE TABLE IF NOT EXISTS counter (name TEXT PRIMARY KEY, value INTEGER NOT NULL) WITHOUT ROWID;
 """
-_LATER = ("acked", "settled", "first_seq")
-"""Columns that files of older versions lack."""
 
 
 def connect(path: Path) -> sqlite3.Connection:
@@ -83,7 +80,7 @@ def _journal_bytes(folder: Path) -> int:
 
 
 def prepare(connection: sqlite3.Connection) -> None:
-    """Check a file and upgrade its schema.
+    """Check a file and create its tables.
 
     Raises:
         sqlite3.DatabaseError: it is damaged.
@@ -94,10 +91,6 @@ def prepare(connection: sqlite3.Connection) -> None:
         error.sqlite_errorcode = sqlite3.SQLITE_CORRUPT
         raise error
     connection.executescript(_SCHEMA)
-    columns = {name for _, name, *_ in connection.execute("PRAGMA table_info(spool)")}
-    for column in _LATER:
-        if column not in columns:
-            connection.execute(f"ALTER TABLE spool ADD COLUMN {column} INTEGER NOT NULL DEFAULT 0")
 
 
 class Counts(NamedTuple):
@@ -148,8 +141,7 @@ def count(connection: sqlite3.Connection, stored_acked: int) -> Counts:
 
 
 _PIECE = 8
-"""One piece is this fraction of the history's bytes or age, or at most `_PIECE_S`."""
-_PIECE_S = 3600.0
+"""One piece is this fraction of the history's bytes."""
 
 
 def settle(connection: sqlite3.Connection, counts: Counts, commit: Commit) -> Counts:
@@ -187,35 +179,19 @@ def _advance(connection: sqlite3.Connection, acked: int, commit: Commit) -> tupl
     return acked, count, freed
 
 
-def shorten(connection: sqlite3.Connection, counts: Counts, config: StorageConfig) -> Counts:
-    """Delete the oldest part of the history if it has become too large or too old."""
-    room = config.history_max_bytes
-    too_old = time.time() - config.history_max_age_s
-    if counts.kept <= room and not _has_older(connection, counts.acked, too_old, config):
+def shorten(connection: sqlite3.Connection, counts: Counts, max_bytes: int) -> Counts:
+    """Delete the oldest part of the history if it has become too large."""
+    if counts.kept <= max_bytes:
         return counts
-    if counts.kept > room:
-        room -= room // _PIECE
-    last, freed = 0, 0
-    statement = f"SELECT seq, put_at, {SIZE} FROM spool WHERE seq <= ? OR settled ORDER BY seq"
+    room, last, freed = max_bytes - max_bytes // _PIECE, 0, 0
+    statement = f"SELECT seq, {SIZE} FROM spool WHERE seq <= ? OR settled ORDER BY seq"
     with closing(connection.execute(statement, (counts.acked,))) as rows:
-        for seq, put_at, size in rows:
-            if counts.kept - freed <= room and not CLOCK_SET < put_at < too_old:
+        for seq, size in rows:
+            if counts.kept - freed <= room:
                 break
             last, freed = seq, freed + size
     connection.execute("DELETE FROM spool WHERE seq <= ? AND (seq <= ? OR settled)", (last, counts.acked))
     return counts.add_kept(-freed)
-
-
-def _has_older(connection: sqlite3.Connection, acked: int, too_old: float, config: StorageConfig) -> bool:
-    """Return True if the oldest row is older than what may be kept, by more than a piece.
-
-    A row that was stamped before the clock was set has no known age.
-    """
-    found = connection.execute(
-        "SELECT put_at FROM spool WHERE seq <= ? ORDER BY seq LIMIT 1", (acked,)
-    ).fetchone()
-    piece_s = min(_PIECE_S, config.history_max_age_s / _PIECE)
-    return found is not None and bool(CLOCK_SET < found[0] < too_old - piece_s)
 
 
 _DROPPED = "dropped_"
@@ -297,8 +273,8 @@ class SpoolTable:
             for track in commit.tracks:
                 self._set_track(track)
             counts, trimmed = self._trim(counts)
-            counts = shorten(self._writer, counts, self._config)
-            dropped = _sum(commit.dropped, trimmed)
+            counts = shorten(self._writer, counts, self._config.history_max_bytes)
+            dropped = _sum(commit.dropped, {"bytes": trimmed} if trimmed else {})
             counts = self._write_counters(counts, commit.given, dropped)
         self.counts, self.dropped = counts, _sum(self.dropped, dropped)
         self.last_seq = max(self.last_seq, commit.given)
@@ -362,25 +338,18 @@ class SpoolTable:
             counts = counts.add_kept(-row_size) if done else counts.add_waiting(-1, -row_size)
         return counts
 
-    def _trim(self, counts: Counts) -> tuple[Counts, dict[Reason, int]]:
-        """Drop the oldest waiting rows that are too old or too many; return how many by reason.
-
-        A row that was stamped before the clock was set has no known age.
-        """
-        oldest, last, dropped = time.time() - MAX_AGE_S, 0, dict[Reason, int]()
-        statement = f"SELECT seq, put_at, {SIZE} FROM spool WHERE seq > ? AND NOT settled ORDER BY seq"
+    def _trim(self, counts: Counts) -> tuple[Counts, int]:
+        """Drop the oldest waiting rows if they take too much; return how many."""
+        if counts.bytes <= self._config.spool_max_bytes:
+            return counts, 0
+        last = dropped = 0
+        statement = f"SELECT seq, {SIZE} FROM spool WHERE seq > ? AND NOT settled ORDER BY seq"
         with closing(self._writer.execute(statement, (counts.acked,))) as rows:
-            for seq, put_at, row_size in rows:
-                too_old = CLOCK_SET < put_at < oldest
-                if counts.bytes <= self._config.spool_max_bytes and not too_old:
+            for seq, row_size in rows:
+                if counts.bytes <= self._config.spool_max_bytes:
                     break
-                reason: Reason = "age" if too_old else "bytes"
-                last, counts = seq, counts.add_waiting(-1, -row_size)
-                dropped[reason] = dropped.get(reason, 0) + 1
-        if dropped:
-            self._writer.execute(
-                "DELETE FROM spool WHERE seq > ? AND seq <= ? AND NOT settled", (counts.acked, last)
-            )
+                last, counts, dropped = seq, counts.add_waiting(-1, -row_size), dropped + 1
+        self._writer.execute("DELETE FROM spool WHERE seq > ? AND seq <= ? AND NOT settled", (counts.acked, last))
         return counts, dropped
 
     def _write_counters(self, counts: Counts, given: int, dropped: dict[Reason, int]) -> Counts:

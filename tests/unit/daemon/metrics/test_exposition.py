@@ -27,7 +27,7 @@ from agent.types import Event, StageTimes, StreamResult, Track
 from tests.unit.comms.test_reporter import NOW
 
 LINK = LinkState(True, "MQTT 5", "broker:1883", False, 2, "", 10, 9, 1)
-SPOOL = SpoolStats(3, 4096, 5, "disk", {"age": 5})
+SPOOL = SpoolStats(3, 4096, 5, "disk", {"bytes": 5})
 OPENMETRICS = "application/openmetrics-text; version=1.0.0"
 
 
@@ -75,7 +75,7 @@ def test_what_is_read_is_what_a_parser_finds(accept: str) -> None:
     assert (labels, value) == ({"device": "porch", "stream": "front"}, 1.0)
     assert found["vedette_board_temperature_celsius"] == [({"device": "porch"}, 48.5)]
     assert {one["state"]: value for one, value in found["vedette_stream_state"]}["running"] == 1.0
-    assert {one["reason"]: value for one, value in found["vedette_spool_dropped_total"]}["age"] == 5.0
+    assert {one["reason"]: value for one, value in found["vedette_spool_dropped_total"]}["bytes"] == 5.0
     assert {one["mode"]: value for one, value in found["vedette_board_cpu_seconds_total"]} == {
         "busy": 10.0,
         "idle": 30.0,

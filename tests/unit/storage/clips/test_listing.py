@@ -105,16 +105,24 @@ def test_a_pipe_that_is_named_like_a_clip_is_none(tmp_path: Path) -> None:
     assert [one.name for one in newest_clips(tmp_path)] == [path.name]
 
 
-@given(names=st.lists(st.tuples(st.integers(0, 30), st.sampled_from(["a", "b"])), unique=True, max_size=40))
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    return store_clip(tmp_path_factory.mktemp("whole")).read_bytes()
+
+
+@given(
+    names=st.dictionaries(st.tuples(st.integers(0, 30), st.sampled_from(["a", "b"])), st.booleans(), max_size=40)
+)
 @settings(max_examples=30, deadline=None)
-def test_all_are_found_in_order_whatever_is_damaged(names: list[tuple[int, str]]) -> None:
+def test_all_are_found_in_order_whatever_is_damaged(whole: bytes, names: dict[tuple[int, str], bool]) -> None:
     with tempfile.TemporaryDirectory() as name:
-        for number, place in names:
-            path = Path(name) / place / f"2026-01-01T00-00-{number:02}Z-person.mkv"
+        for (number, place), is_damaged in names.items():
+            path = Path(name) / place / f"2026-01-01T00-00-{number:02}Z-person.mp4"
             path.parent.mkdir(exist_ok=True)
-            path.write_bytes(b"")
+            path.write_bytes(b"" if is_damaged else whole)
         found = [(one.name, one.folder) for one in newest_clips(Path(name), most=3)]
-        expected = sorted(((f"2026-01-01T00-00-{n:02}Z-person.mkv", place) for n, place in names), reverse=True)
+        left = (place for place, is_damaged in names.items() if not is_damaged)
+        expected = sorted(((f"2026-01-01T00-00-{n:02}Z-person.mp4", place) for n, place in left), reverse=True)
         assert found == expected[:3]
         every = [(one.name, one.folder) for one in newest_clips(Path(name), most=100)]
         assert every == expected

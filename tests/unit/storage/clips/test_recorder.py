@@ -25,7 +25,7 @@ from agent.storage.clips.listing import newest_clips
 from agent.storage.clips.mp4 import pack_units
 from agent.storage.clips.packets import PacketRing, TimedPacket
 from agent.storage.clips.recorder import ClipStats, Recorder
-from agent.storage.clips.retention import CONTINUOUS, ClipStore, clip_path, clips_in
+from agent.storage.clips.retention import CONTINUOUS, ClipStore, SteadyTime, clip_path, clips_in
 from agent.types import Clip, ClipReason, MediaPacket, MediaTrack
 from tests.support.clip_pictures import SECOND, play
 from tests.support.media import Encoder, timed
@@ -316,15 +316,42 @@ def test_clips_that_were_there_make_room(tmp_path: Path) -> None:
     made.recorder.close(5.0)
 
 
+def with_an_old_clip(folder: Path, *, steady_s: float) -> Path:
+    """A folder with a clip of 1 byte, whose clock has been steady for so long."""
+    path = folder / "front" / "2026-01-01T00-00-00Z-person-front-1-1.mp4"
+    path.parent.mkdir()
+    path.write_bytes(b"x")
+    steady, now_s = SteadyTime(folder / ".clock"), time.time()
+    steady.update(now_s - steady_s, 0.0)
+    steady.save(now_s, steady_s)
+    return path
+
+
 def test_old_clips_go_at_the_start(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
-    (tmp_path / "front").mkdir()
-    (tmp_path / "front" / "2026-01-01T00-00-00Z-person-front-1-1.mp4").write_bytes(b"")
+    with_an_old_clip(tmp_path, steady_s=100_000.0)
     made = Made(tmp_path, clips_max_age_s=86400.0)
     made.recorder.start()
     wait_for(lambda: not clips_in(tmp_path))
     made.recorder.close(5.0)
     assert said(caplog, logging.INFO) == ["clips: 1 deleted, older than clips_max_age_s"]
+
+
+def test_no_clip_goes_for_its_age_before_the_clock_was_steady_for_a_day_but_for_room_it_goes(
+    tmp_path: Path,
+) -> None:
+    old = with_an_old_clip(tmp_path, steady_s=80_000.0)
+    made = Made(tmp_path, clips_max_age_s=86400.0)
+    made.add_frames(0, 3)
+    made.begin(0, 1)
+    size = made.clip().bytes
+    made.recorder.close(5.0)
+    assert old.exists()
+    os.truncate(old, 2 << 20)
+    made = Made(tmp_path, clips_max_age_s=86400.0, clips_max_bytes=1 << 20)
+    made.recorder.start()
+    made.recorder.close(5.0)
+    assert [entry.bytes for entry in clips_in(tmp_path)] == [size]
 
 
 def test_all_clips_are_not_listed_anew_for_each_that_is_completed(
@@ -471,8 +498,7 @@ def test_who_asks_for_a_clip_is_told_that_there_is_no_room_for_it(tmp_path: Path
 
 
 def test_what_is_saved_and_deleted_and_kept_is_counted(tmp_path: Path) -> None:
-    (tmp_path / "front").mkdir()
-    (tmp_path / "front" / "2026-01-01T00-00-00Z-person-front-1-1.mp4").write_bytes(b"")
+    with_an_old_clip(tmp_path, steady_s=100_000.0)
     made = Made(tmp_path, clips_max_age_s=86400.0)
     made.add_frames(0, 3)
     made.begin(0, 1)

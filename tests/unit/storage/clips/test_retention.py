@@ -16,8 +16,7 @@ from hypothesis import strategies as st
 
 from agent.config import StorageConfig
 from agent.errors import StorageError
-from agent.storage.clips.file import read_header
-from agent.storage.clips.retention import CONTINUOUS, ClipStore, clip_path, clips_in, parts_in
+from agent.storage.clips.retention import CONTINUOUS, ClipStore, SteadyTime, clip_path, clips_in, parts_in
 from agent.types import Clip, ClipReason
 
 NOW = datetime(2026, 11, 25, 10, 15, 3, tzinfo=UTC)
@@ -186,6 +185,103 @@ def test_what_is_too_old_goes(tmp_path: Path, days_old: float, goes: bool) -> No
     assert len(left(tmp_path)) == (not goes)
 
 
+DAY = 86400.0
+MINUTE, HOUR = 60.0, 3600.0
+
+
+class Clock:
+    """The clock of a board, and its steady time."""
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.now_s, self.ran_s = path, 1.8e9, 1000.0
+        self.steady = SteadyTime(path)
+        self.run(0.0)
+
+    def run(self, seconds: float) -> bool:
+        """Let time pass; return True if the clock has been steady for a day."""
+        self.now_s += seconds
+        self.ran_s += seconds
+        return self.steady.update(self.now_s, self.ran_s)
+
+    def move(self, seconds: float) -> None:
+        self.now_s += seconds
+
+    def restart(self, off_s: float) -> None:
+        self.steady.save(self.now_s, self.ran_s)
+        self.now_s, self.ran_s, self.steady = self.now_s + off_s, 10.0, SteadyTime(self.path)
+
+    def waits_s(self) -> float:
+        """How long it runs until it has been steady for a day, to the minute."""
+        return next(minutes * MINUTE for minutes in range(3000) if self.run(MINUTE if minutes else 0.0))
+
+
+@pytest.fixture
+def clock(tmp_path: Path) -> Clock:
+    return Clock(tmp_path / ".clock")
+
+
+def test_a_clock_is_steady_after_a_day_that_it_ran_on(clock: Clock) -> None:
+    assert clock.waits_s() == DAY
+    assert clock.run(10 * DAY)
+
+
+@pytest.mark.parametrize(
+    ("moved_s", "waits_s"), [(8 * DAY, DAY), (-8 * DAY, DAY), (1.5 * HOUR, 0.5 * DAY), (HOUR, 0.0)]
+)
+def test_a_clock_that_moved_far_is_steady_a_day_later(clock: Clock, moved_s: float, waits_s: float) -> None:
+    clock.run(3 * DAY)
+    clock.move(moved_s)
+    assert clock.waits_s() == waits_s
+
+
+def test_a_clock_that_was_ahead_for_a_moment_is_not_steady_meanwhile_nor_then(clock: Clock) -> None:
+    clock.run(3 * DAY)
+    clock.move(40 * DAY)
+    assert not clock.run(20.0)
+    clock.move(-40 * DAY)
+    assert clock.waits_s() == DAY
+
+
+def test_a_clock_that_moves_on_in_small_steps_is_not_steady(clock: Clock) -> None:
+    clock.run(3 * DAY)
+    began_s = clock.now_s
+    while clock.run(MINUTE):
+        clock.move(MINUTE)
+    assert clock.now_s - began_s == pytest.approx(2 * HOUR, rel=0.1), "it ran for one, and moved by one"
+    for _ in range(1000):
+        clock.move(MINUTE)
+        assert not clock.run(MINUTE)
+
+
+@pytest.mark.parametrize("off_s", [8 * DAY, -8 * DAY])
+def test_a_board_that_was_off_for_days_has_a_steady_clock_a_day_later(clock: Clock, off_s: float) -> None:
+    clock.run(3 * DAY)
+    clock.restart(off_s)
+    assert clock.waits_s() == DAY
+
+
+def test_a_board_that_restarts_every_night_has_a_steady_clock(clock: Clock) -> None:
+    clock.run(2 * DAY)
+    for _ in range(30):
+        clock.restart(20 * MINUTE)
+        assert clock.run(0.0)
+        clock.run(DAY)
+
+
+@pytest.mark.parametrize("content", [b"", b"x", b"86400.0", b"\0" * 30, b"1 2 3", None])
+def test_a_file_that_a_power_cut_has_damaged_begins_the_day_anew(clock: Clock, content: bytes | None) -> None:
+    clock.run(3 * DAY)
+    clock.restart(0.0)
+    clock.path.unlink() if content is None else clock.path.write_bytes(content)
+    assert clock.waits_s() == DAY
+
+
+def test_a_folder_that_cannot_be_written_raises_nothing(tmp_path: Path) -> None:
+    made = Clock(tmp_path / "not" / "there")
+    made.restart(0.0)
+    assert made.waits_s() == DAY
+
+
 def test_only_clips_are_deleted(tmp_path: Path) -> None:
     put(tmp_path, 400, MB)
     others = [
@@ -206,17 +302,6 @@ def test_only_clips_are_deleted(tmp_path: Path) -> None:
     assert left(tmp_path) == []
     assert {path.name for path in (tmp_path / "front").iterdir()} == {*others, "2020-01-01T00-00-00Z-link.mp4"}
     assert parts_in(tmp_path) == [tmp_path / "front" / others[3]]
-
-
-def test_clips_of_an_earlier_version_are_listed_and_deleted_like_others(tmp_path: Path) -> None:
-    name = put(tmp_path, 3, MB)
-    old = (tmp_path / "front" / name).rename((tmp_path / "front" / name).with_suffix(".mkv"))
-    kept = put(tmp_path, 1, MB)
-    assert left(tmp_path) == sorted([old.name, kept])
-    assert read_header(old).occasion == ClipReason("front", "person-front-1a-1048576")
-    assert read_header(old).duration_s is None
-    clip_store(tmp_path, clips_max_bytes=MB).make_room(0)
-    assert left(tmp_path) == [kept]
 
 
 def test_pieces_of_continuous_recordings_go_before_clips_and_have_an_age_of_their_own(tmp_path: Path) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import os
 import shutil
-import sqlite3
 import subprocess
 import sys
 import threading
@@ -84,19 +83,6 @@ def test_the_oldest_go_in_pieces_when_there_are_too_many(tmp_path: Path) -> None
     table.close()
 
 
-def test_what_is_too_old_goes_and_what_waits_beside_it_stays(tmp_path: Path) -> None:
-    config = StorageConfig(history_max_age_s=1000.0)
-    table, now = SpoolTable(tmp_path / "spool.db", config), time.time()
-    table.commit(Commit(rows(1, 2, now - 5000) + rows(3, 2, now - 900), {1, 3}, (), 4))
-    assert told(tmp_path) == {2: False, 3: True, 4: False}
-    table.commit(Commit((), {2}, (), 4))
-    assert told(tmp_path) == {3: True, 4: False}
-    table.commit(Commit(rows(5, 1, 12.0), {5}, (), 5))
-    table.commit(Commit((), {4}, (), 5))
-    assert told(tmp_path) == {3: True, 4: True, 5: True}, "a row from before the clock was set has no age"
-    table.close()
-
-
 def test_a_history_that_is_shortened_gives_its_room_to_new_rows(tmp_path: Path) -> None:
     table = SpoolTable(tmp_path / "spool.db", StorageConfig(history_max_bytes=200_000))
     sizes = []
@@ -107,30 +93,6 @@ def test_a_history_that_is_shortened_gives_its_room_to_new_rows(tmp_path: Path) 
             sizes.append((tmp_path / "spool.db").stat().st_size)
     assert sizes[1] == sizes[2] < 2 * 200_000
     table.close()
-
-
-def test_a_database_of_an_older_version_is_brought_up_to_date(tmp_path: Path) -> None:
-    old = sqlite3.connect(tmp_path / "spool.db")
-    old.executescript(
-        """
-        PRAGMA journal_mode=WAL;
-        CREATE TABLE spool (seq INTEGER PRIMARY KEY, topic TEXT, body BLOB, put_at REAL);
-        CREATE TABLE will (key TEXT PRIMARY KEY, topic TEXT NOT NULL, body BLOB NOT NULL) WITHOUT ROWID;
-        CREATE TABLE counter (name TEXT PRIMARY KEY, value INTEGER NOT NULL) WITHOUT ROWID;
-        INSERT INTO counter VALUES ('dropped', 0), ('seq', 7);
-        INSERT INTO spool VALUES (8, 't', x'31', 1.8e9), (9, 't', x'32', 1.8e9);
-        INSERT INTO will VALUES ('a', 't', x'33');
-        """
-    )
-    with pytest.raises(StorageError, match="brings it up to date"):
-        told(tmp_path)
-    old.close()
-    opened = Spool(tmp_path, StorageConfig())
-    assert opened.flush(60.0)
-    assert [(row.seq, row.body) for row in opened.peek(0, 10)] == [(8, b"1"), (9, b"2"), (10, b"3")]
-    opened.settle([8])
-    opened.close()
-    assert told(tmp_path) == {8: True, 9: False, 10: False}
 
 
 @pytest.mark.parametrize("damage", ["header", "page", "garbage", "cut off", "empty"])

@@ -13,7 +13,7 @@ from agent.config import Durability, StorageConfig
 from agent.storage.spool import disk, pending
 from agent.storage.spool.history import History
 from agent.storage.spool.pending import Commit, Reason
-from agent.storage.spool.spool import Spool, SpoolStats, SpoolTimings
+from agent.storage.spool.spool import Spool, SpoolStats
 from agent.storage.spool.table import Counts, SpoolTable
 from agent.types import Stored
 from tests.support.publishing import from_one, wait_for
@@ -243,19 +243,19 @@ def test_a_burst_larger_than_the_spool_is_bounded_before_the_disk(
     opened.close()
 
 
-def test_what_is_too_old_goes_and_what_has_no_age_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_clock_that_is_set_drops_nothing_waiting_or_delivered(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     now = time.time()
-    monkeypatch.setattr(time, "time", lambda: now - 10 * 86400)
-    opened = filled(tmp_path, 3, timings=SpoolTimings(expire_s=0.1))
+    monkeypatch.setattr(time, "time", lambda: now - 400 * 86400)
+    opened = filled(tmp_path, 3)
     monkeypatch.setattr(time, "time", lambda: now)
-    wait_for(lambda: opened.stats().waiting == 0)
-    assert opened.stats().dropped == 3
-    monkeypatch.setattr(time, "time", lambda: 12.0)  # a board without a clock, before it has been told the time
+    opened.settle([2])
     opened.put(TOPIC, b"x")
     assert opened.flush(60.0)
-    monkeypatch.setattr(time, "time", lambda: now)
-    time.sleep(0.5)
-    assert numbers(opened) == [4]
+    opened = reopened(opened, tmp_path)
+    assert (numbers(opened), opened.stats().dropped) == ([1, 3, 4], 0)
+    assert [entry.stored.seq for entry in History(tmp_path).after(0) if entry.acknowledged] == [2]
     opened.close()
 
 
