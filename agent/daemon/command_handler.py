@@ -210,8 +210,7 @@ class CommandHandler:
             remark = commands.snapshot_now(streams[command.stream])
             return remark, {"topic": self._runtime.topics.snapshot(command.stream)}
         if command.verb == "record":
-            clip = commands.record(streams[command.stream], command.seconds)
-            return clip.remark, {"path": clip.path}
+            return "", {"path": commands.record(streams[command.stream], command.seconds)}
         if command.verb == "inspect":
             return "", {"part": commands.inspect(streams[command.stream], command.part)}
         if command.verb == "accept":

@@ -13,14 +13,14 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from agent import spans
 from agent.capture.handoff import LatestFrame
 from agent.compute.av_encoding import PictureEncoder, SoundTranscoder
 from agent.config import ClipsConfig
 from agent.daemon.clips.record_source import nothing_to_record
-from agent.daemon.clips.trigger import ASKED, ClipTrigger, PicturePace
+from agent.daemon.clips.trigger import ClipTrigger, PicturePace
 from agent.errors import BackendError, CommandError
 from agent.storage.clips.job import FOREVER_NS, ClipJob
 from agent.storage.clips.mp4 import SOUND_CODECS, VIDEO_CODECS
@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     from agent.capture.packets import PacketStream
 
 log = logging.getLogger(__name__)
+ASKED = "asked"
+"""Reason of a clip that a command requested."""
 _TAKE_S = 0.5
 _CLOSE_S = 0.4
 _RING_BYTES = 32 * 1024 * 1024
@@ -141,13 +143,6 @@ def _has_adts(packet: MediaPacket) -> bool:
     return packet.track.codec == "aac" and packet.data[:1] == b"\xff" and packet.data[1:2] >= b"\xf0"
 
 
-class RequestedClip(NamedTuple):
-    """Clip that a command asked for: the path of its file, and a remark; empty: it was begun for the command."""
-
-    path: str
-    remark: str
-
-
 class StreamClips:
     """Clips of one stream. For the stream's thread; any thread may call `record`, `end` and `set_budget`.
 
@@ -190,6 +185,7 @@ class StreamClips:
         self._slot = LatestFrame(lossless=lossless)
         self._lock = threading.Lock()
         self._job: ClipJob | None = None
+        self._asked: ClipJob | None = None
         self._whole: ClipJob | None = None
         self._pace = PicturePace(config.fps)
         self._frame_now = time.monotonic_ns(), time.monotonic_ns()
@@ -258,9 +254,10 @@ class StreamClips:
         with self._lock:
             self._trigger_on(events, self._time_ns(), datetime.now(UTC))
 
-    def record(self, seconds: float, state: str = "running", detail: str = "") -> RequestedClip:
-        """Save the newest seconds and the next ones; return the clip's file that is written now.
+    def record(self, seconds: float, state: str = "running", detail: str = "") -> str:
+        """Save the newest seconds and the next ones in a clip of their own; return its file that is written now.
 
+        If such a clip is being recorded, it goes on for so long, or another one begins if that is too long.
         Of a clip that goes on in another file, which is not open yet, it is the folder.
 
         Args:
@@ -272,6 +269,26 @@ class StreamClips:
             CommandError: there is nothing to record, or it would be longer than the configuration allows.
             StorageError: it could not be saved, with the reason.
         """
+        max_s = self._config.max_s
+        if not 0.0 < seconds <= max_s:
+            raise CommandError(
+                f"stream {self._stream}: a clip of {seconds:g} s cannot be recorded; expected more than 0 and at "
+                f"most clips.max_s, {max_s:g}"
+            )
+        self._check_source(state, detail)
+        kept_s = max(1.0, self._config.before_s)
+        self._recorder.check(self._stream, round(self._ring.bytes * (1.0 + seconds / kept_s)))
+        with self._lock:
+            if self._ended:
+                raise nothing_to_record(self._stream, "being stopped")
+            now_ns, now = self._time_ns(), datetime.now(UTC)
+            job, until_ns, most_ns = self._asked, now_ns + round(seconds * 1e9), round(max_s * 1e9)
+            if job is None or until_ns > job.at_ns + most_ns or not job.move_end(max(until_ns, job.until_ns)):
+                job = self._asked = self._begin(ClipReason(self._stream, ASKED), now_ns, now, until_ns)
+            return job.shown
+
+    def _check_source(self, state: str, detail: str) -> None:
+        """Raise CommandError if nothing comes to be recorded."""
         if (other := self.other_source) is not None:
             stats = other.stats
             why = self.trouble
@@ -281,24 +298,6 @@ class StreamClips:
                 raise CommandError(f"stream {self._stream}: there is nothing to record: {why}")
         elif state in ("starting", "lost"):
             raise nothing_to_record(self._stream, state, detail)
-        kept_s = max(1.0, self._config.before_s)
-        self._recorder.check(self._stream, round(self._ring.bytes * (1.0 + seconds / kept_s)))
-        with self._lock:
-            if self._ended:
-                raise nothing_to_record(self._stream, "being stopped")
-            now_ns, now = self._time_ns(), datetime.now(UTC)
-            begins = self._trigger.request(seconds, now_ns)
-            if begins is None and not self._move_end():
-                begins = ClipReason(self._stream, ASKED)
-            if begins is not None:
-                self._begin(begins, now_ns, now)
-            assert self._job is not None
-            return RequestedClip(self._job.shown, "" if begins is not None else self._remaining(now_ns))
-
-    def _remaining(self, now_ns: int) -> str:
-        """Tell how long the clip goes on that is being recorded."""
-        left_s, at_most = (self._trigger.until_ns - now_ns) / 1e9, "at most " * self._trigger.is_open
-        return f"in the clip that is being recorded, which goes on for {at_most}{left_s:.0f} s"
 
     def close(self) -> None:
         """End a running recording, and stop encoding."""
@@ -325,7 +324,7 @@ class StreamClips:
 
     def _end(self, until_ns: int) -> None:
         self._ended = True
-        for job in (self._job, self._whole):
+        for job in (self._job, self._asked, self._whole):
             if job is not None:
                 job.end(until_ns)
 
@@ -339,26 +338,17 @@ class StreamClips:
         if self._ended:
             return False
         begins = self._trigger.on_events(events, at_ns)
+        until_ns = self._trigger.until_ns
         if begins is not None:
-            self._begin(begins, at_ns, at)
-        else:
-            self._move_end()
+            self._job = self._begin(begins, at_ns, at, until_ns)
+        if self._job is not None and not self._job.finished:
+            self._job.tracks = self._trigger.tracks
+            self._job.move_end(until_ns)
         return begins is not None
 
-    def _begin(self, reason: ClipReason, at_ns: int, at: datetime) -> None:
+    def _begin(self, reason: ClipReason, at_ns: int, at: datetime, until_ns: int) -> ClipJob:
         from_ns = at_ns - round(self._config.before_s * 1e9)
-        until_ns = self._trigger.until_ns
-        times = at_ns, from_ns, until_ns
-        self._job = self._recorder.begin(self._ring, reason, at, *times, stall_s=self._stall_s)
-        self._job.tracks = self._trigger.tracks
-
-    def _move_end(self) -> bool:
-        """Move the end of a running recording. Return False if none runs any more."""
-        job = self._job
-        if job is None or job.finished:
-            return False
-        job.tracks = self._trigger.tracks
-        return job.move_end(self._trigger.until_ns)
+        return self._recorder.begin(self._ring, reason, at, at_ns, from_ns, until_ns, stall_s=self._stall_s)
 
     def _run(self) -> None:
         while not self._slot.drained:

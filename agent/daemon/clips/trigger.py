@@ -10,11 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from agent.config import ClipsConfig
-from agent.errors import CommandError
 from agent.types import ClipReason, Event, Track
-
-ASKED = "asked"
-"""Reason of a clip that a command requested."""
 
 
 class ClipTrigger:
@@ -29,7 +25,7 @@ class ClipTrigger:
         self._after_ns, self._max_ns = round(config.after_s * 1e9), round(config.max_s * 1e9)
         self._known: set[str] = set()  # alive, and in a clip once
         self._awaited: set[str] = set()  # of these, those that the newest clip waits for
-        self._limit_ns = self._after_end_ns = self._requested_ns = -(1 << 62)
+        self._limit_ns = self._after_end_ns = -(1 << 62)
         self.tracks: tuple[str, ...] = ()
 
     @property
@@ -37,12 +33,7 @@ class ClipTrigger:
         """End of the newest clip as far as is known now, ns."""
         if self._awaited:
             return self._limit_ns
-        return max(self._requested_ns, min(self._limit_ns, self._after_end_ns))
-
-    @property
-    def is_open(self) -> bool:
-        """True if the newest clip waits for the end of a track: it may end earlier than `until_ns`."""
-        return bool(self._awaited)
+        return min(self._limit_ns, self._after_end_ns)
 
     def on_events(self, events: Iterable[Event], now_ns: int) -> ClipReason | None:
         """Add the stream's events of that time; return the reason of a new clip, None if none starts."""
@@ -53,26 +44,6 @@ class ClipTrigger:
                 self._remove(track.id, now_ns)
             elif track.id not in self._known and self._wanted(track):
                 begins = self._add(event, now_ns) or begins
-        return begins
-
-    def request(self, seconds: float, now_ns: int) -> ClipReason | None:
-        """Record for `seconds` from now on; return the reason of a new clip, None if the newest one continues.
-
-        A clip that lasts longer anyway is not shortened.
-
-        Raises:
-            CommandError: the clip would be too long.
-        """
-        if not 0.0 < seconds <= self._config.max_s:
-            raise CommandError(
-                f"stream {self._stream}: a clip of {seconds:g} s cannot be recorded; expected more than 0 and at "
-                f"most clips.max_s, {self._config.max_s:g}"
-            )
-        until_ns, begins = now_ns + round(seconds * 1e9), None
-        if not self._has_room(now_ns, until_ns):
-            begins = ClipReason(self._stream, ASKED)
-            self._begin(now_ns)
-        self._requested_ns = max(self._requested_ns, until_ns)
         return begins
 
     def _add(self, event: Event, now_ns: int) -> ClipReason | None:
@@ -97,7 +68,7 @@ class ClipTrigger:
 
     def _begin(self, now_ns: int) -> None:
         self._limit_ns = now_ns + self._max_ns
-        self._after_end_ns = self._requested_ns = now_ns
+        self._after_end_ns = now_ns
         self._awaited.clear()  # tracks of the clip before do not extend this one
         self.tracks = ()
 

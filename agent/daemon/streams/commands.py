@@ -10,7 +10,7 @@ from agent.daemon.clips.record_source import nothing_to_record
 from agent.errors import CommandError
 
 if TYPE_CHECKING:
-    from agent.daemon.clips.stream_clips import RequestedClip, StreamClips
+    from agent.daemon.clips.stream_clips import StreamClips
     from agent.daemon.inspection import Inspection
     from agent.daemon.streams.pipeline import Input, Pipeline
     from agent.daemon.streams.stream import Stream
@@ -49,8 +49,8 @@ def snapshot_now(stream: Stream) -> str:
     return "it comes with the next key frame: no other picture is decoded" if waits else ""
 
 
-def record(stream: Stream, seconds: float) -> RequestedClip:
-    """Save a clip of the newest seconds and the next ones, and return it.
+def record(stream: Stream, seconds: float) -> str:
+    """Save a clip of the newest seconds and the next ones, and return its path.
 
     A clip's message is published when it is complete. Raises CommandError or StorageError with the reason.
     """

@@ -44,6 +44,7 @@ class ClipJob:
         ring: packets of its stream.
         tracks: ids of the tracks that it was made for.
         at, at_ns: UTC of its event or command, and the same by the clock of the captures, ns.
+        until_ns: end as far as known, ns.
         next_seq: number of the first packet in the ring that is not written yet.
         file: that is being written; None: nothing is written yet.
         files: number of its files that are complete.
@@ -68,7 +69,7 @@ class ClipJob:
     ) -> None:
         self.path, self.reason, self.ring = path, occasion, ring
         self.tracks: tuple[str, ...] = ()
-        self.next_seq, self._until_ns, self.segment_ns = next_seq, until_ns, segment_ns
+        self.next_seq, self.until_ns, self.segment_ns = next_seq, until_ns, segment_ns
         self.piece_bytes, self._stall_s = 1 << 62, stall_s
         self.at, self.at_ns = datetime.now(UTC), ring.now_ns()
         self._named_at: datetime | None = None
@@ -94,12 +95,12 @@ class ClipJob:
     def end(self, until_ns: int = FOREVER_NS) -> None:
         """End the clip with the packets that there are now, and were captured until then."""
         with self._lock:
-            self._until_ns, self._ended = min(self._until_ns, until_ns), True
+            self.until_ns, self._ended = min(self.until_ns, until_ns), True
 
     def move_end(self, until_ns: int) -> bool:
         """Move the clip's end to `until_ns`. Return False if it is already over."""
         with self._lock:
-            self._until_ns = until_ns
+            self.until_ns = until_ns
             return not self.finished
 
     def check_over(self) -> bool:
@@ -107,14 +108,14 @@ class ClipJob:
         ring = self.ring
         with self._lock:
             if not self.finished:
-                late = ring.now_ns() > self._until_ns + _GRACE_NS or (ring.newest_ns < 0 and self._is_stale)
-                self.finished = self._ended or ring.newest_ns > self._until_ns or late
+                late = ring.now_ns() > self.until_ns + _GRACE_NS or (ring.newest_ns < 0 and self._is_stale)
+                self.finished = self._ended or ring.newest_ns > self.until_ns or late
                 self._over_s = time.monotonic()
             return self.finished
 
     @property
     def _is_stale(self) -> bool:
-        return time.monotonic() - self._wrote_s > (self._until_ns - self.at_ns + _GRACE_NS) / 1e9
+        return time.monotonic() - self._wrote_s > (self.until_ns - self.at_ns + _GRACE_NS) / 1e9
 
     @property
     def is_idle(self) -> bool:
@@ -145,7 +146,7 @@ class ClipJob:
         elif self.awaits_more:
             return 0.0
         else:
-            waited_s = min(now_s - self._wrote_s, self.ring.age_s(self.next_seq, self._until_ns))
+            waited_s = min(now_s - self._wrote_s, self.ring.age_s(self.next_seq, self.until_ns))
         return max(0.0, waited_s - _WAIT_S)
 
     @property
@@ -201,7 +202,7 @@ class ClipJob:
         return self._named_at
 
     def packets(self) -> list[TimedPacket]:
-        return self.ring.between(self.next_seq, self._until_ns)
+        return self.ring.between(self.next_seq, self.until_ns)
 
     def is_due(self, packets: Sequence[TimedPacket]) -> bool:
         """Return True if it is time to write these packets."""

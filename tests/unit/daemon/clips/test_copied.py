@@ -301,10 +301,10 @@ def test_the_answer_names_the_file_that_is_written(
     monkeypatch.setattr("agent.storage.clips.job._WAIT_S", 0.1)
     video = make_video(tmp_path / "a.mp4", 3.0)
     camera.play(packets_of(video), {})
-    first = camera.stream.record(9.0).path
+    first = camera.stream.record(9.0)
     camera.play(packets_of(video, 5 * SECOND), {})  # its time stamps begin anew
-    wait_for(lambda: camera.clips and camera.stream.record(9.0).path.endswith(".mp4"))
-    second = camera.stream.record(9.0).path
+    wait_for(lambda: camera.clips and camera.stream.record(9.0).endswith(".mp4"))
+    second = camera.stream.record(9.0)
     assert second != first == camera.clip().path
     camera.stream.end()
     assert camera.clip(1).path == second

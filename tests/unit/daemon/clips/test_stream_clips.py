@@ -141,7 +141,7 @@ def test_an_end_that_comes_without_a_frame_ends_the_clip(camera: Camera) -> None
 
 def test_recording_when_asked_takes_what_is_kept_and_what_comes(camera: Camera) -> None:
     camera.add_frames(0, 59)
-    path = Path(camera.clips_of_stream.record(1.0).path)
+    path = Path(camera.clips_of_stream.record(1.0))
     assert path.name.endswith(".mp4")
     assert "-asked-" in path.name
     camera.add_frames(60, 120)
@@ -152,35 +152,60 @@ def test_recording_when_asked_takes_what_is_kept_and_what_comes(camera: Camera) 
     assert numbers[-1] >= 87 % 60
 
 
-def test_recording_when_asked_while_a_clip_is_made_is_that_clip(camera: Camera) -> None:
+def test_what_is_asked_for_while_things_move_has_the_asked_length_beside_their_clip(camera: Camera) -> None:
     camera.add_frames(0, 29, event("new"))
-    first, remark = camera.clips_of_stream.record(2.0)
-    assert remark == "in the clip that is being recorded, which goes on for at most 9 s"
-    assert camera.clips_of_stream.record(3.0).path == first
-    camera.add_frames(30, 30, event("end"))
-    camera.add_frames(31, 150)
-    assert camera.clip().path == first
-    assert "person" in first
-    assert camera.clip().frames > 35
-    camera.add_frames(400, 400)
-    assert camera.clips_of_stream.record(1.0).path != first
+    asked = camera.clips_of_stream.record(2.0)
+    camera.add_frames(30, 179)
+    camera.add_frames(180, 181, event("end"))
+    camera.add_frames(182, 300)
+    camera.clip(1)
+    by_path = {clip.path: clip for clip in camera.clips}
+    assert (by_path[asked].occasion.reason, by_path[asked].tracks) == ("asked", ())
+    assert by_path[asked].duration_s == pytest.approx(3.0, abs=0.3)
+    (other,) = by_path.keys() - {asked}
+    assert (by_path[other].occasion.label, by_path[other].tracks) == ("person", ("1",))
+    assert by_path[other].duration_s == pytest.approx(7.0, abs=0.3)
 
 
-def test_asking_for_less_does_not_cut_a_longer_recording_short(camera: Camera) -> None:
+def test_things_that_move_in_what_is_asked_for_have_a_clip_of_their_own(camera: Camera) -> None:
     camera.add_frames(0, 29)
-    first, remark = camera.clips_of_stream.record(4.0)
-    assert not remark
+    asked = camera.clips_of_stream.record(2.0)
     camera.add_frames(30, 59)
-    path, remark = camera.clips_of_stream.record(1.0)
-    assert (path, remark) == (first, "in the clip that is being recorded, which goes on for 3 s")
-    camera.add_frames(60, 180)
+    camera.add_frames(60, 239, event("new"))
+    camera.add_frames(240, 400, event("end"))
+    camera.clip(1)
+    by_path = {clip.path: clip for clip in camera.clips}
+    assert by_path.pop(asked).duration_s == pytest.approx(3.0, abs=0.3)
+    ((_, other),) = by_path.items()
+    assert (other.occasion.label, other.tracks) == ("person", ("1",))
+
+
+def test_what_is_asked_for_again_goes_on_and_is_never_cut_short(camera: Camera) -> None:
+    camera.add_frames(0, 29)
+    first = camera.clips_of_stream.record(4.0)
+    camera.add_frames(30, 59)
+    assert camera.clips_of_stream.record(1.0) == first
+    assert camera.clips_of_stream.record(5.0) == first
+    camera.add_frames(60, 269)
     assert camera.clip().path == first
-    assert camera.clip().duration_s == pytest.approx(5.0, abs=0.3)
+    assert camera.clip().duration_s == pytest.approx(7.0, abs=0.3)
+    assert camera.clips_of_stream.record(1.0) != first
 
 
-def test_a_length_that_cannot_be_is_refused(camera: Camera) -> None:
-    with pytest.raises(CommandError, match="at most"):
-        camera.clips_of_stream.record(11.0)
+def test_what_would_be_longer_than_allowed_is_another_clip(camera: Camera) -> None:
+    camera.add_frames(0, 29)
+    first = camera.clips_of_stream.record(9.0)
+    camera.add_frames(30, 94)
+    assert camera.clips_of_stream.record(9.0) != first
+    camera.add_frames(95, 400)
+    camera.clip(1)
+    assert [clip.duration_s for clip in camera.clips] == pytest.approx([10.0, 10.0], abs=0.5)
+
+
+@pytest.mark.parametrize("seconds", [0.0, -1.0, 10.1, float("nan"), float("inf")])
+def test_a_length_that_cannot_be_is_refused(camera: Camera, seconds: float) -> None:
+    with pytest.raises(CommandError, match=r"stream front: a clip of .* s cannot be recorded.*clips\.max_s, 10"):
+        camera.clips_of_stream.record(seconds)
 
 
 def test_closing_saves_what_there_is(camera: Camera) -> None:

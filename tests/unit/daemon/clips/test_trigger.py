@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from agent.config import ClipsConfig, ZoneConfig
 from agent.daemon.clips.trigger import ClipTrigger
 from agent.daemon.streams.perception import check_clips
-from agent.errors import CommandError, ConfigError
+from agent.errors import ConfigError
 from agent.types import ClipReason, Event, EventKind, Track
 
 SECOND = 1_000_000_000
@@ -118,42 +118,7 @@ def test_a_thing_that_becomes_worth_it_makes_a_clip_then() -> None:
     assert until(made) == 130
 
 
-def test_one_that_is_asked_for_lasts_so_long() -> None:
-    made = occasions()
-    assert made.request(8, 100 * SECOND) == ClipReason("front", "asked")
-    assert (until(made), made.tracks) == (108, ())
-    assert not told(made, 104, event("new"))
-    assert (until(made), made.tracks) == (120, ("1",))
-
-
-def test_asking_makes_a_clip_longer_that_is_being_made() -> None:
-    made = occasions()
-    told(made, 100, event("new"))
-    told(made, 101, event("end"))
-    assert made.request(10, 103 * SECOND) is None
-    assert until(made) == 113
-    assert made.request(10, 112 * SECOND) == ClipReason("front", "asked"), "it would be too long"
-    assert until(made) == 122
-
-
-def test_asking_for_less_does_not_make_a_clip_shorter() -> None:
-    made = occasions()
-    made.request(15, 100 * SECOND)
-    assert made.request(5, 102 * SECOND) is None
-    assert until(made) == 115
-
-
-@pytest.mark.parametrize("seconds", [0.0, -1.0, 20.1, float("nan"), float("inf")])
-def test_a_length_that_cannot_be_is_refused(seconds: float) -> None:
-    made = occasions()
-    with pytest.raises(CommandError, match=r"stream front: a clip of .* s cannot be recorded.*clips\.max_s, 20"):
-        made.request(seconds, 100 * SECOND)
-    assert made.until_ns < 0
-
-
-STEPS = st.lists(
-    st.tuples(st.integers(0, 80), st.sampled_from(["new", "end", "ask"]), st.integers(1, 4)), max_size=50
-)
+STEPS = st.lists(st.tuples(st.integers(0, 80), st.sampled_from(["new", "end"]), st.integers(1, 4)), max_size=50)
 
 
 @given(STEPS, st.floats(0.0, 10.0), st.floats(10.0, 30.0))
@@ -164,10 +129,7 @@ def test_every_thing_has_its_time_and_no_clip_is_too_long(
     for passed, kind, track in steps:
         now += passed * SECOND // 10
         begins = None
-        if kind == "ask":
-            begins = made.request(min(track, max_s), now)
-            assert made.until_ns >= now + min(track, max_s) * SECOND - 1
-        elif (kind == "new") != (track in alive):
+        if (kind == "new") != (track in alive):
             begins = made.on_events([event(kind, str(track))], now)
             alive ^= {track}
             if kind == "new":

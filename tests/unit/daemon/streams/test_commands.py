@@ -50,7 +50,7 @@ def test_a_stream_records_when_asked(tmp_path: Path) -> None:
     made = Stream("front", config, StreamServices(Topics("vedette", "porch"), kept, kept, recorder=recorder))
     with running(made):
         wait_for(lambda: kept.kinds() == ["new"])
-        path = record(made, 0.5).path
+        path = record(made, 0.5)
         with pytest.raises(CommandError, match="at most"):
             record(made, 1000.0)
         wait_for(lambda: clips)
