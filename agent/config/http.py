@@ -20,7 +20,8 @@ class ServedConfig(Struct, frozen=True, forbid_unknown_fields=True):
     In the names of its files `$CREDENTIALS_DIRECTORY` is expanded, which systemd sets.
 
     Attributes:
-        listen: address and port. Addresses but those of this machine alone need `username` and `password_file`.
+        listen: address and port. Addresses but those of this machine alone need `username` and `password_file`;
+            clips need them always.
         username: that a client must give by HTTP's basic authentication.
         password_file: file whose first line is the password.
         cert_file, key_file: certificate and key of this server, PEM; they turn HTTPS on.
@@ -30,6 +31,8 @@ class ServedConfig(Struct, frozen=True, forbid_unknown_fields=True):
     """Name of the table."""
     PATH: ClassVar[str] = "/"
     """Path that is served."""
+    NEEDS_LOGIN: ClassVar[bool] = False
+    """True if it needs a login also on this machine, where every user could read it."""
 
     listen: _Listen = "127.0.0.1:0"
     username: str = ""
@@ -74,7 +77,7 @@ class MetricsConfig(ServedConfig, frozen=True, forbid_unknown_fields=True):
 class PageConfig(ServedConfig, frozen=True, forbid_unknown_fields=True):
     """`[page]`: serve a page with the newest clips at `http://ADDRESS:PORT/`. Keys are in `ServedConfig`."""
 
-    TABLE = "page"
+    TABLE, NEEDS_LOGIN = "page", True
 
     listen: _Listen = f"127.0.0.1:{PAGE_PORT}"
 

@@ -44,9 +44,10 @@ _TO_THE_END = """new Promise(done => {
 @pytest.fixture
 def page(tmp_path: Path) -> Iterator[str]:
     """A page of the clips in `tmp_path`, and its address."""
-    port, service = free_port(), PageService(tmp_path, "porch")
-    service.configure(PageConfig(listen=f"{HOST}:{port}"))
-    yield f"http://{HOST}:{port}/"
+    port, service, secret = free_port(), PageService(tmp_path, "porch"), tmp_path / "secret"
+    secret.write_text("secret\n")
+    service.configure(PageConfig(listen=f"{HOST}:{port}", username="me", password_file=str(secret)))
+    yield f"http://me:secret@{HOST}:{port}/"
     service.close()
 
 
@@ -92,21 +93,22 @@ def get(url: str, login: str = "", **headers: str) -> tuple[int, bytes]:
 def test_a_daemon_serves_its_clips_to_whom_it_lets_in(tmp_path: Path, broker: Mosquitto) -> None:
     port, secret = free_port(), tmp_path / "secret"
     secret.write_text("xyz\n")
-    table: dict[str, Any] = {"listen": f"{HOST}:{port}"}
+    table: dict[str, Any] = {"listen": f"{HOST}:{port}", "username": "me", "password_file": str(secret)}
     clips = {"before_s": 1.0, "after_s": 1.0, "max_s": 4.0, "record": "continuous"}
     vedette = Vedette(tmp_path, broker, front=camera(person_model(tmp_path), clips=clips))
     vedette.config["page"] = table
     messages = broker.subscribe("vedette/#")
     with vedette:
         url = f"http://{HOST}:{port}/"
-        wait_for(lambda: b"being recorded" in get(f"{url}?kind=recordings")[1])
-        wait_for(lambda: b"<video" in get(f"{url}clips/front/")[1])
+        wait_for(lambda: b"being recorded" in get(f"{url}?kind=recordings", "me:xyz")[1])
+        wait_for(lambda: b"<video" in get(f"{url}clips/front/", "me:xyz")[1])
         assert vedette.said(f"page: served at http://{HOST}:{port}/")
-        table |= {"username": "me", "password_file": str(secret)}
+        assert get(url)[0] == 401
+        table["username"] = "you"
         vedette.reload()
-        wait_for(lambda: get(url)[0] == 401)
-        assert get(url, "me:xyz")[0] == 200
-        assert get(f"{url}clips/front/..%2f..%2fspool.db", "me:xyz")[0] == 404
+        wait_for(lambda: get(url, "me:xyz")[0] == 401)
+        assert get(url, "you:xyz")[0] == 200
+        assert get(f"{url}clips/front/..%2f..%2fspool.db", "you:xyz")[0] == 404
         with socket.create_server((HOST, 0)) as taken:
             table["listen"] = f"{HOST}:{taken.getsockname()[1]}"
             vedette.reload()

@@ -24,7 +24,7 @@ def check_served(config: ServedConfig | None) -> None:
     """Check a table with the files that it names.
 
     Raises:
-        ConfigError: the address is none, is open to others without a password, or a file cannot be used.
+        ConfigError: the address is none, others could read it without a password, or a file cannot be used.
     """
     if config is not None:
         read_access(config)
@@ -42,6 +42,11 @@ def read_access(config: ServedConfig) -> Access:
             raise config.wrong(key, f"is set but {other} is not")
     if ":" in config.username:
         raise config.wrong("username", f"= {config.username!r}: basic authentication allows no colon in it")
+    if not config.username and config.NEEDS_LOGIN:
+        raise config.wrong(
+            "username",
+            "is not set: every user of this machine could see the clips; set username and password_file",
+        )
     if not config.username and not is_loopback(host):
         raise config.wrong(
             "listen",

@@ -12,7 +12,7 @@ import pytest
 from msgspec.structs import replace
 
 from agent.comms.http.server import Page, one_page
-from agent.config.http import MetricsConfig
+from agent.config.http import MetricsConfig, PageConfig
 from agent.daemon.web.endpoint import HttpEndpoint, check_served
 from agent.errors import ConfigError
 from tests.support.certificates import make_certificates
@@ -59,6 +59,13 @@ def test_an_address_that_others_reach_needs_a_password(listen: str, secret: str)
 def test_this_machine_alone_needs_none(listen: str) -> None:
     check_served(MetricsConfig(listen=listen))
     check_served(None)
+
+
+def test_clips_need_a_login_also_on_this_machine(secret: str) -> None:
+    with pytest.raises(ConfigError, match="username and password_file") as refused:
+        check_served(PageConfig())
+    assert refused.value.keys == ("page", "username")
+    check_served(PageConfig(username="me", password_file=secret))
 
 
 @pytest.mark.parametrize(
