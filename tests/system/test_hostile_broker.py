@@ -257,6 +257,16 @@ def test_it_sends_broken_packets_of_every_kind(
     survived(tmp_path, broker, broken, caplog, times=40)
 
 
+def test_it_sends_a_packet_of_250_mb(tmp_path: Path, broker: Mosquitto, caplog: pytest.LogCaptureFixture) -> None:
+    def send(connection: socket.socket) -> None:
+        accepted(connection)
+        connection.sendall(b"\x30" + length_of(250_000_000))
+        while True:
+            connection.sendall(bytes(65_536))
+
+    assert "it sent a packet of more than" in survived(tmp_path, broker, send, caplog)
+
+
 @pytest.mark.parametrize("topic", [b"a/b", b"\xff\xfe", b"", COUNT[:-1] + b"\xc3"])
 def test_it_floods_us_with_messages_that_nobody_asked_for(
     tmp_path: Path, broker: Mosquitto, caplog: pytest.LogCaptureFixture, topic: bytes

@@ -287,7 +287,7 @@ class Connection:
             self._turn(timeout_s)
         except Exception as error:
             # Paho lets errors through that a hostile or broken peer can cause.
-            known = isinstance(error, OSError)
+            known = isinstance(error, OSError | BrokerError)
             self.drop(
                 reasons.explain_error(error) if known else f"it sent something that is not MQTT: {error!r:.200}"
             )

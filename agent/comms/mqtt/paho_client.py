@@ -20,6 +20,7 @@ from paho.mqtt.subscribeoptions import SubscribeOptions
 from agent.comms.messages import SCHEMA_VERSION
 from agent.comms.mqtt.endpoint import port, read_certificates, read_password
 from agent.config.mqtt import MqttConfig
+from agent.errors import BrokerError
 
 Protocol = Literal["5", "3.1.1"]
 Will = tuple[str, bytes] | None
@@ -29,6 +30,9 @@ VERSIONS = {"5": paho.MQTTv5, "3.1.1": paho.MQTTv311}
 LARGEST_WANTED = 256 * 1024
 """Maximum packet size that is announced to a broker of MQTT 5, bytes; the broker keeps larger packets to itself.
 The largest that is needed is the discovery message: 150 kB for eight cameras with eight labels in two zones."""
+LARGEST_RECEIVED = 16 * LARGEST_WANTED
+"""Maximum size of a packet, or of a WebSocket frame, before the connection is dropped, bytes. A broker of MQTT
+3.1.1 is told no limit, and what it retains must not end every connection."""
 
 
 class _Client(paho.Client):
@@ -36,6 +40,10 @@ class _Client(paho.Client):
 
     Of such a message paho would forget the rest: the next one would send that, and count as sent itself.
     """
+
+    def _sock_recv(self, bufsize: int) -> bytes:
+        _check_size(bufsize, self._sock)
+        return super()._sock_recv(bufsize)
 
     def _sock_send(self, buf: bytes | bytearray) -> int:
         return _sent(super()._sock_send(buf))
@@ -45,6 +53,7 @@ class _PlainClient(paho.Client):
     """The same without TLS. Paho's own loads `ssl` whenever there is nothing to read, to look for its errors."""
 
     def _sock_recv(self, bufsize: int) -> bytes:
+        _check_size(bufsize, self._sock)
         return self._plain().recv(bufsize)
 
     def _sock_send(self, buf: bytes | bytearray) -> int:
@@ -54,6 +63,16 @@ class _PlainClient(paho.Client):
         if self._sock is None:
             raise ConnectionError
         return self._sock
+
+
+def _check_size(bufsize: int, connection: object) -> None:
+    """Raise BrokerError for a packet that is too large. Paho asks for all of it once it has read its length.
+
+    It also stores the beginning of a WebSocket frame until it has read the whole frame.
+    """
+    if max(bufsize, len(getattr(connection, "_readbuffer", b""))) > LARGEST_RECEIVED:
+        limit = f"more than {LARGEST_RECEIVED} bytes"
+        raise BrokerError(f"it sent a packet of {limit}; if it is retained under this device's topics, delete it")
 
 
 def _sent(count: int) -> int:

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import logging
 import random
+import re
 import select
 import socket
+import ssl
 import subprocess
 import sys
 import threading
 import time
-from typing import Any
+from pathlib import Path
+from typing import Any, Literal
 
 import pytest
 from msgspec.structs import replace
@@ -18,11 +23,13 @@ from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.reasoncodes import ReasonCode
 
 from agent.comms.mqtt.connection import TIMINGS, Connection, ConnectionTimings, WakeupPipe
+from agent.comms.mqtt.paho_client import LARGEST_RECEIVED
 from agent.comms.mqtt.publisher import Publisher
 from agent.comms.topics import OFFLINE
 from agent.config.mqtt import MqttConfig
 from agent.types import Stored
-from tests.support.hostile import CONNACK_5, peer, receive_until
+from tests.support.certificates import make_certificates
+from tests.support.hostile import CONNACK_5, length_of, peer, publish, receive_until, until_left
 from tests.support.mosquitto import HOST, free_port
 from tests.support.publishing import EVENTS, TOPICS, Kept, event, wait_for
 
@@ -338,3 +345,60 @@ def test_a_connection_without_tls_loads_no_tls_while_there_is_nothing_to_read_no
             [sys.executable, "-c", _PUBLISHES_TWICE, *ports], capture_output=True, text=True, check=True
         )
     assert done.stdout.split() == ["nothing", "listens", "there", "False"]
+
+
+def accept_websocket(connection: socket.socket) -> None:
+    """Shake hands as a WebSocket server (RFC 6455, section 4.2.2)."""
+    key = re.findall(rb"Sec-WebSocket-Key: (\S+)", receive_until(connection, b"\r\n\r\n"))[0]
+    accepted = base64.b64encode(hashlib.sha1(key + b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11").digest())
+    head = b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+    connection.sendall(head + b"Sec-WebSocket-Accept: " + accepted + b"\r\n\r\n")
+
+
+def frame(length: int) -> bytes:
+    """Return the header of a binary WebSocket frame."""
+    return b"\x82\x7f" + length.to_bytes(8, "big")
+
+
+LARGE = 2 * LARGEST_RECEIVED
+ANNOUNCED = b"\x30" + length_of(LARGE)
+
+
+@pytest.mark.parametrize(
+    ("transport", "tls", "answer"),
+    [
+        ("tcp", False, CONNACK_5 + ANNOUNCED),
+        ("tcp", True, CONNACK_5 + ANNOUNCED),
+        ("websockets", False, frame(5) + CONNACK_5 + frame(LARGE) + ANNOUNCED),
+        ("websockets", True, frame(5) + CONNACK_5 + frame(LARGE) + ANNOUNCED),
+        (
+            "websockets",
+            False,
+            frame(5) + CONNACK_5 + frame(LARGE) + publish(b"a", bytes(60_000)) * (LARGE // 60_000),
+        ),
+    ],
+    ids=["tcp", "tls", "websocket", "websocket over tls", "websocket frame of many packets"],
+)
+def test_a_packet_that_is_too_large_ends_the_connection_before_it_is_read(
+    tmp_path: Path, transport: Literal["tcp", "websockets"], tls: bool, answer: bytes
+) -> None:
+    def serve(connection: socket.socket) -> None:
+        if transport == "websockets":
+            accept_websocket(connection)
+        connection.recv(4096)
+        connection.sendall(answer)
+        until_left(connection)
+
+    make_certificates(tmp_path)
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(tmp_path / "server.pem", tmp_path / "server.key")
+    with peer(serve, context if tls else None) as port:
+        ca_file = str(tmp_path / "ca.pem") if tls else ""
+        config = MqttConfig(host=HOST, port=port, transport=transport, ca_file=ca_file)
+        connection = Connection(config, "cam", "5", None)
+        connection.open(WakeupPipe(), lambda: 60.0, 60.0)
+        until = time.monotonic() + 60.0
+        while not connection.lost and time.monotonic() < until:
+            connection.turn(1.0)
+        connection.drop("it was not noticed")
+    assert str(LARGEST_RECEIVED) in connection.lost
