@@ -455,15 +455,14 @@ class Requests:
         place = ("", "") if stream is None else (stream, what)
         # A setting by a plain message shows in its state topic; only a request has an answer by default.
         usual = self._topics.answer(what) if stream is None else ""
-        answer_to, correlation, name = received.response_topic or usual, received.correlation, ""
+        is_long = len(received.correlation) > _CORRELATION_MAX
+        answer_to, correlation, name = usual, b"" if is_long else received.correlation, ""
         try:
-            if len(correlation) > _CORRELATION_MAX:
-                correlation = b""
-                raise CommandError(f"more than {_CORRELATION_MAX} bytes of correlation data")
             if received.response_topic:
-                answer_to = usual  # if the check fails
                 check_answer_topic(received.response_topic, self._topics, what if stream is None else "set")
                 answer_to = received.response_topic
+            if is_long:
+                raise CommandError(f"more than {_CORRELATION_MAX} bytes of correlation data")
             if stream is None:
                 command, name = request_command(what, received.payload)
             else:

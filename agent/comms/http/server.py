@@ -12,7 +12,9 @@ import base64
 import binascii
 import hmac
 import io
+import ipaddress
 import logging
+import re
 import select
 import socket
 import ssl
@@ -62,6 +64,7 @@ _PAUSE_S = 1.0
 _IDLE_S = 1.0
 """A connection whose request has not come after this time is ended when others wait for its place, s."""
 _BACKLOG = 16
+_HOST = re.compile(r"(?:\[([0-9A-Fa-f:.]+)\]|([0-9.]+|localhost))(?::[0-9]{0,5})?", re.IGNORECASE)
 
 
 class Access(Struct, frozen=True):
@@ -111,12 +114,10 @@ class HttpRequest(Struct, frozen=True):
     Attributes:
         path: with the query, as sent: anybody may have written it.
         headers: of the request.
-        has_login: True if the client has given user and password.
     """
 
     path: str
     headers: Message
-    has_login: bool = False
 
 
 class Answer(Struct, frozen=True):
@@ -339,6 +340,18 @@ def _drain(connection: socket.socket) -> None:
             return
 
 
+def names_an_address(host: str) -> bool:
+    """Return True if the value of a `Host` header is an IP address or `localhost`, with or without a port."""
+    found = _HOST.fullmatch(host)
+    if found is None:
+        return False
+    try:
+        _ = ipaddress.IPv6Address(found[1]) if found[1] else ipaddress.IPv4Address(found[2])
+    except ValueError:
+        return host.lower().startswith("localhost")
+    return True
+
+
 class _RequestReader(io.RawIOBase):
     """Reads from a socket until a deadline and up to a number of bytes.
 
@@ -422,8 +435,11 @@ class _Handler(BaseHTTPRequestHandler):
                 time.sleep(self._limits.wrong_s)  # so that passwords cannot be tried fast
             self._reply(text_answer(401, "user name or password is wrong"))
             return
-        has_login = bool(self._access.username)
-        self._answer = answer = self._server.respond(HttpRequest(self.path, self.headers, has_login))
+        if not self._access.username and not names_an_address(self.headers.get("Host", "")):
+            # A website could let its own name lead to this machine, to read the answer in a visitor's browser.
+            self._reply(text_answer(403, "without username and password, ask for an IP address or localhost"))
+            return
+        self._answer = answer = self._server.respond(HttpRequest(self.path, self.headers))
         self._reply(answer)
 
     do_HEAD = do_GET  # noqa: N815 - as the base class looks it up

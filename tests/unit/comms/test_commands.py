@@ -470,6 +470,16 @@ def test_huge_correlation_data_is_neither_kept_nor_sent_back(queue: Queue) -> No
     request = queue.take(STATUS, correlation=b"x" * 30_000, response_topic="me")
     assert request is not None
     assert (request.command, request.correlation, request.mark) == (None, b"", None)
+    assert request.answer_to == "me"
+
+
+@pytest.mark.parametrize("size", [8, 1025])
+def test_a_foreign_response_topic_gets_no_answer_however_long_the_correlation_data(
+    queue: Queue, size: int
+) -> None:
+    request = queue.take(STATUS, correlation=b"x" * size, response_topic="homeassistant/intruder/config")
+    assert request is not None
+    assert request.answer_to == TOPICS.answer("status")
 
 
 def test_more_than_can_be_done_is_refused_at_once(queue: Queue) -> None:

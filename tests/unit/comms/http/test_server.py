@@ -26,6 +26,7 @@ from agent.comms.http.server import (
     Page,
     Render,
     listen,
+    names_an_address,
     one_page,
 )
 from tests.support.certificates import make_certificates
@@ -72,6 +73,37 @@ def exchange(server: HttpServer, sent: bytes) -> bytes:
             return b"".join(iter(lambda: client.recv(4096), b""))
         except ConnectionError:
             return b""
+
+
+def test_without_a_login_a_name_that_leads_here_is_refused(server: HttpServer) -> None:
+    assert ask(server, Host="localhost:9469") == (200, PAGE.body)
+    for host in ("evil.example:9470", "evil.example", "", "127.0.0.1.evil.example"):
+        assert ask(server, Host=host)[0] == 403
+    server.access = Access("me", "secret")
+    login = base64.b64encode(b"me:secret").decode()
+    assert ask(server, Host="board.example", Authorization=f"Basic {login}") == (200, PAGE.body)
+
+
+@pytest.mark.parametrize(
+    "host",
+    [
+        "[::1]evil.example",
+        "127.0.0.1:80@evil.example",
+        "[::1",
+        "::1",
+        "localhost.",
+        "127.1",
+        "[127.0.0.1]",
+        "1:a",
+    ],
+)
+def test_an_odd_host_is_no_address(host: str) -> None:
+    assert not names_an_address(host)
+
+
+@pytest.mark.parametrize("host", ["localhost", "LOCALHOST:1", "127.0.0.1", "10.1.2.3:80", "[::1]:9470"])
+def test_an_address_with_or_without_a_port_is_one(host: str) -> None:
+    assert names_an_address(host)
 
 
 def test_the_page_is_served_with_its_type(server: HttpServer) -> None:
@@ -237,7 +269,7 @@ def test_nobody_is_cut_off_while_nobody_waits(tmp_path: Path) -> None:
     (tmp_path / "clip").write_bytes(b"x" * 3_000_000)
     made = files(tmp_path / "clip", HttpLimits(connections=1, fair_s=0.0, piece_bytes=16 * 1024))
     with socket.create_connection(made.address, timeout=60) as slow:
-        slow.sendall(b"GET /clip HTTP/1.1\r\nConnection: close\r\n\r\n")
+        slow.sendall(b"GET /clip HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
         time.sleep(0.8)
         assert sum(map(len, iter(lambda: slow.recv(65536), b""))) > 3_000_000
     made.close()
