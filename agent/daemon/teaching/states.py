@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 _EVERY_NS = 500_000_000
 """Least time between two examples: pictures in a row are alike."""
 _SETTLING_NS = 200_000_000
-"""Least time between two inferences that are made only because answers differ from the value."""
+"""Least time between two inferences that are made only because a value is unknown or may change."""
 DELAY_S = 1.0
 """Time from a request to its first example, s: pictures of a network camera are that late."""
 
@@ -90,7 +90,7 @@ class StreamStates(Teaching["VideoPerception", _Sensor]):
         """Ask for an inference at `now_ns` if one is needed, and end a lesson for which no pictures come."""
         with self._lock:
             course = self._course
-            settling = any(one.follower.is_settling for one in self._heads.values())
+            settling = any(map(self._needs_answer, self._heads.values()))
         is_due = course is not None and now_ns - course.newest_ns >= _EVERY_NS
         settling = settling and now_ns - self._processed_ns >= _SETTLING_NS
         self._perception.wants_inference = settling or is_due
@@ -103,6 +103,11 @@ class StreamStates(Teaching["VideoPerception", _Sensor]):
             for sensor in self._heads.values():
                 if sensor.follower.value:
                     self._discard(sensor, "stall")
+
+    def _needs_answer(self, sensor: _Sensor) -> bool:
+        """Return True if newer answers differ from the value, or if it has none: no motion may come for long."""
+        is_unknown = sensor.head is not None and not sensor.follower.value
+        return sensor.follower.is_settling or (is_unknown and not self._why_silent(sensor))
 
     def _learn_head(self, examples: Mapping[str, Floats]) -> StateHead:
         return StateHead(examples)

@@ -140,6 +140,17 @@ def test_a_state_is_taught_and_told_with_an_event_for_each_change(stream: Stream
     assert all(body is None for body in stream.kept.crash_ends.values()), "nothing is open"
 
 
+def test_a_state_that_was_just_taught_is_looked_at_without_motion(stream: Stream) -> None:
+    taught(stream)
+    assert stream.sensor() == ""
+    stream.states.poll((stream.number + 1) * 500_000_000)
+    assert stream.vision.wants_inference
+    stream.show("closed", 4)
+    assert stream.sensor() == "closed"
+    stream.states.poll((stream.number + 1) * 500_000_000)
+    assert not stream.vision.wants_inference
+
+
 def test_what_was_taught_is_read_again_and_holds_no_picture(stream: Stream, tmp_path: Path) -> None:
     taught(stream)
     (file,) = stream.folder.glob("*.json")
