@@ -12,7 +12,6 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Literal
 
-from agent.backoff import Backoff
 from agent.comms.commands import quoted
 from agent.comms.mqtt import reasons
 from agent.comms.mqtt.connection import Connection
@@ -23,11 +22,11 @@ from agent.config import StreamConfig
 
 log = logging.getLogger(__name__)
 
-PER_S, BURST = 20.0, 100
+PER_S, BURST = 20.0, 200
 """Messages that are accepted: each second in the long run, and at once."""
-SHUT_AFTER = 1000
-"""Messages dropped in one flood before the subscription is ended: even dropping them costs time."""
-_SHUT_FIRST_S, _SHUT_LAST_S = 10.0, 600.0
+SHUT_AFTER, SHUT_S = 1000, 2.0
+"""Messages dropped in one flood before the subscription is ended for some seconds, again and again: even dropping
+them costs time."""
 
 Admission = Literal["take", "drop", "shut"]
 
@@ -44,44 +43,44 @@ class RateLimiter:
     ) -> None:
         self._clock, self._per_s, self._burst = clock, per_s, float(burst)
         self._tokens, self._at = self._burst, clock()
-        self._pauses, self._until = Backoff(_SHUT_FIRST_S, _SHUT_LAST_S, jitter=0.0), 0.0
+        self._by_topic: dict[str, int] = {}
+        self._until = self._dropped_at = 0.0
         self.dropped = 0
 
-    def allow(self) -> Admission:
-        """Decide on a message that arrives now; `shut`: drop it, and unsubscribe for `shut_s`."""
+    def allow(self, topic: str = "") -> Admission:
+        """Decide on a message that arrives now; `shut`: drop it, and unsubscribe for `SHUT_S`.
+
+        One topic gets at most half of the bucket, so that a flood of it leaves room for the others.
+        """
         self._fill()
-        if self._tokens >= 1.0:
+        taken = self._by_topic.get(topic, 0)
+        if self._tokens >= 1.0 and (not topic or taken < self._burst / 2):
             self._tokens -= 1.0
+            self._by_topic[topic] = taken + 1
             return "take"
         self.dropped += 1
+        self._dropped_at = self._at
         if self.dropped < SHUT_AFTER or self.is_shut:
             return "drop"
-        self._until = self._clock() + self._pauses.next_s()
+        self._until = self._dropped_at = self._at + SHUT_S
         return "shut"
 
     def _fill(self) -> None:
         now = self._clock()
         self._tokens = min(self._burst, self._tokens + (now - self._at) * self._per_s)
         self._at = now
+        if self._tokens >= self._burst or len(self._by_topic) > self._burst:
+            self._by_topic.clear()
 
     @property
     def is_shut(self) -> bool:
         return self._clock() < self._until
 
-    @property
-    def shut_s(self) -> float:
-        return max(0.0, self._until - self._clock())
-
     def end_flood(self) -> int:
         """Return how many messages were dropped if a flood has ended since the last call; else 0."""
-        if not self.dropped or self.is_shut:
-            return 0
-        self._fill()
-        if self._tokens < self._burst:
+        if self._clock() - self._dropped_at < self._burst / self._per_s:
             return 0
         dropped, self.dropped = self.dropped, 0
-        if dropped < SHUT_AFTER:
-            self._pauses.reset()
         return dropped
 
 
@@ -121,7 +120,7 @@ class _Handler:
             )
 
     def _receive(self, connection: Connection, received: IncomingMessage) -> None:
-        verdict = self._limiter.allow()
+        verdict = self._limiter.allow(received.topic)
         if verdict == "take":
             self._process(received)
             return
@@ -130,7 +129,8 @@ class _Handler:
         if verdict == "shut":
             self.is_subscribed = False
             connection.subscriptions.remove(self.pattern)
-            log.warning("%s: flooded; unsubscribed for %.0f s", self.pattern, self._limiter.shut_s)
+            if self._limiter.dropped == SHUT_AFTER:
+                log.warning("%s: flooded; unsubscribed for %.0f s at a time", self.pattern, SHUT_S)
 
     def _process(self, received: IncomingMessage) -> None:
         if len(received.payload) > LARGEST:
@@ -283,8 +283,7 @@ class StaleTopics:
     A run that was killed, or that ended while the broker was away, leaves them. A count that no stream of this
     run has set becomes 0. Counts of a stream that no longer exists are deleted, and its snapshot before them. A
     setting or a sensor that this run has not set is deleted, and so is what is told of lines and zones that are
-    not configured: the others are published when their stream runs. `vedette cleanup` deletes what is left under
-    a former name.
+    not configured: the others are published when their stream runs.
     """
 
     def __init__(

@@ -10,7 +10,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agent.comms.mqtt import inbox as intake
-from agent.comms.mqtt.inbox import BURST, LARGEST, PER_S, SHUT_AFTER, Inbox, RateLimiter, RetainedSubscription
+from agent.comms.mqtt.inbox import (
+    BURST,
+    LARGEST,
+    PER_S,
+    SHUT_AFTER,
+    SHUT_S,
+    Inbox,
+    RateLimiter,
+    RetainedSubscription,
+)
 from agent.comms.mqtt.paho_client import IncomingMessage
 from tests.support.subscribing import Client, connection, subscriptions
 
@@ -151,22 +160,22 @@ def test_a_flood_is_cut_off_at_the_broker_and_listened_to_again_when_it_is_over(
     client = Client()
     line = connection(client)
     inbox.restart(line)
-    for _ in range(BURST + SHUT_AFTER + 50):
+    for _ in range(BURST // 2 + SHUT_AFTER + 50):
         client.message("vedette/porch/front/set/enabled", b"on")
-    assert len(heard) == BURST
+    assert len(heard) == BURST // 2
     assert client.asked == [f"+{SET}", f"-{SET}"]
     inbox.update(line)
     assert client.asked[-1] == f"-{SET}"
-    now[0] += 10.1
+    now[0] += SHUT_S + 0.1
     inbox.update(line)
     assert client.asked[-1] == f"+{SET}"
-    client.message("vedette/porch/front/set/enabled", b"on")
-    assert len(heard) == BURST + 1
-    now[0] += 10.0
+    client.message("vedette/porch/front/set/threshold", b"0.5")
+    assert len(heard) == BURST // 2 + 1
+    now[0] += BURST / PER_S
     inbox.update(line)
     assert [text.split(": ", 1)[1] for text in said(caplog)] == [
         "too many messages; some are dropped",
-        "flooded; unsubscribed for 10 s",
+        "flooded; unsubscribed for 2 s at a time",
         f"no longer flooded; {SHUT_AFTER} messages were dropped",
     ]
 
@@ -193,17 +202,28 @@ def test_no_more_is_taken_than_the_bucket_holds(pauses: list[float]) -> None:
     assert taken + door.dropped == len(pauses)
 
 
-def test_a_flood_that_comes_again_shuts_the_door_for_longer() -> None:
+def test_a_flood_of_one_topic_leaves_room_for_the_others() -> None:
     now = [0.0]
     door = RateLimiter(lambda: now[0])
-    shut = []
+    for _ in range(300):  # a minute
+        for _ in range(10):
+            door.allow("front/set/enabled")
+        assert door.is_shut or door.allow("back/set/enabled") == "take"
+        now[0] += 0.2
+
+
+def test_a_flood_that_goes_on_shuts_the_door_for_a_short_time_only() -> None:
+    now = [0.0]
+    door = RateLimiter(lambda: now[0])
     for _ in range(4):
-        while door.allow() != "shut":
+        while door.allow("front/set/enabled") != "shut":
             pass
-        shut.append(door.shut_s)
-        now[0] += door.shut_s + BURST / PER_S
-        door.end_flood()
-    assert shut == [10.0, 20.0, 40.0, 80.0]
+        now[0] += SHUT_S
+        assert not door.is_shut
+        assert door.allow("back/set/enabled") == "take"
+        assert not door.end_flood()
+    now[0] += BURST / PER_S
+    assert door.end_flood() > SHUT_AFTER
 
 
 def test_what_is_retained_is_the_answer() -> None:
