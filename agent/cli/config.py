@@ -1,4 +1,4 @@
-"""`vedette config`: check, show, migrate, describe."""
+"""`vedette config`: check, show, describe."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import click
 
 from agent.cli.options import DEFAULT_CONFIG
 from agent.cli.output import print_json
-from agent.errors import ConfigError, ModelError, StorageError
+from agent.errors import ModelError, StorageError
 from agent.text import plain
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ _FILE = click.argument("file", type=click.Path(path_type=Path), default=DEFAULT_
 
 @click.group()
 def config() -> None:
-    """Check, show, migrate or describe the configuration."""
+    """Check, show or describe the configuration."""
 
 
 @config.command()
@@ -103,35 +103,6 @@ def _with_overrides(config: Config) -> tuple[Config, dict[Keys, str]]:
         return config, {}
     kept, _ = found.still_valid(config)
     return kept.apply_to(config), kept.remarks(config)
-
-
-@config.command()
-@_FILE
-@click.option("--dry-run", is_flag=True, help="Print the changes without making them.")
-def migrate(file: Path, dry_run: bool) -> None:
-    """Rename keys of earlier versions in FILE: a configuration, a board profile or a model's manifest.
-
-    Comments and order stay. The previous content is kept as FILE.before.
-    """
-    from agent.config.renames import rewrite
-    from agent.config.toml import read_toml
-    from agent.storage.files import take_copy, write_like
-
-    before = read_toml(file, "the file")
-    try:
-        text, found = rewrite(file.read_bytes().decode("utf-8-sig"), before.lines)
-    except ConfigError as error:
-        raise ConfigError(str(error), str(file)) from None
-    for old in found:
-        click.echo(plain(f"{before.where(*old.keys)}: {old}"))
-    if not found:
-        click.echo(plain(f"{file}: no key of an earlier version"))
-    elif not dry_run:
-        target = file.resolve()
-        kept = target.with_name(f"{target.name}.before")
-        take_copy(target, kept, like_source=True)
-        write_like(target, text.encode(), target)
-        click.echo(plain(f"{file}: rewritten; the previous content is in {kept}"))
 
 
 @config.command()

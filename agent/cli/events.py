@@ -198,8 +198,6 @@ class HistoryRow:
         stored = self.past.stored
         with suppress(msgspec.MsgspecError, ValueError):
             found: dict[str, Any] = msgspec.json.decode(messages.complete_spooled(stored, stored.put_at))
-            if found.get("kind") == "heard":  # as earlier versions wrote it
-                found["kind"] = "keyword"
             return found
         return {}
 

@@ -24,8 +24,7 @@ _VERBS: dict[str, str] = {
     "demo": "Play a bundled clip through a model to an embedded broker.",
     "watch": "Show what devices publish, live.",
     "command": "Send a command to a device over the broker.",
-    "cleanup": "Delete what a device left at a broker under a former name.",
-    "config": "Check, show, migrate or describe the configuration.",
+    "config": "Check, show or describe the configuration.",
     "doctor": "Examine this board, and say what to do about problems.",
     "devices": "List the cameras and microphones of this machine.",
     "models": "List, inspect and calibrate models.",
@@ -45,9 +44,6 @@ _VERBS: dict[str, str] = {
     "completion": "Print the script for tab completion in a shell.",
 }
 """Help of each verb in one line, so that `vedette --help` imports nothing."""
-
-_RENAMED = {"tell": "command"}
-"""New name by old verb."""
 
 
 @contextmanager
@@ -85,8 +81,6 @@ class _Verbs(click.Group):
         return list(_VERBS)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        if cmd_name in _RENAMED:
-            ctx.fail(f"`vedette {cmd_name}` is called `vedette {_RENAMED[cmd_name]}` now.")
         if cmd_name == "completion":
             return completion
         if cmd_name not in _VERBS:

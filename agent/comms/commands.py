@@ -248,8 +248,6 @@ def _setting(stream: str, what: str, given: Given) -> Command:
     kind, _, name = what.partition("/")
     read = _READERS.get(kind if name and kind in _NAMED else what if what not in _NAMED else "")
     if read is None:
-        if what == "rung":
-            raise CommandError("'rung' is called 'variant' now: set that")
         if what in _ACTIONS:
             raise CommandError(f"{what} is not a setting but a command of its own: cmd/{what}")
         known = ", ".join(f"{name}/NAME" if name in _NAMED else name for name in _READERS)

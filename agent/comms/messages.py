@@ -393,7 +393,7 @@ class EventMessage(Struct, frozen=True):
             which its condition became true. An `end` with the reason `restart` has the
             state of the track at its newest event: the device crashed some time after that.
         latency_ms: see `Latency`.
-        model, backend, variant: what computed it; `variant` is empty in messages of versions with `rung`.
+        model, backend, variant: what computed it.
         seq: number of the message among those that the device sends through its spool: events and clips of every
             stream. A gap means lost messages, unless it ends before `first_seq`.
         first_seq: number with which the run of the daemon began that sent this; 0: not known. After a crash a run

@@ -37,7 +37,7 @@ import msgspec
 from msgspec import Meta, Struct
 
 from agent.config.secondary import SecondaryConfig
-from agent.config.toml import Problem, TomlFile, parse_toml, with_new_keys
+from agent.config.toml import Problem, TomlFile, parse_toml
 from agent.errors import ConfigError, ModelError
 from agent.structs import convert
 from agent.types import ChannelOrder
@@ -319,9 +319,9 @@ class Model(Struct, frozen=True, weakref=True):
 
 
 def read_manifest(text: str, path: str) -> TomlFile:
-    """Parse a manifest without checking its keys, of which old ones get their new names. Raises ModelError."""
+    """Parse a manifest without checking its keys. Raises ModelError."""
     try:
-        return with_new_keys(parse_toml(text, path))
+        return parse_toml(text, path)
     except ConfigError as error:
         raise ModelError(str(error)) from None
 

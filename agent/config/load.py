@@ -18,8 +18,7 @@ from msgspec.structs import replace
 from agent.board.identity import Board, read_board
 from agent.config import Config
 from agent.config.profiles import AUTO, Profile, choose, put_under
-from agent.config.renames import NARROWED
-from agent.config.toml import Keys, Problem, TomlFile, parse_toml, read_toml, to_toml, with_new_keys
+from agent.config.toml import Keys, Problem, TomlFile, parse_toml, read_toml, to_toml
 from agent.errors import ConfigError
 from agent.structs import convert
 
@@ -69,21 +68,15 @@ class ConfigFile(Struct, frozen=True):
 
 
 class Rereadable:
-    """The daemon's configuration file, which is read again while its configuration is in use.
-
-    Keys of earlier versions count under their new names: a board in the field must start after an update.
-    """
+    """The daemon's configuration file, which is read again while its configuration is in use."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self._newest: ConfigFile | None = None
 
     def read(self) -> Config:
-        """Read the file, and warn of keys of earlier versions."""
-        self._newest = load(self._path, accept_old_keys=True)
-        for file in self._newest.files:
-            if file.old_keys:
-                log.warning("%s", file.describe_old_keys())
+        """Read the file; see `load`."""
+        self._newest = load(self._path)
         return self._newest.config
 
     def where(self, *keys: str | int) -> str:
@@ -95,19 +88,14 @@ class Rereadable:
         return self._newest.describe_board() if self._newest else ""
 
 
-def load(path: Path, root: Path = Path("/"), *, accept_old_keys: bool = False) -> ConfigFile:
+def load(path: Path, root: Path = Path("/")) -> ConfigFile:
     """Read and validate a file, over the profile that it wants or that fits the board with this root folder.
-
-    With `accept_old_keys`, keys of earlier versions are read under their new names instead of refused. A value
-    that only earlier versions allowed is always replaced by the default: a bundle's migrations rename keys, but
-    cannot change single values.
 
     Raises:
         ConfigError: it cannot be read, is not TOML, has an unknown key or a wrong value, or its profile does.
             Where there are several of these, its text has one line for each.
     """
-    file = read_toml(path, "the configuration")
-    return _validated(with_new_keys(file, None if accept_old_keys else NARROWED), read_board(root))
+    return _validated(read_toml(path, "the configuration"), read_board(root))
 
 
 def parse(text: str, path: str) -> ConfigFile:

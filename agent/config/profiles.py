@@ -25,7 +25,7 @@ from agent.config import (
     ThermalConfig,
 )
 from agent.config.source_uri import parse as parse_uri
-from agent.config.toml import Keys, TomlFile, nearest, read_toml, with_new_keys
+from agent.config.toml import Keys, TomlFile, nearest, read_toml
 from agent.errors import ConfigError, SourceError
 
 Table = dict[str, Any]
@@ -150,7 +150,7 @@ def rank(profile: Profile, board: Board) -> tuple[int, int] | None:
 
 
 def _read(path: Path) -> Profile:
-    file = with_new_keys(read_toml(path, "the board's profile"))
+    file = read_toml(path, "the board's profile")
     file.check(ProfileTables)
     return Profile(path.stem, file.data["board"]["title"], file)
 

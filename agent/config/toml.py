@@ -14,7 +14,6 @@ from typing import Any, Literal, Union, get_args, get_origin
 import msgspec
 from msgspec import Struct
 
-from agent.config.renames import doubled, old_key, replace_old_keys
 from agent.errors import ConfigError, reason_of
 from agent.structs import convert
 from agent.text import is_plain, without_login
@@ -63,25 +62,16 @@ class TomlFile(Struct, frozen=True):
         path: of the file.
         data: tables as built-in types.
         lines: line number by key path, such as `("streams", "front", "zones", 0, "name")`.
-        old_keys: how each key or value of an earlier version was read.
     """
 
     path: str
     data: dict[str, Any]
     lines: dict[Keys, int]
-    old_keys: tuple[str, ...] = ()
 
     def where(self, *keys: str | int) -> str:
         """Return `file:line` of a key, or of the nearest table above it."""
         line = _line(self.lines, keys)
         return f"{self.path}:{line}" if line else self.path
-
-    def describe_old_keys(self) -> str:
-        """Describe how keys and values of earlier versions were read."""
-        return (
-            f"{self.path}: keys of an earlier version: {'; '.join(self.old_keys)}. "
-            f"`vedette config migrate {self.path}` rewrites the file"
-        )
 
     def check(self, kind: type[Struct], more: Iterable[Problem] = ()) -> None:
         """Check the content against a struct; see `faults`.
@@ -125,14 +115,6 @@ def read_toml(path: Path, what: str) -> TomlFile:
     except UnicodeDecodeError as error:
         raise ConfigError(f"not UTF-8 at byte {error.start}: save it as UTF-8", str(path)) from error
     return parse_toml(text, str(path))
-
-
-def with_new_keys(file: TomlFile, patterns: Iterable[str] | None = None) -> TomlFile:
-    """Read keys of earlier versions under their new names; changes `data` and `lines`."""
-    lines = dict(file.lines)
-    found = replace_old_keys(file.data, file.lines, patterns)
-    read = (old.reading(_line(lines, old.keys)) for old in found)
-    return TomlFile(file.path, file.data, file.lines, tuple(read))
 
 
 def _read_file(path: Path, what: str) -> str:
@@ -273,13 +255,10 @@ def _unknown_keys(data: Any, kind: Any, at: Keys) -> Iterator[Problem]:
             if key in fields:
                 yield from _unknown_keys(value, fields[key], (*at, key))
             else:
-                yield (*at, key), _unknown((*at, key), list(fields), data)
+                yield (*at, key), _unknown((*at, key), list(fields))
 
 
-def _unknown(keys: Keys, known: list[str], table: dict[str, Any]) -> str:
-    old = old_key(keys)
-    if old is not None and (not old.name or old.name in known):
-        return (doubled(old) if old.name in table else old).problem()
+def _unknown(keys: Keys, known: list[str]) -> str:
     return f"unknown key `{_dotted(keys)}`{nearest(str(keys[-1]), known)}"
 
 

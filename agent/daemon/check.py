@@ -129,7 +129,6 @@ def warnings(path: Path) -> list[str]:
     except ConfigError:
         return []
     found = [*unwise(file.config.mqtt), *_not_checked(file), *_texts_off(file), *_in_plain_text(file)]
-    found += [read.describe_old_keys() for read in file.files if read.old_keys]
     found += [
         f"{file.where('streams', name, 'source')}: stream {name} uses the microphone of stream {other}; that "
         "works only where a sound server shares it"
@@ -203,7 +202,7 @@ def _open_passwords(config: Config) -> list[str]:
 def can_start(path: Path) -> bool:
     """Return True if a daemon starts on a file, even if all of its streams fail then."""
     try:
-        check_streams(load(path, accept_old_keys=True).config)
+        check_streams(load(path).config)
     except ConfigError:
         return False
     return True

@@ -158,12 +158,7 @@ def decode(data: bytes) -> Overrides:
         raise StorageError(f"not readable as overrides: {error}") from error
     if file.check and file.check != _checksum(file.streams):
         raise StorageError("not readable as overrides: the checksum does not match")
-    return Overrides({name: _with_new_names(some) for name, some in file.streams.items()})
-
-
-def _with_new_names(some: dict[str, Override]) -> dict[str, Override]:
-    """Read files of versions that said `rung` for `variant`."""
-    return {"variant" if what == "rung" else what: one for what, one in some.items()}
+    return Overrides(file.streams)
 
 
 class OverridesFile:

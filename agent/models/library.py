@@ -53,8 +53,6 @@ _completions: dict[str, tuple[str, dict[str, Any], Completed]] = {}
 manifest."""
 _without_int4: set[str] = set()
 """sha256 of files that have no weights to expand."""
-_of_old_keys: dict[str, list[str]] = {}
-"""Remarks by name or path, for `log_guesses`."""
 
 
 class Known(Struct, frozen=True):
@@ -79,31 +77,17 @@ class Known(Struct, frozen=True):
         return self.completed.manifest
 
     def remarks(self) -> list[str]:
-        """List what was found or guessed, in one line, every doubt, and old keys of the manifest."""
-        if self.stated is None:
-            return _remarks({}, self.completed)
-        return [*_remarks(self.stated.data, self.completed), *self.old_keys()]
-
-    def old_keys(self) -> list[str]:
-        """Describe how keys of earlier versions in the manifest were read."""
-        return _old_keys(self.stated) if self.stated else []
+        """List what was found or guessed, in one line, and every doubt."""
+        return _remarks(self.stated.data if self.stated else {}, self.completed)
 
 
 def log_guesses(stream: str, name_or_path: str) -> None:
-    """Log what was guessed about a stream's open model, and warn of doubts and of old keys."""
-    for remark in _of_old_keys.get(name_or_path, ()):
-        log.warning("stream %s: %s", stream, remark)
+    """Log what was guessed about a stream's open model, and warn of doubts."""
     if name_or_path in _completions:
         _, keys, completed = _completions[name_or_path]
         for remark in _remarks(keys, completed):
             log_it = log.warning if remark in completed.doubts else log.info
             log_it("stream %s: %s: %s", stream, name_or_path, remark)
-
-
-def _old_keys(stated: TomlFile) -> list[str]:
-    if not stated.old_keys:
-        return []
-    return [stated.describe_old_keys()]
 
 
 def _remarks(keys: dict[str, Any], completed: Completed) -> list[str]:
@@ -182,7 +166,6 @@ def look_up(
         content = _expand(file, sha256)
     if stated is not None:
         _check_signatures(stated, content)
-        _of_old_keys[name_or_path] = _old_keys(stated)
     keys = {} if stated is None else stated.data
     if "sha256" in keys and says_all(keys) and not thorough:
         completed = Completed(convert({"name": plain(Path(name_or_path).stem)} | keys, Manifest), {})

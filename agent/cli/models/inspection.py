@@ -178,7 +178,7 @@ def inspection(file: str) -> ModelInspection:
         modelfile.metadata,
         known.manifest if known else None,
         {".".join(keys): source for keys, source in known.completed.sources.items()} if known else {},
-        (*((*known.completed.doubts, *known.old_keys()) if known else ()), *_untaken(modelfile)),
+        (*(known.completed.doubts if known else ()), *_untaken(modelfile)),
         stated is None,
         crash,
         problem,

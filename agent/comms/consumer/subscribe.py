@@ -81,8 +81,8 @@ class ReceivedMessage(Struct, frozen=True):
         """Return the event, or None if the message cannot be read as one."""
         if self.kind != "events":
             return None
-        try:  # earlier versions publish a keyword as `heard`
-            return _events.decode(self.payload.replace(b'"kind":"heard"', b'"kind":"keyword"', 1))
+        try:
+            return _events.decode(self.payload)
         except NO_JSON:
             return None
 

@@ -116,7 +116,7 @@ class Announcer:
         self._due = self._clock() + _RETRY_S
         trouble = (
             f"{self.topic} belongs to {found.owner}: left alone, and Home Assistant does not find this device; "
-            "set another [device] name, or delete that message (vedette cleanup, if a former device left it)"
+            "set another [device] name, or delete that message: mosquitto_pub -r -n -t TOPIC"
         )
         if trouble != self.trouble:
             self.trouble = trouble

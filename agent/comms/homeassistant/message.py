@@ -128,21 +128,6 @@ class RetainedEntities(Struct, frozen=True):
     owner: str = ""
 
 
-def is_of(body: bytes, identifier: str) -> bool:
-    """Return True if `body` is Vedette's message about the device with this identifier."""
-    try:
-        found = from_json(body, _Message)
-    except (msgspec.MsgspecError, RecursionError):
-        return False
-    return found.o.name == ORIGIN and found.dev.ids == (identifier,)
-
-
-def entity_ids(body: bytes) -> tuple[str, ...]:
-    """Return the unique ids of the entities in a message; ValueError if it is not a discovery message."""
-    found = from_json(body, _Message)
-    return tuple(part.uniq_id for part in found.cmps.values() if part.uniq_id)
-
-
 def read(body: bytes, device: DeviceEntitySource) -> RetainedEntities:
     """Read a message that the broker retained; anyone may have written it."""
     if not body:

@@ -13,7 +13,6 @@ from msgspec import Struct
 
 from agent.compute.manifest import Model
 from agent.config.load import load
-from agent.config.renames import migrations as migrations_of_keys
 from agent.config.toml import without_none
 from agent.errors import BundleError
 from agent.models.files import (
@@ -141,7 +140,7 @@ def build(plan: Plan, out: Path, work: Path, tell: Tell) -> Description:
     _check_out(out)
     if plan.full:
         _check_means(plan)
-    name, version, migrations = plan.name, str(plan.counter), list(plan.migrations)
+    name, version = plan.name, str(plan.counter)
     sources = {f"config/{path.name}": _config(path) for path in plan.configs}
     for model in plan.models:
         tell(f"computing the golden answers of {model}")
@@ -149,8 +148,7 @@ def build(plan: Plan, out: Path, work: Path, tell: Tell) -> Description:
     if plan.full:
         own = _add_wheels(sources, plan, work, tell)
         name, version = _name_and_version(own)
-        migrations = [*_key_migrations(own), *migrations]
-    described = _describe(plan, name, version, migrations, sources)
+    described = _describe(plan, name, version, sources)
     check(described)
     size = sum(file.size for file in described.files.values())
     tell(f"writing {out}, {size / 1e6:.1f} MB in {len(sources)} files")
@@ -159,9 +157,7 @@ def build(plan: Plan, out: Path, work: Path, tell: Tell) -> Description:
     return archive.read_description(out)
 
 
-def _describe(
-    plan: Plan, name: str, version: str, migrations: list[Migration], sources: dict[str, Path]
-) -> Description:
+def _describe(plan: Plan, name: str, version: str, sources: dict[str, Path]) -> Description:
     return Description(
         schema=SCHEMA,
         name=name,
@@ -171,7 +167,7 @@ def _describe(
         target=plan.target,
         health=plan.health,
         shadow=plan.shadow,
-        migrations=migrations,
+        migrations=list(plan.migrations),
         files={path: archive.listed(source) for path, source in sources.items()},
     )
 
@@ -241,13 +237,6 @@ def _name_and_version(own: Path) -> tuple[str, str]:
     if not found["Name"] or not found["Version"]:
         raise BundleError(f"{own}: a wheel without a name or a version")
     return str(found["Name"]), str(found["Version"])
-
-
-def _key_migrations(own: Path) -> list[Migration]:
-    """Return the migrations of old configuration keys, unless the wheel is of a version that still uses them."""
-    if not wheels.has_file(own, "agent/config/renames.py"):
-        return []
-    return [Migration(operation, key, to) for operation, key, to in migrations_of_keys()]
 
 
 class BundleInspection(Struct, frozen=True):

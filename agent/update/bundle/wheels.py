@@ -153,12 +153,6 @@ def metadata(wheel: Path) -> Message:
         raise BundleError(f"{wheel}: not a wheel: {reason_of(error)}") from error
 
 
-def has_file(wheel: Path, name: str) -> bool:
-    """Return True if a wheel has a file of that name."""
-    with zipfile.ZipFile(wheel) as file:
-        return name in file.namelist()
-
-
 def fetch(wheel: Path, lock: Path, target: Target, extras: Iterable[str], folder: Path, tell: Tell) -> None:
     """Download the locked dependencies of a wheel for a board, each checked by its hash; nothing is run or built.
 

@@ -804,32 +804,3 @@ def test_a_pipe_is_no_configuration(verb: str, tmp_path: Path) -> None:
     assert done.returncode == 1
     said = " ".join((done.stdout + done.stderr).split())
     assert "cannot read the configuration: expected a plain file; found a pipe or a device" in said
-
-
-FRONT = '[streams.front]\nsource = "test:"\nmodel = "nanodet"\n'
-
-
-def test_a_file_is_migrated_in_place_and_kept_as_it_was(file: Path) -> None:
-    old = f'# Mine.\n{FRONT}rung = "416"  # large\n'
-    file.write_text(old)
-    file.chmod(0o640)
-    shown = call("migrate", str(file), "--dry-run")
-    assert f"{file}:5: streams.front.rung → variant" in shown.output
-    assert file.read_text() == old
-    assert call("migrate", str(file)).exit_code == 0
-    assert file.read_text() == old.replace("rung", "variant")
-    assert file.stat().st_mode & 0o777 == 0o640
-    assert file.with_name("vedette.toml.before").read_text() == old
-    assert call("check", str(file)).exit_code == 0
-    assert "no key of an earlier version" in call("migrate", str(file)).output
-    assert file.with_name("vedette.toml.before").read_text() == old
-
-
-def test_an_old_key_is_an_error_of_a_check_on_which_a_daemon_would_start(file: Path) -> None:
-    file.write_text(f'{FRONT}rung = "416"\n')
-    shown = call("check", str(file), "--json")
-    told = json.loads(shown.output)
-    (problem,) = told["problems"]
-    assert problem.startswith(f"{file}:4: ")
-    assert "`variant`" in problem
-    assert (shown.exit_code, told["loads"]) == (1, True)

@@ -107,15 +107,6 @@ def test_json_has_what_the_subscriber_got(folder: Path) -> None:
     assert msgspec.convert(sent, messages.EventMessage, strict=False).seq == 1
 
 
-def test_an_event_of_a_version_that_said_heard_is_a_keyword(tmp_path: Path) -> None:
-    spool = Spool(from_one(tmp_path), StorageConfig())
-    spool.put(EVENTS, changed(kind="keyword").replace(b'"keyword"', b'"heard"'))
-    spool.close()
-    (found,) = lines(call("tail", "--folder", str(tmp_path), "--json", "--kind", "keyword"))
-    assert found["kind"] == "keyword"
-    assert "word" in call("tail", "--folder", str(tmp_path)).output
-
-
 @pytest.mark.parametrize(
     ("options", "expected"),
     [

@@ -72,12 +72,6 @@ def test_an_unknown_verb_is_a_mistake_in_usage() -> None:
     assert "No such command 'wacht'" in shown.output
 
 
-def test_an_old_verb_is_refused_with_its_new_name() -> None:
-    result = CliRunner().invoke(vedette, ["tell", "porch", "snapshot"])
-    assert result.exit_code == 2
-    assert "`vedette command`" in result.output
-
-
 def test_an_error_is_one_line_and_exit_code_1(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
@@ -93,8 +87,8 @@ def test_an_error_is_one_line_and_exit_code_1(
         ("models inspect bad.tflite", 1),
         ("bench gone.tflite", 1),
         ("config show bad.toml", 1),
-        ("cleanup --former-name porch --port 1", 1),
-        ("cleanup", 2),
+        ("command porch reload --port 1", 1),
+        ("command", 2),
     ],
 )
 def test_a_failure_prints_json_where_json_was_asked_for(line: str, code: int, tmp_path: Path) -> None:
@@ -315,11 +309,11 @@ def test_a_program_that_ends_while_a_thread_is_in_native_code_is_not_aborted(
     [
         ("bundle inspect nope", "nope", "signed"),
         ("models inspect nope", "'nope'", "did you mean"),
-        ("cleanup --former-name", "is empty", "+ and #"),
+        ("watch --prefix", "is empty", "+ and #"),
     ],
 )
 def test_an_error_says_only_what_concerns_it(tmp_path: Path, line: str, fact: str, other: str) -> None:
-    words = [*line.split(), *([""] if line.endswith("name") else [])]
+    words = [*line.split(), *([""] if line.endswith("prefix") else [])]
     done = subprocess.run(
         [sys.executable, "-m", "agent", *words],
         cwd=tmp_path,

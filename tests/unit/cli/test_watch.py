@@ -234,10 +234,3 @@ def test_what_is_no_event_is_left_out() -> None:
     assert "new" not in drawn(message("events", b"{}"), message("snapshot", b"\xff\xd8"))
     for body in (event().replace(b'"person"', b'"\xff"'), b'{"x":' + b"[" * 100_000):
         assert "new" not in drawn(message("events", body), message("health", body, stream=""))
-
-
-def test_a_keyword_of_an_earlier_version_is_shown() -> None:
-    body = event(kind="keyword")
-    old = body.replace(b'"kind":"keyword"', b'"kind":"heard"')
-    assert old != body
-    assert message("events", old).event() == message("events", body).event() is not None

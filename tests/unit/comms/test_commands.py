@@ -165,7 +165,6 @@ def test_what_needs_nothing_takes_nothing(verb: str) -> None:
             "'zone/' cannot be set; there are: enabled, threshold, variant, only_moving, motion_masks",
         ),
         ("thresold", b"0.5", "'thresold' cannot be set; did you mean 'threshold'? there are: enabled"),
-        ("rung", b"416", "'rung' is called 'variant' now"),
         ("source", b"file:/etc/shadow", "'source' cannot be set; there are: enabled"),
         ("x\x1b[2J\n", b"on", r"'x\x1b[2J\n' cannot be set"),
         ("", b"on", "'' cannot be set"),

@@ -13,7 +13,7 @@ from msgspec.structs import replace
 
 from agent.config import Config, DecodeConfig, GateConfig, StreamConfig, TrackConfig, ZoneConfig
 from agent.config.filters import FilterConfig, LineConfig
-from agent.daemon.overrides import Override, Overrides, OverridesFile, Value, basis_of, decode
+from agent.daemon.overrides import Overrides, OverridesFile, Value, basis_of, decode
 from agent.errors import StorageError
 
 SQUARE = ((0.0, 0.0), (1.0, 0.0), (1.0, 1.0))
@@ -239,11 +239,3 @@ def test_a_pair_that_is_damaged_is_refused(tmp_path: Path) -> None:
     with pytest.raises(StorageError):
         file.read()
     assert len(file.set_aside()) == 2
-
-
-def test_a_file_of_a_version_that_said_rung_is_read() -> None:
-    streams = {"front": {"rung": Override("256", ["nanodet", ""])}}
-    overrides = decode(Overrides(streams).encode())
-    kept, dropped = overrides.still_valid(FILE)
-    assert dropped == []
-    assert front(kept.apply_to(FILE)).variant == "256"
