@@ -24,7 +24,7 @@ from agent.compute.manifest import AUTO
 from agent.compute.track.filters import check_filters, check_polygons
 from agent.compute.track.lines import check_lines
 from agent.compute.track.zones import check_zones
-from agent.config import CascadeConfig, Config, StreamConfig, ZoneConfig
+from agent.config import CascadeConfig, Config, PublishConfig, StreamConfig, ZoneConfig
 from agent.config.doubtful import Doubt, doubts, of_sound_model
 from agent.config.filters import LineConfig
 from agent.config.http import is_loopback
@@ -47,6 +47,7 @@ from agent.daemon.streams.perception import (
     Perception,
     check_clips,
     check_crop,
+    check_only_zones,
     open_perception,
     prepare_perception,
 )
@@ -331,6 +332,7 @@ def _steps(name: str, stream: StreamConfig, opens: _Opens, wait_s: float | None 
     yield from _steps_of_each("privacy", stream.privacy, check_masks)
     if stream.clips is not None:
         yield ("clips",), partial(check_clips, stream.clips, stream.zones)
+    yield ("publish", "only_zones"), partial(check_only_zones, stream)
     yield ("crop",), partial(check_crop, stream.crop)
     yield ("backend",), lambda: resolve_backend(stream.backend)
     yield ("model",), lambda: open_model(stream.model, wait_s=wait_s)
@@ -342,6 +344,7 @@ def _steps(name: str, stream: StreamConfig, opens: _Opens, wait_s: float | None 
     gate = replace(stream.gate, masks=())
     bare = replace(
         stream,
+        publish=PublishConfig(),
         clips=None,
         inspection=None,
         secondary=(),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
@@ -18,6 +17,7 @@ from agent.compute.track.zones import check_zones
 from agent.config import ClipsConfig, StreamConfig, ZoneConfig
 from agent.config.privacy import BLUR_VARIANTS
 from agent.config.source_uri import parse
+from agent.config.toml import nearest
 from agent.daemon.streams.privacy import check_privacy, open_blur, opened_blur_models
 from agent.errors import ConfigError, VedetteError
 from agent.models.library import open_model, prefixed_errors
@@ -64,6 +64,7 @@ def open_perception(
             f"stream {name}: {address.masked} gives {gives}, and model {config.model} takes {takes}"
         )
     check_privacy(name, config, takes_sound=takes_sound)
+    check_only_zones(config)
     _check_crop(name, config, model)
     if config.decode.pattern and not model.manifest.gives_texts:
         raise ConfigError(f"stream {name}: decode.pattern is for texts, and {config.model} reads none")
@@ -234,6 +235,14 @@ def describe(config: StreamConfig, opened: Perception, detail: str) -> str:
     return f"{source}, {model} on {opened.session.backend}{then}"
 
 
+def check_only_zones(config: StreamConfig) -> None:
+    """Raise ConfigError if only tracks in zones are published, and there is no zone."""
+    if config.publish.only_zones and not config.zones:
+        raise ConfigError(
+            "publish.only_zones: the stream has no [[zones]], so it would publish no event; add one"
+        )
+
+
 def check_crop(crop: Box) -> None:
     """Raise ConfigError if a crop has no width or no height."""
     x0, y0, x1, y1 = crop
@@ -293,8 +302,7 @@ def _check_labels(config: StreamConfig, model: Model) -> None:
             why = f"{key}.labels: the stream never reports {label!r}"
             if label in model.manifest.output.labels:
                 raise ConfigError(f"{why}: decode.labels leaves it out")
-            near = difflib.get_close_matches(label, labels, 1) or list(labels[:5])
-            raise ConfigError(f"{why}; did you mean {' or '.join(map(repr, near))}?")
+            raise ConfigError(f"{why}{nearest(label, labels)}")
 
 
 def _named_labels(config: StreamConfig) -> Iterator[tuple[str, str]]:

@@ -274,6 +274,16 @@ def test_clips_that_would_never_be_made_are_told_at_their_table(file: Path, key:
     assert why in line
 
 
+def test_only_zones_without_a_zone_is_told_at_its_line(file: Path) -> None:
+    zone = f'[[streams.front.zones]]\nname = "yard"\npolygon = {SQUARE}\n'
+    publish = f"{STREAM}[streams.front.publish]\nonly_zones = true\n"
+    (line,) = problems(file, publish)
+    assert line.startswith(f"{file}:5: ")
+    assert "[[zones]]" in line
+    file.write_text(f"{publish}{zone}")
+    assert call("check", str(file)).exit_code == 0
+
+
 def test_sound_has_no_clips(file: Path, tmp_path: Path) -> None:
     stream = f'[streams.hall]\nsource = "mic:default"\nmodel = "{tone_model(tmp_path)}"\n'
     (line,) = problems(file, f"{stream}[streams.hall.clips]\n")
