@@ -402,9 +402,10 @@ def _unknown(uri: str, scheme: str) -> str:
     if not scheme and shown != uri:
         return f"{shown}: expected a URI with a scheme, such as rtsp://HOST/PATH; found none"
     if not scheme:
-        kind = "v4l2" if uri.startswith("/dev/") else "dir" if uri.endswith("/") else "file"
+        shown = f"/dev/video{uri}" if uri.isdecimal() else uri  # as OpenCV counts cameras
+        kind = "v4l2" if shown.startswith("/dev/") else "dir" if uri.endswith("/") else "file"
         kind = "wav" if uri.lower().endswith(_SOUND_FILES) else kind
-        return f"{shown}: expected a URI with a scheme; found none; did you mean {kind}:{shown}?"
+        return f"{uri}: expected a URI with a scheme; found none; did you mean {kind}:{shown}?"
     near = get_close_matches(scheme, SCHEMES, n=1, cutoff=0.5)
     hint = f"; did you mean {near[0]}:?" if near else ""
     return f"{shown}: expected one of {', '.join(f'{name}:' for name in SCHEMES)}; found {scheme}:{hint}"

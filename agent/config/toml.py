@@ -200,13 +200,45 @@ def without_none(value: Any) -> Any:
     return [without_none(one) for one in value] if isinstance(value, list | tuple) else value
 
 
-def nearest(name: str, known: Iterator[str] | list[str]) -> str:
-    """Return `; did you mean …?` if a known name is close, else the list of known names."""
+SYNONYMS = {
+    "threshold": "decode.score_threshold",
+    "confidence": "decode.score_threshold",
+    "iou": "decode.iou_threshold",
+    "labels": "decode.labels",
+    "classes": "decode.labels",
+    "fps": "capture.max_fps",
+    "max_fps": "capture.max_fps",
+    "min_fps": "service.min_fps",
+    "snapshots": "publish.snapshot",
+    "recording": "clips.record",
+    "url": "source",
+    "camera": "source",
+    "cameras": "streams",
+    "broker": "host",
+    "server": "host",
+    "topic": "prefix",
+    "coral": "edgetpu",
+    "tpu": "edgetpu",
+    "human": "person",
+    "people": "person",
+    "bike": "bicycle",
+    "motorbike": "motorcycle",
+}
+"""What is meant by words that people write for keys, backends and labels; a dotted one is a key of a table."""
+_KNOWN_SHOWN = 40
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """Return `; did you mean …?` if a known name is meant or close, in any case, else the known names."""
     names = sorted(known)
     if not names:
         return "; no key is known there"
-    close = difflib.get_close_matches(name, names, n=1)
-    return f"; did you mean {close[0]!r}?" if close else f"; known: {', '.join(names)}"
+    meant = SYNONYMS.get(name.lower(), "")
+    if meant.partition(".")[0] not in names:
+        by_lower = {one.lower(): one for one in names}
+        meant = next((by_lower[one] for one in difflib.get_close_matches(name.lower(), by_lower, n=1)), "")
+    more = " …" if names[_KNOWN_SHOWN:] else ""
+    return f"; did you mean {meant!r}?" if meant else f"; known: {', '.join(names[:_KNOWN_SHOWN])}{more}"
 
 
 def _syntax_error(error: Exception, text: str, path: str) -> ConfigError:
@@ -215,8 +247,11 @@ def _syntax_error(error: Exception, text: str, path: str) -> ConfigError:
         return ConfigError("not TOML: a number with too many digits, or brackets nested too deeply", path)
     what, _, where = str(error).partition(" (at ")
     found = re.match(r"line (\d+)", where)
-    last = text.removesuffix("\n").count("\n") + 1
-    return ConfigError(f"not TOML: {what}", f"{path}:{found[1] if found else last}")
+    lines = text.removesuffix("\n").split("\n")
+    number = int(found[1]) if found else len(lines)
+    header = re.match(r"\s*(\[\S+(?: +[^\s\].]+)+\])", lines[number - 1])
+    hint = f"; a name has no spaces: write {re.sub(' +', '-', header[1])}" if header else ""
+    return ConfigError(f"not TOML: {what}{hint}", f"{path}:{number}")
 
 
 def _inside_arrays(table: Keys, counts: dict[Keys, int]) -> Keys:

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from agent.compute.manifest import Manifest, OutputManifest
 from agent.compute.tflite.model import TensorSpec
 from agent.config import DecodeConfig
-from agent.config.toml import plain_fault
+from agent.config.toml import nearest, plain_fault
 from agent.errors import ModelError
 from agent.structs import convert
 from agent.types import Array, Detection
@@ -114,12 +114,11 @@ class DecoderContext(Struct, frozen=True):
         return shape[1], shape[2]
 
     def labels(self, default: tuple[str, ...] = ()) -> Labels:
-        """Return the model's labels and which are wanted. Raises ModelError if the model lacks one of these."""
+        """Return the model's labels and which are wanted. Raises ModelError if the model lacks some of these."""
         names = self.output.labels or default
-        for wanted in self.config.labels:
-            if names and wanted not in names:
-                near = difflib.get_close_matches(wanted, names, 1) or list(names[:5])
-                raise ModelError(f"no label {wanted!r}; did you mean {' or '.join(map(repr, near))}?")
+        unknown = [label for label in self.config.labels if names and label not in names]
+        if unknown:
+            raise ModelError(", ".join(f"no label {label!r}{nearest(label, names)}" for label in unknown))
         return Labels(names, self.config.labels)
 
 

@@ -22,6 +22,7 @@ from msgspec import Struct
 
 from agent.compute.infer.session import BackendSpec
 from agent.compute.tflite.model import ModelFile
+from agent.config.toml import nearest
 from agent.errors import BackendError, reason_of
 
 _EDGE_TPU = "edgetpu-custom-op"
@@ -300,7 +301,7 @@ def probe_delegates(
             found.append(_probe(rows[name], root, libraries))
         else:
             known = (*besides, *rows, f"{EXTERNAL}PATH?key=value")
-            raise BackendError(f"no backend {name!r}; known: {', '.join(known)}")
+            raise BackendError(f"no backend {name!r}{nearest(name, known)}")
     return found
 
 

@@ -79,6 +79,13 @@ def test_the_smallest_file_is_three_lines() -> None:
     [
         ("[mqtt]\nhots = 'x'", "v.toml:2: unknown key `mqtt.hots`; did you mean 'host'?"),
         ("[mqqt]\nhost = 'x'", "v.toml:1: unknown key `mqqt`; did you mean 'mqtt'?"),
+        (f"{SMALLEST}threshold = 0.6", "`streams.front.threshold`; did you mean 'decode.score_threshold'?"),
+        (f"{SMALLEST}fps = 5", "`streams.front.fps`; did you mean 'capture.max_fps'?"),
+        (f"{SMALLEST}Variant = 'x'", "`streams.front.Variant`; did you mean 'variant'?"),
+        (f"{SMALLEST}[streams.front.gate]\nthreshold = 1", "`streams.front.gate.threshold`; known: crop, "),
+        ("[cameras.front]", "`cameras`; did you mean 'streams'?"),
+        ("[streams.Front Door]", "v.toml:1: not TOML: "),
+        ("[streams.Front Door]", "write [streams.Front-Door]"),
         ("[mqtt]\nport = 99999", "v.toml:2: `mqtt.port`: expected a whole number of at most 65535; found 99999"),
         ("[[mqtt.fallback]]\nhots = 'x'", "v.toml:2: unknown key `mqtt.fallback[0].hots`; did you mean 'host'?"),
         ("[[mqtt.fallback]]\nport = 1", "v.toml:1: `mqtt.fallback[0]`: missing key `host`"),

@@ -62,6 +62,7 @@ def test_a_streams_query_belongs_to_its_server(uri: str) -> None:
         ("rstp://host/a", "did you mean rtsp:?"),
         ("gopher://host", "expected one of v4l2:"),
         ("/dev/video0", "did you mean v4l2:/dev/video0?"),
+        ("0", "did you mean v4l2:/dev/video0?"),
         ("clip.mp4", "did you mean file:clip.mp4?"),
         ("speech.WAV", "did you mean wav:speech.WAV?"),
         ("mic:", "found nothing"),

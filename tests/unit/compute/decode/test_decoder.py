@@ -123,6 +123,8 @@ def test_options_and_labels_are_checked() -> None:
         decoder("nanodet", image, outputs, stride=8)
     with pytest.raises(ModelError, match="model m: no label 'persn'; did you mean 'person'"):
         decoder("ssd", *FITS["ssd"], ("person", "car"), config=DecodeConfig(labels=("persn",)))
+    with pytest.raises(ModelError, match=r"'Person'; did you mean 'person'.*'bike'; did you mean 'bicycle'"):
+        decoder("ssd", *FITS["ssd"], ("person", "bicycle"), config=DecodeConfig(labels=("Person", "bike")))
 
 
 SCORES, BOXES = (

@@ -93,8 +93,10 @@ def test_an_external_delegate_by_its_path(tmp_path: Path) -> None:
     assert found.plan is not None
     assert found.plan.settings == {"cache": "/tmp/x", "level": "2", "flag": ""}
     assert "no such file" in probe_delegates(["external:/opt/other.so"], tmp_path)[0].missing
-    with pytest.raises(BackendError, match="no backend 'tpu'; known: gpu"):
-        probe_delegates(["tpu"], tmp_path)
+    with pytest.raises(BackendError, match="no backend 'fpga'; known: armnn"):
+        probe_delegates(["fpga"], tmp_path)
+    with pytest.raises(BackendError, match="did you mean 'edgetpu'"):
+        probe_delegates(["Coral"], tmp_path)
 
 
 @pytest.mark.parametrize(
