@@ -6,7 +6,6 @@ it uses; a reload changes everything else.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -21,8 +20,6 @@ from agent.config.profiles import AUTO, Profile, choose, put_under
 from agent.config.toml import Keys, Problem, TomlFile, parse_toml, read_toml, to_toml
 from agent.errors import ConfigError
 from agent.structs import convert
-
-log = logging.getLogger(__name__)
 
 
 class ConfigFile(Struct, frozen=True):
@@ -47,11 +44,6 @@ class ConfigFile(Struct, frozen=True):
         if self.profile is not None and keys in self.inherited:
             return self.profile.where(*keys)
         return self.file.where(*keys)
-
-    @property
-    def files(self) -> tuple[TomlFile, ...]:
-        """The file, and its profile's."""
-        return (self.file, self.profile.file) if self.profile else (self.file,)
 
     def describe_board(self) -> str:
         """Describe the board and its profile in a line."""
