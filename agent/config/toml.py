@@ -249,7 +249,7 @@ def _syntax_error(error: Exception, text: str, path: str) -> ConfigError:
     found = re.match(r"line (\d+)", where)
     lines = text.removesuffix("\n").split("\n")
     number = int(found[1]) if found else len(lines)
-    header = re.match(r"\s*(\[\S+(?: +[^\s\].]+)+\])", lines[number - 1])
+    header = re.match(r"\s*(\[[^\s\]]+(?: +[^\s\]]+)+\])", lines[number - 1])
     hint = f"; a name has no spaces: write {re.sub(' +', '-', header[1])}" if header else ""
     return ConfigError(f"not TOML: {what}{hint}", f"{path}:{number}")
 

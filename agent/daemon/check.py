@@ -24,7 +24,7 @@ from agent.compute.manifest import AUTO
 from agent.compute.track.filters import check_filters, check_polygons
 from agent.compute.track.lines import check_lines
 from agent.compute.track.zones import check_zones
-from agent.config import CascadeConfig, Config, PublishConfig, StreamConfig, ZoneConfig
+from agent.config import CascadeConfig, Config, StreamConfig, ZoneConfig
 from agent.config.doubtful import Doubt, doubts, of_sound_model
 from agent.config.filters import LineConfig
 from agent.config.http import is_loopback
@@ -344,7 +344,7 @@ def _steps(name: str, stream: StreamConfig, opens: _Opens, wait_s: float | None 
     gate = replace(stream.gate, masks=())
     bare = replace(
         stream,
-        publish=PublishConfig(),
+        publish=replace(stream.publish, only_zones=False),
         clips=None,
         inspection=None,
         secondary=(),
