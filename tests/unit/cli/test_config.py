@@ -9,6 +9,7 @@ import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 from hypothesis import given
@@ -21,6 +22,7 @@ from agent.daemon.check import warnings
 from agent.daemon.overrides import FILE, Overrides, Value
 from agent.errors import ConfigError
 from agent.text import plain
+from tests.support import tflite_builder as build
 from tests.support.picture_models import classifier
 from tests.support.running import ROOT
 from tests.support.sizes import sizes_model
@@ -276,11 +278,23 @@ def test_clips_that_would_never_be_made_are_told_at_their_table(file: Path, key:
 
 def test_only_zones_without_a_zone_is_told_at_its_line(file: Path) -> None:
     zone = f'[[streams.front.zones]]\nname = "yard"\npolygon = {SQUARE}\n'
-    publish = f"{STREAM}[streams.front.publish]\nonly_zones = true\n"
+    publish = f"{CAMERA}[streams.front.publish]\nonly_zones = true\n"
     (line,) = problems(file, publish)
     assert line.startswith(f"{file}:5: ")
     assert "[[zones]]" in line
     file.write_text(f"{publish}{zone}")
+    assert call("check", str(file)).exit_code == 0
+
+
+def test_a_model_of_numbers_is_fine_if_its_numbers_are_published(file: Path, tmp_path: Path) -> None:
+    content = build.constant_model({"reading": np.array([[42.5]], np.float32)}, (1, 8, 8, 3))
+    (tmp_path / "gauge.tflite").write_bytes(content)
+    manifest = '[output]\ndecoder = "raw"\n[input]\nmean = [0.0, 0.0, 0.0]\nstd = [1.0, 1.0, 1.0]\n'
+    (tmp_path / "gauge.toml").write_text(manifest)
+    stream = f'[streams.front]\nsource = "test:"\nmodel = "{tmp_path}/gauge.toml"\n'
+    (line,) = problems(file, stream)
+    assert "publish.detections" in line
+    file.write_text(f"{stream}[streams.front.publish]\ndetections = true\n")
     assert call("check", str(file)).exit_code == 0
 
 
