@@ -38,7 +38,7 @@ def test_a_table_and_why_one_is_refused(tmp_path: Path) -> None:
 def test_what_is_not_here_is_one_line() -> None:
     done = call("small-speech", "--variant", "3", "--by", "energy", "--backend", "tpu")
     assert done.exit_code == 1
-    assert "no backend 'tpu'; known: cpu, gpu, " in str(done.exception)
+    assert "did you mean 'edgetpu'?" in str(done.exception)
     done = call("nobody")
     assert "no bundled model is called 'nobody'" in str(done.exception)
 
