@@ -41,12 +41,13 @@ class OpenError(Exception):
     """A medium could not be opened. The text may be shown: it holds no address.
 
     Attributes:
-        kinds: codecs of what was found instead of video; empty: nothing could be read.
+        kinds: codecs of the sound that was found instead of video.
+        cause: FFmpeg's error, whose text may hold credentials; None: the medium lacks what was expected.
     """
 
-    def __init__(self, kinds: tuple[str, ...] = ()) -> None:
-        super().__init__(f"it has no video, only {', '.join(kinds)}" if kinds else "it cannot be read")
-        self.kinds = kinds
+    def __init__(self, text: str, *, kinds: tuple[str, ...] = (), cause: Exception | None = None) -> None:
+        super().__init__(text)
+        self.kinds, self.cause = kinds, cause
 
 
 _UNTIMED = ("mpjpeg", "mjpeg", "h264", "hevc")
@@ -82,7 +83,9 @@ class Media:
         if not found:
             kinds = tuple(one.codec_context.name for one in self._container.streams.audio)
             self.close()
-            raise OpenError(kinds)
+            raise OpenError(
+                f"it has no video, only {', '.join(kinds)}" if kinds else "it has no video", kinds=kinds
+            )
         self.video: VideoStream = found[0]
         self.sound = next(iter(self._container.streams.audio), None)
         self.width, self.height = self.video.codec_context.width, self.video.codec_context.height
@@ -169,7 +172,7 @@ class SoundMedia:
         found = next(iter(self._container.streams.audio), None)
         if found is None:
             self.close()
-            raise OpenError
+            raise OpenError("it has no sound")
         self.sound, self._track = found, _track(found)
 
     def packets(self) -> Iterator[Packet[AudioStream]]:
@@ -202,9 +205,8 @@ def _opened(target: str, options: dict[str, str], timeout_s: float | None) -> In
     av.logging.set_level(None)  # FFmpeg's messages repeat, name no stream, and could show credentials
     try:
         return av.open(target, "r", options=options, timeout=timeout_s)
-    except (av.FFmpegError, OSError, ValueError, RuntimeError):
-        # Without the cause: its text holds the address.
-        raise OpenError from None
+    except (av.FFmpegError, OSError, ValueError, RuntimeError) as error:
+        raise OpenError("it cannot be read", cause=error) from None
 
 
 def _plain(packet: Packet[Any], track: MediaTrack, captured_ns: int, began_ns: int) -> MediaPacket:

@@ -7,11 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from agent.capture.server_probe import find_refusal
-from agent.capture.source import open_source, with_login
+from agent.capture.source import open_source
 from agent.capture.streams import FrameStream
 from agent.config import CaptureConfig
-from agent.config.source_uri import parse
 from agent.errors import SourceError
 from tests.support.rtsp import RtspServer
 
@@ -68,7 +66,7 @@ def test_a_camera_that_freezes_is_noticed_after_the_stall_time() -> None:
         until(lambda: grabber.lost)
         assert "no picture for 1.5 s" in news[0][1]
         until(lambda: len(news) == 2)
-        assert "does not answer; is the camera on" in news[1][1]
+        assert "no stream comes in time; is the camera on" in news[1][1]
         server.thaw()
         until(lambda: not grabber.lost)
         frames_flow(grabber)
@@ -79,7 +77,7 @@ def test_a_camera_that_comes_later_is_waited_for() -> None:
     server = RtspServer()
     with grabbing(server.uri) as (grabber, news):
         until(lambda: grabber.lost)
-        assert f"nothing listens on 127.0.0.1:{server.port}" in news[0][1]
+        assert "nothing listens there" in news[0][1]
         with server:
             frames_flow(grabber)
             until(lambda: len(news) == 2)
@@ -110,7 +108,6 @@ def test_the_password_of_a_camera_may_be_in_a_file(tmp_path: Path) -> None:
         source = open_source(server.uri, stall_s=20.0, login=login)
         assert source.read(None) is not None
         source.close()
-        assert find_refusal(with_login(parse(server.uri), login), 2.0) == ""
         file.write_text("wrong")
         with pytest.raises(SourceError, match="refuses the ones given") as caught:
             open_source(server.uri, stall_s=20.0, login=login)

@@ -10,10 +10,9 @@ import time
 import av
 
 from agent.capture.decode_policy import DecodeMode
-from agent.capture.media import OpenError, SoundMedia
-from agent.capture.network.opening import ASK_S, demuxer_options
+from agent.capture.media import SoundMedia
+from agent.capture.network.opening import open_medium
 from agent.capture.packet_clock import MediaClock
-from agent.capture.server_probe import why_unreachable
 from agent.capture.source import Source, SourceListener, with_login
 from agent.config import CaptureConfig
 from agent.config.source_uri import SourceUri, parse
@@ -76,11 +75,7 @@ def open_sound_alone(uri: str, *, stall_s: float, login: CaptureConfig) -> Sound
     """Open a stream of the network that has sound alone.
 
     Raises:
-        SourceError: there is no answer within `stall_s`, or it has no sound.
+        SourceError: it cannot be opened within `stall_s`, or has no sound.
     """
     address = with_login(parse(uri), login)
-    try:
-        return SoundAlone(SoundMedia(address.target, demuxer_options(address), stall_s), address, stall_s)
-    except OpenError:
-        why = why_unreachable(address, min(stall_s, ASK_S))
-        raise SourceError(f"{address.masked}: expected a stream of sound; {why}") from None
+    return SoundAlone(open_medium(SoundMedia, address, stall_s, "a stream of sound"), address, stall_s)

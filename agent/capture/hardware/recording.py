@@ -8,13 +8,12 @@ from typing import NamedTuple
 
 import av
 
-from agent.capture.media import Media, OpenError
-from agent.capture.network.opening import ASK_S, demuxer_options
-from agent.capture.server_probe import why_unreachable
+from agent.capture.media import Media
+from agent.capture.network.opening import open_medium
 from agent.capture.source import with_login
 from agent.capture.video import open_file
 from agent.config import CaptureConfig
-from agent.config.source_uri import SourceUri, parse_picture
+from agent.config.source_uri import parse_picture
 from agent.errors import SourceError
 
 _STALL_S = 10.0
@@ -54,21 +53,14 @@ def record_video(uri: str, seconds: float, login: CaptureConfig | None = None) -
         raise SourceError(f"{address.masked}: expected a camera on the network or a video file")
     if login is not None:
         address = with_login(address, login)
-    media = _opened(address) if address.on_network else open_file(address)
+    on_network = address.on_network
+    media = open_medium(Media, address, _STALL_S, "encoded video") if on_network else open_file(address)
     try:
         return _recorded(media, seconds, address.masked)
     except (av.FFmpegError, ValueError):  # without its text, which may hold the address
         raise SourceError(f"{address.masked}: its packets cannot be read or recorded") from None
     finally:
         media.close()
-
-
-def _opened(address: SourceUri) -> Media:
-    try:
-        return Media(address.target, demuxer_options(address), _STALL_S)
-    except OpenError as error:
-        why = str(error) if error.kinds else why_unreachable(address, ASK_S)
-        raise SourceError(f"{address.masked}: expected encoded video; {why}") from None
 
 
 def _recorded(media: Media, seconds: float, shown: str) -> RecordedVideo:

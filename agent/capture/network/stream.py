@@ -15,16 +15,15 @@ from msgspec import Struct
 
 from agent.capture.decode_policy import BurstThinner, DecodeMode, DecodePolicy, DecodeStep, Demand, PacketFacts
 from agent.capture.hardware.failover import DecodedPicture, FailoverDecoder, FailoverLimits
-from agent.capture.media import Media, OpenError, is_disposable, is_mending, is_refresh
+from agent.capture.media import Media, is_disposable, is_mending, is_refresh
 from agent.capture.network.liveness import WAITS, Liveness
-from agent.capture.network.opening import ASK_S, NO_DATAGRAM, demuxer_options
+from agent.capture.network.opening import NO_DATAGRAM, open_medium
 from agent.capture.packet_clock import MediaClock, ParsedArrivals, ReadPauses
 from agent.capture.pictures.loop_filter import FilteredPictures, LoopFilterRule
-from agent.capture.server_probe import find_refusal, why_unreachable
 from agent.capture.source import SourceListener, check_size, jpeg_size
 from agent.capture.video import Video, describe
 from agent.config.source_uri import SourceUri
-from agent.errors import SoundAloneError, SourceError
+from agent.errors import SourceError
 
 
 class _Arrival(Struct, frozen=True, gc=False):
@@ -87,7 +86,7 @@ class NetworkStream(Video):
         super().__init__(media, address.masked)
         limits = FailoverLimits(answer_s=min(2.0, stall_s / 5.0))
         self._decoder = FailoverDecoder(media.video, self._shown, limits=limits)
-        self._address, self._stall_s, self._grabbed, self._now_ns = address, stall_s, 0, now_ns
+        self._address, self._stall_s, self._now_ns = address, stall_s, now_ns
         self._size, self._codec = (media.width, media.height), media.video.codec_context.name
         self._clock, self._read_clock, self._burst = MediaClock(), MediaClock(), BurstThinner()
         is_parsed = address.scheme.startswith("rtsp") and self._codec in _PARSED
@@ -116,7 +115,6 @@ class NetworkStream(Video):
         while self._held is None and (self._steps or self._decoded or self._listener is None):
             self._advance()
         self.holds = self._held is not None
-        self._grabbed += self.holds
         return True
 
     def _advance(self) -> None:
@@ -157,7 +155,7 @@ class NetworkStream(Video):
             raise self._silence()
         self._has_read = True
         if packet is None:
-            raise SourceError(f"{self._shown}: expected the next {what}; {self._why_ended()}")
+            raise SourceError(f"{self._shown}: expected the next {what}; the server stopped sending")
         if self._listener is not None:
             self._obey(self._listener.demand)
         return packet
@@ -314,18 +312,12 @@ class NetworkStream(Video):
         self._only_skips = self._life.needs_keys = True  # no file can begin without one
         packet = self._read_in_time("packet")
         if not packet.size:
-            raise SourceError(f"{self._shown}: expected the next packet; {self._why_ended()}")
+            raise SourceError(f"{self._shown}: expected the next packet; the server stopped sending")
         is_picture = packet.stream_index == self._track
-        self._grabbed += is_picture
         if is_picture:
             self._life.add_packet(time.monotonic(), keyframe=packet.is_keyframe, counts=True)
         self._check_alive(has_picture=False)
         return is_picture and self._life.has_begun
-
-    def _why_ended(self) -> str:
-        # A snapshot's URL, a common mistake, opens like a stream and ends after one picture.
-        why = find_refusal(self._address, min(self._stall_s, ASK_S)) if self._grabbed == 1 else ""
-        return why or "the server stopped sending"
 
 
 def no_sound(codec: str) -> str:
@@ -337,14 +329,8 @@ def open_stream(address: SourceUri, stall_s: float) -> NetworkStream:
     """Open an RTSP or HTTP stream.
 
     Raises:
-        SourceError: there is no answer within `stall_s`, or it is no video; SoundAloneError: it has sound alone.
+        SourceError: it cannot be opened within `stall_s`, or is no video; SoundAloneError: it has sound alone.
     """
     began_s = time.monotonic()
-    try:
-        media = Media(address.target, demuxer_options(address), stall_s)
-    except OpenError as error:
-        if error.kinds:
-            raise SoundAloneError(f"{address.masked}: expected a video stream; {error}") from None
-        why = why_unreachable(address, min(stall_s, ASK_S))
-        raise SourceError(f"{address.masked}: expected a video stream; {why}") from None
+    media = open_medium(Media, address, stall_s, "a video stream")
     return NetworkStream(media, address, stall_s, cut_off=time.monotonic() - began_s >= stall_s)

@@ -13,8 +13,7 @@ from pathlib import Path
 from msgspec.structs import replace
 
 from agent.board.proc import read_clock
-from agent.capture.server_probe import find_refusal
-from agent.capture.source import with_login
+from agent.capture.source import check_login, open_source
 from agent.cli.checks import Finding, ports
 from agent.comms.mqtt.brokers import BrokerEndpoint, address
 from agent.comms.mqtt.connection import WakeupPipe
@@ -23,7 +22,7 @@ from agent.config import Config, StreamConfig
 from agent.config.mqtt import MqttConfig
 from agent.config.source_uri import parse
 from agent.daemon.runtime import device_name
-from agent.errors import BrokerError, ConfigError, SourceError
+from agent.errors import BrokerError, ConfigError, SoundAloneError, SourceError
 from agent.health import HEALTH_FILE, DaemonHealth, StreamReport
 from agent.update.install.service import read_health
 
@@ -127,14 +126,18 @@ def _check_source(about: str, uri: str, stream: StreamConfig, health: StreamRepo
         if health is not None and health.state in _FLOWING:
             yield Finding(SECTION, about, f"{source.masked}: in use by the running daemon; not tried")
             return
-        why = find_refusal(with_login(source, stream.capture), TRY_S)
+        check_login(uri, stream.capture)
     except SourceError as error:  # also reported by the configuration's section
         yield Finding(SECTION, about, f"not tried: {error}", "warning", str(error))
         return
-    if why:
-        yield Finding(SECTION, about, f"{source.masked}: {why}", "problem", f"{about}: {why}")
-    else:
-        yield Finding(SECTION, about, f"{source.masked}: answers, and provides the stream")
+    try:
+        open_source(uri, stall_s=TRY_S, login=stream.capture).close()
+    except SoundAloneError:
+        pass
+    except SourceError as error:
+        yield Finding(SECTION, about, str(error), "problem", f"{about}: {error}")
+        return
+    yield Finding(SECTION, about, f"{source.masked}: answers, and provides the stream")
 
 
 def _check_commands(config: Config) -> Finding:

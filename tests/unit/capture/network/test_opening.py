@@ -1,4 +1,4 @@
-"""What a server on the network may have this machine open, and how much memory that takes."""
+"""Why a source on the network is not opened; what a server may have this machine open, and take of its memory."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
+import cv2
+import numpy as np
 import pytest
 
 from agent.capture.network.opening import demuxer_options
@@ -20,6 +22,7 @@ from agent.errors import SourceError
 
 _MULTIPART = b"HTTP/1.0 200 OK\r\nContent-Type: multipart/x-mixed-replace; boundary=x\r\n\r\n--x\r\n"
 _SDP = b"v=0\no=- 0 0 IN IP4 127.0.0.1\ns=x\nc=IN IP4 127.0.0.1\nt=0 0\nm=video 45678 RTP/AVP 96\n"
+_JPEG = cv2.imencode(".jpg", np.full((48, 64, 3), 90, np.uint8))[1].tobytes()
 _ENDLESS = 1024 * 1024 * 1024
 """Bytes after which a server gives up."""
 _READ = """
@@ -71,10 +74,70 @@ def test_the_transport_of_rtsp_is_configured() -> None:
     assert "rtsp_transport" not in demuxer_options(parse("http://camera/1"))
 
 
+def answering(data: bytes) -> Callable[[socket.socket], None]:
+    """Answer each request with the same; nothing: keep silent."""
+
+    def answer(connection: socket.socket) -> None:
+        while connection.recv(4096):
+            connection.sendall(data)
+            if data.startswith(b"HTTP"):
+                return
+
+    return answer
+
+
+def refusal(uri: str, stall_s: float = 60.0) -> str:
+    with pytest.raises(SourceError) as caught:
+        open_source(uri, stall_s=stall_s)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("scheme", ["rtsp", "http"])
 @pytest.mark.parametrize(
-    "body", [_SDP, b"ffconcat version 1.0\nfile /etc/hostname\n"], ids=["sdp", "list of files"]
+    ("status", "why"),
+    [
+        ("401 Unauthorized", "set capture.username and capture.password_file"),
+        ("403 Forbidden", "it refuses this user"),
+        ("404 \x1b[31mRED\x1b[2J", "it has no such path"),
+        ("453 Not Enough Bandwidth", "too many viewers"),
+        ("503 Busy", "no further viewer"),
+    ],
 )
-def test_a_list_of_other_addresses_is_not_opened(body: bytes) -> None:
+def test_what_a_server_refuses_is_in_our_words_and_shows_no_secret(scheme: str, status: str, why: str) -> None:
+    data = f"{scheme.upper()}/1.0 {status}\r\nCSeq: 1\r\n\r\n".encode()
+    with serving(answering(data)) as port:
+        told = refusal(f"{scheme}://ann:secret@127.0.0.1:{port}/user=ann_password=secret")
+    assert told.startswith(f"{scheme}://127.0.0.1:{port}: expected a video stream; ")
+    assert why in told
+    assert not [word for word in ("ann", "secret", "RED") if word in told]
+
+
+@pytest.mark.parametrize("scheme", ["rtsp", "http"])
+def test_a_port_that_nothing_listens_on_is_told_from_a_server_that_keeps_silent(scheme: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    assert "nothing listens there" in refusal(f"{scheme}://127.0.0.1:{port}/")
+    with serving(answering(b"")) as port:
+        assert "no stream comes in time" in refusal(f"{scheme}://127.0.0.1:{port}/", 0.3)
+
+
+@pytest.mark.parametrize("scheme", ["rtsp", "http"])
+def test_a_name_without_an_address_is_told(scheme: str) -> None:
+    assert "no address is known for its host; check the name" in refusal(f"{scheme}://camera.invalid/")
+
+
+def test_what_may_be_a_part_of_a_password_is_not_shown() -> None:
+    told = refusal("rtsp://admin:12/34@camera.invalid/x")
+    assert "%2F" in told
+    assert not [word for word in ("12", "34", "admin") if word in told]
+
+
+@pytest.mark.parametrize(
+    "body",
+    [_SDP, b"ffconcat version 1.0\nfile /etc/hostname\n", b"<!DOCTYPE html><p>Log in", _JPEG, b""],
+    ids=["sdp", "list of files", "page", "snapshot", "nothing"],
+)
+def test_what_is_no_stream_is_not_opened(body: bytes) -> None:
     def answer(connection: socket.socket) -> None:
         connection.recv(1000)
         head = f"HTTP/1.0 200 OK\r\nContent-Type: text/plain\r\nContent-Length: {len(body)}\r\n\r\n"

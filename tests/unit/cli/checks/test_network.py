@@ -19,6 +19,7 @@ from agent.config import CaptureConfig, ClipsConfig, Config, StreamConfig
 from agent.config.mqtt import FallbackConfig, MqttConfig
 from agent.health import DaemonHealth, LinkHealth, StreamReport
 from tests.support.mosquitto import HOST, Mosquitto
+from tests.support.packet_camera import PacketCamera, encode, pattern
 
 
 @pytest.fixture(autouse=True)
@@ -147,7 +148,6 @@ def test_a_running_daemon_keeps_its_connection(broker: Mosquitto, tmp_path: Path
 @pytest.mark.parametrize(
     ("said", "state", "value"),
     [
-        (b"RTSP/1.0 200 OK\r\n\r\n", "ok", "answers"),
         (b"RTSP/1.0 404 Zx9\r\n\r\n", "problem", "answers 404: it has no such path"),
         (b"RTSP/1.0 401 No\r\n\r\n", "problem", "set capture.username and capture.password_file"),
     ],
@@ -158,6 +158,14 @@ def test_a_camera_is_asked(tmp_path: Path, said: bytes, state: str, value: str) 
     assert told.state == state
     assert value in told.value
     assert "Zx9" not in told.value + told.advice
+
+
+@pytest.mark.parametrize("has_video", [True, False], ids=["video", "sound alone"])
+def test_a_camera_that_provides_its_stream_is_ok(tmp_path: Path, has_video: bool) -> None:
+    units = encode(pattern(15), options={"tune": "zerolatency"}) if has_video else []
+    with PacketCamera(units, sound=True) as serving:
+        (told,) = of_stream(StreamConfig(serving.uri, "nanodet"), tmp_path)
+    assert told.state == "ok"
 
 
 def of_stream(stream: StreamConfig, root: Path) -> list[Finding]:
