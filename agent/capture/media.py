@@ -10,6 +10,7 @@ import functools
 import io
 from collections.abc import Iterator
 from contextlib import suppress
+from fractions import Fraction
 from typing import Any
 
 import av
@@ -63,7 +64,7 @@ class Media:
         width, height: of the pictures as announced, pixels; 0: unknown.
         changed_size: width and height by parameters that came later, pixels; None: none came, or it is unknown.
         fps: pictures per second as announced; 0: unknown.
-        is_timed: False for a format without times, whose announced rate is FFmpeg's default of 25.
+        is_timed: False for a format without times, whose rate and time stamps are FFmpeg's default of 25 fps.
         frames: number of pictures as announced, perhaps estimated; 0: unknown.
     """
 
@@ -123,7 +124,7 @@ class Media:
         """Return a packet as plain data; the times are those of `MediaPacket`."""
         index = packet.stream_index
         if (track := self._tracks.get(index)) is None:
-            track = self._tracks[index] = _track(packet.stream)
+            track = self._tracks[index] = _track(packet.stream, packet.time_base)
         if self._parameters is not None and packet.is_keyframe and index == self.video.index:
             track = self._tracks[index] = self._with_parameters(track, bytes(packet), self._parameters)
         return _plain(packet, track, captured_ns, began_ns)
@@ -173,7 +174,7 @@ class SoundMedia:
         if found is None:
             self.close()
             raise OpenError("it has no sound")
-        self.sound, self._track = found, _track(found)
+        self.sound, self._track = found, _track(found, found.time_base)
 
     def packets(self) -> Iterator[Packet[AudioStream]]:
         """Read packet by packet, see `Media.packets`."""
@@ -225,8 +226,8 @@ def _rate(video: VideoStream) -> float:
     return 0.0
 
 
-def _track(stream: Stream) -> MediaTrack:
-    context, base = stream.codec_context, stream.time_base
+def _track(stream: Stream, base: Fraction | None) -> MediaTrack:
+    context = stream.codec_context
     time_base = (base.numerator, base.denominator) if base else (1, 1_000_000_000)
     header = mp4_header(stream)
     if isinstance(stream, VideoStream):

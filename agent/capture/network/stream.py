@@ -44,7 +44,8 @@ _HEARD_NS, _UNHEARD_NS = 140_000_000, 210_000_000
 """Longest time for which packets wait to be read, ns: while their sound is heard, about as long as
 `agent.capture.camera_sound` gathers it; and else."""
 _PARSED = ("h264", "hevc")
-"""Codecs of RTSP whose packets FFmpeg gives one picture late: only the beginning of the next one ends them."""
+"""Codecs of RTSP and bare video whose packets FFmpeg returns when the next picture begins."""
+_MICROSECOND = Fraction(1, 1_000_000)
 _MODES = tuple(mode.name.lower() for mode in DecodeMode)
 _UNHURRIED = (DecodeMode.PACKETS, DecodeMode.KEYFRAMES)
 """Modes in which a packet may wait."""
@@ -89,7 +90,7 @@ class NetworkStream(Video):
         self._address, self._stall_s, self._now_ns = address, stall_s, now_ns
         self._size, self._codec = (media.width, media.height), media.video.codec_context.name
         self._clock, self._read_clock, self._burst = MediaClock(), MediaClock(), BurstThinner()
-        is_parsed = address.scheme.startswith("rtsp") and self._codec in _PARSED
+        is_parsed = self._codec in _PARSED and (address.scheme.startswith("rtsp") or not media.is_timed)
         self._arrivals = ParsedArrivals(round(stall_s * 1e9), cut_off=cut_off) if is_parsed else None
         self._demand, self._hears_only = Demand(), False
         self._pauses, self._asked_ns = ReadPauses(), 0
@@ -206,7 +207,8 @@ class NetworkStream(Video):
         return SourceError(f"{self._shown}: no {what} for {self._stall_s:g} s{why}")
 
     def _stamp(self, packet: Packet[Stream]) -> int:
-        pts, track, read_ns = packet.pts, packet.stream_index, self._now_ns()
+        track, read_ns = packet.stream_index, self._now_ns()
+        pts = packet.pts if self._media.is_timed else None
         tick_ns, divisor = self._ticks[track]
         pts_ns = None if pts is None else pts * tick_ns // divisor
         is_picture = track == self._track
@@ -222,6 +224,9 @@ class NetworkStream(Video):
             self._arrived = _Arrival(began_ns, read_ns)
             if pts is not None:
                 self._pauses.add(given_ns, self._asked_ns, read_ns)
+        if not self._media.is_timed:  # clips need the time of arrival instead of FFmpeg's 25 fps
+            packet.time_base, packet.duration = _MICROSECOND, 0
+            packet.pts = packet.dts = began_ns // 1000
         return began_ns
 
     def _plan(self, packet: Packet[Stream]) -> None:

@@ -3,21 +3,28 @@
 from __future__ import annotations
 
 import socket
+import threading
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
+from fractions import Fraction
 from functools import partial
 from statistics import median
 
+import cv2
 import numpy as np
 import pytest
 from msgspec.structs import replace
 
-from agent.capture.decode_policy import DecodeChoice
+from agent.capture.decode_policy import DecodeChoice, Demand
+from agent.capture.media import Media
 from agent.capture.network.liveness import Liveness
+from agent.capture.network.opening import open_medium
 from agent.capture.network.stream import NetworkStream
 from agent.capture.source import open_source
 from agent.capture.streams import FrameStream
 from agent.config import CaptureConfig
+from agent.config.source_uri import parse
 from agent.errors import SourceError
 from agent.types import MediaPacket
 from tests.support.packet_camera import (
@@ -188,3 +195,85 @@ def test_a_picture_was_captured_when_its_data_came_not_when_the_next_one_ends_it
             late_s.append(source.captured_ns / 1e9 - sent_s[which])
         source.close()
     assert abs(median(late_s[-8:])) < 0.5 / SLOW_FPS
+
+
+class _Listener:
+    """Takes all packets, and has everything decoded."""
+
+    decode: DecodeChoice = "full"
+    wants_packets, wants_sound = True, False
+
+    def __init__(self) -> None:
+        self.demand, self.packets = Demand(), list[MediaPacket]()
+
+    def decoder(self, codec: str) -> str:
+        return ""
+
+    def take_packet(self, packet: MediaPacket) -> None:
+        self.packets.append(packet)
+
+
+def _sent_one_by_one(
+    listener: socket.socket, kind: bytes, pieces: list[bytes], wanted: threading.Semaphore
+) -> None:
+    connection, _ = listener.accept()
+    with connection, suppress(OSError):
+        connection.recv(4096)
+        connection.sendall(b"HTTP/1.0 200 OK\r\nContent-Type: " + kind + b"\r\n\r\n")
+        for piece in pieces:
+            wanted.acquire()
+            connection.sendall(piece)
+        connection.recv(1)
+
+
+def _multipart() -> list[bytes]:
+    jpeg = cv2.imencode(".jpg", np.full((48, 64, 3), 90, np.uint8))[1].tobytes()
+    head = f"--x\r\nContent-Type: image/jpeg\r\nContent-Length: {len(jpeg)}\r\n\r\n".encode()
+    return [head + jpeg + b"\r\n"] * 100
+
+
+def _bare(name: str, params: str) -> list[bytes]:
+    options = {"preset": "ultrafast", "tune": "zerolatency", params: "keyint=1:repeat-headers=1:log-level=none"}
+    return [unit.data for unit in encode(pattern(100, 64, 48), name, options=options)]
+
+
+_AT_ONCE, _IN_TURN = 50, 30
+
+
+@pytest.mark.parametrize(
+    ("kind", "pieces", "is_parsed"),
+    [
+        (b"multipart/x-mixed-replace; boundary=x", _multipart(), False),
+        (b"video/h264", _bare("libx264", "x264-params"), True),
+        (b"video/hevc", _bare("libx265", "x265-params"), True),
+    ],
+    ids=["mjpeg", "h264", "hevc"],
+)
+@pytest.mark.parametrize("apart_s", [0.07, 0.5, 3.0])
+def test_pictures_of_a_format_without_times_are_from_when_they_came(
+    kind: bytes, pieces: list[bytes], is_parsed: bool, apart_s: float
+) -> None:
+    """The clock passes by `apart_s` before each picture is sent, and stands still otherwise."""
+    now_ns, wanted, listener = [5_000_000_000], threading.Semaphore(_AT_ONCE), _Listener()
+    sent_s, captured_s = list[float](), list[float]()
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        arguments = (server, kind, pieces, wanted)
+        threading.Thread(target=_sent_one_by_one, args=arguments, daemon=True).start()
+        address = parse(f"http://127.0.0.1:{server.getsockname()[1]}/video")
+        media = open_medium(Media, address, 60.0, "a video stream")
+        source = NetworkStream(media, address, 60.0, lambda: now_ns[0])
+        source.follow(listener)
+        while len(listener.packets) < _AT_ONCE - is_parsed:
+            now_ns[0] += 1000
+            source.grab()
+        for _ in range(_IN_TURN):
+            now_ns[0] += round(apart_s * 1e9)
+            sent_s.append(now_ns[0] / 1e9)
+            wanted.release()
+            source.grab()
+            captured_s.append(source.captured_ns / 1e9)
+        source.close()
+    packets = listener.packets[_AT_ONCE : _AT_ONCE + _IN_TURN]
+    stamps_s = [float(one.pts * Fraction(*one.track.time_base)) for one in packets if one.pts is not None]
+    assert stamps_s == pytest.approx(sent_s[: len(packets)], abs=0.001)
+    assert captured_s[is_parsed:] == pytest.approx(sent_s[: len(captured_s) - is_parsed], abs=0.001)
