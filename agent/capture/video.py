@@ -104,7 +104,6 @@ class Video(Source):
     def picture(self, into: Image | None) -> Image:
         """Return the held picture, see `PictureConverter.convert`."""
         assert self._held is not None
-        check_size(self._shown, self._held.width, self._held.height)  # a stream may change its size
         return self._converter.convert(self._held, into)
 
     def deferred(self) -> DeferredImage | None:
@@ -112,7 +111,6 @@ class Video(Source):
         held = self._held
         if held is None or self._decoder.name:
             return None
-        check_size(self._shown, held.width, held.height)
         picture, form = DecodedImage(held, self._converter), (held.format.name, held.width, held.height)
         if form != self._converted:  # whether it can be converted is this thread's to find out
             picture.image()

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 import socket
 import subprocess
 import sys
@@ -178,27 +179,31 @@ def test_the_url_of_a_snapshot_is_told_once_until_it_streams(server: ThreadingHT
 
 
 class Large(BaseHTTPRequestHandler):
-    """Sends pictures of 8000x8000 pixels."""
+    """Sends pictures of 8000x8000 pixels; at `/later` after five small ones."""
 
     def do_GET(self) -> None:
         self.send_response(200)
         self.send_header("Content-Type", "multipart/x-mixed-replace; boundary=frame")
         self.end_headers()
-        jpeg = cv2.imencode(".jpg", np.zeros((8000, 8000), np.uint8))[1].tobytes()
-        head = f"--frame\r\nContent-Type: image/jpeg\r\nContent-Length: {len(jpeg)}\r\n\r\n".encode()
+        small, large = (
+            cv2.imencode(".jpg", np.zeros((side, side), np.uint8))[1].tobytes() for side in (64, 8000)
+        )
         with suppress(OSError):
-            while True:
-                self.wfile.write(head + jpeg + b"\r\n")
+            for number in itertools.count():
+                jpeg = small if self.path == "/later" and number < 5 else large
+                head = f"--frame\r\nContent-Type: image/jpeg\r\nContent-Length: {len(jpeg)}\r\n\r\n"
+                self.wfile.write(head.encode() + jpeg + b"\r\n")
 
     def log_message(self, *args: object) -> None:
         """Nothing."""
 
 
-def test_a_camera_whose_pictures_are_too_large_is_lost_and_told() -> None:
+@pytest.mark.parametrize("path", ["/", "/later"])
+def test_a_camera_whose_pictures_are_too_large_is_lost_and_told(path: str) -> None:
     news: list[tuple[str, str]] = []
     server = ThreadingHTTPServer(("127.0.0.1", 0), Large)
     threading.Thread(target=server.serve_forever, daemon=True).start()
-    uri = f"http://127.0.0.1:{server.server_address[1]}/"
+    uri = f"http://127.0.0.1:{server.server_address[1]}{path}"
     grabber = FrameStream("shed", uri, CaptureConfig(stall_s=20.0), on_change=lambda *one: news.append(one))
     grabber.start()
     wait_for(lambda: news)
@@ -207,7 +212,7 @@ def test_a_camera_whose_pictures_are_too_large_is_lost_and_told() -> None:
     server.server_close()
     assert news[0][0] == "lost"
     assert "8000x8000 pixels, 64 megapixels; expected at most 50 megapixels" in news[0][1]
-    assert grabber.stats.frames == 0
+    assert bool(grabber.stats.frames) == (path == "/later")
 
 
 class Huge(BaseHTTPRequestHandler):

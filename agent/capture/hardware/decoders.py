@@ -18,6 +18,7 @@ from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
 from agent.capture.hardware.table import DECODERS, DecoderKind
+from agent.capture.source import LARGEST_PIXELS
 
 TIME_BASE = Fraction(1, 1_000_000)
 """Unit of the time stamps of packets for hardware decoders, s."""
@@ -59,7 +60,8 @@ def open_decoder(name: str, track: VideoStream) -> PictureDecoder:
     context = _context(kind, codec)
     context.extradata, context.width, context.height = known.extradata, known.width, known.height
     # Without it, FFmpeg's V4L2 decoders lose the time stamps; what a stamp counts is all the same to them.
-    context.options = {"pkt_timebase": f"{TIME_BASE.numerator}/{TIME_BASE.denominator}"}
+    time_base = f"{TIME_BASE.numerator}/{TIME_BASE.denominator}"
+    context.options = {"pkt_timebase": time_base, "max_pixels": str(LARGEST_PIXELS)}
     try:
         context.open()
     except (av.FFmpegError, ValueError) as error:

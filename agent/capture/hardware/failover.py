@@ -77,6 +77,8 @@ class DecoderRecord:
 
 
 _RECORD = DecoderRecord()
+_UNDECODED = av.error.InvalidDataError, av.error.ArgumentError
+"""Errors of a packet that is damaged, and of one whose picture is too large; whole ones may follow."""
 _UNKNOWN = object()
 _STEP = 40_000
 """Distance of the time stamps of packets, in `TIME_BASE`: drivers may expect a usual rate."""
@@ -105,7 +107,7 @@ class _DecoderThread:
         self._first = False
         if isinstance(answer, DecoderError):
             raise answer
-        if isinstance(answer, av.error.InvalidDataError):  # whole packets may follow
+        if isinstance(answer, _UNDECODED):
             return []
         if isinstance(answer, Exception):
             raise DecoderError(getattr(answer, "strerror", None) or type(answer).__name__)
@@ -300,7 +302,7 @@ class FailoverDecoder:
     def _in_software(self, packet: Packet[Stream] | None) -> list[DecodedPicture]:
         try:
             return [DecodedPicture(one, one.opaque) for one in self._software.decode(packet)]
-        except (av.error.InvalidDataError, av.error.EOFError):  # whole packets may follow
+        except (*_UNDECODED, av.error.EOFError):
             return []
 
     def _drained(self) -> list[DecodedPicture]:

@@ -269,7 +269,7 @@ class NetworkStream(Video):
         self._life.add_step(time.monotonic(), gave=gave, keyframe=packet.is_keyframe, mends=mends)
         if step.alone:
             self._policy.mark_check(step.packet.times.read_ns, succeeded=gave)
-        if not gave and self._codec == "mjpeg":  # FFmpeg refuses the largest without saying so
+        if not gave and self._codec == "mjpeg":  # FFmpeg refuses the large without saying so
             check_size(self._shown, *(jpeg_size(bytes(packet)) or (0, 0)))
 
     def _filtered(self, step: DecodeStep[_Arrived]) -> FilteredPictures:

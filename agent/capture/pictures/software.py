@@ -12,6 +12,7 @@ from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
 from agent.capture.pictures.loop_filter import FilteredPictures
+from agent.capture.source import LARGEST_PIXELS
 
 _REOPENED = ("h264", "hevc")
 """Codecs whose parameters are in the packets, or in `extradata`, so that a decoder can be opened anew at each key
@@ -45,7 +46,7 @@ class SoftwareDecoder:
         """Decode a packet; None: give what is held back.
 
         Raises:
-            av.FFmpegError: the packet is damaged, or nothing is held back any more.
+            av.FFmpegError: the packet is damaged or its picture too large, or nothing is held back any more.
         """
         if self._context is None:
             if packet is None:
@@ -76,12 +77,13 @@ class SoftwareDecoder:
 
     def _open(self) -> VideoCodecContext:
         context = known = self._track.codec_context
+        options = {"max_pixels": str(LARGEST_PIXELS)}
         if self._reopens:
             context = cast(VideoCodecContext, av.CodecContext.create(known.name, "r"))
             self._parameters = known.extradata  # the newest ones: `Media` keeps them there
             context.extradata, context.width, context.height = self._parameters, known.width, known.height
-            skipped, held_back = _SKIPPED[self.filtered], str(self._held_back)
-            context.options = {"skip_loop_filter": skipped, "has_b_frames": held_back}
+            options |= {"skip_loop_filter": _SKIPPED[self.filtered], "has_b_frames": str(self._held_back)}
+        context.options = options
         # FFmpeg's own choice of threads, one per core, costs 15 % more processor time and 2.5 MB more per stream
         # of 768×576 H.264, and holds back as many pictures as it has threads.
         context.thread_count, context.thread_type = 1, av.codec.context.ThreadType.NONE

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import cast
 
 import av
+import cv2
 import numpy as np
 import pytest
 from av.container import InputContainer
@@ -75,6 +76,16 @@ def test_a_track_of_another_codec_is_decoded_after_a_release(tmp_path_factory: p
         before = decoded(decoder, some)
         decoder.release()
         assert np.array_equal(decoded(decoder, some)[0], before[0])
+
+
+def test_a_picture_that_is_too_large_is_refused_before_it_is_decoded() -> None:
+    small, large = (cv2.imencode(".jpg", np.zeros((side, side), np.uint8))[1].tobytes() for side in (64, 8000))
+    with av.open(io.BytesIO(small * 5), "r", format="mjpeg") as container:
+        decoder = SoftwareDecoder(container.streams.video[0])
+        assert len(decoder.decode(Packet(small))) == 1
+        with pytest.raises(av.FFmpegError):
+            decoder.decode(Packet(large))
+        assert len(decoder.decode(Packet(small))) == 1
 
 
 def test_the_loop_filter_is_left_out_of_pictures_between_key_frames(track: VideoStream) -> None:
