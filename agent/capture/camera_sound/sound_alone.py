@@ -11,7 +11,7 @@ import av
 
 from agent.capture.decode_policy import DecodeMode
 from agent.capture.media import SoundMedia
-from agent.capture.network.opening import open_medium
+from agent.capture.network.opening import describe_encryption, open_medium
 from agent.capture.packet_clock import MediaClock
 from agent.capture.source import Source, SourceListener, with_login
 from agent.config import CaptureConfig
@@ -32,7 +32,7 @@ class SoundAlone(Source):
         """Take an open medium of the address, which gives a packet every `stall_s`."""
         self._media, self._shown, self._stall_s = media, address.masked, stall_s
         self.live, self.pace_s, self.period_s = True, 0.0, 0.0
-        self.description = f"sound alone, {media.sound.codec_context.name}"
+        self.description = f"sound alone, {media.sound.codec_context.name}{describe_encryption(address)}"
         self._packets, self._clock = media.packets(), MediaClock()
         self._listener: SourceListener | None = None
 

@@ -61,6 +61,11 @@ def demuxer_options(address: SourceUri) -> dict[str, str]:
     return options | {"buffer_size": str(_UDP_BYTES)} if address.rtsp_transport == "udp" else options
 
 
+def describe_encryption(address: SourceUri) -> str:
+    """Return what to add to the description of a source with TLS: FFmpeg does not verify certificates unasked."""
+    return ", certificate not verified" if address.scheme in ("rtsps", "https") else ""
+
+
 def open_medium(kind: type[_Medium], address: SourceUri, stall_s: float, expected: str) -> _Medium:
     """Open a source on the network.
 

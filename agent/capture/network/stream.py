@@ -17,7 +17,7 @@ from agent.capture.decode_policy import BurstThinner, DecodeMode, DecodePolicy, 
 from agent.capture.hardware.failover import DecodedPicture, FailoverDecoder, FailoverLimits
 from agent.capture.media import Media, is_disposable, is_mending, is_refresh
 from agent.capture.network.liveness import WAITS, Liveness
-from agent.capture.network.opening import NO_DATAGRAM, open_medium
+from agent.capture.network.opening import NO_DATAGRAM, describe_encryption, open_medium
 from agent.capture.packet_clock import MediaClock, ParsedArrivals, ReadPauses
 from agent.capture.pictures.loop_filter import FilteredPictures, LoopFilterRule
 from agent.capture.source import SourceListener, check_size, jpeg_size
@@ -85,6 +85,8 @@ class NetworkStream(Video):
             SourceError: its pictures are too large; the medium is closed.
         """
         super().__init__(media, address.masked)
+        self._encryption = describe_encryption(address)
+        self.description += self._encryption
         limits = FailoverLimits(answer_s=min(2.0, stall_s / 5.0))
         self._decoder = FailoverDecoder(media.video, self._shown, limits=limits)
         self._address, self._stall_s, self._now_ns = address, stall_s, now_ns
@@ -306,7 +308,7 @@ class NetworkStream(Video):
         if self._size != (0, 0):
             raise self._other_size(self._size, (width, height))
         self._size = self._media.width, self._media.height = width, height
-        self.description = describe(self._media)
+        self.description = describe(self._media) + self._encryption
 
     def skip(self) -> bool:
         """Read a packet, and decode nothing. Return True if it is a picture, and a key frame has come.

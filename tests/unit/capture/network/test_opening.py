@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import re
 import socket
+import ssl
 import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -19,6 +21,7 @@ from agent.capture.source import open_source, with_login
 from agent.config import CaptureConfig
 from agent.config.source_uri import parse
 from agent.errors import SourceError
+from tests.support.certificates import make_certificates
 
 _MULTIPART = b"HTTP/1.0 200 OK\r\nContent-Type: multipart/x-mixed-replace; boundary=x\r\n\r\n--x\r\n"
 _SDP = b"v=0\no=- 0 0 IN IP4 127.0.0.1\ns=x\nc=IN IP4 127.0.0.1\nt=0 0\nm=video 45678 RTP/AVP 96\n"
@@ -130,6 +133,26 @@ def test_what_may_be_a_part_of_a_password_is_not_shown() -> None:
     told = refusal("rtsp://admin:12/34@camera.invalid/x")
     assert "%2F" in told
     assert not [word for word in ("12", "34", "admin") if word in told]
+
+
+@pytest.mark.parametrize("scheme", ["http", "https"])
+def test_a_source_with_tls_says_that_its_certificate_is_not_verified(tmp_path: Path, scheme: str) -> None:
+    make_certificates(tmp_path)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(tmp_path / "server.pem", tmp_path / "server.key")
+    part = f"Content-Type: image/jpeg\r\nContent-Length: {len(_JPEG)}\r\n\r\n".encode() + _JPEG + b"\r\n--x\r\n"
+
+    def answer(connection: socket.socket) -> None:
+        if scheme == "https":
+            connection = context.wrap_socket(connection, server_side=True)
+        connection.recv(1000)
+        connection.sendall(_MULTIPART + 20 * part)
+        connection.recv(1)
+
+    with serving(answer) as port:
+        source = open_source(f"{scheme}://127.0.0.1:{port}/cam", stall_s=60.0)
+        assert source.description == "64x48" + ", certificate not verified" * (scheme == "https")
+        source.close()
 
 
 @pytest.mark.parametrize(
