@@ -86,9 +86,8 @@ class Media:
         if not found:
             kinds = tuple(one.codec_context.name for one in self._container.streams.audio)
             self.close()
-            raise OpenError(
-                f"it has no video, only {', '.join(kinds)}" if kinds else "it has no video", kinds=kinds
-            )
+            only = f", only {', '.join(kinds)}" if kinds else ""
+            raise OpenError(f"it has no video{only}", kinds=kinds)
         self.video: VideoStream = found[0]
         self.sound = next(iter(self._container.streams.audio), None)
         self.width, self.height = self.video.codec_context.width, self.video.codec_context.height
