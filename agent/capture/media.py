@@ -34,7 +34,6 @@ from agent.capture.pictures.parameters import (
 from agent.capture.source import LARGEST_PIXELS
 from agent.types import MediaPacket, MediaTrack
 
-_LIMITED = {"max_pixels": str(LARGEST_PIXELS)}
 _FRAGMENTED = {"movflags": "frag_keyframe+empty_moov+default_base_moof"}
 _FASTEST_FPS = 1000
 """Rates above this are a container's time base, not a rate."""
@@ -206,7 +205,7 @@ def _opened(target: str, options: dict[str, str], timeout_s: float | None) -> In
     _limit_memory()
     av.logging.set_level(None)  # FFmpeg's messages repeat, name no stream, and could show credentials
     try:
-        return av.open(target, "r", options=options | _LIMITED, timeout=timeout_s)
+        return av.open(target, "r", options=options, timeout=timeout_s)
     except (av.FFmpegError, OSError, ValueError, RuntimeError) as error:
         raise OpenError("it cannot be read", cause=error) from None
 
@@ -248,8 +247,9 @@ def _read_parameters(track: MediaTrack, key_frame: bytes) -> MediaTrack:
 
 def _read_key_frame(codec: str, key_frame: bytes) -> tuple[bytes, int, int] | None:
     """Return the header, width and height that a key frame with start codes holds; None: it cannot be read."""
+    options = {"max_pixels": str(LARGEST_PIXELS)}
     try:
-        with av.open(io.BytesIO(key_frame), "r", format=codec, options=dict(_LIMITED)) as medium:
+        with av.open(io.BytesIO(key_frame), "r", format=codec, options=options) as medium:
             stream = medium.streams.video[0]
             header, width, height = mp4_header(stream), stream.width, stream.height
     except (av.FFmpegError, ValueError, IndexError):

@@ -11,6 +11,7 @@ from typing import TypeVar
 import av
 
 from agent.capture.media import Media, OpenError, SoundMedia
+from agent.capture.source import LARGEST_PIXELS
 from agent.config.source_uri import SourceUri
 from agent.errors import SoundAloneError, SourceError
 
@@ -34,8 +35,9 @@ _NO_STREAM = (
     "what it sends is not a stream that can be read; check scheme, port and path, and use the camera's MJPEG or "
     "RTSP address, not that of a page or a snapshot"
 )
-_PROBING = {"analyzeduration": "300000", "probesize": "100000"}
-"""Looking at 0.3 s (µs here) instead of 5 s of the stream opens a camera in 0.5 s instead of 2."""
+_PROBING = {"analyzeduration": "300000", "probesize": "100000", "max_pixels": str(LARGEST_PIXELS)}
+"""Looking at 0.3 s (µs here) instead of 5 s of the stream opens a camera in 0.5 s instead of 2. Larger pictures
+are not decoded for it."""
 NO_DATAGRAM = "no datagram arrives over UDP: check the firewall (ports 5000 to 65000)"
 _UDP_BYTES = 1024 * 1024
 """Buffer to ask the kernel for: a key frame comes at once."""
