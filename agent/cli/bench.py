@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 import re
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
 from agent.cli.models.predicting import complete_board, predict_and_print
 from agent.cli.optimise.progress import show_progress
@@ -134,31 +135,28 @@ def bench(
     With --decode, and without MODEL, FFmpeg's software and every hardware decoder decode the same video, each in
     a process of its own; their pictures are compared.
     """
-    if _decodes(model, decode, seconds):
+    _check_together(click.get_current_context())
+    if decode is not None:
         from agent.cli.bench_decode import bench_decode
 
-        logs = {"--loadgen": loadgen, "--loadgen-logs": loadgen_logs, "--picture": picture}
-        options = {"--board": board, "--fps": fps, "--sustained": sustained, "--streams": streams}
-        _check_decoding({"MODEL": model, "--variant": variant, "--backend": backends, **options, **logs})
-        bench_decode(str(decode), seconds or 10.0, as_json=as_json)
+        bench_decode(decode, seconds or 10.0, as_json=as_json)
         return
     if board:
-        _check_predicting(backends, sustained, streams, picture, loadgen=loadgen, logs=loadgen_logs)
         predict_and_print(model, board, variant, fps or 0.0, as_json=as_json)
         return
-    if fps is not None:
-        raise click.UsageError("--fps needs --board")
     if streams is not None:
         from agent.cli.bench_streams import bench_streams
 
-        _check_streams(backends, sustained, loadgen=loadgen, logs=loadgen_logs)
+        if set(backends) - {"cpu"}:
+            raise click.UsageError("--streams measures the CPU: an accelerator runs one inference at a time")
         criterion: By = "energy" if by == "energy" else "latency"
         bench_streams(model, variant, streams, criterion, picture, patience_s=patience, as_json=as_json)
         return
     if sustained is not None:
         from agent.cli.bench_sustained import bench_sustained
 
-        _check_sustained(backends, loadgen=loadgen, logs=loadgen_logs)
+        if len(backends) > 1:
+            raise click.UsageError("--sustained runs one backend: name one")
         bench_sustained(
             model, variant, "".join(backends), sustained, picture, patience_s=patience, as_json=as_json
         )
@@ -196,63 +194,31 @@ def bench(
         _print(verdict, asked=bool(backends), tested=tested)
 
 
-def _decodes(model: str, decode: str | None, seconds: float | None) -> bool:
-    """Return True if decoders are measured, not a model."""
-    if decode is None:
-        if seconds is not None:
-            raise click.UsageError("--seconds needs --decode")
-        if not model:
-            raise click.UsageError("Missing argument 'MODEL'.")
-        return False
-    return True
+_MODES = {
+    "--decode": {"--seconds"},
+    "--board": {"MODEL", "--variant", "--fps"},
+    "--streams": {"MODEL", "--variant", "--backend", "--by", "--patience", "--picture"},
+    "--sustained": {"MODEL", "--variant", "--backend", "--patience", "--picture"},
+}
+"""Options of which each is a measurement of its own, and what it takes besides `--json`."""
 
 
-def _check_decoding(given: Mapping[str, object]) -> None:
-    """Refuse what is about a model, beside --decode."""
-    wrong = [name for name, value in given.items() if value]
-    if wrong:
-        raise click.UsageError(f"--decode measures no model: leave out {wrong[0]}")
-
-
-def _check_predicting(
-    backends: Sequence[str],
-    sustained: str | None,
-    streams: int | None,
-    picture: Path | None,
-    *,
-    loadgen: bool,
-    logs: Path | None,
-) -> None:
-    """Refuse options that measure, beside --board."""
-    given = {
-        "--backend": backends,
-        "--sustained": sustained,
-        "--streams": streams,
-        "--picture": picture,
-        "--loadgen": loadgen,
-        "--loadgen-logs": logs,
-    }
-    wrong = [name for name, value in given.items() if value]
-    if wrong:
-        raise click.UsageError(f"{wrong[0]} measures, and --board predicts: leave one of them out")
-
-
-def _check_sustained(backends: Sequence[str], *, loadgen: bool, logs: Path | None) -> None:
-    """Refuse options that --sustained has no use for."""
-    if loadgen or logs:
-        raise click.UsageError("--sustained and --loadgen are two measurements: leave one of them out")
-    if len(backends) > 1:
-        raise click.UsageError("--sustained runs one backend: name one")
-
-
-def _check_streams(backends: Sequence[str], sustained: str | None, *, loadgen: bool, logs: Path | None) -> None:
-    """Refuse options that --streams has no use for."""
-    given = {"--sustained": sustained, "--loadgen": loadgen, "--loadgen-logs": logs}
-    wrong = [name for name, value in given.items() if value]
-    if wrong:
-        raise click.UsageError(f"--streams and {wrong[0]} are two measurements: leave one of them out")
-    if any(name != "cpu" for name in backends):
-        raise click.UsageError("--streams measures the CPU: an accelerator runs one inference at a time")
+def _check_together(context: click.Context) -> None:
+    """Refuse options that do not go together, and a missing model."""
+    given = [
+        one.opts[0] if isinstance(one, click.Option) else "MODEL"
+        for one in context.command.params
+        if context.get_parameter_source(one.name or "") is ParameterSource.COMMANDLINE
+    ]
+    mode = next((name for name in _MODES if name in given), "")
+    if mode != "--decode" and "MODEL" not in given:
+        raise click.UsageError("Missing argument 'MODEL'.")
+    for name in given:
+        if mode and name not in _MODES[mode] | {mode, "--json"}:
+            raise click.UsageError(f"{name} does not go together with {mode}: leave one of them out")
+    for name, needed in (("--fps", "--board"), ("--seconds", "--decode"), ("--loadgen-logs", "--loadgen")):
+        if name in given and needed not in given:
+            raise click.UsageError(f"{name} needs {needed}")
 
 
 def _draw(verdict: Selection, title: str, picture: Path, *, asked: bool) -> None:
@@ -271,8 +237,6 @@ def _check_outputs(picture: Path | None, *, loadgen: bool, logs: Path | None) ->
         from agent.optimise.loadgen import check
 
         check(logs)
-    elif logs is not None:
-        raise click.UsageError("--loadgen-logs needs --loadgen")
 
 
 def _candidates(backends: Sequence[str]) -> list[DelegateProbe]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 from itertools import groupby
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from agent.cli.optimise.progress import show_progress
 from agent.cli.options import duration
 from agent.cli.output import NO_VALUE, console, open_table, print_json
 from agent.text import plain
@@ -84,27 +84,22 @@ def _plan(backend: str) -> BackendSpec:
 
 
 def _collect(stretches: Iterator[RateSample], seconds: float) -> list[RateSample]:
-    """Return the samples until the end or Ctrl-C, and show on a terminal how far it is."""
+    """Return the samples until the end or Ctrl-C, and show the progress."""
     samples: list[RateSample] = []
     try:
         for sample in stretches:
             samples.append(sample)
-            _show(f"{sample.at_s:.0f} of {seconds:.0f} s: {sample.per_s:.1f} per s{_warmth(sample)}")
+            show_progress(f"{sample.at_s:.0f} of {seconds:.0f} s: {sample.per_s:.1f} per s{_warmth(sample)}")
     except KeyboardInterrupt:
         if not samples:
             raise
     finally:
-        _show("")
+        show_progress("")
     return samples
 
 
 def _warmth(sample: RateSample) -> str:
     return "" if sample.board.celsius is None else f", {sample.board.celsius:.1f} °C"
-
-
-def _show(what: str) -> None:
-    if sys.stderr.isatty():
-        click.echo(f"\r\x1b[K{what}", err=True, nl=False)
 
 
 def _print(run: SustainedRun) -> None:

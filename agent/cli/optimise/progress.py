@@ -1,4 +1,4 @@
-"""One line on a terminal that says what a command is doing, and how long that still takes."""
+"""Show what a command is doing and how long that still takes: on one line of a terminal, or in a log."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import click
 
 from agent.text import plain
 
-_SILENT_S = 60.0
+_SILENT_S = 10.0
 """Longest time without a line in a log."""
 _told_at = [time.monotonic()]
 _COUNTED = re.compile(r"(?P<done>\d+(?:\.\d+)?) (?:of (?P<total>\d+(?:\.\d+)?)|%)")
@@ -50,7 +50,7 @@ _left = _Left()
 def show_progress(what: str) -> None:
     """Show on one terminal line what is being done, and how long that still takes; an empty text clears it.
 
-    In a log there is a line where nothing was told for a minute.
+    In a log there is a line where nothing was told for 10 s.
     """
     now = time.monotonic()
     told = plain(what) + _left.told(what, now)

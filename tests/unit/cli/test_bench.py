@@ -30,7 +30,7 @@ def test_a_table_and_why_one_is_refused(tmp_path: Path) -> None:
     text = " ".join(done.output.split())
     assert "cannot be loaded: the device is busy" in text
     assert "vx: no device (/dev/galcore)" in text
-    found = json.loads(call(model, "--backend", fast, "--json").output)
+    found = json.loads(call(model, "--backend", fast, "--json").stdout)
     assert found["chosen"]["settings"] == {"mode": "fast"}
     assert [one["name"] for one in found["measured"]][-1] == fast
 
@@ -118,13 +118,13 @@ def test_loadgen_beside_the_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     options = (model, "--backend", fast, "--backend", refused, "--loadgen", "--loadgen-seconds", 0.2)
     done = call(*options)
     assert done.exit_code == 0, done.output
-    lines = done.output.splitlines()
+    lines = done.stdout.splitlines()
     text = done.output.replace("\n", "").replace(" ", "")
     assert f"MLPerfLoadGen{version('mlcommons-loadgen')}:{fast},0.2seach" in text
     assert [line.split()[0] for line in lines if "VALID " in line] == ["SingleStream", "Offline"]
     assert lines[-1].startswith("MLPerf asks for 600 s each: ")
     assert list(Path().iterdir()) == []
-    told = json.loads(call(*options, "--json", "--loadgen-logs", tmp_path / "logs").output)["loadgen"]
+    told = json.loads(call(*options, "--json", "--loadgen-logs", tmp_path / "logs").stdout)["loadgen"]
     assert [one["name"] for one in told] == [fast]
     assert [one["name"] for one in told[0]["scenarios"]] == ["SingleStream", "Offline"]
     assert len(list((tmp_path / "logs").glob("external-*/SingleStream/mlperf_log_summary.txt"))) == 1
@@ -145,7 +145,7 @@ def test_loadgen_has_nothing_to_do_where_no_named_backend_runs() -> None:
 def test_a_prediction_names_the_variants_that_reach_the_rate() -> None:
     done = call("nanodet", "--board", "pi4b")
     assert done.exit_code == 0, done.exception
-    lines = done.output.splitlines()
+    lines = done.stdout.splitlines()
     assert sum(line.split()[:1] in (["416"], ["320"], ["256"]) for line in lines) == 12
     assert any(line.startswith("256: reaches 15 per s with ") for line in lines)
     found = json.loads(call("nanodet", "--board", "pi4b", "--variant", "256", "--fps", "1000", "--json").stdout)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -38,7 +39,7 @@ def warm(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_table_over_time_and_the_rate_that_holds(warm: None, tmp_path: Path) -> None:
     done = call(person_model(tmp_path), "--sustained", "1s")
     assert done.exit_code == 0, done.exception
-    lines = done.output.splitlines()
+    lines = done.stdout.splitlines()
     assert lines[0].split() == ["time", "per", "s", "°C", "MHz", "W"]
     assert any("1800" in line and "5.00~" in line and "throttled" in line for line in lines)
     assert any(line.startswith("first minute: ") for line in lines)
@@ -63,8 +64,10 @@ def test_ctrl_c_gives_what_there_is(monkeypatch: pytest.MonkeyPatch, tmp_path: P
         raise KeyboardInterrupt
 
     monkeypatch.setattr(agent.compute.infer.sustained, "sustain", interrupted)
+    monkeypatch.setattr("agent.cli.optimise.progress._told_at", [-math.inf])
     done = call(person_model(tmp_path), "--sustained", "10m")
     assert done.exit_code == 0, done.exception
+    assert "10 of 600 s" in done.stderr, "no terminal: a line of a log"
     assert "interrupted after 10 of 600 s" in done.output
     assert "first minute: 5.0 per s" in done.output
 

@@ -328,19 +328,19 @@ def test_a_report_is_printed_or_written(tmp_path: Path) -> None:
     assert CliRunner().invoke(vedette, ["optimise", "report", str(tmp_path / "no.json")]).exit_code == 1
 
 
-def test_a_log_gets_a_line_after_a_minute_of_silence(
+def test_a_log_gets_a_line_after_ten_seconds_of_silence(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     now = [1000.0]
     monkeypatch.setattr("agent.cli.optimise.progress.time.monotonic", lambda: now[0])
     for seconds, text in (
         (0, ""),
-        (59, "early"),
+        (9, "early"),
         (2, "training"),
-        (30, "soon after"),
+        (5, "soon after"),
         (0, ""),
-        (50, "told"),
-        (11, "on"),
+        (9, "told"),
+        (2, "on"),
     ):
         now[0] += seconds
         show_progress(text)
