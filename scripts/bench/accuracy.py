@@ -1,18 +1,16 @@
 """Measure the cost of INT8: average precision (COCO's, IoU .50:.95) of each NanoDet variant and the float model.
 
 64 pictures of COCO go through the agent's own modules: model file, input, inference, decoder. The float model is
-made of the same graph by `scripts/build_models/nanodet --float` and kept in `build/models`; making it fetches
-280 MB the first time. So few pictures leave a noise of 0.01 to 0.02 in the ratio of two APs: without --quick the
-same pictures are measured mirrored too, as a second opinion beside the target.
+made of the same graph, see `_nanodet.py`. So few pictures leave a noise of 0.01 to 0.02 in the ratio of two APs:
+without --quick the same pictures are measured mirrored too, as a second opinion beside the target.
 """
 
 from __future__ import annotations
 
 import argparse
 import hashlib
-import subprocess
-import sys
 
+import _nanodet
 import common
 from msgspec.structs import replace
 
@@ -22,9 +20,6 @@ from agent.optimise.data import Examples, read_examples
 from agent.optimise.evaluate import score
 
 ARCHIVE = "coco64_dev.tar"
-MAKER = common.ROOT / "scripts" / "build_models" / "nanodet"
-BUILD = common.ROOT / "build" / "models"
-FLOAT = BUILD / "nanodet_float.tflite"
 TARGET = 0.985
 
 
@@ -33,15 +28,12 @@ def main() -> None:
     model = int8_model()
     pictures = {one.name: read_examples(args.data / ARCHIVE, model, one.name) for one in model.manifest.variants}
     figures = {"pictures": float(len(pictures["416"]))}
-    reference = float_model(model, quick=args.quick)
+    reference = float_model(model)
     figures |= compare(model, reference, pictures)
     if not args.quick:
         print("mirrored:")
         twins = compare(model, reference, {name: one.mirrored() for name, one in pictures.items()})
         figures |= {f"{name}_mirrored": value for name, value in twins.items() if "_of_" in name}
-    if reference is None:
-        print(f"no {FLOAT}, and making it takes too long for --quick: run this without once", file=sys.stderr)
-        common.conclude("accuracy", figures, {"int8_416_of_float": f">= {TARGET}, not measured"}, False)
     meets = figures["int8_416_of_float"] >= TARGET
     common.conclude("accuracy", figures, {"int8_416_of_float": f">= {TARGET}"}, meets)
 
@@ -51,16 +43,15 @@ def int8_model() -> Model:
     return open_whole_model("nanodet")
 
 
-def compare(model: Model, reference: Model | None, pictures: dict[str, Examples]) -> dict[str, float]:
+def compare(model: Model, reference: Model, pictures: dict[str, Examples]) -> dict[str, float]:
     """AP and AP50 of every variant of the model and of its float reference, and what share INT8 keeps."""
     figures: dict[str, float] = {}
     for variant, examples in pictures.items():
         figures |= measure(f"int8_{variant}", model, variant, examples)
-        if reference is not None:
-            figures |= measure(f"float_{variant}", reference, variant, examples)
-            share = figures[f"int8_{variant}_ap"] / figures[f"float_{variant}_ap"]
-            figures[f"int8_{variant}_of_float"] = share
-            print(f"           INT8 keeps {share:.1%} of the float AP at {variant}", flush=True)
+        figures |= measure(f"float_{variant}", reference, variant, examples)
+        share = figures[f"int8_{variant}_ap"] / figures[f"float_{variant}_ap"]
+        figures[f"int8_{variant}_of_float"] = share
+        print(f"           INT8 keeps {share:.1%} of the float AP at {variant}", flush=True)
     return figures
 
 
@@ -79,20 +70,12 @@ def measure(name: str, model: Model, variant: str, pictures: Examples) -> dict[s
     return {f"{name}_ap": found.value, f"{name}_ap50": found.details["AP50"]}
 
 
-def float_model(model: Model, *, quick: bool) -> Model | None:
-    """The float model with the manifest of `model`, made anew when missing or older than its maker.
-
-    None if there is none and a quick run would have to fetch for it.
-    """
-    sources = MAKER.parent.glob("*.py")
-    stale = not FLOAT.exists() or any(FLOAT.stat().st_mtime < path.stat().st_mtime for path in sources)
-    if stale and not (quick and not (BUILD / "inputs").is_dir()):
-        subprocess.run([MAKER, "--float", FLOAT], check=True, stdout=sys.stderr)
-    if not FLOAT.exists():
-        return None
-    data = FLOAT.read_bytes()
+def float_model(model: Model) -> Model:
+    """The float model with the manifest of `model`."""
+    path = _nanodet.float_file()
+    data = path.read_bytes()
     sha256 = hashlib.sha256(data).hexdigest()
-    return Model(data, sha256, replace(model.manifest, sha256=sha256), str(FLOAT))
+    return Model(data, sha256, replace(model.manifest, sha256=sha256), str(path))
 
 
 if __name__ == "__main__":

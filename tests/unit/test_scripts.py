@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -69,3 +70,11 @@ def test_what_a_script_says_of_itself_is_its_first_remark(script: str) -> None:
 def test_what_is_no_file_is_nothing_to_install_from(tmp_path: Path, words: tuple[str, ...], told: str) -> None:
     os.mkfifo(tmp_path / "pipe")
     assert said(tmp_path, "install", *words) == (1, told)
+
+
+def test_no_two_modules_that_a_bench_may_import_have_one_name() -> None:
+    folders = ("bench", "bench/apps", "bench/optimise", "build_models")
+    paths = [path for folder in folders for path in (ROOT / "scripts" / folder).glob("*.py")]
+    names = Counter(path.stem for path in paths if path.stem != "__init__")
+    assert names["common"] == 1
+    assert [path for path in paths if names[path.stem] > 1] == []

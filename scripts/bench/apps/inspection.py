@@ -29,9 +29,9 @@ from typing import Any
 
 import common
 import cv2
-import fusion
 import msgspec
 import numpy as np
+import operator_fusion
 import tomli_w
 from _unfused import as_float, unfuse
 from anomaly import HALF, examples
@@ -192,7 +192,7 @@ class Turns:
 
     lost = False
 
-    def __init__(self, frames: Sequence[Image], script: fusion.Run) -> None:
+    def __init__(self, frames: Sequence[Image], script: operator_fusion.Run) -> None:
         self._frames, self._script = list(frames), script
         self.times: list[float] = []
 
@@ -215,7 +215,7 @@ class Turns:
 def time_figures(count: int) -> dict[str, float]:
     """Times from trigger to verdict, and of the script, in turns."""
     unfused = unfuse(as_float(expand_int4(load_file("nanodet")[0], None)), batch_norm=True)
-    source = Turns(list(frames(count)), fusion.script(unfused, normalised=True))
+    source = Turns(list(frames(count)), operator_fusion.script(unfused, normalised=True))
     config = InspectionConfig(crop=(0.25, 0.25, 0.75, 0.75), keep_bytes=0)
     stream = StreamConfig(source="test:", model="nanodet", variant="256", threads=1, inspection=config)
     sink = Sink()
@@ -238,7 +238,7 @@ def time_figures(count: int) -> dict[str, float]:
 
 def frames(count: int) -> Iterator[Image]:
     """Frames of the bundled clip, 1280×720."""
-    there = fusion.pictures(count)
+    there = operator_fusion.pictures(count)
     for number in range(count):
         yield cv2.resize(there[number % len(there)], (1280, 720)).astype(np.uint8)
 

@@ -10,8 +10,8 @@ import _nets
 import _recorded
 import torch
 from _cifar import Dataset, cifar
-from baseline import path_of
 from baseline import settings as baseline_settings
+from baseline import trained
 from common import arguments, conclude, data_argument
 from msgspec.structs import replace
 
@@ -31,9 +31,9 @@ def training(seed: int) -> TrainingSettings:
     return replace(baseline_settings(1.0, seed), norm_factor=16.0, look_ahead=0.0)
 
 
-def open_net(name: str) -> Any:
+def open_net(name: str, pictures: Dataset) -> Any:
     """A net of `optimise/baseline` as it was in training."""
-    net = _nets.load(path_of(name))
+    net = trained(name, pictures)
     _nets.heat(net)
     return net.to(memory_format=torch.channels_last)
 

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import _nets
 import numpy as np
 from _cifar import BUILD, Dataset
-from baseline import path_of, settings
+from baseline import settings, trained
 from msgspec.structs import replace
 
 from agent.compute.manifest import InputManifest, Manifest, Model, OutputManifest
@@ -72,7 +72,7 @@ def show(line: str) -> None:
 
 def open_net(given: Namespace, pictures: Dataset, seed: int = 0) -> FloatNet:
     """Return the trained net that the arguments name."""
-    net = _nets.load(path_of(given.net, given.dataset, seed))
+    net = trained(given.net, pictures, given.dataset, seed)
     return packed(net, pictures, dataset=given.dataset)
 
 

@@ -10,18 +10,19 @@ from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
-from common import processor
+from common import ROOT, processor
 
 FILE = Path(__file__).with_name("recorded.json")
 
 
 def record(name: str, figures: dict[str, Any]) -> None:
     """Keep the figures of this run under a name, with its command, but for where the data lies."""
-    bench, given = Path(sys.argv[0]).stem, sys.argv[1:]
+    bench = Path(sys.argv[0]).resolve().relative_to(ROOT / "scripts" / "bench").with_suffix("")
+    given = sys.argv[1:]
     if "--data" in given:
         at = given.index("--data")
         del given[at : at + 2]
-    command = shlex.join(["scripts/bench/run", f"optimise/{bench}", *given])
+    command = shlex.join(["scripts/bench/run", str(bench), *given])
     entry = {"command": command, "date": time.strftime("%Y-%m-%d"), "on": processor(), "figures": figures}
     text = json.dumps(dict(sorted({**_all(), name: entry}.items())), indent=2)
     FILE.write_text(f"{text}\n", encoding="utf-8")

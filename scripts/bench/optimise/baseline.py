@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from argparse import Namespace
 from pathlib import Path
+from typing import Any
 
 import _nets
 import _recorded
@@ -23,6 +24,8 @@ from agent.optimise.train import TrainingSettings, TrainingStep, evaluate, fit
 
 FOLDER = BUILD / "cifar"
 GOOD = 0.93
+BRIEF_EPOCHS = 10.0
+"""Those of a net that another bench starts from and does not find."""
 LEARNS = 0.3
 """Accuracy of the quick run: a net that learns nothing has 0.1."""
 
@@ -87,6 +90,14 @@ def train(given: Namespace, pictures: Dataset) -> dict[str, float]:
         "parameters": sum(one.numel() for one in net.parameters()),
         "multiply_adds": _nets.multiply_adds(net),
     }
+
+
+def trained(name: str, pictures: Dataset, dataset: str = "cifar", seed: int = 0) -> Any:
+    """The trained net of a name in `_nets`, trained first if this clone has none."""
+    path = path_of(name, dataset, seed)
+    if not path.is_file():
+        train(Namespace(net=name, dataset=dataset, epochs=BRIEF_EPOCHS, seed=seed), pictures)
+    return _nets.load(path)
 
 
 def quick(pictures: Dataset) -> None:

@@ -49,7 +49,7 @@ def pruned(given: argparse.Namespace, pictures: Dataset) -> dict[str, float]:
     told = f"-teacher-{given.teacher:g}-anneal-{given.anneal:g}{'-even' * given.even}"
     folder = FOLDER / f"{given.net}-{given.seed}{told}"
     folder.mkdir(parents=True, exist_ok=True)
-    net, hot = open_net(given.net), training(given.seed)
+    net, hot = open_net(given.net, pictures), training(given.seed)
     dense = evaluate(net, pictures.test_pictures, pictures.test_labels, _nets.NORMALISATION)
     whole = copy.deepcopy(net).eval()
     settings = replace(HALF, anneal_epochs=given.anneal, teacher=given.teacher, over_layers=not given.even)

@@ -95,7 +95,7 @@ def pruned(trial: Trial, pictures: Dataset) -> tuple[float, PruneHistory]:
         for other in sorted(trial.folder.glob(f"*/{rounds}"))[:1]:
             shutil.copy(other, folder)
     settings = PruneSettings(importance=trial.kind, anneal_epochs=trial.anneal, teacher=trial.teacher)  # type: ignore[arg-type]
-    net, few = open_net(trial.net), (pictures.test_pictures[::5], pictures.test_labels[::5])
+    net, few = open_net(trial.net, pictures), (pictures.test_pictures[::5], pictures.test_labels[::5])
     options: dict[str, Any] = {"folder": folder, "test": few, "progress": show}
     history = prune(net, pictures.pictures, pictures.labels, settings, training(trial.seed), **options)
     return _accuracy(net, pictures), history
@@ -104,7 +104,7 @@ def pruned(trial: Trial, pictures: Dataset) -> tuple[float, PruneHistory]:
 def dense(trial: Trial, pictures: Dataset) -> float:
     """Train a net by the steps of `pruned`, and return its accuracy."""
     trial.folder.mkdir(parents=True, exist_ok=True)
-    net, hot = open_net(trial.net), training(trial.seed)
+    net, hot = open_net(trial.net, pictures), training(trial.seed)
     labels, objective = to_learn(net, pictures.pictures, pictures.labels, hot, trial.teacher, None)
     data = pictures.pictures, labels
     options: dict[str, Any] = {"objective": objective, "progress": show}

@@ -19,7 +19,7 @@ import torch
 from _cifar import Dataset, dataset, dataset_argument
 from _pruning import training
 from _quantised import FloatNet, brief_net, open_net, packed
-from baseline import path_of
+from baseline import trained
 from common import arguments, conclude, data_argument
 from msgspec.structs import replace
 
@@ -59,7 +59,7 @@ def measure(given: Namespace, net: FloatNet) -> dict[str, float]:
 
 def trained_further(given: Namespace, pictures: Dataset, seed: int) -> FloatNet:
     """The float net after as many steps of the same batch, whose learning rate falls from that of an anneal."""
-    net = _nets.load(path_of(given.net, given.dataset))
+    net = trained(given.net, pictures, given.dataset)
     _nets.heat(net)
     recipe = QatRecipe()
     falling = PruneSettings(

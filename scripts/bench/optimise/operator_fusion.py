@@ -14,8 +14,8 @@ decoding in numpy, NMS in Python.
 Where other programs share the cores, the CPU time says more. Without instructions for INT8, x86-64 runs that as
 slowly as float; what the inference alone gains on a Pi 4B is predicted from published times of other networks.
 
-The float model is the one that `scripts/build_models/nanodet --float build/models/nanodet_float.tflite` writes.
-Without that file it is the bundled one in floats, with its INT8 weights: the same graph, and so the same times.
+The float model is the bundled one in floats, with its INT8 weights: the graph of the one that was trained, and so
+its times.
 """
 
 from __future__ import annotations
@@ -25,7 +25,6 @@ import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import cv2
@@ -33,7 +32,7 @@ import numpy as np
 from _naive import decode_nanodet, nms
 from _unfused import MEAN_BGR, STD_BGR, as_float, first_graph, packed, unfuse, with_float_ends
 from ai_edge_litert.interpreter import Interpreter
-from common import CLIP, ROOT, arguments, conclude
+from common import CLIP, arguments, conclude
 
 from agent.compute.infer.backends import open_session
 from agent.compute.infer.session import SessionOptions
@@ -49,7 +48,6 @@ from agent.models.predict import find_board, predict
 from agent.optimise.graph.rewrite import rewrite
 from agent.types import WHOLE, Frame
 
-FLOAT = ROOT / "build" / "models" / "nanodet_float.tflite"
 SIZE, VARIANT, THRESHOLD, OVERLAP = 416, "416", 0.5, 0.6
 TARGET, BOARD = 1.76, "pi4b"
 Run = Callable[[Any], int]
@@ -146,23 +144,19 @@ def kinds(content: bytes) -> str:
     return ", ".join(f"{names.count(name)} {name}" for name in dict.fromkeys(sorted(names)))
 
 
-def float_model(path: Path) -> bytes:
-    return path.read_bytes() if path.is_file() else as_float(expand_int4(load_file("nanodet")[0], None))
-
-
-def predicted_speedup(path: Path) -> float:
+def predicted_speedup() -> float:
     """Time of an inference of the unfused float graph as a multiple of that of the bundled one, on `BOARD`."""
-    bundled = packed(first_graph(expand_int4(load_file("nanodet")[0], None)))
-    board = find_board(BOARD)[1]
-    graphs = (read_modelfile(one).graph() for one in (unfuse(float_model(path), batch_norm=True), bundled))
+    content = expand_int4(load_file("nanodet")[0], None)
+    board, bundled = find_board(BOARD)[1], packed(first_graph(content))
+    graphs = (read_modelfile(one).graph() for one in (unfuse(as_float(content), batch_norm=True), bundled))
     before, after = (predict(work_of(graph), board, 1).ms for graph in graphs)
     return before / after
 
 
-def variants(path: Path) -> dict[str, Run]:
-    """Return all variants; the float ones from the file at `path`, or from the bundled model if there is none."""
-    bundled, source = expand_int4(load_file("nanodet")[0], None), float_model(path)
-    print(f"float model: {path if path.is_file() else f'the bundled one in floats; there is no {path}'}")
+def variants() -> dict[str, Run]:
+    """Return all variants."""
+    bundled = expand_int4(load_file("nanodet")[0], None)
+    source = as_float(bundled)
     unfused, package = (unfuse(source, batch_norm=batch_norm) for batch_norm in (True, False))
     (fused, counts), flat, model = rewrite(unfused), packed(first_graph(source)), open_model("nanodet")
     print(f"unfused: {kinds(unfused)}\nfused: {kinds(fused)}\nrewrites: {counts}")
@@ -177,14 +171,12 @@ def variants(path: Path) -> dict[str, Run]:
 
 
 def main() -> None:
-    parser = arguments(__doc__ or "")
-    parser.add_argument("--float", type=Path, default=FLOAT, help="the float NanoDet")
-    given = parser.parse_args()
+    given = arguments(__doc__ or "").parse_args()
     cv2.setNumThreads(1)
-    figures = summary(measure(variants(given.float), pictures(40 if given.quick else 300)))
-    figures[f"speedup_inference_{BOARD}_predicted"] = predicted_speedup(given.float)
+    figures = summary(measure(variants(), pictures(40 if given.quick else 300)))
+    figures[f"speedup_inference_{BOARD}_predicted"] = predicted_speedup()
     targets = {"speedup_zero_copy": f">= {TARGET} of the unfused float graph with copying"}
-    conclude("optimise/fusion", figures, targets, figures["speedup_zero_copy"] >= TARGET)
+    conclude("optimise/operator_fusion", figures, targets, figures["speedup_zero_copy"] >= TARGET)
 
 
 if __name__ == "__main__":
