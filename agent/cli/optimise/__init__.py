@@ -318,7 +318,7 @@ def _label(context: click.Context, option: click.Parameter, text: str) -> str:
 @click.option(
     "--false-alarms",
     type=NumberRange(0.0, 50.0),
-    default=1.0,
+    default=5.0,
     show_default=True,
     help="Sound parts that may be reported, per cent.",
 )

@@ -43,7 +43,7 @@ class AnomalyRequest(Struct, frozen=True):
     data: Path
     faulty: Path | None = None
     places: int = 1024
-    false_alarms: float = 1.0
+    false_alarms: float = 5.0
     label: str = "defect"
     limit: int | None = None
     command: str = ""

@@ -35,8 +35,6 @@ _HELD_OUT = 3
 _SHOWN = 5
 _DIFFERENCE = 1e-2
 """Most by which the file's distances may differ from those that were learned from, as a share of the largest."""
-_MORE = 0.05
-"""Share of false alarms that is reported beside the one that was asked for."""
 _SCARCE = 30
 _FEW_FOUND = 0.5
 _BLIND = 0.7
@@ -56,7 +54,7 @@ class AnomalySettings(Struct, frozen=True):
 
     name: str = ""
     places: int = 1024
-    false_alarms: float = 0.01
+    false_alarms: float = 0.05
     label: str = "defect"
 
 
@@ -277,9 +275,6 @@ def _notes(judged: _Judged) -> Iterator[str]:
         return
     faulty = judged.faulty.scores
     yield f"reported: {int((faulty > limit).sum())} of {len(faulty)} faulty parts"
-    if judged.settings.false_alarms < _MORE:
-        more = int((faulty > limit_of(normal, _MORE)).sum())
-        yield f"with {_MORE:.0%} of false alarms: {more} of {len(faulty)}"
 
 
 def _remarks(judged: _Judged, area: float | None) -> Iterator[str]:

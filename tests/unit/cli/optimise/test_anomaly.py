@@ -58,7 +58,7 @@ def test_a_model_is_made_from_sound_parts_and_tells_faulty_ones(parts: Path, tmp
     assert made["size"] == out.stat().st_size > backbone["size"]
     told = " ".join(report["remarks"])
     assert "18 sound parts: with fewer than 30" in told
-    assert "cannot tell 1.00% of false alarms from 14.29%" in told
+    assert "cannot tell 5.00% of false alarms from 14.29%" in told
     manifest = tomllib.loads((tmp_path / "made.toml").read_text())
     assert manifest["output"]["decoder"] == "anomaly"
     assert manifest["output"]["labels"] == ["scratch"]
