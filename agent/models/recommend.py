@@ -65,7 +65,8 @@ class GuideModel(Struct, frozen=True, forbid_unknown_fields=True):
         what: what `accuracy` is.
         families: small, tiny or medium, by variant.
         accuracy: 0..1, by variant.
-        figures: keys under which `command` prints them, by variant.
+        noisy: accuracy of words in noise 10 dB below, 0..1, by variant; empty: not measured.
+        figures, noisy_figures: keys under which `command` prints them, by variant.
         command: measures them.
         recorded: entry of recorded.json that keeps them; empty: the command prints them.
         get: commands that make or fetch the model; empty: it is here.
@@ -78,7 +79,9 @@ class GuideModel(Struct, frozen=True, forbid_unknown_fields=True):
     what: str = ""
     families: dict[str, str] = {}
     accuracy: dict[str, float] = {}
+    noisy: dict[str, float] = {}
     figures: dict[str, str] = {}
+    noisy_figures: dict[str, str] = {}
     command: str = ""
     recorded: str = ""
     get: tuple[str, ...] = ()
@@ -94,11 +97,13 @@ class Recommendation(Struct, frozen=True):
     Attributes:
         model, variant, task, family: of the model; the variant is empty if it is the only one.
         accuracy: 0..1; None: not measured here.
+        noisy: of words in noise 10 dB below, 0..1; None: not measured.
         what: what the accuracy is, or what was published.
         command: measures the accuracy; empty: it was published.
         get: see `GuideModel`.
         bytes: of the file.
         memory: estimated, bytes.
+        fps: inferences in a second that it is judged by.
         prediction: with the fewest threads that reach the rate, or with four; None: the model is not here.
         reaches: whether it reaches the rate; None as well.
         bench: command that tells the latency.
@@ -116,11 +121,13 @@ class Recommendation(Struct, frozen=True):
     get: tuple[str, ...]
     bytes: int = 0
     memory: int = 0
+    fps: float = 0.0
     prediction: PredictedLatency | None = None
     reaches: Reach | None = None
     bench: str = ""
     left_out: str = ""
     toml: str = ""
+    noisy: float | None = None
 
 
 class _Facts(Struct, frozen=True):
@@ -162,13 +169,13 @@ def _own_word(task: str) -> str:
 def recommend(task: str, board: str, *, fps: float = 0.0, memory: int = 0) -> list[Recommendation]:
     """Judge every known model for a task on a board: those that fit come first, then those that likely do.
 
-    Models are in the order of their file, since accuracies of different kinds do not compare; of each the most
-    accurate variant comes first.
+    Models are in the order of their file, since accuracies of different kinds do not compare; of each the fastest
+    rate and then the most accurate variant come first.
 
     Args:
         task: key of `TASKS`, or what the catalogue calls it.
         board: name, see `agent.models.predict.find_board`.
-        fps: inferences in a second; 0: what a model needs.
+        fps: inferences in a second; 0: what a model needs, or, if no model fits, what those of pictures reach.
         memory: most that a model may take, bytes; 0: no limit.
 
     Raises:
@@ -178,20 +185,26 @@ def recommend(task: str, board: str, *, fps: float = 0.0, memory: int = 0) -> li
     if task not in TASKS:
         raise ModelError(f"{plain(task)}: there is no such task; there are: {', '.join(TASKS)}")
     name, there = find_board(board)
-    found = []
-    for one in known_models():
-        if one.task == task:
-            found += [_judged(row, name, memory) for row in _rows(one, name, there, fps)]
-    return sorted(found, key=_order)
+    models = [one for one in known_models() if one.task == task]
+
+    def judge(*, slower: bool) -> list[Recommendation]:
+        rows = [row for one in models for row in _rows(one, name, there, fps, slower=slower)]
+        return sorted((_judged(row, memory) for row in rows), key=_order)
+
+    found = judge(slower=False)
+    return found if fps or any(not row.left_out for row in found) else judge(slower=True)
 
 
-def _order(row: Recommendation) -> tuple[bool, bool, int, float]:
+def _order(row: Recommendation) -> tuple[bool, bool, int, float, float]:
     place = next(number for number, one in enumerate(known_models()) if one.name == row.model)
-    return bool(row.left_out), row.reaches != "yes", place, -(row.accuracy or 0.0)
+    return bool(row.left_out), row.reaches != "yes", place, -row.fps, -(row.accuracy or 0.0)
 
 
-def _rows(one: GuideModel, name: str, board: KnownBoard, fps: float) -> Iterator[Recommendation]:
-    """Yield a row for each variant; a single one that is left out if the model is not here."""
+def _rows(one: GuideModel, name: str, board: KnownBoard, fps: float, *, slower: bool) -> Iterator[Recommendation]:
+    """Yield a row for each variant; a single one that is left out if the model is not here.
+
+    With `slower` a model of pictures is judged by the whole rate that it reaches, at least 1 per s.
+    """
     bare = Recommendation(one.name, "", one.task, "", None, one.what, one.command, one.get)
     try:
         facts = list(_facts(one))
@@ -201,6 +214,8 @@ def _rows(one: GuideModel, name: str, board: KnownBoard, fps: float) -> Iterator
     for fact in facts:
         variant = VariantPrediction(fact.variant, tuple(predict(fact.work, board, count) for count in THREADS))
         rate = fps or fact.fps
+        if slower and not fact.hears:
+            rate = min(rate, max(1.0, 1e3 // variant.predictions[-1].high_ms))
         chosen = variant.fewest_threads(rate, sure=True) or variant.fewest_threads(rate, sure=False)
         chosen = chosen or variant.predictions[-1]
         shown = fact.variant if len(facts) > 1 else ""
@@ -209,17 +224,19 @@ def _rows(one: GuideModel, name: str, board: KnownBoard, fps: float) -> Iterator
             variant=shown,
             family=one.families.get(fact.variant, ""),
             accuracy=one.accuracy.get(fact.variant),
+            noisy=one.noisy.get(fact.variant),
             bytes=fact.bytes,
             memory=fact.memory,
+            fps=rate,
             prediction=chosen,
             reaches=chosen.reaches(rate),
-            bench=_bench(one, name, shown, fps),
+            bench=_bench(one, name, shown, rate if slower else fps),
             left_out=_too_slow(chosen, rate),
             toml=_toml(one, shown, chosen.threads, 0.0 if fact.hears else rate),
         )
 
 
-def _judged(row: Recommendation, board: str, memory: int) -> Recommendation:
+def _judged(row: Recommendation, memory: int) -> Recommendation:
     if row.left_out or not memory or row.memory <= memory:
         return row
     return replace(

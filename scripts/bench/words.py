@@ -164,9 +164,10 @@ def with_noise(sound: Samples, noise: Samples, power: float) -> Samples:
     return np.asarray(np.clip(np.rint(sound + part * scale), -32768, 32767), np.int16)
 
 
-def listen(model: str, sound: Samples, rate_hz: int) -> list[tuple[float, str]]:
+def listen(model: str, sound: Samples, rate_hz: int, variant: str = "") -> list[tuple[float, str]]:
     """When each word was told, s, and its label."""
-    opened, config = open_model(model), StreamConfig("mic:default", model, threads=1)
+    opened = open_model(model, variant)
+    config = StreamConfig("mic:default", model, variant=variant, threads=1)
     hearing = AudioPerception("bench", config, opened, verifier=open_verifier(opened, open_session))
     told = [
         (chunk.captured_ns / 1e9, event.track.label)
@@ -177,9 +178,9 @@ def listen(model: str, sound: Samples, rate_hz: int) -> list[tuple[float, str]]:
     return told
 
 
-def told_in(model: str, made: Stream, rate_hz: int) -> list[list[str]]:
+def told_in(model: str, made: Stream, rate_hz: int, variant: str = "") -> list[list[str]]:
     """Labels that were told in each group, until shortly after it."""
-    told = listen(model, made.sound, rate_hz)
+    told = listen(model, made.sound, rate_hz, variant)
     return [[label for at, label in told if one.first_s <= at <= one.last_s + _LATE_S] for one in made.said]
 
 

@@ -87,15 +87,23 @@ def _print(fitting: list[Recommendation], others: list[Recommendation]) -> None:
 
 
 def _print_table(out: Console, rows: list[Recommendation]) -> None:
-    right = ("accuracy", "size", "memory", "threads", "ms")
+    right = ("accuracy", "size", "memory", "per s", "threads", "ms")
     table = open_table("model", *right, "four of five", "in time", "what the accuracy is; commands", right=right)
     for row in rows:
         latency = row.prediction
         if latency is None:
             continue
         accuracy = NO_VALUE if row.accuracy is None else f"{row.accuracy:.3f}"
-        commands = [f"{row.what}{f': {row.command}' if row.command else ''}", *row.get, row.bench]
-        cells = (_called(row), accuracy, _size(row.bytes), _size(row.memory), str(latency.threads))
+        noisy = "" if row.noisy is None else f", {row.noisy:.3f} in noise 10 dB below"
+        commands = [f"{row.what}{noisy}{f': {row.command}' if row.command else ''}", *row.get, row.bench]
+        cells = (
+            _called(row),
+            accuracy,
+            _size(row.bytes),
+            _size(row.memory),
+            f"{row.fps:g}",
+            str(latency.threads),
+        )
         about = "\n".join(plain(line) for line in commands if line)
         table.add_row(*cells, milliseconds(latency.ms), interval(latency), row.reaches or "", about)
     out.print(table)

@@ -45,6 +45,16 @@ def test_what_fits_comes_first_and_is_most_accurate_first() -> None:
     assert [bool(row.left_out) for row in slow] == sorted(bool(row.left_out) for row in slow)
 
 
+def test_where_no_model_keeps_up_those_of_pictures_are_proposed_at_a_rate_that_they_reach() -> None:
+    (row,) = recommend("inspect", "pi4b")
+    assert row.prediction is not None
+    assert (row.left_out, row.reaches) == ("", "yes")
+    assert row.fps < 15.0
+    assert f"max_fps = {row.fps:g}" in row.toml
+    assert recommend("inspect", "pi4b", fps=15.0)[0].left_out.startswith("takes ")
+    assert recommend("speech", "pi-zero2w", fps=100_000.0)[0].left_out.startswith("takes ")
+
+
 def test_too_much_memory_is_a_reason() -> None:
     rows = recommend("inspect", "pi5", fps=1.0, memory=1_000_000)
     assert "of memory, more than 1 MB" in rows[0].left_out
@@ -67,6 +77,7 @@ def test_each_accuracy_has_a_command_that_exists_and_a_figure() -> None:
     kept = json.loads(RECORDED.read_text("utf-8"))
     for one in known_models():
         assert set(one.figures) == set(one.accuracy)
+        assert set(one.noisy_figures) == set(one.noisy)
         assert one.task in TASKS
         if one.accuracy:
             bench = one.command.removeprefix("scripts/bench/run ").split()[0]
@@ -74,6 +85,16 @@ def test_each_accuracy_has_a_command_that_exists_and_a_figure() -> None:
         if one.recorded:
             figures = kept[one.recorded]["figures"]
             assert {variant: round(figures[key], 3) for variant, key in one.figures.items()} == one.accuracy
+            assert {variant: round(figures[key], 3) for variant, key in one.noisy_figures.items()} == one.noisy
+
+
+def test_words_have_the_accuracy_of_all_that_listens_in_quiet_and_in_noise() -> None:
+    rows = recommend("speech", "pi4b")
+    assert rows
+    figures = json.loads(RECORDED.read_text("utf-8"))["speech_accuracy"]["figures"]
+    for row in rows:
+        assert row.accuracy == round(figures[f"clean_events{row.variant}"], 3)
+        assert row.noisy == round(figures[f"10dB_events{row.variant}"], 3)
 
 
 def test_an_unknown_task_or_board_is_told_with_those_that_are_known() -> None:
