@@ -38,12 +38,9 @@ def model(content: bytes, variants: tuple[Variant, ...] = (Variant("full"),)) ->
     return Model(content, "", Manifest("odd", OutputManifest("classify"), variants=variants), "odd.tflite")
 
 
-def slow_model(steps: int = 4000) -> Model:
-    """Takes some ten seconds."""
-    tensors = [build.T(f"t{n}", (1, 2_000_000)) for n in range(steps + 1)]
-    return model(
-        build.write(tensors, [build.Op("LOGISTIC", (n,), (n + 1,)) for n in range(steps)], (0,), (steps,))
-    )
+def endless_model(number: int) -> Model:
+    """Ends for hardly any input; no two numbers have the same file."""
+    return model(build.looping_model() + bytes(number))
 
 
 class Notes:
@@ -119,19 +116,19 @@ def test_what_is_known_costs_nothing_and_starts_no_process(monkeypatch: pytest.M
 
 
 def test_a_model_that_does_not_end_is_told_by_its_cpu_time() -> None:
-    slow = slow_model(4001)
+    endless = endless_model(1)
     notes = Notes()
     with pytest.raises(ModelError, match=r"hung .* when it was first run: it took over 1 s of CPU time;"):
-        Vetting(notes, VettingLimits(cpu_s=1)).check(slow, SessionOptions(threads=1))
-    assert notes.kept[identity(slow)].startswith("hung")
+        Vetting(notes, VettingLimits(cpu_s=1)).check(endless, SessionOptions(threads=1))
+    assert notes.kept[identity(endless)].startswith("hung")
 
 
 def test_one_that_is_not_done_in_time_is_not_held_against_it() -> None:
     """The board may be busy: only CPU time is the model's own."""
-    slow = slow_model(4002)
+    endless = endless_model(2)
     notes = Notes()
     with pytest.raises(BackendError, match=r"cannot be vetted: not finished after 1 s$"):
-        Vetting(notes, VettingLimits(within_s=1.0)).check(slow, SessionOptions(threads=1))
+        Vetting(notes, VettingLimits(within_s=1.0)).check(endless, SessionOptions(threads=1))
     assert notes.kept == {}
 
 
@@ -223,7 +220,7 @@ def test_few_models_are_tried_at_once_in_the_order_in_which_they_came(monkeypatc
 
 
 def test_whoever_does_not_want_to_wait_is_told_so_and_the_outcome_comes() -> None:
-    slow = slow_model(4003)
+    slow = endless_model(3)
     notes, limits = Notes(), VettingLimits(cpu_s=1)
     assert not Vetting(notes, limits).check(slow, SessionOptions(threads=1), 0.01)
     wait_for(lambda: bool(notes.kept))
@@ -247,7 +244,7 @@ def test_many_at_once_are_tried_once_each_and_no_process_remains() -> None:
 
 
 def test_a_model_gets_few_descriptors_and_no_rights_of_roots() -> None:
-    assert not Vetting(limits=VettingLimits(cpu_s=2)).check(slow_model(4004), SessionOptions(threads=1), 0.0)
+    assert not Vetting(limits=VettingLimits(cpu_s=2)).check(endless_model(4), SessionOptions(threads=1), 0.0)
     forks: list[str] = []
 
     def forked() -> bool:
@@ -277,7 +274,7 @@ def test_a_stream_is_prepared_when_its_model_has_been_tried(monkeypatch: pytest.
 
 
 def test_a_daemon_that_is_killed_leaves_no_process_that_tries_a_model(tmp_path: Path) -> None:
-    (tmp_path / "slow.tflite").write_bytes(slow_model().content)
+    (tmp_path / "slow.tflite").write_bytes(endless_model(0).content)
     (tmp_path / "slow.toml").write_text('name = "slow"\n[output]\ndecoder = "classify"\n')
     program = """
         import os, subprocess, sys
