@@ -1,7 +1,8 @@
 """Model files and manifests on disk: bundled ones by name, others by path. All content is untrusted.
 
 A manifest is a TOML file, or a JSON file of microWakeWord: `wakeword/NAME` is one of the package
-`pymicro-wakeword`. Source of that format: https://github.com/esphome/micro-wake-word-models
+`pymicro-wakeword`. Source of that format: https://github.com/esphome/micro-wake-word-models;
+of version 1, whose step is 20 ms, esphome/esphome, `micro_wake_word/__init__.py`.
 """
 
 from __future__ import annotations
@@ -30,20 +31,22 @@ _PACKAGE = "pymicro_wakeword"
 
 
 class _Micro(Struct, frozen=True):
-    """How the model runs; other keys are ignored."""
+    """How the model runs; other keys are ignored. Version 1 names the window's size otherwise."""
 
     probability_cutoff: float
-    sliding_window_size: int
+    sliding_window_size: int = 0
+    sliding_window_average_size: int = 0
     feature_step_size: int = 10
 
 
 class _File(Struct, frozen=True):
-    """A JSON manifest of microWakeWord, version 2."""
+    """A JSON manifest of microWakeWord, version 1 or 2."""
 
     wake_word: str
     model: str
     micro: _Micro
     type: str = "micro"
+    version: int = 2
     author: str = ""
 
 
@@ -74,12 +77,20 @@ def _read_wakeword(content: bytes, where: str) -> Manifest:
         file = from_json(content, _File)
     except NO_JSON as error:
         raise ModelError(f"{where}: not a manifest of microWakeWord: {error}") from error
-    if file.type != "micro" or file.micro.feature_step_size != 10:
-        raise ModelError(f"{where}: expected type 'micro' and a feature_step_size of 10")
-    options = {"mean_of": file.micro.sliding_window_size, "logits": False}
-    output = OutputManifest("keyword", (file.wake_word,), file.micro.probability_cutoff, options=options)
-    name = file.wake_word.lower().replace(" ", "-")
-    return Manifest(name, output, audio=AudioManifest(16_000, "micro"), file=file.model, source=file.author)
+    hop_ms = 20 if file.version == 1 else file.micro.feature_step_size
+    answers = file.micro.sliding_window_size or file.micro.sliding_window_average_size
+    if file.type != "micro" or hop_ms not in (10, 20) or answers < 1:
+        raise ModelError(
+            f"{where}: expected type 'micro', a feature_step_size of 10 or 20, and a sliding_window_size"
+        )
+    output = OutputManifest(
+        "keyword", (file.wake_word,), file.micro.probability_cutoff, options={"mean_of": answers, "logits": False}
+    )
+    name, audio = (
+        file.wake_word.lower().replace(" ", "-"),
+        AudioManifest(16_000, "micro", options={"hop_ms": hop_ms}),
+    )
+    return Manifest(name, output, audio=audio, file=file.model.removeprefix("./"), source=file.author)
 
 
 def _folder() -> Path | None:

@@ -390,9 +390,19 @@ def _checked(stated: dict[str, Any], path: Path) -> TomlFile | None:
     return file
 
 
-def stated_file(model: ImportedModel) -> TomlFile | None:
-    """Return the keys of an imported model as those of a manifest file; None: there are none."""
-    return _checked(model.stated, model.path)
+def _text(model: ImportedModel) -> str:
+    return manifest_text(model.draft, model.path.name, model.stated)
+
+
+def written_file(model: ImportedModel) -> TomlFile:
+    """Return the manifest of an imported model as it will be written.
+
+    Raises:
+        ModelError: what was found in the model file makes no manifest.
+    """
+    file = read_manifest(_text(model), str(model.path.with_suffix(".toml")))
+    check_manifest(file)
+    return file
 
 
 def write_import(model: ImportedModel, *, force: bool = False) -> None:
@@ -403,8 +413,7 @@ def write_import(model: ImportedModel, *, force: bool = False) -> None:
     """
     manifest = model.path.with_suffix(".toml")
     check_free(model.path, force=force)
-    text = manifest_text(model.draft, model.path.name, model.stated)
-    write_together({manifest: text.encode(), model.path: model.content})
+    write_together({manifest: _text(model).encode(), model.path: model.content})
 
 
 def check_free(path: Path, *, force: bool = False) -> None:

@@ -19,12 +19,18 @@ def metadata(
     std: Sequence[float] = (),
     threshold: float | None = None,
     label_file: str = "",
+    rate_hz: int = 0,
+    calibration: str | None = None,
+    calibration_file: str = "",
     identifier: bytes = b"M001",
 ) -> bytes:
-    """The flatbuffer of a model with one input and one output."""
+    """The flatbuffer of a model with one input, of sound if it has a rate, and one output.
+
+    calibration: transformation of the scores before it: empty, `log` or `logit`; None: there is none.
+    """
     builder = flatbuffers.Builder(256)
 
-    def table(offsets: Mapping[int, int], scalars: Callable[[], None] = lambda: None) -> int:
+    def table(offsets: Mapping[int, int], scalars: Callable[[], object] = lambda: None) -> int:
         builder.StartObject(8)
         for slot, offset in offsets.items():
             builder.PrependUOffsetTRelativeSlot(slot, offset, 0)
@@ -42,14 +48,26 @@ def metadata(
 
     floats = [builder.CreateNumpyVector(np.asarray(values, np.float32)) for values in (mean, std)]
     units = vector(unit(1, table(dict(enumerate(floats))))) if mean or std else vector()
-    source = table({4: units})
-    ends: dict[int, int] = {}
+    start = {4: units}
+    if rate_hz:
+        sound = table({}, lambda: (builder.PrependUint32Slot(0, rate_hz, 0), builder.PrependUint32Slot(1, 1, 0)))
+        start[3] = table({1: sound}, lambda: builder.PrependUint8Slot(0, 4, 0))
+    source = table(start)
+    steps, files = [], []
     if threshold is not None:
-        options = table({}, lambda: builder.PrependFloat32Slot(0, threshold, -1.0))
-        ends[4] = vector(unit(3, options))
-    if label_file:
-        file = table({0: builder.CreateString(label_file)}, lambda: builder.PrependInt8Slot(2, 2, 0))
-        ends[6] = vector(file)
+        steps.append(unit(3, table({}, lambda: builder.PrependFloat32Slot(0, threshold, -1.0))))
+    if calibration is not None:
+        transform = ("", "log", "logit").index(calibration)
+        options = (
+            lambda: builder.PrependInt8Slot(0, transform, 0),
+            lambda: builder.PrependFloat32Slot(1, 0.25, 0.0),
+        )
+        steps.append(unit(2, table({}, lambda: [one() for one in options])))
+    for name_of_file, kind in ((label_file, 2), (calibration_file, 4)):
+        if name_of_file:
+            text = builder.CreateString(name_of_file)
+            files.append(table({0: text}, lambda kind=kind: builder.PrependInt8Slot(2, kind, 0)))
+    ends = {slot: vector(*found) for slot, found in ((4, steps), (6, files)) if found}
     graph = table({2: vector(source), 3: vector(table(ends))})
     texts = {slot: builder.CreateString(text) for slot, text in ((0, name), (1, description), (5, licence))}
     builder.Finish(table({3: vector(graph), **texts}), identifier)

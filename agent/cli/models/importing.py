@@ -13,13 +13,14 @@ import click
 import msgspec
 from msgspec import Struct
 
+from agent.cli.models.inspection import check_decoder_fits
 from agent.cli.output import console, open_table, print_json
-from agent.compute.decode.decoder import DECODERS, FEATURES, build_decoder
+from agent.compute.decode.decoder import DECODERS, FEATURES
 from agent.compute.infer.backends import open_session
+from agent.compute.infer.image_input import ImageInput
 from agent.compute.infer.session import SessionOptions
 from agent.compute.infer.vetting.unprivileged import without_root
 from agent.compute.manifest import Model
-from agent.config import DecodeConfig
 from agent.errors import ModelError
 from agent.models.files import held
 from agent.models.importer import (
@@ -31,8 +32,8 @@ from agent.models.importer import (
     find_model,
     prepare_import,
     read_labels,
-    stated_file,
     write_import,
+    written_file,
 )
 from agent.models.library import open_whole_model
 from agent.text import plain
@@ -142,23 +143,24 @@ def _hinted(prepare: Callable[[], ImportedModel], labels: tuple[str, ...]) -> Im
 
 
 def _open(model: ImportedModel) -> ImportedModel:
-    """Check that the runtime opens the model and that its decoder takes the outputs."""
+    """Check that the manifest as it will be written can be used, and that a stream could run the model."""
     if not model.draft.missing or all(table == "output" for table, _ in model.draft.missing):
-        with held(str(model.path), model.content, stated_file(model)):
+        with held(str(model.path), model.content, written_file(model)):
             _check_runs(open_whole_model(str(model.path)))
     return model
 
 
 def _check_runs(model: Model) -> None:
-    variant = model.manifest.variants[0].name
-    if model.manifest.output.decoder == "keyword" and model.manifest.audio is None:
+    manifest = model.manifest
+    if manifest.output.decoder == "keyword" and manifest.audio is None:
         raise ModelError(f"{model.path}: takes pictures, and decoder 'keyword' is of sound")
-    with closing(open_session(model, "cpu", SessionOptions(variant=variant, threads=1))) as session:
-        if model.manifest.audio is None and len(session.inputs) != 1:
-            found = ", ".join(map(str, session.inputs))
-            raise ModelError(f"{model.path}: expected one input, a picture; found {len(session.inputs)}: {found}")
-        if model.manifest.output.decoder != FEATURES:
-            build_decoder(model.manifest, session.inputs, session.outputs, DecodeConfig())
+    options = SessionOptions(variant=manifest.variants[0].name, threads=1)
+    with closing(open_session(model, "cpu", options)) as session:
+        if manifest.output.decoder == FEATURES:
+            if manifest.audio is None:
+                ImageInput(session.inputs[0], manifest.input)
+        else:
+            check_decoder_fits(session, model)
 
 
 def _is_asked() -> bool:
@@ -234,4 +236,12 @@ def _rows(model: ImportedModel) -> list[tuple[tuple[str, ...], str]]:
             (("input", "mean"), ", ".join(f"{one:g}" for one in picture.mean)),
             (("input", "std"), ", ".join(f"{one:g}" for one in picture.std)),
         ]
-    return rows
+        return rows
+    options = ", ".join(f"{key} = {value}" for key, value in manifest.audio.options.items())
+    return [
+        *rows,
+        (("audio", "rate_hz"), str(manifest.audio.rate_hz)),
+        (("audio", "frontend"), manifest.audio.frontend),
+        (("audio", "every_s"), f"{manifest.audio.every_s:g}"),
+        (("audio", "options"), options or "none"),
+    ]

@@ -23,7 +23,7 @@ from agent.models.library import Known, installed_runtime, look_up, prefixed_err
 from agent.text import plain
 
 if TYPE_CHECKING:
-    from agent.compute.infer.worker.session import WorkerSession
+    from agent.compute.infer.session import Session
 
 
 _Ends = tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]
@@ -226,7 +226,7 @@ def _open_variants(known: Known, file: str) -> dict[str, _Ends]:
     session = WorkerSession(model, BackendSpec(), SessionOptions())
     try:
         with prefixed_errors(file):
-            _check_decoder(session, model)
+            check_decoder_fits(session, model)
         for variant in model.manifest.variants:
             session.select(variant.name)
             tensors[variant.signature] = session.inputs, session.outputs
@@ -235,7 +235,8 @@ def _open_variants(known: Known, file: str) -> dict[str, _Ends]:
     return tensors
 
 
-def _check_decoder(session: WorkerSession, model: Model) -> None:
+def check_decoder_fits(session: Session, model: Model) -> None:
+    """Check that a stream could run a model. Raises ModelError if its decoder or front end does not fit it."""
     if model.manifest.audio is None:
         from agent.compute.vision import build_detector
 

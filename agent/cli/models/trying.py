@@ -17,7 +17,7 @@ from msgspec.structs import replace
 from agent.cli.output import NO_VALUE, console, open_table, print_json
 from agent.compute.infer.backends import open_for_command
 from agent.compute.manifest import Manifest, Model
-from agent.config import DecodeConfig, GateConfig, StreamConfig, TrackConfig
+from agent.config import DecodeConfig, GateConfig, PublishConfig, StreamConfig, TrackConfig
 from agent.config.source_uri import SCHEMES, mask, parse
 from agent.errors import ModelError, SourceError
 from agent.models.library import open_model_without_root
@@ -108,6 +108,7 @@ class SoundAnswer(Struct, frozen=True):
         seconds: its length.
         threshold: least score that counts.
         heard: in order.
+        strongest: the best answer, if nothing is heard.
         refused: number of answers that were a word by their scores, and were refused by the verification.
     """
 
@@ -117,6 +118,7 @@ class SoundAnswer(Struct, frozen=True):
     seconds: float
     threshold: float
     heard: tuple[HeardSound, ...]
+    strongest: Detection | None = None
     refused: int = 0
 
 
@@ -191,6 +193,7 @@ def _config(model: Model, uri: str, options: TryOptions) -> StreamConfig:
         gate=GateConfig(motion=False),
         decode=DecodeConfig(score_threshold=options.threshold),
         track=TrackConfig(min_hits=1),
+        publish=PublishConfig(detections=True),
     )
 
 
@@ -285,9 +288,7 @@ def _print_picture(answer: PictureAnswer, picture: Path | None) -> None:
             table.add_row(plain(one.label), f"{one.score:.2f}", _box(one.box, answer.size), more)
         console(_WIDTH, markup=False).print(table)
     else:
-        weak = answer.strongest
-        best = f"; the strongest is {plain(weak.label)} with {weak.score:.2f}" if weak else ""
-        click.echo(f"nothing with a score of {answer.threshold:g} or more{best}")
+        click.echo(f"nothing with a score of {answer.threshold:g} or more{_best(answer.strongest)}")
     size, ms = f"{answer.size[0]}×{answer.size[1]}", answer.ms
     variant = f" {plain(answer.variant)}" if answer.variant else ""
     click.echo(
@@ -296,6 +297,10 @@ def _print_picture(answer: PictureAnswer, picture: Path | None) -> None:
     )
     if picture is not None:
         click.echo(f"{plain(str(picture))}: written", err=True)
+
+
+def _best(strongest: Detection | None) -> str:
+    return f"; the strongest is {plain(strongest.label)} with {strongest.score:.2f}" if strongest else ""
 
 
 def _told(attributes: Mapping[str, Attribute]) -> list[str]:
@@ -332,19 +337,26 @@ def _try_sound(model: Model, text: str, uri: str, options: TryOptions) -> None:
             f"{model.path}: gives embeddings, and no words before it is taught some: run it in a stream, and see "
             "`vedette guide teaching`"
         )
-    perception = open_perception("try", _config(model, uri, options), model, open_for_command)
+    config = _config(model, uri, options)
+    perception = open_perception("try", config, model, open_for_command)
     assert isinstance(perception, AudioPerception)
+    answers: list[Detection] = []
     with closing(perception):
         samples = read_whole(Path(parse(uri).target), perception.rate_hz)
-        heard = tuple(_heard(perception, samples))
+        heard = tuple(_heard(perception, samples, []))
         refused = perception.verifier.refused if perception.verifier is not None else 0
+        if not heard:
+            perception.configure(replace(config, decode=replace(config.decode, score_threshold=_LEAST)))
+            for _ in _heard(perception, samples, answers):
+                pass
+    strongest = max(answers, key=lambda one: one.score, default=None)
     seconds, threshold = len(samples) / perception.rate_hz, _threshold(model, options)
-    answer = SoundAnswer(model.manifest.name, model.sha256, text, seconds, threshold, heard, refused)
+    answer = SoundAnswer(model.manifest.name, model.sha256, text, seconds, threshold, heard, strongest, refused)
     print_json(answer) if options.as_json else _print_sound(answer)
 
 
-def _heard(perception: AudioPerception, samples: Samples) -> Iterator[HeardSound]:
-    """Yield words when they end, and other sounds with their end."""
+def _heard(perception: AudioPerception, samples: Samples, answers: list[Detection]) -> Iterator[HeardSound]:
+    """Yield words when they end, and other sounds with their end. Append the model's answers to `answers`."""
     rate, size = perception.rate_hz, round(_CHUNK_S * perception.rate_hz)
     end_ns, end = 0, _BEGIN
     for first in range(0, len(samples), size):
@@ -352,7 +364,9 @@ def _heard(perception: AudioPerception, samples: Samples) -> Iterator[HeardSound
         end_s = (first + len(part)) / rate
         end_ns, end = round(end_s * 1e9), _BEGIN + timedelta(seconds=end_s)
         chunk = AudioChunk(part, rate, "try", first, end_ns, end)
-        yield from map(_as_heard, filter(_is_last, perception.process(chunk).events))
+        result = perception.process(chunk)
+        answers += result.detections or ()
+        yield from map(_as_heard, filter(_is_last, result.events))
     yield from map(_as_heard, filter(_is_last, perception.finish(end_ns, end, "ended")))
 
 
@@ -377,6 +391,6 @@ def _print_sound(answer: SoundAnswer) -> None:
             table.add_row(f"{one.begin_s:.1f}{until}", plain(one.label), f"{one.score:.2f}")
         console(_WIDTH, markup=False).print(table)
     else:
-        click.echo(f"nothing with a score of {answer.threshold:g} or more")
+        click.echo(f"nothing with a score of {answer.threshold:g} or more{_best(answer.strongest)}")
     refused = f"; the verification refused {plural(answer.refused, 'answer')}" if answer.refused else ""
     click.echo(f"{answer.seconds:.1f} s of sound, {plain(answer.model)}{refused}")

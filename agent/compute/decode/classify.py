@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
-from typing import Annotated
+import math
+from collections.abc import Callable, Sequence
+from typing import Annotated, Literal
 
 import numpy as np
-from msgspec import Meta
+from msgspec import Meta, Struct
 
 from agent.compute.decode.decoder import (
     DecoderContext,
@@ -18,18 +19,55 @@ from agent.compute.decode.decoder import (
     ScoreFilter,
     activation,
     assign_scores,
+    class_mismatch,
+    sigmoid,
     softmax,
 )
 from agent.compute.manifest import HIDDEN
 from agent.types import Array, Detection
 
 log = logging.getLogger(__name__)
+_LEAST = 1e-16
+"""Least value of which a logarithm is taken, as TensorFlow Lite's task library has it."""
 _CERTAIN = 1.05
 """No probability is larger than this, with room for rounding."""
 _NO_PROBABILITY = (
     "output %s has a score of %.3g, which is not a probability: if these are logits, set in the manifest "
     '[output.options] logits = true (or "sigmoid" if several classes may be present)'
 )
+
+
+class Calibration(Struct, frozen=True, forbid_unknown_fields=True):
+    """Calibration of scores as TFLite Metadata has it: `scale / (1 + exp(-(slope * transformed + offset)))`.
+
+    Attributes:
+        classes: scale, slope and offset of each class, and perhaps its least score; an empty one has none.
+        transform: of a score before: none, its logarithm, or the inverse of the logistic function.
+        default: score of a class without numbers, or below its least score.
+    """
+
+    classes: tuple[tuple[float, ...], ...]
+    transform: Literal["", "log", "logit"] = ""
+    default: float = 0.0
+
+    def __post_init__(self) -> None:
+        if wrong := [number for number, row in enumerate(self.classes) if len(row) not in (0, 3, 4)]:
+            raise ValueError(f"class {wrong[0]}: expected scale, slope, offset and perhaps the least score")
+
+    def function(self, count: int) -> Callable[[Floats], Floats]:
+        """Return the function that calibrates the scores of `count` classes, float32 [count]."""
+        rows = [*self.classes, *[()] * (count - len(self.classes))]
+        numbers = np.array([(*row, -math.inf)[:4] if row else (0.0, 0.0, 0.0, math.inf) for row in rows])
+        scale, slope, offset, least = numbers.T
+
+        def calibrate(scores: Floats) -> Floats:
+            real = np.log(np.maximum(scores, _LEAST)) if self.transform else scores
+            if self.transform == "logit":
+                real = real - np.log(np.maximum(1.0 - scores, _LEAST))
+            told = scale * sigmoid(slope * real + offset)
+            return np.asarray(np.where(scores >= least, told, self.default), np.float32)
+
+        return calibrate
 
 
 class ClassifyOptions(DecoderOptions, frozen=True, forbid_unknown_fields=True):
@@ -40,10 +78,12 @@ class ClassifyOptions(DecoderOptions, frozen=True, forbid_unknown_fields=True):
             independent classes, of which several may be present; `false`: probabilities. Left out: found from the
             model, see `agent.compute.decode.defaults`.
         top_k: most classes per inference.
+        calibration: of the scores; None: they count as they are.
     """
 
     logits: Logits = False
     top_k: Annotated[int, Meta(ge=1)] = 1
+    calibration: Calibration | None = None
 
 
 OPTIONS = ClassifyOptions
@@ -77,13 +117,19 @@ class Classify:
         self._activation = activation(options.logits)
         self._labels = context.labels()
         self._wanted = self._labels.mask(self._spec.shape[-1])
-        self.is_softmax = self._activation == "softmax"
+        self.is_softmax = self._activation == "softmax" and options.calibration is None
         sigmoids = self._activation == "sigmoid"
         self._filter = ScoreFilter(self._spec, self._spec.shape, context.score_threshold, logits=sigmoids)
         self._limit = self.top_k = min(options.top_k, context.config.max_detections)
         self._warned = False
+        classes = self._spec.shape[-1]
+        if options.calibration is not None and len(options.calibration.classes) > classes:
+            raise class_mismatch(len(options.calibration.classes), classes, self._spec)
+        self._calibrate = options.calibration and options.calibration.function(classes)
 
     def __call__(self, outputs: Sequence[Array]) -> list[Detection]:
+        if self._calibrate is not None:
+            return self.above_threshold(self.scores(outputs))
         if self.is_softmax:
             return self.above_threshold(self.probabilities(outputs))
         return self._strongest(*self._filter(outputs[self._place]))
@@ -100,8 +146,10 @@ class Classify:
         """Return the score of each class as it is told, float32 [classes]; NaN where the model gives that."""
         raw = self.raw(outputs)
         if self._activation == "sigmoid":
-            return np.asarray(1.0 / (1.0 + np.exp(-np.clip(raw, -80.0, 80.0))), np.float32)
-        return softmax(raw) if self.is_softmax else raw
+            raw = np.asarray(1.0 / (1.0 + np.exp(-np.clip(raw, -80.0, 80.0))), np.float32)
+        elif self._activation == "softmax":
+            raw = softmax(raw)
+        return self._calibrate(raw) if self._calibrate is not None else raw
 
     def above_threshold(self, probabilities: Floats) -> list[Detection]:
         """Return the wanted classes whose probability reaches the threshold, strongest first."""

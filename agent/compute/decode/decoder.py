@@ -107,11 +107,11 @@ class DecoderContext(Struct, frozen=True):
 
     def picture(self) -> tuple[int, int]:
         """Return height and width of the input picture. Raises ShapeMismatchError if the first input is none."""
-        shape = self.inputs[0].shape if self.inputs else ()
-        if len(shape) != 4 or shape[3] not in (1, 3, 4) or min(shape) < 1:
+        sizes = self.inputs[0].picture if self.inputs else None
+        if sizes is None:
             found = ", ".join(map(str, self.inputs)) or "no input"
             raise ShapeMismatchError(f"expected an input picture [1,height,width,3], found {found}")
-        return shape[1], shape[2]
+        return sizes[:2]
 
     def labels(self, default: tuple[str, ...] = ()) -> Labels:
         """Return the model's labels and which are wanted. Raises ModelError if the model lacks some of these."""

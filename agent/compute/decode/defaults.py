@@ -17,32 +17,36 @@ from typing import Any, Literal
 
 import msgspec
 import numpy as np
-from msgspec import Struct
+from msgspec import Struct, structs
 
 from agent.compute.decode.ctc import fits, lacks_space
 from agent.compute.decode.decoder import DECODERS, DecoderContext, create_decoder, options_kind
-from agent.compute.decode.metadata import (
+from agent.compute.decode.guesses import (
     USUAL_INPUTS,
     USUAL_OUTPUTS,
-    Metadata,
+    Sound,
+    check_picture,
     describe_specs,
     guess_input,
     guess_output,
-    read_metadata,
+    guess_sound,
 )
-from agent.compute.manifest import FEATURES, InputManifest, Manifest, OutputManifest
+from agent.compute.decode.metadata import Metadata, read_metadata
+from agent.compute.manifest import FEATURES, AudioManifest, InputManifest, Manifest, OutputManifest
 from agent.compute.tflite.model import POSTPROCESS, ModelFile, Subgraph, TensorSpec
 from agent.config import DecodeConfig
 from agent.errors import ModelError
 from agent.structs import convert
 
 Keys = tuple[str, ...]
-Ending = Literal["probabilities", "logits", ""]
-"""Kind of an output according to the last operations; empty: unknown."""
+Ending = Literal["softmax", "sigmoid", "logits", "embedding", ""]
+"""Kind of an output according to the last operations; empty: unknown. An embedding is a mean or of length 1."""
 METADATA = "from the metadata in the model file"
 _DESCRIPTIVE = (("name",), ("licence",), ("description",))
 """Keys that do not affect inference."""
-_PROBABILITIES = frozenset({"LOGISTIC", "SOFTMAX", "STABLEHLO_LOGISTIC"})
+_PROBABILITIES: dict[str, Ending] = {"LOGISTIC": "sigmoid", "SOFTMAX": "softmax", "STABLEHLO_LOGISTIC": "sigmoid"}
+_EMBEDDING = frozenset({"AVERAGE_POOL_2D", "L2_NORMALIZATION", "MEAN"})
+_RESHAPING = frozenset({"DEQUANTIZE", "QUANTIZE", "RESHAPE", "SQUEEZE"})
 _WEIGHTED = frozenset({"BATCH_MATMUL", "CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED", "LOG_SOFTMAX"})
 _PASSED = """
 ADD AVERAGE_POOL_2D CONCATENATION DEQUANTIZE EXPAND_DIMS MEAN QUANTIZE RESHAPE RESIZE_BILINEAR SLICE SQUEEZE
@@ -52,9 +56,15 @@ _PASSING = frozenset(_PASSED.split())
 """Operations that keep probabilities probabilities, and logits logits."""
 _SCORE_NAMES = ("class", "logit", "prob", "score", "softmax")
 """Words in the names of outputs with scores of classes."""
-_NAMED_BY_DECODER = ("blazeface", "keypoints", "landmarks", FEATURES)
+_NAMED_BY_DECODER = ("blazeface", "keypoints", "landmarks", "raw", FEATURES)
 """Decoders of a single class, or of none, that need no label."""
+_AUDIO = AudioManifest(0, "")
 _STEPS = 32
+_BACKGROUND = ("background", "???", "void", "unlabeled", "nothing")
+_WITHOUT_BACKGROUND = (19, 150)
+"""Number of classes of Cityscapes and ADE20K, whose first class is a road and a wall."""
+_MANY_SOUNDS = 100
+"""From so many classes of sound on, several may be heard together, as with YAMNet and BirdNET."""
 _SCORES = 2
 """Index of the scores among the outputs of `TFLite_Detection_PostProcess`, whose second input they are."""
 _BEYOND, _USED = 0.25, 0.55
@@ -118,19 +128,22 @@ def facts_of(content: bytes, file: ModelFile, first: str = "", last: str = "") -
 
 def _ending(graph: Subgraph, tensor: int) -> Ending:
     makers = {output: operation for operation in graph.operations for output in operation.outputs}
+    is_last, is_embedding = True, False
     for _ in range(_STEPS):
         operation = makers.get(tensor)
         if operation is None:
             return ""
+        is_embedding = is_embedding or (is_last and operation.name in _EMBEDDING)
+        is_last = is_last and operation.name in _RESHAPING
         place = 0
         if operation.custom == POSTPROCESS and operation.outputs[_SCORES : _SCORES + 1] == (tensor,):
             place = 1
         elif operation.name in _PROBABILITIES:
-            return "probabilities"
+            return _PROBABILITIES[operation.name]
         elif operation.name in _WEIGHTED:
-            return "logits"
+            return "embedding" if is_embedding else "logits"
         elif operation.name not in _PASSING:
-            return ""
+            return "embedding" if is_embedding else ""
         if len(operation.inputs) <= place:
             return ""
         tensor = next((one for one in operation.inputs[place:] if one in makers), operation.inputs[place])
@@ -147,9 +160,10 @@ def complete(stated: Mapping[str, Any], facts: ModelFacts, name: str) -> Complet
         raise ModelError(f"model {name}: it has no input")
     keys = _Keys(stated)
     keys.put(("name",), name, "the name of the file")
+    sound = _add_sound(keys, facts)
     _add_metadata(keys, facts)
-    _add_output(keys, facts)
-    if "audio" not in stated:
+    _add_output(keys, facts, is_of_words=sound is not None and sound.decoder == "keyword")
+    if "audio" not in keys.data:
         _add_input(keys, facts.inputs[0], facts.outputs)
     try:
         manifest = convert(keys.data, Manifest)
@@ -203,6 +217,20 @@ class _Keys:
         return table
 
 
+def _add_sound(keys: _Keys, facts: ModelFacts) -> Sound | None:
+    """Add the front end of a model of sound and the words of its family; return it, None if it is unknown."""
+    rate_hz = facts.metadata.rate_hz
+    if {"audio", "input"} & keys.data.keys() or (sound := guess_sound(facts.inputs[0], rate_hz)) is None:
+        return None
+    for key, value in structs.asdict(sound.audio).items():
+        source = METADATA if rate_hz and key == "rate_hz" else f"guessed: as of {sound.family}"
+        if value != getattr(_AUDIO, key):
+            keys.put(("audio", key), value, source)
+    if not facts.metadata.labels and facts.outputs and facts.outputs[0].shape[-1:] == (len(sound.labels),):
+        keys.put(("output", "labels"), sound.labels, f"guessed: the words of {sound.family}")
+    return sound
+
+
 def _add_metadata(keys: _Keys, facts: ModelFacts) -> None:
     metadata = facts.metadata
     found: dict[Keys, Any] = {
@@ -221,17 +249,20 @@ def _add_metadata(keys: _Keys, facts: ModelFacts) -> None:
         keys.put(("input", "order"), "rgb", METADATA)
 
 
-def _add_output(keys: _Keys, facts: ModelFacts) -> None:
+def _add_output(keys: _Keys, facts: ModelFacts, *, is_of_words: bool) -> None:
     if not keys.get("output", "decoder"):
         keys.data["output"].pop("decoder", None)
         decoder = "ctc" if _is_reader(keys, facts) else guess_output(facts.inputs, facts.outputs).decoder
+        if decoder == "classify" and _is_embedding(keys, facts):
+            decoder = "raw"
+            keys.put(("output", "options", "normalise"), True, "guessed: as embeddings are compared")
         if decoder in ("classify", "segment"):
             _check_guess(decoder, keys, facts)
         if decoder == "landmarks":
             decoder = _check_points(keys, facts)
         if decoder == "segment" and _is_fomo(keys, facts):
             decoder = "fomo"
-        if decoder == "classify" and "audio" in keys.data and _is_single_score(facts):
+        if decoder == "classify" and "audio" in keys.data and (is_of_words or _is_single_score(facts)):
             decoder = "keyword"
         keys.put(("output", "decoder"), decoder, "guessed: its outputs fit")
     decoder = keys.get("output", "decoder")
@@ -241,30 +272,56 @@ def _add_output(keys: _Keys, facts: ModelFacts) -> None:
             keys.put(("output", key), getattr(usual, key), f"usual for {decoder}")
     if decoder == "ssd":
         _add_ssd(keys, facts)
+    if decoder == "segment":
+        _add_background(keys, facts)
+    if decoder == "classify" and facts.metadata.calibration:
+        keys.put(("output", "options", "calibration"), facts.metadata.calibration, METADATA)
     if decoder == "ctc" and lacks_space(facts.outputs, len(keys.get("output", "labels") or ())):
         keys.put(("output", "options", "blank"), "first", "guessed: PaddleOCR's order, with a space at the end")
     _add_logits(keys, facts)
 
 
 def _check_guess(decoder: str, keys: _Keys, facts: ModelFacts) -> None:
-    """Refuse a guess of `classify` or `segment` by the shape alone, because landmarks have the same shapes."""
+    """Refuse a guess of `classify` or `segment` by a shape that landmarks or pictures have, too."""
     labels = len(keys.get("output", "labels") or ())
     if len(facts.outputs) > 1:
         is_plausible = labels > 0 and any(spec.shape[-1:] == (labels,) for spec in facts.outputs)
+    elif decoder == "segment":
+        is_plausible = labels > 0 or _gives_masks(facts)
     else:
-        is_plausible = labels > 0 or decoder == "segment" or _gives_scores(facts)
+        is_plausible = labels > 0 or _gives_scores(facts)
     if not is_plausible:
+        other = 'one of points "landmarks", an embedding "raw"'
+        if decoder == "segment":
+            other = "a picture or a map of depths cannot be decoded"
         raise ModelError(
             f"cannot guess how to decode outputs {describe_specs(facts.outputs)}; if one has scores of classes,"
-            f' its manifest must have [output] decoder = "{decoder}" and labels; one of points "landmarks"'
+            f' its manifest must have [output] decoder = "{decoder}" and labels; {other}'
         )
+
+
+def _is_embedding(keys: _Keys, facts: ModelFacts) -> bool:
+    """Return True for a mean of a map, or a vector of length 1, for whose numbers there are no labels."""
+    return facts.endings == ("embedding",) and facts.outputs[0].shape[-1] != len(
+        keys.get("output", "labels") or ()
+    )
+
+
+def _gives_masks(facts: ModelFacts) -> bool:
+    """Return False for an output that may be a picture of colours or of grey, such as a map of depth."""
+    spec, ending = facts.outputs[0], facts.endings[0] if facts.endings else ""
+    if len(spec.shape) == 3:
+        return not spec.dtype.startswith("float")
+    if spec.shape[3] == 3:
+        return ending == "softmax"
+    return spec.shape[3] > 1 or (ending == "sigmoid" and spec.shape != facts.inputs[0].shape)
 
 
 def _check_points(keys: _Keys, facts: ModelFacts) -> str:
     """Return the decoder of what has the shapes of landmarks: classes are probabilities, or have their labels."""
     labels = len(keys.get("output", "labels") or ())
     wide = [number for number, spec in enumerate(facts.outputs) if spec.shape and spec.shape[-1] != 1]
-    likely = any(facts.endings[number] == "probabilities" for number in wide if number < len(facts.endings))
+    likely = any(facts.endings[at] in _PROBABILITIES.values() for at in wide if at < len(facts.endings))
     if likely or any(facts.outputs[number].shape[-1] == labels for number in wide):
         _check_guess("classify", keys, facts)
         return "classify"
@@ -302,6 +359,16 @@ def _gives_scores(facts: ModelFacts) -> bool:
     return named or _logits(spec, facts.endings[0] if facts.endings else "")[0] is False
 
 
+def _add_background(keys: _Keys, facts: ModelFacts) -> None:
+    """Add that a segmentation has no background, which is its first class by default."""
+    labels: tuple[str, ...] = tuple(keys.get("output", "labels") or ())
+    sizes = {spec.shape[-1] for spec in facts.outputs if len(spec.shape) == 4}
+    if len(labels) > 1 and not any(word in labels[0].lower() for word in _BACKGROUND):
+        keys.put(("output", "options", "background"), -1, f"guessed: the first label is {labels[0]!r}")
+    elif not labels and sizes & set(_WITHOUT_BACKGROUND):
+        keys.put(("output", "options", "background"), -1, "guessed: Cityscapes and ADE20K have none")
+
+
 def _add_ssd(keys: _Keys, facts: ModelFacts) -> None:
     # The operation counts classes without the background, which label files of TensorFlow begin with.
     if tuple(keys.get("output", "labels") or ())[:1] in (("???",), ("background",)):
@@ -323,18 +390,19 @@ def _add_logits(keys: _Keys, facts: ModelFacts) -> None:
     logits, why = _logits(spec, ending)
     if logits is None:
         return
-    alone = decoder in ("classify", "keyword") and spec.shape[-1:] == (1,)
-    keys.put(("output", "options", "logits"), "sigmoid" if logits and alone else logits, f"guessed: {why}")
+    classes = spec.shape[-1] if decoder in ("classify", "keyword") else 0
+    is_sigmoid = classes == 1 or ("audio" in keys.data and classes >= _MANY_SOUNDS)
+    keys.put(("output", "options", "logits"), "sigmoid" if logits and is_sigmoid else logits, f"guessed: {why}")
 
 
 def _logits(spec: TensorSpec, ending: Ending) -> tuple[bool | None, str]:
     """Return whether an output has logits (None: unknown), and the reason."""
-    if ending == "probabilities":
+    if ending in _PROBABILITIES.values():
         return False, f"{spec.name} comes from a softmax or a sigmoid"
     if limits := stored_range(spec):
         least, most = limits
         return least < -_SLACK or most > 1.0 + _SLACK, f"{spec.name} reaches from {least:.3g} to {most:.3g}"
-    if ending == "logits":
+    if ending in ("logits", "embedding"):
         return True, f"{spec.name} comes from weights, without a softmax or a sigmoid"
     return None, ""
 
@@ -369,6 +437,7 @@ def _add_input(keys: _Keys, spec: TensorSpec, outputs: Sequence[TensorSpec]) -> 
     if _normalises(keys):
         return
     try:
+        check_picture(spec)
         guess = guess_input(decoder, spec, outputs)
     except ModelError:
         if ("output", "decoder") in keys.sources:  # guessed: the manifest does not say how to use the model
@@ -387,10 +456,10 @@ def _normalises(keys: _Keys) -> bool:
 
 def _doubts(stated: Mapping[str, Any], keys: _Keys, facts: ModelFacts, manifest: Manifest) -> Iterator[str]:
     """Yield where the manifest contradicts the model file, or lacks what cannot be guessed."""
-    if "audio" not in stated and (found := _saturation(facts.inputs[0], manifest.input)):
+    if manifest.audio is None and (found := _saturation(facts.inputs[0], manifest.input)):
         yield found
     metadata, picture = facts.metadata, stated.get("input", {})
-    if "audio" not in stated and len(facts.inputs[0].shape) == 4 and not _normalises(keys):
+    if manifest.audio is None and facts.inputs[0].picture and not _normalises(keys):
         yield f"[input] mean and std are left out: {facts.inputs[0].name} gets pixels as floats 0..255"
     for key in ("mean", "std"):
         known = getattr(metadata, key)
@@ -419,11 +488,9 @@ def _saturation(spec: TensorSpec, manifest: InputManifest) -> str:
     That is so if a quarter of a pixel's 256 values lie outside the tensor's range, or if all of them use only
     about half of it.
     """
-    if not spec.quantised or spec.dtype not in ("uint8", "int8") or spec.shape[-1:] not in ((1,), (3,)):
+    if not spec.quantised or spec.dtype not in ("uint8", "int8") or spec.picture is None or not manifest.pixels:
         return ""
-    if not manifest.pixels:
-        return ""
-    limits, channels = np.iinfo(spec.dtype), spec.shape[-1]
+    limits, channels = np.iinfo(spec.dtype), min(3, spec.picture[2])
     mean, std = np.array(manifest.mean)[:channels], np.array(manifest.std)[:channels]
     with np.errstate(all="ignore"):
         stored = (np.arange(256.0)[:, None] - mean) / std / spec.scale + spec.zero_point

@@ -1,8 +1,7 @@
-"""Reads TFLite Metadata (normalisation, labels) and guesses what a model without it needs.
+"""Reads TFLite Metadata: normalisation, rate of sound, labels, and calibration of scores.
 
 The metadata is a flatbuffer in a buffer of the model; label files are a zip archive behind the model, in which
-Ultralytics' exporter puts a description of its own. None of it is trusted. Guesses follow the published models of
-each decoder's family.
+Ultralytics' exporter puts a description of its own. None of it is trusted.
 Source: tensorflow/tflite-support, tensorflow_lite_support/metadata/metadata_schema.fbs;
 ultralytics/ultralytics, ultralytics/engine/exporter.py
 """
@@ -21,19 +20,18 @@ import msgspec
 from msgspec import Struct
 from msgspec.structs import replace
 
-from agent.compute.decode.decoder import DECODERS, find_fitting
-from agent.compute.infer.audio_input import FRONTENDS
-from agent.compute.manifest import InputManifest, OutputManifest
 from agent.compute.tflite.flatbuffer import ByteSource, FlatTable
-from agent.compute.tflite.model import TensorSpec
-from agent.errors import ModelError, NormalisationError, UndecodableError
+from agent.errors import ModelError
 
 log = logging.getLogger(__name__)
 _NAME = "TFLITE_METADATA"
 _IDENTIFIER = b"M001"
-_NORMALISATION, _THRESHOLDING = 1, 3
-_LABEL_FILES = (2, 3)
-"""Types of associated file: labels of an axis, and labels of values."""
+_NORMALISATION, _CALIBRATION, _THRESHOLDING = 1, 2, 3
+_AUDIO = 4
+"""Type of an input's content: samples of sound."""
+_LABEL_FILES, _CALIBRATION_FILES = (2, 3), (4,)
+"""Types of associated file: labels of an axis and of values, and the calibration of an axis."""
+_TRANSFORMS = ("", "log", "logit")
 _LARGEST = 1024 * 1024
 """Largest label file, bytes; ImageNet's 21,000 names take 500 kB."""
 _DESCRIPTIONS = ("metadata.json", "temp_meta.txt")
@@ -55,6 +53,8 @@ class Metadata(Struct, frozen=True):
         labels: class names in order.
         mean, std: `(pixel - mean) / std` per channel.
         score_threshold: recommended by the author.
+        rate_hz: samples a second, of a model that takes samples of one channel.
+        calibration: of scores, see `agent.compute.decode.classify.Calibration`; empty: there is none.
     """
 
     name: str = ""
@@ -64,6 +64,8 @@ class Metadata(Struct, frozen=True):
     mean: Triple | None = None
     std: Triple | None = None
     score_threshold: float | None = None
+    rate_hz: int | None = None
+    calibration: dict[str, Any] = {}
 
 
 def read_metadata(content: bytes) -> Metadata | None:
@@ -164,7 +166,35 @@ def _parse(data: memoryview, content: bytes) -> Metadata:
         _triple(normalisation, 0) if normalisation else None,
         _triple(normalisation, 1, nonzero=True) if normalisation else None,
         score if score is not None and 0.0 <= score <= 1.0 else None,
+        next(_rates(inputs), None),
+        _calibration(outputs, content),
     )
+
+
+def _rates(inputs: Iterable[FlatTable]) -> Iterator[int]:
+    for tensor in inputs:
+        content = tensor.table(3)
+        sound = content.table(1) if content and content.u8(0) == _AUDIO else None
+        if sound and sound.u32(1) in (0, 1):
+            yield sound.u32(0)
+
+
+def _calibration(outputs: list[FlatTable], content: bytes) -> dict[str, Any]:
+    """Return the calibration of scores: of each class scale, slope, offset, and perhaps the least score."""
+    options = next(_units(outputs, _CALIBRATION), None)
+    lines = _lines(outputs, _CALIBRATION_FILES, content) if options else ()
+    if options is None or not lines:
+        return {}
+    try:
+        classes = [[float(part) for part in line.split(",")] if line else [] for line in lines]
+        return {
+            "transform": _TRANSFORMS[options.u8(0)],
+            "default": options.f32(1) or 0.0,
+            "classes": classes,
+        }
+    except (ValueError, IndexError):
+        log.warning("the calibration of scores in the metadata cannot be read")
+        return {}
 
 
 def _units(tensors: Iterable[FlatTable], kind: int) -> Iterator[FlatTable]:
@@ -184,89 +214,23 @@ def _triple(options: FlatTable, slot: int, *, nonzero: bool = False) -> Triple |
 
 
 def _labels(outputs: Iterable[FlatTable], content: bytes) -> tuple[str, ...]:
-    """Return the lines of an output's first label file. Its path is harmless, because nothing is extracted."""
-    names = [f.string(0) for output in outputs for f in output.tables(6) if f.i8(2) in _LABEL_FILES]
+    return tuple(line or "???" for line in _lines(outputs, _LABEL_FILES, content))
+
+
+def _lines(outputs: Iterable[FlatTable], kinds: tuple[int, ...], content: bytes) -> tuple[str, ...]:
+    """Return the lines of the first file of a kind. Its path is harmless, because nothing is extracted."""
+    names = [f.string(0) for output in outputs for f in output.tables(6) if f.i8(2) in kinds]
     if not names:
         return ()
     try:
         attached = _read_attached(content, names[:1])
     except ValueError as error:
-        log.warning("label file %r of the metadata cannot be read: %s", names[0], error)
+        log.warning("file %r of the metadata cannot be read: %s", names[0], error)
         return ()
     if attached is None:
-        log.warning("label file %r of the metadata is not behind the model", names[0])
+        log.warning("file %r of the metadata is not behind the model", names[0])
         return ()
     text = attached[1]
     if len(text) > _LARGEST:
-        raise ModelError(f"label file {names[0]!r} of the metadata is larger than {_LARGEST} bytes")
-    lines = text.decode("utf-8", "replace").rstrip().splitlines()
-    return tuple(line.strip() or "???" for line in lines)
-
-
-_SIGNED = InputManifest(mean=(127.5, 127.5, 127.5), std=(127.5, 127.5, 127.5))
-USUAL_INPUTS = {
-    "blazeface": replace(_SIGNED, resize="letterbox"),
-    "keypoints": InputManifest(resize="letterbox"),
-    "landmarks": InputManifest(resize="letterbox", std=(255.0, 255.0, 255.0)),
-    "nanodet": InputManifest(order="bgr", mean=(103.53, 116.28, 123.675), std=(57.375, 57.12, 58.395)),
-    "segment": _SIGNED,
-    "ssd": _SIGNED,
-    "yolo": InputManifest(resize="letterbox", std=(255.0, 255.0, 255.0)),
-}
-"""Normalisation of the published float models. Classifiers differ too much."""
-_OTHER_PIXELS = {
-    ("blazeface", 18): InputManifest(resize="letterbox", std=(255.0, 255.0, 255.0)),
-    ("segment", 1): InputManifest(std=(255.0, 255.0, 255.0)),
-}
-"""Normalisation by decoder and last size of an output, where models of a family differ: MediaPipe's of 0..1."""
-USUAL_OUTPUTS = {"blazeface": OutputManifest("blazeface", score_threshold=0.5, iou_threshold=0.3)}
-"""Thresholds that differ from the manifest's defaults: MediaPipe's."""
-_SHOWN, _LONG = 2, 60
-"""Tensors in a message, and characters of each."""
-_STRIDES = "; a blazeface or nanodet with other strides needs [output] decoder and [output.options] strides"
-
-
-def guess_output(inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]) -> OutputManifest:
-    """Guess the output part of a manifest for these tensors. Raises UndecodableError if no decoder fits them."""
-    decoder = find_fitting(inputs, outputs)
-    if decoder is None:
-        raise UndecodableError(
-            f"cannot decode outputs {describe_specs(outputs)}: none of the decoders ({', '.join(DECODERS)}) fits"
-            f"{_STRIDES if any(len(spec.shape) == 3 for spec in outputs) else ''}"
-        )
-    return USUAL_OUTPUTS.get(decoder, OutputManifest(decoder))
-
-
-def describe_specs(specs: Sequence[TensorSpec]) -> str:
-    """Describe the first tensors and the number of further ones."""
-    more = f" and {len(specs) - _SHOWN} more" if len(specs) > _SHOWN else ""
-    return f"{', '.join(str(spec)[:_LONG] for spec in specs[:_SHOWN]) or 'none'}{more}"
-
-
-def guess_input(decoder: str, spec: TensorSpec, outputs: Sequence[TensorSpec] = ()) -> InputManifest:
-    """Guess the input part of a manifest for this decoder, input and outputs.
-
-    A quantised input takes the pixels as they are: its scale was calibrated for them.
-
-    Raises:
-        NormalisationError: mean and std cannot be guessed.
-        ModelError: another key cannot be guessed. The errors name what a manifest must say.
-    """
-    if len(spec.shape) != 4:
-        raise ModelError(
-            f"input {spec} is not a picture; for sound its manifest must have [audio] rate_hz and frontend"
-            f" (one of {', '.join(FRONTENDS)}; raw for samples), and [output] labels"
-        )
-    rows = (_OTHER_PIXELS.get((decoder, one.shape[-1])) for one in outputs if one.shape)
-    usual = next((one for one in rows if one), USUAL_INPUTS.get(decoder, InputManifest()))
-    if spec.quantised:
-        mean = float(spec.zero_point + (128 if spec.dtype == "int8" else 0))
-        return replace(usual, mean=(mean,) * 3, std=(1.0 / spec.scale,) * 3)
-    if not spec.dtype.startswith("float"):
-        return replace(usual, mean=(0.0,) * 3, std=(1.0,) * 3)
-    if decoder not in USUAL_INPUTS:
-        raise NormalisationError(
-            f"the range of float input {spec} is unknown; its manifest must have [input] mean and std: "
-            "mean = [127.5, 127.5, 127.5] and std = [127.5, 127.5, 127.5] for -1..1; 0 and 255 for 0..1"
-        )
-    return usual
+        raise ModelError(f"file {names[0]!r} of the metadata is larger than {_LARGEST} bytes")
+    return tuple(line.strip() for line in text.decode("utf-8", "replace").rstrip().splitlines())

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from msgspec import Meta, Struct
@@ -42,6 +42,9 @@ class LogMelOptions(Struct, frozen=True, forbid_unknown_fields=True):
             the rate.
         offset: added to a band's energy before the logarithm, so that silence is finite. An energy of 1 is that
             of full-scale noise in one bin of the spectrum; 1e-7 lies 70 dB below.
+        magnitude: bands sum magnitudes of samples in -1..1 under a Hann window of height 1, not energies, and all
+            coefficients of `mfcc` have one factor, as recipes of TensorFlow's `tf.signal` have it.
+        preemphasis: share of the sample before that is subtracted from each sample.
     """
 
     rate_hz: Count = 8000
@@ -51,6 +54,8 @@ class LogMelOptions(Struct, frozen=True, forbid_unknown_fields=True):
     low_hz: Annotated[float, Meta(ge=0.0)] = 60.0
     high_hz: Annotated[float, Meta(gt=0.0)] = 3800.0
     offset: Annotated[float, Meta(ge=1e-30, le=1e6)] = 1e-7
+    magnitude: bool = False
+    preemphasis: Annotated[float, Meta(ge=0.0, lt=1.0)] = 0.0
 
     def __post_init__(self) -> None:
         if not self.low_hz + 1.0 <= self.high_hz <= self.rate_hz / 2:
@@ -83,7 +88,7 @@ class LogMel:
         self.columns, self.hop_s = chosen.mels, chosen.hop / chosen.rate_hz
         self.floor = float(np.log(chosen.offset))
         size = 1 << (chosen.window - 1).bit_length()
-        self._taper = _taper(chosen.window)
+        self._taper = _taper(chosen.window, is_unit_energy=not chosen.magnitude)
         self._filters = mel_filters(chosen, size)
         self._tapered = np.zeros((_BLOCK, size), np.float32)
         self._energy = np.empty((_BLOCK, 1, size // 2 + 1), np.float32)
@@ -122,16 +127,19 @@ class LogMel:
         np.square(spectrum.real, out=energy, casting="same_kind")
         np.square(spectrum.imag, out=square, casting="same_kind")
         energy += square
+        if self.options.magnitude:
+            np.sqrt(energy, out=energy)
         # One product per row: a product for the block would round differently with the number of rows.
         np.matmul(energy, self._filters, out=rows[:, None])
         rows += np.float32(self.options.offset)
         np.log(rows, out=rows)
 
 
-def _taper(window: int) -> NDArray[np.float32]:
-    """Return a periodic Hann window of unit energy that also scales int16 to -1..1."""
+def _taper(window: int, *, is_unit_energy: bool) -> NDArray[np.float32]:
+    """Return a periodic Hann window of unit energy, or of height 1, that also scales int16 to -1..1."""
     hann = 0.5 - 0.5 * np.cos(2 * np.pi * (np.arange(window) + 0.5) / window)
-    return np.asarray(hann / (np.sqrt(np.square(hann).sum()) * _FULL_SCALE), np.float32)
+    norm = np.sqrt(np.square(hann).sum()) if is_unit_energy else 1.0
+    return np.asarray(hann / (norm * _FULL_SCALE), np.float32)
 
 
 def mel_filters(options: LogMelOptions, size: int) -> NDArray[np.float32]:
@@ -147,6 +155,9 @@ def mel_filters(options: LogMelOptions, size: int) -> NDArray[np.float32]:
     filters = np.minimum((bins - left) / (centre - left), (right - bins) / (right - centre)).clip(0)
     for band in np.flatnonzero(filters.sum(axis=0) == 0):
         filters[np.abs(bins[:, 0] - centre[band]).argmin(), band] = 1
+    if options.preemphasis:
+        gain = np.abs(1 - options.preemphasis * np.exp(-2j * np.pi * bins / options.rate_hz))
+        filters = filters * (gain if options.magnitude else gain**2)
     return np.asarray(filters, np.float32)
 
 
@@ -177,7 +188,8 @@ class Mfcc:
         self.hop_s = self._logmel.hop_s
         n = np.arange(chosen.mels)
         cosine = np.cos(np.pi / chosen.mels * (n + 0.5)[:, None] * n[None, : self.columns])
-        cosine *= np.sqrt(np.where(n[: self.columns] == 0, 1.0, 2.0) / chosen.mels)
+        first = 2.0 if chosen.magnitude else 1.0
+        cosine *= np.sqrt(np.where(n[: self.columns] == 0, first, 2.0) / chosen.mels)
         self._cosine = cosine.astype(np.float32)
         self.floor = float(self._logmel.floor * self._cosine[:, 0].sum())
 
@@ -192,21 +204,26 @@ _RATE_HZ, _HOP = 16_000, 160
 
 
 class MicroOptions(Struct, frozen=True, forbid_unknown_fields=True):
-    """No options: its constants are those that the models were trained with."""
+    """Options of the front end of TensorFlow Lite Micro.
+
+    Attributes:
+        hop_ms: from one row to the next. Of 20, every second row of 10 counts.
+    """
+
+    hop_ms: Literal[10, 20] = 10
 
 
 class Micro:
-    """TensorFlow Lite Micro's front end, as microWakeWord's models need it: 40 values each 10 ms.
+    """TensorFlow Lite Micro's front end, as microWakeWord's models need it: 40 values each 10 or 20 ms.
 
     Noise reduction, gain control and a logarithm in fixed point, by `pymicro-features` (extra `[wakeword]`).
     """
 
     columns = 40
-    hop_s = _HOP / _RATE_HZ
     floor = 0.0
     is_stateful = True
 
-    def __init__(self, rate_hz: int = _RATE_HZ) -> None:
+    def __init__(self, rate_hz: int = _RATE_HZ, hop_ms: int = 10) -> None:
         if rate_hz != _RATE_HZ:
             raise ModelError(f"front end 'micro' takes {_RATE_HZ} Hz, the manifest says rate_hz = {rate_hz}")
         try:
@@ -216,7 +233,8 @@ class Micro:
                 "front end 'micro' needs the library pymicro-features: pip install '.[wakeword]' in the clone"
             ) from error
         self._frontend = library.MicroFrontend()
-        self._rest = b""
+        self.hop_s, self._every = hop_ms / 1000, hop_ms // 10
+        self._rest, self._count = b"", 0
 
     def __call__(self, samples: Samples) -> Rows:
         sound, at, rows = self._rest + samples.tobytes(), 0, []
@@ -225,13 +243,15 @@ class Micro:
             output = self._frontend.process_samples(sound[at : at + 2 * _HOP])
             at += 2 * output.samples_read
             if output.features:
-                rows.append(output.features)
+                self._count += 1
+                if self._count % self._every == 0:
+                    rows.append(output.features)
         self._rest = sound[at:]
         return np.array(rows, np.float32).reshape(-1, self.columns)
 
     def reset(self) -> None:
         self._frontend.reset()
-        self._rest = b""
+        self._rest, self._count = b"", 0
 
 
 class RawOptions(Struct, frozen=True, forbid_unknown_fields=True):
@@ -258,7 +278,7 @@ class Raw:
 BUILDERS: dict[str, tuple[type[Struct], Callable[[Any, int], FrontEnd]]] = {
     "logmel": (LogMelOptions, lambda chosen, _: LogMel(chosen)),
     "mfcc": (MfccOptions, lambda chosen, _: Mfcc(chosen)),
-    "micro": (MicroOptions, lambda _, rate_hz: Micro(rate_hz)),
+    "micro": (MicroOptions, lambda chosen, rate_hz: Micro(rate_hz, chosen.hop_ms)),
     "raw": (RawOptions, lambda _, rate_hz: Raw(rate_hz)),
 }
 """Options and builder, which gets them and the samples a second, by the name in a manifest."""

@@ -108,7 +108,7 @@ class AudioInput:
         size = int(np.prod(spec.shape))
         columns = frontend.columns
         sides = [side for side in spec.shape if side > 1]
-        if size < columns or size % columns or (columns > 1 and sides[-1:] != [columns]):
+        if size < columns or size % columns or (columns > 1 and len(sides) > 1 and sides[-1] != columns):
             raise ModelError(
                 f"input {spec} does not hold rows of front end {audio.frontend!r}: expected [1,rows,{columns}]"
             )

@@ -78,31 +78,31 @@ class ImageInput:
         """Prepare the tables for a tensor.
 
         Raises:
-            ModelError: the tensor does not take pictures, shape [1, H, W, 3] or [1, H, W, 1], or is said to take
-                none.
+            ModelError: the tensor does not take pictures, shape [1, H, W, 3], [1, H, W, 1] or [1, H, H], or is
+                said to take none.
         """
         if not manifest.pixels:
             raise ModelError(f"input {spec} takes values that are no pixels: the manifest has `pixels = false`")
-        if len(spec.shape) != 4 or spec.shape[0] != 1 or spec.shape[3] not in (1, 3) or min(spec.shape) < 1:
+        if spec.picture is None or spec.picture[2] == 4:
             raise ModelError(f"input {spec} does not take a picture: expected [1, height, width, 3 or 1]")
-        _, self.height, self.width, self._channels = spec.shape
+        self.height, self.width, self._channels = spec.picture
         self._order = manifest.order
         self._letterbox = manifest.resize == "letterbox"
-        self._table = _table(spec, manifest)
+        self._table = _table(spec, self._channels, manifest)
         self._convert = None if _is_identity(self._table) else _conversion(self._table)
         self._scratch: Image = np.full((self.height, self.width, 3), _PADDING, np.uint8)
         self._inner = 0, 0, self.width, self.height
         self._shrink, self._shrink_planes = Shrink(), PlaneShrink()
 
     def fill(self, tensor: Array, image: Image | Planes, order: ChannelOrder, crop: Box = WHOLE) -> Placement:
-        """Write a picture, H×W×3 uint8 or planes, into a view of the tensor's memory, [1, H, W, C].
+        """Write a picture, H×W×3 uint8 or planes, into a view of the tensor's memory.
 
         The order is that of an image's channels. Only `crop` of the frame is used. Returns the place of the
         model's picture in the frame.
         """
         part, placement = _crop_planes(image, crop) if isinstance(image, Planes) else _crop(image, crop)
         order = self._order if isinstance(image, Planes) else order
-        target = tensor[0]
+        target = tensor.reshape(self.height, self.width, self._channels)
         direct = self._convert is None and self._channels == 3
         canvas = target if direct else self._scratch
         placement = self._resize(part, canvas, placement)
@@ -274,11 +274,10 @@ def _line(picture: Image, slope: np.float32, offset: np.float32, target: Array) 
     np.add(target, offset, out=target)
 
 
-def _table(spec: TensorSpec, manifest: InputManifest) -> Array:
+def _table(spec: TensorSpec, channels: int, manifest: InputManifest) -> Array:
     """Return the 256 results per channel in the tensor's type, [1, 256, channels]."""
     if min(manifest.std) <= 0.0:
         raise ModelError(f"input {spec.name}: `std` must be positive, found {list(manifest.std)}")
-    channels = spec.shape[3]
     mean, std = np.array(manifest.mean)[:channels], np.array(manifest.std)[:channels]
     real: Array = (np.arange(256.0)[:, None] - mean) / std
     dtype = np.dtype(spec.dtype)

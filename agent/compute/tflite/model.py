@@ -61,6 +61,16 @@ class TensorSpec(Struct, frozen=True):
         """True if stored values are quantised."""
         return self.scale != 0.0
 
+    @property
+    def picture(self) -> tuple[int, int, int] | None:
+        """Height, width and channels of [1,height,width,channels], or grey [1,side,side]; None: no picture."""
+        batch, *sizes = self.shape or (0,)
+        if len(sizes) == 2 and sizes[0] == sizes[1]:
+            sizes.append(1)
+        if batch != 1 or len(sizes) != 3 or sizes[2] not in (1, 3, 4) or min(sizes) < 1:
+            return None
+        return sizes[0], sizes[1], sizes[2]
+
     def real(self, stored: np.ndarray) -> np.ndarray:
         """Return a dequantised float32 copy; floats are returned unchanged."""
         if not self.quantised:

@@ -33,6 +33,18 @@ def test_a_manifest_of_theirs_becomes_one_of_ours(tmp_path: Path) -> None:
     assert (audio["frontend"], audio["rate_hz"], audio["every_s"]) == ("micro", 16000, 0.0)
 
 
+def test_a_manifest_of_version_1_has_a_step_of_20_ms(tmp_path: Path) -> None:
+    micro = {"probability_cutoff": 0.5, "sliding_window_average_size": 10}
+    (tmp_path / "hey.json").write_text(
+        json.dumps({**FILE, "model": "./hey.tflite", "version": 1, "micro": micro})
+    )
+    (tmp_path / "hey.tflite").write_bytes(add_model())
+    manifest = load_file(str(tmp_path / "hey.json"))[1]
+    assert manifest is not None
+    assert manifest.data["output"]["options"]["mean_of"] == 10
+    assert manifest.data["audio"]["options"] == {"hop_ms": 20}
+
+
 @pytest.mark.parametrize(
     ("content", "why"),
     [

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+import tarfile
 from pathlib import Path
 
 import cv2
+import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 
 from agent.cli.main import vedette
 from agent.models.library import look_up
 from tests.support import picture_models
+from tests.support.running import ROOT
 from tests.support.tflite_builder import Op, T, add_model, write
 from tests.unit.models.test_importer import MODEL, archive
 
@@ -142,6 +145,127 @@ def test_an_unknown_decoder_is_told_with_the_nearest(signs: Path) -> None:
 def test_a_model_of_two_inputs_is_refused(tmp_path: Path) -> None:
     (tmp_path / "two.tflite").write_bytes(two_inputs())
     (tmp_path / "to").mkdir()
-    done = run("import", tmp_path / "two.tflite", "--to", tmp_path / "to", "--pixels", "unit")
+    done = run(
+        "import", tmp_path / "two.tflite", "--to", tmp_path / "to", "--pixels", "unit", "--decoder", "segment"
+    )
     assert (done.exit_code, "expected one input, a picture; found 2" in said(done)) == (1, True), said(done)
     assert list((tmp_path / "to").iterdir()) == []
+
+
+FOREIGN = ROOT.parent / "shared" / "data" / "foreign_models_dev.tar.xz"
+
+
+def of_sound(path: Path, shape: tuple[int, ...], classes: int = 3, *, dtype: str = "float32") -> Path:
+    """Write a model whose scores of classes are the same for all inputs."""
+    size = int(np.prod(shape))
+    tensors = [
+        T(
+            "x",
+            shape,
+            dtype,
+            scale=(1 / 255,) if dtype == "int8" else (),
+            zero_point=-128 if dtype == "int8" else 0,
+        ),
+        T("flat shape", (2,), "int32", np.array((1, size), np.int32)),
+        T("flat", (1, size), dtype, scale=(1 / 255,) if dtype == "int8" else (), zero_point=0),
+        T("w", (classes, size), dtype, np.zeros((classes, size), dtype), (1.0,) if dtype == "int8" else ()),
+        T("dense", (1, classes), dtype, scale=(1 / 16,) if dtype == "int8" else ()),
+    ]
+    if dtype == "int8":
+        tensors[2] = T("flat", (1, size), dtype, scale=(1 / 255,), zero_point=-128)
+    operations = [
+        Op("RESHAPE", (0, 1), (2,)),
+        Op("FULLY_CONNECTED", (2, 3, -1), (4,), 4 if dtype == "int8" else 1),
+    ]
+    path.write_bytes(write(tensors, operations, (0,), (4,)))
+    return path
+
+
+def checked(model: Path) -> Result:
+    """Check the configuration of a microphone with a model."""
+    config = model.with_suffix(".stream.toml")
+    config.write_text(f'[streams.a]\nsource = "mic:default"\nmodel = "{model}"\n')
+    return CliRunner().invoke(vedette, ["config", "check", str(config)])
+
+
+@pytest.mark.parametrize(
+    ("shape", "options", "frontend"),
+    [
+        ((1, 144_000), ["--decoder", "keyword"], "raw"),
+        ((1, 49, 10, 1), [], "mfcc"),
+        ((1, 30, 1, 40), [], "logmel"),
+    ],
+)
+def test_an_imported_model_of_sound_passes_config_check(
+    tmp_path: Path, shape: tuple[int, ...], options: list[str], frontend: str
+) -> None:
+    (tmp_path / "labels.txt").write_text("a\nb\nsilence")
+    given = of_sound(tmp_path / "words.tflite", shape)
+    (tmp_path / "to").mkdir()
+    done = run("import", given, "--to", tmp_path / "to", "--labels", tmp_path / "labels.txt", *options)
+    assert done.exit_code == 0, said(done)
+    model = tmp_path / "to" / "words.tflite"
+    manifest = look_up(str(model)).manifest
+    assert (manifest.output.decoder, manifest.audio and manifest.audio.frontend) == ("keyword", frontend)
+    done = checked(model)
+    assert done.exit_code == 0, said(done)
+
+
+def test_nothing_is_written_that_config_check_would_refuse(tmp_path: Path) -> None:
+    given = of_sound(tmp_path / "m.tflite", (1, 30, 1, 40), dtype="int8")
+    given.with_suffix(".toml").write_text('[input]\nmean = [0, 0, 0]\n[output]\ndecoder = "classify"\n')
+    (tmp_path / "to").mkdir()
+    done = run("import", given, "--to", tmp_path / "to")
+    assert (done.exit_code, "does not take a picture" in said(done)) == (1, True), said(done)
+    (tmp_path / "labels.txt").write_text("bark\nbark\nsiren")
+    given = of_sound(tmp_path / "sounds.tflite", (1, 16_000))
+    done = run("import", given, "--to", tmp_path / "to", "--labels", tmp_path / "labels.txt")
+    assert (done.exit_code, "'bark' more than once" in said(done)) == (1, True), said(done)
+    assert list((tmp_path / "to").iterdir()) == []
+
+
+@pytest.fixture(scope="module")
+def foreign(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Published models and a spoken "yes"."""
+    if not FOREIGN.is_file():
+        pytest.skip(f"{FOREIGN.name} is not there: it is no part of the repository")
+    pytest.importorskip("pymicro_features", reason="the extra [wakeword] is not installed")
+    folder = tmp_path_factory.mktemp("foreign")
+    with tarfile.open(FOREIGN) as files:
+        files.extractall(folder, filter="data")
+    return folder / "foreign_models"
+
+
+@pytest.mark.parametrize(
+    ("name", "heard"),
+    [
+        ("kws_ref_model", "yes"),
+        ("micro_speech_quantized", "yes"),
+        ("yamnet_audio_classifier_with_metadata", "Speech"),
+        ("microwakeword_v1/okay_nabu", ""),
+    ],
+)
+def test_published_models_of_sound_need_no_option(foreign: Path, tmp_path: Path, name: str, heard: str) -> None:
+    done = run("import", foreign / f"{name}.tflite", "--to", tmp_path)
+    assert done.exit_code == 0, said(done)
+    model = tmp_path / Path(name).with_suffix(".tflite").name
+    answer = json.loads(run("try", model, foreign / "yes_1000ms.wav", "--json").stdout)
+    assert [one["label"] for one in answer["heard"]] == ([heard] if heard else [])
+    assert heard or answer["strongest"]["label"] == "Okay Nabu"
+    done = checked(model)
+    assert done.exit_code == 0, said(done)
+
+
+@pytest.mark.parametrize(
+    ("name", "decoder"),
+    [("mobilenet_v1_1.0_224_quant_embedding_extractor", "raw"), ("trained_lstm_int8", "classify")],
+)
+def test_published_models_of_pictures_need_no_option(
+    foreign: Path, tmp_path: Path, name: str, decoder: str
+) -> None:
+    done = run("import", foreign / f"{name}.tflite", "--to", tmp_path, "--name", "m")
+    assert done.exit_code == 0, said(done)
+    assert look_up(str(tmp_path / "m.tflite")).manifest.output.decoder == decoder
+    cv2.imwrite(str(tmp_path / "red.png"), picture_models.picture("red"))
+    done = run("try", tmp_path / "m.tflite", tmp_path / "red.png")
+    assert done.exit_code == 0, said(done)

@@ -17,6 +17,7 @@ from tests.support import picture_models
 from tests.support.chains import chained_model, dressed, tint_model
 from tests.support.running import ROOT
 from tests.support.sound import RATE, quiet, tone_model, verified_model, word
+from tests.support.tflite_builder import constant_model
 
 ZOO = ROOT / "agent" / "models" / "zoo"
 
@@ -97,6 +98,25 @@ def test_a_recording_is_answered_with_what_is_heard_in_it(tmp_path: Path) -> Non
     assert [one["label"] for one in found["heard"]] == ["low", "high"]
     assert 1.0 <= found["heard"][0]["begin_s"] <= found["heard"][0]["end_s"] <= 2.4
     assert found["seconds"] == pytest.approx(len(sounds) / RATE)
+
+
+def test_without_a_sound_the_strongest_is_told(tmp_path: Path) -> None:
+    soundfile.write(tmp_path / "word.wav", np.concatenate((quiet(1.0), word("low"), quiet(1.0))), RATE)
+    model = tone_model(tmp_path)
+    best = answered(model, tmp_path / "word.wav")["heard"][0]["score"]
+    found = answered(model, tmp_path / "word.wav", "--threshold", 1.0)
+    assert (found["heard"], found["strongest"]["label"]) == ([], "low")
+    assert found["strongest"]["score"] >= best - 0.01
+    done = run(model, tmp_path / "word.wav", "--threshold", 1.0)
+    assert "nothing with a score of 1 or more; the strongest is low with " in done.stdout
+
+
+def test_an_embedding_is_told_as_numbers(tmp_path: Path) -> None:
+    path = tmp_path / "vectors.tflite"
+    path.write_bytes(constant_model({"vector": np.ones((1, 8), np.float32)}))
+    path.with_suffix(".toml").write_text('[output]\ndecoder = "raw"\n')
+    cv2.imwrite(str(tmp_path / "red.png"), picture_models.picture("red"))
+    assert answered(path, tmp_path / "red.png")["detections"][0]["values"] == [1.0] * 8
 
 
 def test_what_the_verification_refused_is_told(tmp_path: Path) -> None:

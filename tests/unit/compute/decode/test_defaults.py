@@ -5,11 +5,16 @@ from typing import Any
 import numpy as np
 import pytest
 
+from agent.compute.decode.classify import Classify
+from agent.compute.decode.decoder import build_decoder
 from agent.compute.decode.defaults import Completed, complete, facts_of
+from agent.compute.manifest import AudioManifest
 from agent.compute.tflite.read import read_modelfile
+from agent.config import DecodeConfig
 from agent.errors import ModelError
 from tests.support import tflite_builder as build
-from tests.support.metadata_builder import metadata
+from tests.support.decoding import spec
+from tests.support.metadata_builder import metadata, with_files
 from tests.support.picture_models import COLOURS, Ending, Numbers, classifier, detector
 
 METADATA = "from the metadata in the model file"
@@ -148,7 +153,7 @@ def test_landmarks_are_not_taken_for_classes(content: bytes, labels: tuple[str, 
 
 def test_a_grid_with_a_class_more_than_labels_is_fomo() -> None:
     content = build.constant_model({"grid": np.zeros((1, 12, 12, 3), np.float32)}, (1, 96, 96, 3))
-    for labels, decoder in ((["a", "b"], "fomo"), (["background", "a", "b"], "segment"), ([], "segment")):
+    for labels, decoder in ((["a", "b"], "fomo"), (["background", "a", "b"], "segment")):
         assert completed(content, output={"labels": labels}).manifest.output.decoder == decoder
     mask = build.constant_model({"mask": np.zeros((1, 48, 48, 3), np.float32)}, (1, 96, 96, 3))
     assert completed(mask, output={"labels": ["a", "b"]}).manifest.output.decoder == "segment"
@@ -196,8 +201,8 @@ def test_sound_with_a_single_score_is_a_wake_word_that_wants_a_label() -> None:
     (doubt,) = found.doubts
     assert doubt.startswith("[output] labels are left out: ")
     assert completed(content, audio=audio, output={"labels": ["alexa"]}).doubts == ()
-    with pytest.raises(ModelError, match=r"\[audio\] rate_hz and frontend .*, and \[output\] labels"):
-        completed(content)
+    guessed = completed(content).manifest
+    assert (guessed.output.decoder, guessed.audio and guessed.audio.frontend) == ("keyword", "micro")
 
 
 @pytest.mark.parametrize("sigmoid", [True, False])
@@ -271,3 +276,119 @@ def test_what_the_manifest_says_of_the_blank_counts() -> None:
 def test_steps_of_words_are_no_text() -> None:
     with pytest.raises(ModelError, match="cannot decode"):
         completed(reader(4), output={"labels": ["red", "green", "blue"]})
+
+
+def sound(shape: tuple[int, ...], classes: int, ending: str = "SOFTMAX") -> bytes:
+    """A model of an input of this shape and scores of classes."""
+    tensors = [
+        build.T("x", shape),
+        build.T("w", (classes, 1), data=np.ones((classes, 1), np.float32)),
+        build.T("dense", (1, classes)),
+        build.T("scores", (1, classes)),
+    ]
+    operations = [build.Op("FULLY_CONNECTED", (0, 1, -1), (2,)), build.Op(ending, (2,), (3,))]
+    return build.write(tensors, operations[: 2 if ending else 1], (0,), (3 if ending else 2,))
+
+
+def test_models_of_known_families_have_the_front_end_and_the_words_of_their_training() -> None:
+    found = completed(sound((1, 49, 10, 1), 12))
+    assert found.manifest.output.decoder == "keyword"
+    assert found.manifest.output.labels[-3:] == ("yes", "silence", "unknown")
+    assert found.sources["audio", "frontend"].startswith("guessed: ")
+    other = completed(sound((1, 49, 10, 1), 3), output={"labels": ["a", "b", "c"]}).manifest
+    assert (other.output.labels, other.audio and other.audio.frontend) == (("a", "b", "c"), "mfcc")
+
+
+@pytest.mark.parametrize(("classes", "logits"), [(521, "sigmoid"), (12, True)])
+def test_logits_of_many_sounds_are_independent(classes: int, logits: bool | str) -> None:
+    labels = [f"bird {number}" for number in range(classes)]
+    found = completed(sound((1, 16_000), classes, ""), output={"labels": labels}).manifest
+    assert (found.output.decoder, found.output.options) == ("classify", {"logits": logits})
+
+
+def test_the_rate_of_the_metadata_is_that_of_the_sound() -> None:
+    note = metadata(rate_hz=22_050, label_file="l.txt")
+    tensors = [build.T("x", (1, 8000)), build.T("scores", (1, 2))]
+    content = build.write(
+        tensors, [build.Op("LOGISTIC", (0,), (1,))], (0,), (1,), metadata={"TFLITE_METADATA": note}
+    )
+    found = completed(with_files(content, {"l.txt": b"bark\nsiren"}))
+    assert found.manifest.audio == AudioManifest(22_050, "raw", 0.181)
+    assert found.sources["audio", "rate_hz"] == METADATA
+    assert found.manifest.output.labels == ("bark", "siren")
+
+
+def ended(name: str, shape: tuple[int, ...], image: tuple[int, ...] = (1, 16, 16, 3)) -> bytes:
+    """A model of pictures that ends in an operation of that name after weights."""
+    tensors = [
+        build.T("image", image, "uint8", scale=(1 / 255,)),
+        build.T("w", (1,), data=np.ones(1, np.float32)),
+        build.T("map", shape),
+        build.T("Logits/out", shape),
+    ]
+    return build.write(tensors, [build.Op("CONV_2D", (0, 1), (2,)), build.Op(name, (2,), (3,))], (0,), (3,))
+
+
+@pytest.mark.parametrize("name", ["AVERAGE_POOL_2D", "MEAN", "L2_NORMALIZATION"])
+def test_an_embedding_is_not_taken_for_classes_unless_it_has_labels(name: str) -> None:
+    found = completed(ended(name, (1, 1, 1, 64))).manifest.output
+    assert (found.decoder, found.options) == ("raw", {"normalise": True})
+    labels = [f"class {number}" for number in range(64)]
+    assert completed(ended(name, (1, 1, 1, 64)), output={"labels": labels}).manifest.output.decoder == "classify"
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "image"),
+    [
+        ("LOGISTIC", (1, 16, 16, 3), (1, 16, 16, 3)),
+        ("TANH", (1, 64, 64, 3), (1, 16, 16, 3)),
+        ("LOGISTIC", (1, 16, 16, 1), (1, 16, 16, 1)),
+        ("RELU", (1, 16, 16, 1), (1, 16, 16, 3)),
+        ("RELU", (1, 16, 16), (1, 16, 16, 3)),
+    ],
+    ids=["style", "super-resolution", "autoencoder", "depth", "depth without channel"],
+)
+def test_a_picture_is_not_taken_for_a_segmentation(
+    name: str, shape: tuple[int, ...], image: tuple[int, ...]
+) -> None:
+    with pytest.raises(ModelError, match="cannot guess how to decode"):
+        completed(ended(name, shape, image))
+
+
+@pytest.mark.parametrize(
+    ("name", "shape"), [("SOFTMAX", (1, 16, 16, 3)), ("LOGISTIC", (1, 16, 16, 1)), ("RELU", (1, 16, 16, 21))]
+)
+def test_masks_are_a_segmentation_without_labels(name: str, shape: tuple[int, ...]) -> None:
+    found = completed(ended(name, shape)).manifest.output
+    assert (found.decoder, found.options.get("background", 0)) == ("segment", 0)
+
+
+@pytest.mark.parametrize(
+    ("labels", "classes", "background"),
+    [
+        (["road", "sidewalk", "building", "car"], 4, -1),
+        (["Background", "aeroplane", "bicycle", "bird"], 4, 0),
+        (["???", "aeroplane", "bicycle", "bird"], 4, 0),
+        ([], 19, -1),
+        ([], 21, 0),
+    ],
+)
+def test_the_first_class_is_the_background_only_if_it_is_called_so(
+    labels: list[str], classes: int, background: int
+) -> None:
+    found = completed(ended("RELU", (1, 16, 16, classes)), output={"labels": labels} if labels else {})
+    assert found.manifest.output.options.get("background", 0) == background
+
+
+def test_the_calibration_of_the_metadata_counts() -> None:
+    note = metadata(label_file="l.txt", calibration="log", calibration_file="c.txt", mean=(0,), std=(255,))
+    tensors = [build.T("image", (1, 8, 8, 3)), build.T("scores", (1, 3))]
+    content = build.write(tensors, [], (0,), (1,), metadata={"TFLITE_METADATA": note})
+    files = {"l.txt": b"a\nb\nc", "c.txt": b"0.9,2,6\n\n1,1,1,0.5\n"}
+    manifest = completed(with_files(content, files)).manifest
+    decoder = build_decoder(manifest, [spec("image", 1, 8, 8, 3)], [spec("scores", 1, 3)], DecodeConfig())
+    assert isinstance(decoder, Classify)
+    found = decoder.scores([np.full((1, 3), 0.1, np.float32)])
+    expected = 0.9 / (1 + np.exp(-(2 * np.log(0.1) + 6)))
+    assert found == pytest.approx([expected, 0.25, 0.25])
+    assert [one.label for one in decoder([np.full((1, 3), 0.1, np.float32)])] == ["a"]

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent.compute.infer.audio_features import LogMel, LogMelOptions, mel_filters
+from agent.compute.infer.audio_features import LogMel, LogMelOptions, Mfcc, MfccOptions, Micro, mel_filters
 
 pytestmark = pytest.mark.numerics
 
@@ -93,3 +93,38 @@ def test_every_band_hears_something() -> None:
 def test_options_that_make_no_sense_are_refused(wrong: dict[str, float]) -> None:
     with pytest.raises(msgspec.ValidationError):
         msgspec.convert(wrong, LogMelOptions)
+
+
+def test_magnitudes_are_the_features_of_tensorflow() -> None:
+    """Source of the recipe: tensorflow/tensorflow, python/ops/signal, `mfccs_from_log_mel_spectrograms`."""
+    options = MfccOptions(16_000, 30.0, 20.0, 40, 20.0, 4000.0, 1e-6, magnitude=True, coefficients=10)
+    samples = SOUND[:16_000]
+    hann = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(480) / 480)
+    windows = np.stack([samples[at : at + 480] / 32768 * hann for at in range(0, 16_000 - 479, 320)])
+    hz = np.linspace(0, 8000, 257)[1:, None]
+    edges = np.linspace(*(1127 * np.log(1 + np.array([20.0, 4000.0]) / 700)), 42)
+    left, centre, right = edges[:-2], edges[1:-1], edges[2:]
+    mel = 1127 * np.log(1 + hz / 700)
+    filters = np.minimum((mel - left) / (centre - left), (right - mel) / (right - centre)).clip(0)
+    logs = np.log(np.abs(np.fft.rfft(windows, 512))[:, 1:] @ filters + 1e-6)
+    n = np.arange(40)
+    expected = logs @ (2 * np.cos(np.pi / 40 * (n[:, None] + 0.5) * n[:10]) / np.sqrt(80))
+    rows = Mfcc(options)(samples)
+    assert rows.shape == (49, 10)
+    assert np.abs(rows - expected).max() < 0.05 * np.abs(expected).std()
+
+
+def test_preemphasis_is_that_of_the_samples() -> None:
+    options = LogMelOptions(preemphasis=0.9)
+    sharpened = SOUND[1:] - 0.9 * SOUND[:-1]
+    expected = LogMel(OPTIONS)(np.rint(sharpened).astype(np.int16))
+    assert np.abs(LogMel(options)(SOUND[1:]) - expected).mean() < 0.05
+    assert np.abs(LogMel(OPTIONS)(SOUND[1:]) - expected).mean() > 0.5
+
+
+def test_a_step_of_20_ms_takes_every_second_row_however_the_stream_is_cut() -> None:
+    pytest.importorskip("pymicro_features", reason="the extra [wakeword] is not installed")
+    every, second = Micro(16_000)(SOUND), Micro(16_000, 20)
+    assert second.hop_s == 0.02
+    pieces = [second(SOUND[at : at + 777]) for at in range(0, len(SOUND), 777)]
+    assert np.array_equal(np.concatenate(pieces), every[1::2])

@@ -57,6 +57,13 @@ def test_a_tensor_that_takes_no_pixels_gets_no_picture() -> None:
         filled(TensorSpec("x", (1, 24, 32, 3), "float32"), pixels=False)
 
 
+def test_a_square_without_channels_is_grey() -> None:
+    for shape in ((1, 24, 24), (1, 24, 24, 1)):
+        tensor, _ = filled(TensorSpec("x", shape, "int8", 1 / 255, -128), std=(255.0,) * 3)
+        expected = cv2.cvtColor(cv2.resize(PICTURE, (24, 24)), cv2.COLOR_BGR2GRAY)
+        assert np.array_equal(tensor.reshape(24, 24), expected.astype(int) - 128)
+
+
 def test_a_grey_tensor_gets_the_luminance() -> None:
     tensor, _ = filled(TensorSpec("image", (1, 72, 96, 1), "uint8", 1.0, 0))
     assert np.array_equal(tensor[0, :, :, 0], cv2.cvtColor(PICTURE, cv2.COLOR_BGR2GRAY))
