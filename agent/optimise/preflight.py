@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from agent.compute.decode.defaults import facts_of
+from agent.compute.decode.defaults import PROBABILITIES, facts_of
 from agent.compute.manifest import Model
 from agent.compute.tflite.read import read_modelfile
 from agent.errors import ModelError
@@ -185,7 +185,7 @@ def check_logits(content: bytes, network: str) -> None:
     Raises:
         ModelError: it ends in a softmax or a sigmoid.
     """
-    if facts_of(content, read_modelfile(content)).endings[0] == "probabilities":
+    if facts_of(content, read_modelfile(content)).endings[0] in PROBABILITIES:
         raise ModelError(
             f"{network}: ends in a softmax or a sigmoid: give the network without it; training and the board "
             "take the softmax themselves"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
 import flatbuffers
 import numpy as np
@@ -50,7 +51,8 @@ def metadata(
     units = vector(unit(1, table(dict(enumerate(floats))))) if mean or std else vector()
     start = {4: units}
     if rate_hz:
-        sound = table({}, lambda: (builder.PrependUint32Slot(0, rate_hz, 0), builder.PrependUint32Slot(1, 1, 0)))
+        counts = (partial(builder.PrependUint32Slot, 0, rate_hz, 0), partial(builder.PrependUint32Slot, 1, 1, 0))
+        sound = table({}, lambda: [one() for one in counts])
         start[3] = table({1: sound}, lambda: builder.PrependUint8Slot(0, 4, 0))
     source = table(start)
     steps, files = [], []
@@ -58,15 +60,15 @@ def metadata(
         steps.append(unit(3, table({}, lambda: builder.PrependFloat32Slot(0, threshold, -1.0))))
     if calibration is not None:
         transform = ("", "log", "logit").index(calibration)
-        options = (
-            lambda: builder.PrependInt8Slot(0, transform, 0),
-            lambda: builder.PrependFloat32Slot(1, 0.25, 0.0),
+        numbers = (
+            partial(builder.PrependInt8Slot, 0, transform, 0),
+            partial(builder.PrependFloat32Slot, 1, 0.25, 0),
         )
-        steps.append(unit(2, table({}, lambda: [one() for one in options])))
+        steps.append(unit(2, table({}, lambda: [one() for one in numbers])))
     for name_of_file, kind in ((label_file, 2), (calibration_file, 4)):
         if name_of_file:
             text = builder.CreateString(name_of_file)
-            files.append(table({0: text}, lambda kind=kind: builder.PrependInt8Slot(2, kind, 0)))
+            files.append(table({0: text}, partial(builder.PrependInt8Slot, 2, kind, 0)))
     ends = {slot: vector(*found) for slot, found in ((4, steps), (6, files)) if found}
     graph = table({2: vector(source), 3: vector(table(ends))})
     texts = {slot: builder.CreateString(text) for slot, text in ((0, name), (1, description), (5, licence))}

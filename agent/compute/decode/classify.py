@@ -125,7 +125,7 @@ class Classify:
         classes = self._spec.shape[-1]
         if options.calibration is not None and len(options.calibration.classes) > classes:
             raise class_mismatch(len(options.calibration.classes), classes, self._spec)
-        self._calibrate = options.calibration and options.calibration.function(classes)
+        self._calibrate = options.calibration.function(classes) if options.calibration is not None else None
 
     def __call__(self, outputs: Sequence[Array]) -> list[Detection]:
         if self._calibrate is not None:
@@ -146,7 +146,7 @@ class Classify:
         """Return the score of each class as it is told, float32 [classes]; NaN where the model gives that."""
         raw = self.raw(outputs)
         if self._activation == "sigmoid":
-            raw = np.asarray(1.0 / (1.0 + np.exp(-np.clip(raw, -80.0, 80.0))), np.float32)
+            raw = sigmoid(raw)
         elif self._activation == "softmax":
             raw = softmax(raw)
         return self._calibrate(raw) if self._calibrate is not None else raw

@@ -7,14 +7,16 @@ Source: Graves et al., Connectionist Temporal Classification, ICML 2006.
 
 The score is the probability of the text: that of all ways in which the steps can spell it, the forward variable
 of the same paper. It tells right from wrong texts better than the mean of the best characters' probabilities,
-since a character that is left out counts as well. A text of a `pattern` that the best characters do not fit is
-searched among the less likely ones.
+since a character that is left out counts as well. If the best characters do not match a `pattern`, less likely
+ones are tried.
 """
 
 from __future__ import annotations
 
+import heapq
 import math
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Sequence
 from typing import Annotated, Literal, NamedTuple
 
 import numpy as np
@@ -30,7 +32,6 @@ from agent.compute.decode.decoder import (
     ShapeMismatchError,
     activation,
 )
-from agent.compute.decode.pattern import Pattern, States
 from agent.compute.manifest import HIDDEN
 from agent.compute.tflite.model import TensorSpec
 from agent.errors import ModelError
@@ -47,8 +48,8 @@ _SPACES = ("", "???")
 """Labels that stand for a space: lists of labels lose it at the end of a line."""
 _CERTAIN = 0.9999
 """Steps whose blank is more probable than this are one."""
-_KEPT, _BEAMS, _TRIED = 1e-4, 24, 6
-"""Least probability of a character that the search tries, texts that it keeps, characters tried at a step."""
+_FAINT, _TRIED, _COMBINATIONS = 0.02, 6, 1000
+"""For a pattern: least probability of a character at a step, characters tried there, and texts tried."""
 
 
 class CtcOptions(DecoderOptions, frozen=True, forbid_unknown_fields=True):
@@ -59,8 +60,7 @@ class CtcOptions(DecoderOptions, frozen=True, forbid_unknown_fields=True):
             found from the model, see `agent.compute.decode.defaults`.
         blank: place of the blank, or of the padding, among the model's characters.
         collapse: equal neighbours are one character; `false` for a model with a slot for each.
-        pattern: regular expression that the whole text must match, see `agent.compute.decode.pattern`; empty: any
-            text.
+        pattern: regular expression of Python's `re` that the whole text must match; empty: any text.
         min_length: least characters of a text.
     """
 
@@ -72,6 +72,13 @@ class CtcOptions(DecoderOptions, frozen=True, forbid_unknown_fields=True):
 
 
 OPTIONS = CtcOptions
+
+
+def _compiled(pattern: str) -> re.Pattern[str]:
+    try:
+        return re.compile(pattern)
+    except (re.error, RecursionError, OverflowError) as error:
+        raise ModelError(f"the pattern {pattern!r} cannot be used: {error}") from None
 
 
 class TextReading(NamedTuple):
@@ -191,7 +198,7 @@ class Ctc:
         self._softmax = activation(options.logits) == "softmax"
         self._collapse, self._least = options.collapse, options.min_length
         pattern = context.config.pattern or options.pattern
-        self._pattern = Pattern(pattern) if pattern else None
+        self._pattern = _compiled(pattern) if pattern else None
         self._threshold, self._wanted = context.score_threshold, frozenset(context.config.labels)
 
     def __call__(self, outputs: Sequence[Array]) -> list[Detection]:
@@ -206,10 +213,8 @@ class Ctc:
         best = np.asarray(stored.argmax(axis=1))
         places = self._places(best)
         text = self._text(best[places])
-        if self._pattern is not None and not self._pattern.matches(text):
-            return self._search(self._logs(stored))
-        if len(text) < self._least:
-            return None
+        if not self._matches(text):
+            return self._search(stored) if self._pattern is not None else None
         return TextReading(text, self._score(stored, best, places))
 
     def _steps(self, output: Array) -> Array:
@@ -253,74 +258,55 @@ class Ctc:
         sums = np.add.reduce(powers, axis=1, keepdims=True)
         return np.asarray(_some(powers, states) / sums, np.float32)
 
-    def _logs(self, stored: Array) -> NDArray[np.float64]:
-        return np.log(np.maximum(self._probabilities(stored), 1e-12, dtype=np.float64))
-
-    def _search(self, logs: NDArray[np.float64]) -> TextReading | None:
-        """Return the most probable text that matches, by a prefix beam search; None: none was found."""
-        assert self._pattern is not None
-        pattern = self._pattern
-        states: _Known = {(): pattern.start}
-        beams: _Beams = {(): (0.0, -math.inf)}
-        for row in logs:
-            beams = self._extended(beams, row, states)
-        ranked = sorted(beams, key=lambda one: -_together(*beams[one]))
-        for text in ranked:
-            shown = self._text(text)
-            if len(shown) >= self._least and pattern.matches(shown):
-                return TextReading(shown, min(1.0, math.exp(_together(*beams[text]))))
+    def _search(self, stored: Array) -> TextReading | None:
+        """Return the likeliest text that matches, of less likely characters; None: none was found."""
+        rows = np.maximum(self._probabilities(stored), 1e-12, dtype=np.float64)
+        starts, ends = self._uncertain(rows)
+        ranked = [self._ranked(rows[first:end]) for first, end in zip(starts, ends, strict=True)]
+        for chosen in _likeliest(ranked):
+            classes = np.array(chosen, np.intp)
+            text = self._text(classes)
+            if self._matches(text):
+                read = np.full(len(rows), self._blank)
+                read[starts] = classes
+                return TextReading(text, self._score(stored, read, starts[classes != self._blank]))
         return None
 
-    def _extended(self, beams: _Beams, row: NDArray[np.float64], states: _Known) -> _Beams:
-        """Return the likeliest beginnings of texts after a step."""
-        likely = _likely(row)
-        found: dict[_Numbers, list[float]] = {}
-        for text, (blank, letter) in beams.items():
-            both = _together(blank, letter)
-            for number in likely:
-                log = row[number]
-                if number == self._blank:
-                    _add(found, text, 0, both + log)
-                    continue
-                repeats = self._collapse and text[-1:] == (number,)
-                if repeats:
-                    _add(found, text, 1, letter + log)
-                longer = (*text, number)
-                if self._may_match(text, longer, states):
-                    _add(found, longer, 1, (blank if repeats else both) + log)
-        ranked = sorted(found, key=lambda one: -_together(*found[one]))[:_BEAMS]
-        return {text: (found[text][0], found[text][1]) for text in ranked}
+    def _uncertain(self, rows: NDArray[np.float64]) -> tuple[Indices, Indices]:
+        """Return the first steps of all characters that may be there, and the steps after their last ones."""
+        if not self._collapse:
+            return np.arange(len(rows)), np.arange(1, len(rows) + 1)
+        letters = rows.copy()
+        letters[:, self._blank] = 0.0
+        best = np.where(letters.max(axis=1) >= _FAINT, letters.argmax(axis=1), self._blank)
+        edges = np.flatnonzero(np.diff(best, prepend=-1, append=-1))
+        there = best[edges[:-1]] != self._blank
+        return edges[:-1][there], edges[1:][there]
 
-    def _may_match(self, text: _Numbers, longer: _Numbers, states: _Known) -> bool:
-        """Return True if a beginning, one character longer than a known one, can become a match."""
-        assert self._pattern is not None
-        if longer not in states:
-            states[longer] = self._pattern.step(states[text], self.characters[longer[-1]])
-        return bool(states[longer])
+    def _ranked(self, rows: NDArray[np.float64]) -> list[tuple[float, int]]:
+        """Return the cost and the number of the likeliest classes of the steps of a character, or of none."""
+        likely = rows.max(axis=0)
+        likely[self._blank] = rows[:, self._blank].min()
+        best = np.argsort(-likely, kind="stable")[:_TRIED]
+        return [(-math.log(likely[one]), int(one)) for one in best]
+
+    def _matches(self, text: str) -> bool:
+        return len(text) >= self._least and (self._pattern is None or bool(self._pattern.fullmatch(text)))
 
 
-_Numbers = tuple[int, ...]
-_Beams = dict[_Numbers, tuple[float, float]]
-"""Beginnings of texts, with the logarithms of their probabilities with a blank last and a character last."""
-_Known = dict[_Numbers, States]
-
-
-def _likely(row: NDArray[np.float64]) -> list[int]:
-    """Return the likeliest classes of a step; one alone if it is all but certain."""
-    count = min(_TRIED, row.size)
-    best = np.argpartition(row, row.size - count)[row.size - count :]
-    return [int(one) for one in best if row[one] >= math.log(_KEPT)] or [int(row.argmax())]
-
-
-def _add(found: dict[_Numbers, list[float]], text: _Numbers, place: int, log: float) -> None:
-    logs = found.setdefault(text, [-math.inf, -math.inf])
-    logs[place] = _together(logs[place], float(log))
-
-
-def _together(one: float, other: float) -> float:
-    """Return the logarithm of a sum of two probabilities, given by their logarithms."""
-    high, low = (one, other) if one >= other else (other, one)
-    return high if low == -math.inf else high + math.log1p(math.exp(low - high))
+def _likeliest(ranked: Sequence[Sequence[tuple[float, int]]]) -> Iterator[tuple[int, ...]]:
+    """Yield one class of each place, likeliest combinations first, at most `_COMBINATIONS`."""
+    waiting = [(sum(one[0][0] for one in ranked), (0,) * len(ranked), 0)]
+    for _ in range(_COMBINATIONS):
+        if not waiting:
+            return
+        cost, ranks, from_place = heapq.heappop(waiting)
+        yield tuple(ranked[place][rank][1] for place, rank in enumerate(ranks))
+        for place in range(from_place, len(ranks)):
+            rank = ranks[place] + 1
+            if rank < len(ranked[place]):
+                more = cost + ranked[place][rank][0] - ranked[place][rank - 1][0]
+                heapq.heappush(waiting, (more, (*ranks[:place], rank, *ranks[place + 1 :]), place))
 
 
 def _some(steps: Array, states: Indices | None) -> Array:

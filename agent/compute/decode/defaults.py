@@ -44,7 +44,8 @@ Ending = Literal["softmax", "sigmoid", "logits", "embedding", ""]
 METADATA = "from the metadata in the model file"
 _DESCRIPTIVE = (("name",), ("licence",), ("description",))
 """Keys that do not affect inference."""
-_PROBABILITIES: dict[str, Ending] = {"LOGISTIC": "sigmoid", "SOFTMAX": "softmax", "STABLEHLO_LOGISTIC": "sigmoid"}
+PROBABILITIES: tuple[Ending, ...] = ("softmax", "sigmoid")
+_ENDINGS: dict[str, Ending] = {"LOGISTIC": "sigmoid", "SOFTMAX": "softmax", "STABLEHLO_LOGISTIC": "sigmoid"}
 _EMBEDDING = frozenset({"AVERAGE_POOL_2D", "L2_NORMALIZATION", "MEAN"})
 _RESHAPING = frozenset({"DEQUANTIZE", "QUANTIZE", "RESHAPE", "SQUEEZE"})
 _WEIGHTED = frozenset({"BATCH_MATMUL", "CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED", "LOG_SOFTMAX"})
@@ -138,8 +139,8 @@ def _ending(graph: Subgraph, tensor: int) -> Ending:
         place = 0
         if operation.custom == POSTPROCESS and operation.outputs[_SCORES : _SCORES + 1] == (tensor,):
             place = 1
-        elif operation.name in _PROBABILITIES:
-            return _PROBABILITIES[operation.name]
+        elif operation.name in _ENDINGS:
+            return _ENDINGS[operation.name]
         elif operation.name in _WEIGHTED:
             return "embedding" if is_embedding else "logits"
         elif operation.name not in _PASSING:
@@ -321,7 +322,7 @@ def _check_points(keys: _Keys, facts: ModelFacts) -> str:
     """Return the decoder of what has the shapes of landmarks: classes are probabilities, or have their labels."""
     labels = len(keys.get("output", "labels") or ())
     wide = [number for number, spec in enumerate(facts.outputs) if spec.shape and spec.shape[-1] != 1]
-    likely = any(facts.endings[at] in _PROBABILITIES.values() for at in wide if at < len(facts.endings))
+    likely = any(facts.endings[at] in PROBABILITIES for at in wide if at < len(facts.endings))
     if likely or any(facts.outputs[number].shape[-1] == labels for number in wide):
         _check_guess("classify", keys, facts)
         return "classify"
@@ -397,7 +398,7 @@ def _add_logits(keys: _Keys, facts: ModelFacts) -> None:
 
 def _logits(spec: TensorSpec, ending: Ending) -> tuple[bool | None, str]:
     """Return whether an output has logits (None: unknown), and the reason."""
-    if ending in _PROBABILITIES.values():
+    if ending in PROBABILITIES:
         return False, f"{spec.name} comes from a softmax or a sigmoid"
     if limits := stored_range(spec):
         least, most = limits

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from agent.compute.decode.defaults import facts_of
+from agent.compute.decode.defaults import PROBABILITIES, facts_of
 from agent.compute.manifest import InputManifest
 from agent.compute.tflite.read import read_modelfile
 from agent.errors import ModelError
@@ -86,7 +86,7 @@ def of_file(content: bytes, path: str) -> PrunableNetwork:
         ends = f"{plural(len(graph.inputs), 'input')} and {plural(len(graph.outputs), 'output')}"
         raise ModelError(f"{path}: has {ends}, and pruning takes a model of one each")
     factor = _without_softmax(graph)
-    if facts_of(content, read_modelfile(content)).endings[0] == "probabilities" and not factor:
+    if facts_of(content, read_modelfile(content)).endings[0] in PROBABILITIES and not factor:
         raise ModelError(
             f"{path}: ends in a sigmoid, and pruning trains a network that ends in a softmax or in logits: give "
             "one that is converted without it"

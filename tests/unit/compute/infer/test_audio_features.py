@@ -102,7 +102,7 @@ def test_magnitudes_are_the_features_of_tensorflow() -> None:
     hann = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(480) / 480)
     windows = np.stack([samples[at : at + 480] / 32768 * hann for at in range(0, 16_000 - 479, 320)])
     hz = np.linspace(0, 8000, 257)[1:, None]
-    edges = np.linspace(*(1127 * np.log(1 + np.array([20.0, 4000.0]) / 700)), 42)
+    edges = np.linspace(1127 * np.log(1 + 20 / 700), 1127 * np.log(1 + 4000 / 700), 42)
     left, centre, right = edges[:-2], edges[1:-1], edges[2:]
     mel = 1127 * np.log(1 + hz / 700)
     filters = np.minimum((mel - left) / (centre - left), (right - mel) / (right - centre)).clip(0)
