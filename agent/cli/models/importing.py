@@ -156,11 +156,10 @@ def _check_runs(model: Model) -> None:
         raise ModelError(f"{model.path}: takes pictures, and decoder 'keyword' is of sound")
     options = SessionOptions(variant=manifest.variants[0].name, threads=1)
     with closing(open_session(model, "cpu", options)) as session:
-        if manifest.output.decoder == FEATURES:
-            if manifest.audio is None:
-                ImageInput(session.inputs[0], manifest.input)
-        else:
+        if manifest.output.decoder != FEATURES:
             check_decoder_fits(session, model)
+        elif manifest.audio is None:
+            ImageInput(session.inputs[0], manifest.input)
 
 
 def _is_asked() -> bool:
@@ -237,11 +236,7 @@ def _rows(model: ImportedModel) -> list[tuple[tuple[str, ...], str]]:
             (("input", "std"), ", ".join(f"{one:g}" for one in picture.std)),
         ]
         return rows
-    options = ", ".join(f"{key} = {value}" for key, value in manifest.audio.options.items())
-    return [
-        *rows,
-        (("audio", "rate_hz"), str(manifest.audio.rate_hz)),
-        (("audio", "frontend"), manifest.audio.frontend),
-        (("audio", "every_s"), f"{manifest.audio.every_s:g}"),
-        (("audio", "options"), options or "none"),
-    ]
+    audio = manifest.audio
+    options = ", ".join(f"{key} = {value}" for key, value in audio.options.items())
+    found = {"rate_hz": audio.rate_hz, "frontend": audio.frontend, "every_s": audio.every_s, "options": options}
+    return [*rows, *((("audio", key), str(value)) for key, value in found.items())]

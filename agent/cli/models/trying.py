@@ -329,6 +329,7 @@ def _try_sound(model: Model, text: str, uri: str, options: TryOptions) -> None:
     if not uri or parse(uri).scheme != "wav":
         raise SourceError(f"{mask(text)}: {model.path} takes sound: give a WAV, FLAC or OGG file")
     from agent.capture.audio_file import read_whole
+    from agent.compute.decode.keyword import KeywordOptions
     from agent.compute.hearing import AudioPerception
     from agent.daemon.streams.perception import open_perception
 
@@ -341,6 +342,7 @@ def _try_sound(model: Model, text: str, uri: str, options: TryOptions) -> None:
     perception = open_perception("try", config, model, open_for_command)
     assert isinstance(perception, AudioPerception)
     answers: list[Detection] = []
+    ignored = model.manifest.output.options.get("ignore", KeywordOptions().ignore)
     with closing(perception):
         samples = read_whole(Path(parse(uri).target), perception.rate_hz)
         heard = tuple(_heard(perception, samples, []))
@@ -349,7 +351,8 @@ def _try_sound(model: Model, text: str, uri: str, options: TryOptions) -> None:
             perception.configure(replace(config, decode=replace(config.decode, score_threshold=_LEAST)))
             for _ in _heard(perception, samples, answers):
                 pass
-    strongest = max(answers, key=lambda one: one.score, default=None)
+    words = [one for one in answers if one.label not in ignored] or answers
+    strongest = max(words, key=lambda one: one.score, default=None)
     seconds, threshold = len(samples) / perception.rate_hz, _threshold(model, options)
     answer = SoundAnswer(model.manifest.name, model.sha256, text, seconds, threshold, heard, strongest, refused)
     print_json(answer) if options.as_json else _print_sound(answer)

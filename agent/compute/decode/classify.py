@@ -37,8 +37,8 @@ _NO_PROBABILITY = (
 )
 
 
-class Calibration(Struct, frozen=True, forbid_unknown_fields=True):
-    """Calibration of scores as TFLite Metadata has it: `scale / (1 + exp(-(slope * transformed + offset)))`.
+class ClassCalibration(Struct, frozen=True, forbid_unknown_fields=True):
+    """ClassCalibration of scores as TFLite Metadata has it: `scale / (1 + exp(-(slope * transformed + offset)))`.
 
     Attributes:
         classes: scale, slope and offset of each class, and perhaps its least score; an empty one has none.
@@ -83,7 +83,7 @@ class ClassifyOptions(DecoderOptions, frozen=True, forbid_unknown_fields=True):
 
     logits: Logits = False
     top_k: Annotated[int, Meta(ge=1)] = 1
-    calibration: Calibration | None = None
+    calibration: ClassCalibration | None = None
 
 
 OPTIONS = ClassifyOptions

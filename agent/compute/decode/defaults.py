@@ -303,9 +303,8 @@ def _check_guess(decoder: str, keys: _Keys, facts: ModelFacts) -> None:
 
 def _is_embedding(keys: _Keys, facts: ModelFacts) -> bool:
     """Return True for a mean of a map, or a vector of length 1, for whose numbers there are no labels."""
-    return facts.endings == ("embedding",) and facts.outputs[0].shape[-1] != len(
-        keys.get("output", "labels") or ()
-    )
+    labels = len(keys.get("output", "labels") or ())
+    return facts.endings == ("embedding",) and facts.outputs[0].shape[-1] != labels
 
 
 def _gives_masks(facts: ModelFacts) -> bool:
@@ -313,7 +312,7 @@ def _gives_masks(facts: ModelFacts) -> bool:
     spec, ending = facts.outputs[0], facts.endings[0] if facts.endings else ""
     if len(spec.shape) == 3:
         return not spec.dtype.startswith("float")
-    if spec.shape[3] == 3:
+    if spec.shape[3] == 3 and spec.shape[1] >= facts.inputs[0].shape[1]:
         return ending == "softmax"
     return spec.shape[3] > 1 or (ending == "sigmoid" and spec.shape != facts.inputs[0].shape)
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from msgspec.structs import replace
 
@@ -56,25 +56,16 @@ class Sound(NamedTuple):
 
 
 _SPEECH_HZ = 16_000
-_MFCC: dict[str, Any] = {"window_ms": 30, "hop_ms": 20, "mels": 40, "low_hz": 20, "high_hz": 4000}
-_LFBE: dict[str, Any] = {"window_ms": 64, "hop_ms": 32, "mels": 40, "low_hz": 0, "high_hz": 8000, "offset": 1e-30}
-_WORDS = "down go left no off on right stop up yes silence unknown"
+_MFCC = {"window_ms": 30, "hop_ms": 20, "mels": 40, "low_hz": 20, "high_hz": 4000, "coefficients": 10}
+_LFBE = {"window_ms": 64, "hop_ms": 32, "mels": 40, "low_hz": 0, "high_hz": 8000, "preemphasis": 0.96875}
 _FAMILIES = {
     (49, 10): Sound(
-        AudioManifest(
-            _SPEECH_HZ,
-            "mfcc",
-            0.1,
-            options={**_MFCC, "coefficients": 10, "magnitude": True, "offset": 1e-6},
-        ),
+        AudioManifest(_SPEECH_HZ, "mfcc", 0.1, options={**_MFCC, "magnitude": True, "offset": 1e-6}),
         "MLPerf Tiny's keyword spotting",
-        labels=tuple(_WORDS.split()),
+        labels=("down", "go", "left", "no", "off", "on", "right", "stop", "up", "yes", "silence", "unknown"),
     ),
-    (30, 40): Sound(
-        # Its rows are (10 log10(energy) + 52) / 64, of a window of another energy.
-        AudioManifest(
-            _SPEECH_HZ, "logmel", 0.096, mean=-11.05, std=14.737, options={**_LFBE, "preemphasis": 0.96875}
-        ),
+    (30, 40): Sound(  # (10 log10(energy) + 52) / 64, of a window of another energy
+        AudioManifest(_SPEECH_HZ, "logmel", 0.096, -11.05, 14.737, {**_LFBE, "offset": 1e-30}),
         "MLPerf Tiny's streaming wake word",
         labels=("marvin", "silence", "unknown"),
     ),
@@ -121,9 +112,8 @@ def guess_sound(spec: TensorSpec, rate_hz: int | None = None) -> Sound | None:
     sides = tuple(side for side in spec.shape if side != 1)
     if rate_hz or (len(sides) == 1 and sides[0] >= _LEAST_SAMPLES):
         rate_hz = rate_hz or _RATES.get(sides[0], _SPEECH_HZ)
-        return Sound(
-            AudioManifest(rate_hz, "raw", round(math.prod(sides) / rate_hz / 2, 3)), "samples", "classify"
-        )
+        half_s = round(math.prod(sides) / rate_hz / 2, 3)
+        return Sound(AudioManifest(rate_hz, "raw", half_s), "samples", "classify")
     for (rows, columns), known in _FAMILIES.items():
         is_flat = len(spec.shape) == 2 and sides == (rows * columns,) and rows * columns >= _FLAT
         if is_flat or (len(spec.shape) > 2 and sides == ((rows, columns) if rows > 1 else (columns,))):

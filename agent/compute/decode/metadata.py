@@ -54,7 +54,7 @@ class Metadata(Struct, frozen=True):
         mean, std: `(pixel - mean) / std` per channel.
         score_threshold: recommended by the author.
         rate_hz: samples a second, of a model that takes samples of one channel.
-        calibration: of scores, see `agent.compute.decode.classify.Calibration`; empty: there is none.
+        calibration: of scores, see `agent.compute.decode.classify.ClassCalibration`; empty: there is none.
     """
 
     name: str = ""
@@ -187,11 +187,8 @@ def _calibration(outputs: list[FlatTable], content: bytes) -> dict[str, Any]:
         return {}
     try:
         classes = [[float(part) for part in line.split(",")] if line else [] for line in lines]
-        return {
-            "transform": _TRANSFORMS[options.u8(0)],
-            "default": options.f32(1) or 0.0,
-            "classes": classes,
-        }
+        transform, default = _TRANSFORMS[options.u8(0)], options.f32(1) or 0.0
+        return {"transform": transform, "default": default, "classes": classes}
     except (ValueError, IndexError):
         log.warning("the calibration of scores in the metadata cannot be read")
         return {}

@@ -220,7 +220,7 @@ def test_a_front_end_that_does_not_fit_the_model_is_refused(tmp_path: Path) -> N
         (f"mels = {20}", "mels = 30", "does not hold rows of front end 'logmel'"),
         ('"logmel"', '"logmell"', "did you mean 'logmel'"),
         ("high_hz", "hihg_hz", "did you mean .high_hz."),
-        ('"logmel"', '"micro"', r"unknown key `audio\.options\.mels`; no key is known there"),
+        ('"logmel"', '"raw"', r"unknown key `audio\.options\.mels`; no key is known there"),
     ):
         path.write_text(text.replace(old, new))
         with pytest.raises(ModelError, match=why):
