@@ -186,6 +186,8 @@ def build_filters(model: Model, config: StreamConfig) -> DetectionFilters:
 
 def _image_input(session: Session, model: Model) -> ImageInput:
     """Return what writes pictures into the selected variant."""
+    if model.manifest.audio is not None:
+        raise ModelError(f"{model.path}: takes sound: it does not take a picture")
     if len(session.inputs) != 1:
         raise ModelError(
             f"{model.path}: expected one input, a picture; found {len(session.inputs)}: "
