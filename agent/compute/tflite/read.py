@@ -66,6 +66,8 @@ _KNOWN["litert"] = _KNOWN["tflite-runtime"] | {
 """Custom operations of each runtime: the resolver of TensorFlow's lite/core/kernels/register.cc, and
 those that LiteRT's XNNPACK takes (tensorflow/lite/delegates/xnnpack/README.md)."""
 
+_OPERANDS = {"BATCH_MATMUL": 2, "SLICE": 3, "SPLIT": 2, "SPLIT_V": 3, "STRIDED_SLICE": 4}
+"""Number of inputs that the runtime reads without checking that they are there."""
 _LONG = 60
 """Most characters of a tensor's name in a message, from its end, which is more specific."""
 
@@ -75,6 +77,11 @@ def incompatibilities(modelfile: ModelFile, runtime: Runtime) -> list[str]:
     found = [_unresolved(code) for code in modelfile.custom if code not in _KNOWN[runtime]]
     if unknown := dict.fromkeys(op.name for _, op in modelfile.steps() if op.name.startswith("#")):
         found.append(f"operation {', '.join(unknown)} is newer than this reader: update vedette and the runtime")
+    found += [
+        f"operation {op.name} has {len(op.inputs)} of {_OPERANDS[op.name]} inputs: convert again"
+        for _, op in modelfile.steps()
+        if len(op.inputs) < _OPERANDS.get(op.name, 0)
+    ]
     found += [
         f"tensor {tensor.name[-_LONG:]!r}: {fault}"
         for graph in modelfile.subgraphs

@@ -66,6 +66,12 @@ def test_kinds_of_quantisation(tensor: T, kind: str) -> None:
     assert bool(incompatibilities(model, "tflite-runtime")) is (kind != "none")
 
 
+def test_an_operation_with_too_few_inputs_is_refused_because_the_runtime_would_read_others() -> None:
+    model = read_modelfile(write([T("x", (1, 4)), T("y", (1, 4))], [Op("SLICE", (0,), (1,))], (0,), (1,)))
+    (reason,) = incompatibilities(model, "litert")
+    assert "SLICE has 1 of 3 inputs" in reason
+
+
 def test_static_int8_is_no_dynamic_range() -> None:
     tensors = [
         T("x", (1, 4), "int8", scale=(1.0,)),
