@@ -30,7 +30,7 @@ VERSIONS = {"5": paho.MQTTv5, "3.1.1": paho.MQTTv311}
 LARGEST_WANTED = 256 * 1024
 """Maximum packet size that is announced to a broker of MQTT 5, bytes; the broker keeps larger packets to itself.
 The largest that is needed is the discovery message: 150 kB for eight cameras with eight labels in two zones."""
-LARGEST_RECEIVED = 16 * LARGEST_WANTED
+LARGEST_RECEIVED = 64 * LARGEST_WANTED
 """Maximum size of a packet, or of a WebSocket frame, before the connection is dropped, bytes. A broker of MQTT
 3.1.1 is told no limit, and what it retains must not end every connection."""
 

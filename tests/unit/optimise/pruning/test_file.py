@@ -143,7 +143,7 @@ def test_a_file_with_a_softmax_is_trained_before_it_and_keeps_it(model: Model, t
     inputs = torch.randn(4, 3, 8, 8)
     with torch.no_grad():
         assert torch.allclose(network.module(inputs), module(inputs), atol=1e-4)
-    assert ending(network.emit(network.module)) == "probabilities"
+    assert ending(network.emit(network.module)) == "softmax"
     assert ending(model.content) == "logits"
 
 
