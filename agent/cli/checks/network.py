@@ -131,7 +131,7 @@ def _check_source(about: str, uri: str, stream: StreamConfig, health: StreamRepo
         yield Finding(SECTION, about, f"not tried: {error}", "warning", str(error))
         return
     try:
-        open_source(uri, stall_s=TRY_S, login=stream.capture).close()
+        open_source(uri, stall_s=stream.capture.stall_s, login=stream.capture).close()
     except SoundAloneError:
         pass
     except SourceError as error:
