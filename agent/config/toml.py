@@ -224,7 +224,7 @@ SYNONYMS = {
     "bike": "bicycle",
     "motorbike": "motorcycle",
 }
-"""What is meant by words that people write for keys, backends and labels; a dotted one is a key of a table."""
+"""Key, backend or label that is meant by a word that people write; a dotted one is a key of a table."""
 _KNOWN_SHOWN = 40
 
 

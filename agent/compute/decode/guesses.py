@@ -40,7 +40,7 @@ _STRIDES = "; a blazeface or nanodet with other strides needs [output] decoder a
 
 
 class Sound(NamedTuple):
-    """What a model of sound takes, and its words.
+    """Front end and words of a family of sound models.
 
     Attributes:
         audio: front end.
