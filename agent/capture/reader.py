@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import threading
 import time
 from abc import ABC, abstractmethod
@@ -24,10 +23,6 @@ from agent.errors import SoundAloneError, SourceError
 from agent.types import ChannelOrder, MediaPacket, Pixels, Samples
 
 S = TypeVar("S", Source, SoundSource)
-
-_NICE = 5
-"""Niceness of the threads that decode: on an overloaded board, inferences must not wait for pictures that are
-dropped afterwards."""
 
 
 class SourceThread(ABC, Generic[S]):
@@ -261,7 +256,6 @@ class FrameReader(SourceThread[Source]):
             self._count()
 
     def _read(self, source: Source) -> None:
-        os.nice(_NICE)  # of this thread, see sched(7)
         source.follow(self)
         self.has_sound = source.has_sound
         due_s, number, paced = time.monotonic(), 0, source.pace_s > 0

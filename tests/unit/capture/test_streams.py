@@ -66,14 +66,6 @@ def drain(grabber: FrameStream, work_s: float = 0.0) -> list[int]:
     return numbers
 
 
-def test_a_thread_that_decodes_gives_way_to_those_that_infer() -> None:
-    with grabbing("test:?size=32x32") as (grabber, _):
-        assert grabber.take(60.0) is not None
-        (reader,) = [thread for thread in threading.enumerate() if thread.name == "read-door"]
-        assert reader.native_id is not None
-        assert os.getpriority(os.PRIO_PROCESS, reader.native_id) > os.getpriority(os.PRIO_PROCESS, 0)
-
-
 def test_a_fast_replay_hands_on_every_frame_to_a_slow_consumer() -> None:
     with grabbing("test:?size=32x32&frames=60&pace=fast") as (grabber, news):
         assert drain(grabber, work_s=0.003) == list(range(60))
