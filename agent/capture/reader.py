@@ -64,6 +64,11 @@ class SourceThread(ABC, Generic[S]):
         self._asked_ns = time.monotonic_ns()
         self._thread.start()
 
+    @property
+    def thread_id(self) -> int | None:
+        """The kernel's id of the thread; None: it does not run."""
+        return self._thread.native_id if self._thread.is_alive() else None
+
     def waiting_s(self) -> float:
         """Return for how long the source has not answered, s; 0 while this thread itself is busy."""
         asked_ns = self._asked_ns

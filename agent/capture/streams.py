@@ -146,6 +146,11 @@ class FrameStream(SourceStream[Frame]):
         return super().lost or ((opening := self._opening) is not None and bool(opening.lacks))
 
     @property
+    def decoder_id(self) -> int | None:
+        """The kernel's id of the thread that reads and decodes the source; None: there is none."""
+        return opening.thread_id if (opening := self._opening) is not None else None
+
+    @property
     def _opening(self) -> SourceThread[Any] | None:
         return supervisor.current if (supervisor := self._supervisor) is not None else None
 

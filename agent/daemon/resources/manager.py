@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from msgspec.structs import replace
 
+from agent.capture.streams import FrameStream
 from agent.compute.governor.decision import Decision
 from agent.compute.governor.governor import Governor
 from agent.compute.governor.pace import RESERVE
@@ -34,10 +35,12 @@ _LATE_S = 3.0
 """A decision that comes so much later than it should is told: something keeps the daemon from running, s."""
 _TOLD_S = 600.0
 """Time for which that is not told again, s."""
-_NICE = 5
-"""Niceness of the threads of streams below the highest priority: a third of the weight beside an equal rival."""
+_NICE, _DECODING_NICE = 5, 10
+"""Niceness of the threads of streams below the highest priority: a third of the weight beside an equal rival; and
+of those that decode: a tenth, since each of many cameras has one."""
 _SOME = 0.3
-"""Idle share of the processors from which on there was time that this thread could have had."""
+"""Share of the processors that counts: where so much is idle, a late thread could have had it; where less is, and
+others use less, the daemon itself fills them."""
 
 
 class ResourceManager:
@@ -52,7 +55,6 @@ class ResourceManager:
         self._runtime, self._load = runtime, load or BoardLoad()
         self._governor = Governor(runtime.config.governor)
         self._watched: dict[str, StreamWatch] = {}
-        self._nice: dict[str, tuple[int, int]] = {}
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
         self._promises, self._changes = BrokenPromises(), ChangeLog()
@@ -107,18 +109,20 @@ class ResourceManager:
     def _set_nice(self, streams: Mapping[str, Stream], *, governed: bool) -> None:
         """Let the kernel prefer the streams of the highest priority, also before the governor notices a load.
 
+        While the daemon itself fills the processors, what decodes gives way to what infers: otherwise each
+        inference competes with the decoders of all cameras, and their pictures get old while they wait for it.
+
         Without privileges, or the unit's LimitNICE, a thread can only become nicer.
         """
         running = [one for one in streams.values() if one.status[0] in RUNNING]
         highest = max((one.config.service.priority for one in running), default=0)
-        for name, stream in streams.items():
+        is_full = governed and max(self._board.idle, self._board.others) < _SOME
+        for stream in streams.values():
             is_less = governed and stream.config.service.priority < highest
-            thread, nice = stream.thread_id, _NICE if is_less else 0
-            if thread is None or self._nice.get(name, (thread, 0)) == (thread, nice):
-                continue
-            with suppress(OSError):  # the thread is over, or may not become less nice: it is tried again
-                os.setpriority(os.PRIO_PROCESS, thread, os.getpriority(os.PRIO_PROCESS, 0) + nice)
-                self._nice[name] = thread, nice
+            _make_nice(stream.thread_id, _NICE * is_less)
+            source = stream.parts.source
+            if isinstance(source, FrameStream):
+                _make_nice(source.decoder_id, _DECODING_NICE * is_full)
 
     def _read_streams(self) -> dict[str, StreamReading]:
         streams = dict(self._runtime.streams)
@@ -154,6 +158,14 @@ class ResourceManager:
             self._load.load_changed()
         is_governed = self._runtime.config.governor.enabled
         self._promises.update(decision, streams if is_governed else None, time.monotonic())
+
+
+def _make_nice(thread: int | None, steps: int) -> None:
+    """Make a thread nicer than this one by so many steps."""
+    with suppress(OSError):  # it is over, or may not become less nice
+        wanted = os.getpriority(os.PRIO_PROCESS, 0) + steps
+        if thread is not None and os.getpriority(os.PRIO_PROCESS, thread) != wanted:
+            os.setpriority(os.PRIO_PROCESS, thread, wanted)
 
 
 def _meanwhile(board: BoardReading) -> str:

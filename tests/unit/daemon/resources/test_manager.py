@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from agent.capture.streams import FrameStream
 from agent.compute.governor.readings import BoardReading
 from agent.config import Config, StreamConfig
 from agent.config.capture import CaptureConfig
@@ -135,3 +137,24 @@ def test_clips_of_copied_packets_cannot_be_reduced() -> None:
     encoded.encodes_clips = True
     found = resources(copied=copied, encoded=encoded)._read_streams()
     assert [name for name, one in found.items() if one.has_clips] == ["encoded"]
+
+
+@pytest.mark.parametrize(("idle", "others", "steps"), [(0.1, 0.1, 10), (0.1, 0.9, 0), (0.9, 0.1, 0)])
+def test_what_decodes_gives_way_while_the_daemon_itself_fills_the_processors(
+    idle: float, others: float, steps: int
+) -> None:
+    source = FrameStream("front", "test:?size=32x32", CaptureConfig(), on_change=lambda *_: None)
+    source.start()
+    try:
+        assert source.take(60.0) is not None
+        front = stream("test:?size=32x32")
+        front.thread_id, front.parts = None, SimpleNamespace(source=source)
+        governing = resources(front=front)
+        governing._board = BoardReading(idle=idle, others=others)
+        governing._set_nice({"front": front}, governed=True)
+        assert source.decoder_id is not None
+        nice = os.getpriority(os.PRIO_PROCESS, source.decoder_id)
+        assert nice - os.getpriority(os.PRIO_PROCESS, 0) == steps
+    finally:
+        source.stop()
+    assert source.decoder_id is None
