@@ -73,7 +73,7 @@ def test_an_npu_that_is_not_there_says_so() -> None:
 
 
 def test_it_computes_in_the_precision_that_was_asked_for() -> None:
-    model = open_model("nanodet", "256")
+    model = open_model("small-speech", "3")
     cpu = open_session(model, "cpu", SessionOptions())
     whole = ModelChain(cpu, model.manifest)
     cases = golden(model)(whole.inputs)
