@@ -302,7 +302,7 @@ def microphone_faults(folder: Path, sounds: Recordings, args: Namespace) -> Iter
 
 
 def constant_models(folder: Path, cameras: Photographs, sounds: Recordings, args: Namespace) -> Iterator[Result]:
-    """Yield what came of models that repeat one answer: two of pictures, one of words."""
+    """Yield what came of models that repeat one answer: two of pictures, one of words with its verification."""
     for number, model in enumerate(("nanodet", "face", "small-speech")):
         if args.quick and number == 1:
             continue
@@ -316,13 +316,15 @@ def constant_models(folder: Path, cameras: Photographs, sounds: Recordings, args
         station = Station(folder / model, model, "mic:default" if sound else "v4l2:/dev/video0", opener)
         if sound:
             hear_all(station, sounds.room(LEARN_S, 7, words_only=True), sounds.RATE_HZ)
-            made[0].stuck = True
+            for session in made:
+                session.stuck = True
             first = round(LEARN_S * station.opened.rate_hz)
             hear_all(station, sounds.room(WAIT_S + 10.0, 8, words_only=True), sounds.RATE_HZ, first)
         else:
             scene = cameras.scene(number + 3)
             for now_s in np.arange(0.0, LEARN_S + WAIT_S + 10.0, 0.5):
-                made[0].stuck = bool(now_s >= LEARN_S)
+                for session in made:
+                    session.stuck = bool(now_s >= LEARN_S)
                 station.see(ordinary_day(scene, now_s), now_s)
         yield result(station, "constant")
 

@@ -20,7 +20,8 @@ from agent.compute.tflite.work import work_of
 from agent.models.predict import find_board, predict
 from agent.optimise.evaluate import time_ms
 
-LOSS, FASTER = 0.003, 2.3
+LOSS, QUICK_LOSS, FASTER = 0.003, 0.015, 2.3
+"""Accuracy that INT8 may cost, and that it may with `--quick`, on few pictures; times as fast as float."""
 NETS = {"wide": 118, "small": 55, "mobilenet": 51, "resnet20": 41}
 """Multiply-adds, millions."""
 BOARD = "pi4b"
@@ -59,8 +60,8 @@ def main() -> None:
         )
     if given.record:
         _recorded.record(_recorded.name_of("int8", given), figures)
-    meets = figures["loss"] <= LOSS and figures["faster_wide"] >= FASTER
-    conclude("optimise/int8", figures, {"loss": f"<= {LOSS}", "faster_wide": f">= {FASTER}"}, meets)
+    loss = QUICK_LOSS if given.quick else LOSS
+    conclude("optimise/int8", figures, {"loss": f"<= {loss}", "faster_wide": f">= {FASTER}"})
 
 
 if __name__ == "__main__":
