@@ -25,6 +25,7 @@ from msgspec.structs import replace
 from agent.compute.infer.choice import side_by_side
 from agent.compute.infer.pool import PoolRules, SessionPool, Ticket, described
 from agent.compute.infer.session import BackendSpec, Session, SessionOptions
+from agent.compute.tflite.model import RECURRENT
 from agent.errors import ModelError
 
 if TYPE_CHECKING:
@@ -33,21 +34,7 @@ if TYPE_CHECKING:
     from agent.compute.tflite.model import TensorSpec
     from agent.types import Array
 
-_STATEFUL = frozenset(
-    (
-        "ASSIGN_VARIABLE",
-        "BIDIRECTIONAL_SEQUENCE_LSTM",
-        "BIDIRECTIONAL_SEQUENCE_RNN",
-        "CALL_ONCE",
-        "LSTM",
-        "READ_VARIABLE",
-        "RNN",
-        "SVDF",
-        "UNIDIRECTIONAL_SEQUENCE_LSTM",
-        "UNIDIRECTIONAL_SEQUENCE_RNN",
-        "VAR_HANDLE",
-    )
-)
+_STATEFUL = RECURRENT | {"ASSIGN_VARIABLE", "CALL_ONCE", "READ_VARIABLE", "VAR_HANDLE"}
 """Operations that keep tensors from one inference to the next."""
 _NUMBERS = frozenset(f"{kind}{bits}" for kind in ("float", "int", "uint") for bits in (8, 16, 32, 64)) | {"bool"}
 _HANGS_S = 10.0

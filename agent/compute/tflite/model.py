@@ -20,11 +20,15 @@ POSTPROCESS = "TFLite_Detection_PostProcess"
 _POSTPROCESS_SHAPES = ((1, -1, 4), (1, -1), (1, -1), (1,))
 """Shapes of its outputs: boxes, classes, scores, count. Files mostly leave them empty, because the number of
 boxes is an option of the operation."""
-_MULTIPLYING = """
-BATCH_MATMUL BIDIRECTIONAL_SEQUENCE_LSTM BIDIRECTIONAL_SEQUENCE_RNN CONV_2D CONV_3D DEPTHWISE_CONV_2D
-FULLY_CONNECTED LSTM RNN SVDF TRANSPOSE_CONV UNIDIRECTIONAL_SEQUENCE_LSTM UNIDIRECTIONAL_SEQUENCE_RNN
+_RECURRENT = """
+BIDIRECTIONAL_SEQUENCE_LSTM BIDIRECTIONAL_SEQUENCE_RNN LSTM RNN SVDF UNIDIRECTIONAL_SEQUENCE_LSTM
+UNIDIRECTIONAL_SEQUENCE_RNN
 """
-_MULTIPLY = frozenset(_MULTIPLYING.split())
+RECURRENT = frozenset(_RECURRENT.split())
+"""Operations that keep a state, and may lack any input."""
+_MULTIPLY = RECURRENT | {
+    *("BATCH_MATMUL", "CONV_2D", "CONV_3D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED", "TRANSPOSE_CONV")
+}
 """Operations with kernels for float activations and integer weights."""
 _INTEGERS = frozenset({"int8", "uint8", "int4", "int2", "uint4"})
 _ITEM_BYTES = {

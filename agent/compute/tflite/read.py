@@ -17,6 +17,7 @@ from agent.compute.tflite.flatbuffer import ByteSource, FlatTable
 from agent.compute.tflite.model import (
     CUSTOM,
     OPERATORS,
+    RECURRENT,
     TYPES,
     ModelFile,
     Operation,
@@ -68,8 +69,19 @@ those that LiteRT's XNNPACK takes (tensorflow/lite/delegates/xnnpack/README.md).
 
 _OPERANDS = {"BATCH_MATMUL": 2, "SLICE": 3, "SPLIT": 2, "SPLIT_V": 3, "STRIDED_SLICE": 4}
 """Number of inputs that the runtime reads without checking that they are there."""
+_FIRST_OPTIONAL = {
+    **dict.fromkeys(("CONV_2D", "CONV_3D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED"), 2),
+    **dict.fromkeys(("CONV_3D_TRANSPOSE", "TRANSPOSE_CONV"), 3),
+    **dict.fromkeys((CUSTOM, *RECURRENT), 0),
+}
+"""First input that may be left out, such as a bias. The runtime takes that of other operations for a tensor."""
 _LONG = 60
 """Most characters of a tensor's name in a message, from its end, which is more specific."""
+
+
+def _lacks_inputs(operation: Operation) -> bool:
+    needed = operation.inputs[: _FIRST_OPTIONAL.get(operation.name, len(operation.inputs))]
+    return -1 in needed or len(operation.inputs) < _OPERANDS.get(operation.name, 0)
 
 
 def incompatibilities(modelfile: ModelFile, runtime: Runtime) -> list[str]:
@@ -77,11 +89,8 @@ def incompatibilities(modelfile: ModelFile, runtime: Runtime) -> list[str]:
     found = [_unresolved(code) for code in modelfile.custom if code not in _KNOWN[runtime]]
     if unknown := dict.fromkeys(op.name for _, op in modelfile.steps() if op.name.startswith("#")):
         found.append(f"operation {', '.join(unknown)} is newer than this reader: update vedette and the runtime")
-    found += [
-        f"operation {op.name} has {len(op.inputs)} of {_OPERANDS[op.name]} inputs: convert again"
-        for _, op in modelfile.steps()
-        if len(op.inputs) < _OPERANDS.get(op.name, 0)
-    ]
+    lacking = dict.fromkeys(op.name for _, op in modelfile.steps() if _lacks_inputs(op))
+    found += [f"operation {name} lacks an input: convert again" for name in lacking]
     found += [
         f"tensor {tensor.name[-_LONG:]!r}: {fault}"
         for graph in modelfile.subgraphs

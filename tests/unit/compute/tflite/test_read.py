@@ -66,10 +66,19 @@ def test_kinds_of_quantisation(tensor: T, kind: str) -> None:
     assert bool(incompatibilities(model, "tflite-runtime")) is (kind != "none")
 
 
-def test_an_operation_with_too_few_inputs_is_refused_because_the_runtime_would_read_others() -> None:
-    model = read_modelfile(write([T("x", (1, 4)), T("y", (1, 4))], [Op("SLICE", (0,), (1,))], (0,), (1,)))
-    (reason,) = incompatibilities(model, "litert")
-    assert "SLICE has 1 of 3 inputs" in reason
+@pytest.mark.parametrize(("kind", "inputs"), [("SLICE", (0,)), ("CONV_2D", (0, -1, 2)), ("ADD", (0, -1))])
+def test_an_operation_that_lacks_an_input_is_refused_because_the_runtime_would_read_another(
+    kind: str, inputs: tuple[int, ...]
+) -> None:
+    tensors = [T("x", (1, 4)), T("y", (1, 4)), T("bias", (4,), data=bytes(16))]
+    (reason,) = incompatibilities(read_modelfile(write(tensors, [Op(kind, inputs, (1,))], (0,), (1,))), "litert")
+    assert f"{kind} lacks an input" in reason
+
+
+def test_an_operation_may_lack_a_bias() -> None:
+    tensors = [T("x", (1, 4)), T("y", (1, 4)), T("weights", (4, 4), data=bytes(64))]
+    model = write(tensors, [Op("FULLY_CONNECTED", (0, 2, -1), (1,))], (0,), (1,))
+    assert incompatibilities(read_modelfile(model), "litert") == []
 
 
 def test_static_int8_is_no_dynamic_range() -> None:
