@@ -48,6 +48,7 @@ CODES = {
     "SVDF": 27,
     "TANH": 28,
     "CUSTOM": 32,
+    "PAD": 34,
     "MEAN": 40,
     "LOG_SOFTMAX": 50,
     "TRANSPOSE_CONV": 67,

@@ -265,8 +265,15 @@ class ModelFile(Struct, frozen=True):
         return tuple(dict.fromkeys(op.custom for _, op in self.steps() if op.name == CUSTOM))
 
 
-_VARYING = frozenset(("CALL", "IF", "READ_VARIABLE", "STABLEHLO_CASE", "STABLEHLO_WHILE", "WHILE"))
+_VARYING = frozenset(
+    (
+        *("CALL", "IF", "READ_VARIABLE", "STABLEHLO_CASE", "STABLEHLO_WHILE", "WHILE"),
+        *("NON_MAX_SUPPRESSION_V4", "NON_MAX_SUPPRESSION_V5"),
+    )
+)
 """Operations that may take any time, or return more with each inference."""
+_PADDING = frozenset(("MIRROR_PAD", "PAD", "PADV2"))
+"""Operations that take sizes from their second input, in whatever integers."""
 _SIZED_BY_VALUES = frozenset(("RANGE", "UNIQUE", "WHERE"))
 """Operations whose output's size depends on their inputs, also on those that are no integers."""
 _LOOKING_UP = frozenset(("CAST", "EMBEDDING_LOOKUP", "GATHER", "RANK", "SHAPE"))
@@ -282,6 +289,8 @@ def _has_fixed_cost(graph: Subgraph) -> bool:
     for operation in graph.operations:
         unknown = [graph.tensors[i].dtype for i in operation.inputs if i >= 0 and i not in known]
         if operation.name in _VARYING or (unknown and operation.name in _SIZED_BY_VALUES):
+            return False
+        if operation.name in _PADDING and not known.issuperset(operation.inputs[1:]):
             return False
         if operation.name not in _LOOKING_UP and not {"int32", "int64"}.isdisjoint(unknown):
             return False

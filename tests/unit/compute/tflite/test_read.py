@@ -101,6 +101,12 @@ def reshaped(*operations: Op) -> bytes:
     return write([*tensors, T("y", (4,))], [*operations, Op("RESHAPE", (0, 2), (3,))], (0,), (3,))
 
 
+def padded() -> bytes:
+    """Return a model that pads x by as many zeros as it says, in 16 bits."""
+    tensors = [T("x", (1, 4)), T("pads", (2, 2), "int16"), T("y", (1, 8))]
+    return write(tensors, [Op("CAST", (0,), (1,)), Op("PAD", (0, 1), (2,))], (0,), (2,))
+
+
 @pytest.mark.parametrize(
     ("content", "is_fixed"),
     [
@@ -110,6 +116,7 @@ def reshaped(*operations: Op) -> bytes:
         (reshaped(Op("CAST", (0,), (2,))), False),
         (reshaped(Op("CAST", (0,), (1,)), Op("SHAPE", (1,), (2,))), True),
         (reshaped(Op("RANGE", (0, 0, 0), (2,))), False),
+        (padded(), False),
         (builder.looping_model(), False),
         (builder.filling_model(), False),
     ],
