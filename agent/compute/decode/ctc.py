@@ -48,8 +48,9 @@ _SPACES = ("", "???")
 """Labels that stand for a space: lists of labels lose it at the end of a line."""
 _CERTAIN = 0.9999
 """Steps whose blank is more probable than this are one."""
-_FAINT, _TRIED, _COMBINATIONS = 0.02, 6, 1000
-"""For a pattern: least probability of a character at a step, characters tried there, and texts tried."""
+_FAINT, _TRIED, _COMBINATIONS, _PLACES = 0.02, 6, 300, 40
+"""For a pattern: least probability of a character at a step, characters tried there, texts tried, and most
+characters of one that is searched: noise has more."""
 
 
 class CtcOptions(DecoderOptions, frozen=True, forbid_unknown_fields=True):
@@ -60,14 +61,12 @@ class CtcOptions(DecoderOptions, frozen=True, forbid_unknown_fields=True):
             found from the model, see `agent.compute.decode.defaults`.
         blank: place of the blank, or of the padding, among the model's characters.
         collapse: equal neighbours are one character; `false` for a model with a slot for each.
-        pattern: regular expression of Python's `re` that the whole text must match; empty: any text.
         min_length: least characters of a text.
     """
 
     logits: Logits = False
     blank: Literal["first", "last"] = "last"
     collapse: bool = True
-    pattern: Annotated[str, Meta(max_length=1000)] = ""
     min_length: Annotated[int, Meta(ge=1, le=LONGEST)] = 1
 
 
@@ -197,7 +196,9 @@ class Ctc:
         self._blank = 0 if options.blank == "first" else axes.classes - 1
         self._softmax = activation(options.logits) == "softmax"
         self._collapse, self._least = options.collapse, options.min_length
-        pattern = context.config.pattern or options.pattern
+        pattern = (
+            context.config.pattern
+        )  # none of a manifest, which a stranger may have written: it may take hours
         self._pattern = _compiled(pattern) if pattern else None
         self._threshold, self._wanted = context.score_threshold, frozenset(context.config.labels)
 
@@ -262,6 +263,8 @@ class Ctc:
         """Return the likeliest text that matches, of less likely characters; None: none was found."""
         rows = np.maximum(self._probabilities(stored), 1e-12, dtype=np.float64)
         starts, ends = self._uncertain(rows)
+        if len(starts) > _PLACES:
+            return None
         ranked = [self._ranked(rows[first:end]) for first, end in zip(starts, ends, strict=True)]
         for chosen in _likeliest(ranked):
             classes = np.array(chosen, np.intp)
