@@ -295,9 +295,8 @@ class ClipStore:
 
 
 _DAY_S = 86400.0
-_COST, _MOST_S = 24.0, 2.0 * _DAY_S
-"""Steady seconds that a second off or a second's move of the clock costs, and the most that are counted: an hour
-does no harm after two days."""
+_COST, _MOST_S = 1.5, 2.0 * _DAY_S
+"""Steady seconds that a second off or a second's move of the clock costs, and the most that are counted."""
 
 
 class SteadyTime:
