@@ -28,7 +28,7 @@ from agent.update.install.service import read_health
 
 SECTION = "broker and network"
 TRY_S = 5.0
-"""Time limit for an answer, s."""
+"""Time limit for a broker's answer, s; that of a camera is `capture.stall_s`, for each of two steps."""
 _PATIENCE_S = 3.0
 """Additional time for name resolution, s, for which the system has no limit."""
 _FLOWING = ("running", "degraded")
@@ -55,7 +55,8 @@ def findings(config: Config, root: Path) -> Iterator[Finding]:
             about = f"stream {name}: record_source"
             lost = at is not None and at.detail.startswith("record_source")
             jobs.append((about, partial(_check_source, about, uri, stream, None if lost else at)))
-    yield from _run_parallel(jobs)
+    longest_s = max((2.0 * stream.capture.stall_s for stream in config.streams.values()), default=0.0)
+    yield from _run_parallel(jobs, max(TRY_S, longest_s) + _PATIENCE_S)
     yield _check_commands(config)
 
 
@@ -133,7 +134,8 @@ def _check_source(about: str, uri: str, stream: StreamConfig, health: StreamRepo
     try:
         open_source(uri, stall_s=stream.capture.stall_s, login=stream.capture).close()
     except SoundAloneError:
-        pass
+        yield Finding(SECTION, about, f"{source.masked}: answers, and provides sound alone")
+        return
     except SourceError as error:
         yield Finding(SECTION, about, str(error), "problem", f"{about}: {error}")
         return
@@ -145,7 +147,7 @@ def _check_commands(config: Config) -> Finding:
     return Finding(SECTION, "commands", f"off: {off}" if off else "accepted from the broker")
 
 
-def _run_parallel(jobs: list[tuple[str, Job]]) -> Iterator[Finding]:
+def _run_parallel(jobs: list[tuple[str, Job]], limit_s: float) -> Iterator[Finding]:
     """Return each job's findings in order; jobs that exceed the time limit are abandoned."""
     found: dict[int, list[Finding]] = {}
 
@@ -162,14 +164,14 @@ def _run_parallel(jobs: list[tuple[str, Job]]) -> Iterator[Finding]:
         threading.Thread(target=run, args=(number,), name=f"doctor {name}", daemon=True)
         for number, (name, _) in enumerate(jobs)
     ]
-    until = time.monotonic() + TRY_S + _PATIENCE_S
+    until = time.monotonic() + limit_s
     for thread in threads:
         thread.start()
     for number, thread in enumerate(threads):
         thread.join(max(0.0, until - time.monotonic()))
-        yield from found.get(number, [_timed_out(jobs[number][0])])
+        yield from found.get(number, [_timed_out(jobs[number][0], limit_s)])
 
 
-def _timed_out(name: str) -> Finding:
-    value = f"no answer in {TRY_S + _PATIENCE_S:.0f} s; its name may not be resolved"
+def _timed_out(name: str, limit_s: float) -> Finding:
+    value = f"no answer in {limit_s:.0f} s; its name may not be resolved"
     return Finding(SECTION, name, value, "problem", f"{name}: check its name, the network and the name server")

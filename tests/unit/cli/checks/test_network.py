@@ -160,12 +160,21 @@ def test_a_camera_is_asked(tmp_path: Path, said: bytes, state: str, value: str) 
     assert "Zx9" not in told.value + told.advice
 
 
-@pytest.mark.parametrize("has_video", [True, False], ids=["video", "sound alone"])
-def test_a_camera_that_provides_its_stream_is_ok(tmp_path: Path, has_video: bool) -> None:
+@pytest.mark.parametrize(("has_video", "value"), [(True, "the stream"), (False, "sound alone")])
+def test_a_camera_that_provides_its_stream_is_ok(tmp_path: Path, has_video: bool, value: str) -> None:
     units = encode(pattern(15), options={"tune": "zerolatency"}) if has_video else []
     with PacketCamera(units, sound=True) as serving:
         (told,) = of_stream(StreamConfig(serving.uri, "nanodet"), tmp_path)
     assert told.state == "ok"
+    assert told.value.endswith(f"answers, and provides {value}")
+
+
+def test_a_silent_camera_is_given_as_long_as_a_stream_gives_it(tmp_path: Path) -> None:
+    with socket.create_server((HOST, 0)) as listener:
+        uri = f"rtsp://{HOST}:{listener.getsockname()[1]}/"
+        (told,) = of_stream(StreamConfig(uri, "nanodet"), tmp_path)
+    assert told.state == "problem"
+    assert "name" not in told.value, "that a name may not be resolved is said of what the check itself gave up"
 
 
 def of_stream(stream: StreamConfig, root: Path) -> list[Finding]:
