@@ -234,7 +234,10 @@ def nearest(name: str, known: Iterable[str]) -> str:
     if not names:
         return "; no key is known there"
     meant = SYNONYMS.get(name.lower(), "")
-    if meant.partition(".")[0] not in names:
+    table, _, key = meant.rpartition(".")
+    if key in names:
+        meant = key
+    elif not table or "source" not in names:  # dotted keys are those of a stream
         by_lower = {one.lower(): one for one in names}
         meant = next((by_lower[one] for one in difflib.get_close_matches(name.lower(), by_lower, n=1)), "")
     more = " …" if names[_KNOWN_SHOWN:] else ""

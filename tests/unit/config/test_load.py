@@ -80,6 +80,8 @@ def test_the_smallest_file_is_three_lines() -> None:
         ("[mqtt]\nhots = 'x'", "v.toml:2: unknown key `mqtt.hots`; did you mean 'host'?"),
         ("[mqqt]\nhost = 'x'", "v.toml:1: unknown key `mqqt`; did you mean 'mqtt'?"),
         (f"{SMALLEST}threshold = 0.6", "`streams.front.threshold`; did you mean 'decode.score_threshold'?"),
+        (f"{SMALLEST}[streams.front.decode]\nthreshold = 0.6", "did you mean 'score_threshold'?"),
+        (f"{SMALLEST}[streams.front.capture]\nfps = 6", "did you mean 'max_fps'?"),
         (f"{SMALLEST}fps = 5", "`streams.front.fps`; did you mean 'capture.max_fps'?"),
         (f"{SMALLEST}Variant = 'x'", "`streams.front.Variant`; did you mean 'variant'?"),
         (f"{SMALLEST}[streams.front.gate]\nthreshold = 1", "`streams.front.gate.threshold`; known: crop, "),
