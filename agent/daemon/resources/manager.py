@@ -119,7 +119,7 @@ class ResourceManager:
         is_full = governed and max(self._board.idle, self._board.others) < _SOME
         for stream in streams.values():
             is_less = governed and stream.config.service.priority < highest
-            _make_nice(stream.thread_id, _NICE * is_less)
+            _make_nice(stream.thread_id, is_less * (_DECODING_NICE if is_full else _NICE))
             source = stream.parts.source
             if isinstance(source, FrameStream):
                 _make_nice(source.decoder_id, _DECODING_NICE * is_full)
