@@ -86,10 +86,8 @@ def _read_wakeword(content: bytes, where: str) -> Manifest:
     output = OutputManifest(
         "keyword", (file.wake_word,), file.micro.probability_cutoff, options={"mean_of": answers, "logits": False}
     )
-    name, audio = (
-        file.wake_word.lower().replace(" ", "-"),
-        AudioManifest(16_000, "micro", options={"hop_ms": hop_ms}),
-    )
+    name = file.wake_word.lower().replace(" ", "-")
+    audio = AudioManifest(16_000, "micro", options={"hop_ms": hop_ms})
     return Manifest(name, output, audio=audio, file=file.model.removeprefix("./"), source=file.author)
 
 

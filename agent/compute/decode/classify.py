@@ -38,7 +38,7 @@ _NO_PROBABILITY = (
 
 
 class ClassCalibration(Struct, frozen=True, forbid_unknown_fields=True):
-    """ClassCalibration of scores as TFLite Metadata has it: `scale / (1 + exp(-(slope * transformed + offset)))`.
+    """Calibration of scores as TFLite Metadata has it: `scale / (1 + exp(-(slope * transformed + offset)))`.
 
     Attributes:
         classes: scale, slope and offset of each class, and perhaps its least score; an empty one has none.

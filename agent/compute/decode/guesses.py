@@ -86,7 +86,7 @@ _LEAST_SAMPLES = 4000
 """A vector of fewer numbers is no window of samples."""
 _LEAST_SIDE = 8
 """A grey picture with a shorter side is a table of something else."""
-_FLAT = 400
+_FLAT = 1500
 """A vector of fewer numbers is no flattened table of features."""
 _BANDS = {**dict.fromkeys((10, 12, 13, 20), "mfcc"), **dict.fromkeys((32, 40, 64, 80, 128), "logmel")}
 """Front end by the usual numbers of columns."""
