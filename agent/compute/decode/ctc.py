@@ -48,7 +48,7 @@ _SPACES = ("", "???")
 """Labels that stand for a space: lists of labels lose it at the end of a line."""
 _CERTAIN = 0.9999
 """Steps whose blank is more probable than this are one."""
-_FAINT, _TRIED, _COMBINATIONS, _PLACES = 0.02, 6, 300, 40
+_FAINT, _TRIED, _COMBINATIONS, _PLACES = 0.02, 6, 100, 40
 """For a pattern: least probability of a character at a step, characters tried there, texts tried, and most
 characters of one that is searched: noise has more."""
 

@@ -60,11 +60,11 @@ def main() -> None:
     common.conclude("apps/texts", figures, targets, meets and all(figures[name] <= most[name] for name in most))
 
 
-def decoder(spec: TensorSpec, labels: str, **options: Any) -> Ctc:
+def decoder(spec: TensorSpec, labels: str, pattern: str = "", **options: Any) -> Ctc:
     """Build the decoder for an output."""
     output = OutputManifest("ctc", tuple(labels), 0.0, options=options)
     image = TensorSpec("image", (1, 32, 160, 3), "uint8", 1.0, 0)
-    built = build_decoder(Manifest("texts", output), (image,), (spec,), DecodeConfig())
+    built = build_decoder(Manifest("texts", output), (image,), (spec,), DecodeConfig(pattern=pattern))
     assert isinstance(built, Ctc)
     return built
 
