@@ -191,7 +191,7 @@ def _as_lines(messages: Iterable[ReceivedMessage | None], title: str) -> None:
 
 def _missing(device: str, gap: SequenceGap) -> str:
     numbers = str(gap.first) if gap.first == gap.last else f"{gap.first} to {gap.last}"
-    why = "no loss: the device restarted and skipped numbers" if gap.restart else "lost"
+    why = "no loss: the device restarted and skipped numbers" if gap.restart else "not received here"
     return f"{local_time(datetime.now(UTC))}  {plain(device)} {numbers}: {why}"
 
 
@@ -367,7 +367,7 @@ class Roster:
         lost = sum(device.numbers.lost for device in devices)
         seen = f"{plural(len(devices), 'device')}, {online} online"
         text = f"{seen}, {up} of {plural(of, 'stream')} up, {troubled} in trouble"
-        return f"{text}, {plural(lost, 'message')} lost" if lost else text
+        return f"{text}, {plural(lost, 'message')} not received here" if lost else text
 
 
 def _urgency(device: DeviceStatus) -> tuple[bool, bool, str]:

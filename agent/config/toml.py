@@ -207,8 +207,6 @@ SYNONYMS = {
     "labels": "decode.labels",
     "classes": "decode.labels",
     "fps": "capture.max_fps",
-    "max_fps": "capture.max_fps",
-    "min_fps": "service.min_fps",
     "snapshots": "publish.snapshot",
     "recording": "clips.record",
     "url": "source",
@@ -226,6 +224,8 @@ SYNONYMS = {
 }
 """Key, backend or label that is meant by a word that people write; a dotted one is a key of a table."""
 _KNOWN_SHOWN = 40
+_LIKE = 0.72
+"""Least likeness of a name that is proposed: `hots` and `host` have 0.75, `record` and `decode` 0.67."""
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
@@ -239,7 +239,7 @@ def nearest(name: str, known: Iterable[str]) -> str:
         meant = key
     elif not table or "source" not in names:  # dotted keys are those of a stream
         by_lower = {one.lower(): one for one in names}
-        meant = next((by_lower[one] for one in difflib.get_close_matches(name.lower(), by_lower, n=1)), "")
+        meant = next((by_lower[one] for one in difflib.get_close_matches(name.lower(), by_lower, 1, _LIKE)), "")
     more = " …" if names[_KNOWN_SHOWN:] else ""
     return f"; did you mean {meant!r}?" if meant else f"; known: {', '.join(names[:_KNOWN_SHOWN])}{more}"
 
@@ -293,11 +293,23 @@ def _unknown_keys(data: Any, kind: Any, at: Keys) -> Iterator[Problem]:
             if key in fields:
                 yield from _unknown_keys(value, fields[key], (*at, key))
             else:
-                yield (*at, key), _unknown((*at, key), list(fields))
+                yield (*at, key), _unknown((*at, key), fields)
 
 
-def _unknown(keys: Keys, known: list[str]) -> str:
-    return f"unknown key `{_dotted(keys)}`{nearest(str(keys[-1]), known)}"
+def _unknown(keys: Keys, fields: Mapping[str, Any]) -> str:
+    """Tell of an unknown key: the known one that it is in another table, if there is one such, or the nearest."""
+    key = str(keys[-1])
+    elsewhere = [f"{table}.{key}" for table, kind in fields.items() if key in _names(kind)]
+    is_plain = len(elsewhere) == 1 and key not in SYNONYMS
+    proposal = f"; did you mean {elsewhere[0]!r}?" if is_plain else nearest(key, fields)
+    return f"unknown key `{_dotted(keys)}`{proposal}"
+
+
+def _names(kind: Any) -> Iterator[str]:
+    """Yield the keys of a table, or of one that may be left out."""
+    for one in get_args(kind) if get_origin(kind) in (Union, UnionType) else (kind,):
+        if isinstance(one, type) and issubclass(one, Struct):
+            yield from one.__struct_fields__
 
 
 def _wrong_values(data: dict[str, Any], kind: type[Struct]) -> Iterator[Problem]:

@@ -38,6 +38,7 @@ OTHERS = {
 class Camera(BaseHTTPRequestHandler):
     """Sends JPEGs one after the other, as many network cameras do; `/short` ends after ten.
 
+    `/gaps` sends an empty part after each picture.
     `/picture` is the URL of a snapshot, unless `server.streams` is set; `/moved` redirects to `/video`.
     """
 
@@ -54,7 +55,7 @@ class Camera(BaseHTTPRequestHandler):
             self.end_headers()
             self.wfile.write(OTHERS[self.path][1])
             return
-        if self.path not in ("/video", "/short", *OTHERS):
+        if self.path not in ("/video", "/short", "/gaps", *OTHERS):
             self.send_error(404)
             return
         self.send_response(200)
@@ -65,6 +66,8 @@ class Camera(BaseHTTPRequestHandler):
         try:
             for _ in range(10 if self.path == "/short" else 2000):
                 self.wfile.write(head + jpeg + b"\r\n")
+                if self.path == "/gaps":
+                    self.wfile.write(b"--frame\r\nContent-Type: image/jpeg\r\nContent-Length: 0\r\n\r\n\r\n")
                 time.sleep(0.02)
         except OSError:
             pass  # the viewer has gone
@@ -98,8 +101,9 @@ def clip(tmp_path: Path) -> Path:
     return path
 
 
-def test_an_http_camera_gives_frames(camera: str) -> None:
-    grabber = FrameStream("shed", f"{camera}/video", CaptureConfig(stall_s=20.0), on_change=print)
+@pytest.mark.parametrize("path", ["video", "gaps"])
+def test_an_http_camera_gives_frames(camera: str, path: str) -> None:
+    grabber = FrameStream("shed", f"{camera}/{path}", CaptureConfig(stall_s=20.0), on_change=print)
     grabber.start()
     frames = [grabber.take(5) for _ in range(10)]
     grabber.stop()

@@ -177,8 +177,9 @@ class NetworkStream(Video):
             if self._listener is not None and self._listener.wants_sound:
                 self._life.add_sound(time.monotonic(), alone=self._hears_only)
             return
-        if not packet.size:  # the end: the decoder gives what it holds back
-            self._decode(packet)
+        if not packet.size:
+            if packet.pts is None:  # the end: the decoder gives what it holds back; else an empty part of MJPEG
+                self._decode(packet)
             return
         if not self._hears_only:
             counts = self._listener is not None  # whoever only tries a camera waits for a picture

@@ -409,12 +409,12 @@ def test_showing_a_broken_file_is_an_error(file: Path) -> None:
 
 
 def test_a_candidate_that_is_none_is_refused_with_its_line(file: Path) -> None:
-    text = '[selection]\nby = "energy"\ncandidates = ["gpu", "gpv"]\n'
+    text = '[selection]\nby = "energy"\ncandidates = ["gpu", "gpuu"]\n'
     text += '[streams.front]\nsource = "test:"\nmodel = "nanodet"\n'
     (line,) = problems(file, text)
-    assert line.startswith(f"{file}:3: no backend 'gpv'; did you mean 'gpu'?")
+    assert line.startswith(f"{file}:3: no backend 'gpuu'; did you mean 'gpu'?")
     for candidates in ('["gpu", "external:/no/such.so"]', "[]"):
-        file.write_text(text.replace('["gpu", "gpv"]', candidates))
+        file.write_text(text.replace('["gpu", "gpuu"]', candidates))
         assert call("check", str(file)).exit_code == 0
 
 
