@@ -53,7 +53,7 @@ def main() -> None:
     apart, alone, idle_s, hours_s, speed = (100, 0, 12, 30, 120) if args.quick else (1000, 20, 300, 300, 60)
     names = [*VARIANTS, "naive"]
     with (
-        tempfile.TemporaryDirectory(dir=common.ON_DISK) as base,
+        tempfile.TemporaryDirectory(dir=common.ON_DISK, ignore_cleanup_errors=True) as base,
         ExitStack() as mounts,
         ThreadPoolExecutor(len(names) + 2) as pool,
     ):
