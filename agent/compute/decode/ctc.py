@@ -196,9 +196,8 @@ class Ctc:
         self._blank = 0 if options.blank == "first" else axes.classes - 1
         self._softmax = activation(options.logits) == "softmax"
         self._collapse, self._least = options.collapse, options.min_length
-        pattern = (
-            context.config.pattern
-        )  # none of a manifest, which a stranger may have written: it may take hours
+        # The stream's alone: that of a manifest, which a stranger may have written, could take hours.
+        pattern = context.config.pattern
         self._pattern = _compiled(pattern) if pattern else None
         self._threshold, self._wanted = context.score_threshold, frozenset(context.config.labels)
 
