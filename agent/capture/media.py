@@ -52,7 +52,7 @@ class OpenError(Exception):
         self.kinds, self.cause = kinds, cause
 
 
-_UNTIMED = ("mpjpeg", "h264", "hevc")
+_UNTIMED = ("mpjpeg", "mjpeg", "h264", "hevc")
 """FFmpeg's names of formats without times: the pictures of an IP camera by HTTP, and bare video."""
 
 

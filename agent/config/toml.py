@@ -239,7 +239,9 @@ def nearest(name: str, known: Iterable[str]) -> str:
         meant = key
     elif not table or "source" not in names:  # dotted keys are those of a stream
         by_lower = {one.lower(): one for one in names}
-        meant = next((by_lower[one] for one in difflib.get_close_matches(name.lower(), by_lower, 1, _LIKE)), "")
+        close = difflib.get_close_matches(name.lower(), by_lower, 1, _LIKE)
+        close += [one for one in by_lower if one.startswith(name.lower())]
+        meant = by_lower[close[0]] if close else ""
     more = " …" if names[_KNOWN_SHOWN:] else ""
     return f"; did you mean {meant!r}?" if meant else f"; known: {', '.join(names[:_KNOWN_SHOWN])}{more}"
 
