@@ -14,10 +14,9 @@ from agent.errors import ConfigError, StorageError
 if TYPE_CHECKING:
     from agent.compute.track.fusion import FusionTimes
     from agent.compute.track.fusion_odds import FusionCalibration
-    from agent.compute.track.fusion_text import TermMatch
     from agent.daemon.fusion import FusedEvent
     from agent.optimise.late_fusion.recording import FusionScore, Recorded, Span
-    from agent.types import Event, FusedEvidence
+    from agent.types import Event
 
 _FILE = click.Path(path_type=Path, dir_okay=False)
 
@@ -56,7 +55,7 @@ def try_event(name: str, recording: Path, truth: Path | None, path: Path, as_jso
     from agent.optimise.late_fusion.recording import read_recording, replay, score_events, to_ns
 
     opened, times = _opened(path, name)
-    recorded = read_recording(recording, opened.reader)
+    recorded = read_recording(recording, opened.condition.terms)
     situations = _situations(truth, recorded) if truth else None
     made = Fusion(name, opened.condition, times, run="test")
     told = [event for _, event in replay(recorded, made) if event]
@@ -64,31 +63,6 @@ def try_event(name: str, recording: Path, truth: Path | None, path: Path, as_jso
     spans = [(to_ns(one.track.first_seen), to_ns(one.track.last_seen)) for one in ended]
     score = score_events(spans, situations, times.window) if situations else None
     _print_events(ended, score, as_json=as_json)
-
-
-@fusion.command()
-@_NAME
-@click.argument("texts", nargs=-1, required=True, metavar="TEXT...")
-@config_option("The daemon's configuration.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
-def match(name: str, texts: tuple[str, ...], path: Path, as_json: bool) -> None:
-    """Show what each TEXT gives for the terms of [fusion.NAME] that texts give, and which of it counts.
-
-    For a term behind ~ it is how alike they are, the cosine of their vectors; `similarity` is the least that
-    counts.
-    """
-    from agent.config.load import load
-
-    opened, _ = _opened(path, name)
-    texts_of = load(path).config.text
-    sources = dict.fromkeys(source for term in opened.reader.terms for source in term.sources)
-    asked = [source for source in sources if source in texts_of]
-    if not asked:
-        raise ConfigError(f"{path}: [fusion.{name}] asks for no text")
-    _print_matches(
-        [(text, source, opened.reader.matches(source, text)) for text in texts for source in asked],
-        as_json=as_json,
-    )
 
 
 @fusion.command()
@@ -108,7 +82,7 @@ def calibrate(
     TRUTH is a CSV of the situations: beginning and end, ISO 8601. Set `calibration` to OUTPUT in place of `when`
     to use them.
     """
-    import msgspec.structs
+    import msgspec
 
     from agent.optimise.late_fusion.calibration import calibrate as fit
     from agent.optimise.late_fusion.head import calibrate_head
@@ -118,14 +92,13 @@ def calibrate(
     opened, times = _opened(path, name)
     model = output.with_suffix(".tflite")
     _check_outputs((output, model) if head else (output,), (recording, truth, path), force=force)
-    recorded = read_recording(recording, opened.reader)
-    given = recorded, _situations(truth, recorded), opened.reader.terms, times
+    recorded = read_recording(recording, opened.condition.terms)
+    given = recorded, _situations(truth, recorded), opened.condition.terms, times
     if head:
         found, content, summed = calibrate_head(*given, model.name)
         write_atomic(model, content)
     else:
         found = summed = fit(*given)
-    found = msgspec.structs.replace(found, text_vectors=opened.reader.sha256)
     write_atomic(output, msgspec.json.format(msgspec.json.encode(found), indent=2))
     _print_calibration(found, summed, as_json=as_json)
     for target in (output, model) if head else (output,):
@@ -171,18 +144,14 @@ def _opened(path: Path, name: str) -> tuple[FusedEvent, FusionTimes]:
     from agent.compute.track.fusion import FusionTimes
     from agent.config.load import load
     from agent.daemon.check_device import sources_without_root
-    from agent.daemon.fusion import open_fused, open_vectors
+    from agent.daemon.fusion import open_fused
 
     file = load(path)
     if (one := file.config.fusion.get(name)) is None:
         known = ", ".join(file.config.fusion) or "none"
         raise ConfigError(f"{path}: there is no [fusion.{name}]; there are: {known}")
     try:
-        vectors = open_vectors(file.config)
-    except ConfigError as error:
-        raise ConfigError(str(error), file.where(*error.keys)) from error
-    try:
-        opened = open_fused(one, sources_without_root(file.config), vectors, open_for_command)
+        opened = open_fused(one, sources_without_root(file.config), open_for_command)
     except ConfigError as error:
         raise ConfigError(str(error), file.where("fusion", name, *error.keys)) from error
     return opened, FusionTimes.of_seconds(one.window_s, one.late_s, one.hold_s, one.update_every_s)
@@ -198,7 +167,7 @@ def _print_events(ended: list[Event], score: FusionScore | None, *, as_json: boo
     table = open_table("from", "until", "score", "evidence", right=("score",))
     for one in ended:
         track = one.track
-        evidence = ", ".join(plain(_piece(piece)) for piece in track.evidence)
+        evidence = ", ".join(plain(f"{piece.source}:{piece.label}") for piece in track.evidence)
         table.add_row(
             local_time(track.first_seen), local_time(track.last_seen), f"{track.best_score:.2f}", evidence
         )
@@ -208,28 +177,6 @@ def _print_events(ended: list[Event], score: FusionScore | None, *, as_json: boo
             f"{score.right} of {score.events} events are right, {score.found} of {score.situations} situations "
             f"found: precision {score.precision:.3f}, recall {score.recall:.3f}, F1 {score.f1:.3f}"
         )
-
-
-def _piece(piece: FusedEvidence) -> str:
-    """Return a piece of evidence for people; of a text by meaning, with how alike it is."""
-    from agent.compute.track.fusion_rule import MEANING
-
-    alike = f" {piece.score:.2f}" if piece.label.startswith(MEANING) else ""
-    return f"{piece.source}:{piece.label}{alike}"
-
-
-def _print_matches(found: list[tuple[str, str, list[TermMatch]]], *, as_json: bool) -> None:
-    from agent.cli.output import console, open_table, print_json
-    from agent.text import plain
-
-    if as_json:
-        print_json([{"text": text, "source": source, "matches": some} for text, source, some in found])
-        return
-    table = open_table("text", "source", "term", "alike", "counts", right=("alike",))
-    for text, source, some in found:
-        for one in some:
-            table.add_row(plain(text), source, plain(one.term), f"{one.score:.2f}", "yes" if one.counts else "no")
-    console(110, markup=False).print(table)
 
 
 def _print_calibration(found: FusionCalibration, summed: FusionCalibration, *, as_json: bool) -> None:

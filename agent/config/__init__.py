@@ -417,12 +417,9 @@ class TextConfig(Struct, frozen=True, forbid_unknown_fields=True):
     Attributes:
         clock_within_s: a message's own time `at` counts if it differs no more than this from this device's clock,
             s; else the time of its arrival does.
-        vectors: file of text vectors, which `vedette models pull text-vectors` writes: a rule may then ask for
-            the meaning of this text, `~"somebody needs help"`.
     """
 
     clock_within_s: Annotated[float, Meta(ge=0.0, le=3600.0)] = 5.0
-    vectors: str = ""
 
 
 class FusionConfig(Struct, frozen=True, forbid_unknown_fields=True):
@@ -432,10 +429,9 @@ class FusionConfig(Struct, frozen=True, forbid_unknown_fields=True):
 
     Attributes:
         when: rule, such as `person and "help"`: labels, `stream:label`, words of a text or heard keywords in
-            quotes, `~` before words whose meaning counts, `and`, `or`, `not` and parentheses.
+            quotes, `and`, `or`, `not` and parentheses.
         calibration: file of calibrated log-odds, which `vedette fusion calibrate` writes.
         threshold: with `calibration`, least probability of the situation.
-        similarity: how alike, by the cosine of their vectors, a text must be to words behind `~` to count.
         window_s: time for which evidence counts after its end, s.
         late_s: time by which evidence may come late, s, at most `window_s`. A `not` is judged this much later.
         hold_s: time for which the condition must be false until the event ends, s; at least `late_s` counts.
@@ -445,7 +441,6 @@ class FusionConfig(Struct, frozen=True, forbid_unknown_fields=True):
     when: str = ""
     calibration: str = ""
     threshold: Annotated[float, Meta(gt=0.0, lt=1.0)] = 0.5
-    similarity: Annotated[float, Meta(gt=0.0, le=1.0)] = 0.45
     window_s: Annotated[float, Meta(ge=0.1, le=3600.0)] = 5.0
     late_s: Annotated[float, Meta(ge=0.0, le=600.0)] = 0.5
     hold_s: Annotated[float, Meta(ge=0.0, le=3600.0)] = 1.0

@@ -26,23 +26,19 @@ from agent.comms.topics import TEXT, Topics
 from agent.compute.infer.backends import open_session
 from agent.compute.infer.session import Opener, Session, SessionOptions
 from agent.compute.manifest import Manifest, Model
-from agent.compute.text_vectors.vectors import TextVectors
-from agent.compute.track.fusion import Condition, Evidence, Fusion, FusionTimes
+from agent.compute.track.fusion import Condition, Evidence, Fusion, FusionTimes, text_evidence
 from agent.compute.track.fusion_odds import (
     PER_TERM,
     FusionCalibration,
     LearnedHead,
     LogOdds,
     read_calibration,
-    terms_of,
 )
 from agent.compute.track.fusion_rule import EvidenceSource, Rule
-from agent.compute.track.fusion_text import TextReader
 from agent.config import Config, FusionConfig, PublishConfig, TextConfig
 from agent.daemon.homeassistant import entity_source
-from agent.errors import ConfigError, ModelError, VedetteError
+from agent.errors import ConfigError, VedetteError
 from agent.models.files import read
-from agent.models.text_vectors import open_text_vectors
 from agent.types import Event, StageTimes, Track
 
 log = logging.getLogger(__name__)
@@ -66,28 +62,8 @@ def evidence_sources(config: Config) -> dict[str, EvidenceSource]:
         kind = "none" if stream.inspection is not None else _KINDS.get(known.kind or "", "unknown")
         learns = kind == "pictures" and not stream.shows_part
         sources[name] = EvidenceSource(kind, known.labels, learns)  # type: ignore[arg-type]
-    texts = {name: EvidenceSource("text", has_vectors=bool(one.vectors)) for name, one in config.text.items()}
+    texts = dict.fromkeys(config.text, EvidenceSource("text"))
     return {**sources, **texts}
-
-
-def open_vectors(config: Config) -> dict[str, TextVectors]:
-    """Return the vectors of the texts that have some, by name; a file of several is opened once.
-
-    Raises:
-        ConfigError: a file cannot be used; `keys` has its key.
-    """
-    opened: dict[str, TextVectors] = {}
-    found: dict[str, TextVectors] = {}
-    for name, one in config.text.items():
-        if not one.vectors:
-            continue
-        try:
-            if one.vectors not in opened:
-                opened[one.vectors] = open_text_vectors(Path(one.vectors).expanduser())
-        except (ModelError, RuntimeError) as error:
-            raise ConfigError(f"text {name}: `vectors`: {error}", keys=("text", name, "vectors")) from error
-        found[name] = opened[one.vectors]
-    return found
 
 
 class FusedEvent(Struct, frozen=True):
@@ -97,19 +73,16 @@ class FusedEvent(Struct, frozen=True):
         config: of it.
         condition: of it.
         model: what identifies the condition in messages.
-        reader: of the texts that it asks for.
     """
 
     config: FusionConfig
     condition: Condition
     model: ModelId
-    reader: TextReader
 
 
 def open_fused(
     config: FusionConfig,
     sources: Mapping[str, EvidenceSource],
-    vectors: Mapping[str, TextVectors],
     opener: Opener = open_session,
 ) -> FusedEvent:
     """Open what a fused event needs.
@@ -117,7 +90,6 @@ def open_fused(
     Args:
         config: of the event.
         sources: see `evidence_sources`.
-        vectors: see `open_vectors`.
         opener: opens a learned head.
 
     Raises:
@@ -132,9 +104,8 @@ def open_fused(
     try:
         if config.when:
             rule = Rule(config.when, sources)
-            reader = TextReader(rule.terms, vectors, config.similarity)
-            return FusedEvent(config, rule, ModelId("rule", _digest(config.when.encode())), reader)
-        return _open_calibrated(config, sources, vectors, opener)
+            return FusedEvent(config, rule, ModelId("rule", _digest(config.when.encode())))
+        return _open_calibrated(config, sources, opener)
     except (VedetteError, OSError) as error:
         where = f"{config.calibration}: " if config.calibration and config.calibration not in str(error) else ""
         raise ConfigError(f"`{key}`: {where}{error}", keys=(key,)) from error
@@ -143,7 +114,6 @@ def open_fused(
 def _open_calibrated(
     config: FusionConfig,
     sources: Mapping[str, EvidenceSource],
-    vectors: Mapping[str, TextVectors],
     opener: Opener,
 ) -> FusedEvent:
     path = Path(config.calibration).expanduser()
@@ -154,16 +124,13 @@ def _open_calibrated(
             f"was fitted with window_s = {calibration.window_s:g}, and {config.window_s:g} is configured: "
             "calibrate again, or use that window"
         )
-    reader = TextReader(terms_of(calibration, sources), vectors, config.similarity)
-    if reader.sha256 != calibration.text_vectors:
-        raise ConfigError("was fitted with other text vectors than [text] names: use those, or calibrate again")
     if calibration.model:
         session = open_head(path, calibration, opener)
         predict = partial(predict_with, session)
         head = LearnedHead(calibration, config.threshold, sources, predict, session.close)
-        return FusedEvent(config, head, ModelId("head", calibration.sha256[:12]), reader)
+        return FusedEvent(config, head, ModelId("head", calibration.sha256[:12]))
     odds = LogOdds(calibration, config.threshold, sources)
-    return FusedEvent(config, odds, ModelId("log-odds", _digest(content)), reader)
+    return FusedEvent(config, odds, ModelId("log-odds", _digest(content)))
 
 
 def open_head(path: Path, calibration: FusionCalibration, opener: Opener) -> Session:
@@ -230,10 +197,10 @@ def plan_fusion(
     """
     _check_names(config)
     known = evidence_sources(config) if sources is None and config.fusion else sources or {}
-    vectors, fused = open_vectors(config), {}
+    fused = {}
     for name, one in config.fusion.items():
         try:
-            fused[name] = open_fused(one, known, vectors, opener)
+            fused[name] = open_fused(one, known, opener)
         except ConfigError as error:
             raise ConfigError(f"fusion {name}: {error}", keys=("fusion", name, *error.keys)) from error
     return FusionPlan(fused, dict(config.text) if fused else {})
@@ -275,8 +242,7 @@ class _Fused:
         """Return True if it can go on: the same configuration and files, tied to the same sources."""
         old = self.planned
         same_terms = tuple(old.condition.terms) == tuple(planned.condition.terms)
-        same_vectors = old.reader.sha256 == planned.reader.sha256
-        return same_terms and same_vectors and (old.config, old.model) == (planned.config, planned.model)
+        return same_terms and (old.config, old.model) == (planned.config, planned.model)
 
     def poll(self, now_ns: int, now: datetime) -> None:
         """Publish what is due. An error, such as of a learned head, is logged once, and ends no other event."""
@@ -442,7 +408,7 @@ class FusionRunner:
     def _add_text(self, name: str, text: str, at: datetime, now_ns: int, now: datetime) -> None:
         at_ns = min(now_ns, now_ns - round((now - at).total_seconds() * 1e9))
         for one in self._fused.values():
-            for evidence in one.planned.reader.evidence(name, text, at_ns):
+            for evidence in text_evidence(one.planned.condition.terms, name, text, at_ns):
                 one.fusion.add(evidence)
 
     def _set_present(self, changed: Mapping[str, bool], now_ns: int, now: datetime) -> None:

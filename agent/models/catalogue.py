@@ -84,56 +84,19 @@ class CatalogueModel(Struct, frozen=True, forbid_unknown_fields=True):
     int8: str = ""
 
 
-class CatalogueVectors(Struct, frozen=True, forbid_unknown_fields=True):
-    """Text vectors that can be fetched.
-
-    Attributes:
-        tokenizer: name of the tokenizer in the archive.
-        copyright: line that the licence asks to be kept.
-        others: see `CatalogueModel`.
-    """
-
-    name: Annotated[str, Meta(pattern=r"^[a-z0-9][a-z0-9-]*$")]
-    task: str
-    description: str
-    licence: str
-    copyright: str
-    url: Annotated[str, Meta(pattern="^https://")]
-    sha256: Annotated[str, Meta(pattern="^[0-9a-f]{64}$")]
-    fetched_bytes: _Bytes
-    member: str
-    tokenizer: str
-    bytes: _Bytes
-    accuracy: str
-    about: str
-
-
-Listed = CatalogueModel | CatalogueVectors
-
-
 @functools.cache
 def catalogue() -> tuple[CatalogueModel, ...]:
     """Return the models that can be fetched, by name."""
     return convert(read_toml(_FILE, "the catalogue").data["models"], tuple[CatalogueModel, ...])
 
 
-@functools.cache
-def vectors_catalogue() -> tuple[CatalogueVectors, ...]:
-    """Return the text vectors that can be fetched, by name."""
-    return convert(read_toml(_FILE, "the catalogue").data["vectors"], tuple[CatalogueVectors, ...])
-
-
-def _everything() -> tuple[Listed, ...]:
-    return (*catalogue(), *vectors_catalogue())
-
-
-def find_in_catalogue(name: str) -> Listed:
-    """Return a model or text vectors of the catalogue.
+def find_in_catalogue(name: str) -> CatalogueModel:
+    """Return a model of the catalogue.
 
     Raises:
         ModelError: there is none of this name.
     """
-    known = {one.name: one for one in _everything()}
+    known = {one.name: one for one in catalogue()}
     if name in known:
         return known[name]
     near = difflib.get_close_matches(name, known, 1)
@@ -141,19 +104,19 @@ def find_in_catalogue(name: str) -> Listed:
     raise ModelError(f"{plain(name)}: there is no such model in the catalogue; {hint}")
 
 
-def with_task(task: str) -> tuple[Listed, ...]:
+def with_task(task: str) -> tuple[CatalogueModel, ...]:
     """Return what the catalogue has for a task; empty: all.
 
     Raises:
         ModelError: no model has this task.
     """
     wanted = check_task(task)
-    return tuple(one for one in _everything() if wanted in ("", one.task))
+    return tuple(one for one in catalogue() if wanted in ("", one.task))
 
 
 def known_tasks() -> list[str]:
     """Return the tasks of all decoders and of the catalogue."""
-    listed = {one.task for one in _everything()}
+    listed = {one.task for one in catalogue()}
     return sorted({task for some in TASKS.values() for task in some} | listed)
 
 

@@ -22,7 +22,6 @@ from tests.support.publishing import TOPICS
 from tests.support.received import Messages
 from tests.support.running import Table, Vedette, camera, events, health, left_open, states, stopped
 from tests.support.sound import RATE, quiet, tone_model, word
-from tests.unit.compute.text_vectors import small
 
 COUNT = TOPICS.count("alarm", "alarm")
 
@@ -105,24 +104,6 @@ def test_a_word_that_the_microphone_hears_joins_what_the_camera_sees(tmp_path: P
     assert heard.track.id in {one.track for one in new.track.evidence}
     assert 500.0 < new.latency_ms.total < 3000.0, "a `not` waits for what comes late"
     assert end.track.id == new.track.id
-
-
-def test_a_text_in_other_words_joins_what_the_camera_sees(tmp_path: Path, broker: Mosquitto) -> None:
-    messages = broker.subscribe("#")
-    running = daemon(tmp_path, broker, when='person and ~"somebody needs help"', similarity=0.7)
-    running.config["text"] = {"gate": {"vectors": str(small.write(tmp_path / "v.safetensors"))}}
-    with running:
-        ready(messages)
-        say(messages, "The parcel is delivered.")
-        say(messages, "\N{SQUARED SOS}" * 400)
-        say(messages, json.dumps({"text": "Package here. Please assist!"}))
-        messages.wait(lambda m: events(m, "alarm"))
-        assert running.end()[0] == 0
-    new = events(messages, "alarm")[0]
-    (text,) = [one for one in new.track.evidence if one.source == "gate"]
-    assert text.label == "~somebody needs help"
-    assert 0.7 < text.score < 1.0
-    assert b"assist" not in (tmp_path / "stderr").read_bytes() + _stored(running)
 
 
 def test_a_crash_ends_the_event_at_the_next_start(tmp_path: Path, broker: Mosquitto) -> None:

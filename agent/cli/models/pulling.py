@@ -1,9 +1,7 @@
-"""`vedette models pull`: fetch a model of the catalogue or of a URL, and import or convert it."""
+"""`vedette models pull`: fetch a model of the catalogue or of a URL, and import it."""
 
 from __future__ import annotations
 
-import hashlib
-import os
 from pathlib import Path
 from urllib.parse import quote
 
@@ -14,14 +12,11 @@ from msgspec.structs import replace
 from agent.cli.models.importing import ModelImportOptions, import_found
 from agent.cli.optimise.progress import show_progress
 from agent.cli.output import console, open_table, print_json
-from agent.compute.text_vectors.vectors import TextVectors
 from agent.errors import ModelError, VedetteError
-from agent.models.catalogue import CatalogueModel, CatalogueVectors, Listed, find_in_catalogue, with_task
+from agent.models.catalogue import CatalogueModel, find_in_catalogue, with_task
 from agent.models.fetch import check_file, fetch, file_name_of, shown
 from agent.models.importer import ARCHIVES, SUFFIXES, FoundModel, check_free, find_model, read_labels, stem_of
-from agent.models.text_vectors import SUFFIX as VECTORS_SUFFIX
-from agent.models.text_vectors import convert_package
-from agent.storage.files import remove, write_atomic
+from agent.storage.files import remove
 from agent.text import plain
 
 _WIDTH = 140
@@ -54,7 +49,7 @@ class _Wanted(Struct, frozen=True):
     url: str
     sha256: str
     size: int = 0
-    entry: Listed | None = None
+    entry: CatalogueModel | None = None
 
     @property
     def suffix(self) -> str:
@@ -83,9 +78,8 @@ def list_catalogue(task: str, *, as_json: bool) -> None:
     console(_WIDTH, markup=False).print(table)
 
 
-def _what(one: CatalogueModel | CatalogueVectors) -> str:
-    int8 = one.int8 if isinstance(one, CatalogueModel) else ""
-    return f"{one.description}; as INT8: bundled `{int8}`" if int8 else one.description
+def _what(one: CatalogueModel) -> str:
+    return f"{one.description}; as INT8: bundled `{one.int8}`" if one.int8 else one.description
 
 
 def pull(name: str, options: PullOptions) -> None:
@@ -109,10 +103,7 @@ def pull(name: str, options: PullOptions) -> None:
     path = source if isinstance(source, Path) else kept
     reached = isinstance(source, Path) or _fetch(source, path, wanted)
     try:
-        if isinstance(wanted.entry, CatalogueVectors):
-            _write_text_vectors(wanted.entry, path, imports)
-        else:
-            import_found(_found(path, wanted, imports, reached=reached), path, imports)
+        import_found(_found(path, wanted, imports, reached=reached), path, imports)
     except VedetteError as error:
         told = str(error).replace(str(path), shown(wanted.url))
         if path == kept:
@@ -128,9 +119,7 @@ def _check_target(wanted: _Wanted, imports: ModelImportOptions) -> None:
     if imports.labels:
         read_labels(imports.labels)
     name = imports.name or ("" if wanted.is_archive else stem_of(file_name_of(wanted.url)))
-    if isinstance(wanted.entry, CatalogueVectors):
-        _check_vectors_free(wanted.entry, imports)
-    elif name:
+    if name:
         check_free(imports.to / f"{name}{SUFFIXES[0]}", force=imports.force)
 
 
@@ -151,15 +140,9 @@ def _wanted(name: str, options: PullOptions) -> _Wanted:
     return _Wanted(name, options.sha256.lower())
 
 
-def _of_entry(entry: Listed, given: ModelImportOptions) -> ModelImportOptions:
+def _of_entry(entry: CatalogueModel, given: ModelImportOptions) -> ModelImportOptions:
     if given.member:
         raise ModelError(f"{entry.name}: the catalogue says which file it is; --member is for a URL")
-    if isinstance(entry, CatalogueVectors):
-        if given.labels or given.decoder or given.pixels:
-            raise ModelError(
-                f"{entry.name}: --labels, --decoder and --pixels are for models, not for text vectors"
-            )
-        return replace(given, name=given.name or entry.name)
     return replace(
         given,
         name=given.name or entry.name,
@@ -220,39 +203,5 @@ def _found(path: Path, wanted: _Wanted, imports: ModelImportOptions, *, reached:
         name = found.name if wanted.is_archive else stem_of(file_name_of(wanted.url))
         return replace(found, name=name, stated=stated)
     entry = wanted.entry
-    assert isinstance(entry, CatalogueModel)
     stated |= {"licence": entry.licence, "description": f"{entry.description}; {entry.about}"}
     return replace(found, stated=stated, labels=found.labels or entry.labels)
-
-
-def _check_vectors_free(entry: CatalogueVectors, options: ModelImportOptions) -> None:
-    """Raise ModelError if a file is where the text vectors would be written, unless it may be replaced."""
-    path = _vectors_path(entry, options)
-    if os.path.lexists(path) and not options.force:
-        raise ModelError(f"{path}: exists; --force replaces it, --name gives the file another name")
-
-
-def _write_text_vectors(entry: CatalogueVectors, package: Path, options: ModelImportOptions) -> None:
-    """Convert a package and write the file, with its licence and origin in it."""
-    path = _vectors_path(entry, options)
-    content = convert_package(package, entry)
-    vectors = TextVectors(content)
-    write_atomic(path, content)
-    if options.as_json:
-        print_json(
-            {
-                "file": str(path),
-                "sha256": hashlib.sha256(content).hexdigest(),
-                "bytes": len(content),
-                "dimensions": vectors.dimensions,
-                "metadata": vectors.metadata,
-            }
-        )
-        return
-    size = f"{len(content) / 1e6:.1f} MB, {vectors.dimensions} numbers of 4 bits for each piece of a word"
-    click.echo(f"{plain(str(path))}: written: {size}; licence {entry.licence}, {entry.about}")
-    click.echo(f'next: [text.NAME] vectors = "{plain(str(path.resolve()))}", see `vedette guide fusion`')
-
-
-def _vectors_path(entry: CatalogueVectors, options: ModelImportOptions) -> Path:
-    return options.to / f"{options.name or entry.name}{VECTORS_SUFFIX}"

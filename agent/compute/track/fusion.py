@@ -21,7 +21,7 @@ from typing import NamedTuple, Protocol
 from msgspec import Struct
 from msgspec.structs import replace
 
-from agent.compute.track.fusion_rule import Judgement, Reading, Term, plain_label
+from agent.compute.track.fusion_rule import Judgement, Reading, Term, phrases_in, plain_words
 from agent.types import Event, FusedEvidence, Track
 
 PIECES_MAX = 256
@@ -40,8 +40,8 @@ class Evidence(Struct, frozen=True):
 
     Attributes:
         source: name of the stream or the text input.
-        label: of the track or keyword; of a text, the words that were asked for, behind `~` if by meaning.
-        score: highest so far, 0..1; of a text by meaning, how alike it is.
+        label: of the track or keyword; of a text, the words that were asked for.
+        score: highest so far, 0..1.
         key: same for all news of one piece.
         from_ns: beginning, CLOCK_MONOTONIC.
         to_ns: end; None: it goes on.
@@ -71,9 +71,16 @@ class Evidence(Struct, frozen=True):
         return Evidence(stream, track.label, track.best_score, f"{stream}/{track.id}", from_ns, to_ns, track.id)
 
     @staticmethod
-    def of_words(source: str, words: str, at_ns: int, score: float = 1.0) -> Evidence:
-        """Return what words of a text say; `words` as `plain_label` returns them."""
-        return Evidence(source, words, score, f"{source}/{at_ns}/{words}", at_ns, at_ns)
+    def of_words(source: str, words: str, at_ns: int) -> Evidence:
+        """Return what words of a text say; `words` as `plain_words` returns them."""
+        return Evidence(source, words, 1.0, f"{source}/{at_ns}/{words}", at_ns, at_ns)
+
+
+def text_evidence(terms: Sequence[Term], source: str, text: str, at_ns: int) -> Iterator[Evidence]:
+    """Yield the evidence of a text that was said at an instant for the terms of a condition."""
+    labels = dict.fromkeys(term.label for term in terms if source in term.sources)
+    for label in phrases_in(text, labels):
+        yield Evidence.of_words(source, label, at_ns)
 
 
 class Condition(Protocol):
@@ -222,7 +229,7 @@ class Fusion:
 
     def add(self, evidence: Evidence) -> bool:
         """Add evidence, or news of a piece that is known; return True if it counts."""
-        terms = self._terms.get((evidence.source, plain_label(evidence.label)))
+        terms = self._terms.get((evidence.source, plain_words(evidence.label)))
         known = self._pieces.get(evidence.key)
         if terms is None and known is None:
             return False

@@ -62,7 +62,6 @@ class FusionCalibration(Struct, frozen=True, forbid_unknown_fields=True):
         calibration_error: mean distance of probability and share of truth there, 0..1.
         model: name of the learned head's file beside this one; empty: the weights count.
         sha256: of that file.
-        text_vectors: sha256 of the files of text vectors that its texts were compared by.
     """
 
     terms: tuple[TermWeights, ...]
@@ -74,7 +73,6 @@ class FusionCalibration(Struct, frozen=True, forbid_unknown_fields=True):
     calibration_error: float = 0.0
     model: str = ""
     sha256: str = ""
-    text_vectors: tuple[str, ...] = ()
 
 
 def logit(score: float) -> float:

@@ -2,11 +2,10 @@
 
     rule   = all { "or" all }            all = not { "and" not }
     not    = "not" not | "(" rule ")" | term
-    term   = [ NAME ":" ] ( LABEL | [ "~" ] QUOTED )
+    term   = [ NAME ":" ] ( LABEL | QUOTED )
 
 `person` is a label of any stream, `front:person` of one stream, and `"help"` a word or several in a row that are
-heard as a keyword or come as text. `door:"traffic light"` is a label with a space, and `~"somebody needs help"` a
-text that means about this. Case does not matter.
+heard as a keyword or come as text. `door:"traffic light"` is a label with a space. Case does not matter.
 
 A rule is judged in Kleene's three-valued logic: a term whose camera, microphone or broker is away is unknown, so
 that `not person` is not true while nobody can see.
@@ -25,11 +24,9 @@ from agent.errors import ConfigError
 
 RULE_MAX, TERMS_MAX, DEPTH_MAX = 1000, 32, 32
 """Characters and different terms of a rule, and levels of its parentheses."""
-_TOKEN = re.compile(r'\s*(?:(?P<sign>[():~])|"(?P<quoted>[^"]*)"|(?P<word>[^\W_][\w-]*)|(?P<other>\S))')
+_TOKEN = re.compile(r'\s*(?:(?P<sign>[():])|"(?P<quoted>[^"]*)"|(?P<word>[^\W_][\w-]*)|(?P<other>\S))')
 _WORDS = re.compile(r"\w+(?:['’]\w+)*")
 _KEYWORDS = ("and", "or", "not")
-MEANING = "~"
-"""Begins the label of a term that asks for the meaning of a text."""
 
 SourceKind = Literal["pictures", "sounds", "words", "text", "none", "unknown"]
 
@@ -42,13 +39,11 @@ class EvidenceSource(Struct, frozen=True):
             instead; or unknown, since the model cannot be opened now.
         labels: that its model may give; empty: not known.
         learns: states may be taught to it, such as `gate open`, also later.
-        has_vectors: its texts can be compared with a phrase by their meaning.
     """
 
     kind: SourceKind
     labels: tuple[str, ...] = ()
     learns: bool = False
-    has_vectors: bool = False
 
     def may_give(self, label: str, *, is_named: bool = False) -> bool:
         """Return True if a label, as `plain_words` returns it, may come from here.
@@ -65,18 +60,13 @@ class Term(Struct, frozen=True):
 
     Attributes:
         text: as written, such as `front:person`.
-        label: as `plain_label` returns it.
+        label: as `plain_words` returns it.
         sources: streams and texts that may give it.
     """
 
     text: str
     label: str
     sources: tuple[str, ...]
-
-    @property
-    def is_meaning(self) -> bool:
-        """True if it asks for texts that mean about the same as its label."""
-        return self.label.startswith(MEANING)
 
 
 class Reading(NamedTuple):
@@ -104,11 +94,6 @@ def plain_words(text: str) -> str:
     """Return the words of a text in lower case, with a space between: how labels and words are compared."""
     folded = unicodedata.normalize("NFC", text).casefold()
     return " ".join(_WORDS.findall(folded.replace("_", " ")))
-
-
-def plain_label(label: str) -> str:
-    """Return a label as terms have it: `plain_words`, behind `MEANING` if it begins so."""
-    return (MEANING if label.startswith(MEANING) else "") + plain_words(label)
 
 
 def phrases_in(text: str, phrases: Iterable[str]) -> list[str]:
@@ -140,16 +125,15 @@ _Node = _Leaf | _Not | _Joined
 
 
 class _Wanted(NamedTuple):
-    """A term as it was parsed: the name before the colon, the label, if that was in quotes, and behind `~`."""
+    """A term as it was parsed: the name before the colon, the label, and if that was in quotes."""
 
     source: str
     label: str
     quoted: bool
     column: int
-    meaning: bool = False
 
     def __str__(self) -> str:
-        label = f'{MEANING if self.meaning else ""}"{self.label}"' if self.quoted else self.label
+        label = f'"{self.label}"' if self.quoted else self.label
         return f"{self.source}:{label}" if self.source else label
 
 
@@ -230,15 +214,13 @@ class _Parser:
 
     def _term(self) -> _Node:
         column, source = self._next.column, ""
-        meaning = self._accept("sign", MEANING)
-        label = self._accept("quoted") if meaning else self._accept("word") or self._accept("quoted")
+        label = self._accept("word") or self._accept("quoted")
         if label is not None and label.kind == "word" and self._accept("sign", ":"):
-            source, meaning = label.text, self._accept("sign", MEANING)
-            label = self._accept("quoted") if meaning else self._accept("word") or self._accept("quoted")
+            source, label = label.text, self._accept("word") or self._accept("quoted")
         if label is None:
             after = f" after {source}:" if source else ", a word in quotes, or ("
-            raise self._error("expected words in quotes after ~" if meaning else f"expected a label{after}")
-        return self._leaf(_Wanted(source, label.text, label.kind == "quoted", column, meaning is not None))
+            raise self._error(f"expected a label{after}")
+        return self._leaf(_Wanted(source, label.text, label.kind == "quoted", column))
 
     def _leaf(self, wanted: _Wanted) -> _Node:
         if not plain_words(wanted.label):
@@ -290,8 +272,6 @@ def parse_term(text: str, sources: Mapping[str, EvidenceSource]) -> Term:
 def _tied(wanted: _Wanted, sources: Mapping[str, EvidenceSource]) -> Term:
     """Tie a term to the sources that may give it."""
     label, text = plain_words(wanted.label), str(wanted)
-    if wanted.meaning:
-        return _tied_by_meaning(wanted, sources)
     if wanted.source in sources and sources[wanted.source].kind == "none":
         what = "gives numbers or verdicts on parts, no tracks or keywords"
         raise ConfigError(f"column {wanted.column}: {text}: {wanted.source} {what}")
@@ -312,21 +292,6 @@ def _check_source(wanted: _Wanted, sources: Mapping[str, EvidenceSource]) -> Non
         known = ", ".join(sources) or "none"
         raise ConfigError(f"column {wanted.column}: {wanted}: no stream or text is called {wanted.source!r}; "
                           f"there are: {known}")  # fmt: skip
-
-
-def _tied_by_meaning(wanted: _Wanted, sources: Mapping[str, EvidenceSource]) -> Term:
-    """Tie a term to the texts whose meaning can be compared."""
-    if wanted.source:
-        _check_source(wanted, sources)
-    allowed = [wanted.source] if wanted.source else list(sources)
-    giving = tuple(name for name in allowed if sources[name].has_vectors)
-    if not giving:
-        where = f"[text.{wanted.source}]" if wanted.source else "a [text.NAME]"
-        if wanted.source and sources[wanted.source].kind != "text":
-            raise ConfigError(f"column {wanted.column}: {wanted}: {wanted.source} is a stream; ~ is of texts")
-        raise ConfigError(f"column {wanted.column}: {wanted}: ~ needs {where} with `vectors`: a file that "
-                          "`vedette models pull text-vectors` writes")  # fmt: skip
-    return Term(str(wanted), MEANING + plain_words(wanted.label), giving)
 
 
 def _missing(wanted: _Wanted, allowed: Mapping[str, EvidenceSource]) -> str:

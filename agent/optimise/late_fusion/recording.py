@@ -17,8 +17,8 @@ from typing import Any
 import msgspec
 from msgspec import Struct
 
-from agent.compute.track.fusion import Evidence, Fusion
-from agent.compute.track.fusion_text import TextReader
+from agent.compute.track.fusion import Evidence, Fusion, text_evidence
+from agent.compute.track.fusion_rule import Term
 from agent.errors import NO_JSON, ConfigError, reason_of
 from agent.structs import convert, from_json
 from agent.types import Event, EventKind, Track
@@ -72,8 +72,8 @@ def to_moment(ns: int) -> datetime:
     return datetime.fromtimestamp(ns // 1_000_000_000, UTC).replace(microsecond=ns // 1000 % 1_000_000)
 
 
-def read_recording(path: Path, reader: TextReader) -> list[Recorded]:
-    """Read a recording, as far as it concerns the terms of a reader of texts; in the order of capture.
+def read_recording(path: Path, terms: Sequence[Term]) -> list[Recorded]:
+    """Read a recording, as far as it concerns some terms; in the order of capture.
 
     What does not is left out, but for the first and the last instant, so that these are the recording's.
 
@@ -84,7 +84,7 @@ def read_recording(path: Path, reader: TextReader) -> list[Recorded]:
     for number, line in enumerate(_lines(path), 1):
         if line.strip():
             try:
-                found += _recorded(from_json(line, dict[str, Any]), reader)
+                found += _recorded(from_json(line, dict[str, Any]), terms)
             except NO_JSON:
                 raise ConfigError("expected a JSON object in each line", f"{path}:{number}") from None
     if not any(one.evidence for one in found):
@@ -102,32 +102,32 @@ def _lines(path: Path) -> Iterator[bytes]:
         raise ConfigError(f"cannot be read: {reason_of(error)}", str(path)) from error
 
 
-def _recorded(line: dict[str, Any], reader: TextReader) -> Iterator[Recorded]:
+def _recorded(line: dict[str, Any], terms: Sequence[Term]) -> Iterator[Recorded]:
     body = line.get("payload", line)
     for read in (_of_event, _of_text, _of_health):
         with suppress(msgspec.ValidationError):
-            yield from read(body, reader)
+            yield from read(body, terms)
             return
 
 
-def _of_event(body: Any, reader: TextReader) -> Iterator[Recorded]:
+def _of_event(body: Any, terms: Sequence[Term]) -> Iterator[Recorded]:
     told = convert(body, _Told)
     at_ns, event = to_ns(told.captured_at), Event(told.kind, told.track, "")
-    if not any(told.stream in term.sources for term in reader.terms):
+    if not any(told.stream in term.sources for term in terms):
         yield Recorded(at_ns)
         return
     first_ns = to_ns(told.track.first_seen)
     yield Recorded(at_ns, Evidence.of_event(told.stream, event, min(first_ns, at_ns), at_ns))
 
 
-def _of_text(body: Any, reader: TextReader) -> Iterator[Recorded]:
+def _of_text(body: Any, terms: Sequence[Term]) -> Iterator[Recorded]:
     said = convert(body, _Said)
     at_ns = to_ns(said.at)
-    for evidence in reader.evidence(said.source, said.text, at_ns):
+    for evidence in text_evidence(terms, said.source, said.text, at_ns):
         yield Recorded(at_ns, evidence)
 
 
-def _of_health(body: Any, reader: TextReader) -> Iterator[Recorded]:
+def _of_health(body: Any, terms: Sequence[Term]) -> Iterator[Recorded]:
     health = convert(body, _Health)
     yield Recorded(to_ns(health.at), None, {name: one.state in _THERE for name, one in health.streams.items()})
 

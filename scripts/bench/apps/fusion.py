@@ -37,10 +37,9 @@ import numpy as np
 from agent.comms.texts import ReceivedText, decode_text, said_at
 from agent.compute.hearing import AudioPerception
 from agent.compute.infer.backends import open_session
-from agent.compute.track.fusion import Condition, Evidence, Fusion, FusionTimes
+from agent.compute.track.fusion import Condition, Evidence, Fusion, FusionTimes, text_evidence
 from agent.compute.track.fusion_odds import LearnedHead, LogOdds
 from agent.compute.track.fusion_rule import EvidenceSource, Rule
-from agent.compute.track.fusion_text import TextReader
 from agent.compute.vision import VideoPerception
 from agent.config import Config, GateConfig, StreamConfig, TextConfig
 from agent.daemon.fusion import evidence_sources, open_head, predict_with
@@ -260,7 +259,7 @@ def sent(scene: Scene, at_s: float, chance: random.Random) -> Iterator[Recorded]
     arrived: datetime = to_moment(ns(arrives_s))
     said: datetime = said_at(text, arrived, TextConfig().clock_within_s)
     said_ns = ns(arrives_s) - round((arrived - said) / timedelta(microseconds=1)) * 1000
-    for evidence in TextReader(Rule(RULE, sources()).terms).evidence("gate", text.text, said_ns):
+    for evidence in text_evidence(Rule(RULE, sources()).terms, "gate", text.text, said_ns):
         yield Recorded(ns(arrives_s), evidence)
 
 

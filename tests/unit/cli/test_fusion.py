@@ -13,7 +13,6 @@ from click.testing import CliRunner
 
 from agent.cli.main import vedette
 from agent.compute.track.fusion_odds import FusionCalibration
-from tests.unit.compute.text_vectors import small
 from tests.unit.optimise.late_fusion.staged import write
 
 CONFIG = """
@@ -196,60 +195,3 @@ def test_names_are_completed_from_the_configuration(config: Path) -> None:
     complete = ShellComplete(vedette, {}, "vedette", "_VEDETTE_COMPLETE").get_completions
     assert [one.value for one in complete(["fusion", "test", "-c", str(config)], "c")] == ["call"]
     assert complete(["fusion", "test", "-c", str(config.parent / "none.toml")], "c") == []
-
-
-@pytest.fixture
-def meant(tmp_path: Path, config: Path) -> Path:
-    """A configuration whose rule asks for a meaning."""
-    vectors = small.write(tmp_path / "v.safetensors")
-    text = CONFIG.replace("[text.gate]", f'[text.gate]\nvectors = "{vectors}"')
-    config.write_text(text.replace('"help"', '~"somebody needs aid"') + "similarity = 0.7\n")
-    return config
-
-
-def test_how_alike_texts_are_is_shown_with_what_counts(meant: Path) -> None:
-    found = json.loads(call("match", "call", "please assist", "the parcel", "-c", meant, "--json").output)
-    (alike,), (other,) = (one["matches"] for one in found)
-    assert (alike["term"], alike["counts"], other["counts"]) == ('~"somebody needs aid"', True, False)
-    assert alike["score"] > 0.7 > other["score"]
-    shown = call("match", "call", "please assist", "-c", meant).output
-    assert f"{alike['score']:.2f}" in shown
-    assert "yes" in shown
-
-
-def test_an_event_that_asks_for_no_text_matches_none(config: Path) -> None:
-    config.write_text(CONFIG.replace("when = 'person and \"help\"'", "when = 'person'"))
-    assert "asks for no text" in str(call("match", "call", "help", "-c", config).exception)
-
-
-def test_a_recording_shows_how_alike_its_texts_were(tmp_path: Path, meant: Path) -> None:
-    recording, truth = write(tmp_path, 60)
-    shown = call("test", "call", recording, "--truth", truth, "-c", meant)
-    assert shown.exit_code == 0, shown.output
-    assert "20 of 20 situations found" in shown.output
-    assert "gate:~somebody needs aid 0." in shown.output
-
-
-def test_a_calibration_stays_with_the_text_vectors_that_it_was_fitted_with(tmp_path: Path, meant: Path) -> None:
-    recording, truth = write(tmp_path, 90)
-    odds = tmp_path / "odds.json"
-    assert call("calibrate", "call", recording, truth, odds, "-c", meant).exit_code == 0
-    written = msgspec.json.decode(odds.read_bytes(), type=FusionCalibration)
-    assert [one.term for one in written.terms] == ["person", '~"somebody needs aid"']
-    meant.write_text(
-        meant.read_text().replace("when = 'person and ~\"somebody needs aid\"'", f'calibration = "{odds}"')
-    )
-    assert CliRunner().invoke(vedette, ["config", "check", str(meant)]).exit_code == 0
-    small.write(tmp_path / "v.safetensors", seed=1)
-    refused = CliRunner().invoke(vedette, ["config", "check", str(meant)])
-    assert refused.exit_code == 1
-    assert "other text vectors" in refused.output + str(refused.exception)
-
-
-def test_text_vectors_that_cannot_be_used_are_refused_with_their_line(tmp_path: Path, meant: Path) -> None:
-    (tmp_path / "v.safetensors").write_bytes(small.content()[:-1])
-    for words in (["config", "check", str(meant)], ["fusion", "match", "call", "x", "-c", str(meant)]):
-        shown = CliRunner().invoke(vedette, words)
-        assert shown.exit_code == 1
-        assert f"{meant}:6: " in shown.output + str(shown.exception)
-        assert "is damaged" in shown.output + str(shown.exception)

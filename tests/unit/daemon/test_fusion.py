@@ -19,12 +19,11 @@ from agent.compute.track.fusion_rule import Judgement
 from agent.config import Config, FusionConfig, StorageConfig, StreamConfig, TextConfig
 from agent.config.inspection import InspectionConfig
 from agent.config.mqtt import MqttConfig
-from agent.daemon.fusion import FusionRunner, FusionServices, evidence_sources, open_vectors, plan_fusion
+from agent.daemon.fusion import FusionRunner, FusionServices, evidence_sources, plan_fusion
 from agent.daemon.runtime import Runtime
 from agent.errors import BackendError, ConfigError
 from agent.storage.spool.spool import Spool
 from agent.types import Event, EventKind, OpenTrack, Track
-from tests.unit.compute.text_vectors import small
 
 STREAMS = {
     "front": StreamConfig("test:", "nanodet"),
@@ -243,59 +242,3 @@ def test_an_event_needs_exactly_one_condition(tmp_path: Path) -> None:
 
 def test_without_a_fused_event_no_text_is_taken() -> None:
     assert plan_fusion(config()).texts == {}
-
-
-MEANT = FusionConfig(when='~"somebody needs help"', window_s=60.0, late_s=0.1, hold_s=0.1, similarity=0.7)
-
-
-def meant(vectors: Path, **fusion: FusionConfig) -> Config:
-    return Config(streams=STREAMS, text={"gate": TextConfig(vectors=str(vectors))}, fusion=fusion)
-
-
-def test_a_text_that_means_what_a_rule_asks_for_is_an_event(
-    runner: FusionRunner, board: Board, tmp_path: Path
-) -> None:
-    vectors = small.write(tmp_path / "v.safetensors")
-    runner.configure(plan_fusion(meant(vectors, call=MEANT)), {})
-    runner.add_text("gate", "the parcel", datetime.now(UTC))
-    runner.add_text("gate", "Box delivered. Please assist!", datetime.now(UTC))
-    wait(lambda: board.events)
-    (piece,) = board.events[0].track.evidence
-    assert (piece.source, piece.label) == ("gate", "~somebody needs help")
-    assert 0.7 < piece.score < 1.0
-    assert board.events[0].track.score == piece.score
-
-
-def test_another_file_of_vectors_ends_the_event_and_the_same_does_not(
-    runner: FusionRunner, board: Board, tmp_path: Path
-) -> None:
-    vectors = small.write(tmp_path / "v.safetensors")
-    runner.configure(plan_fusion(meant(vectors, call=MEANT)), {})
-    runner.add_text("gate", "help", datetime.now(UTC))
-    wait(lambda: board.events)
-    runner.configure(plan_fusion(meant(vectors, call=MEANT)), {})
-    small.write(vectors, seed=1)
-    runner.configure(plan_fusion(meant(vectors, call=MEANT)), {})
-    wait(lambda: len(board.events) == 2)
-    assert (board.events[1].kind, board.events[1].reason) == ("end", "reloaded")
-
-
-@pytest.mark.parametrize(("content", "why"), [(None, "no such file"), (b"x" * 99, "header"), (b"", "empty")])
-def test_a_file_of_vectors_that_cannot_be_used_is_refused_with_its_key(
-    tmp_path: Path, content: bytes | None, why: str
-) -> None:
-    path = tmp_path / "v.safetensors"
-    if content is not None:
-        path.write_bytes(content)
-    with pytest.raises(ConfigError, match=why) as refused:
-        plan_fusion(meant(path, call=MEANT))
-    assert refused.value.keys == ("text", "gate", "vectors")
-    assert str(path) in str(refused.value)
-
-
-def test_a_file_of_several_texts_is_opened_once(tmp_path: Path) -> None:
-    path = str(small.write(tmp_path / "v.safetensors"))
-    some = {name: TextConfig(vectors=path) for name in ("gate", "door")}
-    found = open_vectors(Config(streams=STREAMS, text={**some, "chat": TextConfig()}))
-    assert found["gate"] is found["door"]
-    assert "chat" not in found

@@ -13,7 +13,6 @@ from agent.models.catalogue import (
     check_task,
     find_in_catalogue,
     known_tasks,
-    vectors_catalogue,
     with_task,
 )
 from agent.models.fetch import LARGEST, file_name_of
@@ -49,9 +48,8 @@ def test_every_decoder_has_a_task() -> None:
 
 def test_models_are_found_by_task() -> None:
     assert {one.name for one in with_task("pose")} == {"pose-lite", "pose-full"}
-    assert with_task("") == (*catalogue(), *vectors_catalogue())
-    assert with_task("text vectors") == vectors_catalogue()
-    assert set(known_tasks()) == {"text vectors", *(task for some in TASKS.values() for task in some)}
+    assert with_task("") == catalogue()
+    assert set(known_tasks()) == {task for some in TASKS.values() for task in some}
     assert all(one.task in TASKS[one.decoder] for one in catalogue())
     assert (check_task("detection"), check_task("detect"), check_task("")) == ("detection", "detection", "")
     assert with_task("face") == with_task("face detection")

@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as some
 
+from agent.compute.track.fusion import text_evidence
 from agent.compute.track.fusion_rule import (
     DEPTH_MAX,
     RULE_MAX,
@@ -175,34 +176,12 @@ def test_words_are_compared_without_case_composition_and_signs() -> None:
     assert plain_words("don't") == "don't"
 
 
-MEANT = {**SOURCES, "chat": EvidenceSource("text", has_vectors=True)}
+def test_a_text_is_evidence_for_the_words_in_it_that_a_rule_asks_of_it() -> None:
+    rule = Rule('person and ("help" or gate:"call the police")', SOURCES)
 
+    def said(source: str, text: str) -> list[str]:
+        return [one.label for one in text_evidence(rule.terms, source, text, 7)]
 
-def test_a_meaning_is_asked_for_by_a_tilde_and_comes_from_texts_with_vectors() -> None:
-    rule = Rule('person and (~"Somebody needs HELP!" or chat:~"help" or "help")', MEANT)
-    assert [(one.text, one.label, one.is_meaning) for one in rule.terms[1:]] == [
-        ('~"Somebody needs HELP!"', "~somebody needs help", True),
-        ('chat:~"help"', "~help", True),
-        ('"help"', "help", False),
-    ]
-    assert [one.sources for one in rule.terms[1:3]] == [("chat",), ("chat",)]
-    assert parse_term('chat:~"help"', MEANT) == rule.terms[2]
-
-
-@pytest.mark.parametrize(
-    ("text", "column", "why"),
-    [
-        ("person and ~person", 13, "words in quotes after ~"),
-        ("person or chat:~", 17, "words in quotes after ~"),
-        ('person or ~"?"', 11, "no word in it"),
-        ('person or gate:~"help"', 11, r"\[text.gate\] with `vectors`"),
-        ('person or front:~"help"', 11, "front is a stream"),
-        ('person or other:~"help"', 11, "no stream or text is called 'other'"),
-        ('~ "help" ~', 10, "expected"),
-    ],
-)
-def test_a_meaning_that_cannot_be_asked_for_is_refused(text: str, column: int, why: str) -> None:
-    with pytest.raises(ConfigError, match=f"column {column}: .*{why}"):
-        Rule(text, MEANT)
-    with pytest.raises(ConfigError, match="models pull text-vectors"):
-        Rule('person or ~"help"', SOURCES)
+    assert said("gate", "Help! Please call the police.") == ["help", "call the police"]
+    assert said("gate", "helpless police") == []
+    assert said("front", "help") == []

@@ -11,7 +11,6 @@ import pytest
 from agent.compute.track.fusion import Fusion, FusionTimes
 from agent.compute.track.fusion_odds import FusionCalibration, LogOdds, features, read_calibration
 from agent.compute.track.fusion_rule import EvidenceSource, Reading, Rule
-from agent.compute.track.fusion_text import TextReader
 from agent.errors import ConfigError
 from agent.optimise.late_fusion.calibration import calibrate, calibration_error, log_loss, stretches
 from agent.optimise.late_fusion.recording import read_recording, read_truth, replay, score_events, to_ns
@@ -24,7 +23,7 @@ TIMES = FusionTimes.of_seconds(2.0, 0.5, 1.0, 5.0)
 
 def fitted(folder: Path, count: int = 120) -> FusionCalibration:
     recording, truth = write(folder, count)
-    return calibrate(read_recording(recording, TextReader(RULE.terms)), read_truth(truth), RULE.terms, TIMES)
+    return calibrate(read_recording(recording, RULE.terms), read_truth(truth), RULE.terms, TIMES)
 
 
 def test_presence_and_score_speak_for_a_situation_and_absence_against(tmp_path: Path) -> None:
@@ -44,11 +43,7 @@ def test_the_probability_beats_the_rule_on_another_recording(tmp_path: Path) -> 
     scores = []
     for condition in (RULE, LogOdds(found, 0.5, SOURCES)):
         made = Fusion("call", condition, TIMES)
-        told = [
-            one
-            for _, one in replay(read_recording(recording, TextReader(condition.terms)), made)
-            if one is not None
-        ]
+        told = [one for _, one in replay(read_recording(recording, condition.terms), made) if one is not None]
         spans = [(to_ns(e.track.first_seen), to_ns(e.track.last_seen)) for e in told if e.kind == "end"]
         scores.append(score_events(spans, read_truth(truth), TIMES.window).f1)
     rule, odds = scores
@@ -60,7 +55,7 @@ def test_too_few_situations_and_too_little_that_resembles_them_are_refused(tmp_p
     with pytest.raises(ConfigError, match="at least 20 situations; found 10"):
         fitted(tmp_path, 30)
     recording, truth = write(tmp_path, 120)
-    every = read_recording(recording, TextReader(RULE.terms))
+    every = read_recording(recording, RULE.terms)
     truths = read_truth(truth)
     only = [one for one in every if any(begin <= one.at_ns <= end for begin, end in truths)]
     with pytest.raises(ConfigError, match="no situation; found"):
@@ -69,7 +64,7 @@ def test_too_few_situations_and_too_little_that_resembles_them_are_refused(tmp_p
 
 def test_a_stretch_has_the_moment_with_the_most_evidence(tmp_path: Path) -> None:
     recording, truth = write(tmp_path, 30)
-    x, y = stretches(read_recording(recording, TextReader(RULE.terms)), read_truth(truth), RULE.terms, TIMES)
+    x, y = stretches(read_recording(recording, RULE.terms), read_truth(truth), RULE.terms, TIMES)
     assert x.shape[1] == 6
     assert y.sum() == 10
     assert (x[y][:, [1, 4]] == 1.0).all(), "both are present in every situation"

@@ -13,7 +13,6 @@ from agent.compute.infer.backends import open_session
 from agent.compute.track.fusion import FusionTimes
 from agent.compute.track.fusion_odds import LearnedHead
 from agent.compute.track.fusion_rule import EvidenceSource, Reading, Rule
-from agent.compute.track.fusion_text import TextReader
 from agent.daemon.fusion import open_head, predict_with
 from agent.errors import ConfigError
 from agent.optimise.late_fusion.head import calibrate_head, emit, learn
@@ -62,7 +61,7 @@ def test_the_gradients_are_those_of_the_loss() -> None:
 
 def test_its_file_gives_the_same_and_is_opened_like_any_model(tmp_path: Path) -> None:
     recording, truth = write(tmp_path, 90)
-    given = read_recording(recording, TextReader(RULE.terms)), read_truth(truth), RULE.terms, TIMES
+    given = read_recording(recording, RULE.terms), read_truth(truth), RULE.terms, TIMES
     calibration, content, _ = calibrate_head(*given, "head.tflite")
     assert calibration.log_loss < 0.1
     (tmp_path / "head.tflite").write_bytes(content)
@@ -92,7 +91,7 @@ def test_the_file_computes_what_was_trained(tmp_path: Path) -> None:
 
 def test_a_head_of_other_terms_is_refused(tmp_path: Path) -> None:
     recording, truth = write(tmp_path, 90)
-    given = read_recording(recording, TextReader(RULE.terms)), read_truth(truth), RULE.terms, TIMES
+    given = read_recording(recording, RULE.terms), read_truth(truth), RULE.terms, TIMES
     calibration, content, _ = calibrate_head(*given, "head.tflite")
     (tmp_path / "head.tflite").write_bytes(content)
     import msgspec

@@ -10,7 +10,6 @@ import pytest
 
 from agent.compute.track.fusion import Fusion, FusionTimes
 from agent.compute.track.fusion_rule import EvidenceSource, Rule
-from agent.compute.track.fusion_text import TextReader
 from agent.errors import ConfigError
 from agent.optimise.late_fusion.recording import (
     Span,
@@ -32,7 +31,7 @@ SECOND = 1_000_000_000
 def fused(path: Path, rule: str = 'person and "help"', window: float = 2.0) -> list[Span]:
     condition = Rule(rule, SOURCES)
     made = Fusion("call", condition, FusionTimes.of_seconds(window, 0.5, 1, 5), run="r")
-    told = [one for _, one in replay(read_recording(path, TextReader(condition.terms)), made) if one is not None]
+    told = [one for _, one in replay(read_recording(path, condition.terms), made) if one is not None]
     assert [one.kind for one in told].count("new") == [one.kind for one in told].count("end")
     return [(to_ns(one.track.first_seen), to_ns(one.track.last_seen)) for one in told if one.kind == "end"]
 
@@ -50,7 +49,7 @@ def test_lines_of_watch_export_texts_and_others_are_read(tmp_path: Path) -> None
     exported = json.loads(event("front", "new", "person", 1, 1.0, 0.5, 0.9))["payload"]
     others = ['{"topic": "vedette/porch/status", "retained": true, "payload": "online"}', "", '{"a": 1}']
     path.write_text("\n".join([*others, json.dumps({"topic": "t", **exported}), text("help", 2.0)]))
-    found = read_recording(path, TextReader(RULE.terms))
+    found = read_recording(path, RULE.terms)
     assert [(one.evidence.source, one.evidence.label) for one in found if one.evidence] == [
         ("front", "person"),
         ("gate", "help"),
@@ -64,7 +63,7 @@ def test_a_recording_begins_and_ends_with_what_others_published(tmp_path: Path) 
         event("yard", "new", "dog", number, float(at), float(at), 0.9) for number, at in enumerate((0, 3, 9))
     ]
     path.write_text("\n".join([*others, text("help", 2.0)]))
-    found = read_recording(path, TextReader(RULE.terms))
+    found = read_recording(path, RULE.terms)
     assert [one.at_ns - found[0].at_ns for one in found] == [0, 2 * SECOND, 9 * SECOND]
     begin = found[0].at_ns
     truth = [
@@ -102,7 +101,7 @@ def test_a_recording_that_cannot_be_used_is_refused_with_its_line(
     path = tmp_path / "day.jsonl"
     path.write_text(content)
     with pytest.raises(ConfigError, match=what) as error:
-        read_recording(path, TextReader(RULE.terms))
+        read_recording(path, RULE.terms)
     assert not line or str(error.value).startswith(f"{path}:{line}: ")
 
 

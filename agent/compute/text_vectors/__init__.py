@@ -1,1 +1,0 @@
-"""Text vectors: the meaning of short texts as static vectors of their pieces, with numpy alone."""
