@@ -71,11 +71,10 @@ def try_event(name: str, recording: Path, truth: Path | None, path: Path, as_jso
 @click.argument("truth", type=_FILE)
 @click.argument("output", type=_FILE)
 @config_option("The daemon's configuration.")
-@click.option("--head", is_flag=True, help="Train a small network in place of the sum, a .tflite beside OUTPUT.")
 @click.option("--force", is_flag=True, help="Replace OUTPUT.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
 def calibrate(
-    name: str, recording: Path, truth: Path, output: Path, path: Path, head: bool, force: bool, as_json: bool
+    name: str, recording: Path, truth: Path, output: Path, path: Path, force: bool, as_json: bool
 ) -> None:
     """Fit log-odds for the terms of [fusion.NAME] on RECORDING, and write them to OUTPUT.
 
@@ -84,36 +83,20 @@ def calibrate(
     """
     import msgspec
 
+    from agent.models.version_writer import refuse_inputs
     from agent.optimise.late_fusion.calibration import calibrate as fit
-    from agent.optimise.late_fusion.head import calibrate_head
     from agent.optimise.late_fusion.recording import read_recording
     from agent.storage.files import write_atomic
 
     opened, times = _opened(path, name)
-    model = output.with_suffix(".tflite")
-    _check_outputs((output, model) if head else (output,), (recording, truth, path), force=force)
+    refuse_inputs((output,), (recording, truth, path))
+    if output.exists() and not force:
+        raise StorageError(f"{output}: exists; --force replaces it")
     recorded = read_recording(recording, opened.condition.terms)
-    given = recorded, _situations(truth, recorded), opened.condition.terms, times
-    if head:
-        found, content, summed = calibrate_head(*given, model.name)
-        write_atomic(model, content)
-    else:
-        found = summed = fit(*given)
+    found = fit(recorded, _situations(truth, recorded), opened.condition.terms, times)
     write_atomic(output, msgspec.json.format(msgspec.json.encode(found), indent=2))
-    _print_calibration(found, summed, as_json=as_json)
-    for target in (output, model) if head else (output,):
-        click.echo(f"{target}: written", err=True)
-
-
-def _check_outputs(targets: tuple[Path, ...], inputs: tuple[Path, ...], *, force: bool) -> None:
-    from agent.models.version_writer import refuse_inputs
-
-    if targets[0].suffix == ".tflite":
-        raise StorageError(f"{targets[0]}: expected the name of a .json file")
-    refuse_inputs(targets, inputs)
-    for target in targets:
-        if target.exists() and not force:
-            raise StorageError(f"{target}: exists; --force replaces it")
+    _print_calibration(found, as_json=as_json)
+    click.echo(f"{output}: written", err=True)
 
 
 def _situations(path: Path, recorded: Sequence[Recorded]) -> list[Span]:
@@ -140,7 +123,6 @@ def _situations(path: Path, recorded: Sequence[Recorded]) -> list[Span]:
 
 def _opened(path: Path, name: str) -> tuple[FusedEvent, FusionTimes]:
     """Return a fused event of a configuration, opened, and its times."""
-    from agent.compute.infer.backends import open_for_command
     from agent.compute.track.fusion import FusionTimes
     from agent.config.load import load
     from agent.daemon.check_device import sources_without_root
@@ -151,7 +133,7 @@ def _opened(path: Path, name: str) -> tuple[FusedEvent, FusionTimes]:
         known = ", ".join(file.config.fusion) or "none"
         raise ConfigError(f"{path}: there is no [fusion.{name}]; there are: {known}")
     try:
-        opened = open_fused(one, sources_without_root(file.config), open_for_command)
+        opened = open_fused(one, sources_without_root(file.config))
     except ConfigError as error:
         raise ConfigError(str(error), file.where("fusion", name, *error.keys)) from error
     return opened, FusionTimes.of_seconds(one.window_s, one.late_s, one.hold_s, one.update_every_s)
@@ -179,29 +161,19 @@ def _print_events(ended: list[Event], score: FusionScore | None, *, as_json: boo
         )
 
 
-def _print_calibration(found: FusionCalibration, summed: FusionCalibration, *, as_json: bool) -> None:
-    """Print the weights, or with a head how it compares with their sum."""
+def _print_calibration(found: FusionCalibration, *, as_json: bool) -> None:
+    """Print the weights, and how good they are."""
     from agent.cli.output import console, open_table, print_json
     from agent.text import plain
 
     if as_json:
         print_json(found)
         return
-    if not found.model:
-        table = open_table("term", "absent", "present", "score", right=("absent", "present", "score"))
-        for one in found.terms:
-            table.add_row(plain(one.term), f"{one.absent:+.2f}", f"{one.present:+.2f}", f"{one.score:+.2f}")
-        console(80, markup=False).print(table)
-        click.echo(f"prior {found.prior:+.2f}; {_held_out(found)}")
-        return
-    click.echo(f"the head: {_held_out(found)}")
-    click.echo(f"the sum of weights, without --head: {_held_out(summed)}")
-    if summed.log_loss < found.log_loss:
-        click.echo("the sum is the better one here: leave --head away", err=True)
-
-
-def _held_out(found: FusionCalibration) -> str:
-    return (
-        f"{found.situations} situations in {found.moments} stretches; held out: log loss {found.log_loss:.3f}, "
-        f"calibration error {found.calibration_error:.3f}"
+    table = open_table("term", "absent", "present", "score", right=("absent", "present", "score"))
+    for one in found.terms:
+        table.add_row(plain(one.term), f"{one.absent:+.2f}", f"{one.present:+.2f}", f"{one.score:+.2f}")
+    console(80, markup=False).print(table)
+    click.echo(
+        f"prior {found.prior:+.2f}; {found.situations} situations in {found.moments} stretches; held out: log "
+        f"loss {found.log_loss:.3f}, calibration error {found.calibration_error:.3f}"
     )

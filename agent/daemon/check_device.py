@@ -113,10 +113,9 @@ def missing_for_metrics(config: Config) -> Iterator[ConfigError]:
 
 def _check_fusion(config: Config, sources: Mapping[str, EvidenceSource] | None) -> None:
     if config.fusion or config.text:
-        from agent.compute.infer.backends import open_for_command, open_session
         from agent.daemon.fusion import plan_fusion
 
-        plan_fusion(config, sources, open_session if sources is None else open_for_command).close()
+        plan_fusion(config, sources)
 
 
 def sources_without_root(config: Config) -> dict[str, EvidenceSource]:

@@ -23,14 +23,8 @@ from agent.comms.messages import FusionHealth, ModelId
 from agent.comms.reporter import EventSink, Reporter, RetainedSink
 from agent.comms.texts import TextReceiver
 from agent.comms.topics import TEXT, Topics
-from agent.compute.infer.backends import open_session
-from agent.compute.infer.session import Opener, Session, SessionOptions
-from agent.compute.manifest import Manifest, Model
 from agent.compute.track.fusion import Condition, Evidence, Fusion, FusionTimes, text_evidence
 from agent.compute.track.fusion_odds import (
-    PER_TERM,
-    FusionCalibration,
-    LearnedHead,
     LogOdds,
     read_calibration,
 )
@@ -46,8 +40,6 @@ _AHEAD_NS, _BEHIND_NS = 1_000_000_000, 60_000_000_000
 """A capture time outside of this, as seen from the arrival, is of a replay or of a clock that was set."""
 _CALIBRATION_MAX = 65536
 """Largest calibration file, bytes."""
-_HEAD_MAX = 1 << 20
-"""Largest file of a learned head, bytes."""
 _KINDS = {"things": "pictures", "verdicts": "pictures", "sounds": "sounds", "words": "words", "numbers": "none"}
 _STOP_S = 0.5
 _RETRY_NS = 10_000_000_000
@@ -80,17 +72,12 @@ class FusedEvent(Struct, frozen=True):
     model: ModelId
 
 
-def open_fused(
-    config: FusionConfig,
-    sources: Mapping[str, EvidenceSource],
-    opener: Opener = open_session,
-) -> FusedEvent:
+def open_fused(config: FusionConfig, sources: Mapping[str, EvidenceSource]) -> FusedEvent:
     """Open what a fused event needs.
 
     Args:
         config: of the event.
         sources: see `evidence_sources`.
-        opener: opens a learned head.
 
     Raises:
         ConfigError: it cannot be used; `keys` has the key.
@@ -105,65 +92,22 @@ def open_fused(
         if config.when:
             rule = Rule(config.when, sources)
             return FusedEvent(config, rule, ModelId("rule", _digest(config.when.encode())))
-        return _open_calibrated(config, sources, opener)
+        return _open_calibrated(config, sources)
     except (VedetteError, OSError) as error:
         where = f"{config.calibration}: " if config.calibration and config.calibration not in str(error) else ""
         raise ConfigError(f"`{key}`: {where}{error}", keys=(key,)) from error
 
 
-def _open_calibrated(
-    config: FusionConfig,
-    sources: Mapping[str, EvidenceSource],
-    opener: Opener,
-) -> FusedEvent:
-    path = Path(config.calibration).expanduser()
-    content = read(path, _CALIBRATION_MAX)
+def _open_calibrated(config: FusionConfig, sources: Mapping[str, EvidenceSource]) -> FusedEvent:
+    content = read(Path(config.calibration).expanduser(), _CALIBRATION_MAX)
     calibration = read_calibration(content)
     if calibration.window_s != config.window_s:
         raise ConfigError(
             f"was fitted with window_s = {calibration.window_s:g}, and {config.window_s:g} is configured: "
             "calibrate again, or use that window"
         )
-    if calibration.model:
-        session = open_head(path, calibration, opener)
-        predict = partial(predict_with, session)
-        head = LearnedHead(calibration, config.threshold, sources, predict, session.close)
-        return FusedEvent(config, head, ModelId("head", calibration.sha256[:12]))
     odds = LogOdds(calibration, config.threshold, sources)
     return FusedEvent(config, odds, ModelId("log-odds", _digest(content)))
-
-
-def open_head(path: Path, calibration: FusionCalibration, opener: Opener) -> Session:
-    """Open a learned head beside its calibration, on the CPU, vetted like any other model.
-
-    Raises:
-        ModelError: it cannot be read or run. ConfigError: it is another file, or does not fit the terms.
-    """
-    beside = path.parent / Path(calibration.model).name
-    content = read(beside, _HEAD_MAX)
-    sha256 = hashlib.sha256(content).hexdigest()
-    if sha256 != calibration.sha256:
-        raise ConfigError(f"{beside}: is not the file that was trained with {path.name}; calibrate again")
-    session = opener(Model(content, sha256, Manifest(), str(beside)), "cpu", SessionOptions(threads=1))
-    ends = [(one.shape, one.dtype) for one in (*session.inputs, *session.outputs)]
-    if ends != [((1, PER_TERM * len(calibration.terms)), "float32"), ((1, 1), "float32")]:
-        session.close()
-        raise ConfigError(f"{beside}: expected a network of {len(calibration.terms)} terms, found {ends}")
-    return session
-
-
-def predict_with(session: Session, features: Sequence[float]) -> float:
-    """Return the probability that a learned head gives to features; 0 for NaN, which is no reason for one."""
-    session.input(0)[0] = features
-    session.invoke()
-    share = float(session.output(0)[0, 0])
-    return share if 0.0 <= share <= 1.0 else 0.0
-
-
-def close_condition(condition: Condition) -> None:
-    """Release what a condition holds."""
-    if isinstance(condition, LearnedHead):
-        condition.close()
 
 
 def _digest(content: bytes) -> str:
@@ -176,21 +120,13 @@ class FusionPlan(Struct, frozen=True):
     fused: dict[str, FusedEvent]
     texts: dict[str, TextConfig]
 
-    def close(self) -> None:
-        """Release what its conditions hold, if it is not run."""
-        for one in self.fused.values():
-            close_condition(one.condition)
 
-
-def plan_fusion(
-    config: Config, sources: Mapping[str, EvidenceSource] | None = None, opener: Opener = open_session
-) -> FusionPlan:
+def plan_fusion(config: Config, sources: Mapping[str, EvidenceSource] | None = None) -> FusionPlan:
     """Check `[fusion]` and `[text]`, and open what they need.
 
     Args:
         config: to check.
         sources: see `evidence_sources`; None: to be found.
-        opener: opens learned heads.
 
     Raises:
         ConfigError: the first thing that cannot be used; `keys` has its key.
@@ -200,7 +136,7 @@ def plan_fusion(
     fused = {}
     for name, one in config.fusion.items():
         try:
-            fused[name] = open_fused(one, known, opener)
+            fused[name] = open_fused(one, known)
         except ConfigError as error:
             raise ConfigError(f"fusion {name}: {error}", keys=("fusion", name, *error.keys)) from error
     return FusionPlan(fused, dict(config.text) if fused else {})
@@ -245,7 +181,7 @@ class _Fused:
         return same_terms and (old.config, old.model) == (planned.config, planned.model)
 
     def poll(self, now_ns: int, now: datetime) -> None:
-        """Publish what is due. An error, such as of a learned head, is logged once, and ends no other event."""
+        """Publish what is due. An error is logged once, and ends no other event."""
         try:
             self.publish(self.fusion.poll(now_ns, now), now)
         except Exception:
@@ -319,7 +255,7 @@ class FusionRunner:
         self._tasks.put(partial(self._add_events, stream, events, at))
 
     def add_text(self, name: str, text: str, at: datetime) -> None:
-        """Add a text. Only what a condition asks for is kept of it, and how alike it is."""
+        """Add a text. Only what a condition asks for is kept of it."""
         self._tasks.put(partial(self._add_text, name, text, at))
 
     def set_present(self, present: Mapping[str, bool]) -> None:
@@ -374,11 +310,9 @@ class FusionRunner:
     ) -> None:
         for name, one in list(self._fused.items()):
             if name in wanted and one.is_same(wanted[name]):
-                close_condition(wanted[name].condition)  # opened again for the check
                 continue
             del self._fused[name]
             one.publish(one.fusion.finish(now_ns, now, "reloaded"), now)
-            close_condition(one.planned.condition)
             if name not in wanted:
                 self._services.board.retain(self._services.topics.count(name, name), b"")
         for name, planned in wanted.items():
@@ -389,7 +323,6 @@ class FusionRunner:
     def _finish(self, now_ns: int, now: datetime) -> None:
         for one in self._fused.values():
             one.publish(one.fusion.finish(now_ns, now, "shutdown"), now)
-            close_condition(one.planned.condition)
         self._fused = {}
 
     def _begin(self, fused: _Fused, tracks: Mapping[str, Sequence[Track]], now_ns: int, now: datetime) -> None:

@@ -84,7 +84,7 @@ def text_evidence(terms: Sequence[Term], source: str, text: str, at_ns: int) -> 
 
 
 class Condition(Protocol):
-    """Condition of a fused event: `Rule`, `LogOdds` or `LearnedHead`.
+    """Condition of a fused event: `Rule` or `LogOdds`.
 
     Attributes:
         terms: that it reads.

@@ -1,8 +1,5 @@
 """Probabilistic late fusion: adds what each source's evidence says, as calibrated log-odds, to those of before.
 
-A learned head may take the place of that sum: a small network of the same features that also knows which of them
-belong together.
-
     log-odds = prior + Σ (present: w_present + w_score · logit(score); absent: w_absent; not known: 0)
 
 A source that is away says nothing for or against. The weights come from labelled recordings by
@@ -14,7 +11,7 @@ sources are independent (Genest and Zidek, Combining probability distributions, 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import msgspec
 from msgspec import Struct
@@ -60,8 +57,6 @@ class FusionCalibration(Struct, frozen=True, forbid_unknown_fields=True):
         situations, moments: number of situations and of moments that it was fitted on.
         log_loss: mean on moments that were held out, nats; lower is better.
         calibration_error: mean distance of probability and share of truth there, 0..1.
-        model: name of the learned head's file beside this one; empty: the weights count.
-        sha256: of that file.
     """
 
     terms: tuple[TermWeights, ...]
@@ -71,8 +66,6 @@ class FusionCalibration(Struct, frozen=True, forbid_unknown_fields=True):
     moments: int = 0
     log_loss: float = 0.0
     calibration_error: float = 0.0
-    model: str = ""
-    sha256: str = ""
 
 
 def logit(score: float) -> float:
@@ -139,58 +132,6 @@ class LogOdds:
         added = (one.adds(reading) for one, reading in zip(self._weights, readings, strict=True))
         odds = self._prior + sum(added)
         return Judgement(odds >= self._least, probability(odds))
-
-
-PER_TERM = 3
-"""Features of one term: absent, present, and the logit of the score."""
-
-
-def features(readings: Sequence[Reading]) -> list[float]:
-    """Return the features of a moment, `PER_TERM` for each term; all are 0 where nothing is known."""
-    made: list[float] = []
-    for one in readings:
-        is_absent = one.known and not one.present
-        made += (float(is_absent), float(one.present), logit(one.score) if one.present else 0.0)
-    return made
-
-
-Predict = Callable[[Sequence[float]], float]
-"""Function from the features of a moment to the probability of the situation, 0..1."""
-
-
-class LearnedHead:
-    """The condition that a learned head gives the situation at least a probability.
-
-    Attributes:
-        terms: tied to their sources.
-        close: releases the network; the condition cannot be judged after that.
-    """
-
-    is_monotone = False
-
-    def __init__(
-        self,
-        calibration: FusionCalibration,
-        threshold: float,
-        sources: Mapping[str, EvidenceSource],
-        predict: Predict,
-        close: Callable[[], None] = lambda: None,
-    ) -> None:
-        """Tie the terms to their sources. Raises ConfigError as `LogOdds` does.
-
-        `close` releases what `predict` needs.
-        """
-        self._predict, self._threshold, self.close = predict, threshold, close
-        self.terms = terms_of(calibration, sources)
-        for is_known in (True, False):
-            nothing = [Reading(present=False, known=is_known, score=0.0)] * len(self.terms)
-            if (share := self.judge(nothing).score) >= threshold:
-                raise ConfigError(f"the probability without any evidence is {share:.3f}: use a higher threshold")
-
-    def judge(self, readings: Sequence[Reading]) -> Judgement:
-        """Judge the readings of the terms; the score is the probability."""
-        share = self._predict(features(readings))
-        return Judgement(share >= self._threshold, share)
 
 
 def probability(odds: float) -> float:

@@ -10,14 +10,13 @@ out, a fifth at a time.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from functools import partial
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 from agent.compute.track.fusion import Fusion, FusionTimes
-from agent.compute.track.fusion_odds import PER_TERM, FusionCalibration, TermWeights, features
+from agent.compute.track.fusion_odds import FusionCalibration, TermWeights, logit
 from agent.compute.track.fusion_rule import Judgement, Reading, Term
 from agent.errors import ConfigError
 from agent.optimise.late_fusion.recording import Recorded, Span, replay, within
@@ -26,9 +25,20 @@ Floats = NDArray[np.float64]
 
 SITUATIONS_MIN = 20
 """Situations, and as many stretches with some evidence and without a situation, that weights are fitted on."""
+PER_TERM = 3
+"""Features of one term: absent, present, and the logit of the score."""
 _GUARD = 2
 """Windows behind a situation that are left out."""
 _PENALTY, _STEPS, _FOLDS, _BINS = 0.5, 50, 5, 10
+
+
+def features(readings: Sequence[Reading]) -> list[float]:
+    """Return the features of a moment, `PER_TERM` for each term; all are 0 where nothing is known."""
+    made: list[float] = []
+    for one in readings:
+        is_absent = one.known and not one.present
+        made += (float(is_absent), float(one.present), logit(one.score) if one.present else 0.0)
+    return made
 
 
 class _Watched:
@@ -98,15 +108,8 @@ def calibrate(
     Raises:
         ConfigError: there are too few situations, or too few stretches with evidence and without a situation.
     """
-    return calibrate_stretches(*checked_stretches(recorded, truth, terms, times), terms, times)
-
-
-def calibrate_stretches(
-    x: Floats, y: NDArray[np.bool_], terms: Sequence[Term], times: FusionTimes
-) -> FusionCalibration:
-    """Fit the weights of terms on `checked_stretches`."""
-    weights = _fit(x, y)
-    held_out = held_out_predictions(x, y, lambda some, true: partial(_predict, weights=_fit(some, true)))
+    x, y = _checked_stretches(recorded, truth, terms, times)
+    weights, held_out = _fit(x, y), _held_out_predictions(x, y)
     fitted = tuple(
         TermWeights(term.text, *(round(float(value), 4) for value in weights[1 + PER_TERM * number :][:PER_TERM]))
         for number, term in enumerate(terms)
@@ -122,7 +125,7 @@ def calibrate_stretches(
     )
 
 
-def checked_stretches(
+def _checked_stretches(
     recorded: Sequence[Recorded], truth: Sequence[Span], terms: Sequence[Term], times: FusionTimes
 ) -> tuple[Floats, NDArray[np.bool_]]:
     """Return `stretches`, of which there are enough. Raises ConfigError as `calibrate` does."""
@@ -134,17 +137,12 @@ def checked_stretches(
     return x, y
 
 
-Predictor = Callable[[Floats], Floats]
-
-
-def held_out_predictions(
-    x: Floats, y: NDArray[np.bool_], learn: Callable[[Floats, NDArray[np.bool_]], Predictor]
-) -> Floats:
-    """Return the probability of each stretch from what was learned without its fifth."""
+def _held_out_predictions(x: Floats, y: NDArray[np.bool_]) -> Floats:
+    """Return the probability of each stretch from what was fitted without its fifth."""
     found = np.zeros(len(y))
     for fold in range(_FOLDS):
         is_held = np.arange(len(y)) % _FOLDS == fold
-        found[is_held] = learn(x[~is_held], y[~is_held])(x[is_held])
+        found[is_held] = _predict(x[is_held], _fit(x[~is_held], y[~is_held]))
     return found
 
 

@@ -8,7 +8,7 @@ away in a tenth of the scenes, as a lost camera is; texts come up to 1.5 s late,
 seconds, some by an hour.
 
 One half of the scenes, with its own pictures and recordings, gives the thresholds of the single modalities, the
-log-odds, the learned head and the thresholds of both; the other half, with others, gives the figures. Then the
+log-odds and their threshold; the other half, with others, gives the figures. Then the
 halves change places; figures are means of both, the latency the longest. A scene is told if an event, or a single
 modality's evidence with at least its threshold, begins in it. Latency is from the arrival of the newest evidence
 that an event rests on to its `new`; CPU is for each piece of evidence, all of the fusion's work.
@@ -19,12 +19,10 @@ from __future__ import annotations
 import json
 import random
 import tarfile
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from datetime import datetime, timedelta
-from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -38,16 +36,15 @@ from agent.comms.texts import ReceivedText, decode_text, said_at
 from agent.compute.hearing import AudioPerception
 from agent.compute.infer.backends import open_session
 from agent.compute.track.fusion import Condition, Evidence, Fusion, FusionTimes, text_evidence
-from agent.compute.track.fusion_odds import LearnedHead, LogOdds
+from agent.compute.track.fusion_odds import LogOdds
 from agent.compute.track.fusion_rule import EvidenceSource, Rule
 from agent.compute.vision import VideoPerception
 from agent.config import Config, GateConfig, StreamConfig, TextConfig
-from agent.daemon.fusion import evidence_sources, open_head, predict_with
+from agent.daemon.fusion import evidence_sources
 from agent.errors import ConfigError
 from agent.models.library import open_model
 from agent.models.verification import open_verifier
 from agent.optimise.late_fusion.calibration import calibrate
-from agent.optimise.late_fusion.head import calibrate_head
 from agent.optimise.late_fusion.recording import Recorded, Span, replay, to_moment
 from agent.types import AudioChunk, Event, Frame, Image, Samples
 
@@ -268,23 +265,13 @@ def sources() -> dict[str, EvidenceSource]:
 
 
 def conditions(tuning: Staged) -> dict[str, Condition]:
-    """The rule, log-odds and a learned head, both made on one half, with the thresholds that are best there."""
+    """The rule, and log-odds made on one half, with the threshold that is best there."""
     rule = Rule(RULE, sources())
-    given = tuning.recorded, tuning.truth, rule.terms, TIMES
-    calibration = calibrate(*given)
+    calibration = calibrate(tuning.recorded, tuning.truth, rule.terms, TIMES)
     print(json.dumps({one.term: [one.absent, one.present, one.score] for one in calibration.terms}))
     print(f"held out: log loss {calibration.log_loss}, calibration error {calibration.calibration_error}")
-    learned, content, _ = calibrate_head(*given, "call.tflite")
-    print(f"head, {len(content)} bytes: log loss {learned.log_loss}, {learned.calibration_error}")
-    with tempfile.TemporaryDirectory() as folder:
-        Path(folder, "call.tflite").write_bytes(content)
-        session = open_head(Path(folder, "call.json"), learned, open_session)
-    predict = partial(predict_with, session)
-    made: dict[str, Callable[[float], Condition]] = {
-        "odds": lambda threshold: LogOdds(calibration, threshold, sources()),
-        "head": lambda threshold: LearnedHead(learned, threshold, sources(), predict),
-    }
-    return {"rule": rule, **{name: best_threshold(one, tuning) for name, one in made.items()}}
+    odds = best_threshold(lambda threshold: LogOdds(calibration, threshold, sources()), tuning)
+    return {"rule": rule, "odds": odds}
 
 
 def best_threshold(make: Callable[[float], Condition], tuning: Staged) -> Condition:

@@ -71,29 +71,6 @@ def test_calibrated_weights_are_written_and_used_in_place_of_the_rule(tmp_path: 
     assert found["score"]["f1"] > 0.95
 
 
-def test_a_learned_head_is_a_model_that_runs_in_place_of_the_rule(tmp_path: Path, config: Path) -> None:
-    recording, truth = write(tmp_path, 90)
-    made = tmp_path / "head.json"
-    shown = call("calibrate", "call", recording, truth, made, "--head", "-c", config)
-    assert shown.exit_code == 0, shown.output
-    assert shown.stdout.count("log loss") == 2, "of the head, and of the sum that it is compared with"
-    assert "person" not in shown.stdout, "the weights of the sum do not count"
-    assert call("calibrate", "call", recording, truth, made, "--head", "-c", config).exit_code == 1
-    config.write_text(CONFIG.replace("when = 'person and \"help\"'", f'calibration = "{made}"'))
-    assert CliRunner().invoke(vedette, ["config", "check", str(config)]).exit_code == 0
-    (tmp_path / "other").mkdir()
-    other = write(tmp_path / "other", 90, seed=5)
-    found = json.loads(call("test", "call", other[0], "--truth", other[1], "-c", config, "--json").output)
-    assert found["score"]["f1"] > 0.95
-    model = tmp_path / "head.tflite"
-    model.write_bytes(model.read_bytes()[:-1])
-    refused = CliRunner().invoke(vedette, ["config", "check", str(config)])
-    assert "is not the file that was trained" in refused.output + str(refused.exception)
-    model.unlink()
-    refused = CliRunner().invoke(vedette, ["config", "check", str(config)])
-    assert "no such file" in refused.output + str(refused.exception)
-
-
 def another_year(line: str) -> str:
     return line.replace("2026", "2027")
 
@@ -129,12 +106,6 @@ def test_a_calibration_never_replaces_what_it_is_made_of(tmp_path: Path, config:
     assert shown.exit_code == 1
     assert "which is read" in str(shown.exception)
     assert (tmp_path / name).read_bytes() == before
-
-
-def test_a_head_needs_a_name_of_its_own(tmp_path: Path, config: Path) -> None:
-    recording, truth = write(tmp_path, 3)
-    shown = call("calibrate", "call", recording, truth, tmp_path / "x.tflite", "--head", "-c", config)
-    assert ".json file" in str(shown.exception)
 
 
 @pytest.mark.parametrize(

@@ -9,10 +9,16 @@ import numpy as np
 import pytest
 
 from agent.compute.track.fusion import Fusion, FusionTimes
-from agent.compute.track.fusion_odds import FusionCalibration, LogOdds, features, read_calibration
+from agent.compute.track.fusion_odds import FusionCalibration, LogOdds, read_calibration
 from agent.compute.track.fusion_rule import EvidenceSource, Reading, Rule
 from agent.errors import ConfigError
-from agent.optimise.late_fusion.calibration import calibrate, calibration_error, log_loss, stretches
+from agent.optimise.late_fusion.calibration import (
+    calibrate,
+    calibration_error,
+    features,
+    log_loss,
+    stretches,
+)
 from agent.optimise.late_fusion.recording import read_recording, read_truth, replay, score_events, to_ns
 from tests.unit.optimise.late_fusion.staged import write
 
