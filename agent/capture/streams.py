@@ -146,7 +146,7 @@ class FrameStream(SourceStream[Frame]):
         return super().lost or ((opening := self._opening) is not None and bool(opening.lacks))
 
     @property
-    def decoder_id(self) -> int | None:
+    def decoder_thread_id(self) -> int | None:
         """The kernel's id of the thread that reads and decodes the source; None: there is none."""
         return opening.thread_id if (opening := self._opening) is not None else None
 

@@ -185,7 +185,7 @@ class DecodeConfig(Struct, frozen=True, forbid_unknown_fields=True):
         iou_threshold: overrides the manifest's.
         labels: only these; empty: all.
         max_detections: most detections per frame; the strongest are kept.
-        pattern: regular expression that a text must match, of a model that reads; overrides the manifest's.
+        pattern: regular expression that a text must match, of a model that reads.
     """
 
     score_threshold: Unit | None = None

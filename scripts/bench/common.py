@@ -196,7 +196,8 @@ def conclude(bench: str, figures: dict[str, float], targets: dict[str, str], mee
     """
     if meets is None:
         limits = {name: text.split()[:2] for name, text in targets.items() if name in figures}
-        meets = all(COMPARISONS[how](figures[name], float(limit)) for name, (how, limit) in limits.items())
+        judged = [COMPARISONS[how](figures[name], float(limit)) for name, (how, limit) in limits.items()]
+        meets = bool(judged) and all(judged)
     print(f"on {os.cpu_count()} cores: {processor()}")
     rounded = {name: round(value, 4) for name, value in figures.items()}
     print(json.dumps({"bench": bench, "figures": rounded, "targets": targets, "meets": meets}))

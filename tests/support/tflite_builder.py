@@ -49,6 +49,7 @@ CODES = {
     "TANH": 28,
     "CUSTOM": 32,
     "PAD": 34,
+    "NON_MAX_SUPPRESSION_V4": 120,
     "MEAN": 40,
     "LOG_SOFTMAX": 50,
     "TRANSPOSE_CONV": 67,

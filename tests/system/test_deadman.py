@@ -167,7 +167,13 @@ def test_the_count_of_an_earlier_trial_is_none_of_this_one(root: Root) -> None:
 
 
 @pytest.mark.parametrize(
-    "count", ["", "\0\0\0\0", "for=a-b\nelapsed_s=$(reboot)\nboots=x\nboot_id=first\nat_s=\n"]
+    "count",
+    [
+        "",
+        "\0\0\0\0",
+        "for=a-b\nelapsed_s=$(reboot)\nboots=x\nboot_id=first\nat_s=\n",
+        f"for=a-b\nelapsed_s={'9' * 20}\nboots=08\nboot_id=first\nat_s=\n",
+    ],
 )
 def test_a_damaged_count_begins_anew(root: Root, count: str) -> None:
     root.begin(allowed_s=60)

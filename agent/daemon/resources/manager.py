@@ -122,7 +122,7 @@ class ResourceManager:
             _make_nice(stream.thread_id, is_less * (_DECODING_NICE if is_full else _NICE))
             source = stream.parts.source
             if isinstance(source, FrameStream):
-                _make_nice(source.decoder_id, _DECODING_NICE * is_full)
+                _make_nice(source.decoder_thread_id, _DECODING_NICE * is_full)
 
     def _read_streams(self) -> dict[str, StreamReading]:
         streams = dict(self._runtime.streams)
@@ -162,9 +162,11 @@ class ResourceManager:
 
 def _make_nice(thread: int | None, steps: int) -> None:
     """Make a thread nicer than this one by so many steps."""
+    if thread is None:
+        return
     with suppress(OSError):  # it is over, or may not become less nice
         wanted = os.getpriority(os.PRIO_PROCESS, 0) + steps
-        if thread is not None and os.getpriority(os.PRIO_PROCESS, thread) != wanted:
+        if os.getpriority(os.PRIO_PROCESS, thread) != wanted:
             os.setpriority(os.PRIO_PROCESS, thread, wanted)
 
 

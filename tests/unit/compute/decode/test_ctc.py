@@ -162,6 +162,13 @@ def test_a_pattern_is_the_streams_alone_since_a_strangers_may_take_hours() -> No
         read(steps("AB")[None], config=DecodeConfig(pattern="(("))
 
 
+def test_noise_of_many_characters_is_not_searched() -> None:
+    doubtful = 0.6 * steps("O" + "AB" * 30)[None] + 0.4 * steps("0" + "AB" * 30)[None]
+    assert read(doubtful, score=0.0, pattern="0[AB]*") == []
+    few = 0.6 * steps("OAB")[None] + 0.4 * steps("0AB")[None]
+    assert read(few, score=0.0, pattern="0[AB]*")[0][0] == "0AB"
+
+
 def test_a_pattern_is_searched_among_slots_as_well() -> None:
     values = np.array([[[0.5, 0.4, 0.1], [0.1, 0.8, 0.1]]], np.float32)
     assert read(values, ("A", "1"), collapse=False, score=0.0, pattern="[0-9]+")[0][0] == "11"

@@ -107,6 +107,12 @@ def padded() -> bytes:
     return write(tensors, [Op("CAST", (0,), (1,)), Op("PAD", (0, 1), (2,))], (0,), (2,))
 
 
+def suppressing() -> bytes:
+    """Return a model whose suppression of boxes takes longer the more scores exceed a threshold."""
+    tensors = [T("scores", (4,)), T("boxes", (4, 4), data=np.zeros((4, 4), np.float32)), T("kept", (4,), "int32")]
+    return write(tensors, [Op("NON_MAX_SUPPRESSION_V4", (1, 0), (2,))], (0,), (2,))
+
+
 @pytest.mark.parametrize(
     ("content", "is_fixed"),
     [
@@ -117,6 +123,7 @@ def padded() -> bytes:
         (reshaped(Op("CAST", (0,), (1,)), Op("SHAPE", (1,), (2,))), True),
         (reshaped(Op("RANGE", (0, 0, 0), (2,))), False),
         (padded(), False),
+        (suppressing(), False),
         (builder.looping_model(), False),
         (builder.filling_model(), False),
     ],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from types import SimpleNamespace
 from typing import Any
 
@@ -145,16 +146,24 @@ def test_what_decodes_gives_way_while_the_daemon_itself_fills_the_processors(
 ) -> None:
     source = FrameStream("front", "test:?size=32x32", CaptureConfig(), on_change=lambda *_: None)
     source.start()
+    waiting = threading.Event()
+    lesser = threading.Thread(target=waiting.wait)
+    lesser.start()
     try:
         assert source.take(60.0) is not None
-        front = stream("test:?size=32x32")
+        front, yard = stream("test:"), stream("test:", service=ServiceConfig(priority=10))
         front.thread_id, front.parts = None, SimpleNamespace(source=source)
-        governing = resources(front=front)
+        yard.thread_id, yard.parts = lesser.native_id, SimpleNamespace(source=None)
+        governing = resources(front=front, yard=yard)
         governing._board = BoardReading(idle=idle, others=others)
-        governing._set_nice({"front": front}, governed=True)
-        assert source.decoder_id is not None
-        nice = os.getpriority(os.PRIO_PROCESS, source.decoder_id)
-        assert nice - os.getpriority(os.PRIO_PROCESS, 0) == steps
+        governing._set_nice({"front": front, "yard": yard}, governed=True)
+        mine = os.getpriority(os.PRIO_PROCESS, 0)
+        assert source.decoder_thread_id is not None
+        assert os.getpriority(os.PRIO_PROCESS, source.decoder_thread_id) - mine == steps
+        assert lesser.native_id is not None
+        nice = os.getpriority(os.PRIO_PROCESS, lesser.native_id) - mine
+        assert nice == max(5, steps), "no less than the decoder of a more important stream"
     finally:
         source.stop()
-    assert source.decoder_id is None
+        waiting.set()
+    assert source.decoder_thread_id is None
