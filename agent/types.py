@@ -5,6 +5,8 @@ Boxes are `(x0, y0, x1, y1)` as fractions 0..1 of the whole frame, x to the righ
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Callable
 from datetime import datetime
 from typing import Any, Literal, NamedTuple, Protocol
 
@@ -85,6 +87,31 @@ Pixels = Image | DeferredImage
 """A picture, or one that is not converted yet."""
 
 
+class Lease:
+    """Counts who reads a frame's memory; who releases it last gives it back. Any thread may call it."""
+
+    __slots__ = ("_give_back", "_lock", "_readers")
+
+    def __init__(self, give_back: Callable[[], None]) -> None:
+        self._give_back, self._lock, self._readers = give_back, threading.Lock(), 1
+
+    @property
+    def is_alone(self) -> bool:
+        """True if one reader is left."""
+        return self._readers == 1
+
+    def keep(self) -> None:
+        with self._lock:
+            self._readers += 1
+
+    def release(self) -> None:
+        with self._lock:
+            self._readers -= 1
+            is_last = self._readers == 0
+        if is_last:
+            self._give_back()
+
+
 class Frame(Struct, frozen=True, gc=False):
     """One picture of a stream.
 
@@ -102,6 +129,7 @@ class Frame(Struct, frozen=True, gc=False):
             None: `image` is all that may be seen. Only `model_image` reads it.
         late: decoded later than it came, after something has drawn attention to it; its latency says nothing
             about the board.
+        lease: counts its readers; None: its memory is never used again.
     """
 
     pixels: Pixels
@@ -114,12 +142,28 @@ class Frame(Struct, frozen=True, gc=False):
     shared: bool = False
     unmasked: Image | None = None
     late: bool = False
+    lease: Lease | None = None
+
+    def keep(self) -> None:
+        """Read the frame beyond the call that got it: `release` follows, from any thread."""
+        if self.lease is not None:
+            self.lease.keep()
+
+    def release(self) -> None:
+        """Read the frame no more; once for each `keep`, and once for who has taken it from its `FrameStream`."""
+        if self.lease is not None:
+            self.lease.release()
+
+    @property
+    def may_be_drawn_on(self) -> bool:
+        """True if no other stream and no other part reads it."""
+        return not self.shared and (self.lease is None or self.lease.is_alone)
 
     @property
     def image(self) -> Image:
         """H×W×3 uint8, with the stream's privacy masks; converted at the first use.
 
-        Valid until the frame is given back to its `FrameStream`.
+        Valid until the frame was released by all of its readers.
         """
         pixels = self.pixels
         return pixels if isinstance(pixels, np.ndarray) else pixels.image()

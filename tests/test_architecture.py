@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from agent.cli.main import _VERBS
+from agent.features import FEATURES
 from tests.conftest import COMPAT
 
 ROOT = Path(__file__).parent.parent
@@ -50,6 +51,18 @@ MAY_IMPORT = {
     "update/fleet": {"agent.update", "agent.storage", "agent.config.toml"},
     "daemon": {
         "agent.apps",
+        "agent.models",
+        "agent.capture",
+        "agent.compute",
+        "agent.storage",
+        "agent.comms",
+        "agent.board",
+        "agent.config",
+        "agent.features.FEATURES",
+    },
+    "features": {
+        "agent.apps",
+        "agent.daemon",
         "agent.models",
         "agent.capture",
         "agent.compute",
@@ -175,17 +188,37 @@ def test_capture_compute_storage_and_comms_know_nothing_of_each_other(part: str)
         assert wrong == [], f"{path.relative_to(ROOT)} imports from another package"
 
 
+TABLE = AGENT / "features" / "__init__.py"
+"""Rows of the features: strings and conditions, which the core may read."""
+
+
 def test_there_is_no_circle_between_packages() -> None:
     arrows: dict[str, set[str]] = {}
     for path in modules():
         package = path.relative_to(AGENT).parts[0].removesuffix(".py")
-        if not package.startswith("__"):
-            arrows.setdefault(package, set()).update(name.split(".")[1] for name in imports(path) if ours(name))
+        if not package.startswith("__") and path != TABLE:
+            to = {
+                name.split(".")[1] for name in imports(path) if ours(name) and name != "agent.features.FEATURES"
+            }
+            arrows.setdefault(package, set()).update(to)
     done: list[str] = []
     while len(done) < len(arrows):
         free = [one for one in arrows if one not in done and arrows[one] <= {one, *done}]
         assert free, f"a circle between {sorted(set(arrows) - set(done))}"
         done += free
+
+
+def test_a_feature_knows_no_other_and_the_table_knows_none() -> None:
+    for path in (AGENT / "features").rglob("*.py"):
+        own = path.parent.name if path != TABLE else "-"
+        features = {name for name in imports(path) if within(name, {"agent.features"})}
+        wrong = [name for name in features if not within(name, {f"agent.features.{own}"})]
+        assert wrong == [], f"{path.relative_to(ROOT)} imports from another feature"
+
+
+def test_each_folder_of_a_feature_has_a_row() -> None:
+    folders = {path.name for path in (AGENT / "features").iterdir() if (path / "__init__.py").exists()}
+    assert {feature.name for feature in FEATURES} == folders
 
 
 @pytest.mark.parametrize(("package", "path"), packages(), ids=lambda value: str(getattr(value, "name", value)))
@@ -345,7 +378,7 @@ def test_only_models_and_the_gate_are_shown_pictures_without_masks() -> None:
     """What stores, sends or shows pictures takes `Frame.image`, which is always masked."""
     masked_here = {"agent/types.py", "agent/capture/camera.py", "agent/capture/streams.py"}
     perceives = {"agent/compute/vision.py"}
-    perceives |= {f"agent/daemon/{name}.py" for name in ("inspection", "shadow")}
+    perceives |= {"agent/features/inspection/vision.py", "agent/features/shadow/part.py"}
     words = re.compile(r"\b(unmasked|model_image)\b")
     found = {
         str(path.relative_to(ROOT)) for path in (ROOT / "agent").rglob("*.py") if words.search(path.read_text())

@@ -126,7 +126,7 @@ def _system(release: str) -> str:
     return platform.system()
 
 
-class Feature(Struct, frozen=True):
+class ProcessorFeature(Struct, frozen=True):
     """A feature of processors that the runtime has kernels for.
 
     Attributes:
@@ -141,21 +141,21 @@ class Feature(Struct, frozen=True):
 
 
 _FEATURES_ARM = (
-    Feature("dot product", ("asimddp",), "INT8 models: four products of 8 bits at a time"),
-    Feature("half floats", ("fphp", "asimdhp"), "float models that are stored in 16 bits"),
-    Feature("8-bit matrices", ("i8mm",), "INT8 models: products of small matrices at once"),
+    ProcessorFeature("dot product", ("asimddp",), "INT8 models: four products of 8 bits at a time"),
+    ProcessorFeature("half floats", ("fphp", "asimdhp"), "float models that are stored in 16 bits"),
+    ProcessorFeature("8-bit matrices", ("i8mm",), "INT8 models: products of small matrices at once"),
 )
 _X86 = (
-    Feature("AVX2", ("avx2",), "every model"),
-    Feature("8-bit dot product", ("avx512_vnni",), "INT8 models: four products of 8 bits at a time"),
+    ProcessorFeature("AVX2", ("avx2",), "every model"),
+    ProcessorFeature("8-bit dot product", ("avx512_vnni",), "INT8 models: four products of 8 bits at a time"),
 )
 
 
-def known_features(arch: str) -> tuple[Feature, ...]:
+def known_features(arch: str) -> tuple[ProcessorFeature, ...]:
     """List the features that matter on an architecture, named as by `uname -m`."""
     return _FEATURES_ARM if arch.startswith(("aarch", "arm")) else _X86 if arch in ("x86_64", "i686") else ()
 
 
-def has(feature: Feature, listed: Collection[str]) -> bool:
+def has(feature: ProcessorFeature, listed: Collection[str]) -> bool:
     """Return True if the kernel lists a feature."""
     return all(name in listed for name in feature.names)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Generic
 
 from msgspec.structs import replace
@@ -17,7 +18,7 @@ from agent.capture.supervisor import CaptureStats, OnChange, SourceSupervisor
 from agent.config import CaptureConfig
 from agent.config.source_uri import parse_picture, parse_sound
 from agent.errors import BlurError, SourceError
-from agent.types import AudioChunk, ChannelOrder, Frame, MediaPacket, Pixels
+from agent.types import AudioChunk, ChannelOrder, Frame, Lease, MediaPacket, Pixels
 
 
 class SourceStream(ABC, Generic[T]):
@@ -168,7 +169,8 @@ class FrameStream(SourceStream[Frame]):
         if frame is not None:
             self._taken.add(frame.seq)
             self._blur(frame)
-        return frame
+            return replace(frame, lease=Lease(partial(self.give_back, frame)))
+        return None
 
     def _blur(self, frame: Frame) -> None:
         if (find := self.privacy.find) is None:

@@ -140,7 +140,7 @@ def _check(state: str | None, values: tuple[str, ...], value: str, *, forget: bo
 
 
 def _check_lessons(state: str, values: tuple[str, ...], region: tuple[float, ...] | None) -> None:
-    from agent.daemon.teaching.taught import Lesson, check_lesson
+    from agent.features.teaching.taught import Lesson, check_lesson
 
     for value in values:
         box = None if region is None else (region[0], region[1], region[2], region[3])

@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from agent.compute.cascade import EarlyExitModel, Prediction
-from agent.compute.condition.microphone import MicrophoneCondition
 from agent.compute.decode.keyword import Keyword
 from agent.compute.gate.voice import VOICE_HZ, Pauses, PreRoll, VoiceDecision, VoiceGate
 from agent.compute.infer.audio_input import AudioInput, Rows, build_frontend
@@ -56,11 +55,8 @@ class AudioPerception:
         rate_hz: of the samples that it takes.
         tracker: of continuing sounds; keywords give an event at once.
         inferences: number for the newest chunk.
-        microphone: watches the sound; None: nobody does.
         verifier: verifies its words; None: nobody does.
     """
-
-    microphone: MicrophoneCondition | None = None
 
     def __init__(
         self,
@@ -134,8 +130,6 @@ class AudioPerception:
         if chunk.first != self._next:
             self.reset()
         self._next = chunk.first + chunk.samples.size
-        if self.microphone is not None:
-            self.microphone.update(chunk.samples, chunk.captured_ns)
         if self.verifier is not None:
             self.verifier.add(chunk.samples)
         gate = self._gate.evaluate(chunk.samples)

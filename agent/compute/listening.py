@@ -12,7 +12,6 @@ from typing import NamedTuple
 
 import numpy as np
 
-from agent.compute.condition.microphone import MicrophoneCondition
 from agent.compute.gate.utterances import Utterance, UtteranceFinder
 from agent.compute.gate.voice import PreRoll, VoiceGate
 from agent.compute.infer.audio_input import AudioInput, Rows, build_frontend
@@ -55,10 +54,7 @@ class UtterancePerception:
         utterances: that ended in the newest chunk.
         least: score from which a word is sure.
         alarm: fault that the model's answers show; always empty, since embeddings show none.
-        microphone: watches the sound; None: nobody does.
     """
-
-    microphone: MicrophoneCondition | None = None
 
     def __init__(self, stream: str, config: StreamConfig, model: Model, opener: Opener = open_session) -> None:
         """Open the model and build the stages.
@@ -96,8 +92,6 @@ class UtterancePerception:
         if chunk.first != self._next:
             self.reset()
         self._next = chunk.first + chunk.samples.size
-        if self.microphone is not None:
-            self.microphone.update(chunk.samples, chunk.captured_ns)
         gate = self._gate.evaluate(chunk.samples)
         gated = time.monotonic_ns()
         queue = began - chunk.read_ns if chunk.read_ns else 0

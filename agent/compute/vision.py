@@ -23,7 +23,7 @@ from agent.compute.track.filters import DetectionFilters, check_polygons
 from agent.compute.track.lines import Lines
 from agent.compute.track.texts import SteadyText
 from agent.compute.track.tracker import Tracker
-from agent.compute.track.zones import Zones, describe_zones
+from agent.compute.track.zones import Zones
 from agent.config import DecodeConfig, GateConfig, StreamConfig
 from agent.errors import ModelError
 from agent.types import (
@@ -42,8 +42,6 @@ from agent.types import (
 
 if TYPE_CHECKING:
     from agent.compute.blur import BlurFinder
-    from agent.compute.condition.camera import CameraCondition
-    from agent.compute.condition.model import ConstantAnswer
     from agent.compute.secondary import SecondaryStage
 
 
@@ -222,15 +220,12 @@ class VideoPerception:
         wants_inference: infer the next frame, even if nothing moves.
         gate_reason: of the gate's newest decision; empty: there was none.
         secondary: runs other models on what is found; None: there are none.
-        camera, answers: watch the pictures, and the model; None: nobody does.
         blur: finds what is blurred before this gets a frame; None: nothing is.
         config: in use.
     """
 
     secondary: SecondaryStage | None = None
     blur: BlurFinder | None = None
-    camera: CameraCondition | None = None
-    answers: ConstantAnswer | None = None
 
     def __init__(self, stream: str, config: StreamConfig, model: Model, opener: Opener = open_session) -> None:
         """Open the model and build the stages.
@@ -275,8 +270,6 @@ class VideoPerception:
         self._has_new_settings = True
         if (config.zones, config.lines) != (before.zones, before.lines):
             self._set_places()
-        if self.camera is not None:
-            self.camera.set_zones(describe_zones(config.zones, config.lines))
 
     def suspend_zones(self, suspended: bool) -> bool:
         """Leave zones and lines out, or use them again; tracks continue. Return False if there are none."""
@@ -308,8 +301,6 @@ class VideoPerception:
         tracker = self.tracker
         gate = self._evaluate_gate(frame)
         self.gate_reason = gate.reason
-        if self.camera is not None:
-            self.camera.update(frame.captured_ns, lambda: self._view(frame))
         gated = time.monotonic_ns()
         queue = began - frame.read_ns
         if not gate.open:
@@ -325,12 +316,6 @@ class VideoPerception:
         self._has_new_settings = False
         self.last_crop = crop = gate.crop or self._shown
         result = self._detector.run(frame, crop, gate.complexity)
-        if self.answers is not None:
-            self.answers.update(
-                frame.captured_ns,
-                self._outputs,
-                lambda: self._gate.view(self._gate_picture(frame))[0],
-            )
         decoded = time.monotonic_ns()
         detections = self._keep(frame, result.detections)
         found = self._to_follow(detections)
@@ -367,8 +352,12 @@ class VideoPerception:
         luma = frame.luma
         return None if luma is None else luma._replace(pixels=_part(luma.pixels, self._shown))
 
-    def _view(self, frame: Frame) -> tuple[Image, Image]:
-        """Return the frame in two small sizes, with its masks: what is learned of it is stored."""
+    def view(self, frame: Frame) -> tuple[Image, Image]:
+        """Return the newest frame in two small sizes, as models see it; most often the gate has made them."""
+        return self._gate.view(self._gate_picture(frame))
+
+    def masked_view(self, frame: Frame) -> tuple[Image, Image]:
+        """Return the newest frame in two small sizes, with its masks: what is learned of it is stored."""
         if frame.unmasked is None:
             luma = self._luma(frame)
             return self._gate.view(_part(frame.image, self._shown) if luma is None else luma)
@@ -376,7 +365,7 @@ class VideoPerception:
             self._masked = MotionGate(GateConfig(motion=False))
         return self._masked.view(_part(frame.image, self._shown))
 
-    def _outputs(self) -> list[Array]:
+    def outputs(self) -> list[Array]:
         """Return the newest answer of the model; empty: it may be the same for all pictures without an object."""
         if self.model.manifest.output.decoder in _FEW_ANSWERS:
             return []
@@ -419,6 +408,7 @@ class VideoPerception:
 
     def infer_crop(self, frame: Frame, crop: Box) -> DetectorResult:
         """Infer a crop of a frame without gate and tracker. Raises BackendError if that fails."""
+        self.last_crop = crop
         result = self._detector.run(frame, crop)
         return replace(result, detections=self._keep(frame, result.detections))
 

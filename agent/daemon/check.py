@@ -16,7 +16,6 @@ from typing import TypeVar
 from msgspec import Struct
 from msgspec.structs import replace
 
-from agent.apps.inspection import InspectedModel, check_inspection
 from agent.capture.source import check_login, check_opens, check_there, check_uri
 from agent.comms.mqtt.endpoint import OPEN, commands_off
 from agent.comms.mqtt.endpoint import remarks as unwise
@@ -42,10 +41,9 @@ from agent.daemon.check_device import (
     served_tables,
     sources_without_root,
 )
-from agent.daemon.clips.record_source import check_record_source
+from agent.daemon.parts import Step, check_values
 from agent.daemon.streams.perception import (
     Perception,
-    check_clips,
     check_crop,
     check_only_zones,
     open_perception,
@@ -58,8 +56,6 @@ from agent.models.secondary import secondary_configs
 from agent.storage.state_folder import service_user
 
 _Opens = Callable[[str, StreamConfig], Perception | None]
-Step = tuple[Keys, Callable[[], object]]
-"""Keys below the stream, and the check of them, which raises a `VedetteError`."""
 
 
 def problems(path: Path) -> list[str]:
@@ -213,7 +209,6 @@ def check_stream(name: str, stream: StreamConfig) -> None:
     """Check one stream. Raises VedetteError, its first problem."""
     for _, step in (
         *_source_steps(stream),
-        *_other_source(name, stream),
         *_steps(name, stream, _open_perception),
     ):
         step()
@@ -230,7 +225,6 @@ def keys_of(error: VedetteError, name: str, stream: StreamConfig) -> Keys:
 
     for keys, step in (
         *_source_steps(stream),
-        *_other_source(name, stream),
         *_steps(name, stream, prepare, 0.0),
     ):
         if any(str(found) == str(error) for _, found in _first_problem([(keys, step)])):
@@ -269,7 +263,6 @@ def _stream_problems(file: ConfigFile) -> Iterator[str]:
             (keys, str(error))
             for steps in (
                 _source_steps(stream, check_opens),
-                _other_source(name, stream),
                 _shared(file, name),
             )
             for keys, error in _first_problem(steps)
@@ -316,10 +309,6 @@ def _steps_of_each(
         yield (key, number), partial(check, (table,) if same is table else (same, table))
 
 
-def _other_source(name: str, stream: StreamConfig) -> Iterator[Step]:
-    yield ("clips", "record_source"), partial(check_record_source, name, stream)
-
-
 def _steps(name: str, stream: StreamConfig, opens: _Opens, wait_s: float | None = None) -> Iterator[Step]:
     """Yield the steps from the zones to the opened model; `wait_s` as for `open_model`."""
     from agent.compute.infer.backends import resolve_backend
@@ -330,8 +319,7 @@ def _steps(name: str, stream: StreamConfig, opens: _Opens, wait_s: float | None 
         yield ("filters", number), partial(check_filters, (one,))
     yield ("gate", "masks"), partial(check_polygons, stream.gate.masks, "gate.masks")
     yield from _steps_of_each("privacy", stream.privacy, check_masks)
-    if stream.clips is not None:
-        yield ("clips",), partial(check_clips, stream.clips, stream.zones)
+    yield from check_values(name, stream)
     yield ("publish", "only_zones"), partial(check_only_zones, stream)
     yield ("crop",), partial(check_crop, stream.crop)
     yield ("backend",), lambda: resolve_backend(stream.backend)
@@ -339,8 +327,6 @@ def _steps(name: str, stream: StreamConfig, opens: _Opens, wait_s: float | None 
     yield ("variant",), lambda: open_model(stream.model, stream.variant, wait_s)
     if any(_first_problem([(("source",), lambda: check_uri(stream.source))])):
         return  # reported at its own line; whether it fits the model is unknown
-    if stream.inspection is not None:
-        yield ("inspection",), partial(check_inspection, stream.inspection, InspectedModel())
     gate = replace(stream.gate, masks=())
     bare = replace(
         stream,

@@ -11,6 +11,7 @@ from agent.comms.mqtt.endpoint import problems as problems_of_brokers
 from agent.comms.topics import COMMANDS
 from agent.config import Config, SelectionConfig
 from agent.config.http import ServedConfig
+from agent.daemon.parts import check_device_tables
 from agent.errors import BackendError, ConfigError, StorageError, VedetteError
 from agent.storage.state_folder import check_state_folder, clips_path, folder_of, service_user
 
@@ -71,6 +72,7 @@ def device_problems(
             check()
         except VedetteError as error:
             yield error
+    yield from check_device_tables(config)
 
 
 def _check_pins(config: Config) -> None:

@@ -17,11 +17,9 @@ import msgspec
 from agent import __version__
 from agent.comms.commands import Command, Request, Requests
 from agent.config.load import names
-from agent.daemon.condition.told import problems_of
 from agent.daemon.control import ConfigManager
+from agent.daemon.parts import Asked, execute, is_of_feature
 from agent.daemon.runtime import Runtime
-from agent.daemon.streams import commands
-from agent.daemon.streams.stream import Stream
 from agent.errors import CommandError, VedetteError
 from agent.structs import from_json
 
@@ -177,8 +175,8 @@ class CommandHandler:
             if request.command.verb == "doctor":
                 self._examine(request)
                 return
-            if request.command.verb == "teach":
-                self._teach(request, request.command)
+            if is_of_feature(request.command.verb):
+                self._ask_feature(request, request.command)
                 return
             if request.command.verb == "trace":
                 self._record_trace(request, request.command.seconds)
@@ -201,33 +199,27 @@ class CommandHandler:
             self._runtime.mqtt.repeat(self._runtime.topics.state(stream, what))
 
     def _reply(self, command: Command) -> Reply:
-        streams, control = self._runtime.streams, self._control
+        control = self._control
         if command.stream or command.verb in _OF_STREAMS:
             control.check_stream(command.stream)
         if command.verb == "set":
             return control.set(command.stream, command.what, command.value), {}
-        if command.verb == "snapshot":
-            remark = commands.snapshot_now(streams[command.stream])
-            return remark, {"topic": self._runtime.topics.snapshot(command.stream)}
-        if command.verb == "record":
-            return "", {"path": commands.record(streams[command.stream], command.seconds)}
-        if command.verb == "inspect":
-            return "", {"part": commands.inspect(streams[command.stream], command.part)}
-        if command.verb == "accept":
-            _accept(command.stream, streams[command.stream])
-            return "", {}
-        if command.verb == "reset":
-            commands.reset_line(streams[command.stream], command.line)
-            log.info(
-                "command: stream %s: crossings of %s count anew", command.stream, command.line or "all lines"
-            )
-            return "", {}
-        if command.verb == "forget":
-            commands.forget_state(streams[command.stream], command.state, command.name)
-            return "", {}
         if command.verb == "reload":
             return self._reload(), {}
         return "", self._status()
+
+    def _ask_feature(self, request: Request, command: Command) -> None:
+        def answer(result: dict[str, Any] | None, why: str) -> None:
+            self._requests.answer(request, ok=result is not None, reason=why, more=result)
+
+        runtime, stream = self._runtime, None
+        if command.stream:
+            self._control.check_stream(command.stream)
+            stream = runtime.streams[command.stream]
+        reply = execute(Asked(command, stream, runtime.topics, answer, runtime.parts))
+        if reply is not None:
+            remark, more = reply
+            self._requests.answer(request, ok=True, reason=remark, more=more)
 
     def _examine(self, request: Request) -> None:
         def done(report: dict[str, Any] | None, why: str) -> None:
@@ -238,19 +230,6 @@ class CommandHandler:
 
         self._doctor.start(done)
         log.info("command: doctor")
-
-    def _teach(self, request: Request, command: Command) -> None:
-        """Begin a lesson, which is answered at its end."""
-        from agent.daemon.teaching.taught import Lesson
-
-        def done(result: dict[str, Any] | None, why: str) -> None:
-            if result is None:
-                log.warning("stream %s: state %s was not taught: %s", command.stream, command.state, why)
-            self._requests.answer(request, ok=result is not None, reason=why, more=result)
-
-        self._control.check_stream(command.stream)
-        lesson = Lesson(command.state, command.name, command.examples, command.region)
-        commands.teach(self._runtime.streams[command.stream], lesson, done)
 
     def _record_trace(self, request: Request, seconds: float) -> None:
         """Begin a trace, which is answered at its end, or end the running one."""
@@ -286,12 +265,13 @@ class CommandHandler:
                 "only_moving": one.only_moving,
                 "motion_masks": one.motion_masks,
                 "set_by_command": self._control.overridden(name),
-                "states": stream.states,
+                "states": {},
                 "sound": stream.has_sound,
                 "decoding": captured.decoding if (captured := stream.captured) else "",
                 "reduced": stream.reduced,
                 "unmet": stream.unmet,
-                "problems": problems_of(stream.condition),
+                "problems": stream.parts.problems,
+                **stream.parts.describe(),
             }
         return {
             "version": __version__,
@@ -300,12 +280,3 @@ class CommandHandler:
             "waits_for_restart": names(runtime.pending_restart),
             "unmet": runtime.board_trouble,
         }
-
-
-def _accept(name: str, stream: Stream) -> None:
-    """Take what a camera sees now for its right view. Raises CommandError if nobody watches it."""
-    (state, detail) = stream.status
-    if (condition := stream.condition) is None or state not in ("running", "degraded"):
-        why = "its camera is not watched" if state in ("running", "degraded") else f"it is {state}"
-        raise CommandError(f"stream {name}: {why}, so there is no view to accept{detail and f': {detail}'}")
-    condition.accept()

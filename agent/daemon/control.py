@@ -342,9 +342,9 @@ class ReloadPlan:
             self._runtime.mqtt.reconfigure(self._config.mqtt)
         if "storage" in self._changes.tables:
             self._runtime.spool.configure(self._config.storage)
-            self._runtime.recorder.configure(self._config.storage)
         warn_of_unmasked(self._config.streams, self._runtime.config.streams)
         self._runtime.config = self._config
+        self._runtime.parts.configure(self._config)
         self._runtime.run_fusion(self._fusion)
         if not self._only:
             self._runtime.pending_restart = self._waiting
@@ -363,8 +363,7 @@ class ReloadPlan:
             runtime.delete_outdated(name)
         for name, config in self._adjusted.items():
             runtime.streams[name].adjust(config)
-        if any(stream.config.clips is not None for stream in self._streams.values()):
-            runtime.recorder.start()
+        runtime.parts.open(self._config)
         for name, stream in self._streams.items():
             stream.start(runtime.hanging(name))
 

@@ -24,7 +24,6 @@ from agent.daemon.overrides import OverridesFile
 from agent.daemon.resources.load import BoardLoad
 from agent.daemon.resources.manager import ResourceManager
 from agent.daemon.runtime import STOP_TIMES, Runtime, StopTimes, stop_streams
-from agent.daemon.shadow import ShadowManager
 from agent.daemon.systemd import Notifier, SystemdStatus
 from agent.daemon.web.service import PageService
 from agent.errors import ConfigError, StorageError, StreamError, VedetteError
@@ -197,10 +196,9 @@ class Daemon:
         self._health = HealthPublisher(self.runtime, self._control, self._homeassistant, self._sensors)
         self._metrics = MetricsService(self._health.readings, self.runtime.topics.device)
         self._page = PageService(self.runtime.clips_folder, self.runtime.topics.device)
-        self._shadows = ShadowManager(self.runtime)
         board_load = self._board_load or BoardLoad(sensors=self._sensors)
         self._resources = ResourceManager(self.runtime, board_load)
-        self._health_file = HealthFile(self.runtime, self._health, self._shadows)
+        self._health_file = HealthFile(self.runtime, self._health)
 
     def _run(self) -> None:
         try:
@@ -217,7 +215,6 @@ class Daemon:
             self._commands.stop()
             self._metrics.close()
             self._page.close()
-            self._shadows.close()
             began = time.monotonic()
             stop_streams(self.runtime.streams.values(), self._stop_times.streams)
             self._health.publish()
@@ -260,7 +257,7 @@ class Daemon:
             self._trim_if_due()
             show_thread_names()
             self._health.publish()
-        self._shadows.poll()
+        self.runtime.parts.poll(self.runtime.config)
         self._report_to_board(is_due)
 
     def _trim_if_due(self) -> None:

@@ -22,12 +22,10 @@ from agent.comms import messages
 from agent.comms.messages import BatteryHealth, SpoolHealth, SupplyHealth
 from agent.comms.mqtt.session import LinkState
 from agent.config.load import names
-from agent.daemon.condition.told import problems_of
 from agent.daemon.control import ConfigManager
 from agent.daemon.homeassistant import HomeAssistant
 from agent.daemon.metrics.readings import DaemonReadings, LoadMeter, read_all
 from agent.daemon.runtime import Runtime
-from agent.daemon.shadow import ShadowManager
 from agent.daemon.streams.stream import Stream
 from agent.errors import StorageError, reason_of
 from agent.health import HEALTH_FILE, DaemonHealth, LinkHealth, StreamHealth, StreamReport
@@ -103,10 +101,10 @@ class HealthPublisher:
         link = runtime.mqtt.state
         now = [
             *(
-                (name, s.status[0], s.has_result, overridden(name), bool(s.unmet), problems_of(s.condition))
+                (name, s.status[0], s.has_result, overridden(name), bool(s.unmet), s.parts.problems)
                 for name, s in runtime.streams.items()
             ),
-            (self._heat.hot, self._power.supply, link.connects, runtime.recorder.stats.trouble),
+            (self._heat.hot, self._power.supply, link.connects, runtime.parts.troubles),
             self._homeassistant.trouble,
             runtime.pending_restart,
             runtime.commands_off,
@@ -142,7 +140,6 @@ class HealthPublisher:
             supply=_supply(self._power),
             battery=_battery(self._power),
             link=link_health(runtime.mqtt.state),
-            clips=_clips(runtime),
             homeassistant=self._homeassistant.trouble,
             commands_off=runtime.commands_off,
             waits_for_restart=names(runtime.pending_restart),
@@ -154,6 +151,7 @@ class HealthPublisher:
             metrics=runtime.metrics_trouble,
             page=runtime.page_trouble,
             unmet=runtime.board_trouble,
+            **runtime.parts.health(),
         )
         runtime.mqtt.retain(runtime.topics.health, messages.encode(message))
 
@@ -205,12 +203,6 @@ def _battery(monitor: PowerMonitor) -> BatteryHealth | None:
     return BatteryHealth(monitor.battery.status, monitor.battery.percent) if monitor.battery else None
 
 
-def _clips(runtime: Runtime) -> messages.ClipsHealth | None:
-    if all(stream.config.clips is None for stream in runtime.streams.values()):
-        return None
-    return messages.ClipsHealth(**asdict(runtime.recorder.stats))
-
-
 class HealthFile:
     """Writes health.json into the service's runtime directory; without one, nothing. For the daemon's thread."""
 
@@ -218,13 +210,12 @@ class HealthFile:
         self,
         runtime: Runtime,
         health: HealthPublisher,
-        shadows: ShadowManager,
         environment: Mapping[str, str] = os.environ,
     ) -> None:
         """Prepare. The environment holds RUNTIME_DIRECTORY, set by systemd."""
         folder = environment.get("RUNTIME_DIRECTORY", "").partition(":")[0]
         self._path = Path(folder) / HEALTH_FILE if folder else None
-        self._runtime, self._health, self._shadows = runtime, health, shadows
+        self._runtime, self._health = runtime, health
         self._began_s, self._written_s = time.monotonic(), -1e9
         self._failed = False
         self._reloads, self._reload_refused = 0, ""
@@ -262,9 +253,9 @@ class HealthFile:
             rss_mb=round(resident_mb(), 1),
             streams={name: self._stream(name, one) for name, one in self._runtime.streams.items()},
             link=link_health(self._runtime.mqtt.state),
-            shadow=self._shadows.update,
             reloads=self._reloads,
             reload_refused=self._reload_refused,
+            **self._runtime.parts.report(),
         )
 
     def _stream(self, name: str, stream: Stream) -> StreamReport:
@@ -276,5 +267,5 @@ class HealthFile:
             **asdict(now),
             inferred=stream.metrics.inferences,
             infer_p95_ms=stream.metrics.latency.p95_ms,
-            shadow=self._shadows.report(name),
+            **self._runtime.parts.report(name),
         )

@@ -13,12 +13,13 @@ from agent.comms.homeassistant.device import DeviceEntitySource, Kind, StreamEnt
 from agent.compute.manifest import Manifest
 from agent.config import HomeAssistantConfig, StreamConfig
 from agent.config.mqtt import MqttConfig
-from agent.daemon.condition.watchers import is_watched
+from agent.daemon.parts import EntityPlace, entities
 from agent.daemon.runtime import Runtime
 from agent.daemon.streams.stream import Stream
 from agent.errors import ModelError
 from agent.models.library import open_manifest
 from agent.models.secondary import attribute_names
+from agent.storage.state_folder import state_path
 
 _NO_LABELS = ("", "???")
 """Labels in published lists that stand for no class."""
@@ -83,20 +84,20 @@ class HomeAssistant:
     def _with_state(self, name: str, stream: Stream) -> StreamEntitySource:
         """Return a stream's entity source with what may change while the model stays the same."""
         runtime, known = self._runtime, self._sources[name][2]
-        settings = runtime.settings.get(name)
+        settings, state = runtime.settings.get(name), state_path(runtime.config.storage)
         counted = tuple(ZoneLabel(*pair) for pair in stream.counted_labels)
-        states, labels = stream.state_values, known.labels
-        if known.kind == "words" and states:
-            labels, states = tuple(dict.fromkeys(word for words in states.values() for word in words)), {}
         return replace(
             known,
-            labels=labels,
             counted_labels=counted,
             variants=settings.variants if settings else (),
             filters=tuple(settings.filters) if settings and known.kind in _WITH_FILTERS else (),
             motion_masks=settings is not None and settings.motion_masks is not None,
             commands=runtime.commands,
-            states=states,
+            of_features=entities(
+                EntityPlace(
+                    runtime.topics, name, stream.config, known.kind, runtime.commands, state, stream.parts
+                )
+            ),
         )
 
 
@@ -109,11 +110,8 @@ def entity_source(name: str, config: StreamConfig) -> StreamEntitySource:
         zones=tuple(zone.name for zone in config.zones),
         lines=tuple(line.name for line in config.lines),
         counts=publish.counts,
-        snapshot=publish.snapshot,
         events=publish.events,
         inspection=config.inspection is not None,
-        announced=config.inspection is not None and config.inspection.trigger != "every",
-        condition=is_watched(config),
     )
     try:
         manifest = open_manifest(config.model, wait_s=0.0)

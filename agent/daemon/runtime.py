@@ -13,7 +13,6 @@ from msgspec.structs import replace
 
 from agent.board.proc import ADVICE, cpu_info_unreadable, read_clock
 from agent.capture.camera import Cameras
-from agent.comms.messages import clip_message, encode
 from agent.comms.mqtt.endpoint import commands_off
 from agent.comms.mqtt.publisher import Publisher
 from agent.comms.reporter import EventTap
@@ -25,6 +24,7 @@ from agent.config.twins import unmasked_twins
 from agent.daemon.check import keys_of
 from agent.daemon.check_device import check_device
 from agent.daemon.overrides import StreamSettings
+from agent.daemon.parts import DeviceParts
 from agent.daemon.streams.decoders import DecoderSelection
 from agent.daemon.streams.services import StreamServices
 from agent.daemon.streams.sharing import check_not_shared
@@ -33,19 +33,15 @@ from agent.errors import ModelError, StreamError, VedetteError
 from agent.storage.spool.spool import Spool
 from agent.storage.state_folder import clips_path, state_path
 from agent.text import plural
-from agent.types import Clip, DiskLoad
+from agent.types import DiskLoad
 
 if TYPE_CHECKING:
     from agent.comms.texts import TextReceiver
     from agent.daemon.autoselect import AutoBackend
     from agent.daemon.fusion import FusionPlan, FusionRunner
-    from agent.storage.clips.recorder import Recorder
 
 
 log = logging.getLogger(__name__)
-
-CLIP_FLUSH_S = 5.0
-"""Longest wait for a clip's message to reach the disk, s; after a crash before that, it is published again."""
 
 
 class StopTimes(NamedTuple):
@@ -98,6 +94,7 @@ class Runtime:
         clips_folder: of all clips.
         metrics_trouble: why the metrics are not served as configured; empty: they are, or none are wanted.
         page_trouble: the same of the page.
+        parts: of the device.
     """
 
     def __init__(
@@ -132,7 +129,7 @@ class Runtime:
         )
         self.mqtt.on_sent(self._count_sent)
         self.clips_folder = clips_path(config.storage)
-        self._recorder: Recorder | None = None
+        self.parts = DeviceParts(self)
         self.streams: dict[str, Stream] = {}
         self.settings: dict[str, StreamSettings] = {}
         self.pending_restart: tuple[Key, ...] = ()
@@ -147,27 +144,10 @@ class Runtime:
         self._state_topics: set[str] = set()
         self._abandoned: WeakSet[Stream] = WeakSet()  # a thread that hangs holds its stream; nothing else should
 
-    @property
-    def recorder(self) -> Recorder:
-        """Recorder of all clips, made when the first stream records."""
-        if self._recorder is None:
-            from agent.storage.clips.recorder import Recorder
-
-            self._recorder = Recorder(self.clips_folder, self.config.storage, self._announce_clip)
-        return self._recorder
-
     def disk_load(self) -> DiskLoad:
         """Return how busy the disk is with events and clips. Any thread may call this."""
-        behind_s = self._recorder.behind_s if self._recorder is not None else 0.0
+        behind_s = max((part.behind_s for part in self.parts), default=0.0)
         return replace(self.spool.load(), clips_behind_s=round(behind_s, 3))
-
-    def _announce_clip(self, clip: Clip) -> None:
-        """Publish a clip's message, unless its stream is off."""
-        if clip.occasion.stream in self.silent:
-            return
-        message = clip_message(clip, self.topics.device)
-        self.spool.put(self.topics.clips(clip.occasion.stream), encode(message))
-        self.spool.flush(CLIP_FLUSH_S)
 
     def _count_sent(self, topic: str, waited_s: float) -> None:
         """Count how long an event of a stream waited to be sent. For the connection's thread."""
@@ -187,13 +167,12 @@ class Runtime:
         opener, vetting = (
             (self.auto_backend.open, self.auto_backend.vetting) if self.auto_backend else (None, None)
         )
-        recorder = None if config.clips is None else self.recorder
         services = StreamServices(
             self.topics,
             self.spool,
             self.mqtt,
             opener,
-            recorder,
+            self.parts.get,
             vetting,
             state=state_path(self.config.storage),
             clips=self.clips_folder,
@@ -263,6 +242,7 @@ class Runtime:
             StreamError: no stream can run.
         """
         _warn_of_hidden_processors()
+        self.parts.open(self.config)
         warn_of_unmasked(self.config.streams)
         refused = []
         for name, config in self.config.streams.items():
@@ -327,8 +307,7 @@ class Runtime:
         """Connect to the broker, and start every stream."""
         self.run_fusion(self._fusion_plan)
         self.mqtt.start()
-        if any(stream.config.clips is not None for stream in self.streams.values()):
-            self.recorder.start()
+        self.parts.start()
         for stream in self.streams.values():
             stream.start()
 
@@ -345,8 +324,7 @@ class Runtime:
         if self.auto_backend is not None:
             self.auto_backend.close()
         until += times.clips
-        if self._recorder is not None:
-            self._recorder.close(_left(until))
+        self.parts.close(_left(until))
         self.spool.flush(_left(until + times.flush))
         self.mqtt.stop(times.drain)
 
@@ -362,8 +340,7 @@ class Runtime:
         """Write all files but the event queue's again: the state folder was deleted."""
         if self.auto_backend is not None:
             self.auto_backend.write_anew()
-        if self._recorder is not None:
-            self._recorder.configure(self.config.storage)  # lists the clips that there are
+        self.parts.restore()
 
     def delete_outdated(self, name: str) -> None:
         """Delete at the broker what a stream that was replaced has published, and its configuration forbids now.

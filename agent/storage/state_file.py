@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Annotated
@@ -202,6 +202,12 @@ def _give_to_owner(descriptor: int, owner: os.stat_result) -> None:
 SHADOW_FILE = "vedette-update/shadow.json"
 """Path of the order below `/run`."""
 _ORDER_LARGEST = 64 * 1024
+
+
+def shadow_order_path(environment: Mapping[str, str] = os.environ) -> Path | None:
+    """Return the path of the order; None without systemd's RUNTIME_DIRECTORY, where none is read."""
+    folder = environment.get("RUNTIME_DIRECTORY", "").partition(":")[0]
+    return Path(folder).parent / SHADOW_FILE if folder else None
 
 
 class ShadowOrder(Struct, frozen=True):

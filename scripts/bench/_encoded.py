@@ -121,7 +121,7 @@ def run_opencv(path: Path, vision: VideoPerception, fps: float) -> Run:
 def _run(source: _OnDemand | _OpenCV, vision: VideoPerception, tracks: _Tracks) -> Run:
     sink, publish, began_s = Sink(updates=True), PublishConfig(snapshot=False), time.thread_time()
     reporter = Reporter(Topics("vedette", "bench"), "bench", publish, ModelId("bench", ""), sink, sink)
-    pipeline = VideoPipeline(source, vision, reporter, publish)
+    pipeline = VideoPipeline(source, vision, reporter)
     if isinstance(source, Camera):
         pipeline.on_demand = source.set_demand
     pipeline.run(threading.Event())

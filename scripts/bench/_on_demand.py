@@ -248,7 +248,7 @@ def watch(path: Path, model: str, decode: DecodeChoice, answers: Answers | None 
     opener = open_session if answers is None else answers.open
     vision, sink = VideoPerception("bench", config, open_model(model), opener), _Announced(camera)
     reporter = Reporter(Topics("vedette", "bench"), "bench", publish, ModelId("bench", ""), sink, sink)
-    pipeline = VideoPipeline(camera, vision, reporter, publish)
+    pipeline = VideoPipeline(camera, vision, reporter)
     pipeline.on_demand = camera.set_demand
     pipeline.run(threading.Event())
     vision.close()

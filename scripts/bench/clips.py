@@ -33,7 +33,7 @@ from agent.capture.media import Media
 from agent.capture.packets import PacketStream
 from agent.compute.av_encoding import PictureEncoder, SoundTranscoder
 from agent.config import CaptureConfig, ClipsConfig, StorageConfig
-from agent.daemon.clips.stream_clips import StreamClips
+from agent.features.clips.part import StreamClips
 from agent.storage.clips.file import part_of, recover
 from agent.storage.clips.mp4 import read_boxes
 from agent.storage.clips.recorder import Recorder
@@ -176,7 +176,7 @@ def one_turn(uri: str, folder: Path, seconds: float, *, records: bool) -> tuple[
     """Return the CPU of some seconds, % of a core, and the bytes that were written."""
     recorder = Recorder(folder, StorageConfig(clips_keep_free_bytes=0), lambda clip: None)
     config = ClipsConfig(record="continuous" if records else "events", events=False)
-    clips = StreamClips("bench", config, recorder, lambda frame: None, has_other_source=True)
+    clips = StreamClips("bench", config, recorder, has_other_source=True)
     on_packet = clips.add_packet if records else (lambda packet: None)
     stream = PacketStream("bench", uri, CaptureConfig(), on_packet=on_packet, on_change=lambda state, why: None)
     stream.start()
@@ -238,7 +238,7 @@ def recorded(path: Path, folder: Path, count: int, seconds: int) -> list[tuple[C
             folder / str(number), StorageConfig(clips_keep_free_bytes=0), done.append, turn_s=0.02
         )
         config = ClipsConfig(before_s=BEFORE_S, after_s=AFTER_S)
-        clips = StreamClips("bench", config, recorder, lambda frame: None, lossless=True)
+        clips = StreamClips("bench", config, recorder, lossless=True)
         at_s = play(packets, clips, at_s)
         clips.close()
         recorder.close(30.0)

@@ -33,9 +33,10 @@ from agent.compute.infer.backends import open_session
 from agent.compute.infer.session import Opener
 from agent.config import StreamConfig
 from agent.config.condition import ConditionConfig
-from agent.daemon.condition.told import StreamCondition
-from agent.daemon.condition.watchers import open_condition
+from agent.daemon.parts import Parts, StreamContext
 from agent.daemon.streams.perception import open_perception
+from agent.daemon.streams.services import StreamServices
+from agent.features.condition.part import open_part
 from agent.models.library import open_model
 from agent.types import AudioChunk, Frame
 
@@ -64,9 +65,11 @@ class Station:
         self.quick_bytes = 1 << 30
         self.told: list[Told] = []
         self._now_s = 0.0
-        found = open_condition("bench", self.config, self.opened, reporter, folder)
+        services = StreamServices(Topics("vedette", "bench"), self, self)
+        context = StreamContext("bench", self.config, self.opened, reporter, services, folder)
+        found = open_part(context, Parts())
         assert found is not None
-        self.condition: StreamCondition = found
+        self.condition = found
         self.gate_ns = 0
 
     def put(self, topic: str, body: bytes, track: object = None) -> None:
@@ -86,16 +89,17 @@ class Station:
         self._now_s = now_s
         at_ns = round(now_s * 1e9)
         frame = Frame(picture, "bench", 0, at_ns, BEGAN + timedelta(seconds=now_s), read_ns=time.monotonic_ns())
-        self.gate_ns += self.opened.process(frame).stages.gate
-        self.condition.poll(at_ns, frame.captured_at)
+        result = self.opened.process(frame)
+        began_ns = time.monotonic_ns()
+        self.condition.process(frame, result)
+        self.gate_ns += result.stages.gate + time.monotonic_ns() - began_ns
 
     def hear(self, samples: Any, first: int, rate_hz: int) -> None:
         """Process some sound."""
         self._now_s = (first + samples.size) / rate_hz
         at_ns = round(self._now_s * 1e9)
         chunk = AudioChunk(samples, rate_hz, "bench", first, at_ns, BEGAN + timedelta(seconds=self._now_s))
-        self.opened.process(chunk)
-        self.condition.poll(at_ns, chunk.captured_at)
+        self.condition.process(chunk, self.opened.process(chunk))
 
     def since(self, from_s: float) -> list[str]:
         """Return the words that were first told from a time on, in order."""
@@ -339,7 +343,7 @@ def ordinary_pictures(folder: Path, cameras: Photographs, args: Namespace) -> tu
             station.see(scene.at(now_s), now_s)
         found = station.since(0.0)
         if found:
-            print(f"scene {number}: {[one for one in station.told if one.problems]} {station.condition.text}")
+            print(f"scene {number}: {[one for one in station.told if one.problems]} {station.condition.trouble}")
         words += found
         seen_s += scene.LONG_S
         station.close()

@@ -128,7 +128,7 @@ class Contestant:
         self._vision = opened(model, budget, gate=gate)
         publish = PublishConfig(snapshot=False)
         reporter = Reporter(Topics("vedette", "bench"), "bench", publish, ModelId("bench", ""), sink, sink)
-        self._pipeline = VideoPipeline(self, self._vision, reporter, publish)
+        self._pipeline = VideoPipeline(self, self._vision, reporter)
         self._thread = threading.Thread(target=self._pipeline.run, args=(threading.Event(),), name=budget.variant)
         self._thread.start()
         self._wait()

@@ -149,7 +149,7 @@ def run(clip: Path, model: str, *, gate: bool) -> Run:
     config = config_for(model, DecodeConfig(labels=(LABEL,)), gate=gate)
     vision, sink, source = VideoPerception("bench", config, open_model(model)), Sink(), Clip(clip)
     reporter = Reporter(Topics("vedette", "bench"), "bench", publish, ModelId("bench", ""), sink, sink)
-    source.pipeline = VideoPipeline(source, vision, reporter, publish)
+    source.pipeline = VideoPipeline(source, vision, reporter)
     began = time.monotonic()
     source.pipeline.run(threading.Event())
     seconds = time.monotonic() - began

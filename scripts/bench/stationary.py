@@ -161,7 +161,7 @@ def run(shots: Iterable[Shot], parts: Sequence[Part], model: str, *, gate: bool)
     result = Run(sink.events)
     source = Scene(shots, parts, result)
     reporter = Reporter(Topics("vedette", "bench"), "bench", publish, ModelId("bench", ""), sink, sink)
-    source.pipeline = VideoPipeline(source, vision, reporter, publish)
+    source.pipeline = VideoPipeline(source, vision, reporter)
     began = time.monotonic()
     source.pipeline.run(threading.Event())
     result.seconds = time.monotonic() - began

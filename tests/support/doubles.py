@@ -6,12 +6,14 @@ import time
 from collections.abc import Iterable
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import numpy as np
+from msgspec.structs import replace
 
 from agent.comms.messages import EventMessage
-from agent.types import Box, Frame, OpenTrack
+from agent.types import Box, Frame, Lease, OpenTrack
 from tests.support import tflite_builder as build
 
 MANIFEST = """
@@ -61,7 +63,10 @@ class FrameList:
         return not self._given and not self.lost
 
     def take(self, timeout_s: float) -> Frame | None:
-        return self._given.pop(0) if self._given else None
+        if not self._given:
+            return None
+        frame = self._given.pop(0)
+        return replace(frame, lease=Lease(lambda: self.give_back(frame)))
 
     def give_back(self, frame: Frame) -> None:
         self.given_back += 1
@@ -95,3 +100,15 @@ class Kept:
 
     def kinds(self) -> list[str]:
         return [event.kind for event in self.events()]
+
+
+def snapshots(vision: Any, reporter: Any, publish: Any, **more: Any) -> Any:
+    """The parts of a stream that publishes snapshots, and `more` parts by name."""
+    from agent.daemon.parts import Parts
+    from agent.features.snapshots.part import SnapshotPart
+
+    parts = Parts()
+    for name, part in more.items():
+        parts.attach(name, part)
+    parts.attach("snapshots", SnapshotPart(vision, reporter, publish, parts))
+    return parts

@@ -463,8 +463,7 @@ def test_what_a_camera_still_sees_after_it_was_switched_off_is_not_published(
         inferences.hang(2)
         time.sleep(_PATIENT_S)  # what came of inferences before has been sent then
         began = len(messages)
-        assert front.parts.pipeline is not None
-        front.parts.pipeline.request_snapshot()
+        front.parts.request_picture()
         operator.set("front", "enabled", "off")
         wait_for(lambda: front._abandoned_s if is_abandoned else front._stop.is_set())
         inferences.answer()

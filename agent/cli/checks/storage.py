@@ -13,8 +13,8 @@ from agent.board.proc import Clock, DiskUsage, read_clock, read_disk
 from agent.cli.checks import Finding
 from agent.config import StorageConfig
 from agent.daemon.overrides import OverridesFile
-from agent.daemon.teaching.taught import FOLDER, damaged_states, read_state
 from agent.errors import StorageError
+from agent.features.teaching.taught import FOLDER, damaged_states, read_state
 from agent.storage.clips.retention import check_room, check_writable, clips_max_bytes
 from agent.storage.state_folder import clips_path, folder_of
 from agent.text import local_time, plural

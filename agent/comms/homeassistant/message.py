@@ -11,8 +11,7 @@ from typing import Any
 import msgspec
 from msgspec import Struct
 
-from agent.comms.homeassistant.device import DeviceEntitySource, node
-from agent.comms.homeassistant.discovery import Component, available
+from agent.comms.homeassistant.device import Component, DeviceEntitySource, available, node
 from agent.structs import from_json
 
 ORIGIN = "Vedette"

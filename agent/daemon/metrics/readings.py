@@ -21,7 +21,7 @@ from agent.daemon.streams.stream import Stream
 from agent.storage.spool.spool import SpoolStats
 
 if TYPE_CHECKING:
-    from agent.storage.clips.recorder import ClipStats
+    from agent.comms.messages import ClipsHealth
 
 _THREADS = ("stream-", "capture-", "read-", "clips-", "shadow-", "reject-")
 """Beginnings of the names of a stream's threads."""
@@ -79,7 +79,7 @@ class DaemonReadings(Struct, frozen=True):
     streams: dict[str, StreamTotals]
     spool: SpoolStats
     link: LinkState
-    clips: ClipStats | None
+    clips: ClipsHealth | None
     temperature_c: float | None
     hot: bool
     unmet: bool
@@ -132,7 +132,6 @@ def read_all(
     """Read everything. Any thread may call this; `began_s` is when the daemon started, CLOCK_MONOTONIC, s."""
     streams = dict(runtime.streams)
     used = load.stream_seconds(set(streams))
-    makes_clips = any(stream.config.clips is not None for stream in streams.values())
     return DaemonReadings(
         version=__version__,
         python=platform.python_version(),
@@ -141,7 +140,7 @@ def read_all(
         streams={name: _reading(stream, used.get(name, 0.0)) for name, stream in streams.items()},
         spool=runtime.spool.stats(),
         link=runtime.mqtt.state,
-        clips=runtime.recorder.stats if makes_clips else None,
+        clips=runtime.parts.health().get("clips"),
         temperature_c=temperature_c,
         hot=hot,
         unmet=bool(runtime.board_trouble),

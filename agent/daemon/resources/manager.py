@@ -120,7 +120,7 @@ class ResourceManager:
         for stream in streams.values():
             is_less = governed and stream.config.service.priority < highest
             _make_nice(stream.thread_id, is_less * (_DECODING_NICE if is_full else _NICE))
-            source = stream.parts.source
+            source = stream.run.source
             if isinstance(source, FrameStream):
                 _make_nice(source.decoder_thread_id, _DECODING_NICE * is_full)
 

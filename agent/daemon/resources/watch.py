@@ -186,7 +186,7 @@ class StreamWatch:
         """Return the sizes that may be used; the configured one alone if states were taught with it."""
         stream, model = self.stream, self.stream.model
         assert model is not None
-        if not stream.config.service.smaller_variants or stream.states:
+        if not stream.config.service.smaller_variants or any(part.pins_variant for part in stream.parts):
             return _ALL
         chosen = model.manifest.variant("" if stream.config.variant == AUTO else stream.config.variant)
         if chosen.after or not chosen.multiply_adds:

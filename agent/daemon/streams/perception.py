@@ -7,17 +7,16 @@ from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Union
 
-from agent.apps.inspection import InspectedModel, check_inspection
-from agent.board.gpio import check_installed
 from agent.comms.topics import Topics
 from agent.compute.manifest import AUTO, ONLY_VARIANT, Model
 from agent.compute.track.filters import check_filters, check_polygons
 from agent.compute.track.lines import check_lines
 from agent.compute.track.zones import check_zones
-from agent.config import ClipsConfig, StreamConfig, ZoneConfig
+from agent.config import StreamConfig
 from agent.config.privacy import BLUR_VARIANTS
 from agent.config.source_uri import parse
 from agent.config.toml import nearest
+from agent.daemon.parts import check_with_model
 from agent.daemon.streams.privacy import check_privacy, open_blur, opened_blur_models
 from agent.errors import ConfigError, VedetteError
 from agent.models.library import open_model, prefixed_errors
@@ -70,8 +69,7 @@ def open_perception(
         raise ConfigError(f"stream {name}: decode.pattern is for texts, and {config.model} reads none")
     _check_numbers(name, config, model)
     _check_places(name, config, model)
-    _check_clips(name, config, model)
-    _check_inspection(name, config, model)
+    check_with_model(name, config, model)
     secondary = open_secondary(name, config, model, open_one)
     with _closing(opener) as keeping:
         if not takes_sound:
@@ -266,13 +264,6 @@ def _check_crop(name: str, config: StreamConfig, model: Model) -> None:
         raise ConfigError(f"stream {name}: crop and {other} both say what the model is shown: delete one")
 
 
-def _check_clips(name: str, config: StreamConfig, model: Model) -> None:
-    if config.clips is not None:
-        if model.manifest.audio is not None:
-            raise ConfigError(f"stream {name}: clips are of pictures, and {config.model} takes sound")
-        check_clips(config.clips, config.zones)
-
-
 def _check_places(name: str, config: StreamConfig, model: Model) -> None:
     """Refuse lines, filters and masks of a stream of sound, and labels that the stream never reports."""
     if model.manifest.audio is not None:
@@ -286,7 +277,7 @@ def check_live_settings(name: str, config: StreamConfig, model: Model) -> None:
     """Check the filters, masks, zones and lines of a stream. Raises ConfigError if one cannot be used."""
     _check_numbers(name, config, model)
     _check_places(name, config, model)
-    _check_inspection(name, config, model)
+    check_with_model(name, config, model)
     check_zones(config.zones)
     check_lines(config.lines)
     check_filters(config.filters)
@@ -329,36 +320,3 @@ def _check_numbers(name: str, config: StreamConfig, model: Model) -> None:
         raise ConfigError(
             f"stream {name}: {config.model}: two labels have the same topic: / + # and - are alike there"
         )
-
-
-def _check_inspection(name: str, config: StreamConfig, model: Model) -> None:
-    if config.inspection is None:
-        return
-    if model.manifest.audio is not None:
-        raise ConfigError(f"stream {name}: inspection is of pictures, and {config.model} takes sound")
-    if model.manifest.gives_numbers:
-        raise ConfigError(f"stream {name}: {config.model} gives numbers, and inspection needs labels with scores")
-    for key in ("clips", "zones", "lines", "filters"):
-        if getattr(config, key):
-            raise ConfigError(
-                f"stream {name}: {key} belong to tracks of objects, and inspection has none; "
-                f"delete [streams.{name}.{key}]"
-            )
-    for address in (config.inspection.trigger, config.inspection.reject):
-        if address.startswith("gpio:"):
-            check_installed(address)
-    output, asked = model.manifest.output, config.decode
-    threshold = output.score_threshold if asked.score_threshold is None else asked.score_threshold
-    known = InspectedModel(_labels(config, model), output.decoder == "classify", threshold)
-    check_inspection(config.inspection, known, config.capture.max_fps)
-
-
-def check_clips(config: ClipsConfig, zones: Sequence[ZoneConfig]) -> None:
-    """Refuse clips of an unknown zone, or whose `after_s` is more than `max_s`. Raises ConfigError."""
-    known = [zone.name for zone in zones]
-    for name in config.zones:
-        if name not in known:
-            hint = f"known: {', '.join(known)}" if known else "the stream has no [[zones]]"
-            raise ConfigError(f"clips.zones: no zone is called {name!r}; {hint}")
-    if config.after_s > config.max_s:
-        raise ConfigError(f"clips.after_s: {config.after_s:g} is more than max_s, {config.max_s:g}")

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from msgspec import Struct
 
@@ -14,7 +15,6 @@ if TYPE_CHECKING:
     from agent.capture.camera import Cameras
     from agent.compute.infer.session import Opener
     from agent.compute.infer.vetting.vetting import Vetting
-    from agent.storage.clips.recorder import Recorder
 
 
 State = Literal["starting", "running", "degraded", "lost", "ended", "failed", "disabled"]
@@ -28,7 +28,7 @@ class StreamServices(Struct, frozen=True):
         events: the spool.
         board: publishes retained topics and samples.
         opener: opens the models' sessions; None: `auto` is the CPU.
-        recorder: of clips; None: there are none.
+        device: returns an open part of the device by its name; None: it is not open.
         vetting: see `agent.compute.infer.backends.open_session`.
         state, clips: folders of the daemon's state, and of all clips.
         tap: of the events of all streams; None: nobody listens.
@@ -41,7 +41,7 @@ class StreamServices(Struct, frozen=True):
     events: EventSink
     board: RetainedSink
     opener: Opener | None = None
-    recorder: Recorder | None = None
+    device: Callable[[str], Any] = lambda _: None
     vetting: Vetting | None = None
     restart_first_s: float = 1.0
     restart_last_s: float = 60.0

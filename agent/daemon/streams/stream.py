@@ -6,9 +6,10 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Sequence
+from contextlib import closing, suppress
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from msgspec.structs import replace
@@ -22,18 +23,16 @@ from agent.compute.infer.backends import NotYetError
 from agent.compute.manifest import Model
 from agent.config import StreamConfig
 from agent.config.privacy import check_masks
-from agent.daemon.clips.record_source import check_record_source, clips_trouble
-from agent.daemon.condition.told import problems_of
 from agent.daemon.metrics.counters import StreamMetrics
+from agent.daemon.parts import Parts, StreamContext, check_values, open_part, open_parts
 from agent.daemon.streams import perception
-from agent.daemon.streams.commands import StreamParts
+from agent.daemon.streams.commands import AT_WORK, StreamRun
 from agent.daemon.streams.live_settings import with_live_settings
 from agent.daemon.streams.outages import OutageLog
 from agent.daemon.streams.perception import Perception, open_perception, prepare_perception
 from agent.daemon.streams.pipeline import Input, Pipeline, open_pipeline
 from agent.daemon.streams.privacy import log_privacy
 from agent.daemon.streams.services import State, StreamServices
-from agent.daemon.teaching.opening import known_values, open_taught
 from agent.errors import BackendError, BlurError, BlurModelError, VedetteError
 from agent.health import StreamHealth
 from agent.models.library import log_guesses, open_model
@@ -42,9 +41,6 @@ from agent.types import StreamBudget, Track
 
 if TYPE_CHECKING:
     from agent.compute.infer.session import Session
-    from agent.daemon.condition.told import StreamCondition
-    from agent.daemon.inspection import Inspection
-    from agent.daemon.shadow import Shadow
 
 
 log = logging.getLogger(__name__)
@@ -64,12 +60,12 @@ class Stream:
         detail: the reason, in a line; empty: none.
         config: in use.
         model: that it runs; None before it was opened.
-        shadow: compares another model with its own; None: none does.
         metrics: what it has handled.
         reduced: what it has less of than everything, and why; empty: of nothing.
         unmet: which promise of its service is not kept, and by whose doing; empty: all are.
         budget: of the governor; no more is used from the next input on. Any thread may set it.
-        parts: that exist only while it runs, see `agent.daemon.streams.commands`.
+        parts: of its features, open while it runs; each run has its own.
+        run: what exists only while it runs, see `agent.daemon.streams.commands`.
     """
 
     def __init__(self, name: str, config: StreamConfig, services: StreamServices) -> None:
@@ -81,8 +77,8 @@ class Stream:
         self._heartbeat_s = time.monotonic()
         self._predecessors: Sequence[Stream] = ()
         self._perception: Perception | None = None  # only while it runs, as its parts: they are large
-        self.parts = StreamParts()
-        self._stored_values: dict[str, tuple[str, ...]] | None = None  # read while it does not run
+        self.parts, self.run = Parts(), StreamRun()
+        self._context: StreamContext | None = None
         self._captured: CaptureStats | None = None
         self.metrics, self._outages = StreamMetrics(), OutageLog(name)
         self._reporter: Reporter | None = None
@@ -92,7 +88,6 @@ class Stream:
         self.budget, self._budget_in_use = StreamBudget(), StreamBudget()
         self.reduced = self.unmet = ""
         self._is_announced = False
-        self.shadow: Shadow | None = None
         self._abandoned_s: float | None = None
 
     def prepare(self) -> None:
@@ -105,7 +100,8 @@ class Stream:
         """
         try:
             check_uri(self.config.source)
-            check_record_source(self.name, self.config)
+            for _, check in check_values(self.name, self.config):
+                check()
             if self.config.enabled:
                 check_login(self.config.source, self.config.capture)
                 check_masks(self.config.privacy)
@@ -162,32 +158,27 @@ class Stream:
 
     @property
     def encodes_clips(self) -> bool:
-        """True if pictures are encoded for clips now."""
-        return (clips := self.parts.clips) is not None and clips.encodes
+        """True if a part encodes pictures now."""
+        return any(part.encodes for part in self.parts)
 
     @property
-    def condition(self) -> StreamCondition | None:
-        """Tells what is wrong with its inputs; None: nobody watches them."""
-        return pipeline.condition if (pipeline := self.parts.pipeline) is not None else None
+    def perception(self) -> Perception | None:
+        """That it runs; None while it does not."""
+        return self._perception
+
+    @property
+    def is_at_work(self) -> bool:
+        """True if it handles pictures or sound now."""
+        return self.status[0] in AT_WORK
 
     @property
     def has_sound(self) -> bool:
         """True if its model takes sound."""
         return self.model is not None and self.model.manifest.audio is not None
 
-    @property
-    def states(self) -> dict[str, Any]:
-        """The states that were taught, by name, see `StreamStates.describe`; empty while it does not run."""
-        return {} if (taught := self.parts.taught) is None else taught.describe()
-
-    @property
-    def state_values(self) -> dict[str, tuple[str, ...]]:
-        """Values by state, or words by the name of their lesson, of those that were taught completely."""
-        if (taught := self.parts.taught) is not None:
-            return taught.values
-        if self._stored_values is None:
-            self._stored_values = known_values(self.name, self.config, self._services.state)
-        return self._stored_values
+    def open_part(self, name: str) -> Any:
+        """Return an open part, opened now if need be; None: there is nothing for it to do. For any thread."""
+        return None if self._context is None else open_part(name, self._context, self.parts)
 
     def start(self, predecessors: Sequence[Stream] = ()) -> None:
         """Run in a thread of its own, unless the stream is disabled or failed.
@@ -235,11 +226,8 @@ class Stream:
         self._abandoned_s = time.monotonic()
         if self._reporter is not None:
             self._reporter.close("shutdown")
-        if (clips := self.parts.clips) is not None:
-            clips.end()
-        if (inspection := self.parts.inspection) is not None:
-            inspection.close()
-        if (source := self.parts.source) is not None:
+        self.parts.abandon()
+        if (source := self.run.source) is not None:
             source.stop(wait=False)
 
     def discard(self) -> None:
@@ -248,17 +236,13 @@ class Stream:
     @property
     def status(self) -> tuple[State, str]:
         """State now and its reason; while the stream runs, those of its source."""
-        if self.state == "running" and (source := self.parts.source) is not None:
+        if self.state == "running" and (source := self.run.source) is not None:
             capture, opened = source.stats, self._perception
             if capture.state != "running" or opened is None:
                 return capture.state, capture.detail
             if why := perception.degraded(opened):
                 return "degraded", why
-            inspection, taught, condition = self.parts.inspection, self.parts.taught, self.condition
-            why = (inspection.store.trouble if inspection else "") or clips_trouble(self.parts.clips)
-            why = (
-                why or opened.alarm or (condition.text if condition else "") or (taught.trouble if taught else "")
-            )
+            why = opened.alarm or self.parts.trouble
             return "running", why or capture.detail
         return self.state, self.detail
 
@@ -270,7 +254,7 @@ class Stream:
     @property
     def session(self) -> Session | None:
         """Session of the model; None before the first inference, and while the stream does not run."""
-        opened, pipeline = self._perception, self.parts.pipeline
+        opened, pipeline = self._perception, self.run.pipeline
         return opened.session if opened is not None and pipeline is not None and self.has_result else None
 
     @property
@@ -281,7 +265,7 @@ class Stream:
     @property
     def captured(self) -> CaptureStats | None:
         """Totals of the source; None before it was opened."""
-        return source.stats if (source := self.parts.source) is not None else self._captured
+        return source.stats if (source := self.run.source) is not None else self._captured
 
     @property
     def counted_labels(self) -> tuple[tuple[str, str], ...]:
@@ -322,7 +306,7 @@ class Stream:
             model=model.manifest.name if model else "",
             reduced=self.reduced,
             unmet=self.unmet,
-            problems=problems_of(self.condition),
+            problems=self.parts.problems,
             backend=backend,
             variant=variant,
             decoding=capture.decoding if capture else "",
@@ -400,17 +384,21 @@ class Stream:
         services = self._services
         self.metrics.begin_run()
         self._budget_in_use = StreamBudget()
-        with self._inspecting() as inspection:
-            opened = self._perception
-            self.parts.taught = taught = open_taught(self.name, self.config, services.state, opened, reporter)
-            parts = services.recorder, self.metrics, inspection, taught, services.cameras, services.state
-            source, pipeline, self.parts.clips = open_pipeline(
-                self.name, self.config, opened, reporter, self._outages, *parts
-            )
-            self._run_pipeline(source, pipeline, opened)
+        opened = self._perception
+        folder = None if services.state == Path() else services.state
+        self._context = context = StreamContext(self.name, self.config, opened, reporter, services, folder)
+        try:
+            with closing(open_parts(context)) as self.parts:
+                more = self.metrics, services.cameras
+                source, pipeline = open_pipeline(
+                    self.name, self.config, opened, reporter, self._outages, self.parts, *more
+                )
+                self._run_pipeline(source, pipeline, opened)
+        finally:
+            self._context = None  # it holds the model
 
     def _run_pipeline(self, source: Input, pipeline: Pipeline[Any], opened: Perception) -> None:
-        self.parts.source, self.parts.pipeline, self._is_announced = source, pipeline, False
+        self.run.source, self.run.pipeline, self._is_announced = source, pipeline, False
         self.state, self.detail, self._logged = "running", "", ""
         try:
             if not self._stop.is_set():
@@ -451,26 +439,9 @@ class Stream:
             reporter.counts({label: 0 for zone, label in named if not zone}, zones)
         return reporter
 
-    @contextmanager
-    def _inspecting(self) -> Iterator[Inspection | None]:
-        """Open the pins and files of an inspection while the context lasts."""
-        if self.config.inspection is None:
-            yield None
-            return
-        from agent.daemon.inspection import Inspection
-
-        state, clips = self._services.state, self._services.clips
-        self.parts.inspection = opened = Inspection(self.name, self.config.inspection, state, clips)
-        try:
-            yield opened
-        finally:
-            self.parts.inspection = None
-            opened.close()
-
     def _before_each(self, opened: Perception, pipeline: Pipeline[Any], source: Input) -> None:
         self.heartbeat()
         self._outages.poll()
-        pipeline.shadow = self.shadow
         if (budget := self.budget) != self._budget_in_use:
             self._budget_in_use = budget
             pipeline.set_budget(budget)
@@ -484,11 +455,7 @@ class Stream:
 
     def _close_pipeline(self, source: Input) -> None:
         source.stop()
-        self._captured, self.parts.source, self.parts.pipeline, self.parts.taught = source.stats, None, None, None
-        self._stored_values = None
-        clips, self.parts.clips = self.parts.clips, None
-        if clips is not None:
-            clips.close()
+        self._captured, self.run.source, self.run.pipeline = source.stats, None, None
 
     def _close(self) -> None:
         opened, self._perception = self._perception, None

@@ -47,7 +47,10 @@ from agent.compute.tflite.expand import expand_int4
 from agent.compute.vision import VideoPerception
 from agent.config import PublishConfig, StreamConfig
 from agent.config.inspection import InspectionConfig
-from agent.daemon.inspection import Inspection, InspectionPipeline
+from agent.daemon.parts import Parts
+from agent.daemon.streams.pipeline import VideoPipeline
+from agent.features.inspection.part import InspectionPart
+from agent.features.inspection.triggers import Inspection
 from agent.models.files import load_file
 from agent.models.library import open_model, open_whole_model
 from agent.models.version_writer import write_version
@@ -227,7 +230,9 @@ def time_figures(count: int) -> dict[str, float]:
         opened.callback(vision.close)
         model, publish = ModelId("nanodet", ""), PublishConfig(snapshot=False)
         reporter = Reporter(Topics("vedette", "bench"), "line", publish, model, sink, sink)
-        InspectionPipeline(source, vision, reporter, inspection, publish).run(threading.Event())
+        parts = Parts()
+        parts.attach("inspection", InspectionPart(inspection, vision, reporter, publish))
+        VideoPipeline(source, vision, reporter, parts).run(threading.Event())
     ours = np.array([one.judged_ms for one in sink.verdicts][1:])
     theirs = np.array(source.times[1:])
     figures = {f"verdict_ms_p{share}": float(np.percentile(ours, share)) for share in (50, 99)}

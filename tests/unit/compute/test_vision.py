@@ -250,14 +250,16 @@ def used(folder: Path, crop: Box, *, has_planes: bool, gated: bool = True) -> li
     gate = GateConfig(motion=gated, hold_s=0.0, max_idle_s=60.0)
     config = StreamConfig("test:", str(model), gate=gate, crop=crop)
     vision = VideoPerception("front", config, open_model(config.model))
-    vision.camera = CameraCondition(ConditionConfig())
+    camera = CameraCondition(ConditionConfig())
     found = []
     for number in range(10):
         image = np.full((120, 160, 3), 90, np.uint8)
         image[50:90, 70 : 70 + 25 * (number == 9)] = 220
         picture = Unconverted(image, has_planes=has_planes)
         at_ns = 10**9 + number * 4 * 10**9
-        result = vision.process(Frame(picture, "front", number, at_ns, datetime.now(UTC)))
+        frame = Frame(picture, "front", number, at_ns, datetime.now(UTC))
+        result = vision.process(frame)
+        camera.update(at_ns, lambda frame=frame: vision.masked_view(frame))  # type: ignore[misc]
         found.append((result.detections is not None, picture.conversions > 0))
     vision.close()
     return found

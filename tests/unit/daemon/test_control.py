@@ -6,7 +6,6 @@ import logging
 import threading
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import cv2
 import numpy as np
@@ -28,11 +27,12 @@ from agent.daemon import control as module
 from agent.daemon.control import ConfigManager
 from agent.daemon.overrides import UNKNOWN_STATE, Overrides, OverridesFile
 from agent.daemon.runtime import Runtime, stop_streams
-from agent.daemon.streams import perception, snapshots
-from agent.daemon.streams.commands import snapshot_now
+from agent.daemon.streams import perception
 from agent.errors import CommandError, StorageError, VedetteError
+from agent.features.clips.part import StreamClips
 from agent.storage.clips.retention import clips_in
 from agent.storage.spool.spool import Spool
+from agent.types import Frame, StreamResult
 from tests.support.clip_pictures import frames_of
 from tests.support.doubles import person_model
 from tests.support.hanging import Inferences
@@ -106,12 +106,12 @@ def test_nothing_of_a_camera_that_is_switched_off_is_published_however_long_its_
     storage = StorageConfig(clips_folder=str(tmp_path / "clips"))
     control, runtime = prepared(Config({"front": front}, storage=storage, mqtt=MqttConfig(port=1)), file, spool)
     monkeypatch.setattr(runtime.mqtt, "send", lambda topic, payload: published.append(topic))
-    runtime.recorder.start()
+    runtime.parts.get("clips").recorder.start()
     old = runtime.streams["front"]
     old.start()
     wait_for(lambda: old.metrics.frames > 5)
     inferences.hang()
-    snapshot_now(old)
+    old.parts.request_picture()
     assert control.set("front", "enabled", False) == ""
     spool.flush(5.0)
     retained, events = runtime.mqtt.retained(), spool.peek(0, 1000)
@@ -125,24 +125,24 @@ def test_nothing_of_a_camera_that_is_switched_off_is_published_however_long_its_
     assert old.join(60.0)
     assert runtime.mqtt.retained() == retained
     assert published == []
-    runtime.recorder.close(2.0)
+    runtime.parts.get("clips").recorder.close(2.0)
     assert spool.peek(events[-1].seq, 1000) == []
-    assert runtime.recorder.stats.saved == 1
+    assert runtime.parts.get("clips").recorder.stats.saved == 1
 
 
 def test_nothing_of_before_new_masks_is_handed_on_by_a_thread_that_was_stuck(
     config: Config, file: OverridesFile, tmp_path: Path, spool: Spool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    stuck, goes_on, real = threading.Event(), threading.Event(), snapshots._encode
+    stuck, goes_on, real = threading.Event(), threading.Event(), StreamClips.process
     shown = list[bytes]()
 
-    def encode(*args: Any) -> bytes:
-        if not stuck.is_set():
+    def process(self: StreamClips, item: Frame, result: StreamResult) -> None:
+        if result.events and not stuck.is_set():
             stuck.set()
             goes_on.wait(60.0)
-        return real(*args)
+        real(self, item, result)
 
-    monkeypatch.setattr(snapshots, "_encode", encode)
+    monkeypatch.setattr(StreamClips, "process", process)
     front = replace(
         config.streams["front"],
         enabled=True,
@@ -162,7 +162,7 @@ def test_nothing_of_before_new_masks_is_handed_on_by_a_thread_that_was_stuck(
         retain(to, payload, patient=patient)
 
     monkeypatch.setattr(runtime.mqtt, "retain", keep)
-    runtime.recorder.start()
+    runtime.parts.get("clips").recorder.start()
     old = runtime.streams["front"]
     old.start()
     assert stuck.wait(60.0), "it has an event, and is about to begin a clip"
@@ -171,10 +171,10 @@ def test_nothing_of_before_new_masks_is_handed_on_by_a_thread_that_was_stuck(
     assert runtime.hanging("front") == [old]
     goes_on.set()
     assert old.join(60.0)
-    wait_for(lambda: runtime.recorder.stats.saved)
+    wait_for(lambda: runtime.parts.get("clips").recorder.stats.saved)
     stop_streams(runtime.streams.values())
-    runtime.recorder.close(5.0)
-    assert runtime.recorder.stats.failed == 0, "the old stream began no clip"
+    runtime.parts.get("clips").recorder.close(5.0)
+    assert runtime.parts.get("clips").recorder.stats.failed == 0, "the old stream began no clip"
     pictures = [cv2.imdecode(np.frombuffer(one, np.uint8), cv2.IMREAD_COLOR) for one in shown]
     for entry in clips_in(tmp_path / "clips"):
         pictures += frames_of(entry.path)

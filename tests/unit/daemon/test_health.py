@@ -17,7 +17,6 @@ from agent.daemon.health import HealthFile, HealthPublisher
 from agent.daemon.homeassistant import HomeAssistant
 from agent.daemon.overrides import OverridesFile
 from agent.daemon.runtime import Runtime, stop_streams
-from agent.daemon.shadow import ShadowManager
 from agent.health import DaemonHealth
 from agent.storage.spool.spool import Spool
 from tests.support.doubles import person_model
@@ -59,9 +58,7 @@ def test_each_stream_is_told_with_what_it_has_inferred(
     wait_for(
         lambda: runtime.streams["front"].metrics.inferences >= 3 and runtime.streams["away"].status[0] == "lost"
     )
-    local = HealthFile(
-        runtime, publisher, ShadowManager(runtime, {}), {"RUNTIME_DIRECTORY": f"{tmp_path}:/elsewhere"}
-    )
+    local = HealthFile(runtime, publisher, {"RUNTIME_DIRECTORY": f"{tmp_path}:/elsewhere"})
     local.write_if_due(ready=False, is_due=False)
     publisher.publish()
     local.write_if_due(ready=True, is_due=True)
@@ -85,7 +82,7 @@ def test_it_is_written_when_it_is_old_or_something_has_changed_and_not_all_the_t
 ) -> None:
     now_s = [100.0]
     monkeypatch.setattr("agent.daemon.health.time.monotonic", lambda: now_s[0])
-    local = HealthFile(runtime, publisher, ShadowManager(runtime, {}), {"RUNTIME_DIRECTORY": str(tmp_path)})
+    local = HealthFile(runtime, publisher, {"RUNTIME_DIRECTORY": str(tmp_path)})
     written = []
     for later_s, is_due in ((0.0, False), (0.5, False), (0.5, True), (1.9, False), (0.2, False)):
         now_s[0] += later_s
@@ -113,10 +110,8 @@ def test_what_a_sensor_raises_ends_nothing_and_is_logged_once(
 def test_without_a_folder_nothing_is_written_and_without_a_disk_it_is_told_once(
     runtime: Runtime, publisher: HealthPublisher, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    HealthFile(runtime, publisher, ShadowManager(runtime, {}), {}).write_if_due(ready=True, is_due=True)
-    gone = HealthFile(
-        runtime, publisher, ShadowManager(runtime, {}), {"RUNTIME_DIRECTORY": str(tmp_path / "gone")}
-    )
+    HealthFile(runtime, publisher, {}).write_if_due(ready=True, is_due=True)
+    gone = HealthFile(runtime, publisher, {"RUNTIME_DIRECTORY": str(tmp_path / "gone")})
     for _ in range(3):
         gone.write_if_due(ready=True, is_due=True)
     assert (

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import string
+from pathlib import Path
 from typing import Any, get_args
 
 import pytest
@@ -16,6 +17,11 @@ from agent.comms.homeassistant.device import DeviceEntitySource, Kind, StreamEnt
 from agent.comms.homeassistant.discovery import entities
 from agent.comms.homeassistant.message import _NEEDS, ORIGIN, message, read, topic
 from agent.comms.topics import Topics
+from agent.config import PublishConfig, StreamConfig
+from agent.config.filters import LineConfig
+from agent.config.inspection import InspectionConfig
+from agent.daemon.parts import EntityPlace, Parts
+from agent.daemon.parts import entities as of_features
 
 TOPICS = Topics("vedette", "porch")
 FRONT = StreamEntitySource(
@@ -28,10 +34,27 @@ FRONT = StreamEntitySource(
 )
 
 
+def featured(source: StreamEntitySource, topics: Topics, **publish: bool) -> StreamEntitySource:
+    """A stream with the entities of its features."""
+    published = PublishConfig(counts=source.counts, events=source.events, **publish)
+    lines = tuple(LineConfig(name, ((0.0, 0.0), (1.0, 1.0))) for name in source.lines)
+    inspection = InspectionConfig(trigger="command") if source.inspection else None
+    config = StreamConfig("file:front.mp4", "", publish=published, lines=lines, inspection=inspection)
+    place = EntityPlace(topics, source.name, config, source.kind, source.commands, Path("/no-state"), Parts())
+    return replace(source, of_features=of_features(place))
+
+
 def device(
     *streams: StreamEntitySource, topics: Topics = TOPICS, sensors: tuple[str, ...] = ("temperature",)
 ) -> DeviceEntitySource:
-    return DeviceEntitySource(topics, "Raspberry Pi 4 Model B", "0.1.0", frozenset(sensors), streams)
+    shown = tuple(featured(one, topics) for one in streams)
+    return DeviceEntitySource(
+        topics,
+        "Raspberry Pi 4 Model B",
+        "0.1.0",
+        frozenset(sensors),
+        shown,
+    )
 
 
 def told(made: DeviceEntitySource, known: tuple[str, ...] = (), most: int = 16) -> dict[str, dict[str, Any]]:
@@ -143,7 +166,6 @@ def test_a_word_is_an_event_of_its_kind() -> None:
     ("off", "gone"),
     [
         ({"counts": False}, {"front.occupancy.person", "front.count.person"}),
-        ({"snapshot": False}, {"front.picture"}),
         ({"commands": False}, {"front.enabled", "front.threshold", "front.variant", "front.snapshot"}),
         ({"variants": ("only",)}, {"front.variant"}),
     ],
@@ -151,6 +173,11 @@ def test_a_word_is_an_event_of_its_kind() -> None:
 def test_what_is_not_published_is_not_announced(off: dict[str, Any], gone: set[str]) -> None:
     assert gone <= of_front()
     assert not gone & of_front(replace(FRONT, **off))
+
+
+def test_a_stream_without_snapshots_has_no_picture() -> None:
+    assert "front.picture" in featured(FRONT, TOPICS).of_features
+    assert "front.picture" not in featured(FRONT, TOPICS, snapshot=False).of_features
 
 
 def test_a_silent_stream_of_words_has_no_event() -> None:
@@ -361,14 +388,13 @@ def test_streams_that_sound_alike_have_each_names_of_their_own() -> None:
 
 
 def test_an_inspection_has_counters_and_a_verdict_in_place_of_labels() -> None:
-    line = replace(FRONT, inspection=True, announced=True, zones=())
+    line = replace(FRONT, inspection=True, zones=())
     made = told(device(line))
     ids = {name for name in made if name.startswith("front.")}
     parts = {f"front.parts.{verdict}" for verdict in ("ok", "ng", "unsure")}
     assert ids == {*_SAME, *_PICTURES, *parts, "front.verdict", "front.inspect"}
     assert made["front.parts.ng"]["state_topic"] == "vedette/porch/front/inspection"
     assert made["front.inspect"]["command_topic"] == "vedette/porch/front/set/inspect"
-    assert "front.inspect" not in told(device(replace(line, announced=False)))
 
 
 def test_an_attribute_is_a_sensor_of_the_newest_event_that_has_it() -> None:

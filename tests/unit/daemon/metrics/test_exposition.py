@@ -14,6 +14,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from agent.board.power import PowerReading
 from agent.board.proc import Memory
+from agent.comms.messages import ClipsHealth
 from agent.comms.mqtt.session import LinkState
 from agent.daemon.metrics.counters import STAGES, StreamMetrics
 from agent.daemon.metrics.definitions import METRICS, MetricDefinition
@@ -21,7 +22,6 @@ from agent.daemon.metrics.exposition import Exposition, check_installed
 from agent.daemon.metrics.readings import DaemonReadings, StreamTotals
 from agent.daemon.resources.load import Ticks
 from agent.errors import ConfigError
-from agent.storage.clips.recorder import ClipStats
 from agent.storage.spool.spool import SpoolStats
 from agent.types import Event, StageTimes, StreamResult, Track
 from tests.unit.comms.test_reporter import NOW
@@ -48,7 +48,7 @@ def readings(**streams: StreamTotals) -> DaemonReadings:
         streams=streams,
         spool=SPOOL,
         link=LINK,
-        clips=ClipStats(1, 0, 0, 1, 5000, 6000, ""),
+        clips=ClipsHealth(1, 0, 0, 1, 5000, "", 6000),
         temperature_c=48.5,
         hot=False,
         unmet=False,

@@ -152,8 +152,8 @@ def test_what_decodes_gives_way_while_the_daemon_itself_fills_the_processors(
     try:
         assert source.take(60.0) is not None
         front, yard = stream("test:"), stream("test:", service=ServiceConfig(priority=10))
-        front.thread_id, front.parts = None, SimpleNamespace(source=source)
-        yard.thread_id, yard.parts = lesser.native_id, SimpleNamespace(source=None)
+        front.thread_id, front.run = None, SimpleNamespace(source=source)
+        yard.thread_id, yard.run = lesser.native_id, SimpleNamespace(source=None)
         governing = resources(front=front, yard=yard)
         governing._board = BoardReading(idle=idle, others=others)
         governing._set_nice({"front": front, "yard": yard}, governed=True)

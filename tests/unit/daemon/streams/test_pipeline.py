@@ -3,7 +3,7 @@ from __future__ import annotations
 import threading
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any
 
 import cv2
 import msgspec
@@ -19,18 +19,15 @@ from agent.compute.drawing import annotate, label_place, title_width
 from agent.compute.vision import VideoPerception
 from agent.config import DecodeConfig, GateConfig, PublishConfig, StreamConfig, TrackConfig, ZoneConfig
 from agent.config.filters import FilterConfig, LineConfig
-from agent.config.inspection import InspectionConfig
 from agent.config.privacy import PrivacyMask
+from agent.daemon.parts import StreamPart
 from agent.daemon.streams.pipeline import VideoPipeline
-from agent.daemon.streams.snapshots import cropped
 from agent.errors import BackendError, ConfigError, ModelError
+from agent.features.snapshots.part import cropped
 from agent.models.library import open_model
 from agent.types import Frame, Image, StreamBudget, StreamResult, Track
-from tests.support.doubles import FrameList, Kept, frames, person_model
+from tests.support.doubles import FrameList, Kept, frames, person_model, snapshots
 from tests.support.tflite_builder import constant_model
-
-if TYPE_CHECKING:
-    from agent.daemon.clips.stream_clips import StreamClips
 
 RIGHT = ZoneConfig("right", ((0.5, 0.0), (1.0, 0.0), (1.0, 1.0), (0.5, 1.0)))
 LEFT = ZoneConfig("left", ((0.0, 0.0), (0.5, 0.0), (0.5, 1.0), (0.0, 1.0)))
@@ -50,7 +47,7 @@ def run(
     folder: Path, kept: Kept, source: FrameList, publish: PublishConfig | None = None, **config: Any
 ) -> VideoPipeline:
     vision, reporter = make_pipeline(folder, kept, publish, **config)
-    pipeline = VideoPipeline(source, vision, reporter, publish or PublishConfig())
+    pipeline = VideoPipeline(source, vision, reporter, snapshots(vision, reporter, publish or PublishConfig()))
     pipeline.run(threading.Event())
     return pipeline
 
@@ -118,7 +115,7 @@ def test_a_stall_ends_tracks_at_once(tmp_path: Path) -> None:
     kept, source = Kept(), FrameList(frames(3))
     source.lost = True
     vision, reporter = make_pipeline(tmp_path, kept)
-    pipeline = VideoPipeline(source, vision, reporter, PublishConfig())
+    pipeline = VideoPipeline(source, vision, reporter, snapshots(vision, reporter, PublishConfig()))
     stop = threading.Event()
     threading.Timer(0.3, stop.set).start()
     pipeline.run(stop)
@@ -132,7 +129,7 @@ def test_a_stop_ends_tracks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     stop = threading.Event()
     source = FrameList(frames(50))
     monkeypatch.setattr(source, "give_back", lambda frame: stop.set() if frame.seq == 3 else None)
-    VideoPipeline(source, vision, reporter, PublishConfig()).run(stop)
+    VideoPipeline(source, vision, reporter, snapshots(vision, reporter, PublishConfig())).run(stop)
     assert kept.kinds() == ["new", "end"]
     assert kept.events()[1].reason == "shutdown"
 
@@ -150,7 +147,9 @@ def test_a_failing_inference_still_ends_tracks(tmp_path: Path, monkeypatch: pyte
 
     monkeypatch.setattr(vision.session, "invoke", invoke)
     with pytest.raises(BackendError, match="gone"):
-        VideoPipeline(FrameList(frames(10)), vision, reporter, PublishConfig()).run(threading.Event())
+        VideoPipeline(FrameList(frames(10)), vision, reporter, snapshots(vision, reporter, PublishConfig())).run(
+            threading.Event()
+        )
     assert kept.kinds() == ["new", "end"]
 
 
@@ -215,7 +214,9 @@ def test_numbers_are_measured_and_no_tracks(tmp_path: Path, decoder: str) -> Non
     vision, kept = VideoPerception("front", config, open_model(config.model)), Kept()
     publish = PublishConfig(detections=True)
     reporter = Reporter(Topics("vedette", "porch"), "front", publish, ModelId("gauge", "0"), kept, kept)
-    VideoPipeline(FrameList(frames(5)), vision, reporter, publish).run(threading.Event())
+    VideoPipeline(FrameList(frames(5)), vision, reporter, snapshots(vision, reporter, publish)).run(
+        threading.Event()
+    )
     assert kept.puts == []
     sent = [msgspec.json.decode(body, type=DetectionsMessage) for _, body in kept.sent]
     assert [one.detections[0].values for one in sent] == [(42.5,)] * 5
@@ -231,7 +232,9 @@ def test_a_text_is_an_event_and_part_of_no_topic(tmp_path: Path) -> None:
     config = StreamConfig("test:", str(tmp_path / "plate.toml"), gate=GateConfig(motion=False))
     vision, kept = VideoPerception("front", config, open_model(config.model)), Kept()
     reporter = Reporter(Topics("vedette", "porch"), "front", PublishConfig(), ModelId("plate", "0"), kept, kept)
-    VideoPipeline(FrameList(frames(5)), vision, reporter, PublishConfig()).run(threading.Event())
+    VideoPipeline(FrameList(frames(5)), vision, reporter, snapshots(vision, reporter, PublishConfig())).run(
+        threading.Event()
+    )
     assert [(event.kind, event.track.label) for event in kept.events()] == [("new", "#/+"), ("end", "#/+")]
     assert {topic for topic, _ in kept.history} == {"vedette/porch/front/snapshot"}
 
@@ -240,9 +243,9 @@ def test_a_budget_makes_snapshots_small_unless_they_are_asked_for(tmp_path: Path
     kept, noise = Kept(), np.random.default_rng(0).integers(0, 255, (480, 640, 3), np.uint8)
     vision, reporter = make_pipeline(tmp_path, kept)
     source = FrameList([replace(one, pixels=noise) for one in frames(4)])
-    pipeline = VideoPipeline(source, vision, reporter, PublishConfig())
+    pipeline = VideoPipeline(source, vision, reporter, snapshots(vision, reporter, PublishConfig()))
     pipeline.set_budget(StreamBudget(snapshot_quality=40))
-    pipeline.request_snapshot()
+    pipeline.parts.request_picture()
     pipeline.run(threading.Event())
     asked, best = (body for topic, body in kept.history if topic.endswith("/snapshot"))
     widths = [cv2.imdecode(np.frombuffer(one, np.uint8), cv2.IMREAD_COLOR) for one in (asked, best)]
@@ -270,7 +273,10 @@ def test_a_budget_of_samples_is_kept_and_the_newest_is_sent_while_the_source_giv
     source.lost = True
     publish = PublishConfig(detections=True)
     vision, reporter = make_pipeline(tmp_path, kept, publish)
-    pipeline, stop = VideoPipeline(source, vision, reporter, publish), threading.Event()
+    pipeline, stop = (
+        VideoPipeline(source, vision, reporter, snapshots(vision, reporter, publish)),
+        threading.Event(),
+    )
     pipeline.set_budget(StreamBudget(samples_every_s=0.2))
     threading.Timer(1.0, stop.set).start()
     pipeline.run(stop)
@@ -399,18 +405,19 @@ def test_a_snapshot_writes_nothing_into_a_picture_that_others_have(tmp_path: Pat
 def test_a_snapshot_is_made_before_the_clips_may_give_the_frame_back(tmp_path: Path) -> None:
     """A camera reads its next picture, without masks, into the memory of a frame that was given back."""
 
-    class Clips:
-        def add_frame(self, frame: Frame, events: object) -> bool:
-            frame.image[:] = 255
-            return True
+    class Clips(StreamPart):
+        def process(self, item: Any, result: StreamResult) -> None:
+            item.keep()
+            item.release()  # it was encoded at once
 
-        def add_events(self, events: object) -> None:
-            """Nothing is recorded."""
+    class Camera(FrameList):
+        def give_back(self, frame: Frame) -> None:
+            frame.image[:] = 255
 
     kept, given = Kept(), frames(4)
     own = [replace(frame, pixels=np.zeros((240, 320, 3), np.uint8)) for frame in given]
     vision, reporter = make_pipeline(tmp_path, kept)
-    VideoPipeline(FrameList(own), vision, reporter, PublishConfig(), cast("StreamClips", Clips())).run(
+    VideoPipeline(Camera(own), vision, reporter, snapshots(vision, reporter, PublishConfig(), clips=Clips())).run(
         threading.Event()
     )
     jpeg = kept.retained["vedette/porch/front/snapshot"]
@@ -425,7 +432,6 @@ def test_a_snapshot_is_made_before_the_clips_may_give_the_frame_back(tmp_path: P
         ({}, False),
         ({"crop": (0.0, 0.0, 0.5, 1.0)}, True),
         ({"gate": GateConfig(crop=True)}, True),
-        ({"inspection": InspectionConfig()}, True),
         ({"privacy": (PrivacyMask("door", ((0.0, 0.0), (0.5, 0.0), (0.5, 1.0))),)}, True),
     ],
 )
@@ -434,7 +440,10 @@ def test_pictures_must_be_exact_where_parts_of_them_are_looked_at(
 ) -> None:
     kept = Kept()
     vision, reporter = make_pipeline(tmp_path, kept, **config)
-    pipeline, demands = VideoPipeline(FrameList(frames(3)), vision, reporter, PublishConfig()), list[Demand]()
+    pipeline, demands = (
+        VideoPipeline(FrameList(frames(3)), vision, reporter, snapshots(vision, reporter, PublishConfig())),
+        list[Demand](),
+    )
     pipeline.on_demand = demands.append
     pipeline.run(threading.Event())
     assert {demand.exact for demand in demands} == {exact}

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import cv2
 import numpy as np
@@ -17,10 +16,10 @@ from agent.compute.vision import VideoPerception
 from agent.config import GateConfig, StreamConfig
 from agent.config.privacy import PrivacyMask
 from agent.daemon.check import problems, warnings
-from agent.daemon.condition.watchers import _origin
 from agent.daemon.streams.perception import models_changed, open_perception
 from agent.daemon.streams.privacy import opened_blur_models
 from agent.errors import BackendError, BlurModelError, ConfigError
+from agent.features.condition.part import _origin
 from agent.models.library import open_model
 from agent.types import Box, ChannelOrder, Frame, Image
 from tests.support.doubles import Kept, person_model
@@ -28,7 +27,7 @@ from tests.support.publishing import wait_for
 from tests.unit.daemon.streams.test_stream import running, stream
 
 if TYPE_CHECKING:
-    from agent.compute.condition.camera import CameraCondition
+    pass
 
 _SNAPSHOT = "vedette/porch/front/snapshot"
 _UPPER = PrivacyMask("upper", ((0.0, 0.0), (1.0, 0.0), (1.0, 0.5), (0.0, 0.5)))
@@ -83,15 +82,10 @@ def test_what_is_learned_of_a_view_is_masked_also_where_the_gate_sees_the_true_p
     config = StreamConfig("test:", str(person_model(tmp_path)))
     vision = VideoPerception("front", config, open_model(config.model))
     black = np.zeros((480, 640, 3), np.uint8)
-    seen: list[Image] = []
-
-    class Camera:
-        def update(self, now_ns: int, view: Callable[[], tuple[Image, Image]]) -> None:
-            seen.extend(view())
-
-    vision.camera = cast("CameraCondition", Camera())
     true = np.random.default_rng(1).integers(0, 256, black.shape).astype(np.uint8)
-    vision.process(Frame(black, "front", 0, 10**9, datetime.now(UTC), unmasked=true))
+    frame = Frame(black, "front", 0, 10**9, datetime.now(UTC), unmasked=true)
+    vision.process(frame)
+    seen = vision.masked_view(frame)
     vision.close()
     assert len(seen) == 2
     assert not any(one.any() for one in seen)

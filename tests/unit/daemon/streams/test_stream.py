@@ -9,6 +9,7 @@ import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -36,7 +37,7 @@ from agent.daemon.check import keys_of
 from agent.daemon.homeassistant import entity_source
 from agent.daemon.measurements import VettingRecord
 from agent.daemon.overrides import settings_of
-from agent.daemon.streams import commands, perception
+from agent.daemon.streams import perception
 from agent.daemon.streams.services import StreamServices
 from agent.daemon.streams.stream import Stream
 from agent.errors import BackendError, ModelError, SourceError
@@ -120,16 +121,16 @@ def interpreter(session: Any) -> Any:
 def large_parts(made: Stream) -> dict[str, weakref.ref[Any]]:
     """Return the large objects of a stream that runs."""
     assert made._perception is not None
-    assert made.parts.clips is not None
+    assert made.parts.get("clips") is not None
     session = made._perception.session
     parts = {
         "model": made.model,
         "session": session,
         "interpreter": interpreter(session),
         "gate and buffers": made._perception,
-        "pipeline": made.parts.pipeline,
-        "clips": made.parts.clips,
-        "footage": made.parts.clips._ring,
+        "pipeline": made.run.pipeline,
+        "clips": made.parts.get("clips"),
+        "footage": made.parts.get("clips")._ring,
     }
     return {name: weakref.ref(part) for name, part in parts.items()}
 
@@ -141,8 +142,8 @@ def alive(parts: dict[str, weakref.ref[Any]]) -> list[str]:
 def run_and_record(made: Stream, kept: Kept, saved: list[Clip]) -> dict[str, weakref.ref[Any]]:
     """Run a stream that records a clip, and stop it. Return its large objects; only the model is still alive."""
     with running(made):
-        wait_for(lambda: "new" in kept.kinds() and made.parts.clips is not None)
-        commands.record(made, 1.0)
+        wait_for(lambda: "new" in kept.kinds() and made.parts.get("clips") is not None)
+        made.parts.get("clips").record(1.0)
         parts = large_parts(made)
         assert alive(parts) == list(parts)
     wait_for(lambda: saved)
@@ -158,7 +159,9 @@ def test_a_stream_that_has_stopped_frees_what_is_large_at_once(tmp_path: Path) -
     config = StreamConfig(
         source=_WALK, model=str(person_model(tmp_path)), track=TrackConfig(min_hits=2), clips=ClipsConfig()
     )
-    services = StreamServices(Topics("vedette", "porch"), kept, kept, chooser.open, recorder)
+    services = StreamServices(
+        Topics("vedette", "porch"), kept, kept, chooser.open, lambda _: SimpleNamespace(recorder=recorder)
+    )
     with without_collector():
         parts = run_and_record(Stream("front", config, services), kept, saved)
         wait_for(lambda: not alive(parts))

@@ -1,1 +1,0 @@
-"""Lessons of a stream by commands: states from pictures, words from sound."""

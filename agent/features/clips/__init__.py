@@ -1,0 +1,1 @@
+"""Recordings around events, or without a pause."""

@@ -1,0 +1,410 @@
+"""Clips of one stream: keep a ring of packets, and record around events or without a pause.
+
+Packets of a camera are copied as they are. Where there are none, or none that browsers play, the thread
+`clips-NAME` encodes pictures: the stream's thread hands frames over, and a frame that comes while another waits
+to be encoded replaces it, except in a replay that waits. The recorder's thread writes.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from msgspec.structs import asdict
+
+from agent import spans
+from agent.capture.decode_policy import DecodeMode, Demand
+from agent.capture.handoff import LatestFrame
+from agent.comms.messages import ClipsHealth, clip_message, encode
+from agent.compute.av_encoding import PictureEncoder
+from agent.config import ClipsConfig, Config, StreamConfig
+from agent.config.source_uri import parse
+from agent.daemon.parts import NO_DEMAND, Asked, DevicePart, Parts, Reply, StreamContext, StreamPart
+from agent.errors import BackendError, CommandError
+from agent.features.clips.rules import ClipTrigger, PicturePace
+from agent.storage.clips.job import FOREVER_NS, ClipJob
+from agent.storage.clips.packets import PacketRing
+from agent.storage.clips.recorder import Recorder
+from agent.storage.clips.retention import CONTINUOUS
+from agent.types import Clip, ClipReason, Event, Frame, MediaPacket, StreamBudget, StreamResult
+
+if TYPE_CHECKING:
+    from agent.capture.packets import PacketStream
+    from agent.daemon.runtime import Runtime
+
+from agent.features.clips.packet_input import PacketInput
+
+log = logging.getLogger(__name__)
+ASKED = "asked"
+"""Reason of a clip that a command requested."""
+_TAKE_S = 0.5
+_FLUSH_S = 5.0
+"""Longest wait for a clip's message to reach the disk, s; after a crash before that, it is published again."""
+_CLOSE_S = 0.4
+_RING_BYTES = 32 * 1024 * 1024
+"""Memory for the packets before a clip, bytes."""
+_WAKE_BYTES = 1024 * 1024
+"""Bytes after which the recorder is woken; slower streams are served by its own polling."""
+
+
+def nothing_to_record(stream: str, state: str, detail: str = "") -> CommandError:
+    """Return the refusal to record a stream in whose state there is nothing to record."""
+    return CommandError(f"stream {stream} is {state}, so there is nothing to record{detail and f': {detail}'}")
+
+
+class StreamClips(StreamPart):
+    """Clips of one stream. For the stream's thread; any thread may call `record`, `abandon` and `set_budget`.
+
+    Attributes:
+        other_source: that is recorded instead of the one that is looked at; it is closed with the clips.
+    """
+
+    def __init__(
+        self,
+        stream: str,
+        config: ClipsConfig,
+        recorder: Recorder,
+        *,
+        only_zones: bool = False,
+        lossless: bool = False,
+        copies: bool = True,
+        has_other_source: bool = False,
+        stall_s: float = 0.0,
+    ) -> None:
+        """Start the encoding thread.
+
+        Args:
+            stream: its name.
+            config: of its clips.
+            recorder: of the device.
+            only_zones: see `ClipTrigger`.
+            lossless: True if the source waits, so that no frame needs to be dropped.
+            copies: False if its packets must not be recorded, since parts of its pictures are hidden.
+            has_other_source: True if packets come from another source, so that no frame is recorded.
+            stall_s: time without a picture after which its source is lost, s.
+        """
+        self._stream, self._config, self._recorder = stream, config, recorder
+        self._trigger = ClipTrigger(stream, config, only_zones=only_zones)
+        self._ring = PacketRing(config.before_s, _RING_BYTES, patient=lossless)
+        self._input, self._copies = PacketInput(stream, self._ring, is_only=has_other_source), copies
+        self._has_other_source = has_other_source
+        self._encoder = PictureEncoder(config.max_width, config.quality, config.fps)
+        self._slot = LatestFrame(lossless=lossless)
+        self._lock = threading.Lock()
+        self._job: ClipJob | None = None
+        self._asked: ClipJob | None = None
+        self._whole: ClipJob | None = None
+        self._pace = PicturePace(config.fps)
+        self._frame_now = time.monotonic_ns(), time.monotonic_ns()
+        self._packet_now: tuple[int, int] | None = None
+        self._waiting, self._has_failed, self._cut_was_told = 0, False, False
+        self._ended, self._stall_s = False, stall_s if has_other_source else 0.0
+        self._thread: threading.Thread | None = None
+        self.other_source: PacketStream | None = None
+        if config.record == CONTINUOUS:
+            reason, now = ClipReason(stream, CONTINUOUS), datetime.now(UTC)
+            self._whole = recorder.begin(
+                self._ring, reason, now, 0, 0, segment_s=config.segment_s, stall_s=stall_s
+            )
+
+    @property
+    def on_packet(self) -> Callable[[MediaPacket], None] | None:
+        """What takes the packets of the source that is looked at; None: they are not recorded."""
+        return self.add_packet if self._copies and not self._has_other_source else None
+
+    @property
+    def encodes(self) -> bool:
+        """True if pictures are encoded: no packets come, or none that can be copied."""
+        return not self._has_other_source and not self._input.copies and not self._input.waits
+
+    @property
+    def trouble(self) -> str:
+        """Why nothing can be recorded of the other source; empty: it can, or there is none."""
+        if (other := self.other_source) is None:
+            return ""
+        stats = other.stats
+        return f"record_source: lost: {stats.detail}" if stats.state == "lost" else self._input.trouble
+
+    def demand(self) -> Demand:
+        return Demand(DecodeMode.FULL, exact=True) if self.encodes else NO_DEMAND
+
+    def process(self, item: Frame, result: StreamResult) -> None:
+        self.add_frame(item, result.events)
+
+    def idle(self, events: Sequence[Event], *, lost: bool) -> None:
+        if events:
+            self.add_events(events)
+
+    def end(self, events: Sequence[Event], reason: str) -> None:
+        if events:
+            self.add_events(events)
+
+    def add_packet(self, packet: MediaPacket) -> None:
+        """Take a packet of the camera. For one thread, that of the capture."""
+        self._packet_now = packet.captured_ns, time.monotonic_ns()
+        self._waiting += self._input.add(packet)
+        if self._waiting > _WAKE_BYTES:
+            self._waiting = 0
+            self._recorder.wake()
+            self._tell_cut()
+
+    def add_frame(self, frame: Frame, events: Sequence[Event]) -> bool:
+        """Process a frame and its events. Return True if it was kept, and is released later."""
+        at_ns = frame.captured_ns
+        with self._lock:
+            self._frame_now = at_ns, time.monotonic_ns()
+            begins = self._trigger_on(events, at_ns, frame.captured_at) if events else False
+        if self._ended or not self.encodes or not self._pace.takes(at_ns, must=begins):
+            return False
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._run, name=f"clips-{self._stream}", daemon=True)
+            self._thread.start()
+        frame.keep()
+        replaced = self._slot.put(frame)
+        if replaced is not None:
+            replaced.release()
+        return replaced is not frame
+
+    def set_budget(self, budget: StreamBudget) -> None:
+        """Encode pictures at the share of a budget; packets that are copied stay as they are."""
+        self._pace.set_share(budget.clips_share)
+
+    def add_events(self, events: Sequence[Event]) -> None:
+        """Process events that came without a frame."""
+        with self._lock:
+            self._trigger_on(events, self._time_ns(), datetime.now(UTC))
+
+    def record(self, seconds: float, state: str = "running", detail: str = "") -> str:
+        """Save the newest seconds and the next ones in a clip of their own; return its file that is written now.
+
+        If such a clip is being recorded, it goes on for so long, or another one begins if that is too long.
+        Of a clip that goes on in another file, which is not open yet, it is the folder.
+
+        Args:
+            seconds: that are recorded from now on.
+            state: of the source that is looked at.
+            detail: its reason.
+
+        Raises:
+            CommandError: there is nothing to record, or it would be longer than the configuration allows.
+            StorageError: it could not be saved, with the reason.
+        """
+        max_s = self._config.max_s
+        if not 0.0 < seconds <= max_s:
+            raise CommandError(
+                f"stream {self._stream}: a clip of {seconds:g} s cannot be recorded; expected more than 0 and at "
+                f"most clips.max_s, {max_s:g}"
+            )
+        self._check_source(state, detail)
+        kept_s = max(1.0, self._config.before_s)
+        self._recorder.check(self._stream, round(self._ring.bytes * (1.0 + seconds / kept_s)))
+        with self._lock:
+            if self._ended:
+                raise nothing_to_record(self._stream, "being stopped")
+            now_ns, now = self._time_ns(), datetime.now(UTC)
+            job, until_ns, most_ns = self._asked, now_ns + round(seconds * 1e9), round(max_s * 1e9)
+            if job is None or until_ns > job.at_ns + most_ns or not job.move_end(max(until_ns, job.until_ns)):
+                job = self._asked = self._begin(ClipReason(self._stream, ASKED), now_ns, now, until_ns)
+            return job.shown
+
+    def _check_source(self, state: str, detail: str) -> None:
+        """Raise CommandError if nothing comes to be recorded."""
+        if (other := self.other_source) is not None:
+            stats = other.stats
+            why = self.trouble
+            if stats.state == "starting":
+                why = f"record_source: {stats.detail}" if stats.detail else why or "record_source is starting"
+            if why:
+                raise CommandError(f"stream {self._stream}: there is nothing to record: {why}")
+        elif state in ("starting", "lost"):
+            raise nothing_to_record(self._stream, state, detail)
+
+    def close(self) -> None:
+        """End a running recording, and stop encoding."""
+        other, self.other_source = self.other_source, None
+        if other is not None:
+            other.stop()
+        self._slot.close()
+        if self._thread is not None:
+            self._thread.join(_CLOSE_S)
+        with self._lock:
+            self._end(FOREVER_NS)
+
+    def abandon(self) -> None:
+        """End a running recording with what was captured until now, and begin none any more.
+
+        Any thread may call this. The stream's own thread may be stuck, and go on when another stream, with other
+        masks, has replaced this one. The other source is closed, but not waited for.
+        """
+        with self._lock:
+            self._end(self._time_ns())
+            other, self.other_source = self.other_source, None
+        if other is not None:
+            other.stop(wait=False)
+
+    def _end(self, until_ns: int) -> None:
+        self._ended = True
+        for job in (self._job, self._asked, self._whole):
+            if job is not None:
+                job.end(until_ns)
+
+    def _time_ns(self) -> int:
+        """Time now by the clock of frames or, if later, of packets, ns: frames of a slow camera come late."""
+        clocks, now_ns = filter(None, (self._frame_now, self._packet_now)), time.monotonic_ns()
+        return max(at_ns + now_ns - then_ns for at_ns, then_ns in clocks)
+
+    def _trigger_on(self, events: Sequence[Event], at_ns: int, at: datetime) -> bool:
+        """Begin or prolong a clip where the events ask for it. Return True if one begins."""
+        if self._ended:
+            return False
+        begins = self._trigger.on_events(events, at_ns)
+        until_ns = self._trigger.until_ns
+        if begins is not None:
+            self._job = self._begin(begins, at_ns, at, until_ns)
+        if self._job is not None and not self._job.finished:
+            self._job.tracks = self._trigger.tracks
+            self._job.move_end(until_ns)
+        return begins is not None
+
+    def _begin(self, reason: ClipReason, at_ns: int, at: datetime, until_ns: int) -> ClipJob:
+        from_ns = at_ns - round(self._config.before_s * 1e9)
+        return self._recorder.begin(self._ring, reason, at, at_ns, from_ns, until_ns, stall_s=self._stall_s)
+
+    def _run(self) -> None:
+        while not self._slot.drained:
+            frame = self._slot.take(_TAKE_S)
+            if frame is None:
+                continue
+            try:
+                self._encode(frame)
+            except BackendError as error:
+                self._log_once(str(error))
+            except Exception as error:  # else a replay would wait forever
+                self._log_once(f"internal error (please report): {type(error).__name__}: {error}")
+            finally:
+                frame.release()
+
+    def _encode(self, frame: Frame) -> None:
+        with spans.span("encode"):
+            packets = self._encoder.encode(frame)
+        for packet in packets:
+            self._ring.add(packet)
+            self._waiting += len(packet.data)
+        if self._waiting > _WAKE_BYTES:
+            self._waiting = 0
+            self._recorder.wake()
+
+    def _log_once(self, why: str) -> None:
+        if not self._has_failed:
+            self._has_failed = True
+            log.error("stream %s: clips: %s", self._stream, why)
+
+    def _tell_cut(self) -> None:
+        if self._ring.cut and not self._cut_was_told:
+            self._cut_was_told = True
+            log.warning(
+                "stream %s: clips: before_s = %g and a group of pictures take more than %d MiB of memory: clips "
+                "begin later; shorten before_s or the camera's key frame interval, or lower its bit rate",
+                self._stream,
+                self._config.before_s,
+                _RING_BYTES >> 20,
+            )
+
+
+def open_part(context: StreamContext, _: Parts) -> StreamClips:
+    """Record a stream."""
+    config, clips = context.config, context.config.clips
+    assert clips is not None
+    part = StreamClips(
+        context.name,
+        clips,
+        context.services.device("clips").recorder,
+        only_zones=config.publish.only_zones,
+        lossless=parse(config.source).lossless,
+        copies=not config.hides,
+        has_other_source=bool(clips.record_source),
+        stall_s=config.capture.stall_s,
+    )
+    part.other_source = open_record_source(context.name, config, part.add_packet)
+    return part
+
+
+def open_record_source(
+    name: str, config: StreamConfig, on_packet: Callable[[MediaPacket], None]
+) -> PacketStream | None:
+    """Return the second source of a stream, which runs from now on; None: it has none."""
+    if config.clips is None or not config.clips.record_source:
+        return None
+    from agent.capture.packets import PacketStream
+
+    uri, on_change = config.clips.record_source, partial(_log_change, name)
+    opened = PacketStream(name, uri, config.capture, on_packet=on_packet, on_change=on_change)
+    opened.start()
+    return opened
+
+
+def _log_change(name: str, state: str, reason: str) -> None:
+    """Log an outage of a second source."""
+    (log.warning if state == "lost" else log.info)("stream %s: record_source: %s: %s", name, state, reason)
+
+
+class ClipsWriter(DevicePart):
+    """Writes the clips of all streams, and announces them.
+
+    Attributes:
+        recorder: of the device.
+    """
+
+    def __init__(self, runtime: Runtime) -> None:
+        self._runtime = runtime
+        self.recorder = Recorder(runtime.clips_folder, runtime.config.storage, self._announce)
+
+    @property
+    def trouble(self) -> str:
+        return self.recorder.stats.trouble
+
+    @property
+    def behind_s(self) -> float:
+        return self.recorder.behind_s
+
+    def start(self) -> None:
+        self.recorder.start()
+
+    def configure(self, config: Config) -> None:
+        self.recorder.configure(config.storage)
+
+    def restore(self) -> None:
+        self.recorder.configure(self._runtime.config.storage)  # lists the clips that there are
+
+    def health(self) -> dict[str, Any]:
+        return {"clips": ClipsHealth(**asdict(self.recorder.stats))}
+
+    def close(self, seconds: float) -> None:
+        self.recorder.close(seconds)
+
+    def _announce(self, clip: Clip) -> None:
+        """Publish a clip's message, unless its stream is off."""
+        runtime, stream = self._runtime, clip.occasion.stream
+        if stream not in runtime.silent:
+            runtime.spool.put(runtime.topics.clips(stream), encode(clip_message(clip, runtime.topics.device)))
+            runtime.spool.flush(_FLUSH_S)
+
+
+def open_device_part(runtime: Runtime) -> ClipsWriter:
+    """Write the clips of all streams."""
+    return ClipsWriter(runtime)
+
+
+def record(asked: Asked) -> Reply:
+    """Begin a clip, whose message is published when it is complete. Raises CommandError or StorageError."""
+    stream = asked.stream
+    if stream.config.clips is None:
+        raise CommandError(f"stream {stream.name}: clips are off; [streams.{stream.name}.clips] turns them on")
+    if (clips := stream.parts.get("clips")) is None:
+        raise nothing_to_record(stream.name, *stream.status)
+    return "", {"path": clips.record(asked.command.seconds, *stream.status)}

@@ -1,0 +1,1 @@
+"""What is wrong with cameras, microphones and models."""

@@ -1,0 +1,209 @@
+"""Triggers, counters and open devices of an inspected stream.
+
+A trigger comes from a pin's thread, from the daemon's thread for a command, or is seen in the pictures by the
+stream's thread. From the trigger on the reject output expects a verdict: a part of which none comes in time is
+rejected, even if the stream's thread hangs in a library.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import threading
+import time
+import uuid
+from collections import deque
+from collections.abc import Iterable
+from contextlib import ExitStack
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from agent.config.inspection import InspectionConfig
+from agent.errors import CommandError, StorageError
+from agent.features.inspection.reject_output import CLOSE_S, RejectOutput, Switch, Trigger
+from agent.features.inspection.rules import (
+    Counters,
+    at_shift,
+    counted,
+)
+from agent.storage.files import CLOCK_SET
+from agent.storage.part_pictures import PartPictures
+from agent.storage.state_file import StateFile
+from agent.structs import from_json
+from agent.types import (
+    PartVerdict,
+)
+
+if TYPE_CHECKING:
+    pass
+
+
+log = logging.getLogger(__name__)
+_WRITE_S = 60.0
+"""Least time between two writes of the counters, s: SD cards wear out. A power cut loses no more than that."""
+_WAITING_MAX = 1000
+"""Most parts that wait for the stream's thread: more than a line brings until a stream that hangs is replaced."""
+
+
+class CounterFile:
+    """Counters of a stream, kept over restarts. For one thread; writing may be handed to another."""
+
+    def __init__(self, folder: Path, stream: str, shifts: Iterable[str]) -> None:
+        """Read the counters of an earlier run; a damaged file is set aside, and they begin anew."""
+        self._file, self._shifts = StateFile(folder / f"inspection-{stream}.json"), tuple(shifts)
+        self.counters, self._written, self._tried_s = Counters(), Counters(), time.monotonic()
+        try:
+            content = self._file.read()
+            if content is not None:
+                self.counters = self._written = from_json(content, Counters)
+        except (StorageError, msgspec.MsgspecError) as error:
+            log.warning("stream %s: the counters of parts begin anew: %s: %s", stream, self._file.path, error)
+            self._file.set_aside()
+
+    def add(self, verdict: PartVerdict) -> None:
+        """Count one part."""
+        self.begin_shift()
+        self.counters = counted(self.counters, verdict)
+
+    def begin_shift(self) -> bool:
+        """Begin new counters if a shift has begun; return True then. A clock that is not set begins none."""
+        if time.time() < CLOCK_SET:
+            return False
+        before = self.counters
+        self.counters = at_shift(before, datetime.now(), self._shifts)  # the clock on the wall
+        return self.counters is not before
+
+    @property
+    def is_due(self) -> bool:
+        """True if the counters have changed and no write was tried for a while; the next is due later then."""
+        if time.monotonic() - self._tried_s < _WRITE_S or self.counters == self._written:
+            return False
+        self._tried_s = time.monotonic()
+        return True
+
+    def write(self) -> None:
+        """Write the counters if they have changed.
+
+        Raises:
+            StorageError: the disk refuses; they are written the next time.
+        """
+        counters = self.counters
+        if counters != self._written:
+            self._file.write(msgspec.json.encode(counters))
+            self._written = counters
+
+
+class Inspection:
+    """Triggers and open devices of an inspected stream, which its threads share.
+
+    Attributes:
+        stream, config: its name, and of the inspection.
+        reject: the output; None: there is none.
+        counters, store: of its parts, and the writer of their pictures.
+        close_s: longest wait for the disk when it is closed, s.
+    """
+
+    def __init__(
+        self, stream: str, config: InspectionConfig, state: Path, clips: Path, reject: Switch | None = None
+    ) -> None:
+        """Open pins, counters and the folder of pictures.
+
+        Args:
+            stream: its name.
+            config: of the inspection.
+            state: folder of the daemon's state.
+            clips: folder of all clips, with one for each stream.
+            reject: output; None: that of the configuration, if any.
+
+        Raises:
+            ConfigError, SourceError: a pin cannot be opened.
+        """
+        self.stream, self.config, self.close_s = stream, config, CLOSE_S
+        self._token, self._numbers = uuid.uuid4().hex[:8], itertools.count(1)
+        self._waiting: deque[Trigger] = deque()
+        self._lock = threading.Lock()
+        self._triggered_ns, self._is_closed, self._has_ignored = 0, False, False
+        with ExitStack() as opened:
+            self.reject = _open_reject(stream, config, reject)
+            if self.reject is not None:
+                opened.callback(self.reject.close)
+            self.counters = CounterFile(state, stream, config.shifts)
+            self.store = PartPictures(clips / stream, config.keep_bytes)
+            opened.callback(self._close_files)
+            if config.trigger.startswith("gpio:"):
+                from agent.board.gpio import InputPin
+
+                pin = InputPin(config.trigger, self._on_active, active_low=config.active_low)
+                opened.callback(pin.close)
+            self._opened = opened.pop_all()
+
+    def _on_active(self) -> None:
+        try:
+            self.trigger()
+        except CommandError as error:
+            if len(self._waiting) >= _WAITING_MAX and not self._has_ignored:
+                self._has_ignored = True
+                log.error("stream %s: %s", self.stream, error)
+
+    def _close_files(self) -> None:
+        try:
+            self.counters.write()
+        except StorageError as error:
+            log.warning("stream %s: its counters of parts are not written: %s", self.stream, error)
+        self.store.close(self.close_s)
+
+    def trigger(self, part: str = "") -> str:
+        """Announce a part that is at the sensor now; return its id. For any thread.
+
+        Raises:
+            CommandError: it is too soon after another, or the stream has fallen behind by so many parts that this
+                one gets no verdict; the reject output expects one all the same.
+        """
+        now_ns, at = time.monotonic_ns(), datetime.now(UTC)
+        with self._lock:
+            if self._is_closed:
+                raise CommandError("the stream is being stopped")
+            if now_ns - self._triggered_ns < self.config.debounce_s * 1e9:
+                raise CommandError("ignored: too soon after the part before, see debounce_s")
+            self._triggered_ns = now_ns
+            trigger = self.make(part, now_ns, at)
+            if len(self._waiting) >= _WAITING_MAX:
+                raise CommandError(f"{_WAITING_MAX} parts wait for a verdict: this one gets none")
+            self._waiting.append(trigger)
+        return trigger.part
+
+    def make(self, part: str, now_ns: int, at: datetime) -> Trigger:
+        """Return a trigger, with an id if it has none, whose part the reject output expects."""
+        key = next(self._numbers)
+        trigger = Trigger(key, part or f"{self.stream}-{self._token}-{key}", now_ns, at)
+        if self.reject is not None:
+            self.reject.expect(trigger)
+        return trigger
+
+    def next(self) -> Trigger | None:
+        """Remove and return the oldest trigger that waits."""
+        with self._lock:
+            return self._waiting.popleft() if self._waiting else None
+
+    def stop(self) -> None:
+        """Take no more triggers: those that wait are the last."""
+        with self._lock:
+            self._is_closed = True
+
+    def close(self) -> None:
+        """Release the pins, and write what waits. For any thread; a second call does nothing."""
+        with self._lock:
+            self._is_closed = True
+            opened, self._opened = self._opened, ExitStack()
+        opened.close()
+
+
+def _open_reject(stream: str, config: InspectionConfig, switch: Switch | None) -> RejectOutput | None:
+    if switch is None and config.reject:
+        from agent.board.gpio import OutputPin
+
+        switch = OutputPin(config.reject, active_low=config.reject_active_low)
+    return None if switch is None else RejectOutput(stream, switch, config)

@@ -1,0 +1,1 @@
+"""Crossings of a stream's lines, counted and kept."""

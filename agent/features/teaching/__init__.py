@@ -1,0 +1,1 @@
+"""States and words that a stream was taught by examples."""

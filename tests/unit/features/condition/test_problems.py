@@ -1,0 +1,158 @@
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import msgspec
+import pytest
+
+from agent.comms.messages import ConditionMessage, ModelId
+from agent.comms.reporter import Reporter
+from agent.comms.topics import Topics
+from agent.config import PublishConfig, StreamConfig
+from agent.config.condition import Problem
+from agent.errors import CommandError
+from agent.features.condition.problems import TEXTS, StreamCondition
+from agent.types import Event, StreamResult, Track
+from tests.support.doubles import Kept
+
+BEGAN = datetime(2026, 11, 28, 12, tzinfo=UTC)
+TOPIC = "vedette/porch/front/condition"
+
+
+class Problems:
+    """A watcher that finds what it is told to."""
+
+    def __init__(self, *, zones: bool = True) -> None:
+        self.problems: Mapping[Problem, str] = {}
+        self.suspensions: list[bool] = []
+        self._has_zones = zones
+        self.stored: list[bool] = []
+        self.observed, self.closed = 0, False
+
+    def watch(self, item: Any, result: StreamResult) -> None:
+        """Nothing is watched: the problems are set."""
+
+    def configure(self, config: StreamConfig) -> None:
+        """There are no zones."""
+
+    def suspend_zones(self, suspended: bool) -> bool:
+        self.suspensions.append(suspended)
+        return self._has_zones
+
+    def accept(self) -> None:
+        raise CommandError("a microphone has no view")
+
+    def pause(self) -> None:
+        """Nothing is compared."""
+
+    def observe(self, events: Sequence[Event]) -> None:
+        self.observed += len(events)
+
+    def close(self) -> None:
+        self.closed = True
+
+    def pass_time(self, now_ns: int) -> None:
+        """Nothing takes time."""
+
+    def store(self, now_ns: int, *, at_once: bool) -> None:
+        self.stored.append(at_once)
+
+
+class Told:
+    """A stream's condition on a made clock, and what it publishes."""
+
+    def __init__(self, *, zones: bool = True) -> None:
+        self.kept, self.watcher = Kept(), Problems(zones=zones)
+        topics = Topics("vedette", "porch")
+        self.reporter = Reporter(topics, "front", PublishConfig(), ModelId("", ""), self.kept, self.kept)
+        self.condition = StreamCondition("front", self.watcher, self.reporter)
+
+    def poll(self, at_s: float, **problems: str) -> None:
+        self.watcher.problems = problems  # type: ignore[assignment]
+        self.condition.poll(round(at_s * 1e9), BEGAN + timedelta(seconds=at_s))
+
+    @property
+    def messages(self) -> list[ConditionMessage]:
+        found = [body for topic, body in self.kept.history if topic == TOPIC and body]
+        return [msgspec.json.decode(body, type=ConditionMessage) for body in found]
+
+
+def test_a_problem_is_told_once_when_it_begins_and_once_when_it_ends(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    told = Told()
+    for at_s in range(5):
+        told.poll(at_s)
+    for at_s in range(5, 605):
+        told.poll(at_s, dark="")
+    for at_s in range(605, 700):
+        told.poll(at_s)
+    assert [[one.problem for one in message.problems] for message in told.messages] == [[], ["dark"], []]
+    assert told.messages[1].problems[0].since == BEGAN + timedelta(seconds=5)
+    assert [record.levelname for record in caplog.records] == ["WARNING", "INFO"]
+    assert caplog.messages == [
+        "stream front: the picture is dark",
+        "stream front: the picture is dark no longer, after 10 min",
+    ]
+
+
+def test_every_problem_has_a_text() -> None:
+    assert set(TEXTS) == set(Problem.__args__)  # type: ignore[attr-defined]
+
+
+def test_the_zones_of_a_moved_camera_are_suspended_until_it_is_back() -> None:
+    told = Told()
+    told.poll(0, moved="12% right")
+    assert told.condition.trouble == "the camera has moved (12% right): its zones are suspended"
+    told.poll(10, moved="12% right", dark="")
+    assert set(told.condition.problems) == {"moved", "dark"}
+    told.poll(20, dark="")
+    assert told.watcher.suspensions == [True, False]
+    assert [message.zones_suspended for message in told.messages] == [True, True, False]
+    assert told.condition.trouble == "the picture is dark"
+
+
+def test_without_zones_nothing_is_suspended() -> None:
+    told = Told(zones=False)
+    told.poll(0, tilted="6° clockwise")
+    assert not told.messages[-1].zones_suspended
+    assert told.condition.trouble == "the camera is tilted (6° clockwise)"
+
+
+def test_what_was_learned_is_written_when_a_problem_begins_or_ends_and_at_the_end() -> None:
+    told = Told()
+    told.poll(0)
+    told.poll(2, moved="")
+    told.poll(4, moved="")
+    told.condition.close()
+    assert (told.watcher.stored, told.watcher.closed) == ([False, True, False], True)
+
+
+def test_a_stopped_stream_has_no_condition() -> None:
+    told = Told()
+    told.poll(0, dark="")
+    told.reporter.stop()
+    assert told.kept.retained[TOPIC] == b""
+    told.poll(2)
+    assert told.kept.retained[TOPIC] == b""
+
+
+def test_a_microphone_has_no_view_to_accept() -> None:
+    with pytest.raises(CommandError, match="stream front"):
+        Told().condition.accept()
+
+
+def test_events_are_learned_from_unless_something_is_wrong_with_the_inputs() -> None:
+    told = Told()
+    event = Event("end", Track("t", "person", 0.5, 0.6, 3, BEGAN, BEGAN), "lost")
+    told.poll(0.0)
+    told.condition.observe([event])
+    assert told.watcher.observed == 1
+    told.poll(1.0, covered="")
+    told.condition.observe([event])
+    assert told.watcher.observed == 1
+    told.poll(2.0, drift="scores 0.40 instead of 0.70")
+    told.condition.observe([event])
+    assert told.watcher.observed == 2
