@@ -103,11 +103,7 @@ def head_of(person: Box) -> Box:
 
 
 class BlurFinder:
-    """Finds what one stream blurs. For one thread.
-
-    Attributes:
-        models: that find it.
-    """
+    """Finds what one stream blurs. For one thread."""
 
     def __init__(
         self,
@@ -130,7 +126,6 @@ class BlurFinder:
         """
         for model, labels in models:
             _check_labels(model, labels)
-        self.models = tuple(model for model, _ in models)
         options = SessionOptions(threads=threads)
         self._heads = PERSON not in wanted
         self._sessions = [opener(model, "cpu", options) for model, _ in models]

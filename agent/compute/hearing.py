@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable, Sequence
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -27,9 +27,6 @@ from agent.compute.track.zones import Zones
 from agent.config import StreamConfig
 from agent.errors import ConfigError, ModelError
 from agent.types import AudioChunk, Detection, Event, Samples, StageTimes, StreamResult
-
-if TYPE_CHECKING:
-    from agent.compute.verification import WordVerifier
 
 log = logging.getLogger(__name__)
 _SILENCE_S = 0.5
@@ -48,6 +45,39 @@ def _audio_of(stream: str, config: StreamConfig, model: Model) -> AudioManifest:
     return audio
 
 
+class WordCheck(Protocol):
+    """Listens again to each word that a model has heard, and refuses what is none."""
+
+    @property
+    def refused(self) -> int:
+        """Number of words that were not verified."""
+        ...
+
+    def listen(self, rate_hz: int, words: Collection[str], before_s: float) -> None:
+        """Prepare for the sound of a stream, and for words that end up to `before_s` before the newest sample."""
+        ...
+
+    def add(self, samples: Samples) -> None:
+        """Add samples, int16 [n], continuing the previous ones."""
+        ...
+
+    def accepts(self, label: str, late_s: float) -> bool:
+        """Return True if the sound up to `late_s` before its end is this word. Raises BackendError."""
+        ...
+
+    def told(self, late_s: float) -> None:
+        """Record that a word was told by the sound up to `late_s` before its end."""
+        ...
+
+    def reset(self) -> None:
+        """Drop the sound, because the next does not continue it."""
+        ...
+
+    def close(self) -> None:
+        """Release the model."""
+        ...
+
+
 class AudioPerception:
     """One microphone stream's model with its session, gate, keywords and tracker. For one thread.
 
@@ -56,7 +86,10 @@ class AudioPerception:
         tracker: of continuing sounds; keywords give an event at once.
         inferences: number for the newest chunk.
         verifier: verifies its words; None: nobody does.
+        extra_models: that it runs besides its first one.
     """
+
+    extra_models: Sequence[Any] = ()
 
     def __init__(
         self,
@@ -66,7 +99,6 @@ class AudioPerception:
         opener: Opener = open_session,
         constant_s: float = CONSTANT_S,
         spotter: Callable[[Keyword, str], KeywordSpotter] = KeywordSpotter,
-        verifier: WordVerifier | None = None,
     ) -> None:
         """Open the model and build the stages.
 
@@ -77,7 +109,6 @@ class AudioPerception:
             opener: opens the model.
             constant_s: as in `StuckOutputDetector`.
             spotter: makes the finder of keywords; an evaluation keeps the answers that it is given.
-            verifier: see `agent.compute.verification`.
 
         Raises:
             ModelError: the model is broken, cannot run here, or does not fit its front end or decoder.
@@ -107,15 +138,20 @@ class AudioPerception:
         self._stuck = StuckOutputDetector(self._every_s, self._model_moves, constant_s)
         self._next = self.inferences = 0
         self._listening = False
-        self.verifier, self._late_s = verifier, 0.0
-        if verifier is not None:
-            self._verify_with(verifier, before_s)
+        self.verifier: WordCheck | None = None
+        self._before_s, self._late_s = before_s, 0.0
 
-    def _verify_with(self, verifier: WordVerifier, before_s: float) -> None:
+    def verify_with(self, verifier: WordCheck) -> None:
+        """Have each word verified before it is told; close the verifier with the other models.
+
+        Raises:
+            ModelError: the model tells no words, or the verifier does not know one of them.
+        """
         if self._keywords is None:
             raise ModelError("[verification] is for words, of the decoder `keyword`")
         decoder = self._keywords.decoder
-        verifier.listen(self.rate_hz, [decoder.labels[number] for number in decoder.wanted], before_s)
+        verifier.listen(self.rate_hz, [decoder.labels[number] for number in decoder.wanted], self._before_s)
+        self.verifier = verifier
         self._keywords.verify = lambda word: verifier.accepts(word, self._late_s)
 
     def configure(self, config: StreamConfig) -> None:

@@ -7,8 +7,9 @@ a broken model is found before the first word. What an embedding means is not kn
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from datetime import datetime, timedelta
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -53,8 +54,11 @@ class UtterancePerception:
         inferences: number for the newest chunk.
         utterances: that ended in the newest chunk.
         least: score from which a word is sure.
+        extra_models: that it runs besides its first one; none.
         alarm: fault that the model's answers show; always empty, since embeddings show none.
     """
+
+    extra_models: Sequence[Any] = ()
 
     def __init__(self, stream: str, config: StreamConfig, model: Model, opener: Opener = open_session) -> None:
         """Open the model and build the stages.

@@ -118,7 +118,7 @@ class GoldenManifest(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class VerificationManifest(Struct, frozen=True, forbid_unknown_fields=True):
-    """Verification of each word that a keyword model is about to tell, see `agent.compute.verification`.
+    """Verification of each word that a keyword model is about to tell, by a second model.
 
     Attributes:
         model: gives embeddings of sound: name of a bundled model, or of a file beside the manifest.

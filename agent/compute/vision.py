@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from datetime import datetime
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Protocol
 
 import cv2
 from msgspec import Struct
@@ -29,6 +29,7 @@ from agent.errors import ModelError
 from agent.types import (
     WHOLE,
     Array,
+    Attribute,
     Box,
     Detection,
     Event,
@@ -42,7 +43,6 @@ from agent.types import (
 
 if TYPE_CHECKING:
     from agent.compute.blur import BlurFinder
-    from agent.compute.secondary import SecondaryStage
 
 
 _ANY = 1 << 30
@@ -211,6 +211,22 @@ def _placed(detections: Sequence[Detection], placement: Placement) -> list[Detec
     ]
 
 
+class ObjectStage(Protocol):
+    """Asks other models about the objects of a frame that was inferred."""
+
+    def process(self, frame: Frame, tracker: Tracker, events: Sequence[Event]) -> list[Event]:
+        """Return the frame's events with what is known now. Raises BackendError if a model fails."""
+        ...
+
+    def run_once(self, frame: Frame, detections: Sequence[Detection]) -> list[dict[str, Attribute]]:
+        """Return the attributes of detections in one frame, without tracks. Raises BackendError."""
+        ...
+
+    def close(self) -> None:
+        """Release the models."""
+        ...
+
+
 class VideoPerception:
     """One camera stream's model with its session, gate and tracker. For one thread.
 
@@ -219,12 +235,14 @@ class VideoPerception:
         last_crop: part of the newest frame that was inferred.
         wants_inference: infer the next frame, even if nothing moves.
         gate_reason: of the gate's newest decision; empty: there was none.
-        secondary: runs other models on what is found; None: there are none.
+        secondary: asks other models about what is found; None: there are none.
+        extra_models: that it runs besides its first one.
         blur: finds what is blurred before this gets a frame; None: nothing is.
         config: in use.
     """
 
-    secondary: SecondaryStage | None = None
+    secondary: ObjectStage | None = None
+    extra_models: Sequence[Any] = ()
     blur: BlurFinder | None = None
 
     def __init__(self, stream: str, config: StreamConfig, model: Model, opener: Opener = open_session) -> None:

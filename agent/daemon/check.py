@@ -42,6 +42,7 @@ from agent.daemon.check_device import (
     sources_without_root,
 )
 from agent.daemon.parts import Step, check_values
+from agent.daemon.streams.extra_models import has_extra_models
 from agent.daemon.streams.perception import (
     Perception,
     check_crop,
@@ -52,7 +53,6 @@ from agent.daemon.streams.perception import (
 from agent.daemon.streams.sharing import check_not_shared, shared_microphones
 from agent.errors import ConfigError, VedetteError
 from agent.models.library import look_up, open_model
-from agent.models.secondary import secondary_configs
 from agent.storage.state_folder import service_user
 
 _Opens = Callable[[str, StreamConfig], Perception | None]
@@ -364,7 +364,7 @@ def _steps(name: str, stream: StreamConfig, opens: _Opens, wait_s: float | None 
     if stream.inspection is not None:
         yield ("inspection",), lambda: _open(opens, name, replace(stream, secondary=()))
     keys = ("secondary",) if stream.secondary else ("model",)
-    yield keys, lambda: _open_with_secondary(opens, name, stream, wait_s)
+    yield keys, lambda: _open_with_extra_models(opens, name, stream, wait_s)
 
 
 def _open_perception(name: str, stream: StreamConfig) -> Perception:
@@ -378,9 +378,9 @@ def _open(opens: _Opens, name: str, stream: StreamConfig) -> None:
         opened.close()
 
 
-def _open_with_secondary(opens: _Opens, name: str, stream: StreamConfig, wait_s: float | None) -> None:
-    """Open a stream that has secondary models; others have been opened by the steps before."""
-    if secondary_configs(stream, open_model(stream.model, stream.variant, wait_s).manifest):
+def _open_with_extra_models(opens: _Opens, name: str, stream: StreamConfig, wait_s: float | None) -> None:
+    """Open a stream to which features add models; others have been opened by the steps before."""
+    if has_extra_models(stream, open_model(stream.model, stream.variant, wait_s).manifest):
         _open(opens, name, stream)
 
 

@@ -17,8 +17,8 @@ from agent.daemon.parts import EntityPlace, entities
 from agent.daemon.runtime import Runtime
 from agent.daemon.streams.stream import Stream
 from agent.errors import ModelError
+from agent.models.attributes import attribute_names
 from agent.models.library import open_manifest
-from agent.models.secondary import attribute_names
 from agent.storage.state_folder import state_path
 
 _NO_LABELS = ("", "???")

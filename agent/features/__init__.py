@@ -16,13 +16,20 @@ from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from msgspec import Struct
 
 from agent.config import Config, StreamConfig
 from agent.config.source_uri import parse
 from agent.errors import ConfigError, SourceError
+
+if TYPE_CHECKING:
+    from agent.compute.manifest import Manifest
+
+
+def _adds_none(_: StreamConfig, __: Manifest) -> bool:
+    return False
 
 
 def _never(_: Any) -> bool:
@@ -38,6 +45,7 @@ class Feature(Struct, frozen=True):
         device: True for a configuration whose device has a part of it; asked at each poll.
         verbs: commands to a stream that it executes.
         device_verbs: commands to the device that it executes.
+        adds_models: True for a stream and the manifest of its model to which its module `models` adds others.
         has_checks: its module `checks` checks a stream.
         has_device_checks: its module `checks` checks the tables of the device.
         has_entities: its part gives entities of Home Assistant.
@@ -49,6 +57,7 @@ class Feature(Struct, frozen=True):
     device: Callable[[Config], bool] = _never
     verbs: tuple[str, ...] = ()
     device_verbs: tuple[str, ...] = ()
+    adds_models: Callable[[StreamConfig, Manifest], bool] = _adds_none
     has_checks: bool = False
     has_device_checks: bool = False
     has_entities: bool = False
@@ -92,6 +101,9 @@ def _records(config: StreamConfig) -> bool:
 
 
 FEATURES = (
+    # These run more models inside of the perception.
+    Feature("chains", adds_models=lambda s, m: bool(m.secondary if s.secondary is None else s.secondary)),
+    Feature("verification", adds_models=lambda _, m: m.verification is not None),
     # What perceives is around what is first: chains around vision, an inspection in place of gate and tracks.
     Feature(
         "inspection",

@@ -34,9 +34,9 @@ from msgspec import Struct
 from agent.compute.hearing import AudioPerception
 from agent.compute.infer.backends import open_session
 from agent.config import StreamConfig
+from agent.features.verification.models import open_verifier
 from agent.models.files import packaged
 from agent.models.library import open_model
-from agent.models.verification import open_verifier
 from agent.types import Samples
 
 GAPS_S = (0.2, 0.3, 0.45, 0.6, 0.9)
@@ -168,7 +168,9 @@ def listen(model: str, sound: Samples, rate_hz: int, variant: str = "") -> list[
     """When each word was told, s, and its label."""
     opened = open_model(model, variant)
     config = StreamConfig("mic:default", model, variant=variant, threads=1)
-    hearing = AudioPerception("bench", config, opened, verifier=open_verifier(opened, open_session))
+    hearing = AudioPerception("bench", config, opened)
+    if (verifier := open_verifier(opened, open_session)) is not None:
+        hearing.verify_with(verifier)
     told = [
         (chunk.captured_ns / 1e9, event.track.label)
         for chunk in _sound.chunks(sound, rate_hz)

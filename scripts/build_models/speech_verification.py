@@ -29,8 +29,8 @@ from agent.compute.decode.keyword import Keyword
 from agent.compute.hearing import AudioPerception
 from agent.compute.infer.backends import open_session
 from agent.compute.track.keywords import KeywordSpotter
-from agent.compute.verification import Verification, VerificationHead, WordVerifier
 from agent.config import GateConfig, StreamConfig
+from agent.features.verification.verifier import Verification, VerificationHead, WordVerifier
 from agent.models.library import open_model
 from agent.types import AudioChunk, Event
 
@@ -108,7 +108,8 @@ def hear(made: Stream, *, tells: bool) -> Examples:
         return spotters[0]
 
     config = StreamConfig("mic:default", "small-speech", threads=1, gate=GateConfig(voice=False))
-    hearing = AudioPerception("train", config, model, spotter=spotter, verifier=verifier)
+    hearing = AudioPerception("train", config, model, spotter=spotter)
+    hearing.verify_with(verifier)
     for chunk in _chunks(made.sound):
         hearing.process(chunk)
     hearing.close()
@@ -241,7 +242,7 @@ class Trainer:
 
 
 def write(layers: Sequence[tuple[Floats, Floats]], path: Path) -> None:
-    """Write a head for `agent.compute.verification.read_head`."""
+    """Write a head for `agent.features.verification.verifier.read_head`."""
     arrays: dict[str, Any] = {
         "labels": np.array(_LABELS),
         "ends_s": np.array(ENDS_S),

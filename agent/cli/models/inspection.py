@@ -251,12 +251,14 @@ def check_decoder_fits(session: Session, model: Model) -> None:
         return
     from agent.compute.hearing import AudioPerception
     from agent.compute.infer.backends import open_for_command
-    from agent.models.verification import open_verifier
+    from agent.features.verification.models import open_verifier
 
     with ExitStack() as opened:
         if (verifier := open_verifier(model, open_for_command)) is not None:
             opened.callback(verifier.close)
-        AudioPerception("inspect", config, model, lambda *_: session, verifier=verifier)
+        hearing = AudioPerception("inspect", config, model, lambda *_: session)
+        if verifier is not None:
+            hearing.verify_with(verifier)
 
 
 def _verification(stated: VerificationManifest) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Union
@@ -13,25 +13,20 @@ from agent.compute.track.filters import check_filters, check_polygons
 from agent.compute.track.lines import check_lines
 from agent.compute.track.zones import check_zones
 from agent.config import StreamConfig
-from agent.config.privacy import BLUR_VARIANTS
 from agent.config.source_uri import parse
 from agent.config.toml import nearest
 from agent.daemon.parts import check_with_model
-from agent.daemon.streams.privacy import check_privacy, open_blur, opened_blur_models
-from agent.errors import ConfigError, VedetteError
+from agent.daemon.streams.extra_models import OpenModel, open_extra_models
+from agent.daemon.streams.privacy import check_privacy
+from agent.errors import ConfigError
 from agent.models.library import open_model, prefixed_errors
-from agent.models.secondary import OpenModel, open_secondary
-from agent.models.verification import open_verification, open_verifier
 from agent.types import WHOLE, Box
 
 if TYPE_CHECKING:
-    from agent.compute.blur import BlurFinder
     from agent.compute.hearing import AudioPerception
     from agent.compute.infer.session import Opener, Session, SessionOptions
     from agent.compute.infer.vetting.vetting import Vetting
     from agent.compute.listening import UtterancePerception
-    from agent.compute.secondary import SecondaryModel, SecondaryStage
-    from agent.compute.verification import WordVerifier
     from agent.compute.vision import VideoPerception
 
 
@@ -49,7 +44,7 @@ def open_perception(
 ) -> Perception:
     """Open a stream's model, unless that is open, and prepare every step of its processing.
 
-    Without an opener `auto` is the CPU. `open_one` opens secondary models.
+    Without an opener `auto` is the CPU. `open_one` opens its other models.
 
     Raises:
         ConfigError: the source does not fit the model, or zones, labels or clips cannot be used.
@@ -70,34 +65,28 @@ def open_perception(
     _check_numbers(name, config, model)
     _check_places(name, config, model)
     check_with_model(name, config, model)
-    secondary = open_secondary(name, config, model, open_one)
+    extra = open_extra_models(name, config, model, open_one)
     with _closing(opener) as keeping:
-        if not takes_sound:
-            vision = _open_vision(name, config, model, secondary, keeping)
-            vision.blur = open_blur(config, keeping, open_one)
-            return vision
         with prefixed_errors(model.path):
-            if model.manifest.is_embedding:
-                from agent.compute.listening import UtterancePerception
-
-                return UtterancePerception(name, config, model, keeping)
-            from agent.compute.hearing import AudioPerception
-
-            return AudioPerception(name, config, model, keeping, verifier=open_verifier(model, keeping, open_one))
+            opened = _open_first(name, config, model, keeping)
+        for one in extra:
+            one.attach(opened, keeping)
+        opened.extra_models = extra
+        return opened
 
 
-def _open_vision(
-    name: str, config: StreamConfig, model: Model, secondary: Sequence[SecondaryModel], opener: Opener
-) -> VideoPerception:
-    from agent.compute.vision import VideoPerception
+def _open_first(name: str, config: StreamConfig, model: Model, opener: Opener) -> Perception:
+    if model.manifest.audio is None:
+        from agent.compute.vision import VideoPerception
 
-    with prefixed_errors(model.path):
-        vision = VideoPerception(name, config, model, opener)
-    if secondary:
-        from agent.compute.secondary import SecondaryStage
+        return VideoPerception(name, config, model, opener)
+    if model.manifest.is_embedding:
+        from agent.compute.listening import UtterancePerception
 
-        vision.secondary = SecondaryStage(secondary, opener, config)
-    return vision
+        return UtterancePerception(name, config, model, opener)
+    from agent.compute.hearing import AudioPerception
+
+    return AudioPerception(name, config, model, opener)
 
 
 @contextmanager
@@ -138,15 +127,12 @@ def prepare_perception(
 
     model = model or open_model(config.model, config.variants)
     if opens_at_once(config.backend):
-        ready = is_vetted(name, config, model, vetting, PREPARE_S) and not _has_gallery(name, config, model)
+        ready = is_vetted(name, config, model, vetting, PREPARE_S)
+        ready = ready and not any(one.is_slow for one in open_extra_models(name, config, model))
         return open_perception(name, config, model, opener) if ready else None
     resolve_backend(config.backend)
     open_perception(name, config, model, lambda given, _, options: NullBackend().open(given, options)).close()
     return None
-
-
-def _has_gallery(name: str, config: StreamConfig, model: Model) -> bool:
-    return any(any(one.galleries()) for one in open_secondary(name, config, model))
 
 
 def is_vetted(name: str, config: StreamConfig, model: Model, vetting: Vetting | None, wait_s: float) -> bool:
@@ -162,74 +148,25 @@ def is_vetted(name: str, config: StreamConfig, model: Model, vetting: Vetting | 
     if not opens_at_once(config.backend):
         return True
     opens = partial(open_model, wait_s=wait_s, vetting=vetting)
-    secondary = open_secondary(name, config, model, opens)
-    models = model, *(each for one in secondary for each, _ in one.models())
-    models = *models, *(each for each, _ in opened_blur_models(config, opens))
-    verification = open_verification(model, opens)
-    models = (*models, verification.model) if verification is not None else models
+    extra = open_extra_models(name, config, model, opens)
+    models = model, *(each for one in extra for each, _ in one.models())
     check, options = (vetting or VETTING).check, SessionOptions(threads=config.threads)
     known = [check(each, options, wait_s) for each in models]  # all of them: one is vetted while another is
     return all(known)
 
 
-def _secondary_of(opened: Perception | None) -> SecondaryStage | None:
-    return getattr(opened, "secondary", None)  # sound has none
-
-
 def degraded(opened: Perception) -> str:
     """Return why the CPU answers instead of a requested backend; empty: it does not."""
-    secondary = _secondary_of(opened)
-    return opened.session.degraded or (secondary.degraded if secondary is not None else "")
-
-
-def models_changed(model: Model, variant: str, opened: Perception | None) -> bool:
-    """Return True if a file or a manifest of a stream's models has changed, or can no longer be used.
-
-    Args:
-        model: its first one.
-        variant: that it was opened with.
-        opened: the stream's perception; None: it does not run, and has no other models.
-    """
-    secondary = _secondary_of(opened)
-    if secondary is not None and secondary.galleries_changed:
-        return True
-    blur: BlurFinder | None = getattr(opened, "blur", None)  # sound has none
-    of_blur = [(one, BLUR_VARIANTS.get(one.manifest.name, "")) for one in (blur.models if blur else ())]
-    for old, of in ((model, variant), *(secondary.models if secondary is not None else ()), *of_blur):
-        try:
-            now = open_model(old.path, of, 0.0)
-        except VedetteError:
-            return True
-        if (now.sha256, now.manifest) != (old.sha256, old.manifest):
-            return True
-    return _verification_changed(opened)
-
-
-def _verification_changed(opened: Perception | None) -> bool:
-    verifier: WordVerifier | None = getattr(opened, "verifier", None)  # pictures have none
-    if opened is None or verifier is None:
-        return False
-    old = verifier.verification
-    try:
-        now = open_verification(opened.model)
-    except VedetteError:
-        return True
-    if now is None:
-        return True
-    return (now.head.sha256, now.model.sha256, now.model.manifest) != (
-        old.head.sha256,
-        old.model.sha256,
-        old.model.manifest,
-    )
+    return next(filter(None, (opened.session.degraded, *(one.degraded for one in opened.extra_models))), "")
 
 
 def describe(config: StreamConfig, opened: Perception, detail: str) -> str:
     """Return source, model and backend of a stream, for people; `detail`: size and rate of the source."""
-    manifest, secondary = opened.model.manifest, _secondary_of(opened)
+    manifest = opened.model.manifest
     variant = AUTO if manifest.exits(config.variant) else manifest.variant(config.variant).name
     model = manifest.name if variant == ONLY_VARIANT else f"{manifest.name} {variant}"
     source = f"{parse(config.source).masked} {detail}".rstrip()
-    then = f", then {secondary.description}" if secondary is not None else ""
+    then = "".join(f", then {one.description}" for one in opened.extra_models if one.description)
     return f"{source}, {model} on {opened.session.backend}{then}"
 
 

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from agent.compute.infer.backends import NotYetError
 from agent.compute.manifest import Model
 from agent.config import StreamConfig
 from agent.config.privacy import BLUR_VARIANTS, blur_models, check_masks
+from agent.daemon.streams.extra_models import ExtraModels, OpenModel
 from agent.errors import BlurModelError, ConfigError, ModelError
-from agent.models.library import open_model
-from agent.models.secondary import OpenModel
 
 if TYPE_CHECKING:
     from agent.capture.privacy import Privacy
-    from agent.compute.blur import BlurFinder
     from agent.compute.infer.session import Opener
     from agent.compute.vision import VideoPerception
 
@@ -37,33 +36,32 @@ def check_privacy(name: str, config: StreamConfig, *, takes_sound: bool) -> None
         raise ConfigError(f"stream {name}: mask_model {text}", keys=("mask_model",))
 
 
-def opened_blur_models(
-    config: StreamConfig, opens: OpenModel = open_model
-) -> list[tuple[Model, tuple[str, ...]]]:
-    """Open the models that find what a stream blurs, each with its labels.
+class BlurModels(ExtraModels):
+    """Models that find what a stream blurs."""
 
-    Raises:
-        BlurModelError: one cannot be used; it names `blur`, since the stream's own model is another one.
-        NotYetError: its tensors are not known yet.
-    """
-    found = []
-    for model, labels in blur_models(config.blur).items():
-        try:
-            found.append((opens(model, BLUR_VARIANTS[model]), labels))
-        except NotYetError:
-            raise
-        except ModelError as error:
-            raise BlurModelError(f"blur: model {model}: {error}", keys=("blur",)) from error
-    return found
+    def __init__(self, config: StreamConfig, open_one: OpenModel) -> None:
+        """Open them, each with its labels.
 
+        Raises:
+            BlurModelError: one cannot be used; it names `blur`, since the stream's own model is another one.
+            NotYetError: its tensors are not known yet.
+        """
+        self._config, self._found = config, list[tuple[Model, tuple[str, ...]]]()
+        for model, labels in blur_models(config.blur).items():
+            try:
+                self._found.append((open_one(model, BLUR_VARIANTS[model]), labels))
+            except NotYetError:
+                raise
+            except ModelError as error:
+                raise BlurModelError(f"blur: model {model}: {error}", keys=("blur",)) from error
 
-def open_blur(config: StreamConfig, opener: Opener, opens: OpenModel = open_model) -> BlurFinder | None:
-    """Return what finds what a stream blurs; None: it blurs nothing. Raises as `BlurFinder`."""
-    if not config.blur:
-        return None
-    from agent.compute.blur import BlurFinder
+    def models(self) -> Iterator[tuple[Model, str]]:
+        yield from ((model, BLUR_VARIANTS.get(model.manifest.name, "")) for model, _ in self._found)
 
-    return BlurFinder(opened_blur_models(config, opens), config.blur, opener, config.threads)
+    def attach(self, perception: VideoPerception, opener: Opener) -> None:
+        from agent.compute.blur import BlurFinder
+
+        perception.blur = BlurFinder(self._found, self._config.blur, opener, self._config.threads)
 
 
 def privacy_of(config: StreamConfig, vision: VideoPerception) -> Privacy:

@@ -27,6 +27,7 @@ from agent.daemon.metrics.counters import StreamMetrics
 from agent.daemon.parts import Parts, StreamContext, check_values, open_part, open_parts
 from agent.daemon.streams import perception
 from agent.daemon.streams.commands import AT_WORK, StreamRun
+from agent.daemon.streams.extra_models import models_changed
 from agent.daemon.streams.live_settings import with_live_settings
 from agent.daemon.streams.outages import OutageLog
 from agent.daemon.streams.perception import Perception, open_perception, prepare_perception
@@ -127,7 +128,9 @@ class Stream:
     def model_changed(self) -> bool:
         """True if the model's file or manifest has changed, or can no longer be used."""
         model = self.model
-        return model is not None and perception.models_changed(model, self._variant, self._perception)
+        return model is not None and models_changed(
+            self.name, self.config, model, self._variant, self._perception
+        )
 
     def adjust(self, config: StreamConfig) -> None:
         """Use another configuration that `can_adjust` allows, from the next input on."""

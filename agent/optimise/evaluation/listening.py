@@ -22,10 +22,10 @@ from agent.compute.infer.backends import open_for_command
 from agent.compute.infer.session import CPU, Session, SessionOptions
 from agent.compute.manifest import Model
 from agent.compute.track.keywords import KeywordSpotter
-from agent.compute.verification import WordVerifier
 from agent.config import DecodeConfig, StreamConfig
 from agent.errors import ModelError
-from agent.models.verification import open_verifier
+from agent.features.verification.models import open_verifier
+from agent.features.verification.verifier import WordVerifier
 from agent.optimise.evaluate import PATIENT
 from agent.optimise.evaluation.keyword_rates import (
     AFTER_S,
@@ -147,8 +147,9 @@ class Listener:
             self._model,
             lambda *_: self._session,
             spotter=spotter,
-            verifier=self._verifier,
         )
+        if self._verifier is not None:
+            perception.verify_with(self._verifier)
         if not made:
             raise ModelError(
                 f"{self._model.path}: tells no words but sounds that last: of sound, models with the decoder "

@@ -18,7 +18,7 @@ from msgspec.structs import replace
 
 from agent.compute.manifest import Model
 from agent.errors import ModelError
-from agent.models.verification import open_verification
+from agent.features.verification.models import open_verification
 from agent.optimise.evaluate import change, p_value, share_score, wilson
 from agent.optimise.evaluation.kept import KeptResults, model_key, result_key
 from agent.optimise.evaluation.keyword_rates import (

@@ -37,8 +37,8 @@ import soundfile
 from agent.compute.hearing import AudioPerception
 from agent.compute.infer.backends import open_session
 from agent.config import CascadeConfig, DecodeConfig, StreamConfig
+from agent.features.verification.models import open_verifier
 from agent.models.library import open_model
-from agent.models.verification import open_verifier
 from agent.optimise.evaluation.keyword_rates import AFTER_S, THRESHOLDS
 from agent.optimise.evaluation.listening import LEAD_S, open_listener
 from agent.optimise.evaluation.mot import read_clips
@@ -197,7 +197,9 @@ def events(model: str, sound: np.ndarray, threshold: float | None = None) -> lis
         cascade=CascadeConfig(budget_ms=1e6),
     )
     opened = open_model(model)
-    hearing = AudioPerception("bench", config, opened, verifier=open_verifier(opened, open_session))
+    hearing = AudioPerception("bench", config, opened)
+    if (verifier := open_verifier(opened, open_session)) is not None:
+        hearing.verify_with(verifier)
     rate = hearing.rate_hz
     random = np.random.default_rng(0)
     quiet = [(random.standard_normal(round(s * rate)) * _NOISE).astype(np.int16) for s in (LEAD_S, AFTER_S)]

@@ -42,8 +42,8 @@ from agent.compute.vision import VideoPerception
 from agent.config import Config, GateConfig, StreamConfig, TextConfig
 from agent.daemon.fusion import evidence_sources
 from agent.errors import ConfigError
+from agent.features.verification.models import open_verifier
 from agent.models.library import open_model
-from agent.models.verification import open_verifier
 from agent.optimise.late_fusion.calibration import calibrate
 from agent.optimise.late_fusion.recording import Recorded, Span, replay, to_moment
 from agent.types import AudioChunk, Event, Frame, Image, Samples
@@ -183,7 +183,9 @@ def stage(made: list[Scene], from_: Material, seed: int) -> Staged:
     chance = random.Random(seed + 100)
     vision = VideoPerception("front", STREAMS["front"], open_model("nanodet", "256"))
     digits = open_model("small-speech")
-    hearing = AudioPerception("mic", STREAMS["mic"], digits, verifier=open_verifier(digits, open_session))
+    hearing = AudioPerception("mic", STREAMS["mic"], digits)
+    if (verifier := open_verifier(digits, open_session)) is not None:
+        hearing.verify_with(verifier)
     recorded, spans, truth = [], [], []
     for number, scene in enumerate(made):
         at_s = START + number * SCENE_S

@@ -13,7 +13,7 @@ from agent.config.load import Rereadable
 from agent.config.privacy import PrivacyMask
 from agent.daemon.control import ReloadPlan
 from agent.daemon.runtime import Runtime, device_name
-from agent.daemon.streams.privacy import opened_blur_models
+from agent.daemon.streams.privacy import BlurModels
 from agent.errors import ConfigError, ModelError, StreamError
 from agent.storage.spool.spool import Spool
 from tests.support.doubles import person_model
@@ -167,5 +167,5 @@ def test_the_error_about_a_model_that_blurs_names_that_model(
 
     config = StreamConfig("test:", str(person_model(tmp_path)), blur=("face",))
     with pytest.raises(ConfigError, match="blur: model face: is damaged") as refused:
-        opened_blur_models(config, opens)  # type: ignore[arg-type]
+        BlurModels(config, opens)  # type: ignore[arg-type]
     assert refused.value.keys == ("blur",)

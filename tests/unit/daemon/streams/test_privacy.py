@@ -16,8 +16,9 @@ from agent.compute.vision import VideoPerception
 from agent.config import GateConfig, StreamConfig
 from agent.config.privacy import PrivacyMask
 from agent.daemon.check import problems, warnings
-from agent.daemon.streams.perception import models_changed, open_perception
-from agent.daemon.streams.privacy import opened_blur_models
+from agent.daemon.streams.extra_models import models_changed
+from agent.daemon.streams.perception import open_perception
+from agent.daemon.streams.privacy import BlurModels
 from agent.errors import BackendError, BlurModelError, ConfigError
 from agent.features.condition.part import _origin
 from agent.models.library import open_model
@@ -119,16 +120,16 @@ def test_a_stream_that_cannot_be_blurred_any_more_shows_nothing_until_it_can_aga
 def test_a_model_that_blurs_and_cannot_be_opened_is_tried_again_and_told_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    kept, tries, real = Kept(), list[str](), opened_blur_models
+    kept, tries = Kept(), list[str]()
 
-    def opens(config: StreamConfig, opens: Any = None) -> Any:
-        tries.append(config.source)
-        if len(tries) < 5:
-            raise BlurModelError("blur: model face: no such file", keys=("blur",))
-        return real(config)
+    class Missing(BlurModels):
+        def __init__(self, config: StreamConfig, open_one: Any) -> None:
+            tries.append(config.source)
+            if len(tries) < 5:
+                raise BlurModelError("blur: model face: no such file", keys=("blur",))
+            super().__init__(config, open_one)
 
-    monkeypatch.setattr("agent.daemon.streams.privacy.opened_blur_models", opens)
-    monkeypatch.setattr("agent.daemon.streams.perception.opened_blur_models", opens)
+    monkeypatch.setattr("agent.daemon.streams.privacy.BlurModels", Missing)
     made = stream(tmp_path, kept, _BRIGHT, (0.05, 0.1), blur=("face",))
     with pytest.raises(ConfigError, match="no such file"):
         made.prepare()
@@ -188,11 +189,10 @@ def test_a_model_that_blurs_and_has_changed_is_noticed(tmp_path: Path, monkeypat
     config = StreamConfig("test:", str(person_model(tmp_path)), blur=("face",))
     vision = open_perception("front", config)
     try:
-        assert not models_changed(vision.model, "", vision)
-        assert isinstance(vision, VideoPerception)
-        assert vision.blur is not None
-        first, *others = vision.blur.models
-        vision.blur.models = (replace(first, sha256="0" * 64), *others)
-        assert models_changed(vision.model, "", vision)
+        assert not models_changed("front", config, vision.model, "", vision)
+        (blurs,) = vision.extra_models
+        (first, labels), *others = blurs._found
+        blurs._found = [(replace(first, sha256="0" * 64), labels), *others]
+        assert models_changed("front", config, vision.model, "", vision)
     finally:
         vision.close()

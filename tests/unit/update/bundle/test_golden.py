@@ -14,8 +14,8 @@ from msgspec.structs import replace
 from agent.compute.manifest import GoldenManifest, Manifest, Variant
 from agent.config import StreamConfig
 from agent.errors import BundleError, GoldenError
+from agent.features.chains.models import open_secondary
 from agent.models.library import open_whole_model
-from agent.models.secondary import open_secondary
 from agent.types import Array
 from agent.update.bundle.build import gather
 from agent.update.bundle.golden import compare, make

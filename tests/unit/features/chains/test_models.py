@@ -14,10 +14,11 @@ from agent.config.inspection import InspectionConfig
 from agent.config.secondary import SecondaryConfig
 from agent.daemon.check import check_stream
 from agent.errors import ConfigError, ModelError, VedetteError
-from agent.models.gallery import MOST as MOST_PICTURES
-from agent.models.gallery import GalleryFolder
+from agent.features.chains.gallery import MOST as MOST_PICTURES
+from agent.features.chains.gallery import GalleryFolder
+from agent.features.chains.models import open_secondary
+from agent.models.attributes import DEEPEST, MOST, attribute_names
 from agent.models.library import open_model
-from agent.models.secondary import DEEPEST, MOST, attribute_names, open_secondary
 from tests.support.chains import chained_model, tint_model
 
 _NEXT = '[[secondary]]\nname = "{name}"\nmodel = "{model}.toml"\n'

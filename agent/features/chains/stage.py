@@ -17,12 +17,12 @@ from msgspec.structs import replace
 from agent.compute.infer.session import Opener, Session, SessionOptions
 from agent.compute.manifest import Model
 from agent.compute.states import Floats
-from agent.compute.track.attributes import AttributeVotes, area_of, chosen, crop_of, shorter_side
 from agent.compute.track.tracker import Tracker
 from agent.compute.vision import build_detector
 from agent.config import DecodeConfig, StreamConfig
 from agent.config.secondary import SecondaryConfig
 from agent.errors import ModelError
+from agent.features.chains.rules import AttributeVotes, area_of, chosen, crop_of, shorter_side
 from agent.types import WHOLE, Attribute, Box, Detection, Event, Frame, Image, Track
 
 REASON = "attribute"
@@ -189,18 +189,11 @@ class _Known:
 
 
 class SecondaryStage:
-    """Keeps the attributes of one stream's tracks. For one thread.
-
-    Attributes:
-        models: with the variants that were asked for.
-    """
+    """Keeps the attributes of one stream's tracks. For one thread."""
 
     def __init__(self, models: Sequence[SecondaryModel], opener: Opener, stream: StreamConfig) -> None:
         """Open the models, on the stream's backend; see `SecondaryDetector` for what is raised."""
         self._whole = stream.crop
-        self.models = tuple(pair for one in models for pair in one.models())
-        self._galleries = tuple(one for model in models for one in model.galleries())
-        self._states = [one.state for one in self._galleries]
         self._configs = [dict(_configs(one)) for one in models]
         self._known: dict[str, list[_Known]] = {}
         options = SessionOptions(threads=stream.threads, priority=stream.service.priority)
@@ -283,11 +276,6 @@ class SecondaryStage:
 
     def _sessions(self) -> Iterator[tuple[str, Session]]:
         return (pair for one in self._detectors for pair in one.sessions())
-
-    @property
-    def galleries_changed(self) -> bool:
-        """True if a gallery has other pictures than when it was read."""
-        return [one.state for one in self._galleries] != self._states
 
     def close(self) -> None:
         """Release the models."""

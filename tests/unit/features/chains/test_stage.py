@@ -10,11 +10,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent.compute.secondary import KnownVectors
 from agent.compute.vision import VideoPerception
 from agent.config import GateConfig, StreamConfig, TrackConfig
 from agent.config.secondary import SecondaryConfig
+from agent.daemon.streams.extra_models import models_changed
 from agent.daemon.streams.perception import open_perception
+from agent.features.chains.stage import KnownVectors
 from agent.types import Event, Frame
 from tests.support.chains import chained_model, dressed, tint_model
 from tests.support.tflite_builder import constant_model
@@ -189,11 +190,10 @@ def test_a_gallery_with_another_picture_is_read_again_with_the_next_reload(tmp_p
     opened = _open(
         chained_model(tmp_path, ""), SecondaryConfig("who", _embedding(tmp_path), gallery=str(gallery))
     )
-    stage = opened.secondary
-    assert stage is not None
-    changed = [stage.galleries_changed]
+    config = opened.config
+    changed = [models_changed("front", config, opened.model, "", opened)]
     cv2.imwrite(str(gallery / "anna" / "2.png"), dressed("blue"))
-    changed.append(stage.galleries_changed)
+    changed.append(models_changed("front", config, opened.model, "", opened))
     opened.close()
     assert changed == [False, True]
 

@@ -2,45 +2,64 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from agent.compute.manifest import FEATURES, Manifest, Model
+from agent.compute.manifest import FEATURES, Model
 from agent.config import StreamConfig
 from agent.config.secondary import SecondaryConfig
+from agent.daemon.streams.extra_models import ExtraModels, OpenModel
 from agent.errors import ConfigError, ModelError
-from agent.models.gallery import GalleryFolder
-from agent.models.library import open_manifest, open_model, prefixed_errors
+from agent.features.chains.gallery import GalleryFolder
+from agent.models.attributes import DEEPEST, MOST, secondary_configs
+from agent.models.library import open_model, prefixed_errors
 
 if TYPE_CHECKING:
-    from agent.compute.secondary import SecondaryModel
-
-OpenModel = Callable[[str, str], Model]
-"""Opens a model by its name or path, and the variant."""
-DEEPEST = 3
-"""Most secondary models one after the other: vehicle → plate → text → its language would be four models."""
-MOST = 8
-"""Most secondary models of one stream: each holds its weights and its tensors in memory."""
+    from agent.compute.infer.session import Opener
+    from agent.compute.vision import VideoPerception
+    from agent.features.chains.stage import SecondaryModel, SecondaryStage
 
 
-def secondary_configs(config: StreamConfig, manifest: Manifest) -> tuple[SecondaryConfig, ...]:
-    """Return what a stream runs on the objects of its model."""
-    return manifest.secondary if config.secondary is None else config.secondary
+class ChainModels(ExtraModels):
+    """Secondary models of one stream."""
+
+    def __init__(self, config: StreamConfig, secondary: Sequence[SecondaryModel]) -> None:
+        self._config, self._secondary = config, secondary
+        self._galleries = [gallery for one in secondary for gallery in one.galleries()]
+        self._pictures = [gallery.state for gallery in self._galleries]
+        self._stage: SecondaryStage | None = None
+
+    def models(self) -> Iterator[tuple[Model, str]]:
+        for one in self._secondary:
+            yield from one.models()
+
+    @property
+    def is_slow(self) -> bool:
+        return bool(self._galleries)
+
+    @property
+    def files(self) -> object:
+        return self._pictures
+
+    @property
+    def degraded(self) -> str:
+        return self._stage.degraded if self._stage is not None else ""
+
+    @property
+    def description(self) -> str:
+        return self._stage.description if self._stage is not None else ""
+
+    def attach(self, perception: VideoPerception, opener: Opener) -> None:
+        from agent.features.chains.stage import SecondaryStage
+
+        perception.secondary = self._stage = SecondaryStage(self._secondary, opener, self._config)
 
 
-def attribute_names(config: StreamConfig, manifest: Manifest) -> Iterator[str]:
-    """Yield the names of the attributes of a stream's objects, without asking the TFLite runtime."""
-    waiting = [(one, 1) for one in secondary_configs(config, manifest)]
-    for _ in range(MOST):
-        if not waiting:
-            return
-        one, depth = waiting.pop(0)
-        yield one.name
-        with suppress(ModelError):
-            after = open_manifest(one.model, wait_s=0.0).secondary if depth < DEEPEST else ()
-            waiting += [(each, depth + 1) for each in after]
+def open_models(name: str, config: StreamConfig, model: Model, open_one: OpenModel) -> ChainModels:
+    """Open the secondary models of a stream; see `open_secondary` for what is raised."""
+    return ChainModels(config, open_secondary(name, config, model, open_one))
 
 
 def open_secondary(
@@ -98,7 +117,7 @@ def _opened(
     open_one: OpenModel,
     names: list[str],
 ) -> Iterator[SecondaryModel]:
-    from agent.compute.secondary import SecondaryModel
+    from agent.features.chains.stage import SecondaryModel
 
     for config in configs:
         if config.model in path:

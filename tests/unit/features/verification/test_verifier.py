@@ -14,15 +14,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent.compute import verification as module
 from agent.compute.hearing import AudioPerception
 from agent.compute.infer.backends import open_session
-from agent.compute.verification import LARGEST, read_head, resampled, stands_alone
 from agent.config import GateConfig, StreamConfig
-from agent.daemon.streams.perception import models_changed, open_perception
+from agent.daemon.streams.extra_models import models_changed
+from agent.daemon.streams.perception import open_perception
 from agent.errors import ModelError
+from agent.features.verification import verifier as module
+from agent.features.verification.models import open_verification, open_verifier
+from agent.features.verification.verifier import LARGEST, WordVerifier, read_head, resampled, stands_alone
 from agent.models.library import open_model
-from agent.models.verification import open_verification, open_verifier
 from agent.types import Samples
 from agent.update.bundle.build import gather
 from tests.support.sound import (
@@ -42,8 +43,12 @@ STORY = np.concatenate((quiet(2), word("low"), quiet(2), word("high"), quiet(2),
 NEVER_LOW = -1000.0
 
 
+def config_of(path: Path, **fields: Any) -> StreamConfig:
+    return StreamConfig("mic:default", str(path), threads=1, **fields)
+
+
 def ear(path: Path, **fields: Any) -> AudioPerception:
-    opened = open_perception("kitchen", StreamConfig("mic:default", str(path), threads=1, **fields))
+    opened = open_perception("kitchen", config_of(path, **fields))
     assert isinstance(opened, AudioPerception)
     return opened
 
@@ -92,7 +97,7 @@ def test_a_word_amid_speech_needs_a_higher_probability(tmp_path: Path, longest_s
     keys = f"running_threshold = 1.0\nlongest_s = {longest_s}\n"
     path.write_text(path.read_text().replace("[output]", f"{keys}[output]"))
     verifier = ear(path).verifier
-    assert verifier is not None
+    assert isinstance(verifier, WordVerifier)
     verifier.add(np.concatenate((quiet(2), word("low"), quiet(0.06))))
     assert verifier.accepts("low", 0.0) is is_word
     assert 0.5 < verifier.score < 1.0
@@ -101,7 +106,7 @@ def test_a_word_amid_speech_needs_a_higher_probability(tmp_path: Path, longest_s
 @pytest.mark.parametrize(("in_row", "told"), [(False, []), (True, ["low", "high", "low"])])
 def test_words_in_a_row_count_as_alone(tmp_path: Path, in_row: bool, told: list[str]) -> None:
     hearing = ear(verified_model(tmp_path))
-    assert hearing.verifier is not None
+    assert isinstance(hearing.verifier, WordVerifier)
     hearing.verifier.verification = msgspec.structs.replace(hearing.verifier.verification, running=1.1)
     hear(hearing, quiet(2))
     if in_row:
@@ -156,12 +161,13 @@ def test_a_model_without_a_verification_opens_no_second_model(tmp_path: Path) ->
 
 
 def test_a_replaced_head_is_a_changed_model(tmp_path: Path) -> None:
-    hearing = ear(verified_model(tmp_path))
-    assert not models_changed(hearing.model, "", hearing)
+    path = verified_model(tmp_path)
+    hearing = ear(path)
+    assert not models_changed("kitchen", config_of(path), hearing.model, "", hearing)
     np.savez(tmp_path / "head.npz", **head_arrays(tmp_path / "embedding.toml", NEVER_LOW))
-    assert models_changed(hearing.model, "", hearing)
+    assert models_changed("kitchen", config_of(path), hearing.model, "", hearing)
     (tmp_path / "head.npz").unlink()
-    assert models_changed(hearing.model, "", hearing)
+    assert models_changed("kitchen", config_of(path), hearing.model, "", hearing)
 
 
 def test_a_bundle_brings_what_verifies_the_words(tmp_path: Path) -> None:

@@ -5,8 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from agent.compute.track.attributes import AttributeVotes, chosen, crop_of, shorter_side
 from agent.config.secondary import SecondaryConfig
+from agent.features.chains.rules import AttributeVotes, chosen, crop_of, shorter_side
 from agent.types import Detection
 
 _PLATE = SecondaryConfig("plate", "reader")

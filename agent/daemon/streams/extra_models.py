@@ -1,0 +1,107 @@
+"""Models that a stream runs besides its first one: what it hides is found by some, features add others."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from agent.compute.manifest import Manifest, Model
+from agent.config import StreamConfig
+from agent.errors import VedetteError
+from agent.features import FEATURES
+from agent.models.library import open_model
+
+if TYPE_CHECKING:
+    from agent.compute.infer.session import Opener
+
+OpenModel = Callable[[str, str], Model]
+"""Opens a model by its name or path, and the variant. Raises ModelError, NotYetError."""
+
+
+class ExtraModels:
+    """Models in memory, checked, that `attach` makes ready to run. Each perception has its own."""
+
+    def models(self) -> Iterator[tuple[Model, str]]:
+        """Yield each model with the variant that was asked for."""
+        raise NotImplementedError
+
+    @property
+    def is_slow(self) -> bool:
+        """True if it may take long to attach them: the stream's own thread does it."""
+        return False
+
+    @property
+    def files(self) -> object:
+        """What was read of other files when they were opened; equal as long as those are the same."""
+        return None
+
+    @property
+    def degraded(self) -> str:
+        """Why the CPU answers instead of the requested backend; empty: it does not."""
+        return ""
+
+    @property
+    def description(self) -> str:
+        """What runs where, for people; empty: nothing that is worth a line of the log."""
+        return ""
+
+    def attach(self, perception: Any, opener: Opener) -> None:
+        """Open their sessions, and have a perception run them; it closes them, too.
+
+        Raises:
+            ModelError, BackendError: one cannot be run.
+        """
+        raise NotImplementedError
+
+    @property
+    def identity(self) -> object:
+        """Equal as long as every model and file is the same."""
+        return [(model.sha256, model.manifest) for model, _ in self.models()], self.files
+
+
+def open_extra_models(
+    name: str, config: StreamConfig, model: Model, open_one: OpenModel = open_model
+) -> tuple[ExtraModels, ...]:
+    """Open and check what a stream runs besides its `model`.
+
+    Raises:
+        ConfigError: the configuration asks for what does not fit the stream or its model.
+        ModelError, NotYetError: see `agent.models.library.open_model`.
+    """
+    from agent.daemon.streams.privacy import BlurModels
+
+    blurs = (BlurModels(config, open_one),) if config.blur and model.manifest.audio is None else ()
+    return (*blurs, *(load(name, config, model, open_one) for load in _loaders(config, model.manifest)))
+
+
+def has_extra_models(config: StreamConfig, manifest: Manifest) -> bool:
+    """Return True if a feature adds models to those of a stream."""
+    return any(feature.adds_models(config, manifest) for feature in FEATURES)
+
+
+def _loaders(config: StreamConfig, manifest: Manifest) -> Iterator[Callable[..., ExtraModels]]:
+    for feature in FEATURES:
+        if feature.adds_models(config, manifest):
+            feature.check_installed()
+            yield feature.load("models").open_models
+
+
+def models_changed(name: str, config: StreamConfig, model: Model, variant: str, opened: Any) -> bool:
+    """Return True if a file or a manifest of a stream's models has changed, or can no longer be used.
+
+    Args:
+        name: of the stream.
+        config: of the stream.
+        model: its first one.
+        variant: that it was opened with.
+        opened: its perception; None: it does not run, and has no other models.
+    """
+    try:
+        now = open_model(model.path, variant, 0.0)
+        extra = open_extra_models(name, config, now, partial(open_model, wait_s=0.0)) if opened else ()
+    except VedetteError:
+        return True
+    if (now.sha256, now.manifest) != (model.sha256, model.manifest):
+        return True
+    return opened is not None and [one.identity for one in extra] != [one.identity for one in opened.extra_models]
