@@ -44,10 +44,9 @@ MAY_IMPORT = {
     "compute": {"agent.config", "agent.board"},
     "storage": {"agent.config"},
     "comms": {"agent.config"},
-    "apps": {"agent.config"},
-    "models": {"agent.apps", "agent.capture", "agent.compute", "agent.storage", "agent.config"},
+    "models": {"agent.capture", "agent.compute", "agent.storage", "agent.config"},
     "optimise": {
-        "agent.apps",
+        "agent.features.screening",
         "agent.features.verification",
         "agent.models",
         "agent.capture",
@@ -58,7 +57,6 @@ MAY_IMPORT = {
     "update": {"agent.models", "agent.compute", "agent.storage", "agent.board", "agent.config"},
     "update/fleet": {"agent.update", "agent.storage", "agent.config.toml"},
     "daemon": {
-        "agent.apps",
         "agent.models",
         "agent.capture",
         "agent.compute",
@@ -69,7 +67,6 @@ MAY_IMPORT = {
         "agent.features.FEATURES",
     },
     "features": {
-        "agent.apps",
         "agent.daemon",
         "agent.models",
         "agent.capture",

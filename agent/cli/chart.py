@@ -15,9 +15,9 @@ from agent.storage.files import write_atomic
 from agent.text import plain
 
 if TYPE_CHECKING:
-    from agent.apps.screening import ScreeningPoint
     from agent.compute.infer.choice import Measurement, Selection, SplitMeasurement
     from agent.compute.infer.sustained import SustainedRun
+    from agent.features.screening.rules import ScreeningPoint
     from agent.optimise.calibrate import CalibrationResult
     from agent.optimise.evaluation.operating import Found
     from agent.optimise.profile import ModelProfile

@@ -369,10 +369,10 @@ def cost_of_checks(folder: Path, cameras: Photographs) -> float:
     """
     clip = list(cameras.clip[:200]) or [cameras.photos[0]] * 200
     pictures = [np.asarray(cv2.resize(one, (768, 576)), np.uint8) for one in clip]
-    from agent.compute.condition.camera import CameraCondition
-    from agent.compute.condition.looks import CHECK_S
     from agent.compute.gate.motion import MotionGate
     from agent.config import GateConfig
+    from agent.features.condition.camera import CameraCondition
+    from agent.features.condition.looks import CHECK_S
 
     gate, camera = MotionGate(GateConfig()), CameraCondition(ConditionConfig())
     looked, watched, clock = list[int](), list[int](), list[int]()

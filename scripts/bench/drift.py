@@ -22,7 +22,7 @@ import common
 import cv2
 import numpy as np
 
-from agent.compute.condition.drift import AnswerDrift
+from agent.features.condition.answers import AnswerDrift
 from agent.types import Event, Track
 
 AT = datetime(2026, 11, 28, 12, tzinfo=UTC)

@@ -9,14 +9,14 @@ import msgspec
 from msgspec import Struct
 from msgspec.structs import replace
 
-from agent.apps.screening import NOTICE, ScreeningPoint, check_of
 from agent.cli import chart
 from agent.cli.optimise.progress import show_progress
 from agent.cli.output import console, open_table, print_json
 from agent.config.toml import Keys, to_toml
 from agent.errors import ModelError
+from agent.features.screening.rules import NOTICE, ScreeningPoint, check_of
+from agent.features.screening.screener import open_screener
 from agent.models.library import open_model_without_root
-from agent.models.screener import open_screener
 from agent.optimise.data import read_examples
 from agent.optimise.evaluation.screening import FALSE_POSITIVES, PointRequest, PointResult, choose_point
 from agent.storage.files import write_atomic

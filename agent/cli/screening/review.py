@@ -11,7 +11,9 @@ from typing import Any, get_args
 import click
 from msgspec.structs import replace
 
-from agent.apps.screening import (
+from agent.cli.output import console, open_table, print_json
+from agent.errors import CommandError, StorageError
+from agent.features.screening.rules import (
     NOTICE,
     PictureRecord,
     ReviewRecord,
@@ -20,8 +22,6 @@ from agent.apps.screening import (
     priority,
     queue_of,
 )
-from agent.cli.output import console, open_table, print_json
-from agent.errors import CommandError, StorageError
 from agent.storage.audit_log import AuditLog, head_path, read_audit
 from agent.storage.files import remove, write_atomic
 from agent.structs import json_decoder

@@ -20,7 +20,15 @@ import numpy as np
 from msgspec import Struct
 
 from agent import __version__
-from agent.apps.screening import (
+from agent.capture.images import SUFFIXES
+from agent.capture.source import LARGEST_PIXELS, header_size
+from agent.cli.optimise.progress import show_progress
+from agent.cli.output import console, open_table, print_json
+from agent.cli.screening.review import AUDIT, KEY, NAMES, REVIEW, page_written, refuse_links
+from agent.compute.drawing import annotate_detections, jpeg
+from agent.config.toml import problems_of, read_toml
+from agent.errors import ModelError, SourceError, StorageError, reason_of
+from agent.features.screening.rules import (
     NOTICE,
     TO_REVIEW,
     PictureJudgement,
@@ -32,16 +40,8 @@ from agent.apps.screening import (
     check_of,
     judge,
 )
-from agent.capture.images import SUFFIXES
-from agent.capture.source import LARGEST_PIXELS, header_size
-from agent.cli.optimise.progress import show_progress
-from agent.cli.output import console, open_table, print_json
-from agent.cli.screening.review import AUDIT, KEY, NAMES, REVIEW, page_written, refuse_links
-from agent.compute.drawing import annotate_detections, jpeg
-from agent.config.toml import problems_of, read_toml
-from agent.errors import ModelError, SourceError, StorageError, reason_of
+from agent.features.screening.screener import Screener, manifest_sha256, open_screener
 from agent.models.library import open_model_without_root
-from agent.models.screener import Screener, manifest_sha256, open_screener
 from agent.storage.audit_log import AuditLog
 from agent.storage.files import add_line, make_folder, read_regular, write_atomic
 from agent.structs import convert, json_decoder

@@ -24,10 +24,10 @@ from agent.structs import from_json
 from agent.types import AudioChunk, Event, Frame, StreamResult
 
 if TYPE_CHECKING:
-    from agent.compute.condition.memory import CameraMemory
     from agent.compute.hearing import AudioPerception
     from agent.compute.listening import UtterancePerception
     from agent.compute.vision import VideoPerception
+    from agent.features.condition.looks import CameraMemory
 
 
 log = logging.getLogger(__name__)
@@ -62,7 +62,7 @@ class MicrophoneWatcher:
     """Problems of a microphone, and of a model that hears."""
 
     def __init__(self, config: StreamConfig, hearing: AudioPerception | UtterancePerception) -> None:
-        from agent.compute.condition.microphone import MicrophoneCondition
+        from agent.features.condition.microphone import MicrophoneCondition
 
         self._hearing, self._ignores = hearing, "constant" in config.condition.ignore
         self._microphone = MicrophoneCondition(config.condition, hearing.rate_hz)
@@ -120,10 +120,9 @@ class CameraWatcher:
     """Problems of a camera, and of a model that sees."""
 
     def __init__(self, name: str, config: StreamConfig, vision: VideoPerception, folder: Path) -> None:
-        from agent.compute.condition.camera import CameraCondition
-        from agent.compute.condition.drift import AnswerDrift
-        from agent.compute.condition.model import ConstantAnswer
         from agent.compute.track.zones import describe_zones
+        from agent.features.condition.answers import AnswerDrift, ConstantAnswer
+        from agent.features.condition.camera import CameraCondition
 
         self._name, self._vision, self._origin = name, vision, _origin(config)
         self._file = StateFile(folder / f"{name}.json")
@@ -222,7 +221,7 @@ class CameraWatcher:
             self._failed = False
 
     def _read(self) -> CameraMemory | None:
-        from agent.compute.condition.memory import CameraMemory, unpack_looks
+        from agent.features.condition.looks import CameraMemory, unpack_looks
 
         try:
             content = self._file.read()

@@ -9,10 +9,16 @@ import numpy as np
 from msgspec import Struct
 from numpy.typing import NDArray
 
-from agent.apps.screening import Expectation, PictureLimits, PictureQuality, ScoreCalibration, ScreeningPoint
 from agent.compute.manifest import Model
 from agent.errors import ModelError
-from agent.models.screener import LEAST, Screener, manifest_sha256
+from agent.features.screening.rules import (
+    Expectation,
+    PictureLimits,
+    PictureQuality,
+    ScoreCalibration,
+    ScreeningPoint,
+)
+from agent.features.screening.screener import LEAST, Screener, manifest_sha256
 from agent.optimise.data import Examples
 from agent.optimise.evaluate import wilson
 from agent.optimise.evaluation.model import match_class

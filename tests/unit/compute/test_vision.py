@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 from msgspec.structs import replace
 
-from agent.compute.condition.camera import CameraCondition
 from agent.compute.infer.image_input import Placement
 from agent.compute.vision import VideoPerception, _placed
 from agent.config import CascadeConfig, DecodeConfig, GateConfig, StreamConfig, TrackConfig
 from agent.config.condition import ConditionConfig
 from agent.config.governor import ServiceConfig
 from agent.errors import ModelError
+from agent.features.condition.camera import CameraCondition
 from agent.models.library import open_model
 from agent.types import WHOLE, Box, Detection, Frame, Image, Keypoint, Luma, Planes, StreamBudget
 from tests.support.doubles import frames, person_model

@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from agent.compute.condition.model import ConstantAnswer
+from agent.features.condition.answers import ConstantAnswer
 from agent.types import Array, Image
 
 RANDOM = np.random.default_rng(0)

@@ -11,8 +11,8 @@ from collections import deque
 
 import numpy as np
 
-from agent.compute.condition.problem import Delays, ProblemTimers
 from agent.config.condition import ConditionConfig, Problem
+from agent.features.condition.rules import Delays, ProblemTimers
 from agent.types import Array, Samples
 
 _CHECK_S, _BLOCK_S, _HUM_EVERY = 2.0, 1.0, 4

@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from agent.compute.condition.microphone import MicrophoneCondition, is_clipped
 from agent.config.condition import ConditionConfig
+from agent.features.condition.microphone import MicrophoneCondition, is_clipped
 from agent.types import Array
 
 pytestmark = pytest.mark.numerics

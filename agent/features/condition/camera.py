@@ -11,12 +11,18 @@ from collections.abc import Callable
 import cv2
 import numpy as np
 
-from agent.compute.condition.looks import CHECK_S, UNKNOWN, ViewFollower, ViewSigns
-from agent.compute.condition.memory import CameraMemory, pack_looks, unpack_looks
-from agent.compute.condition.problem import Delays, ProblemTimers
-from agent.compute.condition.registration import Displacement
-from agent.compute.condition.view import TILES, describe, tiles
 from agent.config.condition import ConditionConfig, Problem
+from agent.features.condition.looks import (
+    CHECK_S,
+    UNKNOWN,
+    CameraMemory,
+    ViewFollower,
+    ViewSigns,
+    pack_looks,
+    unpack_looks,
+)
+from agent.features.condition.rules import Delays, ProblemTimers
+from agent.features.condition.view import TILES, Displacement, describe, tiles
 from agent.types import Array, Image
 
 _DARK, _DARK_SHARE, _LIT_SHARE = 32, 0.01, 0.03

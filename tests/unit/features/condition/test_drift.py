@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent.compute.condition.drift import (
+from agent.features.condition.answers import (
     DAY_S,
     KEPT,
     KNOWN,

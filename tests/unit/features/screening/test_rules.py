@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent.apps.screening import (
+from agent.features.screening.rules import (
     Expectation,
     PictureLimits,
     PictureQuality,

@@ -1,4 +1,4 @@
-"""Looks at pictures with a detector, tile by tile, for `agent.apps.screening`."""
+"""Looks at pictures with a detector, tile by tile, for `agent.features.screening.rules`."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ import cv2
 import msgspec
 import numpy as np
 
-from agent.apps.screening import PictureLimits, PictureQuality, joined, tiles_of
 from agent.compute.infer.backends import open_for_command
 from agent.compute.manifest import Model
 from agent.compute.vision import VideoPerception
 from agent.config import DecodeConfig, GateConfig, StreamConfig
 from agent.errors import ModelError
+from agent.features.screening.rules import PictureLimits, PictureQuality, joined, tiles_of
 from agent.types import Detection, Frame, Image
 
 LEAST = 0.004

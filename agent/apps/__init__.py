@@ -1,1 +1,0 @@
-"""Applications: pure functions and state machines over what the models find."""

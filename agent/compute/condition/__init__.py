@@ -1,1 +1,0 @@
-"""Condition of cameras, microphones and models: what is wrong with them although inputs come."""
