@@ -1,4 +1,4 @@
-"""Count the files of `agent/` that a frame, a command and an update run through.
+"""Count the files of `agent/` that a frame, a command and an update run through, and the modules that are loaded.
 
 The daemon runs in a process with a profiler in every thread, on the packaged clip, with a real mosquitto. A file
 counts if at least one of its functions is called. For the frame: in all threads but the daemon's own and the
@@ -11,6 +11,9 @@ bundle is committed, without the start of the program, which every command share
 signature and configuration are real, in a folder of `tests/support/pretend_board.py`, which replaces systemd and
 the daemon, the installation of the wheels, and the check of this machine against the bundle's target. So what the
 new version runs of itself (`update selftest`, `config check`) does not count.
+
+Loaded modules are those of a daemon with the shortest configuration, nine lines, four seconds after its first
+event.
 """
 
 from __future__ import annotations
@@ -30,7 +33,8 @@ from typing import Any
 import common
 
 AGENT = str(common.ROOT / "agent") + os.sep
-FRAME_MOST, COMMAND_MOST, UPDATE_MOST = 40, 20, 25
+MOST = {"frame_files": 45, "command_files": 22, "update_files": 24, "loaded_modules": 130, "loaded_lines": 28_000}
+AFTER_S = 4.0
 
 
 def main() -> None:
@@ -41,15 +45,16 @@ def main() -> None:
         idle = {one for one in counted(folder / "idle", port, wait) if one[0]}
         command = {file for _, file, _ in counted(folder / "command", port, send_command) - idle}
         update = counted_update(folder)
+        sizes = counted_modules(folder / "loaded", port)
     paths = {"frame": frame, "command": command, "update": update}
     for what, files in paths.items():
         print(f"{what}: {len(files)} files")
         print("\n".join(f"  {file}" for file in sorted(files)))
-    most = {"frame": FRAME_MOST, "command": COMMAND_MOST, "update": UPDATE_MOST}
+    print(f"loaded: {len(sizes)} modules, {sum(sizes.values())} lines")
+    print("\n".join(f"  {size:4} {name}" for name, size in sorted(sizes.items())))
     figures = {f"{what}_files": float(len(files)) for what, files in paths.items()}
-    targets = {f"{what}_files": f"<= {limit}" for what, limit in most.items()}
-    meets = all(len(files) <= most[what] for what, files in paths.items())
-    common.conclude("paths", figures, targets, meets)
+    figures |= {"loaded_modules": float(len(sizes)), "loaded_lines": float(sum(sizes.values()))}
+    common.conclude("paths", figures, {name: f"<= {limit}" for name, limit in MOST.items()})
 
 
 def counted(folder: Path, port: int, occasion: Any) -> set[tuple[bool, str, str]]:
@@ -73,6 +78,33 @@ def counted(folder: Path, port: int, occasion: Any) -> set[tuple[bool, str, str]
                 return {(row[0] == "+", *row[1:].split("\t")) for row in rows}  # type: ignore[misc]
             time.sleep(0.1)
         raise SystemExit("the daemon has not told its files")
+    finally:
+        daemon.terminate()
+        daemon.wait()
+
+
+def counted_modules(folder: Path, port: int) -> dict[str, int]:
+    """Return the modules of `agent/` that a daemon has loaded, with their lines."""
+    folder.mkdir()
+    config, out = folder / "vedette.toml", folder / "modules"
+    config.write_text(
+        f'[mqtt]\nhost = "127.0.0.1"\nport = {port}\n[device]\nname = "loaded"\n[storage]\n'
+        f'state_dir = "{folder / "state"}"\n[streams.front]\n'
+        f'source = "file:{common.CLIP}?pace=realtime&loop=1"\nmodel = "nanodet"\n',
+        encoding="utf-8",
+    )
+    env = {**os.environ, "PYTHONPATH": str(common.ROOT)}
+    daemon = subprocess.Popen([sys.executable, __file__, "--load", str(config), str(out)], env=env)
+    try:
+        next(events(port, "loaded"))
+        time.sleep(AFTER_S)
+        daemon.send_signal(signal.SIGUSR1)
+        for _ in range(100):
+            if out.exists():
+                rows = (row.split() for row in out.read_text(encoding="utf-8").splitlines())
+                return {name: int(size) for name, size in rows}
+            time.sleep(0.1)
+        raise SystemExit("the daemon has not told its modules")
     finally:
         daemon.terminate()
         daemon.wait()
@@ -161,6 +193,26 @@ def run(config: str, out: str) -> None:
     vedette()
 
 
+def load(config: str, out: str) -> None:
+    """Run the daemon; SIGUSR1 writes which modules it has loaded."""
+
+    def write(*_: Any) -> None:
+        files = {name: one.__file__ for name, one in sorted(sys.modules.items()) if name.split(".")[0] == "agent"}
+        rows = [
+            f"{name} {len(Path(file).read_text(encoding='utf-8').splitlines())}"
+            for name, file in files.items()
+            if file
+        ]
+        Path(out + ".new").write_text("\n".join(rows), encoding="utf-8")
+        Path(out + ".new").replace(out)
+
+    signal.signal(signal.SIGUSR1, write)
+    sys.argv = ["vedette", "run", "-c", config]
+    from agent.__main__ import main as vedette
+
+    vedette()
+
+
 def apply_update(folder: str, out: str) -> None:
     """Apply a bundle to a board in a folder with a profiler, and write the files that were run through."""
     import pytest
@@ -200,5 +252,5 @@ def importing(frame: FrameType | None) -> bool:
 
 
 if __name__ == "__main__":
-    modes = {"--run": run, "--update": apply_update}
+    modes = {"--run": run, "--load": load, "--update": apply_update}
     modes[sys.argv[1]](*sys.argv[2:]) if sys.argv[1:2] and sys.argv[1] in modes else main()
