@@ -67,6 +67,10 @@ class BlurModelError(ConfigError):
     """A model that finds what is blurred cannot be opened now: the stream shows nothing, and is started again."""
 
 
+class NotInstalledError(ConfigError):
+    """A package is missing that something configured needs: a daemon runs without that."""
+
+
 class SourceError(VedetteError):
     """A source cannot be opened or read."""
 

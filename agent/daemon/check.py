@@ -26,7 +26,7 @@ from agent.compute.track.zones import check_zones
 from agent.config import CascadeConfig, Config, StreamConfig, ZoneConfig
 from agent.config.doubtful import Doubt, doubts, of_sound_model
 from agent.config.filters import LineConfig
-from agent.config.http import is_loopback
+from agent.config.http import ServedConfig, is_loopback
 from agent.config.load import ConfigFile, load
 from agent.config.privacy import PrivacyMask, check_masks
 from agent.config.secret_file import expand, is_open_to_all, wants_credentials
@@ -37,8 +37,6 @@ from agent.daemon.check_device import (
     check_streams,
     device_problems,
     folder_problems,
-    missing_for_metrics,
-    served_tables,
     sources_without_root,
 )
 from agent.daemon.parts import Step, check_values
@@ -166,8 +164,14 @@ def _texts_off(file: ConfigFile) -> Iterator[str]:
         yield f"{file.where('text', name)}: text {name} is not used: there is no [fusion]"
 
 
+def _served_tables(config: Config) -> Iterator[ServedConfig]:
+    """Yield the tables of what is served over HTTP."""
+    tables = (getattr(config, name) for name in config.__struct_fields__)
+    yield from (table for table in tables if isinstance(table, ServedConfig))
+
+
 def _in_plain_text(file: ConfigFile) -> Iterator[str]:
-    for config in served_tables(file.config):
+    for config in _served_tables(file.config):
         with suppress(ConfigError):  # reported as a problem
             if config.username and not config.cert_file and not is_loopback(config.address[0]):
                 where = file.where(config.TABLE, "listen")
@@ -187,7 +191,7 @@ def _not_checked(file: ConfigFile) -> Iterator[str]:
 def _open_passwords(config: Config) -> list[str]:
     found = dict[str, None]()
     of_streams = (stream.capture.password_file for stream in config.streams.values())
-    of_servers = (name for one in served_tables(config) for name in (one.password_file, one.key_file))
+    of_servers = (name for one in _served_tables(config) for name in (one.password_file, one.key_file))
     for name in (*of_streams, *of_servers):
         if name and not wants_credentials(name):
             with suppress(ConfigError):  # reported as a problem of the stream
@@ -235,12 +239,7 @@ def keys_of(error: VedetteError, name: str, stream: StreamConfig) -> Keys:
 def _device_problems(file: ConfigFile) -> Iterator[tuple[Keys, VedetteError]]:
     seen = set[str]()
     sources = sources_without_root(file.config) if file.config.fusion else None
-    found = (
-        device_problems(file.config, sources),
-        folder_problems(file.config),
-        missing_for_metrics(file.config),
-    )
-    for error in chain(*found):
+    for error in chain(device_problems(file.config, sources), folder_problems(file.config)):
         if str(error) not in seen:
             yield getattr(error, "keys", ()), error
         seen.add(str(error))

@@ -10,18 +10,12 @@ from agent.comms.mqtt.endpoint import check_prefixes
 from agent.comms.mqtt.endpoint import problems as problems_of_brokers
 from agent.comms.topics import COMMANDS
 from agent.config import Config, SelectionConfig
-from agent.config.http import ServedConfig
 from agent.daemon.parts import check_device_tables
-from agent.errors import BackendError, ConfigError, StorageError, VedetteError
+from agent.errors import BackendError, ConfigError, NotInstalledError, StorageError, VedetteError
 from agent.storage.state_folder import check_state_folder, clips_path, folder_of, service_user
 
 if TYPE_CHECKING:
     from agent.compute.track.fusion_rule import EvidenceSource
-
-
-def served_tables(config: Config) -> Iterator[ServedConfig]:
-    """Yield the tables of what is served over HTTP."""
-    yield from (one for one in (config.metrics, config.page) if one is not None)
 
 
 def check_streams(config: Config) -> None:
@@ -46,15 +40,22 @@ def check_selection(selection: SelectionConfig) -> None:
 
 
 def check_device(config: Config) -> None:
-    """Check all that does not belong to a single stream. Raises the first of `device_problems`."""
+    """Check all that does not belong to a single stream.
+
+    Raises:
+        VedetteError: the first of `device_problems` that keeps a daemon from starting.
+    """
     for problem in device_problems(config):
-        raise problem
+        if not isinstance(problem, NotInstalledError):
+            raise problem
 
 
 def device_problems(
     config: Config, sources: Mapping[str, EvidenceSource] | None = None
 ) -> Iterator[VedetteError]:
-    """Yield all problems outside of the streams that keep a daemon from starting, except of its state folder.
+    """Yield all problems outside of the streams, except of the state folder.
+
+    A daemon starts in spite of a `NotInstalledError`, and with no other problem.
 
     `sources` is what the streams can give to fused events; None: it is found from their models.
     """
@@ -65,8 +66,6 @@ def device_problems(
         partial(_check_clips_place, config),
         partial(_check_pins, config),
         partial(_check_fusion, config, sources),
-        *(partial(_check_served, one) for one in served_tables(config)),
-        partial(_check_ports, config),
     ):
         try:
             check()
@@ -87,30 +86,6 @@ def _check_pins(config: Config) -> None:
                 keys = ("streams", name, "inspection", key)
                 raise ConfigError(f"{pin}: stream {users[pin]} uses it already", keys=keys)
             users[pin] = name
-
-
-def _check_served(config: ServedConfig) -> None:
-    from agent.daemon.web.endpoint import check_served
-
-    check_served(config)
-
-
-def _check_ports(config: Config) -> None:
-    """Refuse one port for two tables. Raises ConfigError."""
-    metrics, page = config.metrics, config.page
-    if metrics is not None and page is not None and metrics.address[1] == page.address[1]:
-        raise page.wrong("listen", f"= {page.listen!r}: [metrics] has this port; choose another")
-
-
-def missing_for_metrics(config: Config) -> Iterator[ConfigError]:
-    """Yield what keeps metrics from being served, and nothing else: a daemon runs without them."""
-    if config.metrics is not None:
-        from agent.daemon.metrics.exposition import check_installed
-
-        try:
-            check_installed()
-        except ConfigError as error:
-            yield error
 
 
 def _check_fusion(config: Config, sources: Mapping[str, EvidenceSource] | None) -> None:

@@ -10,7 +10,7 @@ import threading
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import msgspec
 
@@ -22,9 +22,6 @@ from agent.daemon.parts import Asked, execute, is_of_feature
 from agent.daemon.runtime import Runtime
 from agent.errors import CommandError, VedetteError
 from agent.structs import from_json
-
-if TYPE_CHECKING:
-    from agent.daemon.metrics.trace import TraceRecording
 
 log = logging.getLogger(__name__)
 LONGEST_S = 300.0
@@ -135,7 +132,6 @@ class CommandHandler:
         self._control, self._runtime, self._doctor, self._reload = control, runtime, doctor, reload
         self._requests = Requests(runtime.topics, runtime.mqtt.answer, wake)
         self._is_listening: bool | None = None
-        self._trace: TraceRecording | None = None
 
     def listen(self) -> None:
         """Subscribe to commands, or unsubscribe, as the configuration in use says."""
@@ -161,10 +157,8 @@ class CommandHandler:
         return True
 
     def stop(self) -> None:
-        """Kill a running `doctor`, and end a running trace without an answer."""
+        """Kill a running `doctor`."""
         self._doctor.stop()
-        if self._trace is not None:
-            self._trace.stop()
 
     def _execute(self, request: Request) -> None:
         try:
@@ -177,9 +171,6 @@ class CommandHandler:
                 return
             if is_of_feature(request.command.verb):
                 self._ask_feature(request, request.command)
-                return
-            if request.command.verb == "trace":
-                self._record_trace(request, request.command.seconds)
                 return
             remark, more = self._reply(request.command)
         except VedetteError as error:
@@ -230,22 +221,6 @@ class CommandHandler:
 
         self._doctor.start(done)
         log.info("command: doctor")
-
-    def _record_trace(self, request: Request, seconds: float) -> None:
-        """Begin a trace, which is answered at its end, or end the running one."""
-        from agent.daemon.metrics.trace import TraceRecording
-
-        def done(result: dict[str, Any] | None, why: str) -> None:
-            self._requests.answer(request, ok=result is not None, reason=why, more=result)
-
-        if self._trace is None:
-            self._trace = TraceRecording(self._runtime.topics.device)
-        if not seconds:
-            remark = "" if self._trace.end() else "no trace is being recorded"
-            self._requests.answer(request, ok=True, reason=remark)
-            return
-        self._trace.start(seconds, self._runtime.mqtt.max_packet, done)
-        log.info("command: trace for %g s", seconds)
 
     def _status(self) -> dict[str, Any]:
         runtime = self._runtime

@@ -344,9 +344,9 @@ class ReloadPlan:
             self._runtime.spool.configure(self._config.storage)
         warn_of_unmasked(self._config.streams, self._runtime.config.streams)
         self._runtime.config = self._config
-        self._runtime.parts.configure(self._config)
         self._runtime.run_fusion(self._fusion)
         if not self._only:
+            self._runtime.parts.configure(self._config)
             self._runtime.pending_restart = self._waiting
             log.log(logging.WARNING if self._waiting else logging.INFO, "reloaded: %s", self)
 

@@ -12,20 +12,17 @@ from pathlib import Path
 
 from agent.backoff import Backoff
 from agent.board.process import show_thread_names, trim_heap
-from agent.board.sensors import BoardSensors
 from agent.config import Config
 from agent.config.toml import Where
 from agent.daemon.command_handler import CommandHandler, DoctorProcess
 from agent.daemon.control import ConfigManager
 from agent.daemon.health import HealthFile, HealthPublisher
 from agent.daemon.homeassistant import HomeAssistant
-from agent.daemon.metrics.service import MetricsService
 from agent.daemon.overrides import OverridesFile
 from agent.daemon.resources.load import BoardLoad
 from agent.daemon.resources.manager import ResourceManager
 from agent.daemon.runtime import STOP_TIMES, Runtime, StopTimes, stop_streams
 from agent.daemon.systemd import Notifier, SystemdStatus
-from agent.daemon.web.service import PageService
 from agent.errors import ConfigError, StorageError, StreamError, VedetteError
 from agent.storage.spool.spool import Spool
 from agent.storage.state_folder import OwnedFolder, remove_temporaries, state_folder, tighten
@@ -192,11 +189,8 @@ class Daemon:
         self._control.attach(self.runtime)
         self._commands = CommandHandler(self._control, self.runtime, self._doctor, self._read_again, self._wake)
         self._homeassistant = HomeAssistant(self.runtime)
-        self._sensors = BoardSensors()
-        self._health = HealthPublisher(self.runtime, self._control, self._homeassistant, self._sensors)
-        self._metrics = MetricsService(self._health.readings, self.runtime.topics.device)
-        self._page = PageService(self.runtime.clips_folder, self.runtime.topics.device)
-        board_load = self._board_load or BoardLoad(sensors=self._sensors)
+        self._health = HealthPublisher(self.runtime, self._control, self._homeassistant)
+        board_load = self._board_load or BoardLoad(sensors=self.runtime.board.sensors)
         self._resources = ResourceManager(self.runtime, board_load)
         self._health_file = HealthFile(self.runtime, self._health)
 
@@ -204,17 +198,14 @@ class Daemon:
         try:
             self._commands.listen()  # before `online` is published: its receivers may send commands at once
             self.runtime.start()
-            self._sensors.start()
+            self.runtime.board.sensors.start()
             self._resources.start()
-            self._configure_servers()
             self._watch()
         finally:
             self._systemd.stopping()
             self._resources.stop()
-            self._sensors.stop()
+            self.runtime.board.sensors.stop()
             self._commands.stop()
-            self._metrics.close()
-            self._page.close()
             began = time.monotonic()
             stop_streams(self.runtime.streams.values(), self._stop_times.streams)
             self._health.publish()
@@ -231,19 +222,12 @@ class Daemon:
                 self._wake()
             self._control.poll()
             self.runtime.poll_fusion()
-            self._metrics.poll()
-            self._page.poll()
-            self.runtime.metrics_trouble, self.runtime.page_trouble = self._metrics.trouble, self._page.trouble
             self._report_health()
             if self._is_done():
                 self._raise_failure()
                 return
             with suppress(queue.Empty):
                 self._wakeups.get(timeout=_POLL_S)
-
-    def _configure_servers(self) -> None:
-        self._metrics.configure(self.runtime.config.metrics)
-        self._page.configure(self.runtime.config.page)
 
     def _check_state(self) -> None:
         restored = self._guard.check()
@@ -321,6 +305,5 @@ class Daemon:
         finally:
             self._systemd.reloaded()
         self._health_file.count_reload()
-        self._configure_servers()
         self._commands.listen()
         return changes

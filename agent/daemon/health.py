@@ -16,15 +16,13 @@ from msgspec.structs import asdict, replace
 from agent import __version__
 from agent.board.power_monitor import PowerMonitor
 from agent.board.proc import boot_id, read_memory
-from agent.board.sensors import BoardSensors
-from agent.board.thermal import TemperatureMonitor, resident_mb
+from agent.board.thermal import resident_mb
 from agent.comms import messages
 from agent.comms.messages import BatteryHealth, SpoolHealth, SupplyHealth
 from agent.comms.mqtt.session import LinkState
 from agent.config.load import names
 from agent.daemon.control import ConfigManager
 from agent.daemon.homeassistant import HomeAssistant
-from agent.daemon.metrics.readings import DaemonReadings, LoadMeter, read_all
 from agent.daemon.runtime import Runtime
 from agent.daemon.streams.stream import Stream
 from agent.errors import StorageError, reason_of
@@ -64,12 +62,9 @@ class HealthPublisher:
         runtime: Runtime,
         control: ConfigManager,
         homeassistant: HomeAssistant,
-        sensors: BoardSensors | None = None,
     ) -> None:
         self._runtime, self._control, self._homeassistant = runtime, control, homeassistant
-        self._began, self._board = time.monotonic(), sensors or BoardSensors()
-        self._heat, self._power = TemperatureMonitor(self._board.hottest), PowerMonitor(sensors=self._board)
-        self._load = LoadMeter()
+        self._board = runtime.board
         self._sensors: frozenset[str] = frozenset()
         self._resident_mb = 0.0
         self._unreadable: set[str] = set()
@@ -80,9 +75,9 @@ class HealthPublisher:
     @property
     def sensors(self) -> frozenset[str]:
         """What the board has measured since the start: `temperature`, `power`, `under_voltage`, `battery`."""
-        power = self._power
+        power = self._board.power
         measured = {
-            "temperature": self._heat.celsius is not None,
+            "temperature": self._board.heat.celsius is not None,
             "power": power.power is not None and power.power.is_measured,
             "under_voltage": power.measures_voltage,
             "battery": power.battery is not None and power.battery.percent is not None,
@@ -92,25 +87,23 @@ class HealthPublisher:
 
     def due(self) -> bool:
         """Return True if the message is due: it is old, or something has changed. The caller publishes."""
-        runtime, overridden = self._runtime, self._control.overridden
-        self._board.tell_hangs()
+        runtime, overridden, board = self._runtime, self._control.overridden, self._board
+        board.sensors.tell_hangs()
         with self._reading("temperature"):
-            self._heat.poll(runtime.config.thermal.warn_c)
+            board.heat.poll(runtime.config.thermal.warn_c)
         with self._reading("power"):
-            self._power.poll()
+            board.power.poll()
         link = runtime.mqtt.state
         now = [
             *(
                 (name, s.status[0], s.has_result, overridden(name), bool(s.unmet), s.parts.problems)
                 for name, s in runtime.streams.items()
             ),
-            (self._heat.hot, self._power.supply, link.connects, runtime.parts.troubles),
+            (board.heat.hot, board.power.supply, link.connects, runtime.parts.troubles),
             self._homeassistant.trouble,
             runtime.pending_restart,
             runtime.commands_off,
             runtime.state_trouble,
-            runtime.metrics_trouble,
-            runtime.page_trouble,
             bool(runtime.board_trouble),
         ]
         self.changed = str(now) != self._published
@@ -125,20 +118,20 @@ class HealthPublisher:
         with self._reading("memory"):
             self._resident_mb = resident_mb()
         busy = self._read_streams()
-        celsius, power = self._heat.celsius, self._power.power
+        celsius, power = self._board.heat.celsius, self._board.power.power
         message = messages.HealthMessage(
             version=__version__,
             at=datetime.now(UTC),
-            uptime_s=round(time.monotonic() - self._began, 1),
+            uptime_s=round(time.monotonic() - runtime.began_s, 1),
             streams=self.streams,
             spool=spool_health(runtime.spool),
             rss_mb=round(self._resident_mb, 1),
             temperature_c=None if celsius is None else round(celsius, 1),
-            hot=self._heat.hot,
+            hot=self._board.heat.hot,
             power_w=power.watts if power else None,
             power_from=power.source if power else "",
-            supply=_supply(self._power),
-            battery=_battery(self._power),
+            supply=_supply(self._board.power),
+            battery=_battery(self._board.power),
             link=link_health(runtime.mqtt.state),
             homeassistant=self._homeassistant.trouble,
             commands_off=runtime.commands_off,
@@ -148,8 +141,6 @@ class HealthPublisher:
             texts_refused=runtime.fusion.refused() if runtime.fusion else {},
             cpu=busy,
             memory_available_mb=read_memory().available_mb or None,
-            metrics=runtime.metrics_trouble,
-            page=runtime.page_trouble,
             unmet=runtime.board_trouble,
             **runtime.parts.health(),
         )
@@ -157,23 +148,12 @@ class HealthPublisher:
 
     def _read_streams(self) -> float | None:
         """Read the health of each stream; return the share of all processors that was busy meanwhile."""
-        shares, busy = self._load.shares(set(self._runtime.streams))
+        shares, busy = self._board.load.shares(set(self._runtime.streams))
         self.streams = {
             name: replace(self._control.with_settings(name, one.health()), cpu=shares.get(name, 0.0))
             for name, one in self._runtime.streams.items()
         }
         return busy
-
-    def readings(self) -> DaemonReadings:
-        """Return what the metrics show. Any thread may call this."""
-        return read_all(
-            self._runtime,
-            self._load,
-            began_s=self._began,
-            temperature_c=self._heat.celsius,
-            hot=self._heat.hot,
-            power=self._power.power,
-        )
 
     @contextmanager
     def _reading(self, what: str) -> Iterator[None]:
@@ -216,8 +196,7 @@ class HealthFile:
         folder = environment.get("RUNTIME_DIRECTORY", "").partition(":")[0]
         self._path = Path(folder) / HEALTH_FILE if folder else None
         self._runtime, self._health = runtime, health
-        self._began_s, self._written_s = time.monotonic(), -1e9
-        self._failed = False
+        self._written_s, self._failed = -1e9, False
         self._reloads, self._reload_refused = 0, ""
 
     def count_reload(self, refused: str = "") -> None:
@@ -248,7 +227,7 @@ class HealthFile:
             pid=os.getpid(),
             boot_id=boot_id(),
             at_s=round(time.clock_gettime(time.CLOCK_BOOTTIME), 3),
-            uptime_s=round(time.monotonic() - self._began_s, 3),
+            uptime_s=round(time.monotonic() - self._runtime.began_s, 3),
             ready=ready,
             rss_mb=round(resident_mb(), 1),
             streams={name: self._stream(name, one) for name, one in self._runtime.streams.items()},

@@ -373,11 +373,17 @@ class DeviceParts:
     def open(self, config: Config) -> None:
         """Open what a configuration asks for; what it does not ask for any more stays, and may close itself."""
         for feature in FEATURES:
-            if feature.name not in self._open and feature.device(config):
-                part = feature.load("part").open_device_part(self._runtime)
-                self._open = {**self._open, feature.name: part}
-                if self._is_started:
-                    part.start()
+            if feature.device(config):
+                self.open_part(feature.name)
+
+    def open_part(self, name: str) -> Any:
+        """Return an open part, opened now if need be."""
+        if name not in self._open:
+            part = _BY_NAME[name].load("part").open_device_part(self._runtime)
+            self._open = {**self._open, name: part}
+            if self._is_started:
+                part.start()
+        return self._open[name]
 
     def start(self) -> None:
         self._is_started = True

@@ -21,6 +21,7 @@ from agent.config import Config, StreamConfig
 from agent.config.load import Key
 from agent.config.toml import Where
 from agent.config.twins import unmasked_twins
+from agent.daemon.board_monitor import BoardMonitor
 from agent.daemon.check import keys_of
 from agent.daemon.check_device import check_device
 from agent.daemon.overrides import StreamSettings
@@ -92,9 +93,9 @@ class Runtime:
         board_trouble: why the board as a whole cannot be kept below its limits; empty: it is, or a stream can
             still give way.
         clips_folder: of all clips.
-        metrics_trouble: why the metrics are not served as configured; empty: they are, or none are wanted.
-        page_trouble: the same of the page.
         parts: of the device.
+        board: what it measures.
+        began_s: when this was made, CLOCK_MONOTONIC, s.
     """
 
     def __init__(
@@ -135,7 +136,8 @@ class Runtime:
         self.pending_restart: tuple[Key, ...] = ()
         self.disabled_by_operator: frozenset[str] = frozenset()
         self.silent = frozenset(name for name, stream in config.streams.items() if not stream.enabled)
-        self.state_trouble = self.metrics_trouble = self.page_trouble = self.board_trouble = ""
+        self.state_trouble = self.board_trouble = ""
+        self.board, self.began_s = BoardMonitor(), time.monotonic()
         self.fusion: FusionRunner | None = None
         self._tap, decoders = EventTap(), DecoderSelection(state_path(config.storage))
         self._cameras = Cameras(decoders.best)

@@ -129,6 +129,9 @@ FEATURES = (
     ),
     # Last: it draws on a frame that nobody has kept, instead of a copy of 6 MB.
     Feature("snapshots", when=lambda _: True, verbs=("snapshot",), has_entities=True),
+    # The device's own, which close after the clips are written.
+    Feature("metrics", device=lambda c: c.metrics is not None, device_verbs=("trace",), has_device_checks=True),
+    Feature("page", device=lambda c: c.page is not None, has_device_checks=True),
     # A verb alone.
     Feature("screening"),
 )

@@ -9,14 +9,17 @@ import urllib.request
 from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
+from agent.comms.topics import Topics
 from agent.compute.av_encoding import PictureEncoder
+from agent.config import Config
 from agent.config.http import PageConfig
-from agent.daemon.web.service import PageService
+from agent.features.page.part import PagePart
 from agent.storage.clips.file import ClipFile
 from agent.types import Frame
 from tests.support.clip_pictures import BEGAN, SECOND
@@ -44,11 +47,16 @@ _TO_THE_END = """new Promise(done => {
 @pytest.fixture
 def page(tmp_path: Path) -> Iterator[str]:
     """A page of the clips in `tmp_path`, and its address."""
-    port, service, secret = free_port(), PageService(tmp_path, "porch"), tmp_path / "secret"
+    port, secret = free_port(), tmp_path / "secret"
     secret.write_text("secret\n")
-    service.configure(PageConfig(listen=f"{HOST}:{port}", username="me", password_file=str(secret)))
+    table = PageConfig(listen=f"{HOST}:{port}", username="me", password_file=str(secret))
+    device: Any = SimpleNamespace(
+        config=Config(page=table), topics=Topics("vedette", "porch"), clips_folder=tmp_path
+    )
+    part = PagePart(device)
+    part.start()
     yield f"http://me:secret@{HOST}:{port}/"
-    service.close()
+    part.close(1.0)
 
 
 def large_clip(folder: Path) -> ClipFile:

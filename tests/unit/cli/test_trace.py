@@ -16,8 +16,8 @@ from click.testing import CliRunner
 from agent.cli import trace as module
 from agent.cli.main import vedette
 from agent.comms.consumer.request import CommandReply
-from agent.daemon.metrics.trace import pack
 from agent.errors import BrokerError, StorageError
+from agent.features.metrics.trace import pack
 from agent.spans import SpanRecorder
 from tests.support.trace_events import read_trace
 

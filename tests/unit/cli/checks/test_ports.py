@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from agent.cli.checks import ports
+from agent.comms.http.endpoint import read_access
 from agent.comms.http.server import Access, HttpServer, Page, listen, one_page
 from agent.config.http import MetricsConfig
-from agent.daemon.web.endpoint import read_access
 from tests.support.certificates import make_certificates
 from tests.support.mosquitto import HOST, free_port
 

@@ -14,10 +14,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agent import spans
-from agent.daemon.metrics import trace as module
-from agent.daemon.metrics.stages import add_stages
-from agent.daemon.metrics.trace import TraceRecording, pack
+from agent.daemon.streams.pipeline import add_stages
 from agent.errors import CommandError
+from agent.features.metrics import trace as module
+from agent.features.metrics.trace import TraceRecording, pack
 from agent.spans import SpanRecorder
 from agent.types import StageTimes
 from tests.support.publishing import wait_for

@@ -7,10 +7,10 @@ from itertools import accumulate
 from typing import TYPE_CHECKING
 
 from agent.comms.http.server import Page
-from agent.daemon.metrics.counters import BOUNDS_S, StageTimer
-from agent.daemon.metrics.definitions import METRICS, Labelled, MetricDefinition
-from agent.daemon.metrics.readings import DaemonReadings
-from agent.errors import ConfigError
+from agent.daemon.streams.counters import BOUNDS_S, StageTimer
+from agent.errors import NotInstalledError
+from agent.features.metrics.definitions import METRICS, Labelled, MetricDefinition
+from agent.features.metrics.readings import DaemonReadings
 
 if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry
@@ -18,19 +18,19 @@ if TYPE_CHECKING:
 
 
 def check_installed() -> None:
-    """Raise ConfigError, with the command, if the client library is not installed."""
+    """Raise NotInstalledError, with the command, if the client library is not installed."""
     try:
         import prometheus_client  # noqa: F401 - whether it can be imported
     except ImportError:
         text = "[metrics] needs a package that is not installed: pip install 'vedette[metrics]'"
-        raise ConfigError(text, keys=("metrics",)) from None
+        raise NotInstalledError(text, keys=("metrics",)) from None
 
 
 class Exposition:
     """Makes the page of one daemon, from readings made for each scrape.
 
     Raises:
-        ConfigError: the client library is not installed.
+        NotInstalledError: the client library is not installed.
     """
 
     def __init__(

@@ -11,7 +11,7 @@ from grafana_foundation_sdk.cog import plugins
 from grafana_foundation_sdk.cog.encoder import JSONEncoder
 from grafana_foundation_sdk.models.dashboard import Dashboard
 
-from agent.daemon.metrics.definitions import METRICS
+from agent.features.metrics.definitions import METRICS
 from tests.support.running import ROOT
 
 TEXT = (ROOT / "firmware_configs" / "grafana" / "vedette.json").read_text(encoding="utf-8")

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 from msgspec.structs import replace
 
+from agent.comms.http.endpoint import HttpEndpoint, check_served
 from agent.comms.http.server import Page, one_page
 from agent.config.http import MetricsConfig, PageConfig
-from agent.daemon.web.endpoint import HttpEndpoint, check_served
 from agent.errors import ConfigError
 from tests.support.certificates import make_certificates
 from tests.support.mosquitto import HOST, free_port
