@@ -46,7 +46,15 @@ MAY_IMPORT = {
     "comms": {"agent.config"},
     "apps": {"agent.config"},
     "models": {"agent.apps", "agent.capture", "agent.compute", "agent.storage", "agent.config"},
-    "optimise": {"agent.apps", "agent.models", "agent.capture", "agent.compute", "agent.storage", "agent.config"},
+    "optimise": {
+        "agent.apps",
+        "agent.features.fusion",
+        "agent.models",
+        "agent.capture",
+        "agent.compute",
+        "agent.storage",
+        "agent.config",
+    },
     "update": {"agent.models", "agent.compute", "agent.storage", "agent.board", "agent.config"},
     "update/fleet": {"agent.update", "agent.storage", "agent.config.toml"},
     "daemon": {

@@ -39,7 +39,6 @@ from agent.daemon.check_device import (
     folder_problems,
     missing_for_metrics,
     served_tables,
-    sources_without_root,
 )
 from agent.daemon.parts import Step, check_values
 from agent.daemon.streams.perception import (
@@ -51,6 +50,7 @@ from agent.daemon.streams.perception import (
 )
 from agent.daemon.streams.sharing import check_not_shared, shared_microphones
 from agent.errors import ConfigError, VedetteError
+from agent.models.findings import findings_without_root
 from agent.models.library import look_up, open_model
 from agent.models.secondary import secondary_configs
 from agent.storage.state_folder import service_user
@@ -234,9 +234,8 @@ def keys_of(error: VedetteError, name: str, stream: StreamConfig) -> Keys:
 
 def _device_problems(file: ConfigFile) -> Iterator[tuple[Keys, VedetteError]]:
     seen = set[str]()
-    sources = sources_without_root(file.config) if file.config.fusion else None
     found = (
-        device_problems(file.config, sources),
+        device_problems(file.config, findings_without_root),
         folder_problems(file.config),
         missing_for_metrics(file.config),
     )

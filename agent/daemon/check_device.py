@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from functools import partial
-from typing import TYPE_CHECKING
 
 from agent.comms.mqtt.endpoint import check_prefixes
 from agent.comms.mqtt.endpoint import problems as problems_of_brokers
@@ -13,10 +12,8 @@ from agent.config import Config, SelectionConfig
 from agent.config.http import ServedConfig
 from agent.daemon.parts import check_device_tables
 from agent.errors import BackendError, ConfigError, StorageError, VedetteError
+from agent.models.findings import ModelReader, all_findings
 from agent.storage.state_folder import check_state_folder, clips_path, folder_of, service_user
-
-if TYPE_CHECKING:
-    from agent.compute.track.fusion_rule import EvidenceSource
 
 
 def served_tables(config: Config) -> Iterator[ServedConfig]:
@@ -51,12 +48,10 @@ def check_device(config: Config) -> None:
         raise problem
 
 
-def device_problems(
-    config: Config, sources: Mapping[str, EvidenceSource] | None = None
-) -> Iterator[VedetteError]:
+def device_problems(config: Config, read: ModelReader = all_findings) -> Iterator[VedetteError]:
     """Yield all problems outside of the streams that keep a daemon from starting, except of its state folder.
 
-    `sources` is what the streams can give to fused events; None: it is found from their models.
+    `read` reads the streams' models, if a check needs to.
     """
     yield from problems_of_brokers(config.mqtt)
     for check in (
@@ -64,7 +59,6 @@ def device_problems(
         partial(check_streams, config),
         partial(_check_clips_place, config),
         partial(_check_pins, config),
-        partial(_check_fusion, config, sources),
         *(partial(_check_served, one) for one in served_tables(config)),
         partial(_check_ports, config),
     ):
@@ -72,7 +66,7 @@ def device_problems(
             check()
         except VedetteError as error:
             yield error
-    yield from check_device_tables(config)
+    yield from check_device_tables(config, read)
 
 
 def _check_pins(config: Config) -> None:
@@ -111,24 +105,6 @@ def missing_for_metrics(config: Config) -> Iterator[ConfigError]:
             check_installed()
         except ConfigError as error:
             yield error
-
-
-def _check_fusion(config: Config, sources: Mapping[str, EvidenceSource] | None) -> None:
-    if config.fusion or config.text:
-        from agent.daemon.fusion import plan_fusion
-
-        plan_fusion(config, sources)
-
-
-def sources_without_root(config: Config) -> dict[str, EvidenceSource]:
-    """Return what the streams can give to fused events. Root reads the models as another user."""
-    from agent.compute.infer.vetting.unprivileged import without_root
-    from agent.compute.track.fusion_rule import EvidenceSource
-    from agent.daemon.fusion import evidence_sources
-    from agent.models.files import preloaded
-
-    with preloaded(stream.model for stream in config.streams.values()):
-        return without_root(partial(evidence_sources, config), dict[str, EvidenceSource])
 
 
 def _check_clips_place(config: Config) -> None:

@@ -18,7 +18,6 @@ from agent.config.toml import Where
 from agent.daemon.command_handler import CommandHandler, DoctorProcess
 from agent.daemon.control import ConfigManager
 from agent.daemon.health import HealthFile, HealthPublisher
-from agent.daemon.homeassistant import HomeAssistant
 from agent.daemon.metrics.service import MetricsService
 from agent.daemon.overrides import OverridesFile
 from agent.daemon.resources.load import BoardLoad
@@ -191,9 +190,8 @@ class Daemon:
         self.runtime = Runtime(self._control.config, spool, self._where, auto_backend)
         self._control.attach(self.runtime)
         self._commands = CommandHandler(self._control, self.runtime, self._doctor, self._read_again, self._wake)
-        self._homeassistant = HomeAssistant(self.runtime)
         self._sensors = BoardSensors()
-        self._health = HealthPublisher(self.runtime, self._control, self._homeassistant, self._sensors)
+        self._health = HealthPublisher(self.runtime, self._control, self._sensors)
         self._metrics = MetricsService(self._health.readings, self.runtime.topics.device)
         self._page = PageService(self.runtime.clips_folder, self.runtime.topics.device)
         board_load = self._board_load or BoardLoad(sensors=self._sensors)
@@ -230,7 +228,6 @@ class Daemon:
             if self._commands.process_pending():
                 self._wake()
             self._control.poll()
-            self.runtime.poll_fusion()
             self._metrics.poll()
             self._page.poll()
             self.runtime.metrics_trouble, self.runtime.page_trouble = self._metrics.trouble, self._page.trouble
@@ -252,7 +249,6 @@ class Daemon:
 
     def _report_health(self) -> None:
         is_due = self._health.due()
-        self._homeassistant.announce(self._health.sensors)
         if is_due:
             self._trim_if_due()
             show_thread_names()
