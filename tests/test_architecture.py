@@ -46,6 +46,7 @@ MAY_IMPORT = {
     "comms": {"agent.config"},
     "models": {"agent.capture", "agent.compute", "agent.storage", "agent.config"},
     "optimise": {
+        "agent.features.fusion",
         "agent.features.screening",
         "agent.features.verification",
         "agent.models",

@@ -12,9 +12,9 @@ from agent.cli.options import config_option
 from agent.errors import ConfigError, StorageError
 
 if TYPE_CHECKING:
-    from agent.compute.track.fusion import FusionTimes
-    from agent.compute.track.fusion_odds import FusionCalibration
-    from agent.daemon.fusion import FusedEvent
+    from agent.features.fusion.checks import FusedEvent
+    from agent.features.fusion.odds import FusionCalibration
+    from agent.features.fusion.rules import FusionTimes
     from agent.optimise.late_fusion.recording import FusionScore, Recorded, Span
     from agent.types import Event
 
@@ -51,7 +51,7 @@ def try_event(name: str, recording: Path, truth: Path | None, path: Path, as_jso
 
     With --truth also which situations they tell of: precision, recall and F1.
     """
-    from agent.compute.track.fusion import Fusion
+    from agent.features.fusion.rules import Fusion
     from agent.optimise.late_fusion.recording import read_recording, replay, score_events, to_ns
 
     opened, times = _opened(path, name)
@@ -123,17 +123,17 @@ def _situations(path: Path, recorded: Sequence[Recorded]) -> list[Span]:
 
 def _opened(path: Path, name: str) -> tuple[FusedEvent, FusionTimes]:
     """Return a fused event of a configuration, opened, and its times."""
-    from agent.compute.track.fusion import FusionTimes
     from agent.config.load import load
-    from agent.daemon.check_device import sources_without_root
-    from agent.daemon.fusion import open_fused
+    from agent.features.fusion.checks import evidence_sources, open_fused
+    from agent.features.fusion.rules import FusionTimes
+    from agent.models.findings import findings_without_root
 
     file = load(path)
     if (one := file.config.fusion.get(name)) is None:
         known = ", ".join(file.config.fusion) or "none"
         raise ConfigError(f"{path}: there is no [fusion.{name}]; there are: {known}")
     try:
-        opened = open_fused(one, sources_without_root(file.config))
+        opened = open_fused(one, evidence_sources(file.config, findings_without_root))
     except ConfigError as error:
         raise ConfigError(str(error), file.where("fusion", name, *error.keys)) from error
     return opened, FusionTimes.of_seconds(one.window_s, one.late_s, one.hold_s, one.update_every_s)

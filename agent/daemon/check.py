@@ -37,7 +37,6 @@ from agent.daemon.check_device import (
     check_streams,
     device_problems,
     folder_problems,
-    sources_without_root,
 )
 from agent.daemon.parts import Step, check_values
 from agent.daemon.streams.extra_models import has_extra_models
@@ -50,6 +49,7 @@ from agent.daemon.streams.perception import (
 )
 from agent.daemon.streams.sharing import check_not_shared, shared_microphones
 from agent.errors import ConfigError, VedetteError
+from agent.models.findings import findings_without_root
 from agent.models.library import look_up, open_model
 from agent.storage.state_folder import service_user
 
@@ -238,8 +238,7 @@ def keys_of(error: VedetteError, name: str, stream: StreamConfig) -> Keys:
 
 def _device_problems(file: ConfigFile) -> Iterator[tuple[Keys, VedetteError]]:
     seen = set[str]()
-    sources = sources_without_root(file.config) if file.config.fusion else None
-    for error in chain(device_problems(file.config, sources), folder_problems(file.config)):
+    for error in chain(device_problems(file.config, findings_without_root), folder_problems(file.config)):
         if str(error) not in seen:
             yield getattr(error, "keys", ()), error
         seen.add(str(error))

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from functools import partial
-from typing import TYPE_CHECKING
 
 from agent.comms.mqtt.endpoint import check_prefixes
 from agent.comms.mqtt.endpoint import problems as problems_of_brokers
@@ -12,10 +11,8 @@ from agent.comms.topics import COMMANDS
 from agent.config import Config, SelectionConfig
 from agent.daemon.parts import check_device_tables
 from agent.errors import BackendError, ConfigError, NotInstalledError, StorageError, VedetteError
+from agent.models.findings import ModelReader, all_findings
 from agent.storage.state_folder import check_state_folder, clips_path, folder_of, service_user
-
-if TYPE_CHECKING:
-    from agent.compute.track.fusion_rule import EvidenceSource
 
 
 def check_streams(config: Config) -> None:
@@ -50,14 +47,12 @@ def check_device(config: Config) -> None:
             raise problem
 
 
-def device_problems(
-    config: Config, sources: Mapping[str, EvidenceSource] | None = None
-) -> Iterator[VedetteError]:
+def device_problems(config: Config, read: ModelReader = all_findings) -> Iterator[VedetteError]:
     """Yield all problems outside of the streams, except of the state folder.
 
     A daemon starts in spite of a `NotInstalledError`, and with no other problem.
 
-    `sources` is what the streams can give to fused events; None: it is found from their models.
+    `read` reads the streams' models, if a check needs to.
     """
     yield from problems_of_brokers(config.mqtt)
     for check in (
@@ -65,13 +60,12 @@ def device_problems(
         partial(check_streams, config),
         partial(_check_clips_place, config),
         partial(_check_pins, config),
-        partial(_check_fusion, config, sources),
     ):
         try:
             check()
         except VedetteError as error:
             yield error
-    yield from check_device_tables(config)
+    yield from check_device_tables(config, read)
 
 
 def _check_pins(config: Config) -> None:
@@ -86,24 +80,6 @@ def _check_pins(config: Config) -> None:
                 keys = ("streams", name, "inspection", key)
                 raise ConfigError(f"{pin}: stream {users[pin]} uses it already", keys=keys)
             users[pin] = name
-
-
-def _check_fusion(config: Config, sources: Mapping[str, EvidenceSource] | None) -> None:
-    if config.fusion or config.text:
-        from agent.daemon.fusion import plan_fusion
-
-        plan_fusion(config, sources)
-
-
-def sources_without_root(config: Config) -> dict[str, EvidenceSource]:
-    """Return what the streams can give to fused events. Root reads the models as another user."""
-    from agent.compute.infer.vetting.unprivileged import without_root
-    from agent.compute.track.fusion_rule import EvidenceSource
-    from agent.daemon.fusion import evidence_sources
-    from agent.models.files import preloaded
-
-    with preloaded(stream.model for stream in config.streams.values()):
-        return without_root(partial(evidence_sources, config), dict[str, EvidenceSource])
 
 
 def _check_clips_place(config: Config) -> None:

@@ -269,7 +269,6 @@ class ReloadPlan:
         self._changes = changes(runtime.config, config)
         if not only:
             self._changes.changed.update({name: [MODEL_FILE] for name in self._changed_models()})
-        self._fusion = None if only else runtime.plan_fusion(config)
         self._streams: dict[str, Stream] = {}
         self._adjusted: dict[str, StreamConfig] = {}
         try:
@@ -344,7 +343,6 @@ class ReloadPlan:
             self._runtime.spool.configure(self._config.storage)
         warn_of_unmasked(self._config.streams, self._runtime.config.streams)
         self._runtime.config = self._config
-        self._runtime.run_fusion(self._fusion)
         if not self._only:
             self._runtime.parts.configure(self._config)
             self._runtime.pending_restart = self._waiting

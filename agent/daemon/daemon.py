@@ -17,7 +17,6 @@ from agent.config.toml import Where
 from agent.daemon.command_handler import CommandHandler, DoctorProcess
 from agent.daemon.control import ConfigManager
 from agent.daemon.health import HealthFile, HealthPublisher
-from agent.daemon.homeassistant import HomeAssistant
 from agent.daemon.overrides import OverridesFile
 from agent.daemon.resources.load import BoardLoad
 from agent.daemon.resources.manager import ResourceManager
@@ -188,8 +187,7 @@ class Daemon:
         self.runtime = Runtime(self._control.config, spool, self._where, auto_backend)
         self._control.attach(self.runtime)
         self._commands = CommandHandler(self._control, self.runtime, self._doctor, self._read_again, self._wake)
-        self._homeassistant = HomeAssistant(self.runtime)
-        self._health = HealthPublisher(self.runtime, self._control, self._homeassistant)
+        self._health = HealthPublisher(self.runtime, self._control)
         board_load = self._board_load or BoardLoad(sensors=self.runtime.board.sensors)
         self._resources = ResourceManager(self.runtime, board_load)
         self._health_file = HealthFile(self.runtime, self._health)
@@ -221,7 +219,6 @@ class Daemon:
             if self._commands.process_pending():
                 self._wake()
             self._control.poll()
-            self.runtime.poll_fusion()
             self._report_health()
             if self._is_done():
                 self._raise_failure()
@@ -236,7 +233,6 @@ class Daemon:
 
     def _report_health(self) -> None:
         is_due = self._health.due()
-        self._homeassistant.announce(self._health.sensors)
         if is_due:
             self._trim_if_due()
             show_thread_names()

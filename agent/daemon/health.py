@@ -22,7 +22,6 @@ from agent.comms.messages import BatteryHealth, SpoolHealth, SupplyHealth
 from agent.comms.mqtt.session import LinkState
 from agent.config.load import names
 from agent.daemon.control import ConfigManager
-from agent.daemon.homeassistant import HomeAssistant
 from agent.daemon.runtime import Runtime
 from agent.daemon.streams.stream import Stream
 from agent.errors import StorageError, reason_of
@@ -61,20 +60,15 @@ class HealthPublisher:
         self,
         runtime: Runtime,
         control: ConfigManager,
-        homeassistant: HomeAssistant,
     ) -> None:
-        self._runtime, self._control, self._homeassistant = runtime, control, homeassistant
-        self._board = runtime.board
-        self._sensors: frozenset[str] = frozenset()
+        self._runtime, self._control, self._board = runtime, control, runtime.board
         self._resident_mb = 0.0
         self._unreadable: set[str] = set()
         self._published, self._published_at = "", 0.0
         self.changed = False
         self.streams: dict[str, StreamHealth] = {}
 
-    @property
-    def sensors(self) -> frozenset[str]:
-        """What the board has measured since the start: `temperature`, `power`, `under_voltage`, `battery`."""
+    def _measured(self) -> frozenset[str]:
         power = self._board.power
         measured = {
             "temperature": self._board.heat.celsius is not None,
@@ -82,8 +76,7 @@ class HealthPublisher:
             "under_voltage": power.measures_voltage,
             "battery": power.battery is not None and power.battery.percent is not None,
         }
-        self._sensors |= {name for name, there in measured.items() if there}
-        return self._sensors
+        return frozenset(name for name, there in measured.items() if there)
 
     def due(self) -> bool:
         """Return True if the message is due: it is old, or something has changed. The caller publishes."""
@@ -93,6 +86,7 @@ class HealthPublisher:
             board.heat.poll(runtime.config.thermal.warn_c)
         with self._reading("power"):
             board.power.poll()
+        runtime.measured |= self._measured()
         link = runtime.mqtt.state
         now = [
             *(
@@ -100,7 +94,6 @@ class HealthPublisher:
                 for name, s in runtime.streams.items()
             ),
             (board.heat.hot, board.power.supply, link.connects, runtime.parts.troubles),
-            self._homeassistant.trouble,
             runtime.pending_restart,
             runtime.commands_off,
             runtime.state_trouble,
@@ -133,12 +126,9 @@ class HealthPublisher:
             supply=_supply(self._board.power),
             battery=_battery(self._board.power),
             link=link_health(runtime.mqtt.state),
-            homeassistant=self._homeassistant.trouble,
             commands_off=runtime.commands_off,
             waits_for_restart=names(runtime.pending_restart),
             state_folder=runtime.state_trouble,
-            fusion=runtime.fusion.health() if runtime.fusion else {},
-            texts_refused=runtime.fusion.refused() if runtime.fusion else {},
             cpu=busy,
             memory_available_mb=read_memory().available_mb or None,
             unmet=runtime.board_trouble,

@@ -22,6 +22,7 @@ from agent.config.toml import Keys
 from agent.daemon.streams.services import StreamServices
 from agent.errors import ConfigError, VedetteError
 from agent.features import FEATURES
+from agent.models.findings import IN_PICTURES, Kind, ModelReader
 from agent.types import AudioChunk, Event, Frame, MediaPacket, StreamBudget, StreamResult, Track
 
 if TYPE_CHECKING:
@@ -215,7 +216,7 @@ class EntityPlace(Struct, frozen=True):
     topics: Topics
     name: str
     config: StreamConfig
-    kind: str | None
+    kind: Kind | None
     commands: bool
     state: Path
     parts: Parts
@@ -223,7 +224,7 @@ class EntityPlace(Struct, frozen=True):
 
     @property
     def has_pictures(self) -> bool:
-        return self.kind in ("things", "verdicts", "numbers", "texts")
+        return self.kind in IN_PICTURES
 
 
 _BY_NAME = {feature.name: feature for feature in FEATURES}
@@ -441,8 +442,8 @@ def check_values(name: str, config: StreamConfig) -> Iterator[Step]:
                 yield from feature.load("checks").steps(name, config)
 
 
-def check_device_tables(config: Config) -> Iterator[VedetteError]:
-    """Yield the problems of the features' tables that do not belong to a single stream."""
+def check_device_tables(config: Config, read: ModelReader) -> Iterator[VedetteError]:
+    """Yield the problems of the features' tables that do not belong to a single stream; `read` reads models."""
     for feature in FEATURES:
         if feature.device(config):
             try:
@@ -451,7 +452,7 @@ def check_device_tables(config: Config) -> Iterator[VedetteError]:
                 yield error
                 continue
             if feature.has_device_checks:
-                yield from feature.load("checks").device_problems(config)
+                yield from feature.load("checks").device_problems(config, read)
 
 
 def check_with_model(name: str, config: StreamConfig, model: Model) -> None:

@@ -37,9 +37,7 @@ from agent.text import plural
 from agent.types import DiskLoad
 
 if TYPE_CHECKING:
-    from agent.comms.texts import TextReceiver
     from agent.daemon.autoselect import AutoBackend
-    from agent.daemon.fusion import FusionPlan, FusionRunner
 
 
 log = logging.getLogger(__name__)
@@ -89,7 +87,8 @@ class Runtime:
         disabled_by_operator: streams that a command has switched off.
         silent: streams that are off or removed: their clips are not announced.
         state_trouble: what happened to the state folder, or is not written to it yet; empty: nothing.
-        fusion: runs the fused events; None: none was ever configured.
+        measured: what the board has measured since the start: `temperature`, `power`, `under_voltage`, `battery`.
+        tap: of the events of all streams.
         board_trouble: why the board as a whole cannot be kept below its limits; empty: it is, or a stream can
             still give way.
         clips_folder: of all clips.
@@ -137,12 +136,10 @@ class Runtime:
         self.disabled_by_operator: frozenset[str] = frozenset()
         self.silent = frozenset(name for name, stream in config.streams.items() if not stream.enabled)
         self.state_trouble = self.board_trouble = ""
+        self.measured: frozenset[str] = frozenset()
         self.board, self.began_s = BoardMonitor(), time.monotonic()
-        self.fusion: FusionRunner | None = None
-        self._tap, decoders = EventTap(), DecoderSelection(state_path(config.storage))
+        self.tap, decoders = EventTap(), DecoderSelection(state_path(config.storage))
         self._cameras = Cameras(decoders.best)
-        self._texts: dict[str, TextReceiver] = {}
-        self._fusion_plan = self.plan_fusion(config)
         self._state_topics: set[str] = set()
         self._abandoned: WeakSet[Stream] = WeakSet()  # a thread that hangs holds its stream; nothing else should
 
@@ -178,7 +175,7 @@ class Runtime:
             vetting,
             state=state_path(self.config.storage),
             clips=self.clips_folder,
-            tap=self._tap,
+            tap=self.tap,
             cameras=self._cameras,
         )
         stream = Stream(name, config, services)
@@ -198,44 +195,6 @@ class Runtime:
         if self._where is None:
             return f"stream {name}: {reason}"
         return f"{self._where('streams', name, *keys_of(error, name, config))}: stream {name}: {reason}"
-
-    def plan_fusion(self, config: Config) -> FusionPlan | None:
-        """Return the fused events of a configuration, checked; None: there are none, now and before.
-
-        Raises:
-            ConfigError: they cannot be used.
-        """
-        if not config.fusion and self.fusion is None:
-            return None
-        from agent.daemon.fusion import plan_fusion
-
-        return plan_fusion(config)
-
-    def run_fusion(self, plan: FusionPlan | None) -> None:
-        """Run planned events in place of those that run, and listen to their texts."""
-        if plan is None:
-            return
-        from agent.daemon.fusion import FusionRunner, FusionServices
-
-        if self.fusion is None:
-            self.fusion = FusionRunner(FusionServices(self.topics, self.spool, self.mqtt))
-        self._tap.listener = self.fusion.add_events if plan.fused else None
-        self.fusion.configure(plan, {name: one.open_tracks for name, one in self.streams.items()})
-        self.fusion.start()
-        wanted = self.fusion.texts if self.commands else {}
-        for name in self._texts.keys() - wanted.keys():
-            self.mqtt.ignore(self.topics.text(name))
-        for name, receiver in wanted.items():
-            if self._texts.get(name) is not receiver:
-                self.mqtt.listen(self.topics.text(name), receiver.receive, as_published=True)
-        self._texts = dict(wanted)
-
-    def poll_fusion(self) -> None:
-        """Tell the fused events which streams and texts are there now."""
-        if self.fusion is not None:
-            present = {name: one.status[0] in ("running", "degraded") for name, one in self.streams.items()}
-            connected = self.mqtt.state.connected
-            self.fusion.set_present({**present, **dict.fromkeys(self._texts, connected)})
 
     def prepare(self) -> None:
         """Prepare every stream. One that cannot run is `failed`, unless none is left that can.
@@ -307,7 +266,6 @@ class Runtime:
 
     def start(self) -> None:
         """Connect to the broker, and start every stream."""
-        self.run_fusion(self._fusion_plan)
         self.mqtt.start()
         self.parts.start()
         for stream in self.streams.values():
@@ -321,8 +279,6 @@ class Runtime:
             began: when the stop began, a time of CLOCK_MONOTONIC, s; None: now, without the time of the streams.
         """
         until = time.monotonic() if began is None else began + times.streams
-        if self.fusion is not None:
-            self.fusion.stop()
         if self.auto_backend is not None:
             self.auto_backend.close()
         until += times.clips

@@ -120,6 +120,8 @@ FEATURES = (
     # After `condition`, which reads the model's newest answer: a lesson infers again.
     Feature("teaching", verbs=("teach", "forget"), has_entities=True, remembers="states/{}.*.json"),
     Feature("shadow", device=_has_shadow_order),
+    Feature("fusion", device=lambda c: bool(c.fusion or c.text), has_device_checks=True),
+    Feature("homeassistant", device=lambda _: True),  # also if it is off: earlier runs have announced
     Feature(
         "clips",
         when=_records,

@@ -11,9 +11,9 @@ from typing import Any
 from ha_scene import DEVICE, UNKNOWN, Scene
 from ha_streams import MEASURED, PLATE, READING, WORD
 
-from agent.comms.homeassistant import discovery
-from agent.comms.homeassistant.device import slug
-from agent.comms.homeassistant.message import _NEEDS
+from agent.features.homeassistant import discovery
+from agent.features.homeassistant.device import slug
+from agent.features.homeassistant.message import _NEEDS
 from tests.support.publishing import TOPICS
 from tests.support.soundscape import ALARM
 from tests.system.gate_camera import REGION

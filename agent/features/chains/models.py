@@ -13,7 +13,7 @@ from agent.config.secondary import SecondaryConfig
 from agent.daemon.streams.extra_models import ExtraModels, OpenModel
 from agent.errors import ConfigError, ModelError
 from agent.features.chains.gallery import GalleryFolder
-from agent.models.attributes import DEEPEST, MOST, secondary_configs
+from agent.models.findings import DEEPEST, MOST, secondary_configs
 from agent.models.library import open_model, prefixed_errors
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, cast
 import msgspec
 from msgspec.structs import replace
 
-from agent.comms.homeassistant.device import Component, button, display_name, entity, stream_id
+from agent.comms.entities import Component, button, display_name, entity, stream_id
 from agent.config import StreamConfig
 from agent.config.condition import Problem
 from agent.daemon.parts import Asked, EntityPlace, Parts, Reply, StreamContext

@@ -9,9 +9,10 @@ from agent.comms.http.endpoint import check_served
 from agent.config import Config
 from agent.errors import ConfigError
 from agent.features.metrics.exposition import check_installed
+from agent.models.findings import ModelReader
 
 
-def device_problems(config: Config) -> Iterator[ConfigError]:
+def device_problems(config: Config, _: ModelReader) -> Iterator[ConfigError]:
     """Yield what keeps metrics from being served."""
     for check in (partial(check_served, config.metrics), check_installed):
         try:

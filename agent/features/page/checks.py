@@ -7,9 +7,10 @@ from collections.abc import Iterator
 from agent.comms.http.endpoint import check_served
 from agent.config import Config
 from agent.errors import ConfigError
+from agent.models.findings import ModelReader
 
 
-def device_problems(config: Config) -> Iterator[ConfigError]:
+def device_problems(config: Config, _: ModelReader) -> Iterator[ConfigError]:
     """Yield what keeps the page from being served."""
     for check in (_check_page, _check_port):
         try:

@@ -13,7 +13,7 @@ from msgspec.structs import replace
 
 from agent import spans
 from agent.capture.decode_policy import DecodeMode, Demand
-from agent.comms.homeassistant.device import (
+from agent.comms.entities import (
     Component,
     button,
     display_name,

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from agent.comms.homeassistant.device import (
+from agent.comms.entities import (
     Component,
     display_name,
     entity,

@@ -15,10 +15,10 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from agent.compute.track.fusion import Fusion, FusionTimes
-from agent.compute.track.fusion_odds import FusionCalibration, TermWeights, logit
-from agent.compute.track.fusion_rule import Judgement, Reading, Term
 from agent.errors import ConfigError
+from agent.features.fusion.expression import Judgement, Reading, Term
+from agent.features.fusion.odds import FusionCalibration, TermWeights, logit
+from agent.features.fusion.rules import Fusion, FusionTimes
 from agent.optimise.late_fusion.recording import Recorded, Span, replay, within
 
 Floats = NDArray[np.float64]

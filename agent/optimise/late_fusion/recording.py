@@ -17,9 +17,9 @@ from typing import Any
 import msgspec
 from msgspec import Struct
 
-from agent.compute.track.fusion import Evidence, Fusion, text_evidence
-from agent.compute.track.fusion_rule import Term
 from agent.errors import NO_JSON, ConfigError, reason_of
+from agent.features.fusion.expression import Term
+from agent.features.fusion.rules import Evidence, Fusion, text_evidence
 from agent.structs import convert, from_json
 from agent.types import Event, EventKind, Track
 

@@ -32,16 +32,16 @@ import common
 import cv2
 import numpy as np
 
-from agent.comms.texts import ReceivedText, decode_text, said_at
 from agent.compute.hearing import AudioPerception
 from agent.compute.infer.backends import open_session
-from agent.compute.track.fusion import Condition, Evidence, Fusion, FusionTimes, text_evidence
-from agent.compute.track.fusion_odds import LogOdds
-from agent.compute.track.fusion_rule import EvidenceSource, Rule
 from agent.compute.vision import VideoPerception
 from agent.config import Config, GateConfig, StreamConfig, TextConfig
-from agent.daemon.fusion import evidence_sources
 from agent.errors import ConfigError
+from agent.features.fusion.checks import evidence_sources
+from agent.features.fusion.expression import EvidenceSource, Rule
+from agent.features.fusion.odds import LogOdds
+from agent.features.fusion.rules import Condition, Evidence, Fusion, FusionTimes, text_evidence
+from agent.features.fusion.texts import ReceivedText, decode_text, said_at
 from agent.features.verification.models import open_verifier
 from agent.models.library import open_model
 from agent.optimise.late_fusion.calibration import calibrate

@@ -14,7 +14,6 @@ from agent.config import Config, StorageConfig, StreamConfig
 from agent.config.mqtt import MqttConfig
 from agent.daemon.control import ConfigManager
 from agent.daemon.health import HealthFile, HealthPublisher
-from agent.daemon.homeassistant import HomeAssistant
 from agent.daemon.overrides import OverridesFile
 from agent.daemon.runtime import Runtime, stop_streams
 from agent.health import DaemonHealth
@@ -45,7 +44,7 @@ def runtime(tmp_path: Path) -> Iterator[Runtime]:
 def publisher(runtime: Runtime, tmp_path: Path) -> HealthPublisher:
     control = ConfigManager(runtime.config, OverridesFile(tmp_path))
     control.attach(runtime)
-    return HealthPublisher(runtime, control, HomeAssistant(runtime))
+    return HealthPublisher(runtime, control)
 
 
 def report(folder: Path) -> DaemonHealth:

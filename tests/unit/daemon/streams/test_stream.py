@@ -34,7 +34,6 @@ from agent.config import (
 from agent.config.inspection import InspectionConfig
 from agent.daemon.autoselect import AutoBackend
 from agent.daemon.check import keys_of
-from agent.daemon.homeassistant import entity_source
 from agent.daemon.measurements import VettingRecord
 from agent.daemon.overrides import settings_of
 from agent.daemon.streams import perception
@@ -42,6 +41,7 @@ from agent.daemon.streams.services import StreamServices
 from agent.daemon.streams.stream import Stream
 from agent.errors import BackendError, ModelError, SourceError
 from agent.models import library
+from agent.models.findings import findings_of
 from agent.storage.clips.recorder import Recorder
 from agent.types import Clip, Frame, StreamResult
 from tests.support.doubles import Kept, person_model
@@ -221,7 +221,7 @@ def test_a_model_that_takes_long_to_open_holds_nobody_but_its_own_stream(
     made.prepare()
     assert (made.status[0], made.model) == ("starting", None)
     assert settings_of(made.config).variants == ()
-    assert entity_source("front", made.config).labels == ()
+    assert findings_of(made.config).labels == ()
     assert keys_of(ModelError("something else"), "front", made.config) == ()
     made.start()
     assert time.monotonic() - began < 50.0  # the trial of this model takes minutes

@@ -17,7 +17,7 @@ from agent.errors import ConfigError, ModelError, VedetteError
 from agent.features.chains.gallery import MOST as MOST_PICTURES
 from agent.features.chains.gallery import GalleryFolder
 from agent.features.chains.models import open_secondary
-from agent.models.attributes import DEEPEST, MOST, attribute_names
+from agent.models.findings import DEEPEST, MOST, attribute_names
 from agent.models.library import open_model
 from tests.support.chains import chained_model, tint_model
 

@@ -20,7 +20,6 @@ from agent.config import Config, DecodeConfig, GateConfig, StorageConfig, Stream
 from agent.config.mqtt import MqttConfig
 from agent.daemon.control import ConfigManager
 from agent.daemon.health import HealthFile, HealthPublisher
-from agent.daemon.homeassistant import HomeAssistant
 from agent.daemon.overrides import OverridesFile
 from agent.daemon.runtime import Runtime, stop_streams
 from agent.features.shadow.part import Shadow, ShadowManager
@@ -118,7 +117,7 @@ def test_it_is_told_to_programs_on_the_board(board: Board, tmp_path: Path) -> No
     wait_for(lambda: board.compared >= 1)
     control = ConfigManager(board.runtime.config, OverridesFile(tmp_path))
     control.attach(board.runtime)
-    bulletin = HealthPublisher(board.runtime, control, HomeAssistant(board.runtime))
+    bulletin = HealthPublisher(board.runtime, control)
     board.runtime.parts._open = {"shadow": board.shadows}
     HealthFile(board.runtime, bulletin, board.environment).write_if_due(ready=True, is_due=True)
     told = msgspec.json.decode((tmp_path / "run/vedette/health.json").read_bytes(), type=DaemonHealth)

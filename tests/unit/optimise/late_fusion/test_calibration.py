@@ -8,10 +8,10 @@ import msgspec
 import numpy as np
 import pytest
 
-from agent.compute.track.fusion import Fusion, FusionTimes
-from agent.compute.track.fusion_odds import FusionCalibration, LogOdds, read_calibration
-from agent.compute.track.fusion_rule import EvidenceSource, Reading, Rule
 from agent.errors import ConfigError
+from agent.features.fusion.expression import EvidenceSource, Reading, Rule
+from agent.features.fusion.odds import FusionCalibration, LogOdds, read_calibration
+from agent.features.fusion.rules import Fusion, FusionTimes
 from agent.optimise.late_fusion.calibration import (
     calibrate,
     calibration_error,

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from agent.compute.track.fusion import Fusion, FusionTimes
-from agent.compute.track.fusion_rule import EvidenceSource, Rule
 from agent.errors import ConfigError
+from agent.features.fusion.expression import EvidenceSource, Rule
+from agent.features.fusion.rules import Fusion, FusionTimes
 from agent.optimise.late_fusion.recording import (
     Span,
     read_recording,

@@ -5,7 +5,9 @@ from __future__ import annotations
 import msgspec
 import pytest
 
-from agent.compute.track.fusion_odds import (
+from agent.errors import ConfigError
+from agent.features.fusion.expression import EvidenceSource, Reading
+from agent.features.fusion.odds import (
     FusionCalibration,
     LogOdds,
     TermWeights,
@@ -13,8 +15,6 @@ from agent.compute.track.fusion_odds import (
     probability,
     read_calibration,
 )
-from agent.compute.track.fusion_rule import EvidenceSource, Reading
-from agent.errors import ConfigError
 
 SOURCES = {"front": EvidenceSource("pictures", ("person",)), "gate": EvidenceSource("text")}
 PERSON = TermWeights("front:person", absent=-2.0, present=10.0, score=1.0)

@@ -15,13 +15,14 @@ import pytest
 
 from agent.comms.messages import EventMessage
 from agent.comms.topics import Topics
-from agent.compute.track.fusion_rule import Judgement
 from agent.config import Config, FusionConfig, StorageConfig, StreamConfig, TextConfig
 from agent.config.inspection import InspectionConfig
 from agent.config.mqtt import MqttConfig
-from agent.daemon.fusion import FusionRunner, FusionServices, evidence_sources, plan_fusion
 from agent.daemon.runtime import Runtime
 from agent.errors import BackendError, ConfigError
+from agent.features.fusion.checks import evidence_sources, plan_fusion
+from agent.features.fusion.expression import Judgement
+from agent.features.fusion.part import FusionRunner, FusionServices
 from agent.storage.spool.spool import Spool
 from agent.types import Event, EventKind, OpenTrack, Track
 
@@ -71,7 +72,7 @@ def runner(board: Board) -> Iterator[FusionRunner]:
     made.start()
     made.set_present({"front": True, "mic": True, "gate": True})
     yield made
-    made.stop()
+    made.stop(0.5)
 
 
 def wait(until: Callable[[], object]) -> None:
@@ -163,7 +164,7 @@ def test_a_stop_ends_every_event(runner: FusionRunner, board: Board) -> None:
     runner.configure(plan_fusion(config(call=msgspec.structs.replace(CALL, window_s=60.0))), {})
     runner.add_events("front", [seen()], datetime.now(UTC))
     runner.add_text("gate", "help", datetime.now(UTC))
-    runner.stop()
+    runner.stop(0.5)
     assert [one.kind for one in board.events] == ["new", "end"]
     assert board.events[1].reason == "shutdown"
 
@@ -205,20 +206,40 @@ def test_a_runtime_joins_what_its_streams_report_and_stops_with_its_configuratio
     spool = Spool(tmp_path, StorageConfig())
     waiting = config(call=msgspec.structs.replace(CALL, window_s=60.0))
     runtime = Runtime(msgspec.structs.replace(waiting, mqtt=MqttConfig(commands=True)), spool)
-    runtime.poll_fusion()
-    runtime.run_fusion(runtime.plan_fusion(runtime.config))
-    runtime.poll_fusion()
-    fusion = runtime.fusion
-    assert fusion is not None
+    parts = runtime.parts
+    parts.open(runtime.config)
+    parts.start()
+    parts.poll(runtime.config)
+    fusion: FusionRunner = parts.get("fusion").runner
     assert list(fusion.texts) == ["gate"]
     fusion.add_events("front", [seen()], datetime.now(UTC))
     fusion.add_text("gate", "help", datetime.now(UTC))
     wait(lambda: spool.stats().waiting == 1)
-    runtime.run_fusion(runtime.plan_fusion(Config(streams=STREAMS)))
+    wait(lambda: parts.health()["fusion"]["call"].on)
+    parts.configure(Config(streams=STREAMS))
     wait(lambda: spool.stats().waiting == 2 and not fusion.health())
     assert fusion.texts == {}
-    fusion.stop()
-    assert Runtime(Config(streams=STREAMS), spool).plan_fusion(Config(streams=STREAMS)) is None
+    parts.close(0.5)
+    other = Runtime(Config(streams=STREAMS), spool).parts
+    other.open(Config(streams=STREAMS))
+    assert other.get("fusion") is None
+    spool.close()
+
+
+def test_a_calibration_that_is_gone_after_the_check_changes_nothing(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    spool = Spool(tmp_path, StorageConfig())
+    runtime = Runtime(config(call=CALL), spool)
+    runtime.parts.open(runtime.config)
+    part = runtime.parts.get("fusion")
+    part.start()
+    wait(part.runner.health)
+    gone = FusionConfig(calibration=str(tmp_path / "gone.json"))
+    part.configure(config(call=gone))
+    assert "keeping the old fused events: fusion call: `calibration`" in caplog.text
+    assert list(part.runner.texts) == ["gate"]
+    part.close(0.5)
     spool.close()
 
 
@@ -228,7 +249,7 @@ def test_a_daemon_without_a_fused_event_loads_nothing_of_it(tmp_path: Path) -> N
         "from agent.config import Config, StreamConfig\n"
         "from agent.daemon.check_device import check_device\n"
         "check_device(Config(streams={'front': StreamConfig('test:', 'nanodet')}))\n"
-        "print([name for name in sys.modules if 'fusion' in name or name == 'agent.comms.texts'])"
+        "print([name for name in sys.modules if 'fusion' in name])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

@@ -16,8 +16,8 @@ from collections.abc import Mapping, Sequence
 import msgspec
 from msgspec import Struct
 
-from agent.compute.track.fusion_rule import TERMS_MAX, EvidenceSource, Judgement, Reading, Term, parse_term
 from agent.errors import ConfigError
+from agent.features.fusion.expression import TERMS_MAX, EvidenceSource, Judgement, Reading, Term, parse_term
 from agent.structs import from_json
 
 LOGIT_MAX = 6.0

@@ -12,12 +12,12 @@ import random
 import time
 from collections.abc import Callable
 
-from agent.comms.homeassistant.device import DeviceEntitySource
-from agent.comms.homeassistant.discovery import Entities, entities
-from agent.comms.homeassistant.message import RetainedEntities, message, read, topic
 from agent.comms.mqtt.paho_client import IncomingMessage
 from agent.comms.mqtt.publisher import Publisher
 from agent.config import HomeAssistantConfig
+from agent.features.homeassistant.device import DeviceEntitySource
+from agent.features.homeassistant.discovery import Entities, entities
+from agent.features.homeassistant.message import RetainedEntities, message, read, topic
 from agent.text import plural
 
 log = logging.getLogger(__name__)

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as some
 
-from agent.compute.track.fusion import PIECES_MAX, SHOWN_MAX, Evidence, Fusion, FusionTimes
-from agent.compute.track.fusion_rule import EvidenceSource, Rule
+from agent.features.fusion.expression import EvidenceSource, Rule
+from agent.features.fusion.rules import PIECES_MAX, SHOWN_MAX, Evidence, Fusion, FusionTimes
 from agent.types import Event
 
 SOURCES = {

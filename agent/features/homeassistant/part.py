@@ -3,36 +3,28 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
-from msgspec.structs import replace
+from msgspec.structs import asdict, replace
 
 from agent import __version__
 from agent.board.identity import read_board
-from agent.comms.homeassistant.announcer import Announcer
-from agent.comms.homeassistant.device import DeviceEntitySource, Kind, StreamEntitySource, ZoneLabel
-from agent.compute.manifest import Manifest
 from agent.config import HomeAssistantConfig, StreamConfig
 from agent.config.mqtt import MqttConfig
-from agent.daemon.parts import EntityPlace, entities
+from agent.daemon.parts import DevicePart, EntityPlace, entities
 from agent.daemon.runtime import Runtime
 from agent.daemon.streams.stream import Stream
-from agent.errors import ModelError
-from agent.models.attributes import attribute_names
-from agent.models.library import open_manifest
+from agent.features.homeassistant.announcer import Announcer
+from agent.features.homeassistant.device import DeviceEntitySource, StreamEntitySource, ZoneLabel
+from agent.models.findings import findings_of
 from agent.storage.state_folder import state_path
 
-_NO_LABELS = ("", "???")
-"""Labels in published lists that stand for no class."""
-_OWN_LABELS = {"blazeface": ("face",), "keypoints": ("person",)}
-"""Labels by decoder, where the manifest names none."""
-_NO_WORDS = ("unknown", "silence")
-_VERDICTS = ("classify",)
 _WITH_FILTERS = ("things", "verdicts", "texts")
 """Kinds of findings that filters are for."""
 
 
-class HomeAssistant:
-    """Announces the streams of a runtime. For the daemon's thread."""
+class HomeAssistant(DevicePart):
+    """Announces the streams of a runtime."""
 
     def __init__(self, runtime: Runtime) -> None:
         self._runtime = runtime
@@ -41,27 +33,26 @@ class HomeAssistant:
         self._announcer: Announcer | None = None
         self._announced_with: tuple[HomeAssistantConfig, MqttConfig] | None = None
 
-    def announce(self, sensors: frozenset[str]) -> None:
-        """Announce what has changed.
+    @property
+    def trouble(self) -> str:
+        """Why Home Assistant does not find the device; empty: no reason is known."""
+        return self._announcer.trouble if self._announcer else ""
 
-        Args:
-            sensors: what the board measures, see `DeviceEntitySource`.
-        """
+    def health(self) -> dict[str, Any]:
+        return {"homeassistant": self.trouble}
+
+    def poll(self) -> None:
+        """Announce what has changed."""
         runtime = self._runtime
         fused = tuple(runtime.config.fusion)
         device = DeviceEntitySource(
-            runtime.topics, self._board, __version__, sensors, self._entity_sources(), fused
+            runtime.topics, self._board, __version__, runtime.measured, self._entity_sources(), fused
         )
         used = runtime.config.homeassistant, runtime.config.mqtt
         if self._announcer is None or used != self._announced_with:
             self._start_announcer(used, device)
         assert self._announcer is not None
         self._announcer.update(device)
-
-    @property
-    def trouble(self) -> str:
-        """Why Home Assistant does not find the device; empty: no reason is known."""
-        return self._announcer.trouble if self._announcer else ""
 
     def _start_announcer(self, used: tuple[HomeAssistantConfig, MqttConfig], device: DeviceEntitySource) -> None:
         """Replace the announcer: at the start, and after a reload with another broker or `[homeassistant]`."""
@@ -102,44 +93,19 @@ class HomeAssistant:
 
 
 def entity_source(name: str, config: StreamConfig) -> StreamEntitySource:
-    """Describe a stream's entities, without asking the TFLite runtime about its model, which may take long."""
-    publish = config.publish
-    known = StreamEntitySource(
+    """Describe a stream's entities."""
+    return StreamEntitySource(
         name,
         configured_labels=tuple(ZoneLabel(*pair) for pair in config.labels_to_count),
         zones=tuple(zone.name for zone in config.zones),
         lines=tuple(line.name for line in config.lines),
-        counts=publish.counts,
-        events=publish.events,
+        counts=config.publish.counts,
+        events=config.publish.events,
         inspection=config.inspection is not None,
+        **asdict(findings_of(config)),
     )
-    try:
-        manifest = open_manifest(config.model, wait_s=0.0)
-    except ModelError:
-        return known
-    kind = _kind(manifest)
-    unit = str(manifest.output.options.get("unit", ""))
-    told = tuple(attribute_names(config, manifest)) if kind == "things" else ()
-    return replace(known, kind=kind, labels=_labels(manifest, config, kind), unit=unit, attributes=told)
 
 
-def _kind(manifest: Manifest) -> Kind:
-    if manifest.gives_numbers:
-        return "numbers"
-    if manifest.gives_texts:
-        return "texts"
-    if not manifest.has_tracks:
-        return "words"
-    if manifest.audio is not None:
-        return "sounds"
-    return "verdicts" if manifest.output.decoder in _VERDICTS else "things"
-
-
-def _labels(manifest: Manifest, config: StreamConfig, kind: Kind) -> tuple[str, ...]:
-    output = manifest.output
-    if kind == "texts":
-        return ()
-    none = output.options.get("ignore", _NO_WORDS) if kind == "words" else _NO_LABELS
-    labels = output.labels or _OWN_LABELS.get(output.decoder, ())
-    asked = config.decode.labels
-    return tuple(dict.fromkeys(one for one in labels if one not in none and (one in asked or not asked)))
+def open_device_part(runtime: Runtime) -> HomeAssistant:
+    """Announce the device, or withdraw what an earlier run has announced."""
+    return HomeAssistant(runtime)

@@ -1,6 +1,6 @@
-"""Home Assistant's device: its topic, its name, and the parts of which ids and names are made.
+"""Home Assistant's device: what its entities depend on, and the parts of their ids and names.
 
-The entities and their names are in `discovery` beside it, the message is in `message`.
+The entities are in `discovery` beside it, the message is in `message`.
 """
 
 from __future__ import annotations
@@ -9,80 +9,16 @@ import hashlib
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Container, Iterator, Mapping, Sequence
-from typing import Any, Literal
+from collections.abc import Container, Iterator, Mapping
 
 from msgspec import Struct
 
+from agent.comms.entities import Component, display_name, stream_id
 from agent.comms.topics import Topics
+from agent.models.findings import Kind
 
 _OTHER = re.compile(r"[^a-z0-9-]+")
 _TOPIC = re.compile(r"[^A-Za-z0-9_-]")
-
-
-Component = dict[str, Any]
-_ONLINE: Component = {"value_template": "{{ value | replace('stopped', 'offline') }}"}
-"""`stopped` counts as offline: Home Assistant ignores a payload that it does not expect."""
-_FRESH_MS = 60_000
-"""Age from which a word triggers nothing: it waited for the broker, and must not switch a lamp on now."""
-_WATCHING = ("running", "degraded")
-"""States in which a count is known; in the others the entities of counts are unavailable."""
-
-
-def entity(platform: str, name: str, **more: Any) -> Component:
-    """Return an entity of a platform of Home Assistant, with its further fields."""
-    return {"platform": platform, "name": name, **more}
-
-
-def button(topics: Topics, stream: str, verb: str, *words: str, payload: str = "now", **more: Any) -> Component:
-    """Return a button that gives a command while the stream would execute it."""
-    press = {"command_topic": topics.set(stream, verb), "payload_press": payload, "qos": 1, **more}
-    return entity("button", display_name(stream, *words), **press, **while_watching(topics, stream))
-
-
-def keyword_entity(topics: Topics, stream: str, words: Sequence[str]) -> Component:
-    """Return the event of a word that was heard."""
-    is_new = (
-        f"value_json.kind == 'keyword' and value_json.latency_ms.total < {_FRESH_MS} "
-        "and value_json.id != this.attributes.get('id')"
-    )
-    event = "{'event_type': value_json.track.label, 'score': value_json.track.score, 'id': value_json.id}"
-    return entity(
-        "event",
-        display_name(stream, "word heard"),
-        state_topic=topics.events(stream),
-        event_types=list(words),
-        value_template=f"{{% if {is_new} %}}{{{{ {event} | to_json }}}}{{% endif %}}",
-        qos=1,
-    )
-
-
-def stream_id(stream: str, *parts: str) -> str:
-    """Return the id of an entity of a stream. Its parts have no dot, so that it is unique."""
-    return ".".join((stream, *parts))
-
-
-def available(topics: Topics) -> list[Component]:
-    """Return the availability of the device's entities."""
-    return [{"topic": topics.status, **_ONLINE}]
-
-
-def while_watching(topics: Topics, stream: str) -> Component:
-    """Return the fields that make an entity unavailable while its stream handles nothing."""
-    return _while(topics, stream, f"in {list(_WATCHING)}")
-
-
-def unless_disabled(topics: Topics, stream: str) -> Component:
-    """Return the availability of a picture: what Home Assistant shows of a deleted one is empty."""
-    return _while(topics, stream, "not in ['disabled', none]")
-
-
-def _while(topics: Topics, stream: str, condition: str) -> Component:
-    """Return the availability of what is known while a condition on the stream's state holds."""
-    state = f"value_json.streams.get('{stream}', {{}}).get('state')"
-    template = f"{{{{ 'online' if {state} {condition} else 'offline' }}}}"
-    watching = {"topic": topics.health, "value_template": template}
-    return {"availability": [*available(topics), watching], "availability_mode": "all"}
 
 
 def slug(text: str) -> str:
@@ -102,12 +38,6 @@ def node(device: str) -> str:
     return device if not _TOPIC.search(device) else f"{_TOPIC.sub('-', device)}-{_digits(device)}"
 
 
-def display_name(*parts: str) -> str:
-    """Join parts to a name: `front_door`, `Bark` → `Front door bark`."""
-    words = " ".join(_in_a_sentence(part) for part in parts if part.strip())
-    return words[:1].upper() + words[1:]
-
-
 def distinct(names: Mapping[str, str]) -> dict[str, str]:
     """Make names unique by adding the stream or the id: `Back yard state (back_yard)`.
 
@@ -121,12 +51,6 @@ def distinct(names: Mapping[str, str]) -> dict[str, str]:
     return unique
 
 
-def _in_a_sentence(part: str) -> str:
-    words = " ".join(re.sub(r"[_-]+", " ", part).split())
-    is_acronym = words[1:2].isupper()
-    return words if is_acronym else words[:1].lower() + words[1:]
-
-
 def _looks_hashed(text: str) -> bool:
     """Return True if `text` ends like a hashed id: it must be hashed too, or the two could be equal."""
     return bool(re.search(r"(^|_)[0-9a-f]{6}$", text))
@@ -134,10 +58,6 @@ def _looks_hashed(text: str) -> bool:
 
 def _digits(text: str) -> str:
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:6]
-
-
-Kind = Literal["things", "verdicts", "sounds", "words", "numbers", "texts"]
-"""Kind of findings: things with a place; verdicts on the whole picture; sounds; words; measurements; texts."""
 
 
 class ZoneLabel(Struct, frozen=True):
@@ -197,8 +117,8 @@ class StreamEntitySource(Struct, frozen=True):
     motion_masks: bool = False
 
     def id(self, *parts: str) -> str:
-        """Return an id of this stream. Its parts have no dot, so that it is unique."""
-        return ".".join((self.name, *parts))
+        """Return an id of this stream."""
+        return stream_id(self.name, *parts)
 
     def occupancy_id(self, one: ZoneLabel) -> str:
         return self.id(f"{one.place}occupancy", slug(one.label))

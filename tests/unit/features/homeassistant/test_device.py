@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent.comms.homeassistant.device import display_name, distinct, node, slug
+from agent.features.homeassistant.device import distinct, node, slug
 
 _LABELS = [
     "person",
@@ -49,23 +49,6 @@ def test_two_texts_never_make_the_same_id(texts: list[str]) -> None:
 def test_what_was_made_of_a_text_is_not_made_of_itself_unless_it_is_that_text(text: str) -> None:
     made = slug(text)
     assert made == text or slug(made) != made
-
-
-@pytest.mark.parametrize(
-    ("parts", "name"),
-    [
-        (("porch",), "Porch"),
-        (("pi-kitchen-01",), "Pi kitchen 01"),
-        (("front", "", "person"), "Front person"),
-        (("front_door", "drive", "traffic light", "count"), "Front door drive traffic light count"),
-        (("yard", "Bark"), "Yard bark"),
-        (("yard", "Smoke detector, smoke alarm"), "Yard smoke detector, smoke alarm"),
-        (("living-room", "TV"), "Living room TV"),
-        (("garten", "", "Hündchen"), "Garten hündchen"),
-    ],
-)
-def test_names_are_such_as_a_person_gives(parts: tuple[str, ...], name: str) -> None:
-    assert display_name(*parts) == name
 
 
 @pytest.mark.parametrize("device", ["porch", "Pi_4-B"])

@@ -12,12 +12,12 @@ from typing import Any, cast
 import pytest
 from msgspec.structs import replace
 
-from agent.comms.homeassistant.announcer import Announcer
-from agent.comms.homeassistant.device import DeviceEntitySource, StreamEntitySource, ZoneLabel
 from agent.comms.mqtt.paho_client import IncomingMessage
 from agent.comms.mqtt.publisher import Publisher
 from agent.comms.topics import Topics
 from agent.config import HomeAssistantConfig
+from agent.features.homeassistant.announcer import Announcer
+from agent.features.homeassistant.device import DeviceEntitySource, StreamEntitySource, ZoneLabel
 
 TOPIC, STATUS = "homeassistant/device/porch/config", "homeassistant/status"
 FRONT = StreamEntitySource("front", "things", ("person", "car"), (ZoneLabel("", "person"),))

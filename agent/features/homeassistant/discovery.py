@@ -7,29 +7,22 @@ must never fail: Home Assistant would log each failure.
 from __future__ import annotations
 
 from collections.abc import Container, Iterator
-from typing import Any
+from typing import Any, get_args
 
 from msgspec import Struct
 
-from agent.comms.homeassistant.device import (
-    Component,
+from agent.comms.entities import Component, display_name, entity, keyword_entity, while_watching
+from agent.comms.topics import Topics
+from agent.daemon.streams.services import State
+from agent.features.homeassistant.device import (
     DeviceEntitySource,
-    Kind,
     StreamEntitySource,
     ZoneLabel,
-    display_name,
     distinct,
-    entity,
-    keyword_entity,
     slug,
-    while_watching,
 )
-from agent.comms.topics import Topics
+from agent.models.findings import IN_PICTURES, Kind
 
-STATES = ("starting", "running", "degraded", "lost", "ended", "failed", "disabled")
-"""States of a stream, as `agent.daemon.streams.stream.State`."""
-_OF_PICTURES = ("things", "verdicts", "numbers", "texts")
-"""Kinds of findings in pictures."""
 _LONGEST = 255
 """Longest state that Home Assistant takes, characters."""
 _CLASSES: dict[Kind, Component] = {
@@ -116,7 +109,7 @@ def _control_entities(topics: Topics, source: StreamEntitySource) -> Iterator[tu
     slider = {"min": 0, "max": 1, "step": 0.01, "mode": "slider", **config, **_set_by(topics, name, "threshold")}
     if source.kind != "numbers":  # they have no scores
         yield source.id("threshold"), entity("number", display_name(name, "threshold"), **slider)
-    has_picture = source.kind in _OF_PICTURES
+    has_picture = source.kind in IN_PICTURES
     if len(source.variants) > 1:
         what = display_name(name, "model size" if has_picture else "model depth")
         options = {"options": list(source.variants), **config, **_set_by(topics, name, "variant")}
@@ -151,7 +144,7 @@ def _diagnostic_entities(topics: Topics, source: StreamEntitySource) -> Iterator
         common = {"state_topic": topics.health, "value_template": template, "entity_category": "diagnostic"}
         return entity("sensor", display_name(source.name, name), **more, **common)
 
-    yield source.id("state"), sensor("state", "state", device_class="enum", options=list(STATES))
+    yield source.id("state"), sensor("state", "state", device_class="enum", options=list(get_args(State)))
     rate = {"state_class": "measurement", "suggested_display_precision": 1}
     yield source.id("fps"), sensor("frames per second", "fps", **rate)
 

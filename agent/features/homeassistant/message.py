@@ -11,7 +11,8 @@ from typing import Any
 import msgspec
 from msgspec import Struct
 
-from agent.comms.homeassistant.device import Component, DeviceEntitySource, available, node
+from agent.comms.entities import Component, available
+from agent.features.homeassistant.device import DeviceEntitySource, node
 from agent.structs import from_json
 
 ORIGIN = "Vedette"

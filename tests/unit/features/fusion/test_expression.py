@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as some
 
-from agent.compute.track.fusion import text_evidence
-from agent.compute.track.fusion_rule import (
+from agent.errors import ConfigError
+from agent.features.fusion.expression import (
     DEPTH_MAX,
     RULE_MAX,
     TERMS_MAX,
@@ -18,7 +18,7 @@ from agent.compute.track.fusion_rule import (
     phrases_in,
     plain_words,
 )
-from agent.errors import ConfigError
+from agent.features.fusion.rules import text_evidence
 
 SOURCES = {
     "front": EvidenceSource("pictures", ("person", "traffic light")),

@@ -1,13 +1,11 @@
 """Fused events in the daemon: joins what the streams report and what comes as text, in a thread of its own.
 
 Evidence comes from the reporters of this process, not over the broker. A thread with the name `fusion` waits for
-it, and for the next instant at which time alone changes something. Without a `[fusion]` nothing of this is
-loaded.
+it, and for the next instant at which time alone changes something.
 """
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import queue
 import threading
@@ -15,142 +13,27 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from functools import partial
-from pathlib import Path
+from typing import Any
 
 from msgspec import Struct
 
-from agent.comms.messages import FusionHealth, ModelId
+from agent.comms.messages import FusionHealth
 from agent.comms.reporter import EventSink, Reporter, RetainedSink
-from agent.comms.texts import TextReceiver
-from agent.comms.topics import TEXT, Topics
-from agent.compute.track.fusion import Condition, Evidence, Fusion, FusionTimes, text_evidence
-from agent.compute.track.fusion_odds import (
-    LogOdds,
-    read_calibration,
-)
-from agent.compute.track.fusion_rule import EvidenceSource, Rule
-from agent.config import Config, FusionConfig, PublishConfig, TextConfig
-from agent.daemon.homeassistant import entity_source
-from agent.errors import ConfigError, VedetteError
-from agent.models.files import read
+from agent.comms.topics import Topics
+from agent.config import Config, PublishConfig, TextConfig
+from agent.daemon.parts import DevicePart
+from agent.daemon.runtime import Runtime
+from agent.errors import ConfigError
+from agent.features.fusion.checks import FusedEvent, FusionPlan, plan_fusion
+from agent.features.fusion.rules import Evidence, Fusion, FusionTimes, text_evidence
+from agent.features.fusion.texts import TextReceiver
 from agent.types import Event, StageTimes, Track
 
 log = logging.getLogger(__name__)
 _AHEAD_NS, _BEHIND_NS = 1_000_000_000, 60_000_000_000
 """A capture time outside of this, as seen from the arrival, is of a replay or of a clock that was set."""
-_CALIBRATION_MAX = 65536
-"""Largest calibration file, bytes."""
-_KINDS = {"things": "pictures", "verdicts": "pictures", "sounds": "sounds", "words": "words", "numbers": "none"}
-_STOP_S = 0.5
 _RETRY_NS = 10_000_000_000
 """Time until an event whose condition has failed is tried again, unless evidence comes before."""
-
-
-def evidence_sources(config: Config) -> dict[str, EvidenceSource]:
-    """Return what each stream and text can give, without asking the TFLite runtime about the models."""
-    sources = {}
-    for name, stream in config.streams.items():
-        known = entity_source(name, stream)
-        kind = "none" if stream.inspection is not None else _KINDS.get(known.kind or "", "unknown")
-        learns = kind == "pictures" and not stream.shows_part
-        sources[name] = EvidenceSource(kind, known.labels, learns)  # type: ignore[arg-type]
-    texts = dict.fromkeys(config.text, EvidenceSource("text"))
-    return {**sources, **texts}
-
-
-class FusedEvent(Struct, frozen=True):
-    """A configured fused event, checked.
-
-    Attributes:
-        config: of it.
-        condition: of it.
-        model: what identifies the condition in messages.
-    """
-
-    config: FusionConfig
-    condition: Condition
-    model: ModelId
-
-
-def open_fused(config: FusionConfig, sources: Mapping[str, EvidenceSource]) -> FusedEvent:
-    """Open what a fused event needs.
-
-    Args:
-        config: of the event.
-        sources: see `evidence_sources`.
-
-    Raises:
-        ConfigError: it cannot be used; `keys` has the key.
-    """
-    if bool(config.when) is bool(config.calibration):
-        raise ConfigError("expected one of `when` and `calibration`", keys=("when",))
-    if config.late_s > config.window_s:
-        text = f"{config.late_s:g} is more than window_s, {config.window_s:g}"
-        raise ConfigError(f"`late_s`: {text}", keys=("late_s",))
-    key = "when" if config.when else "calibration"
-    try:
-        if config.when:
-            rule = Rule(config.when, sources)
-            return FusedEvent(config, rule, ModelId("rule", _digest(config.when.encode())))
-        return _open_calibrated(config, sources)
-    except (VedetteError, OSError) as error:
-        where = f"{config.calibration}: " if config.calibration and config.calibration not in str(error) else ""
-        raise ConfigError(f"`{key}`: {where}{error}", keys=(key,)) from error
-
-
-def _open_calibrated(config: FusionConfig, sources: Mapping[str, EvidenceSource]) -> FusedEvent:
-    content = read(Path(config.calibration).expanduser(), _CALIBRATION_MAX)
-    calibration = read_calibration(content)
-    if calibration.window_s != config.window_s:
-        raise ConfigError(
-            f"was fitted with window_s = {calibration.window_s:g}, and {config.window_s:g} is configured: "
-            "calibrate again, or use that window"
-        )
-    odds = LogOdds(calibration, config.threshold, sources)
-    return FusedEvent(config, odds, ModelId("log-odds", _digest(content)))
-
-
-def _digest(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()[:12]
-
-
-class FusionPlan(Struct, frozen=True):
-    """Fused events and texts to run, by name."""
-
-    fused: dict[str, FusedEvent]
-    texts: dict[str, TextConfig]
-
-
-def plan_fusion(config: Config, sources: Mapping[str, EvidenceSource] | None = None) -> FusionPlan:
-    """Check `[fusion]` and `[text]`, and open what they need.
-
-    Args:
-        config: to check.
-        sources: see `evidence_sources`; None: to be found.
-
-    Raises:
-        ConfigError: the first thing that cannot be used; `keys` has its key.
-    """
-    _check_names(config)
-    known = evidence_sources(config) if sources is None and config.fusion else sources or {}
-    fused = {}
-    for name, one in config.fusion.items():
-        try:
-            fused[name] = open_fused(one, known)
-        except ConfigError as error:
-            raise ConfigError(f"fusion {name}: {error}", keys=("fusion", name, *error.keys)) from error
-    return FusionPlan(fused, dict(config.text) if fused else {})
-
-
-def _check_names(config: Config) -> None:
-    for table in ("text", "fusion"):
-        taken = {**config.streams, **(config.text if table == "fusion" else {})}
-        for name in getattr(config, table):
-            if name in taken or name in ("cmd", TEXT):
-                what = "is taken by a stream, a text or a topic; choose another name"
-                raise ConfigError(f"{name!r} {what}", keys=(table, name))
-    if config.text and TEXT in config.streams:
-        raise ConfigError(f"beside [text] no stream can be called {TEXT!r}", keys=("streams", TEXT))
 
 
 class FusionServices(Struct, frozen=True):
@@ -226,7 +109,7 @@ class FusionRunner:
             self._thread = threading.Thread(target=self._run, name="fusion", daemon=True)
             self._thread.start()
 
-    def stop(self, timeout_s: float = _STOP_S) -> None:
+    def stop(self, timeout_s: float) -> None:
         """End every event that goes on, and the thread."""
         self._tasks.put(self._finish)
         self._tasks.put(None)
@@ -361,3 +244,52 @@ def _evidence(stream: str, event: Event, now_ns: int, now: datetime, at: datetim
 
     from_ns = min(now_ns, at_ns - round((at - event.track.first_seen).total_seconds() * 1e9))
     return Evidence.of_event(stream, event, from_ns, min(now_ns, at_ns))
+
+
+class FusionPart(DevicePart):
+    """Fused events of a configuration: none, if it has none any more."""
+
+    def __init__(self, runtime: Runtime) -> None:
+        """Listen to texts, before the connection to the broker is made; the thread starts later."""
+        self._runtime = runtime
+        self.runner = FusionRunner(FusionServices(runtime.topics, runtime.spool, runtime.mqtt))
+        self._texts: dict[str, TextReceiver] = {}
+        self.configure(runtime.config)
+
+    def start(self) -> None:
+        self.runner.start()
+
+    def configure(self, config: Config) -> None:
+        """Run the events of a checked configuration in place of those that run, and listen to their texts."""
+        runtime = self._runtime
+        try:
+            plan = plan_fusion(config)
+        except ConfigError as error:  # a file has changed since the check
+            log.error("keeping the old fused events: %s", error)
+            return
+        runtime.tap.listener = self.runner.add_events if plan.fused else None
+        self.runner.configure(plan, {name: one.open_tracks for name, one in runtime.streams.items()})
+        texts = self.runner.texts if runtime.commands else {}
+        for name in self._texts.keys() - texts.keys():
+            runtime.mqtt.ignore(runtime.topics.text(name))
+        for name, receiver in texts.items():
+            if self._texts.get(name) is not receiver:
+                runtime.mqtt.listen(runtime.topics.text(name), receiver.receive, as_published=True)
+        self._texts = dict(texts)
+
+    def poll(self) -> None:
+        """Tell the fused events which streams and texts are there now."""
+        streams, connected = self._runtime.streams, self._runtime.mqtt.state.connected
+        present = {name: one.status[0] in ("running", "degraded") for name, one in streams.items()}
+        self.runner.set_present({**present, **dict.fromkeys(self._texts, connected)})
+
+    def health(self) -> dict[str, Any]:
+        return {"fusion": self.runner.health(), "texts_refused": self.runner.refused()}
+
+    def close(self, seconds: float) -> None:
+        self.runner.stop(seconds)
+
+
+def open_device_part(runtime: Runtime) -> FusionPart:
+    """Run the fused events of a configuration."""
+    return FusionPart(runtime)

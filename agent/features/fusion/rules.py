@@ -21,7 +21,7 @@ from typing import NamedTuple, Protocol
 from msgspec import Struct
 from msgspec.structs import replace
 
-from agent.compute.track.fusion_rule import Judgement, Reading, Term, phrases_in, plain_words
+from agent.features.fusion.expression import Judgement, Reading, Term, phrases_in, plain_words
 from agent.types import Event, FusedEvidence, Track
 
 PIECES_MAX = 256

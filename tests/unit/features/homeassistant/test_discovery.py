@@ -13,15 +13,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from agent.comms.homeassistant.device import DeviceEntitySource, Kind, StreamEntitySource, ZoneLabel
-from agent.comms.homeassistant.discovery import entities
-from agent.comms.homeassistant.message import _NEEDS, ORIGIN, message, read, topic
 from agent.comms.topics import Topics
 from agent.config import PublishConfig, StreamConfig
 from agent.config.filters import LineConfig
 from agent.config.inspection import InspectionConfig
 from agent.daemon.parts import EntityPlace, Parts
 from agent.daemon.parts import entities as of_features
+from agent.features.homeassistant.device import DeviceEntitySource, StreamEntitySource, ZoneLabel
+from agent.features.homeassistant.discovery import entities
+from agent.features.homeassistant.message import _NEEDS, ORIGIN, message, read, topic
+from agent.models.findings import Kind
 
 TOPICS = Topics("vedette", "porch")
 FRONT = StreamEntitySource(

@@ -1,1 +1,0 @@
-"""Home Assistant's discovery: a device's streams as its entities."""

@@ -1,0 +1,1 @@
+"""Fused events: what several streams and texts tell together."""

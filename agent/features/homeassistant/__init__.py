@@ -1,0 +1,1 @@
+"""Home Assistant's discovery: the device and its streams as entities."""
