@@ -1,4 +1,4 @@
-"""Processors that this process may use: its affinity mask, and the quota of its control groups.
+"""Times of the processors, and those that this process may use: its affinity mask, the quota of its groups.
 
 Sources: https://docs.kernel.org/admin-guide/cgroup-v2.html#cpu-interface-files (`cpu.max`, `cpu.stat`),
 and for the first version https://docs.kernel.org/scheduler/sched-bwc.html and cpuacct.html in
@@ -9,12 +9,13 @@ those below it. systemd sets the two by `CPUAffinity=`, `AllowedCPUs=` and `CPUQ
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+import time
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 from msgspec import Struct
 
-from agent.board.proc import read_number, read_text
+from agent.board.proc import read_cpu_ticks, read_number, read_text
 
 _GROUPS = "sys/fs/cgroup"
 _USAGE_V2 = "usage_usec"
@@ -32,6 +33,35 @@ class Quota(Struct, frozen=True, gc=False):
     processors: float
     used_s: float | None = None
     group: str = ""
+
+
+class Ticks(Struct, frozen=True, gc=False):
+    """Time that processors have spent since the start of the board, s: in all, idle, and on this process.
+
+    Attributes:
+        usable: numbers of the processors that are counted; empty: all.
+        quota: that limits this process; None: none does.
+        at_s: when it was read, monotonic, s.
+    """
+
+    total: float = 0.0
+    idle: float = 0.0
+    own: float = 0.0
+    usable: frozenset[int] = frozenset()
+    quota: Quota | None = None
+    at_s: float = 0.0
+
+
+def read_ticks(stat: Path = Path("/proc/stat"), only: Collection[int] | None = None) -> Ticks:
+    """Read the times of all processors, or of some; zeros if they cannot be read.
+
+    Time of a hypervisor is not idle.
+    """
+    busy, everything = read_cpu_ticks(stat, only)
+    if not everything:
+        return Ticks()
+    per_s = os.sysconf("SC_CLK_TCK")
+    return Ticks(everything / per_s, (everything - busy) / per_s, time.process_time())
 
 
 def usable_processors() -> frozenset[int]:

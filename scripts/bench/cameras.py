@@ -48,7 +48,7 @@ import numpy as np
 import psutil
 from msgspec import Struct
 
-from agent.daemon.metrics.counters import BOUNDS_S
+from agent.daemon.streams.counters import BOUNDS_S
 
 EVERY = 3
 """The loop infers one of so many pictures."""

@@ -358,11 +358,12 @@ def simulate() -> dict[str, float]:
 
 def simulated_hour(*, governed: bool) -> dict[str, float]:
     """One hour of four streams that need 3.6 of a Pi's cores, in simulated time."""
+    from agent.board.processors import Ticks
     from agent.compute.governor.governor import Governor
     from agent.compute.governor.readings import Readings, StreamReading, VariantCost
     from agent.config import Config
     from agent.config.governor import GovernorConfig
-    from agent.daemon.resources.load import BoardLoad, Ticks
+    from agent.daemon.resources.load import BoardLoad
 
     variants = (VariantCost(), VariantCost("320", 0.59), VariantCost("256", 0.38))
     cost_ms, fps, rest = 150.0, 6.0, 0.2

@@ -13,8 +13,8 @@ from typing import Literal, get_args
 
 from msgspec import Struct
 
-from agent.daemon.metrics.counters import StageTimer
 from agent.daemon.metrics.readings import DaemonReadings, StreamTotals
+from agent.daemon.streams.counters import StageTimer
 from agent.daemon.streams.services import State
 from agent.storage.spool.pending import Reason
 from agent.text import plain

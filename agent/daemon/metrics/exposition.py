@@ -7,9 +7,9 @@ from itertools import accumulate
 from typing import TYPE_CHECKING
 
 from agent.comms.http.server import Page
-from agent.daemon.metrics.counters import BOUNDS_S, StageTimer
 from agent.daemon.metrics.definitions import METRICS, Labelled, MetricDefinition
 from agent.daemon.metrics.readings import DaemonReadings
+from agent.daemon.streams.counters import BOUNDS_S, StageTimer
 from agent.errors import ConfigError
 
 if TYPE_CHECKING:

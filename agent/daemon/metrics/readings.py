@@ -12,11 +12,11 @@ from agent import __version__
 from agent.board.cpu import StreamCpuMeter, thread_names, thread_seconds
 from agent.board.power import PowerReading
 from agent.board.proc import Memory, read_memory
+from agent.board.processors import Ticks, read_ticks
 from agent.capture.supervisor import CaptureStats
 from agent.comms.mqtt.session import LinkState
-from agent.daemon.metrics.counters import StreamMetrics
-from agent.daemon.resources.load import Ticks, read_ticks
 from agent.daemon.runtime import Runtime
+from agent.daemon.streams.counters import StreamMetrics
 from agent.daemon.streams.stream import Stream
 from agent.storage.spool.spool import SpoolStats
 

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections import deque
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from pathlib import Path
 
 from msgspec import Struct
 
 from agent.board.heat import HeatModel
-from agent.board.proc import read_cpu_ticks, read_memory
-from agent.board.processors import Quota, read_quota, usable_processors
+from agent.board.proc import read_memory
+from agent.board.processors import Quota, Ticks, read_quota, read_ticks, usable_processors
 from agent.board.sensor_faults import LostHeat
 from agent.board.sensors import BoardSensors, ChipReading
 from agent.board.thermal import Zone, firmware_limit_c
@@ -28,35 +27,6 @@ _WINDOWS = 2
 """Readings over which shares of processors are taken."""
 _QUOTA_S = 10.0
 """Time between two searches for a quota while there is none, s."""
-
-
-class Ticks(Struct, frozen=True, gc=False):
-    """Time that processors have spent since the start of the board, s: in all, idle, and on this process.
-
-    Attributes:
-        usable: numbers of the processors that are counted; empty: all.
-        quota: that limits this process; None: none does.
-        at_s: when it was read, monotonic, s.
-    """
-
-    total: float = 0.0
-    idle: float = 0.0
-    own: float = 0.0
-    usable: frozenset[int] = frozenset()
-    quota: Quota | None = None
-    at_s: float = 0.0
-
-
-def read_ticks(stat: Path = Path("/proc/stat"), only: Collection[int] | None = None) -> Ticks:
-    """Read the times of all processors, or of some; zeros if they cannot be read.
-
-    Time of a hypervisor is not idle.
-    """
-    busy, everything = read_cpu_ticks(stat, only)
-    if not everything:
-        return Ticks()
-    per_s = os.sysconf("SC_CLK_TCK")
-    return Ticks(everything / per_s, (everything - busy) / per_s, time.process_time())
 
 
 class UsableTicks:

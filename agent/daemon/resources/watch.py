@@ -13,7 +13,7 @@ from msgspec.structs import replace
 from agent.compute.governor.readings import StreamReading, VariantCost
 from agent.compute.manifest import AUTO
 from agent.config.source_uri import parse
-from agent.daemon.resources.meter import Window, joined
+from agent.daemon.streams.counters import Window, joined
 
 if TYPE_CHECKING:
     from agent.daemon.streams.stream import Stream

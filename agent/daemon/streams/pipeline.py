@@ -21,10 +21,10 @@ from agent.comms.reporter import Reporter
 from agent.compute.manifest import Model
 from agent.compute.track.tracker import Tracker
 from agent.config import StreamConfig
-from agent.daemon.metrics.counters import StreamMetrics
-from agent.daemon.metrics.stages import add_stages
 from agent.daemon.parts import Parts
+from agent.daemon.streams.counters import StreamMetrics
 from agent.daemon.streams.privacy import privacy_of
+from agent.spans import SpanRecorder
 from agent.types import AudioChunk, Event, Frame, StageTimes, StreamBudget, StreamResult
 
 if TYPE_CHECKING:
@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("agent.daemon.streams.stream")
 TAKE_S = 0.25
 """Longest wait for an input, s; then ends that are due, a stop and a lost source are handled."""
+_IN_TURN = ("gate", "prepare", "infer", "decode", "track", "secondary")
 
 OnChange = Callable[[str, str], None]
 """Called with a new state of a source, and the reason."""
@@ -81,6 +82,24 @@ class StreamPerception(Protocol[T_contra]):
     def process(self, item: T_contra, /) -> StreamResult: ...
 
     def finish(self, at_ns: int, at: datetime, reason: str) -> list[Event]: ...
+
+
+def add_stages(recorder: SpanRecorder, began_ns: int, stages: StageTimes, number: int) -> None:
+    """Add a span `frame` and in it one for each stage that ran; they follow one another without a pause.
+
+    Args:
+        recorder: of the trace.
+        began_ns: when the first stage began, CLOCK_MONOTONIC, ns.
+        stages: durations; the time in the queue was spent on another thread, and is not shown.
+        number: of the picture, or of the first sample.
+    """
+    at_ns = began_ns
+    for name in _IN_TURN:
+        took_ns: int = getattr(stages, name)
+        if took_ns > 0:
+            recorder.add(name, at_ns, at_ns + took_ns)
+            at_ns += took_ns
+    recorder.add("frame", began_ns, at_ns, number)
 
 
 class Pipeline(ABC, Generic[T]):

@@ -23,10 +23,10 @@ from agent.compute.infer.backends import NotYetError
 from agent.compute.manifest import Model
 from agent.config import StreamConfig
 from agent.config.privacy import check_masks
-from agent.daemon.metrics.counters import StreamMetrics
 from agent.daemon.parts import Parts, StreamContext, check_values, open_part, open_parts
 from agent.daemon.streams import perception
 from agent.daemon.streams.commands import AT_WORK, StreamRun
+from agent.daemon.streams.counters import StreamMetrics
 from agent.daemon.streams.extra_models import models_changed
 from agent.daemon.streams.live_settings import with_live_settings
 from agent.daemon.streams.outages import OutageLog

@@ -23,9 +23,9 @@ from agent.compute.infer.backends import resolve_backend
 from agent.compute.infer.session import SwappableSession
 from agent.compute.manifest import Model
 from agent.config import StreamConfig
-from agent.daemon.metrics.counters import LatencyWindow
 from agent.daemon.parts import DevicePart, Parts, StreamPart
 from agent.daemon.runtime import Runtime
+from agent.daemon.streams.counters import LatencyWindow
 from agent.daemon.streams.perception import Perception, open_perception
 from agent.daemon.streams.stream import Stream
 from agent.errors import VedetteError

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from agent.board.proc import read_cpu_ticks
-from agent.board.processors import Quota, read_quota, usable_processors
+from agent.board.processors import Quota, Ticks, read_quota, read_ticks, usable_processors
 from tests.support.boards import write
 
 V2 = "sys/fs/cgroup"
@@ -77,3 +77,12 @@ def test_the_ticks_of_some_processors(tmp_path: Path) -> None:
     assert read_cpu_ticks(stat, {0, 1, 7}) == (9, 18)
     assert read_cpu_ticks(stat, {0}) == (2, 8)
     assert read_cpu_ticks(stat, {5}) == (0, 0)
+
+
+def test_ticks_are_read_from_the_kernel(tmp_path: Path) -> None:
+    now = read_ticks()
+    assert 0.0 < now.own < now.total
+    assert 0.0 <= now.idle <= now.total
+    assert read_ticks(tmp_path / "nothing") == Ticks()
+    (tmp_path / "stat").write_text("cpu  a b c\n")
+    assert read_ticks(tmp_path / "stat") == Ticks()

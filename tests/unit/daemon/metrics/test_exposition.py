@@ -14,13 +14,13 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from agent.board.power import PowerReading
 from agent.board.proc import Memory
+from agent.board.processors import Ticks
 from agent.comms.messages import ClipsHealth
 from agent.comms.mqtt.session import LinkState
-from agent.daemon.metrics.counters import STAGES, StreamMetrics
 from agent.daemon.metrics.definitions import METRICS, MetricDefinition
 from agent.daemon.metrics.exposition import Exposition, check_installed
 from agent.daemon.metrics.readings import DaemonReadings, StreamTotals
-from agent.daemon.resources.load import Ticks
+from agent.daemon.streams.counters import STAGES, StreamMetrics
 from agent.errors import ConfigError
 from agent.storage.spool.spool import SpoolStats
 from agent.types import Event, StageTimes, StreamResult, Track

@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 
 from agent import spans
 from agent.daemon.metrics import trace as module
-from agent.daemon.metrics.stages import add_stages
 from agent.daemon.metrics.trace import TraceRecording, pack
+from agent.daemon.streams.pipeline import add_stages
 from agent.errors import CommandError
 from agent.spans import SpanRecorder
 from agent.types import StageTimes

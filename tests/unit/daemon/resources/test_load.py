@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from agent.board.processors import Quota
+from agent.board.processors import Quota, Ticks
 from agent.board.vcgencmd import FirmwareQuery
 from agent.compute.governor.readings import BoardReading
 from agent.config import Config, ThermalConfig
@@ -17,10 +17,8 @@ from agent.config.governor import GovernorConfig
 from agent.daemon.resources.load import (
     BoardLoad,
     ProcessorShares,
-    Ticks,
     UsableTicks,
     processor_shares,
-    read_ticks,
 )
 from tests.support.boards import battery, write
 
@@ -196,15 +194,6 @@ def test_the_firmware_is_asked_where_no_file_has_its_warnings(tmp_path: Path) ->
         assert kernel.load.read(CONFIG).slowed == "the firmware reports: throttled"
         kernel.second(0.1, 0.1)
     assert len(asked) == 2, "once in five seconds"
-
-
-def test_ticks_are_read_from_the_kernel(tmp_path: Path) -> None:
-    now = read_ticks()
-    assert 0.0 < now.own < now.total
-    assert 0.0 <= now.idle <= now.total
-    assert read_ticks(tmp_path / "nothing") == Ticks()
-    (tmp_path / "stat").write_text("cpu  a b c\n")
-    assert read_ticks(tmp_path / "stat") == Ticks()
 
 
 def test_a_battery_counts_while_the_board_runs_on_it(kernel: Kernel) -> None:

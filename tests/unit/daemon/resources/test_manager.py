@@ -17,7 +17,7 @@ from agent.config.governor import ServiceConfig
 from agent.daemon.resources import manager, watch
 from agent.daemon.resources.load import BoardLoad
 from agent.daemon.resources.manager import ResourceManager
-from agent.daemon.resources.meter import StreamMeter
+from agent.daemon.streams.counters import StreamMeter
 
 RTSP = "rtsp://192.0.2.1/yard"
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from agent.daemon.resources.meter import StreamMeter, joined
+from agent.daemon.streams.counters import StreamMeter, joined
 from agent.types import StageTimes, StreamResult
 
 MS = 1_000_000

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent.daemon.metrics.counters import BOUNDS_S, StageTimer, StreamMetrics
-from agent.daemon.metrics.stages import add_stages
+from agent.daemon.streams.counters import BOUNDS_S, LatencyWindow, StageTimer, StreamMetrics
+from agent.daemon.streams.pipeline import add_stages
 from agent.spans import SpanRecorder
 from agent.types import StageTimes, StreamResult
 
@@ -73,3 +74,27 @@ def test_the_stages_of_a_frame_lie_in_it_one_after_the_other() -> None:
         assert one.began_ns == at_ns
         at_ns = one.ended_ns
     assert at_ns == frame.ended_ns
+
+
+def recent(*ms: float) -> LatencyWindow:
+    kept = LatencyWindow()
+    for one in ms:
+        kept.add(round(one * 1e6))
+    return kept
+
+
+@pytest.mark.parametrize(
+    ("ms", "p95_ms"),
+    [
+        ((), None),
+        ((7.5,), 7.5),
+        ((1.0, 9.0), 9.0),
+        (tuple(range(1, 21)), 19.0),
+        (tuple(range(1, 101)), 95.0),
+        ((*[500.0] * 300, *[2.0] * 256), 2.0),
+        ((*[2.0] * 300, *[500.0] * 13), 500.0),
+        ((*[2.0] * 300, *[500.0] * 12), 2.0),
+    ],
+)
+def test_the_quantile_is_that_of_the_newest(ms: tuple[float, ...], p95_ms: float | None) -> None:
+    assert recent(*ms).p95_ms == p95_ms
