@@ -12,7 +12,6 @@ from pathlib import Path
 
 from agent.backoff import Backoff
 from agent.board.process import show_thread_names, trim_heap
-from agent.board.sensors import BoardSensors
 from agent.config import Config
 from agent.config.toml import Where
 from agent.daemon.command_handler import CommandHandler, DoctorProcess
@@ -21,8 +20,6 @@ from agent.daemon.health import HealthFile, HealthPublisher
 from agent.daemon.homeassistant import HomeAssistant
 from agent.daemon.metrics.service import MetricsService
 from agent.daemon.overrides import OverridesFile
-from agent.daemon.resources.load import BoardLoad
-from agent.daemon.resources.manager import ResourceManager
 from agent.daemon.runtime import STOP_TIMES, Runtime, StopTimes, stop_streams
 from agent.daemon.systemd import Notifier, SystemdStatus
 from agent.daemon.web.service import PageService
@@ -122,7 +119,6 @@ class Daemon:
         file: Path | None = None,
         exit_when_done: bool = False,
         stop_times: StopTimes = STOP_TIMES,
-        board_load: BoardLoad | None = None,
     ) -> None:
         """Take a validated configuration.
 
@@ -134,11 +130,9 @@ class Daemon:
             file: of the configuration, for `doctor`; None: there is none.
             exit_when_done: return when the source of every stream has ended.
             stop_times: how long a stop may take.
-            board_load: reads load and temperature for the governor; None: those of this board.
         """
-        self._stop_times, self._board_load = stop_times, board_load
         self._config, self._reload, self._where, self._exit_when_done = config, reload, where, exit_when_done
-        self._board = board
+        self._board, self._stop_times = board, stop_times
         self._doctor, self._systemd = DoctorProcess(file), SystemdStatus(Notifier())
         self._stop_asked = self._reload_asked = False
         self._trimmed_s = 0.0
@@ -192,26 +186,22 @@ class Daemon:
         self._control.attach(self.runtime)
         self._commands = CommandHandler(self._control, self.runtime, self._doctor, self._read_again, self._wake)
         self._homeassistant = HomeAssistant(self.runtime)
-        self._sensors = BoardSensors()
-        self._health = HealthPublisher(self.runtime, self._control, self._homeassistant, self._sensors)
+        self._health = HealthPublisher(self.runtime, self._control, self._homeassistant, self.runtime.sensors)
         self._metrics = MetricsService(self._health.readings, self.runtime.topics.device)
         self._page = PageService(self.runtime.clips_folder, self.runtime.topics.device)
-        board_load = self._board_load or BoardLoad(sensors=self._sensors)
-        self._resources = ResourceManager(self.runtime, board_load)
         self._health_file = HealthFile(self.runtime, self._health)
 
     def _run(self) -> None:
         try:
             self._commands.listen()  # before `online` is published: its receivers may send commands at once
+            self.runtime.sensors.start()
             self.runtime.start()
-            self._sensors.start()
-            self._resources.start()
             self._configure_servers()
             self._watch()
         finally:
             self._systemd.stopping()
-            self._resources.stop()
-            self._sensors.stop()
+            self.runtime.parts.stop()
+            self.runtime.sensors.stop()
             self._commands.stop()
             self._metrics.close()
             self._page.close()

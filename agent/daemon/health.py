@@ -111,7 +111,6 @@ class HealthPublisher:
             runtime.state_trouble,
             runtime.metrics_trouble,
             runtime.page_trouble,
-            bool(runtime.board_trouble),
         ]
         self.changed = str(now) != self._published
         if not self.changed and time.monotonic() - self._published_at < runtime.config.health.every_s:
@@ -150,7 +149,6 @@ class HealthPublisher:
             memory_available_mb=read_memory().available_mb or None,
             metrics=runtime.metrics_trouble,
             page=runtime.page_trouble,
-            unmet=runtime.board_trouble,
             **runtime.parts.health(),
         )
         runtime.mqtt.retain(runtime.topics.health, messages.encode(message))

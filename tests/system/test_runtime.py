@@ -202,11 +202,11 @@ def test_a_sensor_that_blocks_stops_neither_commands_nor_the_governor_nor_a_stop
     for sensor in sensors:
         sensor.unlink()
         os.mkfifo(sensor)
-    monkeypatch.setattr("agent.daemon.daemon.BoardSensors", lambda: BoardSensors(root))
+    monkeypatch.setattr("agent.daemon.runtime.BoardSensors", lambda: BoardSensors(root))
     with inside(replace(config, mqtt=replace(config.mqtt, commands=True))) as running:
         wait_for(lambda: sum("has not answered for" in line for line in caplog.messages) == len(sensors))
         assert operator.ask("status")["ok"]
-        governor = running.daemon._resources
+        governor = running.daemon.runtime.parts.get("governor")
         before = governor.decision
         wait_for(lambda: governor.decision is not before)
         running.daemon.request_stop()

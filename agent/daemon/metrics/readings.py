@@ -131,7 +131,7 @@ def read_all(
 ) -> DaemonReadings:
     """Read everything. Any thread may call this; `began_s` is when the daemon started, CLOCK_MONOTONIC, s."""
     streams = dict(runtime.streams)
-    used = load.stream_seconds(set(streams))
+    used, health = load.stream_seconds(set(streams)), runtime.parts.health()
     return DaemonReadings(
         version=__version__,
         python=platform.python_version(),
@@ -140,10 +140,10 @@ def read_all(
         streams={name: _reading(stream, used.get(name, 0.0)) for name, stream in streams.items()},
         spool=runtime.spool.stats(),
         link=runtime.mqtt.state,
-        clips=runtime.parts.health().get("clips"),
+        clips=health.get("clips"),
         temperature_c=temperature_c,
         hot=hot,
-        unmet=bool(runtime.board_trouble),
+        unmet=bool(health.get("unmet")),
         cpu=read_ticks(),
         memory=read_memory(),
         power=power,

@@ -10,14 +10,14 @@ from typing import Any
 import pytest
 
 from agent.capture.streams import FrameStream
-from agent.compute.governor.readings import BoardReading
 from agent.config import Config, StreamConfig
 from agent.config.capture import CaptureConfig
 from agent.config.governor import ServiceConfig
-from agent.daemon.resources import manager, watch
-from agent.daemon.resources.load import BoardLoad
-from agent.daemon.resources.manager import ResourceManager
 from agent.daemon.streams.counters import StreamMeter
+from agent.features.governor import part, watch
+from agent.features.governor.part import GovernorPart
+from agent.features.governor.readings import BoardReading
+from agent.features.governor.watch import BoardLoad
 
 RTSP = "rtsp://192.0.2.1/yard"
 
@@ -50,9 +50,9 @@ def stream(source: str, **keys: Any) -> Any:
     )
 
 
-def resources(**streams: Any) -> ResourceManager:
+def resources(**streams: Any) -> GovernorPart:
     runtime: Any = SimpleNamespace(config=Config(), streams=streams)
-    return ResourceManager(runtime, BoardLoad())
+    return GovernorPart(runtime, BoardLoad())
 
 
 def said(caplog: pytest.LogCaptureFixture) -> list[str]:
@@ -130,7 +130,7 @@ def test_a_camera_that_gives_less_than_is_promised_is_told_once(
     ],
 )
 def test_a_decision_that_comes_late_says_how_the_processors_were_used(board: BoardReading, told: str) -> None:
-    assert manager._meanwhile(board) == told
+    assert part._meanwhile(board) == told
 
 
 def test_clips_of_copied_packets_cannot_be_reduced() -> None:

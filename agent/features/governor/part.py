@@ -1,4 +1,4 @@
-"""Runs the governor: collects its readings once a second, gives streams their budgets, and tells what changes."""
+"""Governs a device: reads board and streams once a second, sets budgets, and logs what changes."""
 
 from __future__ import annotations
 
@@ -9,27 +9,23 @@ import threading
 import time
 from collections.abc import Mapping
 from contextlib import suppress
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from msgspec.structs import replace
 
 from agent.capture.streams import FrameStream
-from agent.compute.governor.decision import Decision
-from agent.compute.governor.governor import Governor
-from agent.compute.governor.pace import RESERVE
-from agent.compute.governor.readings import BoardReading, Readings, StreamReading
-from agent.daemon.resources.broken_promises import BrokenPromises
-from agent.daemon.resources.change_log import ChangeLog
-from agent.daemon.resources.load import BoardLoad
-from agent.daemon.resources.watch import RUNNING, StreamWatch
+from agent.daemon.parts import DevicePart
+from agent.features.governor.readings import RESERVE, BoardReading, Decision, Readings, StreamReading
+from agent.features.governor.reports import BrokenPromises, ChangeLog
+from agent.features.governor.rules import Governor
+from agent.features.governor.watch import RUNNING, BoardLoad, StreamWatch
 
 if TYPE_CHECKING:
     from agent.daemon.runtime import Runtime
     from agent.daemon.streams.stream import Stream
 
-
 log = logging.getLogger(__name__)
-EVERY_S = 1.0
+_EVERY_S = 1.0
 """Time between two decisions, s."""
 _LATE_S = 3.0
 """A decision that comes so much later than it should is told: something keeps the daemon from running, s."""
@@ -43,24 +39,30 @@ _SOME = 0.3
 others use less, the daemon itself fills them."""
 
 
-class ResourceManager:
+class GovernorPart(DevicePart):
     """Governs the streams of a runtime in a thread of its own.
 
     Attributes:
         decision: the newest; None before the first.
-        changes: of budgets, since the start.
     """
 
-    def __init__(self, runtime: Runtime, load: BoardLoad | None = None) -> None:
-        self._runtime, self._load = runtime, load or BoardLoad()
+    def __init__(self, runtime: Runtime, load: BoardLoad) -> None:
+        self._runtime, self._load = runtime, load
         self._governor = Governor(runtime.config.governor)
         self._watched: dict[str, StreamWatch] = {}
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
         self._promises, self._changes = BrokenPromises(), ChangeLog()
         self._board = BoardReading()
+        self._unmet = ""
         self.decision: Decision | None = None
-        self.changes = 0
+
+    @property
+    def trouble(self) -> str:
+        return "the board is above its limits" if self._unmet else ""
+
+    def health(self) -> dict[str, Any]:
+        return {"unmet": self._unmet}
 
     def start(self) -> None:
         """Govern from now on."""
@@ -71,13 +73,16 @@ class ResourceManager:
         """Govern no more; budgets stay as they are."""
         self._stop.set()
         if self._thread is not None:
-            self._thread.join(EVERY_S)
+            self._thread.join(_EVERY_S)
+
+    def close(self, seconds: float) -> None:
+        self._stop.set()
 
     def _run(self) -> None:
-        due_s, told_s = time.monotonic() + EVERY_S, -math.inf
+        due_s, told_s = time.monotonic() + _EVERY_S, -math.inf
         while not self._stop.wait(max(0.0, due_s - time.monotonic())):
             late_s = time.monotonic() - due_s
-            due_s = time.monotonic() + EVERY_S
+            due_s = time.monotonic() + _EVERY_S
             try:
                 self._govern()
             except Exception:
@@ -87,8 +92,7 @@ class ResourceManager:
                 log.warning("governor: it ran %.1f s late; %s", late_s, _meanwhile(self._board))
 
     def _govern(self) -> None:
-        runtime = self._runtime
-        config = runtime.config
+        runtime, config = self._runtime, self._runtime.config
         self._governor.configure(config.governor)
         self._set_nice(dict(runtime.streams), governed=config.governor.enabled)
         streams, everyone = self._read_streams(), frozenset(self._watched)
@@ -96,8 +100,11 @@ class ResourceManager:
         self._board = self._load.read(config)
         readings = Readings(time.monotonic(), self._board, streams, *loads, known=everyone)
         decision = self._governor.decide(readings)
-        self._tell(decision, streams)
-        runtime.board_trouble = self._promises.why("")
+        if decision.changes:
+            self._load.load_changed()
+        self._changes.update(decision.changes, self._watched, time.monotonic())
+        self._promises.update(decision, streams if config.governor.enabled else None, time.monotonic())
+        self._unmet = self._promises.why("")
         runtime.spool.set_sync_interval(decision.sync_every_s)
         for name, watch in self._watched.items():
             if (budget := decision.budgets.get(name)) is not None:
@@ -150,14 +157,10 @@ class ResourceManager:
                     readings[one] = replace(readings[one], camera=names[0], has_decoding=can)
         return readings
 
-    def _tell(self, decision: Decision, streams: Mapping[str, StreamReading]) -> None:
-        """Log each change, and each promise of a running stream that is not kept, when that begins and ends."""
-        self._changes.update(decision.changes, self._watched, time.monotonic())
-        if decision.changes:
-            self.changes += len(decision.changes)
-            self._load.load_changed()
-        is_governed = self._runtime.config.governor.enabled
-        self._promises.update(decision, streams if is_governed else None, time.monotonic())
+
+def open_device_part(runtime: Runtime) -> GovernorPart:
+    """Govern the streams of a runtime."""
+    return GovernorPart(runtime, BoardLoad(sensors=runtime.sensors))
 
 
 def _make_nice(thread: int | None, steps: int) -> None:
