@@ -129,6 +129,7 @@ FEATURES = (
     ),
     # Last: it draws on a frame that nobody has kept, instead of a copy of 6 MB.
     Feature("snapshots", when=lambda _: True, verbs=("snapshot",), has_entities=True),
+    # It reads the load, and loads what decides at the first sign of trouble.
     Feature("governor", device=lambda _: True),
     # A verb alone.
     Feature("screening"),

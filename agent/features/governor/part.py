@@ -1,4 +1,7 @@
-"""Governs a device: reads board and streams once a second, sets budgets, and logs what changes."""
+"""Governs a device: reads board and streams once a second, sets budgets, and logs what changes.
+
+What decides is loaded when something may have to give way for the first time.
+"""
 
 from __future__ import annotations
 
@@ -14,15 +17,23 @@ from typing import TYPE_CHECKING, Any
 from msgspec.structs import replace
 
 from agent.capture.streams import FrameStream
+from agent.config.governor import GovernorConfig
 from agent.daemon.parts import DevicePart
-from agent.features.governor.readings import RESERVE, BoardReading, Decision, Readings, StreamReading
-from agent.features.governor.reports import BrokenPromises, ChangeLog
-from agent.features.governor.rules import Governor
+from agent.features.governor.readings import (
+    RESERVE,
+    BoardReading,
+    Decision,
+    Readings,
+    StreamReading,
+    needs_decision,
+)
 from agent.features.governor.watch import RUNNING, BoardLoad, StreamWatch
 
 if TYPE_CHECKING:
     from agent.daemon.runtime import Runtime
     from agent.daemon.streams.stream import Stream
+    from agent.features.governor.reports import BrokenPromises, ChangeLog
+    from agent.features.governor.rules import Governor
 
 log = logging.getLogger(__name__)
 _EVERY_S = 1.0
@@ -43,19 +54,18 @@ class GovernorPart(DevicePart):
     """Governs the streams of a runtime in a thread of its own.
 
     Attributes:
-        decision: the newest; None before the first.
+        board: its newest reading.
     """
 
     def __init__(self, runtime: Runtime, load: BoardLoad) -> None:
         self._runtime, self._load = runtime, load
-        self._governor = Governor(runtime.config.governor)
         self._watched: dict[str, StreamWatch] = {}
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
-        self._promises, self._changes = BrokenPromises(), ChangeLog()
-        self._board = BoardReading()
+        self._rules: tuple[Governor, BrokenPromises, ChangeLog] | None = None
+        self._decision: Decision | None = None
         self._unmet = ""
-        self.decision: Decision | None = None
+        self.board = BoardReading()
 
     @property
     def trouble(self) -> str:
@@ -89,29 +99,41 @@ class GovernorPart(DevicePart):
                 log.exception("governor: internal error (please report); going on")
             if late_s > _LATE_S and due_s - told_s > _TOLD_S:
                 told_s = due_s
-                log.warning("governor: it ran %.1f s late; %s", late_s, _meanwhile(self._board))
+                log.warning("governor: it ran %.1f s late; %s", late_s, _meanwhile(self.board))
 
     def _govern(self) -> None:
-        runtime, config = self._runtime, self._runtime.config
-        self._governor.configure(config.governor)
-        self._set_nice(dict(runtime.streams), governed=config.governor.enabled)
-        streams, everyone = self._read_streams(), frozenset(self._watched)
-        loads = runtime.disk_load(), runtime.mqtt.load()
-        self._board = self._load.read(config)
-        readings = Readings(time.monotonic(), self._board, streams, *loads, known=everyone)
-        decision = self._governor.decide(readings)
+        config = self._runtime.config.governor
+        self._set_nice(dict(self._runtime.streams), governed=config.enabled)
+        readings = self._read()
+        if self._rules is None:
+            if not needs_decision(readings, config):
+                return
+            self._rules = _load_rules(config)
+        governor, promises, changes = self._rules
+        governor.configure(config)
+        decision = governor.decide(readings)
         if decision.changes:
             self._load.load_changed()
-        self._changes.update(decision.changes, self._watched, time.monotonic())
-        self._promises.update(decision, streams if config.governor.enabled else None, time.monotonic())
-        self._unmet = self._promises.why("")
-        runtime.spool.set_sync_interval(decision.sync_every_s)
+        changes.update(decision.changes, self._watched, time.monotonic())
+        promises.update(decision, readings.streams if config.enabled else None, time.monotonic())
+        self._unmet = promises.why("")
+        self._apply(decision, promises)
+
+    def _apply(self, decision: Decision, promises: BrokenPromises) -> None:
+        self._runtime.spool.set_sync_interval(decision.sync_every_s)
         for name, watch in self._watched.items():
             if (budget := decision.budgets.get(name)) is not None:
                 watch.stream.budget = budget
             watch.stream.reduced = decision.reduced.get(name, "")
-            watch.stream.unmet = self._promises.why(name)
-        self.decision = decision
+            watch.stream.unmet = promises.why(name)
+        self._decision = decision
+
+    def _read(self) -> Readings:
+        runtime = self._runtime
+        streams, everyone = self._read_streams(), frozenset(self._watched)
+        loads = runtime.disk_load(), runtime.mqtt.load()
+        self.board = self._load.read(runtime.config)
+        return Readings(time.monotonic(), self.board, streams, *loads, known=everyone)
 
     def _set_nice(self, streams: Mapping[str, Stream], *, governed: bool) -> None:
         """Let the kernel prefer the streams of the highest priority, also before the governor notices a load.
@@ -123,7 +145,7 @@ class GovernorPart(DevicePart):
         """
         running = [one for one in streams.values() if one.status[0] in RUNNING]
         highest = max((one.config.service.priority for one in running), default=0)
-        is_full = governed and max(self._board.idle, self._board.others) < _SOME
+        is_full = governed and max(self.board.idle, self.board.others) < _SOME
         for stream in streams.values():
             is_less = governed and stream.config.service.priority < highest
             _make_nice(stream.thread_id, is_less * (_DECODING_NICE if is_full else _NICE))
@@ -137,8 +159,8 @@ class GovernorPart(DevicePart):
         readings = {}
         for name, stream in streams.items():
             watch = self._watched[name] = self._watched.get(name) or StreamWatch(stream)
-            used = self.decision.budgets.get(name) if self.decision is not None else None
-            is_starved = self._board.idle < RESERVE
+            used = self._decision.budgets.get(name) if self._decision is not None else None
+            is_starved = self.board.idle < RESERVE
             reading = watch.read(used.variant if used is not None else "", is_starved=is_starved)
             if reading is not None:
                 readings[name] = reading
@@ -161,6 +183,13 @@ class GovernorPart(DevicePart):
 def open_device_part(runtime: Runtime) -> GovernorPart:
     """Govern the streams of a runtime."""
     return GovernorPart(runtime, BoardLoad(sensors=runtime.sensors))
+
+
+def _load_rules(config: GovernorConfig) -> tuple[Governor, BrokenPromises, ChangeLog]:
+    from agent.features.governor.reports import BrokenPromises, ChangeLog
+    from agent.features.governor.rules import Governor
+
+    return Governor(config), BrokenPromises(), ChangeLog()
 
 
 def _make_nice(thread: int | None, steps: int) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Collection, Mapping
 
 from msgspec import Struct
 
+from agent.config.governor import GovernorConfig
 from agent.types import DiskLoad, LinkLoad, StreamBudget
 
 RESERVE = 0.08
@@ -182,6 +183,16 @@ class Decision(Struct, frozen=True):
     unmet: dict[str, str]
     broken: Mapping[str, str] = {}
     waiting: Collection[str] = ()
+
+
+def needs_decision(readings: Readings, config: GovernorConfig) -> bool:
+    """Return True if something may have to give way, now or when a warm board cannot be read any more."""
+    board = readings.board
+    is_warm = board.celsius is not None and board.celsius >= board.limit_c - COLD_C
+    is_low = board.battery_percent is not None and board.battery_percent < config.save_below_percent
+    is_short = memory_trouble(board) or disk_trouble(readings.disk) or link_trouble(readings.link)
+    troubled = is_warm or is_low or is_short or heat_trouble(board)
+    return config.enabled and bool(troubled or any(map(broken_promise, readings.streams.values())))
 
 
 def broken_promise(stream: StreamReading) -> str:
