@@ -472,7 +472,7 @@ class StreamResult(Struct, frozen=True):
 
 
 class StreamBudget(Struct, frozen=True, gc=False):
-    """What one stream may use of the board, as the governor sets it. The default is everything.
+    """What one stream may use of the board. The default is everything.
 
     Attributes:
         stride: of the pictures that the gate lets through, one in so many is inferred; tracks are carried on by

@@ -253,5 +253,5 @@ class CommandHandler:
             "device": runtime.topics.device,
             "streams": streams,
             "waits_for_restart": names(runtime.pending_restart),
-            "unmet": runtime.board_trouble,
+            "unmet": runtime.parts.health().get("unmet", ""),
         }

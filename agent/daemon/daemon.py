@@ -18,8 +18,6 @@ from agent.daemon.command_handler import CommandHandler, DoctorProcess
 from agent.daemon.control import ConfigManager
 from agent.daemon.health import HealthFile, HealthPublisher
 from agent.daemon.overrides import OverridesFile
-from agent.daemon.resources.load import BoardLoad
-from agent.daemon.resources.manager import ResourceManager
 from agent.daemon.runtime import STOP_TIMES, Runtime, StopTimes, stop_streams
 from agent.daemon.systemd import Notifier, SystemdStatus
 from agent.errors import ConfigError, StorageError, StreamError, VedetteError
@@ -118,7 +116,6 @@ class Daemon:
         file: Path | None = None,
         exit_when_done: bool = False,
         stop_times: StopTimes = STOP_TIMES,
-        board_load: BoardLoad | None = None,
     ) -> None:
         """Take a validated configuration.
 
@@ -130,11 +127,9 @@ class Daemon:
             file: of the configuration, for `doctor`; None: there is none.
             exit_when_done: return when the source of every stream has ended.
             stop_times: how long a stop may take.
-            board_load: reads load and temperature for the governor; None: those of this board.
         """
-        self._stop_times, self._board_load = stop_times, board_load
         self._config, self._reload, self._where, self._exit_when_done = config, reload, where, exit_when_done
-        self._board = board
+        self._board, self._stop_times = board, stop_times
         self._doctor, self._systemd = DoctorProcess(file), SystemdStatus(Notifier())
         self._stop_asked = self._reload_asked = False
         self._trimmed_s = 0.0
@@ -188,20 +183,17 @@ class Daemon:
         self._control.attach(self.runtime)
         self._commands = CommandHandler(self._control, self.runtime, self._doctor, self._read_again, self._wake)
         self._health = HealthPublisher(self.runtime, self._control)
-        board_load = self._board_load or BoardLoad(sensors=self.runtime.board.sensors)
-        self._resources = ResourceManager(self.runtime, board_load)
         self._health_file = HealthFile(self.runtime, self._health)
 
     def _run(self) -> None:
         try:
             self._commands.listen()  # before `online` is published: its receivers may send commands at once
-            self.runtime.start()
             self.runtime.board.sensors.start()
-            self._resources.start()
+            self.runtime.start()
             self._watch()
         finally:
             self._systemd.stopping()
-            self._resources.stop()
+            self.runtime.parts.stop()
             self.runtime.board.sensors.stop()
             self._commands.stop()
             began = time.monotonic()

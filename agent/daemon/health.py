@@ -97,7 +97,6 @@ class HealthPublisher:
             runtime.pending_restart,
             runtime.commands_off,
             runtime.state_trouble,
-            bool(runtime.board_trouble),
         ]
         self.changed = str(now) != self._published
         if not self.changed and time.monotonic() - self._published_at < runtime.config.health.every_s:
@@ -131,7 +130,6 @@ class HealthPublisher:
             state_folder=runtime.state_trouble,
             cpu=busy,
             memory_available_mb=read_memory().available_mb or None,
-            unmet=runtime.board_trouble,
             **runtime.parts.health(),
         )
         runtime.mqtt.retain(runtime.topics.health, messages.encode(message))

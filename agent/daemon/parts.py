@@ -95,7 +95,7 @@ class StreamPart:
         """Use other live settings from now on."""
 
     def set_budget(self, budget: StreamBudget) -> None:
-        """Use no more than the governor allows from now on."""
+        """Use no more than this from now on."""
 
     def demand(self) -> Demand:
         """Return the least that it needs of an encoded camera."""
@@ -148,6 +148,9 @@ class DevicePart:
     def report(self, stream: str = "") -> dict[str, Any]:
         """Return fields of `StreamReport` of health.json; without a stream, of `DaemonHealth`."""
         return {}
+
+    def stop(self) -> None:
+        """Leave the streams alone from now on: they are stopped next."""
 
     def close(self, seconds: float) -> None:
         """Stop within this time; the streams have stopped before."""
@@ -414,6 +417,10 @@ class DeviceParts:
 
     def report(self, stream: str = "") -> dict[str, Any]:
         return {key: value for part in self for key, value in part.report(stream).items()}
+
+    def stop(self) -> None:
+        for part in self:
+            part.stop()
 
     def close(self, seconds: float) -> None:
         for part in self:

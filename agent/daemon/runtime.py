@@ -12,6 +12,7 @@ from weakref import WeakSet
 from msgspec.structs import replace
 
 from agent.board.proc import ADVICE, cpu_info_unreadable, read_clock
+from agent.board.sensors import BoardSensors
 from agent.capture.camera import Cameras
 from agent.comms.mqtt.endpoint import commands_off
 from agent.comms.mqtt.publisher import Publisher
@@ -89,8 +90,6 @@ class Runtime:
         state_trouble: what happened to the state folder, or is not written to it yet; empty: nothing.
         measured: what the board has measured since the start: `temperature`, `power`, `under_voltage`, `battery`.
         tap: of the events of all streams.
-        board_trouble: why the board as a whole cannot be kept below its limits; empty: it is, or a stream can
-            still give way.
         clips_folder: of all clips.
         parts: of the device.
         board: what it measures.
@@ -129,13 +128,13 @@ class Runtime:
         )
         self.mqtt.on_sent(self._count_sent)
         self.clips_folder = clips_path(config.storage)
-        self.parts = DeviceParts(self)
+        self.sensors, self.parts = BoardSensors(), DeviceParts(self)
         self.streams: dict[str, Stream] = {}
         self.settings: dict[str, StreamSettings] = {}
         self.pending_restart: tuple[Key, ...] = ()
         self.disabled_by_operator: frozenset[str] = frozenset()
         self.silent = frozenset(name for name, stream in config.streams.items() if not stream.enabled)
-        self.state_trouble = self.board_trouble = ""
+        self.state_trouble = ""
         self.measured: frozenset[str] = frozenset()
         self.board, self.began_s = BoardMonitor(), time.monotonic()
         self.tap, decoders = EventTap(), DecoderSelection(state_path(config.storage))

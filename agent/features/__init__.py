@@ -134,6 +134,8 @@ FEATURES = (
     # The device's own, which close after the clips are written.
     Feature("metrics", device=lambda c: c.metrics is not None, device_verbs=("trace",), has_device_checks=True),
     Feature("page", device=lambda c: c.page is not None, has_device_checks=True),
+    # It reads the load, and loads what decides at the first sign of trouble.
+    Feature("governor", device=lambda _: True),
     # A verb alone.
     Feature("screening"),
 )

@@ -230,10 +230,11 @@ def daemon(config: Path, root: Path, group: Group | None) -> Iterator[list[tuple
     """Run the daemon, which reads temperatures below `root`. Gives log lines about budgets with their times."""
     code = (
         "import sys, logging; from pathlib import Path; logging.basicConfig(level=20, format='%(message)s');"
-        "logging.getLogger('agent.daemon.resources.change_log').setLevel(10);"
+        "logging.getLogger('agent.features.governor.reports').setLevel(10);"
         "from agent.config.load import load; from agent.daemon.daemon import Daemon;"
-        "from agent.daemon.resources.load import BoardLoad;"
-        "import signal; d = Daemon(load(Path(sys.argv[1])).config, board_load=BoardLoad(Path(sys.argv[2])));"
+        "from agent.features.governor import part;"
+        "board = part.BoardLoad(Path(sys.argv[2])); part.BoardLoad = lambda sensors: board;"
+        "import signal; d = Daemon(load(Path(sys.argv[1])).config);"
         "signal.signal(signal.SIGTERM, lambda *_: d.request_stop()); d.run()"
     )
     process = subprocess.Popen(
@@ -359,11 +360,11 @@ def simulate() -> dict[str, float]:
 def simulated_hour(*, governed: bool) -> dict[str, float]:
     """One hour of four streams that need 3.6 of a Pi's cores, in simulated time."""
     from agent.board.processors import Ticks
-    from agent.compute.governor.governor import Governor
-    from agent.compute.governor.readings import Readings, StreamReading, VariantCost
     from agent.config import Config
     from agent.config.governor import GovernorConfig
-    from agent.daemon.resources.load import BoardLoad
+    from agent.features.governor.readings import Readings, StreamReading, VariantCost
+    from agent.features.governor.rules import Governor
+    from agent.features.governor.watch import BoardLoad
 
     variants = (VariantCost(), VariantCost("320", 0.59), VariantCost("256", 0.38))
     cost_ms, fps, rest = 150.0, 6.0, 0.2

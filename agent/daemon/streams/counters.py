@@ -1,4 +1,4 @@
-"""Counters of one stream: inputs, inferences, times of its stages, rates, and what the governor asks for."""
+"""Counters of one stream: inputs, inferences, times of its stages, rates, and windows for budgets."""
 
 from __future__ import annotations
 
@@ -121,7 +121,7 @@ def joined(windows: Sequence[Window]) -> Window:
 
 
 class StreamMeter:
-    """Counts what one stream does until the governor asks. The stream's thread adds; another one takes."""
+    """Counts what one stream does until another thread asks. The stream's thread adds; another one takes."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -194,12 +194,12 @@ class StreamMetrics:
     Attributes:
         frames: inputs handled since the start: pictures, or chunks of sound.
         gated: of these, inputs for which the gate was closed.
-        predicted: of these, inputs that were not inferred although the gate was open, as the governor wanted it.
+        predicted: of these, inputs that were not inferred although the gate was open, as the budget wanted it.
         inferences: made since the start.
         has_result: an inference was made in the current run.
         stages: times by stage; `infer` is that of one inference. Another thread adds those of `publish`.
         events: published events by label and kind.
-        meter: measures for the governor.
+        meter: measures for what sets budgets.
     """
 
     def __init__(self) -> None:

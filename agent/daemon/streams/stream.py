@@ -64,7 +64,7 @@ class Stream:
         metrics: what it has handled.
         reduced: what it has less of than everything, and why; empty: of nothing.
         unmet: which promise of its service is not kept, and by whose doing; empty: all are.
-        budget: of the governor; no more is used from the next input on. Any thread may set it.
+        budget: no more is used from the next input on. Any thread may set it.
         parts: of its features, open while it runs; each run has its own.
         run: what exists only while it runs, see `agent.daemon.streams.commands`.
     """

@@ -86,7 +86,7 @@ class DaemonReadings(Struct, frozen=True):
 
 def read_all(runtime: Runtime) -> DaemonReadings:
     """Read everything. Any thread may call this."""
-    streams, board = dict(runtime.streams), runtime.board
+    streams, board, health = dict(runtime.streams), runtime.board, runtime.parts.health()
     used = board.load.stream_seconds(set(streams))
     return DaemonReadings(
         version=__version__,
@@ -96,10 +96,10 @@ def read_all(runtime: Runtime) -> DaemonReadings:
         streams={name: _reading(stream, used.get(name, 0.0)) for name, stream in streams.items()},
         spool=runtime.spool.stats(),
         link=runtime.mqtt.state,
-        clips=runtime.parts.health().get("clips"),
+        clips=health.get("clips"),
         temperature_c=board.heat.celsius,
         hot=board.heat.hot,
-        unmet=bool(runtime.board_trouble),
+        unmet=bool(health.get("unmet")),
         cpu=read_ticks(),
         memory=read_memory(),
         power=board.power.power,

@@ -27,7 +27,12 @@ Told = tuple[dict[str, Any] | None, str]
 
 def device(config: Config = NONE) -> Any:
     """A runtime with what the part needs before anybody reads the metrics."""
-    return SimpleNamespace(config=config, topics=Topics("vedette", "porch"), mqtt=SimpleNamespace(max_packet=0))
+    return SimpleNamespace(
+        board=SimpleNamespace(sensors=None),
+        config=config,
+        topics=Topics("vedette", "porch"),
+        mqtt=SimpleNamespace(max_packet=0),
+    )
 
 
 def answers_at(port: int) -> bool:

@@ -8,16 +8,18 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from agent.capture.streams import FrameStream
-from agent.compute.governor.readings import BoardReading
 from agent.config import Config, StreamConfig
 from agent.config.capture import CaptureConfig
-from agent.config.governor import ServiceConfig
-from agent.daemon.resources import manager, watch
-from agent.daemon.resources.load import BoardLoad
-from agent.daemon.resources.manager import ResourceManager
+from agent.config.governor import GovernorConfig, ServiceConfig
 from agent.daemon.streams.counters import StreamMeter
+from agent.features.governor import part, watch
+from agent.features.governor.part import GovernorPart
+from agent.features.governor.readings import BoardReading, Readings, StreamReading, needs_decision
+from agent.features.governor.watch import BoardLoad
+from agent.types import DiskLoad, LinkLoad
 
 RTSP = "rtsp://192.0.2.1/yard"
 
@@ -50,9 +52,9 @@ def stream(source: str, **keys: Any) -> Any:
     )
 
 
-def resources(**streams: Any) -> ResourceManager:
+def resources(**streams: Any) -> GovernorPart:
     runtime: Any = SimpleNamespace(config=Config(), streams=streams)
-    return ResourceManager(runtime, BoardLoad())
+    return GovernorPart(runtime, BoardLoad())
 
 
 def said(caplog: pytest.LogCaptureFixture) -> list[str]:
@@ -130,7 +132,7 @@ def test_a_camera_that_gives_less_than_is_promised_is_told_once(
     ],
 )
 def test_a_decision_that_comes_late_says_how_the_processors_were_used(board: BoardReading, told: str) -> None:
-    assert manager._meanwhile(board) == told
+    assert part._meanwhile(board) == told
 
 
 def test_clips_of_copied_packets_cannot_be_reduced() -> None:
@@ -155,7 +157,7 @@ def test_what_decodes_gives_way_while_the_daemon_itself_fills_the_processors(
         front.thread_id, front.run = None, SimpleNamespace(source=source)
         yard.thread_id, yard.run = lesser.native_id, SimpleNamespace(source=None)
         governing = resources(front=front, yard=yard)
-        governing._board = BoardReading(idle=idle, others=others)
+        governing.board = BoardReading(idle=idle, others=others)
         governing._set_nice({"front": front, "yard": yard}, governed=True)
         mine = os.getpriority(os.PRIO_PROCESS, 0)
         assert source.decoder_thread_id is not None
@@ -167,3 +169,56 @@ def test_what_decodes_gives_way_while_the_daemon_itself_fills_the_processors(
         source.stop()
         waiting.set()
     assert source.decoder_thread_id is None
+
+
+class Board(BoardLoad):
+    """A board whose reading a test sets."""
+
+    reading = BoardReading(idle=0.9)
+
+    def read(self, config: Config) -> BoardReading:
+        return self.reading
+
+
+def test_what_decides_is_loaded_at_the_first_sign_of_trouble_and_stays() -> None:
+    yard = stream(RTSP)
+    yard.thread_id, yard.run, yard.parts, board = None, SimpleNamespace(source=None), (), Board()
+    spool = SimpleNamespace(set_sync_interval=lambda _: None)
+    link = SimpleNamespace(load=LinkLoad)
+    runtime: Any = SimpleNamespace(
+        config=Config(), streams={"yard": yard}, disk_load=DiskLoad, mqtt=link, spool=spool
+    )
+    governing = GovernorPart(runtime, board)
+    seen = []
+    for celsius in (None, 81.0, None):
+        board.reading = BoardReading(idle=0.9, celsius=celsius, limit_c=80.0)
+        governing._govern()
+        seen.append(governing._rules)
+    assert seen[0] is None
+    assert seen[1] is not None
+    assert seen[2] is seen[1]
+
+
+CALM, WARM = BoardReading(idle=0.9, celsius=60.0), BoardReading(idle=0.9, celsius=66.0)
+KEPT = StreamReading(min_fps=8.0, fps=10.0, fps_now=10.0, inferred_fps=8.0)
+
+
+@pytest.mark.parametrize(
+    ("readings", "config", "needed"),
+    [
+        (Readings(1.0, CALM, {"front": KEPT}), GovernorConfig(), False),
+        (Readings(1.0, CALM, {"front": replace(KEPT, inferred_fps=5.0)}), GovernorConfig(), True),
+        (Readings(1.0, WARM, {}), GovernorConfig(), True),
+        (Readings(1.0, replace(CALM, slowed="the firmware reports: throttled"), {}), GovernorConfig(), True),
+        (Readings(1.0, replace(CALM, memory_free=0.01), {}), GovernorConfig(), True),
+        (Readings(1.0, CALM, {}, DiskLoad(commit_ms=900.0)), GovernorConfig(), True),
+        (Readings(1.0, CALM, {}, link=LinkLoad(True, oldest_s=5.0)), GovernorConfig(), True),
+        (Readings(1.0, replace(CALM, battery_percent=9.0), {}), GovernorConfig(), False),
+        (Readings(1.0, replace(CALM, battery_percent=9.0), {}), GovernorConfig(save_below_percent=10.0), True),
+        (Readings(1.0, WARM, {}), GovernorConfig(enabled=False), False),
+    ],
+)
+def test_a_decision_is_needed_when_something_is_wrong(
+    readings: Readings, config: GovernorConfig, needed: bool
+) -> None:
+    assert needs_decision(readings, config) is needed

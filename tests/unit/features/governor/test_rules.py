@@ -9,11 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from agent.compute.governor.decision import Decision
-from agent.compute.governor.governor import Governor
-from agent.compute.governor.pace import CHANGES_PER_MINUTE, CONFIGURED
-from agent.compute.governor.readings import BoardReading, Readings, StreamReading, VariantCost
 from agent.config.governor import GovernorConfig
+from agent.features.governor.budgets import CHANGES_PER_MINUTE, CONFIGURED
+from agent.features.governor.readings import BoardReading, Decision, Readings, StreamReading, VariantCost
+from agent.features.governor.rules import Governor
 from agent.types import DiskLoad, LinkLoad, StreamBudget
 
 FULL = StreamBudget()

@@ -1,4 +1,7 @@
-"""Runs the governor: collects its readings once a second, gives streams their budgets, and tells what changes."""
+"""Governs a device: reads board and streams once a second, sets budgets, and logs what changes.
+
+What decides is loaded when something may have to give way for the first time.
+"""
 
 from __future__ import annotations
 
@@ -9,27 +12,31 @@ import threading
 import time
 from collections.abc import Mapping
 from contextlib import suppress
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from msgspec.structs import replace
 
 from agent.capture.streams import FrameStream
-from agent.compute.governor.decision import Decision
-from agent.compute.governor.governor import Governor
-from agent.compute.governor.pace import RESERVE
-from agent.compute.governor.readings import BoardReading, Readings, StreamReading
-from agent.daemon.resources.broken_promises import BrokenPromises
-from agent.daemon.resources.change_log import ChangeLog
-from agent.daemon.resources.load import BoardLoad
-from agent.daemon.resources.watch import RUNNING, StreamWatch
+from agent.config.governor import GovernorConfig
+from agent.daemon.parts import DevicePart
+from agent.features.governor.readings import (
+    RESERVE,
+    BoardReading,
+    Decision,
+    Readings,
+    StreamReading,
+    needs_decision,
+)
+from agent.features.governor.watch import RUNNING, BoardLoad, StreamWatch
 
 if TYPE_CHECKING:
     from agent.daemon.runtime import Runtime
     from agent.daemon.streams.stream import Stream
-
+    from agent.features.governor.reports import BrokenPromises, ChangeLog
+    from agent.features.governor.rules import Governor
 
 log = logging.getLogger(__name__)
-EVERY_S = 1.0
+_EVERY_S = 1.0
 """Time between two decisions, s."""
 _LATE_S = 3.0
 """A decision that comes so much later than it should is told: something keeps the daemon from running, s."""
@@ -43,24 +50,29 @@ _SOME = 0.3
 others use less, the daemon itself fills them."""
 
 
-class ResourceManager:
+class GovernorPart(DevicePart):
     """Governs the streams of a runtime in a thread of its own.
 
     Attributes:
-        decision: the newest; None before the first.
-        changes: of budgets, since the start.
+        board: its newest reading.
     """
 
-    def __init__(self, runtime: Runtime, load: BoardLoad | None = None) -> None:
-        self._runtime, self._load = runtime, load or BoardLoad()
-        self._governor = Governor(runtime.config.governor)
+    def __init__(self, runtime: Runtime, load: BoardLoad) -> None:
+        self._runtime, self._load = runtime, load
         self._watched: dict[str, StreamWatch] = {}
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
-        self._promises, self._changes = BrokenPromises(), ChangeLog()
-        self._board = BoardReading()
-        self.decision: Decision | None = None
-        self.changes = 0
+        self._rules: tuple[Governor, BrokenPromises, ChangeLog] | None = None
+        self._decision: Decision | None = None
+        self._unmet = ""
+        self.board = BoardReading()
+
+    @property
+    def trouble(self) -> str:
+        return "the board is above its limits" if self._unmet else ""
+
+    def health(self) -> dict[str, Any]:
+        return {"unmet": self._unmet}
 
     def start(self) -> None:
         """Govern from now on."""
@@ -71,40 +83,57 @@ class ResourceManager:
         """Govern no more; budgets stay as they are."""
         self._stop.set()
         if self._thread is not None:
-            self._thread.join(EVERY_S)
+            self._thread.join(_EVERY_S)
+
+    def close(self, seconds: float) -> None:
+        self._stop.set()
 
     def _run(self) -> None:
-        due_s, told_s = time.monotonic() + EVERY_S, -math.inf
+        due_s, told_s = time.monotonic() + _EVERY_S, -math.inf
         while not self._stop.wait(max(0.0, due_s - time.monotonic())):
             late_s = time.monotonic() - due_s
-            due_s = time.monotonic() + EVERY_S
+            due_s = time.monotonic() + _EVERY_S
             try:
                 self._govern()
             except Exception:
                 log.exception("governor: internal error (please report); going on")
             if late_s > _LATE_S and due_s - told_s > _TOLD_S:
                 told_s = due_s
-                log.warning("governor: it ran %.1f s late; %s", late_s, _meanwhile(self._board))
+                log.warning("governor: it ran %.1f s late; %s", late_s, _meanwhile(self.board))
 
     def _govern(self) -> None:
-        runtime = self._runtime
-        config = runtime.config
-        self._governor.configure(config.governor)
-        self._set_nice(dict(runtime.streams), governed=config.governor.enabled)
-        streams, everyone = self._read_streams(), frozenset(self._watched)
-        loads = runtime.disk_load(), runtime.mqtt.load()
-        self._board = self._load.read(config)
-        readings = Readings(time.monotonic(), self._board, streams, *loads, known=everyone)
-        decision = self._governor.decide(readings)
-        self._tell(decision, streams)
-        runtime.board_trouble = self._promises.why("")
-        runtime.spool.set_sync_interval(decision.sync_every_s)
+        config = self._runtime.config.governor
+        self._set_nice(dict(self._runtime.streams), governed=config.enabled)
+        readings = self._read()
+        if self._rules is None:
+            if not needs_decision(readings, config):
+                return
+            self._rules = _load_rules(config)
+        governor, promises, changes = self._rules
+        governor.configure(config)
+        decision = governor.decide(readings)
+        if decision.changes:
+            self._load.load_changed()
+        changes.update(decision.changes, self._watched, time.monotonic())
+        promises.update(decision, readings.streams if config.enabled else None, time.monotonic())
+        self._unmet = promises.why("")
+        self._apply(decision, promises)
+
+    def _apply(self, decision: Decision, promises: BrokenPromises) -> None:
+        self._runtime.spool.set_sync_interval(decision.sync_every_s)
         for name, watch in self._watched.items():
             if (budget := decision.budgets.get(name)) is not None:
                 watch.stream.budget = budget
             watch.stream.reduced = decision.reduced.get(name, "")
-            watch.stream.unmet = self._promises.why(name)
-        self.decision = decision
+            watch.stream.unmet = promises.why(name)
+        self._decision = decision
+
+    def _read(self) -> Readings:
+        runtime = self._runtime
+        streams, everyone = self._read_streams(), frozenset(self._watched)
+        loads = runtime.disk_load(), runtime.mqtt.load()
+        self.board = self._load.read(runtime.config)
+        return Readings(time.monotonic(), self.board, streams, *loads, known=everyone)
 
     def _set_nice(self, streams: Mapping[str, Stream], *, governed: bool) -> None:
         """Let the kernel prefer the streams of the highest priority, also before the governor notices a load.
@@ -116,7 +145,7 @@ class ResourceManager:
         """
         running = [one for one in streams.values() if one.status[0] in RUNNING]
         highest = max((one.config.service.priority for one in running), default=0)
-        is_full = governed and max(self._board.idle, self._board.others) < _SOME
+        is_full = governed and max(self.board.idle, self.board.others) < _SOME
         for stream in streams.values():
             is_less = governed and stream.config.service.priority < highest
             _make_nice(stream.thread_id, is_less * (_DECODING_NICE if is_full else _NICE))
@@ -130,8 +159,8 @@ class ResourceManager:
         readings = {}
         for name, stream in streams.items():
             watch = self._watched[name] = self._watched.get(name) or StreamWatch(stream)
-            used = self.decision.budgets.get(name) if self.decision is not None else None
-            is_starved = self._board.idle < RESERVE
+            used = self._decision.budgets.get(name) if self._decision is not None else None
+            is_starved = self.board.idle < RESERVE
             reading = watch.read(used.variant if used is not None else "", is_starved=is_starved)
             if reading is not None:
                 readings[name] = reading
@@ -150,14 +179,17 @@ class ResourceManager:
                     readings[one] = replace(readings[one], camera=names[0], has_decoding=can)
         return readings
 
-    def _tell(self, decision: Decision, streams: Mapping[str, StreamReading]) -> None:
-        """Log each change, and each promise of a running stream that is not kept, when that begins and ends."""
-        self._changes.update(decision.changes, self._watched, time.monotonic())
-        if decision.changes:
-            self.changes += len(decision.changes)
-            self._load.load_changed()
-        is_governed = self._runtime.config.governor.enabled
-        self._promises.update(decision, streams if is_governed else None, time.monotonic())
+
+def open_device_part(runtime: Runtime) -> GovernorPart:
+    """Govern the streams of a runtime."""
+    return GovernorPart(runtime, BoardLoad(sensors=runtime.board.sensors))
+
+
+def _load_rules(config: GovernorConfig) -> tuple[Governor, BrokenPromises, ChangeLog]:
+    from agent.features.governor.reports import BrokenPromises, ChangeLog
+    from agent.features.governor.rules import Governor
+
+    return Governor(config), BrokenPromises(), ChangeLog()
 
 
 def _make_nice(thread: int | None, steps: int) -> None:

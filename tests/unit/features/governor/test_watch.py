@@ -11,10 +11,10 @@ from msgspec.structs import replace
 
 from agent.board.processors import Quota, Ticks
 from agent.board.vcgencmd import FirmwareQuery
-from agent.compute.governor.readings import BoardReading
 from agent.config import Config, ThermalConfig
 from agent.config.governor import GovernorConfig
-from agent.daemon.resources.load import (
+from agent.features.governor.readings import BoardReading
+from agent.features.governor.watch import (
     BoardLoad,
     ProcessorShares,
     UsableTicks,

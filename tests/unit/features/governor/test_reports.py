@@ -5,9 +5,8 @@ from __future__ import annotations
 import pytest
 from msgspec.structs import replace
 
-from agent.compute.governor.decision import Decision
-from agent.compute.governor.readings import StreamReading
-from agent.daemon.resources.broken_promises import BrokenPromises
+from agent.features.governor.readings import Decision, StreamReading
+from agent.features.governor.reports import BrokenPromises
 
 FRONT = {"front": StreamReading(min_fps=8.0)}
 SLOW, OTHERS = "infers 5.0 of 8: this board is too slow for it", "infers 5.0 of 8: other programs use 60%"

@@ -8,10 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent.compute.governor.decision import Change
-from agent.compute.governor.pace import OFF, ROOM
-from agent.compute.governor.state import EVERYTHING, without_figures
-from agent.daemon.resources.change_log import ChangeLog
+from agent.features.governor.budgets import EVERYTHING, OFF, ROOM, without_figures
+from agent.features.governor.readings import Change
+from agent.features.governor.reports import ChangeLog
 
 NAMES = ("front", "back", "yard")
 WHY = "front infers 1.3 of 5 pictures per second"

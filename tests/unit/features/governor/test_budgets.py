@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent.compute.governor.readings import StreamReading, VariantCost
-from agent.compute.governor.steps import cheaper, cost_of, dearer, longest_stride, smaller_variant, steps
+from agent.features.governor.budgets import cheaper, cost_of, dearer, longest_stride, smaller_variant, steps
+from agent.features.governor.readings import StreamReading, VariantCost
 
 SIZES = (VariantCost(), VariantCost("320", 0.6), VariantCost("256", 0.4))
 
