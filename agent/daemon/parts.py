@@ -431,6 +431,7 @@ def execute(asked: Asked) -> Reply | None:
     """Execute a command of a feature. Raises VedetteError if it is refused."""
     verb = asked.command.verb
     feature = next(one for one in FEATURES if verb in (*one.verbs, *one.device_verbs))
+    feature.check_installed()
     reply: Reply | None = getattr(feature.load("part"), verb)(asked)
     return reply
 
