@@ -244,6 +244,8 @@ class ClipJob:
             self.refused += pictures
         elif self._counts_skipped:
             self._skipped += pictures
+        if begin:
+            self.next_seq = packets[begin - 1].seq + 1  # a failure of what comes next counts them no second time
         return packets[begin:]
 
     def complete(self) -> None:

@@ -17,7 +17,7 @@ from typing import Literal, get_args
 import av
 import msgspec
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from agent.config import StorageConfig
@@ -136,6 +136,7 @@ RUNS = st.lists(st.tuples(st.sampled_from(get_args(Break)), st.integers(1, 12)),
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=60)
+@example([("reconnects", 1), ("reconnects", 6), ("reconnects", 9), ("pauses", 9), ("is full", 1)], 9, 1.0)
 @given(RUNS, st.integers(1, 9), st.sampled_from([0.0, 0.5, 1.0]))
 def test_every_picture_is_in_a_file_soon_or_told_as_missing(
     caplog: pytest.LogCaptureFixture, runs: list[Run], every: int, segment_s: float
