@@ -1,4 +1,4 @@
-"""What the board measures, and how busy its processors are: for health messages and for features."""
+"""Measurements of the board, and the load of its processors: for health messages and for features."""
 
 from __future__ import annotations
 

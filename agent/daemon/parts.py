@@ -38,19 +38,19 @@ NO_DEMAND = Demand(DecodeMode.NOTHING)
 
 
 class StreamPart:
-    """What a stream does besides its core, from the opening of its source to its end.
+    """Part of a stream besides its core, from the opening of its source to its end.
 
     All methods are for the stream's thread, in the order of `FEATURES`, unless they say otherwise.
     """
 
     @property
     def trouble(self) -> str:
-        """What does not work, a line for health; empty: all does. Any thread may read it."""
+        """Fault for a line of health; empty: there is none. Any thread may read it."""
         return ""
 
     @property
     def problems(self) -> tuple[Problem, ...]:
-        """What is wrong with the inputs; a change is published at once. Any thread may read it."""
+        """Problems of the inputs; a change is published at once. Any thread may read it."""
         return ()
 
     @property
@@ -117,11 +117,11 @@ class StreamPart:
 
 
 class DevicePart:
-    """What a device does besides its core. For the daemon's thread, unless a method says otherwise."""
+    """Part of a device besides its core. For the daemon's thread, unless a method says otherwise."""
 
     @property
     def trouble(self) -> str:
-        """What does not work, a line for health; a change is published at once."""
+        """Fault for a line of health; a change is published at once."""
         return ""
 
     @property
@@ -157,7 +157,7 @@ class DevicePart:
 
 
 class StreamContext(Struct, frozen=True):
-    """What a part of a stream may use.
+    """Everything that a part of a stream may use.
 
     Attributes:
         name, config: of the stream.

@@ -12,7 +12,6 @@ from weakref import WeakSet
 from msgspec.structs import replace
 
 from agent.board.proc import ADVICE, cpu_info_unreadable, read_clock
-from agent.board.sensors import BoardSensors
 from agent.capture.camera import Cameras
 from agent.comms.mqtt.endpoint import commands_off
 from agent.comms.mqtt.publisher import Publisher
@@ -128,7 +127,7 @@ class Runtime:
         )
         self.mqtt.on_sent(self._count_sent)
         self.clips_folder = clips_path(config.storage)
-        self.sensors, self.parts = BoardSensors(), DeviceParts(self)
+        self.parts = DeviceParts(self)
         self.streams: dict[str, Stream] = {}
         self.settings: dict[str, StreamSettings] = {}
         self.pending_restart: tuple[Key, ...] = ()

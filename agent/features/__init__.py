@@ -1,9 +1,10 @@
-"""What a stream or the device can do without: one row and one folder each.
+"""Features, which a stream or the device can do without: one row and one folder each.
 
 A row says what a feature is, and when its modules are imported; its folder `agent/features/NAME` has some of
 
     part.py      its `StreamPart` or `DevicePart`, commands and entities of Home Assistant
     checks.py    what is wrong with its configuration
+    models.py    models that it adds to those of a stream
     rules.py     pure decisions
 
 This is the one module of the package that the core imports; see `agent.daemon.parts` for what it does with it.

@@ -25,7 +25,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -67,17 +67,28 @@ def counted(folder: Path, port: int, occasion: Any) -> set[tuple[bool, str, str]
         f'[streams.bench]\nsource = "file:{common.CLIP}?pace=realtime&loop=1"\nmodel = "nanodet"\n',
         encoding="utf-8",
     )
-    env = {**os.environ, "PYTHONPATH": str(common.ROOT)}
-    daemon = subprocess.Popen([sys.executable, __file__, "--run", str(config), str(out)], env=env)
-    try:
+
+    def profile(daemon: subprocess.Popen[bytes]) -> signal.Signals:
         occasion(folder.name, port, daemon)
-        daemon.send_signal(signal.SIGUSR2)
+        return signal.SIGUSR2
+
+    rows = told_by("--run", config, out, profile)
+    return {(row[0] == "+", *row[1:].split("\t")) for row in rows}  # type: ignore[misc]
+
+
+def told_by(
+    mode: str, config: Path, out: Path, wait: Callable[[subprocess.Popen[bytes]], signal.Signals]
+) -> list[str]:
+    """Run a daemon in a mode of this program; return what it writes after the signal that `wait` returns."""
+    env = {**os.environ, "PYTHONPATH": str(common.ROOT)}
+    daemon = subprocess.Popen([sys.executable, __file__, mode, str(config), str(out)], env=env)
+    try:
+        daemon.send_signal(wait(daemon))
         for _ in range(100):
             if out.exists():
-                rows = out.read_text(encoding="utf-8").splitlines()
-                return {(row[0] == "+", *row[1:].split("\t")) for row in rows}  # type: ignore[misc]
+                return out.read_text(encoding="utf-8").splitlines()
             time.sleep(0.1)
-        raise SystemExit("the daemon has not told its files")
+        raise SystemExit("the daemon has not told what it uses")
     finally:
         daemon.terminate()
         daemon.wait()
@@ -93,21 +104,14 @@ def counted_modules(folder: Path, port: int) -> dict[str, int]:
         f'source = "file:{common.CLIP}?pace=realtime&loop=1"\nmodel = "nanodet"\n',
         encoding="utf-8",
     )
-    env = {**os.environ, "PYTHONPATH": str(common.ROOT)}
-    daemon = subprocess.Popen([sys.executable, __file__, "--load", str(config), str(out)], env=env)
-    try:
+
+    def run_for_a_while(_: subprocess.Popen[bytes]) -> signal.Signals:
         next(events(port, "loaded"))
         time.sleep(AFTER_S)
-        daemon.send_signal(signal.SIGUSR1)
-        for _ in range(100):
-            if out.exists():
-                rows = (row.split() for row in out.read_text(encoding="utf-8").splitlines())
-                return {name: int(size) for name, size in rows}
-            time.sleep(0.1)
-        raise SystemExit("the daemon has not told its modules")
-    finally:
-        daemon.terminate()
-        daemon.wait()
+        return signal.SIGUSR1
+
+    rows = (row.split() for row in told_by("--load", config, out, run_for_a_while))
+    return {name: int(size) for name, size in rows}
 
 
 def counted_update(folder: Path) -> set[str]:

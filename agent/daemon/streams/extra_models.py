@@ -6,14 +6,17 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from agent.compute.infer.backends import NotYetError
 from agent.compute.manifest import Manifest, Model
 from agent.config import StreamConfig
-from agent.errors import VedetteError
+from agent.config.privacy import BLUR_VARIANTS, blur_models
+from agent.errors import BlurModelError, ModelError, VedetteError
 from agent.features import FEATURES
 from agent.models.library import open_model
 
 if TYPE_CHECKING:
     from agent.compute.infer.session import Opener
+    from agent.compute.vision import VideoPerception
 
 OpenModel = Callable[[str, str], Model]
 """Opens a model by its name or path, and the variant. Raises ModelError, NotYetError."""
@@ -60,6 +63,34 @@ class ExtraModels:
         return [(model.sha256, model.manifest) for model, _ in self.models()], self.files
 
 
+class BlurModels(ExtraModels):
+    """Models that find what a stream blurs."""
+
+    def __init__(self, config: StreamConfig, open_one: OpenModel) -> None:
+        """Open them, each with its labels.
+
+        Raises:
+            BlurModelError: one cannot be used; it names `blur`, since the stream's own model is another one.
+            NotYetError: its tensors are not known yet.
+        """
+        self._config, self._found = config, list[tuple[Model, tuple[str, ...]]]()
+        for model, labels in blur_models(config.blur).items():
+            try:
+                self._found.append((open_one(model, BLUR_VARIANTS[model]), labels))
+            except NotYetError:
+                raise
+            except ModelError as error:
+                raise BlurModelError(f"blur: model {model}: {error}", keys=("blur",)) from error
+
+    def models(self) -> Iterator[tuple[Model, str]]:
+        yield from ((model, BLUR_VARIANTS.get(model.manifest.name, "")) for model, _ in self._found)
+
+    def attach(self, perception: VideoPerception, opener: Opener) -> None:
+        from agent.compute.blur import BlurFinder
+
+        perception.blur = BlurFinder(self._found, self._config.blur, opener, self._config.threads)
+
+
 def open_extra_models(
     name: str, config: StreamConfig, model: Model, open_one: OpenModel = open_model
 ) -> tuple[ExtraModels, ...]:
@@ -69,8 +100,6 @@ def open_extra_models(
         ConfigError: the configuration asks for what does not fit the stream or its model.
         ModelError, NotYetError: see `agent.models.library.open_model`.
     """
-    from agent.daemon.streams.privacy import BlurModels
-
     blurs = (BlurModels(config, open_one),) if config.blur and model.manifest.audio is None else ()
     return (*blurs, *(load(name, config, model, open_one) for load in _loaders(config, model.manifest)))
 

@@ -13,7 +13,9 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Generic, Protocol, TypeVar, Union, cast
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar, Union, cast
+
+from msgspec import Struct
 
 from agent import spans
 from agent.capture.decode_policy import DecodeMode, Demand
@@ -304,6 +306,13 @@ class AudioPipeline(Pipeline[AudioChunk]):
         if not self._reporter.stopped:
             self.parts.process(chunk, result)
         self.metrics.add(result, self._hearing.inferences)
+
+
+class StreamRun(Struct):
+    """Source and pipeline of a run; None: it does not run."""
+
+    pipeline: Pipeline[Any] | None = None
+    source: Input | None = None
 
 
 def open_pipeline(

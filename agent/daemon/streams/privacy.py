@@ -3,19 +3,14 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from agent.compute.infer.backends import NotYetError
-from agent.compute.manifest import Model
 from agent.config import StreamConfig
-from agent.config.privacy import BLUR_VARIANTS, blur_models, check_masks
-from agent.daemon.streams.extra_models import ExtraModels, OpenModel
-from agent.errors import BlurModelError, ConfigError, ModelError
+from agent.config.privacy import check_masks
+from agent.errors import ConfigError
 
 if TYPE_CHECKING:
     from agent.capture.privacy import Privacy
-    from agent.compute.infer.session import Opener
     from agent.compute.vision import VideoPerception
 
 log = logging.getLogger("agent.daemon.streams.stream")
@@ -34,34 +29,6 @@ def check_privacy(name: str, config: StreamConfig, *, takes_sound: bool) -> None
     if not config.mask_model and not config.hides:
         text = "is false, and the stream has neither [[privacy]] nor blur: delete it"
         raise ConfigError(f"stream {name}: mask_model {text}", keys=("mask_model",))
-
-
-class BlurModels(ExtraModels):
-    """Models that find what a stream blurs."""
-
-    def __init__(self, config: StreamConfig, open_one: OpenModel) -> None:
-        """Open them, each with its labels.
-
-        Raises:
-            BlurModelError: one cannot be used; it names `blur`, since the stream's own model is another one.
-            NotYetError: its tensors are not known yet.
-        """
-        self._config, self._found = config, list[tuple[Model, tuple[str, ...]]]()
-        for model, labels in blur_models(config.blur).items():
-            try:
-                self._found.append((open_one(model, BLUR_VARIANTS[model]), labels))
-            except NotYetError:
-                raise
-            except ModelError as error:
-                raise BlurModelError(f"blur: model {model}: {error}", keys=("blur",)) from error
-
-    def models(self) -> Iterator[tuple[Model, str]]:
-        yield from ((model, BLUR_VARIANTS.get(model.manifest.name, "")) for model, _ in self._found)
-
-    def attach(self, perception: VideoPerception, opener: Opener) -> None:
-        from agent.compute.blur import BlurFinder
-
-        perception.blur = BlurFinder(self._found, self._config.blur, opener, self._config.threads)
 
 
 def privacy_of(config: StreamConfig, vision: VideoPerception) -> Privacy:

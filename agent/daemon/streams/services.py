@@ -1,4 +1,4 @@
-"""What all streams of a device share, and the states that a stream can be in."""
+"""Services that all streams of a device share, and the states that a stream can be in."""
 
 from __future__ import annotations
 
@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 
 State = Literal["starting", "running", "degraded", "lost", "ended", "failed", "disabled"]
+AT_WORK = ("running", "degraded")
+"""States in which pictures or sound are handled."""
 
 
 class StreamServices(Struct, frozen=True):

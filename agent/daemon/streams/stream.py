@@ -25,15 +25,14 @@ from agent.config import StreamConfig
 from agent.config.privacy import check_masks
 from agent.daemon.parts import Parts, StreamContext, check_values, open_part, open_parts
 from agent.daemon.streams import perception
-from agent.daemon.streams.commands import AT_WORK, StreamRun
 from agent.daemon.streams.counters import StreamMetrics
 from agent.daemon.streams.extra_models import models_changed
 from agent.daemon.streams.live_settings import with_live_settings
 from agent.daemon.streams.outages import OutageLog
 from agent.daemon.streams.perception import Perception, open_perception, prepare_perception
-from agent.daemon.streams.pipeline import Input, Pipeline, open_pipeline
+from agent.daemon.streams.pipeline import Input, Pipeline, StreamRun, open_pipeline
 from agent.daemon.streams.privacy import log_privacy
-from agent.daemon.streams.services import State, StreamServices
+from agent.daemon.streams.services import AT_WORK, State, StreamServices
 from agent.errors import BackendError, BlurError, BlurModelError, VedetteError
 from agent.health import StreamHealth
 from agent.models.library import log_guesses, open_model
@@ -66,7 +65,7 @@ class Stream:
         unmet: which promise of its service is not kept, and by whose doing; empty: all are.
         budget: no more is used from the next input on. Any thread may set it.
         parts: of its features, open while it runs; each run has its own.
-        run: what exists only while it runs, see `agent.daemon.streams.commands`.
+        run: what exists only while it runs, see `StreamRun`.
     """
 
     def __init__(self, name: str, config: StreamConfig, services: StreamServices) -> None:

@@ -382,6 +382,8 @@ class ClipsWriter(DevicePart):
         self.recorder.configure(self._runtime.config.storage)  # lists the clips that there are
 
     def health(self) -> dict[str, Any]:
+        if all(stream.config.clips is None for stream in dict(self._runtime.streams).values()):
+            return {}  # a reload has turned them off
         return {"clips": ClipsHealth(**asdict(self.recorder.stats))}
 
     def close(self, seconds: float) -> None:

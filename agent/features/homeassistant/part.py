@@ -9,6 +9,7 @@ from msgspec.structs import asdict, replace
 
 from agent import __version__
 from agent.board.identity import read_board
+from agent.comms.entities import Component
 from agent.config import HomeAssistantConfig, StreamConfig
 from agent.config.mqtt import MqttConfig
 from agent.daemon.parts import DevicePart, EntityPlace, entities
@@ -16,7 +17,7 @@ from agent.daemon.runtime import Runtime
 from agent.daemon.streams.stream import Stream
 from agent.features.homeassistant.announcer import Announcer
 from agent.features.homeassistant.device import DeviceEntitySource, StreamEntitySource, ZoneLabel
-from agent.models.findings import findings_of
+from agent.models.findings import Kind, findings_of
 from agent.storage.state_folder import state_path
 
 _WITH_FILTERS = ("things", "verdicts", "texts")
@@ -30,6 +31,7 @@ class HomeAssistant(DevicePart):
         self._runtime = runtime
         self._board = read_board(Path("/")).model
         self._sources: dict[str, tuple[Stream, bool, StreamEntitySource]] = {}  # True: its model was open then
+        self._of_features: dict[str, tuple[Any, dict[str, Component]]] = {}  # and what they were made of
         self._announcer: Announcer | None = None
         self._announced_with: tuple[HomeAssistantConfig, MqttConfig] | None = None
 
@@ -66,6 +68,7 @@ class HomeAssistant(DevicePart):
     def _entity_sources(self) -> tuple[StreamEntitySource, ...]:
         streams = self._runtime.streams
         self._sources = {name: known for name, known in self._sources.items() if streams.get(name) is known[0]}
+        self._of_features = {name: known for name, known in self._of_features.items() if name in streams}
         for name, stream in streams.items():
             is_open = stream.model is not None
             if name not in self._sources or self._sources[name][1] is not is_open:
@@ -75,7 +78,7 @@ class HomeAssistant(DevicePart):
     def _with_state(self, name: str, stream: Stream) -> StreamEntitySource:
         """Return a stream's entity source with what may change while the model stays the same."""
         runtime, known = self._runtime, self._sources[name][2]
-        settings, state = runtime.settings.get(name), state_path(runtime.config.storage)
+        settings = runtime.settings.get(name)
         counted = tuple(ZoneLabel(*pair) for pair in stream.counted_labels)
         return replace(
             known,
@@ -84,12 +87,18 @@ class HomeAssistant(DevicePart):
             filters=tuple(settings.filters) if settings and known.kind in _WITH_FILTERS else (),
             motion_masks=settings is not None and settings.motion_masks is not None,
             commands=runtime.commands,
-            of_features=entities(
-                EntityPlace(
-                    runtime.topics, name, stream.config, known.kind, runtime.commands, state, stream.parts
-                )
-            ),
+            of_features=self._entities_of_features(name, stream, known.kind),
         )
+
+    def _entities_of_features(self, name: str, stream: Stream, kind: Kind | None) -> dict[str, Component]:
+        """Return what a stream's features give, made anew after a change: some read files for it."""
+        runtime = self._runtime
+        made_of = stream, stream.config, kind, runtime.commands, stream.parts.describe()
+        if self._of_features.get(name, (None, {}))[0] != made_of:
+            state = state_path(runtime.config.storage)
+            place = EntityPlace(runtime.topics, name, stream.config, kind, runtime.commands, state, stream.parts)
+            self._of_features[name] = made_of, entities(place)
+        return self._of_features[name][1]
 
 
 def entity_source(name: str, config: StreamConfig) -> StreamEntitySource:

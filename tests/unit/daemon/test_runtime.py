@@ -13,7 +13,7 @@ from agent.config.load import Rereadable
 from agent.config.privacy import PrivacyMask
 from agent.daemon.control import ReloadPlan
 from agent.daemon.runtime import Runtime, device_name
-from agent.daemon.streams.privacy import BlurModels
+from agent.daemon.streams.extra_models import BlurModels
 from agent.errors import ConfigError, ModelError, StreamError
 from agent.storage.spool.spool import Spool
 from tests.support.doubles import person_model

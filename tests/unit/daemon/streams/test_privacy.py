@@ -16,9 +16,8 @@ from agent.compute.vision import VideoPerception
 from agent.config import GateConfig, StreamConfig
 from agent.config.privacy import PrivacyMask
 from agent.daemon.check import problems, warnings
-from agent.daemon.streams.extra_models import models_changed
+from agent.daemon.streams.extra_models import BlurModels, models_changed
 from agent.daemon.streams.perception import open_perception
-from agent.daemon.streams.privacy import BlurModels
 from agent.errors import BackendError, BlurModelError, ConfigError
 from agent.features.condition.part import _origin
 from agent.models.library import open_model
@@ -129,7 +128,7 @@ def test_a_model_that_blurs_and_cannot_be_opened_is_tried_again_and_told_once(
                 raise BlurModelError("blur: model face: no such file", keys=("blur",))
             super().__init__(config, open_one)
 
-    monkeypatch.setattr("agent.daemon.streams.privacy.BlurModels", Missing)
+    monkeypatch.setattr("agent.daemon.streams.extra_models.BlurModels", Missing)
     made = stream(tmp_path, kept, _BRIGHT, (0.05, 0.1), blur=("face",))
     with pytest.raises(ConfigError, match="no such file"):
         made.prepare()
