@@ -13,26 +13,22 @@ from itertools import chain
 from pathlib import Path
 from typing import TypeVar
 
-from msgspec import Struct
 from msgspec.structs import replace
 
 from agent.capture.source import check_login, check_opens, check_there, check_uri
 from agent.comms.mqtt.endpoint import OPEN, commands_off
 from agent.comms.mqtt.endpoint import remarks as unwise
-from agent.compute.manifest import AUTO
 from agent.compute.track.filters import check_filters, check_polygons
 from agent.compute.track.lines import check_lines
 from agent.compute.track.zones import check_zones
-from agent.config import CascadeConfig, Config, StreamConfig, ZoneConfig
-from agent.config.doubtful import Doubt, doubts, of_sound_model
+from agent.config import Config, StreamConfig, ZoneConfig
 from agent.config.filters import LineConfig
 from agent.config.http import ServedConfig, is_loopback
 from agent.config.load import ConfigFile, load
-from agent.config.privacy import PrivacyMask, check_masks
+from agent.config.privacy import PrivacyMask, check_masks, unmasked_twins
 from agent.config.secret_file import expand, is_open_to_all, wants_credentials
 from agent.config.source_uri import holds_secret
 from agent.config.toml import Keys
-from agent.config.twins import unmasked_twins
 from agent.daemon.check_device import (
     check_streams,
     device_problems,
@@ -47,7 +43,7 @@ from agent.daemon.streams.perception import (
     open_perception,
     prepare_perception,
 )
-from agent.daemon.streams.sharing import check_not_shared, shared_microphones
+from agent.daemon.streams.sharing import check_not_shared
 from agent.errors import ConfigError, VedetteError
 from agent.models.findings import findings_without_root
 from agent.models.library import look_up, open_model
@@ -75,46 +71,23 @@ def problems(path: Path) -> list[str]:
 
 
 def remarks(path: Path) -> list[str]:
-    """Return what was guessed about the models of a valid file, and what is doubtful, a line each."""
+    """Return what was guessed about the models of a valid file, a line each."""
     from agent.compute.infer.vetting.unprivileged import without_root
     from agent.models.files import preloaded
 
     file = load(path)
     models = {stream.model for stream in file.config.streams.values()}
+
+    def guessed() -> dict[str, list[str]]:
+        return {model: look_up(model, thorough=True).remarks() for model in models}
+
     with preloaded(models):
-        found = without_root(lambda: {model: _looked_up(model) for model in models}, dict[str, _LookedUp])
-    told = []
-    for name, stream in file.config.streams.items():
-        told += [
-            f"{file.where('streams', name, 'model')}: {stream.model}: {remark}"
-            for remark in found[stream.model].remarks
-        ]
-        runs_cascade = found[stream.model].has_exits and stream.variant in ("", AUTO)
-        keys = "streams", name, "cascade", "budget_ms"
-        if stream.cascade != CascadeConfig() and keys not in file.inherited and not runs_cascade:
-            told.append(f"{file.where(*keys)}: has no effect: {stream.model} answers from one exit only here")
-        keys = "streams", name, "service", "smaller_variants"
-        if stream.service.smaller_variants and not found[stream.model].has_sizes:
-            told.append(f"{file.where(*keys)}: has no effect: {stream.model} has one size only")
-        for doubt in of_sound_model(stream) if found[stream.model].hears else ():
-            told.append(_told(file, Doubt(("streams", name, *doubt.keys), doubt.text)))
-    return told
-
-
-class _LookedUp(Struct):
-    """Remarks about a model, if it has calibrated exits, if it has several sizes, and if it takes sound."""
-
-    remarks: list[str]
-    has_exits: bool
-    has_sizes: bool
-    hears: bool
-
-
-def _looked_up(model: str) -> _LookedUp:
-    known = look_up(model, thorough=True)
-    manifest = known.manifest
-    sizes = sum(not one.after for one in manifest.variants)
-    return _LookedUp(known.remarks(), bool(manifest.cascade), sizes > 1, manifest.audio is not None)
+        found = without_root(guessed, dict[str, list[str]])
+    return [
+        f"{file.where('streams', name, 'model')}: {stream.model}: {remark}"
+        for name, stream in file.config.streams.items()
+        for remark in found[stream.model]
+    ]
 
 
 def warnings(path: Path) -> list[str]:
@@ -124,36 +97,23 @@ def warnings(path: Path) -> list[str]:
     except ConfigError:
         return []
     found = [*unwise(file.config.mqtt), *_not_checked(file), *_texts_off(file), *_in_plain_text(file)]
-    found += [
-        f"{file.where('streams', name, 'source')}: stream {name} uses the microphone of stream {other}; that "
-        "works only where a sound server shares it"
-        for name, other in shared_microphones(file.config.streams).items()
-    ]
-    found += [
-        f"{file.where('streams', twin.other, *twin.keys)}: {twin.text}"
-        for twin in unmasked_twins(file.config.streams)
-    ]
-    found += [_told(file, one) for one in doubts(file.config) if one.keys not in file.inherited]
+    found += [f"{file.where(*twin.keys)}: {twin.text}" for twin in unmasked_twins(file.config.streams)]
     found += [f"{secret}: {OPEN}; chmod o= {secret}" for secret in _open_passwords(file.config)]
     if is_open_to_all(path):
         found += [
-            f"{file.where('streams', name, 'source')}: holds a password, and {OPEN}; chmod o= {path}, or put the "
+            f"{file.where(*keys)}: holds a password, and {OPEN}; chmod o= {path}, or put the "
             "password into a file of its own, see capture.password_file"
-            for name, stream in file.config.streams.items()
-            if holds_secret(stream.source)
-        ]
-        found += [
-            f"{file.where('streams', name, 'clips', 'record_source')}: holds a password, and {OPEN}; chmod o= "
-            f"{path}, or put the password into a file of its own, see capture.password_file"
-            for name, stream in file.config.streams.items()
-            if stream.clips is not None and holds_secret(stream.clips.record_source)
+            for keys, address in _addresses(file.config)
+            if holds_secret(address)
         ]
     return found
 
 
-def _told(file: ConfigFile, doubt: Doubt) -> str:
-    *_, table, key = (one for one in doubt.keys if isinstance(one, str))
-    return f"{file.where(*doubt.keys)}: [{table}] {key}: {doubt.text}"
+def _addresses(config: Config) -> Iterator[tuple[Keys, str]]:
+    for name, stream in config.streams.items():
+        yield ("streams", name, "source"), stream.source
+        if stream.clips is not None:
+            yield ("streams", name, "clips", "record_source"), stream.clips.record_source
 
 
 def _texts_off(file: ConfigFile) -> Iterator[str]:

@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 _RETRY_MAX_S = 16.0
 """Longest pause between two attempts to restore the state folder, s."""
 _POLL_S = 0.5
-"""Time between two checks of the streams for a change that is worth a health message, s."""
+"""Time between two checks of the state folder, and of the streams for a change that is worth a health message."""
 _TRIM_S = 30.0
 """Longest time until free memory is returned, s."""
 
@@ -132,7 +132,7 @@ class Daemon:
         self._board, self._stop_times = board, stop_times
         self._doctor, self._systemd = DoctorProcess(file), SystemdStatus(Notifier())
         self._stop_asked = self._reload_asked = False
-        self._trimmed_s = 0.0
+        self._trimmed_s = self._poll_at_s = 0.0
         # Not an Event: a signal handler that sets one deadlocks if it interrupts the same Event's `wait`.
         self._wakeups: queue.SimpleQueue[None] = queue.SimpleQueue()
 
@@ -207,16 +207,22 @@ class Daemon:
                 self._reload_asked = False
                 with suppress(VedetteError):  # it is logged, and reported in health.json
                     self._read_again()
-            self._check_state()
             if self._commands.process_pending():
                 self._wake()
-            self._control.poll()
-            self._report_health()
-            if self._is_done():
-                self._raise_failure()
-                return
+            if time.monotonic() >= self._poll_at_s:
+                self._poll_at_s = time.monotonic() + _POLL_S
+                self._poll()
+                if self._is_done():
+                    self._raise_failure()
+                    return
             with suppress(queue.Empty):
-                self._wakeups.get(timeout=_POLL_S)
+                self._wakeups.get(timeout=max(0.0, self._poll_at_s - time.monotonic()))
+
+    def _poll(self) -> None:
+        """Do what the clock says; a command does not wait for it."""
+        self._check_state()
+        self._control.poll()
+        self._report_health()
 
     def _check_state(self) -> None:
         restored = self._guard.check()

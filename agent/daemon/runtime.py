@@ -19,8 +19,8 @@ from agent.comms.reporter import EventTap
 from agent.comms.topics import Topics
 from agent.config import Config, StreamConfig
 from agent.config.load import Key
+from agent.config.privacy import unmasked_twins
 from agent.config.toml import Where
-from agent.config.twins import unmasked_twins
 from agent.daemon.board_monitor import BoardMonitor
 from agent.daemon.check import keys_of
 from agent.daemon.check_device import check_device

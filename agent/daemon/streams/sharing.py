@@ -44,21 +44,6 @@ def _difference(one: StreamConfig, other: StreamConfig) -> str:
     return ", ".join(f"capture.{key}" for key in keys if getattr(one.capture, key) != getattr(other.capture, key))
 
 
-def shared_microphones(streams: Mapping[str, StreamConfig]) -> dict[str, str]:
-    """Map each stream whose microphone an earlier stream has to that stream.
-
-    This works if a sound server or ALSA's dsnoop hands its audio to several programs.
-    """
-    first, found = dict[str, str](), dict[str, str]()
-    for name, stream in streams.items():
-        address = _address(stream)
-        if address is not None and address.scheme == "mic":
-            other = first.setdefault(address.target.casefold(), name)
-            if other != name:
-                found[name] = other
-    return found
-
-
 def _camera_of(stream: StreamConfig) -> str:
     """Return what identifies a camera: device number, or else path without links; empty for other sources."""
     address = _address(stream)

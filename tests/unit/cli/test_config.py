@@ -122,35 +122,6 @@ def test_what_was_guessed_of_a_model_and_is_doubtful_is_told(file: Path, tmp_pat
 
 
 @pytest.mark.parametrize(
-    ("model", "key", "has_effect"),
-    [
-        ("nanodet", "", False),
-        ("small-speech", "", True),
-        ("small-speech", 'variant = "auto"\n', True),
-        ("small-speech", 'variant = "12"\n', False),
-    ],
-)
-def test_a_time_budget_for_exits_that_never_run_is_told(
-    file: Path, model: str, key: str, *, has_effect: bool
-) -> None:
-    source = "wav:/dev/null" if model == "small-speech" else "test:"
-    budget = "[streams.front.cascade]\nbudget_ms = 20\n"
-    file.write_text(f'[streams.front]\nsource = "{source}"\nmodel = "{model}"\n{key}{budget}')
-    told = json.loads(call("check", str(file), "--json").output)["remarks"]
-    line = file.read_text().splitlines().index("budget_ms = 20") + 1
-    expected = f"{file}:{line}: has no effect: {model} answers from one exit only here"
-    assert told == ([] if has_effect else [expected])
-
-
-@pytest.mark.parametrize(("model", "has_effect"), [("nanodet", True), ("blood-cells", False)])
-def test_smaller_variants_of_a_model_of_one_size_are_told(file: Path, model: str, *, has_effect: bool) -> None:
-    service = "[streams.front.service]\nsmaller_variants = true\n"
-    file.write_text(f'[streams.front]\nsource = "test:"\nmodel = "{model}"\n{service}')
-    told = json.loads(call("check", str(file), "--json").output)["remarks"]
-    assert told == ([] if has_effect else [f"{file}:5: has no effect: {model} has one size only"])
-
-
-@pytest.mark.parametrize(
     ("text", "loads"),
     [
         ('[streams.front]\nsource = "test:"\nmodel = "nanodet"\n', True),
@@ -687,14 +658,6 @@ def test_two_streams_on_one_camera_are_refused_by_whatever_path(file: Path, node
     assert wrong.startswith(f"{file}:9: v4l2:{node} is the camera of stream a, too")
 
 
-def test_two_streams_on_one_microphone_are_warned_of(file: Path) -> None:
-    stream = '[streams.{0}]\nsource = "mic:USB"\nmodel = "small-speech"\n'
-    file.write_text(stream.format("a") + stream.format("b"))
-    result = call("check", str(file))
-    assert result.exit_code == 0
-    assert f"warning: {file}:5: stream b uses the microphone of stream a; that works only where" in result.stderr
-
-
 @pytest.mark.parametrize("made", ["file", "below", "clips"])
 def test_a_state_folder_that_cannot_be_used_is_refused_as_by_run(file: Path, tmp_path: Path, made: str) -> None:
     (tmp_path / "taken").touch()
@@ -781,16 +744,6 @@ def test_a_folder_that_cannot_be_made_is_one_line(file: Path, key: str, folder: 
     assert why in line
 
 
-def test_settings_without_effect_are_told_with_their_lines(file: Path) -> None:
-    stream = '[streams.front]\nsource = "test:"\nmodel = "nanodet"\n'
-    file.write_text(f'{stream}[streams.front.capture]\ndecoder = "drm"\n')
-    shown = call("check", str(file), "--json")
-    told = json.loads(shown.output)["warnings"]
-    assert shown.exit_code == 0
-    assert [line.partition(" ")[0] for line in told] == [f"{file}:5:"]
-    assert "[capture] decoder: drm has no effect" in told[0]
-
-
 @pytest.mark.parametrize(
     ("key", "place"),
     [
@@ -804,13 +757,6 @@ def test_a_label_that_is_left_out_is_told_at_its_table(file: Path, key: str, pla
     (line,) = problems(file, f'{stream}[[streams.front.{key}]]\n{place}labels = ["car"]\n')
     assert line.startswith(f"{file}:5: ")
     assert f"{key}.labels: the stream never reports 'car': decode.labels leaves it out" in line
-
-
-def test_decoding_of_a_stream_that_hears_is_told(file: Path) -> None:
-    source = 'source = "rtsp://192.0.2.1/x"\nmodel = "small-speech"\n'
-    file.write_text(f'[streams.front]\n{source}[streams.front.capture]\ndecode = "full"\n')
-    told = json.loads(call("check", str(file), "--json").output)["remarks"]
-    assert [line for line in told if "full has no effect" in line and line.startswith(f"{file}:5: ")]
 
 
 def test_clips_whose_place_depends_on_the_working_directory_are_refused(file: Path) -> None:
