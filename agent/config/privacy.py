@@ -97,7 +97,7 @@ def _place(uri: str) -> tuple[str, ...]:
     """Return what addresses of one source have in common: a login and the scheme's own port do not count."""
     try:
         parts = urlsplit(uri.strip(), allow_fragments=False)
-        port = parts.port or DEFAULT_PORTS.get(parts.scheme, "")
+        port = parts.port or DEFAULT_PORTS.get(parts.scheme, 0)
     except ValueError:  # reported elsewhere
         return (uri,)
     return parts.scheme, parts.hostname or "", str(port), parts.path or "/", parts.query

@@ -216,9 +216,6 @@ class ConfigManager:
             see = f"; see {asides}" if asides else ""
             log.error("settings made by commands are lost, so every stream stays off: %s%s", error, see)
             self._write(all_off(self._from_file))
-        else:
-            if self._file.has_former_copy:
-                self._write(self._overrides)
 
     def _store(self, overrides: Overrides) -> str:
         """Write the overrides if they have changed. Return a warning for the operator; empty: none."""

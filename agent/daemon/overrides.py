@@ -10,6 +10,7 @@ import hashlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import msgspec
 from msgspec import Struct
@@ -17,8 +18,7 @@ from msgspec.structs import replace
 
 from agent.comms.commands import FILTER, LINE, MOTION_MASKS, ONLY_MOVING, ZONE
 from agent.compute.manifest import AUTO, Manifest
-from agent.config import Config, StreamConfig, ZoneConfig
-from agent.config.filters import FilterConfig, LineConfig
+from agent.config import Config, StreamConfig
 from agent.config.toml import Keys
 from agent.errors import ModelError, StorageError
 from agent.models.library import open_manifest
@@ -27,8 +27,6 @@ from agent.structs import from_json
 
 FILE = "overrides.json"
 """Name of their file in the state folder."""
-_FORMER_COPY = "overrides.copy.json"
-"""Versions before 0.1.0 was released kept a second file beside it."""
 UNKNOWN_STATE = "off: settings made by commands are lost, maybe it was off; set enabled to on, off or default"
 """Health detail of a stream."""
 
@@ -74,9 +72,9 @@ class Overrides(Struct, frozen=True, forbid_unknown_fields=True):
             stream = config.streams.get(name)
             if stream is None:
                 dropped.append(f"stream {name} was removed, and with it its setting by command: {what}")
-            elif (basis := basis_of(stream, what)) is None:
+            elif (setting := setting_of(stream, what)) is None:
                 dropped.append(f"stream {name}: {what} was removed, and with it its setting by command")
-            elif basis != override.basis or not _is_valid(what, override.value):
+            elif basis_of(stream, what) != override.basis or not _is_valid(setting, override.value):
                 dropped.append(f"stream {name}: the file has changed {what}, so the setting by command lapses")
             else:
                 kept = kept._put(name, what, override)
@@ -110,10 +108,11 @@ class Overrides(Struct, frozen=True, forbid_unknown_fields=True):
     def remarks(self, config: Config) -> dict[Keys, str]:
         """Return a remark for each overridden key of the file's configuration; all overrides hold under it."""
         return {
-            ("streams", name, *_keys(config.streams[name], what)): UNKNOWN_STATE
+            ("streams", name, *setting.keys): UNKNOWN_STATE
             if one.lost
             else f"set by a command ({what}), not by the file"
             for name, what, one in self._each()
+            if (setting := setting_of(config.streams[name], what)) is not None
         }
 
     def encode(self) -> bytes:
@@ -162,24 +161,16 @@ def decode(data: bytes) -> Overrides:
 
 
 class OverridesFile:
-    """The file that keeps the overrides; a change replaces it as a whole.
-
-    Where it is missing or damaged, the second file of an older version is read. The next write deletes that.
-    """
+    """The file that keeps the overrides; a change replaces it as a whole."""
 
     def __init__(self, folder: Path) -> None:
-        """Name the files in the state folder; nothing is read or written yet."""
-        self._file, self._copy = StateFile(folder / FILE), StateFile(folder / _FORMER_COPY)
+        """Name the file in the state folder; nothing is read or written yet."""
+        self._file = StateFile(folder / FILE)
 
     @property
     def path(self) -> Path:
         """Path of the file."""
         return self._file.path
-
-    @property
-    def has_former_copy(self) -> bool:
-        """True if an older version has left its second file."""
-        return os.path.lexists(self._copy.path)
 
     def read(self) -> Overrides:
         """Read the overrides; none where nothing was ever set.
@@ -188,112 +179,89 @@ class OverridesFile:
             StorageError: the file is damaged or cannot be read, so it is not known what was set.
         """
         try:
-            found = _decoded(self._file)
-        except StorageError:
-            if (former := _decoded_or_none(self._copy)) is None:
-                raise
-            return former
-        if found is None and self.has_former_copy:
-            found = _decoded(self._copy)
-        return found or Overrides()
+            return Overrides() if (data := self._file.read()) is None else decode(data)
+        except StorageError as error:
+            raise StorageError(f"{self.path}: {str(error).removeprefix(f'{self.path}: ')}") from error
 
     def write(self, overrides: Overrides) -> None:
         """Replace the file, or delete it where nothing is set. Raises StorageError if the disk refuses."""
-        content = overrides.encode() if overrides.streams else b""
-        # The file that is deleted last counts until then, so the copy goes first when both go.
-        if not content and self.has_former_copy:
-            self._copy.write(b"")
-        self._file.write(content)
-        if self.has_former_copy:
-            self._copy.write(b"")
+        self._file.write(overrides.encode() if overrides.streams else b"")
 
     def set_aside(self) -> list[Path]:
-        """Keep damaged files for people to look at, and return their new paths."""
-        return [file.set_aside() for file in (self._file, self._copy) if os.path.lexists(file.path)]
+        """Keep a damaged file for people to look at, and return its new path."""
+        return [self._file.set_aside()] if os.path.lexists(self.path) else []
 
 
-def _decoded(file: StateFile) -> Overrides | None:
-    try:
-        return None if (data := file.read()) is None else decode(data)
-    except StorageError as error:
-        raise StorageError(f"{file.path}: {str(error).removeprefix(f'{file.path}: ')}") from error
+class Setting(Struct, frozen=True):
+    """What a command may set of a stream.
+
+    Attributes:
+        keys: path of the configuration's key below the stream.
+        basis: further keys of the stream; an override lapses when the file has another value for one of them.
+        kind: type of its values.
+    """
+
+    keys: Keys
+    basis: tuple[str, ...] = ()
+    kind: type[bool | float | str] = bool
 
 
-def _decoded_or_none(file: StateFile) -> Overrides | None:
-    try:
-        return _decoded(file)
-    except StorageError:
-        return None
-
-
-def basis_of(stream: StreamConfig, what: str) -> list[Basis] | None:
-    """Return the file's values that an override depends on; None: the stream has no such thing."""
-    if what == "enabled":
-        return [stream.enabled]
-    if what == "threshold":
-        return [stream.model, stream.decode.score_threshold]
-    if what == "variant":
-        return [stream.model, stream.variant]
-    if what == ONLY_MOVING:
-        return [stream.track.only_moving]
-    if what == MOTION_MASKS:
-        return [stream.gate.masks_enabled] if stream.gate.masks else None
-    for key, one in _places(stream):
-        if key == what:
-            return [one.enabled]
-    return None
-
-
-def _places(stream: StreamConfig) -> Iterator[tuple[str, ZoneConfig | LineConfig | FilterConfig]]:
-    """Yield the zones, lines and named filters of a stream, each with the name of its setting."""
-    yield from ((f"{ZONE}{zone.name}", zone) for zone in stream.zones)
-    yield from ((f"{LINE}{line.name}", line) for line in stream.lines)
-    yield from ((f"{FILTER}{one.name}", one) for one in stream.filters if one.name)
-
-
+_SETTINGS = {
+    "enabled": Setting(("enabled",)),
+    "threshold": Setting(("decode", "score_threshold"), ("model",), float),
+    "variant": Setting(("variant",), ("model",), str),
+    ONLY_MOVING: Setting(("track", "only_moving")),
+    MOTION_MASKS: Setting(("gate", "masks_enabled")),
+}
 _TABLES = {"zones": ZONE, "lines": LINE, "filters": FILTER}
 """Tables of what has a switch by its name, and the beginning of the name of its setting."""
 
 
-def _keys(stream: StreamConfig, what: str) -> Keys:
-    if what == "threshold":
-        return ("decode", "score_threshold")
-    if what == ONLY_MOVING:
-        return ("track", what)
-    if what == MOTION_MASKS:
-        return ("gate", "masks_enabled")
+def setting_of(stream: StreamConfig, what: str) -> Setting | None:
+    """Return a setting by its name in commands; None: the stream has no such thing."""
+    if what == MOTION_MASKS and not stream.gate.masks:
+        return None
     for table, prefix in _TABLES.items():
         for number, one in enumerate(getattr(stream, table)):
-            if f"{prefix}{one.name}" == what:
-                return (table, number, "enabled")
-    return (what,)
+            if one.name and f"{prefix}{one.name}" == what:
+                return Setting((table, number, "enabled"))
+    return _SETTINGS.get(what)
 
 
-def _is_valid(what: str, value: Value) -> bool:
-    if what == "threshold":
+def basis_of(stream: StreamConfig, what: str) -> list[Basis] | None:
+    """Return the file's values that an override depends on; None: the stream has no such thing."""
+    if (setting := setting_of(stream, what)) is None:
+        return None
+    return [*(getattr(stream, key) for key in setting.basis), _value_at(stream, setting.keys)]
+
+
+def _value_at(table: Any, keys: Keys) -> Any:
+    for key in keys:
+        table = table[key] if isinstance(key, int) else getattr(table, key)
+    return table
+
+
+def _with_value(table: Any, keys: Keys, value: Value) -> Any:
+    """Return a struct, or a tuple, with another value at a path."""
+    if not keys:
+        return value
+    key, *rest = keys
+    if isinstance(key, int):
+        return (*table[:key], _with_value(table[key], tuple(rest), value), *table[key + 1 :])
+    return replace(table, **{key: _with_value(getattr(table, key), tuple(rest), value)})
+
+
+def _is_valid(setting: Setting, value: Value) -> bool:
+    if setting.kind is float:
         return not isinstance(value, (bool, str)) and 0.0 <= value <= 1.0
-    return isinstance(value, str if what == "variant" else bool)
+    return isinstance(value, setting.kind)
 
 
 def _changed(stream: StreamConfig, what: str, value: Value) -> StreamConfig:
-    if what == "enabled":
-        return replace(stream, enabled=bool(value))
-    if what == "threshold":
-        return replace(stream, decode=replace(stream.decode, score_threshold=float(value)))
-    if what == "variant":
-        return replace(stream, variant=str(value))
-    if what == ONLY_MOVING:
-        return replace(stream, track=replace(stream.track, only_moving=bool(value)))
-    if what == MOTION_MASKS:
-        return replace(stream, gate=replace(stream.gate, masks_enabled=bool(value)))
-    switched = {
-        table: tuple(
-            replace(one, enabled=bool(value)) if f"{prefix}{one.name}" == what else one
-            for one in getattr(stream, table)
-        )
-        for table, prefix in _TABLES.items()
-    }
-    return replace(stream, **switched)
+    setting = setting_of(stream, what)
+    assert setting is not None
+    changed: StreamConfig = _with_value(stream, setting.keys, setting.kind(value))
+    return changed
 
 
 class StreamSettings(Struct, frozen=True):

@@ -214,28 +214,3 @@ def test_a_damaged_file_is_refused_and_set_aside(tmp_path: Path, damage: bytes) 
         file.read()
     (aside,) = file.set_aside()
     assert aside.read_bytes() == file.path.read_bytes() == damage
-
-
-@pytest.mark.parametrize("first", [None, b"", off("back").encode()])
-def test_the_pair_of_an_older_version_is_read_and_its_copy_goes_with_the_next_write(
-    tmp_path: Path, first: bytes | None
-) -> None:
-    file, copy = OverridesFile(tmp_path), tmp_path / "overrides.copy.json"
-    copy.write_bytes(off().encode())
-    if first is not None:
-        file.path.write_bytes(first)
-    found = file.read()
-    assert found == (off("back") if first else off()), "the first counts where it can be read"
-    file.write(found)
-    assert (file.read(), file.has_former_copy) == (found, False)
-
-
-def test_a_pair_that_is_damaged_is_refused(tmp_path: Path) -> None:
-    file, copy = OverridesFile(tmp_path), tmp_path / "overrides.copy.json"
-    copy.write_bytes(b"?")
-    with pytest.raises(StorageError, match=str(copy)):
-        file.read()
-    file.path.write_bytes(b"?")
-    with pytest.raises(StorageError):
-        file.read()
-    assert len(file.set_aside()) == 2
