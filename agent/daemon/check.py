@@ -30,6 +30,7 @@ from agent.config.secret_file import expand, is_open_to_all, wants_credentials
 from agent.config.source_uri import holds_secret
 from agent.config.toml import Keys
 from agent.daemon.check_device import (
+    check_not_shared,
     check_streams,
     device_problems,
     folder_problems,
@@ -43,7 +44,6 @@ from agent.daemon.streams.perception import (
     open_perception,
     prepare_perception,
 )
-from agent.daemon.streams.sharing import check_not_shared
 from agent.errors import ConfigError, VedetteError
 from agent.models.findings import findings_without_root
 from agent.models.library import look_up, open_model

@@ -32,9 +32,8 @@ from agent.daemon.overrides import (
     settings_of,
 )
 from agent.daemon.runtime import Runtime, warn_of_unmasked
-from agent.daemon.streams.live_settings import with_live_settings
 from agent.daemon.streams.perception import check_live_settings
-from agent.daemon.streams.stream import Stream
+from agent.daemon.streams.stream import Stream, with_live_settings
 from agent.errors import CommandError, ConfigError, StorageError, VedetteError
 from agent.health import StreamHealth
 

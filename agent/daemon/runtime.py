@@ -22,13 +22,11 @@ from agent.config.load import Key
 from agent.config.privacy import unmasked_twins
 from agent.config.toml import Where
 from agent.daemon.board_monitor import BoardMonitor
-from agent.daemon.check import keys_of
-from agent.daemon.check_device import check_device
+from agent.daemon.check_device import check_device, check_not_shared
 from agent.daemon.overrides import StreamSettings
 from agent.daemon.parts import DeviceParts
 from agent.daemon.streams.decoders import DecoderSelection
 from agent.daemon.streams.services import StreamServices
-from agent.daemon.streams.sharing import check_not_shared
 from agent.daemon.streams.stream import Stream
 from agent.errors import ModelError, StreamError, VedetteError
 from agent.storage.spool.spool import Spool
@@ -187,6 +185,8 @@ class Runtime:
 
     def _describe_refusal(self, name: str, config: StreamConfig, error: VedetteError) -> str:
         """Add the place in the file, and the model's path, which not every error names."""
+        from agent.daemon.check import keys_of
+
         reason = str(error).removeprefix(f"stream {name}: ")
         if isinstance(error, ModelError) and config.model not in reason:
             reason = f"{config.model}: {reason}"

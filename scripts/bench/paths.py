@@ -1,10 +1,10 @@
 """Count the files of `agent/` that a frame, a command and an update run through, and the modules that are loaded.
 
 The daemon runs in a process with a profiler in every thread, on the packaged clip, with a real mosquitto. A file
-counts if at least one of its functions is called. For the frame: in all threads but the daemon's own and the
-governor's, which run by the clock, for two seconds up to the acknowledgement of an event. For the command, of a
-stream that is off: in all threads from its arrival to its answer, without the functions that these two threads
-call by the clock. What runs at import does not count.
+counts if at least one of its functions is called. For the frame: in all threads but the daemon's own, the
+governor's and those of the board's sensors, which run by the clock, for two seconds up to the acknowledgement of
+an event. For the command, of a stream that is off: in all threads from its arrival to its answer, without the
+functions that these threads call by the clock. What runs at import does not count.
 
 For the update: `vedette update apply FILE --here` in a process of its own, from its command line until a full
 bundle is committed, without the start of the program, which every command shares. Slots, journal, bundle,
@@ -35,6 +35,8 @@ import common
 AGENT = str(common.ROOT / "agent") + os.sep
 MOST = {"frame_files": 45, "command_files": 22, "update_files": 24, "loaded_modules": 130, "loaded_lines": 28_000}
 AFTER_S = 4.0
+BY_CLOCK = ("governor", "sensors-")
+"""Beginnings of the names of threads that run by the clock, besides the daemon's own."""
 
 
 def main() -> None:
@@ -178,7 +180,8 @@ def run(config: str, out: str) -> None:
         code = frame.f_code
         if event == "call" and on.is_set() and code.co_filename.startswith(AGENT):
             if not hasattr(by_clock, "is_it"):
-                by_clock.is_it = threading.get_ident() == own or threading.current_thread().name == "governor"
+                name = threading.current_thread().name
+                by_clock.is_it = threading.get_ident() == own or name.startswith(BY_CLOCK)
             seen.add((by_clock.is_it, code.co_filename, code.co_qualname))
 
     def off(*_: Any) -> None:

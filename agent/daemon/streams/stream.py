@@ -21,13 +21,12 @@ from agent.comms.messages import ModelId
 from agent.comms.reporter import Reporter
 from agent.compute.infer.backends import NotYetError
 from agent.compute.manifest import Model
-from agent.config import StreamConfig
+from agent.config import PublishConfig, StreamConfig
 from agent.config.privacy import check_masks
 from agent.daemon.parts import Parts, StreamContext, check_values, open_part, open_parts
 from agent.daemon.streams import perception
 from agent.daemon.streams.counters import StreamMetrics
 from agent.daemon.streams.extra_models import models_changed
-from agent.daemon.streams.live_settings import with_live_settings
 from agent.daemon.streams.outages import OutageLog
 from agent.daemon.streams.perception import Perception, open_perception, prepare_perception
 from agent.daemon.streams.pipeline import Input, Pipeline, StreamRun, open_pipeline
@@ -49,6 +48,27 @@ HANGING_MAX = 2
 _POLL_S = 0.2
 _PASSING = (BackendError, BlurError, BlurModelError)
 """Errors after which the stream is started again: what was wrong may be right in a while."""
+
+_SNAPSHOT = tuple(
+    key for key in PublishConfig.__struct_fields__ if key.startswith("snapshot_") and key != "snapshot_every_s"
+)
+
+
+def with_live_settings(config: StreamConfig, other: StreamConfig) -> StreamConfig:
+    """Return a configuration with the filters, masks, zones, lines and kind of snapshots of another one.
+
+    Lines keep theirs if they have other names, which need other topics.
+    """
+    same_lines = [line.name for line in config.lines] == [line.name for line in other.lines]
+    return replace(
+        config,
+        filters=other.filters,
+        zones=other.zones,
+        lines=other.lines if same_lines else config.lines,
+        gate=replace(config.gate, masks=other.gate.masks, masks_enabled=other.gate.masks_enabled),
+        track=replace(config.track, only_moving=other.track.only_moving),
+        publish=replace(config.publish, **{key: getattr(other.publish, key) for key in _SNAPSHOT}),
+    )
 
 
 class Stream:

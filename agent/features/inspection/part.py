@@ -14,7 +14,7 @@ from agent.comms.entities import Component, button, display_name, entity, stream
 from agent.comms.reporter import Reporter
 from agent.config import PublishConfig
 from agent.daemon.parts import Asked, EntityPlace, Parts, Reply, StreamContext, StreamPart
-from agent.daemon.streams.pictures import show_snapshot
+from agent.daemon.streams.pipeline import show_snapshot
 from agent.errors import CommandError
 from agent.types import (
     Detection,

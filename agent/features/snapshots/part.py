@@ -24,7 +24,7 @@ from agent.comms.entities import (
 from agent.comms.reporter import Reporter
 from agent.config import PublishConfig, StreamConfig
 from agent.daemon.parts import NO_DEMAND, Asked, EntityPlace, Parts, Reply, StreamContext, StreamPart
-from agent.daemon.streams.pictures import show_snapshot
+from agent.daemon.streams.pipeline import show_snapshot
 from agent.errors import CommandError
 from agent.types import Box, Event, Frame, Image, StreamBudget, StreamResult, Track
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from agent.config import CaptureConfig, StreamConfig
-from agent.daemon.streams.sharing import check_not_shared
+from agent.daemon.check_device import check_not_shared
 from agent.errors import ConfigError
 
 
