@@ -1,23 +1,24 @@
-"""Power that the board takes: measured by a sensor where there is one, else estimated.
+"""Power that the board takes, measured by a sensor where there is one, else estimated; and its batteries.
 
 Sources: https://docs.kernel.org/hwmon/sysfs-interface.html and ina2xx.html, ina3221.html beside it (in0 of an
 INA2xx is the shunt's voltage, in1 that of the supply), https://docs.kernel.org/power/power_supply_class.html,
-and for the rails of a Raspberry Pi 5 https://github.com/jfikar/RPi5-power (format of `vcgencmd pmic_read_adc`).
+https://www.kernel.org/doc/Documentation/ABI/testing/sysfs-class-power (a `status` is `Unknown`, `Charging`,
+`Discharging`, `Not charging` or `Full`, and any file may be missing; a fuel gauge alone does not know of the
+charger, and gives `Unknown`; a charger that has stopped gives `Not charging`), and for the rails of a
+Raspberry Pi 5 https://github.com/jfikar/RPi5-power (format of `vcgencmd pmic_read_adc`).
 """
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from msgspec import Struct
 
-from agent.board.battery import discharging_w
+from agent.board.firmware import READ_PMIC, Ask
 from agent.board.proc import read_cpu_ticks, read_number, read_text
-from agent.board.thermal import FIRMWARE
-from agent.board.vcgencmd import GET_THROTTLED, READ_PMIC, Ask, has_firmware
 
 ESTIMATE = "estimate"
 PMIC = "pmic"
@@ -107,16 +108,6 @@ def pmic_watts(text: str) -> float | None:
     return _believed(math.fsum(both)) if both else None
 
 
-def firmware_commands(root: Path) -> Iterator[str]:
-    """Yield the commands that are worth asking the firmware, where files do not tell."""
-    if not has_firmware(root):
-        return
-    if not any(root.glob(FIRMWARE)):
-        yield GET_THROTTLED
-    if "bcm2712" in read_text(root / "proc/device-tree/compatible"):
-        yield READ_PMIC
-
-
 class PowerModel(Struct, frozen=True):
     """Published power of a board, measured at its supply without USB devices.
 
@@ -187,3 +178,89 @@ class BusyCores:
         """Return the ticks spent on work, all ticks, and the number of cores."""
         cores = sum(line.startswith("cpu") for line in read_text(self._stat).splitlines()) - 1
         return *read_cpu_ticks(self._stat), max(0, cores)
+
+
+_SUPPLIES = "sys/class/power_supply/*"
+_STATUSES = ("charging", "discharging", "not charging", "full")
+_BATTERIES, _EXTERNAL = ("Battery", "UPS"), ("Mains", "USB", "Wireless")
+
+
+class Battery(Struct, frozen=True):
+    """The board's battery.
+
+    Attributes:
+        percent: charge, 0 to 100; None: it does not tell.
+        status: `charging`, `discharging`, `not charging`, `full` or `unknown`.
+        feeds_board: True if it discharges, or is neither charging nor full while no other supply is online.
+    """
+
+    percent: int | None
+    status: str
+    feeds_board: bool = False
+
+    @property
+    def is_known(self) -> bool:
+        """True if it tells its charge, or that it is being charged."""
+        return self.percent is not None or self.status in ("charging", "full")
+
+
+def _battery_folders(root: Path) -> Iterator[Path]:
+    """Yield the folders of batteries that feed the board, not those of a mouse."""
+    for folder in sorted(root.glob(_SUPPLIES)):
+        if read_text(folder / "type") in _BATTERIES and read_text(folder / "scope") != "Device":
+            yield folder
+
+
+def _is_present(folder: Path) -> bool:
+    return read_text(folder / "present") != "0"
+
+
+def _is_fed(root: Path) -> bool:
+    """Return True if a supply that is no battery is online: 1, or 2 for a programmable one."""
+    return any(
+        (read_number(folder / "online") or 0) > 0
+        for folder in root.glob(_SUPPLIES)
+        if read_text(folder / "type").startswith(_EXTERNAL)
+    )
+
+
+def read_batteries(root: Path = Path("/")) -> dict[str, Battery]:
+    """Read the batteries that are there, by name."""
+    folders = [folder for folder in _battery_folders(root) if _is_present(folder)]
+    fed = bool(folders) and _is_fed(root)
+    return {folder.name: _read_one(folder, fed=fed) for folder in folders}
+
+
+def _read_one(folder: Path, *, fed: bool) -> Battery:
+    percent, status = read_number(folder / "capacity"), read_text(folder / "status").lower()
+    status = status if status in _STATUSES else "unknown"
+    feeds = status == "discharging" or (status in ("unknown", "not charging") and not fed)
+    return Battery(percent if percent is not None and 0 <= percent <= 100 else None, status, feeds)
+
+
+def most_important(batteries: Mapping[str, Battery]) -> Battery | None:
+    """Return the one with the lowest known charge of those that feed the board; else one that tells it."""
+    known = [one for one in batteries.values() if one.percent is not None]
+    feeding = [one for one in known if one.feeds_board]
+    if feeding:
+        return min(feeding, key=lambda one: (one.percent or 0, one.status))
+    return next(iter((*known, *batteries.values())), None)
+
+
+def read_battery(root: Path = Path("/")) -> Battery | None:
+    """Read the batteries, and return the one that counts; None: there is none."""
+    return most_important(read_batteries(root))
+
+
+def discharging_w(root: Path) -> Iterator[float]:
+    """Yield the power that a battery gives while nothing charges it, W."""
+    for folder in _battery_folders(root):
+        if not _is_present(folder) or read_text(folder / "status") != "Discharging":
+            continue
+        power = read_number(folder / "power_now")
+        volts, amperes = read_number(folder / "voltage_now"), read_number(folder / "current_now")
+        if power is None and volts is not None and amperes is not None:
+            power = round(volts * amperes / 1e6)
+        watts = abs(power) / 1e6 if power is not None else 0.0
+        if 0.0 < watts < _MOST_W:
+            yield round(watts, 3)

@@ -17,7 +17,6 @@ from contextlib import suppress
 from pathlib import Path
 
 ENDING = (signal.SIGTERM, signal.SIGINT)
-
 _early: list[int] = []
 """Requests to reload that came before `install_handlers`."""
 
@@ -125,3 +124,15 @@ def show_thread_names() -> None:
         if thread is not threading.main_thread():
             with suppress(OSError):  # it has ended
                 Path(f"/proc/self/task/{thread.native_id}/comm").write_text(thread.name, encoding="utf-8")
+
+
+def resident_mb() -> float:
+    """Return the resident memory of this process, MB (2^20 bytes).
+
+    Raises:
+        OSError: it cannot be read, such as when this process may open no more files.
+    """
+    for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
+        if line.startswith("VmRSS:"):
+            return int(line.split()[1]) / 1024
+    return 0.0

@@ -9,6 +9,7 @@ those below it. systemd sets the two by `CPUAffinity=`, `AllowedCPUs=` and `CPUQ
 from __future__ import annotations
 
 import os
+import resource
 import time
 from collections.abc import Collection, Iterator
 from pathlib import Path
@@ -126,3 +127,26 @@ def _used_v1(mount: Path, parts: list[str]) -> float | None:
         if used_ns is not None:
             return used_ns / 1e9
     return None
+
+
+class OtherLoad:
+    """Load of the processors by other programs since this object was made."""
+
+    def __init__(self, stat: Path = Path("/proc/stat")) -> None:
+        """Start counting."""
+        self._stat = stat
+        self._began, self._children = self._ticks(), _of_children()
+
+    def share(self) -> float:
+        """Return the share of all processors that was used, 0..1, without ended children of this process."""
+        busy, all_ = (now - then for now, then in zip(self._ticks(), self._began, strict=True))
+        own = (_of_children() - self._children) * os.sysconf("SC_CLK_TCK")
+        return min(1.0, max(0.0, (busy - own) / all_)) if all_ > 0 else 0.0
+
+    def _ticks(self) -> tuple[int, int]:
+        return read_cpu_ticks(self._stat)
+
+
+def _of_children() -> float:
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime

@@ -10,32 +10,28 @@ import logging
 import math
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Generic, TypeVar
 
 from msgspec import Struct
+from msgspec.structs import replace
 
-from agent.board.battery import HELD_S, Battery, BatteryMonitor
-from agent.board.power import PowerReading, firmware_commands, read_power
+from agent.board.firmware import GET_THROTTLED, THROTTLING, Ask, Firmware, Supply, ask_firmware, read_supply
+from agent.board.power import Battery, PowerReading, read_battery, read_power
 from agent.board.proc import file_in_reading
-from agent.board.sensor_faults import LastKnown
 from agent.board.thermal import (
     THERMAL,
-    THROTTLING,
+    USUAL_LIMIT_C,
     Brake,
-    ProcessorSensor,
-    Supply,
     Zone,
+    firmware_limit_c,
     read_brakes,
-    read_supply,
+    read_zone_folders,
 )
-from agent.board.vcgencmd import GET_THROTTLED, FirmwareQuery
 
 log = logging.getLogger(__name__)
-
 T = TypeVar("T")
-
 _HANGS_S = 5.0
 """A reading that takes longer hangs, s."""
 _FRESH_S = 5.0
@@ -43,10 +39,169 @@ _FRESH_S = 5.0
 _FRESH_POWER_S = 15.0
 SUPPLY_HELD_S = 60.0
 """Time for which the last warnings of a supply count while they cannot be read, s."""
+HELD_S = 600.0
+"""Time for which the last charge counts while a battery cannot be read, s."""
 _FILE_S, _PROGRAM_S = 2.0, 5.0
 """Time between two readings of the firmware's warnings, s: of a file, and by a program that is started for it."""
 _CHIP_S, _POWER_S, _FIRST_S = 1.0, 3.0, 0.5
 """Time between two readings of the chip, and of the power; longest wait for the first of them, s."""
+
+
+class LastKnown(Generic[T]):
+    """Keeps the last reading of a sensor for a time while it cannot be read."""
+
+    def __init__(self, hold_s: float) -> None:
+        """Know nothing yet; the last reading counts for `hold_s`."""
+        self._hold_s, self._at_s = hold_s, 0.0
+        self._last: T | None = None
+
+    def update(self, reading: T | None, now_s: float) -> T | None:
+        """Return this reading, or the last one if it cannot be read (None) now; None: that is too old."""
+        if reading is not None:
+            self._last, self._at_s = reading, now_s
+        elif now_s - self._at_s > self._hold_s:
+            self._last = None
+        return self._last
+
+
+_JUMP_C, _JUMP_C_PER_S = 10.0, 1.0
+"""More than a chip usually changes within a second, °C; and what is added for each further second, °C/s."""
+_APART_S = 0.5
+"""A reading that comes earlier after the one that jumped does not confirm it, s."""
+
+
+class ConfirmedTemperature:
+    """Passes the readings of a zone on; one that jumps counts only when the next one is near it."""
+
+    def __init__(self) -> None:
+        """Know nothing yet: the first reading counts."""
+        self._last: tuple[float, float] | None = None
+        self._odd: tuple[float, float] | None = None
+
+    def update(self, t_s: float, celsius: float) -> float:
+        """Return the temperature that counts now, °C; `t_s` is monotonic, s."""
+        reading, odd = (t_s, celsius), self._odd
+        is_confirmed = odd is not None and t_s - odd[0] >= _APART_S and _is_near(odd, reading)
+        if self._last is None or is_confirmed or _is_near(self._last, reading):
+            self._last, self._odd = reading, None
+            return celsius
+        if odd is None or t_s - odd[0] >= _APART_S:
+            self._odd = reading
+        return self._last[1]
+
+
+def _is_near(before: tuple[float, float], now: tuple[float, float]) -> bool:
+    allowed_c = _JUMP_C + _JUMP_C_PER_S * max(0.0, now[0] - before[0] - 1.0)
+    return abs(now[1] - before[1]) <= allowed_c
+
+
+class LostHeat:
+    """Remembers for a time which zones were warm when they could be read last.
+
+    A board whose hottest zone cannot be read any more is not as cool as its others.
+    """
+
+    def __init__(self, margin_c: float, for_s: float) -> None:
+        """Know nothing yet.
+
+        Args:
+            margin_c: a zone is warm from so far below its limit on, °C.
+            for_s: time for which a zone that cannot be read is remembered, s.
+        """
+        self._margin_c, self._for_s = margin_c, for_s
+        self._last: dict[str, tuple[Zone, float]] = {}
+
+    def update(self, zones: Mapping[str, Zone], limit_c: Callable[[Zone], float], now_s: float) -> Zone | None:
+        """Return a zone that was warm and cannot be read; None: there is none, or one that can be read is warm.
+
+        Args:
+            zones: that can be read, by a key that stays.
+            limit_c: returns the limit of a zone, °C.
+            now_s: monotonic, s.
+        """
+
+        def is_warm(zone: Zone) -> bool:
+            return zone.temperature_c >= limit_c(zone) - self._margin_c
+
+        new = {zone.name for key, zone in zones.items() if key not in self._last}
+        lost = {
+            key: (zone, at_s)
+            for key, (zone, at_s) in self._last.items()
+            if key not in zones and now_s - at_s < self._for_s and zone.name not in new
+        }
+        self._last = {**lost, **{key: (zone, now_s) for key, zone in zones.items()}}
+        if any(map(is_warm, zones.values())):
+            return None
+        return next((zone for zone, _ in lost.values() if is_warm(zone)), None)
+
+
+_WARM_C, LOST_S = 15.0, 600.0
+"""A zone is warm from so far below its limit on, °C; one that was, and cannot be read, makes the temperature
+unknown for so long, s."""
+
+
+class ProcessorSensor:
+    """Reads the processor's zones.
+
+    A zone whose reading cannot be right is left out, and logged once. A temperature that jumps counts when the
+    next reading confirms it. `read_all` and `hottest` may be called from two threads, each from one.
+    """
+
+    def __init__(self, root: Path = Path("/"), clock: Callable[[], float] = time.monotonic) -> None:
+        """Read nothing yet.
+
+        Args:
+            root: of the file system.
+            clock: monotonic, s.
+        """
+        self._folder, self._limit_c, self._clock = root / THERMAL, firmware_limit_c(root), clock
+        self._faulty: set[str] = set()
+        self._known: set[str] = set()
+        self._confirmed: dict[str, ConfirmedTemperature] = {}
+        self._lost = LostHeat(_WARM_C, LOST_S)
+
+    def read(self) -> Zone | None:
+        """Read the zones, and return the hottest one."""
+        return self.hottest(self.read_all())
+
+    def read_all(self) -> dict[str, Zone]:
+        """Read the zones, by the names of their folders."""
+        zones = {key: zone for key, zone in read_zone_folders(self._folder).items() if zone.is_of_processor}
+        self._log_faults(list(zones.values()))
+        return {key: self._confirm(key, zone) for key, zone in zones.items() if zone.is_plausible}
+
+    def hottest(self, zones: Mapping[str, Zone]) -> Zone | None:
+        """Return the hottest zone, with the limit of the kernel or the firmware.
+
+        None: there is none now, or one that was warm cannot be read, and none that can is warm.
+        """
+        if self._lost.update(zones, self._limit_of, self._clock()) is not None:
+            return None
+        hottest = max(zones.values(), key=lambda zone: (zone.temperature_c, zone.name), default=None)
+        if hottest is None or hottest.limit_c is not None:
+            return hottest
+        return Zone(hottest.name, hottest.temperature_c, self._limit_c)
+
+    def _limit_of(self, zone: Zone) -> float:
+        known = (limit for limit in (zone.limit_c, self._limit_c) if limit is not None)
+        return next(known, USUAL_LIMIT_C)
+
+    def _confirm(self, key: str, zone: Zone) -> Zone:
+        confirmed = self._confirmed.setdefault(key, ConfirmedTemperature())
+        celsius = confirmed.update(self._clock(), zone.temperature_c)
+        return zone if celsius == zone.temperature_c else replace(zone, temperature_c=celsius)
+
+    def _log_faults(self, zones: Sequence[Zone]) -> None:
+        faults = {zone.name: f"reads {zone.temperature_c:g} °C" for zone in zones if not zone.is_plausible}
+        right = {zone.name for zone in zones if zone.is_plausible}
+        faults = {name: why for name, why in faults.items() if name not in right}
+        faults |= dict.fromkeys(self._known - right - faults.keys(), "cannot be read")
+        for name in sorted(faults.keys() - self._faulty):
+            log.warning("thermal zone %s %s: left out", name, faults[name])
+        for name in sorted(self._faulty & right):
+            log.info("thermal zone %s can be read again", name)
+        self._known |= right
+        self._faulty = set(faults)
 
 
 class BackgroundReader(Generic[T]):
@@ -174,28 +329,25 @@ class BoardSensors:
         self,
         root: Path = Path("/"),
         clock: Callable[[], float] = time.monotonic,
-        query: Callable[[str], FirmwareQuery] = FirmwareQuery,
-        supply_every_s: float | None = None,
+        ask: Ask = ask_firmware,
     ) -> None:
         """Read nothing yet.
 
         Args:
             root: of the file system.
             clock: monotonic, s.
-            query: makes the query of a command to the firmware.
-            supply_every_s: between two readings of the firmware's warnings, s; None: as they cost.
+            ask: asks the firmware.
         """
         self._root, self._clock = root, clock
-        self._queries = {command: query(command) for command in firmware_commands(root)}
-        usual_s = _PROGRAM_S if GET_THROTTLED in self._queries else _FILE_S
-        self._supply_every_s = usual_s if supply_every_s is None else supply_every_s
+        self._ask_chip, self._ask_power = (Firmware(root, ask, clock) for _ in range(2))  # one for each thread
+        self._supply_every_s = _PROGRAM_S if GET_THROTTLED in self._ask_chip.commands else _FILE_S
         self._supply_due_s = float("-inf")
         self._supply_now: Supply | None = None
         self._supply_read: Supply | None = None
         self._warned: dict[str, None] = {}
         self._warned_lock = threading.Lock()
-        self._last_supply = LastKnown[Supply]("the firmware's warnings of the supply", SUPPLY_HELD_S)
-        self._zones, self._batteries = ProcessorSensor(root, clock), BatteryMonitor(root, clock)
+        self._last_supply, self._last_battery = LastKnown[Supply](SUPPLY_HELD_S), LastKnown[Battery](HELD_S)
+        self._zones = ProcessorSensor(root, clock)
         self._chip = BackgroundReader("chip", self._read_chip, _CHIP_S, clock)
         self._energy = BackgroundReader("power", self._read_energy, _POWER_S, clock)
         self._is_started = False
@@ -257,7 +409,7 @@ class BoardSensors:
         now_s = self._clock()
         if now_s >= self._supply_due_s:
             self._supply_due_s = now_s + self._supply_every_s
-            read = read_supply(self._root, self._ask)
+            read = read_supply(self._root, self._ask_chip.ask)
             if read is not None:
                 self._warn(_new_warnings(read, self._supply_read))
                 self._supply_read = read
@@ -269,8 +421,12 @@ class BoardSensors:
             self._warned |= dict.fromkeys(warnings)
 
     def _read_energy(self) -> EnergyReading:
-        return EnergyReading(read_power(self._root, self._ask), self._batteries.read())
+        return EnergyReading(read_power(self._root, self._ask_power.ask), self._battery())
 
-    def _ask(self, command: str) -> str:
-        query = self._queries.get(command)
-        return query.poll() if query is not None else ""
+    def _battery(self) -> Battery | None:
+        """Return the battery; one whose charge cannot be read has its last one for ten minutes."""
+        now = read_battery(self._root)
+        last = self._last_battery.update(now if now is not None and now.is_known else None, self._clock())
+        if last is None or now is None or now.status == "unknown":
+            return last or now
+        return replace(last, status=now.status, feeds_board=now.feeds_board)

@@ -14,9 +14,9 @@ import msgspec
 from msgspec.structs import asdict, replace
 
 from agent import __version__
-from agent.board.power_monitor import PowerMonitor
+from agent.board.monitor import PowerMonitor
 from agent.board.proc import boot_id, read_memory
-from agent.board.thermal import resident_mb
+from agent.board.process import resident_mb
 from agent.comms import messages
 from agent.comms.messages import BatteryHealth, SpoolHealth, SupplyHealth
 from agent.comms.mqtt.session import LinkState

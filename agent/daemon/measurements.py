@@ -23,7 +23,7 @@ from msgspec.structs import replace
 from agent import __version__
 from agent.board.identity import read_board
 from agent.board.proc import read_memory
-from agent.board.thermal import OtherLoad
+from agent.board.processors import OtherLoad
 from agent.compute.infer.choice import Measurement, Selection, SplitMeasurement, best_split, decide
 from agent.compute.infer.delegates import DelegateProbe, probe_delegates
 from agent.compute.infer.litert import RUNTIMES, Runtime, load_runtime, runtime_version

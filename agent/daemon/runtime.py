@@ -11,6 +11,7 @@ from weakref import WeakSet
 
 from msgspec.structs import replace
 
+from agent.board.monitor import BoardMonitor
 from agent.board.proc import ADVICE, cpu_info_unreadable, read_clock
 from agent.capture.camera import Cameras
 from agent.comms.mqtt.endpoint import commands_off
@@ -21,7 +22,6 @@ from agent.config import Config, StreamConfig
 from agent.config.load import Key
 from agent.config.privacy import unmasked_twins
 from agent.config.toml import Where
-from agent.daemon.board_monitor import BoardMonitor
 from agent.daemon.check_device import check_device, check_not_shared
 from agent.daemon.overrides import StreamSettings
 from agent.daemon.parts import DeviceParts

@@ -23,7 +23,7 @@ import common
 
 sys.path.insert(0, str(common.ROOT))
 
-from agent.board.thermal import OtherLoad
+from agent.board.processors import OtherLoad
 from agent.compute.infer.benchmark import survey
 from agent.compute.infer.chain import ModelChain
 from agent.compute.infer.choice import By, decide

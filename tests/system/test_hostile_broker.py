@@ -21,8 +21,7 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
-from agent.board.process import trim_heap
-from agent.board.thermal import resident_mb
+from agent.board.process import resident_mb, trim_heap
 from agent.comms.mqtt import connection as connection_module
 from agent.comms.mqtt.connection import ConnectionTimings
 from agent.config.mqtt import MqttConfig

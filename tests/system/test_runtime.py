@@ -13,9 +13,10 @@ from pathlib import Path
 import pytest
 from msgspec.structs import replace
 
-from agent.board.power_monitor import PowerMonitor
+from agent.board.firmware import UNDER_VOLTAGE
+from agent.board.monitor import PowerMonitor, TemperatureMonitor
 from agent.board.sensors import BoardSensors
-from agent.board.thermal import UNDER_VOLTAGE, TemperatureMonitor, Zone
+from agent.board.thermal import Zone
 from agent.comms.mqtt.paho_client import OnMessage
 from agent.comms.mqtt.publisher import Publisher
 from agent.compute.infer.litert import CpuSession
@@ -166,7 +167,7 @@ def test_heat_is_in_the_health_and_its_limit_can_be_changed_while_it_runs(
     config: Config, messages: Messages, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     heat = TemperatureMonitor(lambda: Zone("cpu-thermal", 76.5), every_s=0.1)
-    monkeypatch.setattr("agent.daemon.board_monitor.TemperatureMonitor", lambda read: heat)
+    monkeypatch.setattr("agent.board.monitor.TemperatureMonitor", lambda read: heat)
     with inside(replace(config, thermal=ThermalConfig(75.0))) as running:
         messages.wait(lambda m: (told := health(m)) and told.hot and told.temperature_c == 76.5)
         running.reload(replace(config, thermal=ThermalConfig(90.0)))
@@ -179,9 +180,7 @@ def test_power_and_supply_are_in_the_health_and_what_is_measured_is_in_home_assi
     announced = broker.subscribe("homeassistant/#")
     sensor, firmware = "sys/class/hwmon/hwmon0", "sys/devices/platform/soc/soc:firmware/get_throttled"
     root = write(pi4(tmp_path), {f"{sensor}/name": "ina219", f"{sensor}/power1_input": "4550000"})
-    monkeypatch.setattr(
-        "agent.daemon.board_monitor.PowerMonitor", lambda sensors: PowerMonitor(root, every_s=0.1)
-    )
+    monkeypatch.setattr("agent.board.monitor.PowerMonitor", lambda sensors: PowerMonitor(root, every_s=0.1))
     with inside(config):
         messages.wait(lambda m: (told := health(m)) and (told.power_w, told.power_from) == (4.55, "ina219"))
         discovery = f"homeassistant/device/{TOPICS.device}/config"
@@ -204,7 +203,7 @@ def test_a_sensor_that_blocks_stops_neither_commands_nor_the_governor_nor_a_stop
     for sensor in sensors:
         sensor.unlink()
         os.mkfifo(sensor)
-    monkeypatch.setattr("agent.daemon.board_monitor.BoardSensors", lambda: BoardSensors(root))
+    monkeypatch.setattr("agent.board.monitor.BoardSensors", lambda: BoardSensors(root))
     with inside(replace(config, mqtt=replace(config.mqtt, commands=True))) as running:
         wait_for(lambda: sum("has not answered for" in line for line in caplog.messages) == len(sensors))
         assert operator.ask("status")["ok"]

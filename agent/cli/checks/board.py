@@ -16,23 +16,12 @@ from importlib import metadata
 from pathlib import Path
 
 from agent import __version__
-from agent.board.battery import Battery, read_battery
+from agent.board.firmware import UNDER_VOLTAGE, Supply, ask_firmware, firmware_commands, read_supply
 from agent.board.identity import Board, has, known_features, read_board
-from agent.board.power import PowerModel, PowerReading, firmware_commands, power_model, read_power
+from agent.board.power import Battery, PowerModel, PowerReading, power_model, read_battery, read_power
 from agent.board.proc import CPUFREQ, Frequency, Memory, read_disk, read_frequencies, read_memory
 from agent.board.sensors import BackgroundReader
-from agent.board.thermal import (
-    THERMAL,
-    UNDER_VOLTAGE,
-    USUAL_LIMIT_C,
-    Brake,
-    Supply,
-    Zone,
-    read_all_zones,
-    read_brakes,
-    read_supply,
-)
-from agent.board.vcgencmd import ask_firmware
+from agent.board.thermal import THERMAL, USUAL_LIMIT_C, Brake, Zone, read_all_zones, read_brakes
 from agent.capture.devices import Devices, devices
 from agent.capture.portaudio import NOT_PLUGGED
 from agent.cli.checks import Finding

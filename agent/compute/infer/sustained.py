@@ -15,11 +15,11 @@ from typing import Literal
 
 from msgspec import Struct
 
+from agent.board.firmware import UNDER_VOLTAGE
 from agent.board.heat import Curve, fit_curve, robust_slope
-from agent.board.power_monitor import PowerMonitor
+from agent.board.monitor import PowerMonitor
 from agent.board.proc import CPUFREQ, read_frequencies
 from agent.board.sensors import BoardSensors
-from agent.board.thermal import UNDER_VOLTAGE
 from agent.compute.infer.chain import ModelChain
 from agent.compute.infer.choice import Inputs
 from agent.compute.infer.session import BackendSpec, SessionOptions
@@ -69,7 +69,7 @@ class BoardSampler:
 
     def __init__(self, root: Path = Path("/")) -> None:
         """Read nothing yet; `root` is that of the file system."""
-        self._frequencies, self._sensors = root / CPUFREQ, BoardSensors(root, supply_every_s=0.0)
+        self._frequencies, self._sensors = root / CPUFREQ, BoardSensors(root)
         self._power = PowerMonitor(root, every_s=0.0, sensors=self._sensors)
 
     def read(self) -> BoardSample:

@@ -13,13 +13,12 @@ from typing import TYPE_CHECKING
 from msgspec import Struct
 from msgspec.structs import replace
 
+from agent.board.firmware import Ask, ask_firmware
 from agent.board.heat import HeatModel
 from agent.board.proc import read_memory
 from agent.board.processors import Quota, Ticks, read_quota, read_ticks, usable_processors
-from agent.board.sensor_faults import LostHeat
-from agent.board.sensors import BoardSensors, ChipReading
+from agent.board.sensors import BoardSensors, ChipReading, LostHeat
 from agent.board.thermal import Zone, firmware_limit_c
-from agent.board.vcgencmd import FirmwareQuery
 from agent.compute.manifest import AUTO
 from agent.config import Config
 from agent.config.source_uri import parse
@@ -125,7 +124,7 @@ class BoardLoad:
         clock: Callable[[], float] = time.monotonic,
         ticks: Callable[[], Ticks] | None = None,
         cores: int = 0,
-        query: Callable[[str], FirmwareQuery] = FirmwareQuery,
+        ask: Ask = ask_firmware,
         sensors: BoardSensors | None = None,
     ) -> None:
         """Start.
@@ -135,7 +134,7 @@ class BoardLoad:
             clock: monotonic, s.
             ticks: returns the times of the processors until now; None: see `UsableTicks`.
             cores: processors; 0: those that this process may use.
-            query: makes the query of a command to the firmware, where no file has its warnings.
+            ask: asks the firmware, where no file has its warnings.
             sensors: of the board; None: those below `root`, read whenever this is.
         """
         self._root, self._clock, self._cores = root, clock, cores
@@ -143,8 +142,8 @@ class BoardLoad:
         self._known = deque([self._ticks()], maxlen=_READINGS + 1)
         self._heat: dict[str, HeatModel] = {}
         self._firmware_c = firmware_limit_c(root)
-        self._sensors = sensors or BoardSensors(root, clock, query)
-        self._lost, self._had_supply = LostHeat[Zone](COLD_C, BLIND_S), False
+        self._sensors = sensors or BoardSensors(root, clock, ask)
+        self._lost, self._had_supply = LostHeat(COLD_C, BLIND_S), False
 
     def load_changed(self) -> None:
         """Forget how the temperature went on: the load is another one from now on."""

@@ -19,7 +19,7 @@ from typing import Any
 import msgspec
 
 from agent import __version__, spans
-from agent.board.cpu import thread_names
+from agent.board.monitor import thread_names
 from agent.errors import CommandError
 from agent.spans import Span, SpanRecorder
 

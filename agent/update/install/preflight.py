@@ -15,8 +15,8 @@ from typing import Any
 
 from msgspec import Struct
 
+from agent.board.firmware import UNDER_VOLTAGE, read_supply
 from agent.board.identity import read_board
-from agent.board.thermal import UNDER_VOLTAGE, read_supply
 from agent.config.profiles import AUTO, choose
 from agent.errors import NO_JSON, ConfigError, UpdateError
 from agent.storage.files import make_folder, remove, write_like

@@ -6,16 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent.board.power import (
-    POWER_MODELS,
-    BusyCores,
-    PowerReading,
-    firmware_commands,
-    pmic_watts,
-    power_model,
-    read_power,
-)
-from agent.board.thermal import THROTTLING, UNDER_VOLTAGE, Supply, read_supply
+from agent.board.firmware import THROTTLING, UNDER_VOLTAGE, Supply, firmware_commands, read_supply
+from agent.board.power import POWER_MODELS, BusyCores, PowerReading, pmic_watts, power_model, read_power
 from tests.support.boards import battery, pi4, write
 
 PMIC = """ 3V7_WL_SW_A current(0)=0.00000000A

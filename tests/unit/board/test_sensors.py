@@ -11,10 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from agent.board.battery import Battery
+from agent.board.firmware import Supply
+from agent.board.power import Battery
 from agent.board.proc import read_number
 from agent.board.sensors import BackgroundReader, BoardSensors
-from agent.board.thermal import THERMAL, Supply, Zone
+from agent.board.thermal import THERMAL, Zone
 from tests.support.boards import battery, pi4, write, zones
 from tests.support.publishing import wait_for
 
@@ -200,3 +201,24 @@ def test_a_number_that_no_sensor_gives_is_no_reading(tmp_path: Path, text: str) 
     assert sensors.hottest() is None
     assert sensors.energy().power is None
     assert sensors.energy().battery == Battery(None, "discharging", feeds_board=True)
+
+
+def test_the_last_charge_holds_for_ten_minutes_while_it_cannot_be_read(tmp_path: Path) -> None:
+    now_s = [0.0]
+    sensors = BoardSensors(battery(tmp_path, capacity="22", status="Discharging"), lambda: now_s[0])
+    assert sensors.energy().battery == Battery(22, "discharging", feeds_board=True)
+    battery(tmp_path, capacity="garbage")
+    found = []
+    for now_s[0] in (1.0, 10.0, 300.0, 599.0, 601.0):
+        now = sensors.energy().battery
+        found.append(now and now.percent)
+    assert found == [22, 22, 22, 22, None]
+    battery(tmp_path, capacity="21")
+    assert sensors.energy().battery == Battery(21, "discharging", feeds_board=True)
+
+
+def test_that_a_battery_is_charged_is_known_without_its_charge(tmp_path: Path) -> None:
+    sensors = BoardSensors(battery(tmp_path, capacity="10", status="Discharging"))
+    assert sensors.energy().battery == Battery(10, "discharging", feeds_board=True)
+    battery(tmp_path, capacity="", status="Charging")
+    assert sensors.energy().battery == Battery(None, "charging")

@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from agent.board.thermal import OtherLoad, resident_mb, temperature_c
+from agent.board.process import resident_mb
+from agent.board.processors import OtherLoad
+from agent.board.thermal import temperature_c
 
 
 def zone(folder: Path, number: int, text: str) -> None:

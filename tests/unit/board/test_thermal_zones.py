@@ -6,14 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from agent.board.thermal import (
-    THERMAL,
-    ProcessorSensor,
-    Zone,
-    firmware_limit_c,
-    read_zones,
-    temperature_c,
-)
+from agent.board.sensors import ProcessorSensor
+from agent.board.thermal import THERMAL, Zone, firmware_limit_c, read_zones, temperature_c
 from tests.support.boards import pi4, write, zones
 
 

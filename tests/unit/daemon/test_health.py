@@ -100,7 +100,7 @@ def test_what_a_sensor_raises_ends_nothing_and_is_logged_once(
     def fail(*_: object) -> None:
         raise OverflowError("int too large to convert to float")
 
-    monkeypatch.setattr("agent.board.thermal.TemperatureMonitor.poll", fail)
+    monkeypatch.setattr("agent.board.monitor.TemperatureMonitor.poll", fail)
     for _ in range(3):
         publisher.due()
     assert len([line for line in caplog.messages if line.startswith("temperature: internal error")]) == 1

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from agent.board.battery import Battery
-from agent.board.power import POWER_MODELS, PowerReading
+from agent.board.firmware import UNDER_VOLTAGE, Supply
+from agent.board.power import POWER_MODELS, Battery, PowerReading
 from agent.board.proc import Frequency
-from agent.board.thermal import UNDER_VOLTAGE, Brake, Supply, Zone
+from agent.board.thermal import Brake, Zone
 from agent.cli.checks.board import check_frequencies, check_heat, check_power, check_supply, heat_findings
 from tests.support.boards import pi4, write
 

@@ -10,7 +10,6 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from agent.board.processors import Quota, Ticks
-from agent.board.vcgencmd import FirmwareQuery
 from agent.config import Config, ThermalConfig
 from agent.config.governor import GovernorConfig
 from agent.features.governor.readings import BoardReading
@@ -183,13 +182,12 @@ def test_the_firmware_is_asked_where_no_file_has_its_warnings(tmp_path: Path) ->
     (tmp_path / "dev/vcio").touch()
     asked: list[str] = []
 
-    class Query(FirmwareQuery):
-        def poll(self) -> str:
-            asked.append("asked")
-            return "throttled=0x4"
+    def ask(command: str) -> str:
+        asked.append(command)
+        return "throttled=0x4"
 
     kernel = Kernel(tmp_path)
-    kernel.load = BoardLoad(tmp_path, lambda: kernel.now_s, lambda: kernel.ticks, cores=4, query=Query)
+    kernel.load = BoardLoad(tmp_path, lambda: kernel.now_s, lambda: kernel.ticks, cores=4, ask=ask)
     for _ in range(6):
         assert kernel.load.read(CONFIG).slowed == "the firmware reports: throttled"
         kernel.second(0.1, 0.1)

@@ -1,28 +1,18 @@
 from __future__ import annotations
 
-import logging
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent.board.sensor_faults import ConfirmedTemperature, LastKnown, LostHeat
+from agent.board.sensors import ConfirmedTemperature, LastKnown, LostHeat
 from agent.board.thermal import Zone
 
 TEMPERATURES = st.floats(-40.0, 125.0)
 
 
-def test_a_sensor_that_was_never_read_is_none_and_not_logged(caplog: pytest.LogCaptureFixture) -> None:
-    last = LastKnown[int]("the charge", 600.0)
-    with caplog.at_level(logging.INFO):
-        assert [last.update(None, float(now_s)) for now_s in range(0, 1000, 100)] == [None] * 10
-        assert last.update(5, 1000.0) == 5
-    assert not caplog.records
-
-
 @given(st.lists(st.tuples(st.floats(0.1, 300.0), st.one_of(st.none(), st.integers(0, 100))), max_size=30))
 def test_what_is_kept_was_read_and_is_not_older_than_it_may_be(steps: list[tuple[float, int | None]]) -> None:
-    last, now_s, read = LastKnown[int]("the charge", 600.0), 0.0, []
+    last, now_s, read = LastKnown[int](600.0), 0.0, []
     for pause_s, reading in steps:
         now_s += pause_s
         if reading is not None:
@@ -59,7 +49,7 @@ def test_a_temperature_that_counts_was_read_and_wild_readings_do_not_freeze_it(r
 
 def lost(*seconds: tuple[float, dict[str, Zone]]) -> list[str]:
     """Names of the zones whose heat is lost at each reading; empty: none."""
-    memory = LostHeat[Zone](15.0, 600.0)
+    memory = LostHeat(15.0, 600.0)
     found = [memory.update(zones, lambda _: 80.0, now_s) for now_s, zones in seconds]
     return ["" if zone is None else zone.name for zone in found]
 

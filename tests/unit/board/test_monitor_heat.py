@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent.board.thermal import TemperatureMonitor, Zone, is_hot
+from agent.board.monitor import TemperatureMonitor, is_hot
+from agent.board.thermal import Zone
 
 temperatures = st.floats(-50, 150)
 

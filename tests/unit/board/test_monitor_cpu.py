@@ -6,7 +6,7 @@ import threading
 import time
 from pathlib import Path
 
-from agent.board.cpu import StreamCpuMeter, thread_names, thread_seconds
+from agent.board.monitor import StreamCpuMeter, thread_names, thread_seconds
 
 PREFIXES = ("stream-", "clips-")
 

@@ -1,12 +1,10 @@
 from __future__ import annotations
 
-import logging
-import shutil
 from pathlib import Path
 
 import pytest
 
-from agent.board.battery import Battery, BatteryMonitor, read_battery
+from agent.board.power import Battery, read_battery
 from tests.support.boards import battery, write
 
 
@@ -56,58 +54,3 @@ def test_of_several_batteries_the_lowest_that_feeds_the_board_counts(tmp_path: P
     battery(tmp_path, "BAT2", capacity="7", status="Discharging")
     battery(tmp_path, "BAT3", capacity="3", status="Charging")
     assert read_battery(tmp_path) == Battery(7, "discharging", feeds_board=True)
-
-
-class Clock:
-    now_s = 0.0
-
-    def __call__(self) -> float:
-        return self.now_s
-
-
-def test_the_last_charge_holds_for_ten_minutes_while_it_cannot_be_read_and_that_is_logged_once(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    clock = Clock()
-    monitor = BatteryMonitor(battery(tmp_path, capacity="22", status="Discharging"), clock)
-    with caplog.at_level(logging.INFO):
-        assert monitor.read() == Battery(22, "discharging", feeds_board=True)
-        battery(tmp_path, capacity="garbage")
-        told = []
-        for clock.now_s in (1.0, 10.0, 300.0, 599.0, 601.0):
-            battery_now = monitor.read()
-            told.append(battery_now and battery_now.percent)
-        assert told == [22, 22, 22, 22, None]
-        battery(tmp_path, capacity="21")
-        assert monitor.read() == Battery(21, "discharging", feeds_board=True)
-    assert [record.levelname for record in caplog.records] == ["WARNING", "INFO"]
-    assert "BAT0" in caplog.text
-
-
-def test_a_battery_whose_files_vanish_keeps_its_charge_and_one_that_is_taken_out_does_not(tmp_path: Path) -> None:
-    clock = Clock()
-    folder = battery(tmp_path, capacity="22", status="Discharging") / "sys/class/power_supply/BAT0"
-    monitor = BatteryMonitor(tmp_path, clock)
-    monitor.read()
-    shutil.move(folder, tmp_path / "away")
-    clock.now_s = 60.0
-    assert monitor.read() == Battery(22, "discharging", feeds_board=True)
-    shutil.move(tmp_path / "away", folder)
-    battery(tmp_path, present="0")
-    assert monitor.read() is None
-
-
-def test_the_lowest_battery_holds_while_another_can_be_read(tmp_path: Path) -> None:
-    battery(tmp_path, "BAT0", capacity="10", status="Discharging")
-    battery(tmp_path, "BAT1", capacity="50", status="Discharging")
-    monitor = BatteryMonitor(tmp_path, Clock())
-    monitor.read()
-    battery(tmp_path, "BAT0", capacity="")
-    assert monitor.read() == Battery(10, "discharging", feeds_board=True)
-
-
-def test_that_a_battery_is_charged_is_known_without_its_charge(tmp_path: Path) -> None:
-    monitor = BatteryMonitor(battery(tmp_path, capacity="10", status="Discharging"), Clock())
-    monitor.read()
-    battery(tmp_path, capacity="", status="Charging")
-    assert monitor.read() == Battery(None, "charging")

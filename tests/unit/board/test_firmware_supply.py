@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent.board.thermal import UNDER_VOLTAGE, Supply, decode_throttled, read_supply
+from agent.board.firmware import UNDER_VOLTAGE, Supply, decode_throttled, read_supply
 from tests.support.boards import write
 
 
