@@ -13,7 +13,7 @@ import numpy as np
 from msgspec import Struct
 from numpy.typing import NDArray
 
-from agent.config.privacy import PrivacyMask, check_masks
+from agent.config.places import PrivacyMask, check_masks
 from agent.types import Box, ChannelOrder, Image, Point
 
 FindHidden = Callable[[Image, ChannelOrder, int], Sequence[Box]]
@@ -92,7 +92,7 @@ class MaskPainter:
     """Makes masks of a stream black. For one thread."""
 
     def __init__(self, masks: Sequence[PrivacyMask]) -> None:
-        """Check the masks. Raises ConfigError as `agent.config.privacy.check_masks`."""
+        """Check the masks. Raises ConfigError as `agent.config.places.check_masks`."""
         check_masks(masks)
         self._masks = tuple(masks)
         self._keep: Image = np.empty((0, 0, 3), np.uint8)

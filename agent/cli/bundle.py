@@ -37,7 +37,7 @@ def bundle() -> None:
 def _boards(_context: click.Context, _option: click.Parameter, incomplete: str) -> list[CompletionItem]:
     from click.shell_completion import CompletionItem
 
-    from agent.config.profiles import shipped
+    from agent.config.load import shipped
 
     return [CompletionItem(path.stem) for path in shipped() if path.stem.startswith(incomplete)]
 
@@ -319,7 +319,7 @@ def _describe_invalid(error: msgspec.ValidationError, values: Mapping[str, str])
 
 
 def _check_boards(boards: Sequence[str]) -> None:
-    from agent.config.profiles import shipped
+    from agent.config.load import shipped
     from agent.config.toml import nearest
 
     known = [path.stem for path in shipped()]

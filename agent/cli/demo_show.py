@@ -37,8 +37,8 @@ from agent.config import (
     TrackConfig,
     ZoneConfig,
 )
-from agent.config.filters import LineConfig
 from agent.config.mqtt import MqttConfig
+from agent.config.places import LineConfig
 from agent.config.source_uri import mask, parse
 from agent.daemon.check import check_stream
 from agent.daemon.daemon import Daemon

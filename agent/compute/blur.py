@@ -16,7 +16,7 @@ from agent.compute.manifest import Model
 from agent.compute.track.association import iou
 from agent.compute.vision import build_detector
 from agent.config import DecodeConfig, StreamConfig
-from agent.config.privacy import FACE, PERSON
+from agent.config.places import FACE, PERSON
 from agent.errors import ConfigError
 from agent.types import WHOLE, Box, ChannelOrder, Frame, Image
 
@@ -115,7 +115,7 @@ class BlurFinder:
         """Open models, each with the labels of what it is to find.
 
         Args:
-            models: see `agent.config.privacy.blur_models`.
+            models: see `agent.config.places.blur_models`.
             wanted: labels of what is blurred; without `person`, of people only the head is.
             opener: opens their sessions, on the CPU.
             threads: of each.

@@ -20,7 +20,7 @@ from msgspec import Struct
 from numpy.typing import NDArray
 
 from agent.config import ZoneConfig
-from agent.config.filters import LineConfig
+from agent.config.places import LineConfig
 from agent.errors import BackendError
 from agent.text import attribute_texts
 from agent.types import Attribute, ChannelOrder, Detection, EncodedFrame, Frame, Image, Keypoint, Point, Track

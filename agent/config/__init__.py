@@ -15,14 +15,13 @@ from msgspec import Meta, Struct
 
 from agent.config.capture import CaptureConfig as CaptureConfig
 from agent.config.condition import ConditionConfig
-from agent.config.filters import FilterConfig, LineConfig, Polygon
 from agent.config.governor import GovernorConfig, ServiceConfig
 from agent.config.http import MetricsConfig, PageConfig
 from agent.config.inspection import InspectionConfig
 from agent.config.mqtt import MqttConfig, Prefix
-from agent.config.privacy import PrivacyMask, blur_models
+from agent.config.places import FilterConfig, LineConfig, Polygon, PrivacyMask, blur_models
 from agent.config.secondary import SecondaryConfig
-from agent.config.values import NAME, Count, Edges, Name, Seconds, Unit
+from agent.config.toml import NAME, Count, Edges, Name, Seconds, Unit
 
 Durability = Literal["event", "batch"]
 

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from msgspec import Meta, Struct
 
-from agent.config.values import Patience
+from agent.config.toml import Patience
 
 DecoderChoice = Literal["software", "auto", "h264_v4l2m2m", "hevc_v4l2m2m", "drm"]
 """Values of `capture.decoder`."""

@@ -6,7 +6,7 @@ from typing import Annotated
 
 from msgspec import Meta, Struct
 
-from agent.config.values import Edges, Unit
+from agent.config.toml import Edges, Unit
 
 _TRIGGER = {"use": 'use "every", "command", "region" or "gpio:" with the number of a pin'}
 _OUTPUT = {"use": 'use "gpio:" with the number of a pin, such as "gpio:22"'}

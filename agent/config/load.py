@@ -1,4 +1,4 @@
-"""Load a configuration file: TOML to `Config`, over the board's profile, with file and line in every error.
+"""Load a configuration file: TOML to `Config`, over the profile of the board, with file and line in every error.
 
 Also compare two configurations: only a restart changes under which topics the device publishes, and which folders
 it uses; a reload changes everything else.
@@ -6,19 +6,30 @@ it uses; a reload changes everything else.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
-from msgspec import Struct
+from msgspec import Meta, Struct
 from msgspec.structs import replace
 
 from agent.board.identity import Board, read_board
-from agent.config import Config
-from agent.config.profiles import AUTO, Profile, choose, put_under
-from agent.config.toml import Keys, Problem, TomlFile, parse_toml, read_toml, to_toml
-from agent.errors import ConfigError
+from agent.config import (
+    CaptureConfig,
+    CascadeConfig,
+    Config,
+    GateConfig,
+    HealthConfig,
+    PublishConfig,
+    SelectionConfig,
+    StorageConfig,
+    ThermalConfig,
+)
+from agent.config.source_uri import parse as parse_uri
+from agent.config.toml import Keys, Problem, TomlFile, nearest, parse_toml, read_toml, to_toml
+from agent.errors import ConfigError, SourceError
 from agent.structs import convert
 
 
@@ -123,14 +134,12 @@ def dump(config: Config, remarks: Mapping[Keys, str] | None = None) -> str:
 
 Key = tuple[str, str]
 """Table and name of a key."""
-
 RESTART: tuple[Key, ...] = (
     ("device", "name"),
     ("mqtt", "prefix"),
     ("storage", "state_dir"),
     ("storage", "clips_folder"),
 )
-
 RULE = (
     "a reload takes up everything but "
     + ", ".join(f"[{table}] {key}" for table, key in RESTART)
@@ -225,3 +234,182 @@ def _keys(old: Struct | Mapping[str, Struct] | None, new: Struct | Mapping[str, 
         return [name for name in {**old, **new} if old.get(name) != new.get(name)]
     assert isinstance(old, Struct)
     return [key for key in old.__struct_fields__ if getattr(old, key) != getattr(new, key)]
+
+
+Table = dict[str, Any]
+AUTO, NONE = "auto", "none"
+_BESIDE = Path(__file__).parent.parent
+_FOLDERS = (_BESIDE / "firmware_configs", _BESIDE.parent / "firmware_configs")
+"""Folders of an installed wheel, and of a clone."""
+
+
+class BoardTable(Struct, frozen=True, forbid_unknown_fields=True):
+    """`[board]`: which boards a profile fits. A profile for the board takes precedence over one for its SoC.
+
+    Attributes:
+        title: for people.
+        compatible: globs of device tree names, such as `raspberrypi,4-model-b`.
+        soc_id: contents of `/sys/devices/soc0/soc_id`, for boards whose device tree does not match.
+        arch: such as `aarch64`: for boards that no other profile fits.
+    """
+
+    title: Annotated[str, Meta(min_length=1)]
+    compatible: tuple[str, ...] = ()
+    soc_id: tuple[str, ...] = ()
+    arch: tuple[str, ...] = ()
+
+
+class StreamTable(Struct, frozen=True, forbid_unknown_fields=True):
+    """`[stream]`: defaults of every stream; see `agent.config.StreamConfig`.
+
+    `capture.max_fps` does not apply to a source that names its own rate, such as `v4l2:/dev/video0?fps=30`, nor
+    to a recording of which every picture counts, such as `file:clip.mp4?pace=fast`.
+    """
+
+    threads: Annotated[int, Meta(ge=0, le=64)] = 0
+    capture: CaptureConfig = CaptureConfig()
+    gate: GateConfig = GateConfig()
+    cascade: CascadeConfig = CascadeConfig()
+    publish: PublishConfig = PublishConfig()
+
+
+class ProfileTables(Struct, frozen=True, forbid_unknown_fields=True):
+    """Content of a profile; all tables but `board` and `stream` are as in `agent.config.Config`."""
+
+    board: BoardTable
+    stream: StreamTable = StreamTable()
+    storage: StorageConfig = StorageConfig()
+    health: HealthConfig = HealthConfig()
+    selection: SelectionConfig = SelectionConfig()
+    thermal: ThermalConfig = ThermalConfig()
+
+
+class Profile(Struct, frozen=True):
+    """A board profile.
+
+    Attributes:
+        name: file name without `.toml`.
+        title: of its boards.
+        file: content.
+    """
+
+    name: str
+    title: str
+    file: TomlFile
+
+    def where(self, *keys: str | int) -> str:
+        """Return `file:line` of a configuration key that this profile sets."""
+        return self.file.where(*(("stream", *keys[2:]) if keys[:1] == ("streams",) else keys))
+
+    def __str__(self) -> str:
+        return f"{self.name}: {self.title} ({self.file.path})"
+
+
+def choose(wanted: str, board: Board) -> Profile | None:
+    """Return the profile for a board.
+
+    Args:
+        wanted: `auto`, `none`, the name of a profile, or a path, which has a `/` or ends in `.toml`.
+        board: this board.
+
+    Returns:
+        None if none is wanted, or none fits.
+
+    Raises:
+        ConfigError: there is no such profile (with `keys` of the configuration's key), or it is broken.
+    """
+    if wanted == NONE:
+        return None
+    if wanted == AUTO:
+        return _best_fit(board)
+    if "/" in wanted or wanted.endswith(".toml"):
+        if not Path(wanted).is_file():
+            raise ConfigError(f"no such file: {Path(wanted).absolute()}", keys=("device", "profile"))
+        return _read(Path(wanted))
+    files = {path.stem: path for path in shipped()}
+    if wanted not in files:
+        known = nearest(wanted, [*files, AUTO, NONE])
+        raise ConfigError(f"no profile {wanted!r}{known}", keys=("device", "profile"))
+    return _read(files[wanted])
+
+
+def shipped() -> list[Path]:
+    """List the files of the bundled profiles."""
+    return next((sorted(folder.glob("*.toml")) for folder in _FOLDERS if folder.is_dir()), [])
+
+
+def _best_fit(board: Board) -> Profile | None:
+    ranks = [(rank(profile, board), profile) for profile in map(_read, shipped())]
+    fits = [(fit, profile) for fit, profile in ranks if fit is not None]
+    return min(fits, key=lambda fit: fit[0])[1] if fits else None
+
+
+def rank(profile: Profile, board: Board) -> tuple[int, int] | None:
+    """Return how well a profile fits a board, the smaller the better; None if it does not."""
+    table = profile.file.data["board"]
+    wanted = table.get("compatible", ())
+    for place, name in enumerate(board.compatible):
+        if any(fnmatchcase(name, pattern) for pattern in wanted):
+            return 0, place  # a device tree lists the most specific first
+    if board.soc_id in table.get("soc_id", ()):
+        return 1, 0
+    return (2, 0) if board.arch in table.get("arch", ()) else None
+
+
+def _read(path: Path) -> Profile:
+    file = read_toml(path, "the board's profile")
+    file.check(ProfileTables)
+    return Profile(path.stem, file.data["board"]["title"], file)
+
+
+def put_under(profile: Profile, data: Table) -> tuple[Table, frozenset[Keys]]:
+    """Fill in from a profile what a configuration leaves open.
+
+    Returns:
+        Both merged, and the keys that came from the profile.
+    """
+    below = {table: keys for table, keys in profile.file.data.items() if table not in ("board", "stream")}
+    below["streams"] = {
+        name: _for_source(stream["source"], profile.file.data.get("stream", {}))
+        for name, stream in data.get("streams", {}).items()
+    }
+    return merged(below, data), frozenset(keys for keys in _leaves(below) if not _has(data, keys))
+
+
+def _for_source(source: str, stream: Table) -> Table:
+    try:
+        address = parse_uri(source)
+        names_rate = address.lossless or address.options.fps > 0.0
+    except SourceError:
+        names_rate = False  # reported where sources are checked
+    if names_rate and "capture" in stream:
+        stream = {**stream, "capture": {k: v for k, v in stream["capture"].items() if k != "max_fps"}}
+    return stream
+
+
+def merged(below: Table, above: Table) -> Table:
+    """Merge two tables recursively; values of `above` win."""
+    both = {**below, **above}
+    for key in below.keys() & above.keys():
+        if isinstance(below[key], dict) and isinstance(above[key], dict):
+            both[key] = merged(below[key], above[key])
+    return both
+
+
+def _leaves(table: Table, at: Keys = ()) -> Iterator[Keys]:
+    for key, value in table.items():
+        if isinstance(value, dict):
+            yield from _leaves(value, (*at, key))
+        else:
+            yield (*at, key)
+
+
+def _has(data: Any, keys: Keys) -> bool:
+    """Return True if the key at this path is set, or if a table above it is set to another value."""
+    for key in keys:
+        if not isinstance(data, dict):
+            return True
+        if key not in data:
+            return False
+        data = data[key]
+    return True

@@ -10,7 +10,7 @@ from typing import Annotated
 
 from msgspec import Meta, Struct
 
-from agent.config.values import Name, Unit
+from agent.config.toml import Name, Unit
 
 
 class SecondaryConfig(Struct, frozen=True, forbid_unknown_fields=True):

@@ -9,10 +9,10 @@ import tomllib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import UnionType
-from typing import Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import msgspec
-from msgspec import Struct
+from msgspec import Meta, Struct
 
 from agent.errors import ConfigError, reason_of
 from agent.structs import convert
@@ -23,7 +23,6 @@ Problem = tuple[Keys, str]
 """Path of a key, and what is wrong with it."""
 Where = Callable[..., str]
 """Returns `file:line` of a key, whose path is given part by part."""
-
 _PART = re.compile(r"""[A-Za-z0-9_-]+|"[^"]*"|'[^']*'""")
 _DOTTED = rf"((?:{_PART.pattern})(?:\s*\.\s*(?:{_PART.pattern}))*)"
 _HEADER = re.compile(rf"^\s*(\[\[?)\s*{_DOTTED}\s*\]\]?\s*(?:#.*)?$")
@@ -441,3 +440,14 @@ def _drop(data: Any, keys: Keys) -> None:
 
 def _dotted(keys: Keys) -> str:
     return "".join(f"[{key}]" if isinstance(key, int) else f".{key}" for key in keys).lstrip(".")
+
+
+NAME = {"use": "use letters, digits, - and _, up to 63 characters; begin with a letter or digit"}
+"""Text that replaces the pattern in messages, see `agent.config.toml`."""
+Name = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,62}$", extra=NAME)]
+Seconds = Annotated[float, Meta(gt=0.0, le=1e8)]
+Patience = Annotated[float, Meta(ge=0.1, le=1e8)]
+Unit = Annotated[float, Meta(ge=0.0, le=1.0)]
+Edges = tuple[Unit, Unit, Unit, Unit]
+"""Left, top, right, bottom, as fractions 0..1 of the picture."""
+Count = Annotated[int, Meta(ge=1)]

@@ -22,10 +22,9 @@ from agent.compute.track.filters import check_filters, check_polygons
 from agent.compute.track.lines import check_lines
 from agent.compute.track.zones import check_zones
 from agent.config import Config, StreamConfig, ZoneConfig
-from agent.config.filters import LineConfig
 from agent.config.http import ServedConfig, is_loopback
 from agent.config.load import ConfigFile, load
-from agent.config.privacy import PrivacyMask, check_masks, unmasked_twins
+from agent.config.places import LineConfig, PrivacyMask, check_masks, unmasked_twins
 from agent.config.secret_file import expand, is_open_to_all, wants_credentials
 from agent.config.source_uri import holds_secret
 from agent.config.toml import Keys

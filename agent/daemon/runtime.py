@@ -20,7 +20,7 @@ from agent.comms.reporter import EventTap
 from agent.comms.topics import Topics
 from agent.config import Config, StreamConfig
 from agent.config.load import Key
-from agent.config.privacy import unmasked_twins
+from agent.config.places import unmasked_twins
 from agent.config.toml import Where
 from agent.daemon.check_device import check_device, check_not_shared
 from agent.daemon.overrides import StreamSettings

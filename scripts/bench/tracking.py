@@ -45,7 +45,7 @@ from agent.compute.track.filters import DetectionFilters
 from agent.compute.track.tracker import Tracker
 from agent.compute.track.zones import Zones
 from agent.config import TrackConfig
-from agent.config.filters import FilterConfig
+from agent.config.places import FilterConfig
 from agent.optimise.evaluation.mot import MotSequence, read_clips, read_published
 from agent.optimise.evaluation.operating import overlaps
 from agent.types import Detection

@@ -32,7 +32,7 @@ from agent.compute.track.geometry import distance, foot_of, net_crossings, sides
 from agent.compute.track.lines import LineProgress, Lines
 from agent.compute.track.zones import Presences, Zones
 from agent.config import ZoneConfig
-from agent.config.filters import LineConfig
+from agent.config.places import LineConfig
 from agent.optimise.evaluation.mot import PUBLISHED, MotSequence, read_clips, read_published
 from agent.types import Box, Point
 

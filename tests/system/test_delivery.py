@@ -23,9 +23,8 @@ from agent.comms.mqtt import publisher as mqtt
 from agent.comms.mqtt.connection import ConnectionTimings
 from agent.comms.mqtt.publisher import Publisher
 from agent.config import StorageConfig, StreamConfig, ZoneConfig
-from agent.config.filters import LineConfig
 from agent.config.mqtt import MqttConfig
-from agent.config.privacy import PrivacyMask
+from agent.config.places import LineConfig, PrivacyMask
 from agent.storage.spool.history import History
 from tests.support.killed import process
 from tests.support.mosquitto import HOST, Mosquitto, free_port

@@ -11,8 +11,7 @@ from agent import __version__
 from agent.board.identity import read_board
 from agent.cli.checks import Finding, Report, board, models, network, storage
 from agent.config import Config, StorageConfig
-from agent.config.load import load
-from agent.config.profiles import AUTO, choose
+from agent.config.load import AUTO, choose, load
 from agent.daemon import check
 from agent.errors import ConfigError, StorageError
 from agent.storage.state_folder import folder_of

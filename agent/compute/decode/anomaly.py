@@ -24,7 +24,7 @@ from agent.compute.decode.decoder import (
     OutputRole,
     assign_outputs,
 )
-from agent.config.values import Unit
+from agent.config.toml import Unit
 from agent.errors import ModelError
 from agent.types import Array, Box, Detection
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from agent.compute.decode.boxes import BoxEnd, tuples
 from agent.compute.decode.decoder import DecoderContext, DecoderOptions, Floats, OutputRole, assign_outputs
-from agent.config.values import Unit
+from agent.config.toml import Unit
 from agent.types import Array, Detection, Keypoint
 
 POINTS = (

@@ -23,7 +23,7 @@ from agent.compute.decode.decoder import (
     sigmoid,
     softmax,
 )
-from agent.config.values import Unit
+from agent.config.toml import Unit
 from agent.types import Array, Detection, Image, Point
 
 _CLASSES = 4096

@@ -18,7 +18,7 @@ from msgspec import Struct
 
 from agent.compute.track.association import overlap
 from agent.config import GateConfig
-from agent.config.filters import Polygon
+from agent.config.places import Polygon
 from agent.types import WHOLE, Box, Image, Luma
 
 _WIDTH = 240

@@ -6,8 +6,7 @@ import math
 from collections.abc import Iterable, Sequence
 
 from agent.compute.track.geometry import foot_of, holds
-from agent.config.filters import FilterConfig, Polygon
-from agent.config.polygon import polygon_problem
+from agent.config.places import FilterConfig, Polygon, polygon_problem
 from agent.errors import ConfigError
 from agent.types import Detection
 

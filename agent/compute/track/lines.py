@@ -13,8 +13,7 @@ from collections.abc import Mapping, Sequence
 from msgspec import Struct
 
 from agent.compute.track.geometry import distance, foot_of, net_crossings, sides_of
-from agent.config.filters import LineConfig
-from agent.config.polygon import MOST_CORNERS, self_crossing
+from agent.config.places import MOST_CORNERS, LineConfig, self_crossing
 from agent.errors import ConfigError
 from agent.types import Box, Crossing, Point
 

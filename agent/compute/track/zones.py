@@ -12,8 +12,7 @@ from msgspec import Struct
 
 from agent.compute.track.geometry import distance, foot_of, holds, sides_of
 from agent.config import ZoneConfig
-from agent.config.filters import LineConfig
-from agent.config.polygon import polygon_problem
+from agent.config.places import LineConfig, polygon_problem
 from agent.errors import ConfigError
 from agent.types import Box, Point
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from agent.compute.infer.backends import NotYetError
 from agent.compute.manifest import Manifest, Model
 from agent.config import StreamConfig
-from agent.config.privacy import BLUR_VARIANTS, blur_models
+from agent.config.places import BLUR_VARIANTS, blur_models
 from agent.errors import BlurModelError, ModelError, VedetteError
 from agent.features import FEATURES
 from agent.models.library import open_model

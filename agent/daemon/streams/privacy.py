@@ -6,7 +6,7 @@ import logging
 from typing import TYPE_CHECKING
 
 from agent.config import StreamConfig
-from agent.config.privacy import check_masks
+from agent.config.places import check_masks
 from agent.errors import ConfigError
 
 if TYPE_CHECKING:

@@ -22,7 +22,7 @@ from agent.comms.reporter import Reporter
 from agent.compute.infer.backends import NotYetError
 from agent.compute.manifest import Model
 from agent.config import PublishConfig, StreamConfig
-from agent.config.privacy import check_masks
+from agent.config.places import check_masks
 from agent.daemon.parts import Parts, StreamContext, check_values, open_part, open_parts
 from agent.daemon.streams import perception
 from agent.daemon.streams.counters import StreamMetrics

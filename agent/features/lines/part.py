@@ -18,7 +18,7 @@ from agent.comms.crossings import LabelCrossings, LineMessage
 from agent.comms.entities import Component, button, display_name, entity, stream_id
 from agent.comms.reporter import Reporter
 from agent.config import StreamConfig
-from agent.config.filters import LineConfig
+from agent.config.places import LineConfig
 from agent.daemon.parts import Asked, EntityPlace, Parts, Reply, StreamContext, StreamPart
 from agent.errors import CommandError, StorageError
 from agent.storage.files import make_folder

@@ -17,7 +17,7 @@ from msgspec import Struct
 
 from agent.board.firmware import UNDER_VOLTAGE, read_supply
 from agent.board.identity import read_board
-from agent.config.profiles import AUTO, choose
+from agent.config.load import AUTO, choose
 from agent.errors import NO_JSON, ConfigError, UpdateError
 from agent.storage.files import make_folder, remove, write_like
 from agent.structs import from_json

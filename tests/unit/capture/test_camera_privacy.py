@@ -13,7 +13,7 @@ from agent.capture.camera import Camera, Cameras
 from agent.capture.privacy import Privacy
 from agent.capture.streams import FrameStream
 from agent.config import CaptureConfig
-from agent.config.privacy import PrivacyMask
+from agent.config.places import PrivacyMask
 from agent.errors import SourceError
 from agent.types import Box, ChannelOrder, Frame, Image
 from tests.unit.capture import scripted

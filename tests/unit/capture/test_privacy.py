@@ -11,8 +11,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from agent.capture.privacy import MaskPainter, blur, covered_pixels
-from agent.config.polygon import polygon_problem
-from agent.config.privacy import PrivacyMask
+from agent.config.places import PrivacyMask, polygon_problem
 from agent.errors import ConfigError
 from agent.types import Image, Point
 

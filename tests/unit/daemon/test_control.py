@@ -22,7 +22,7 @@ from agent.config import (
     TrackConfig,
 )
 from agent.config.mqtt import MqttConfig
-from agent.config.privacy import PrivacyMask
+from agent.config.places import PrivacyMask
 from agent.daemon import control as module
 from agent.daemon.control import ConfigManager
 from agent.daemon.overrides import UNKNOWN_STATE, Overrides, OverridesFile

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from agent.config import Config, DecodeConfig, GateConfig, StreamConfig, TrackConfig, ZoneConfig
-from agent.config.filters import FilterConfig, LineConfig
+from agent.config.places import FilterConfig, LineConfig
 from agent.daemon.overrides import Overrides, OverridesFile, Value, basis_of, decode
 from agent.errors import StorageError
 

@@ -9,7 +9,7 @@ import pytest
 from msgspec.structs import replace
 
 from agent.config import Config, DecodeConfig, GateConfig, StreamConfig, ZoneConfig
-from agent.config.filters import FilterConfig, LineConfig
+from agent.config.places import FilterConfig, LineConfig
 from agent.daemon.overrides import Overrides, Value, settings_after, settings_of
 from agent.daemon.streams.perception import open_perception
 from tests.support.doubles import person_model

@@ -12,7 +12,7 @@ import pytest
 from agent.comms.commands import Command
 from agent.comms.topics import Topics
 from agent.config import ClipsConfig, DecodeConfig, PublishConfig, StorageConfig, StreamConfig
-from agent.config.privacy import PrivacyMask
+from agent.config.places import PrivacyMask
 from agent.daemon.parts import Asked, execute
 from agent.daemon.streams.services import StreamServices
 from agent.daemon.streams.stream import Stream

@@ -22,7 +22,7 @@ from agent.capture.pictures.decoded import DecodedImage, PictureConverter
 from agent.capture.privacy import Privacy
 from agent.capture.streams import FrameStream
 from agent.config import CaptureConfig
-from agent.config.privacy import PrivacyMask
+from agent.config.places import PrivacyMask
 from agent.config.source_uri import parse
 from agent.errors import SourceError
 from agent.types import Frame, Image

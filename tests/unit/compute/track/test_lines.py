@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from agent.compute.track.geometry import net_crossings
 from agent.compute.track.lines import LineProgress, Lines, check_lines
-from agent.config.filters import LineConfig
+from agent.config.places import LineConfig
 from agent.errors import ConfigError
 from agent.types import Box, Crossing, Point
 

@@ -18,7 +18,7 @@ from agent.compute.track.lines import Lines
 from agent.compute.track.tracker import Tracker
 from agent.compute.track.zones import Zones
 from agent.config import TrackConfig, ZoneConfig
-from agent.config.filters import FilterConfig, LineConfig
+from agent.config.places import FilterConfig, LineConfig
 from agent.types import WHOLE, Box, Crossing, Detection, Event
 from tests.support.examples import examples
 

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from agent.config import ClipsConfig, DecodeConfig, GateConfig, StreamConfig, ZoneConfig
-from agent.config.filters import FilterConfig, LineConfig
 from agent.config.inspection import InspectionConfig
+from agent.config.places import FilterConfig, LineConfig
 from agent.daemon.streams.perception import open_perception
 from agent.errors import ConfigError
 from tests.support.doubles import person_model

@@ -18,8 +18,7 @@ from agent.comms.topics import Topics
 from agent.compute.drawing import annotate, label_place, title_width
 from agent.compute.vision import VideoPerception
 from agent.config import DecodeConfig, GateConfig, PublishConfig, StreamConfig, TrackConfig, ZoneConfig
-from agent.config.filters import FilterConfig, LineConfig
-from agent.config.privacy import PrivacyMask
+from agent.config.places import FilterConfig, LineConfig, PrivacyMask
 from agent.daemon.parts import StreamPart
 from agent.daemon.streams.pipeline import VideoPipeline
 from agent.errors import BackendError, ConfigError, ModelError

@@ -14,7 +14,7 @@ from msgspec.structs import replace
 from agent.compute.blur import BlurFinder
 from agent.compute.vision import VideoPerception
 from agent.config import GateConfig, StreamConfig
-from agent.config.privacy import PrivacyMask
+from agent.config.places import PrivacyMask
 from agent.daemon.check import problems, warnings
 from agent.daemon.streams.extra_models import BlurModels, models_changed
 from agent.daemon.streams.perception import open_perception

@@ -15,8 +15,8 @@ from msgspec.structs import replace
 
 from agent.comms.topics import Topics
 from agent.config import PublishConfig, StreamConfig
-from agent.config.filters import LineConfig
 from agent.config.inspection import InspectionConfig
+from agent.config.places import LineConfig
 from agent.daemon.parts import EntityPlace, Parts
 from agent.daemon.parts import entities as of_features
 from agent.features.homeassistant.device import DeviceEntitySource, StreamEntitySource, ZoneLabel

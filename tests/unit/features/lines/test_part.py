@@ -12,7 +12,7 @@ from agent.comms.messages import ModelId
 from agent.comms.reporter import Reporter
 from agent.comms.topics import Topics
 from agent.config import PublishConfig
-from agent.config.filters import LineConfig
+from agent.config.places import LineConfig
 from agent.errors import CommandError
 from agent.features.lines import part as lines
 from agent.features.lines.part import LineCounters

@@ -9,7 +9,7 @@ import numpy as np
 from msgspec.structs import replace
 
 from agent.config import StreamConfig
-from agent.config.privacy import PrivacyMask
+from agent.config.places import PrivacyMask
 from agent.features.teaching.part import known_values
 from agent.features.teaching.taught import FOLDER, TaughtState
 from agent.types import WHOLE

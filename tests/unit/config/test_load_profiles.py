@@ -16,8 +16,7 @@ from hypothesis import strategies as st
 from agent.board.identity import read_board
 from agent.compute.infer.delegates import ROWS
 from agent.config import CaptureConfig, Config
-from agent.config.load import ConfigFile, dump, load, parse
-from agent.config.profiles import choose, merged, shipped
+from agent.config.load import ConfigFile, choose, dump, load, merged, parse, shipped
 from agent.errors import ConfigError
 from tests.support.running import ROOT
 
@@ -101,7 +100,7 @@ def test_the_board_itself_goes_before_its_soc(
     folder.mkdir()
     for name, compatible in (("a-soc", "brcm,*"), ("z-board", "acme,box-?")):
         (folder / f"{name}.toml").write_text(f'[board]\ntitle = "{name}"\ncompatible = ["{compatible}"]\n')
-    monkeypatch.setattr("agent.config.profiles._FOLDERS", (tmp_path / "nothing", folder))
+    monkeypatch.setattr("agent.config.load._FOLDERS", (tmp_path / "nothing", folder))
     chosen = choose("auto", read_board(board(root, "acme,box-1", "brcm,bcm2711")))
     assert chosen is not None
     assert chosen.name == "z-board"

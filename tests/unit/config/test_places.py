@@ -5,8 +5,7 @@ from __future__ import annotations
 import pytest
 
 from agent.config import ClipsConfig, StreamConfig
-from agent.config.polygon import polygon_problem
-from agent.config.privacy import PrivacyMask, blur_models, check_masks, unmasked_twins
+from agent.config.places import PrivacyMask, blur_models, check_masks, polygon_problem, unmasked_twins
 from agent.errors import ConfigError
 from agent.types import Point
 
