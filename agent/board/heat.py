@@ -16,8 +16,8 @@ from typing import TypeAlias
 
 from msgspec import Struct
 
-PLAUSIBLE_C = (-40.0, 125.0)
-"""Range of the sensors of processors, °C: beyond it a reading is a fault, such as −273, or 0 K, or 200 °C."""
+from agent.board.thermal import PLAUSIBLE_C
+
 _SPACING_S = 1.9
 """Readings that follow faster are left out, s: more of them tell nothing more, and cost processor time."""
 _WINDOW_S = 240.0

@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from agent.board.firmware import THROTTLING, UNDER_VOLTAGE, Supply
-from agent.board.heat import HeatModel
 from agent.board.power import ESTIMATE, Battery, BusyCores, PowerReading, power_model
 from agent.board.proc import read_text
 from agent.board.processors import Ticks, read_ticks
@@ -39,13 +38,12 @@ def is_hot(was: bool, celsius: float | None, warn_c: float) -> bool:
 
 
 class TemperatureMonitor:
-    """Logs overheating once when it starts and once when it ends, and foresees the temperature.
+    """Logs overheating once when it starts and once when it ends.
 
     Attributes:
         celsius: of the processor's hottest zone at the last reading, °C; None: unknown.
         limit_c: temperature from which that zone's processors are throttled, °C; None: unknown.
         hot: see `is_hot`.
-        heat: slope and forecast, see `HeatModel`.
     """
 
     def __init__(
@@ -64,7 +62,6 @@ class TemperatureMonitor:
         self.celsius: float | None = None
         self.limit_c: float | None = None
         self.hot = False
-        self.heat = HeatModel()
         self._read, self._clock, self._every_s = read or ProcessorSensor().read, clock, every_s
         self._due_s = self._began_s = float("-inf")
 
@@ -76,8 +73,6 @@ class TemperatureMonitor:
         self._due_s = now_s + self._every_s
         zone = self._read()
         self.celsius, self.limit_c = (zone.temperature_c, zone.limit_c) if zone else (None, self.limit_c)
-        if zone:
-            self.heat.add(now_s, zone.temperature_c)
         was_hot, self.hot = self.hot, is_hot(self.hot, self.celsius, warn_c)
         if self.hot and not was_hot:
             self._began_s = now_s
@@ -88,15 +83,6 @@ class TemperatureMonitor:
             )
         elif was_hot and not self.hot:
             log.info("the board is at %.1f °C again, after %.0f s", self.celsius, now_s - self._began_s)
-
-    @property
-    def slope_c_per_s(self) -> float:
-        """Rise of the temperature, °C/s; 0 while unknown."""
-        return 0.0 if self.celsius is None else self.heat.slope_c_per_s
-
-    def forecast(self, horizon_s: float) -> float | None:
-        """Return the temperature after a time under the present load, °C; None: unknown."""
-        return None if self.celsius is None else self.heat.forecast(horizon_s)
 
 
 _STRONG_S = 60.0

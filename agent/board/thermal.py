@@ -11,9 +11,10 @@ from pathlib import Path
 
 from msgspec import Struct
 
-from agent.board.heat import PLAUSIBLE_C
 from agent.board.proc import read_number, read_text
 
+PLAUSIBLE_C = (-40.0, 125.0)
+"""Range of the sensors of processors, °C: beyond it a reading is a fault, such as −273, or 0 K, or 200 °C."""
 THERMAL = Path("sys/class/thermal")
 """Below the root of the file system."""
 _SLOWS = ("passive", "hot")

@@ -5,7 +5,8 @@ import math
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent.board.heat import PLAUSIBLE_C, Curve, HeatModel, robust_slope
+from agent.board.heat import Curve, HeatModel, robust_slope
+from agent.board.thermal import PLAUSIBLE_C
 
 STEP_C = 0.487
 """Resolution of a Raspberry Pi's sensor, °C."""

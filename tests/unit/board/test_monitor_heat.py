@@ -74,25 +74,3 @@ def test_the_zones_are_not_read_at_every_look() -> None:
         heat.poll(75.0)
         seen.append(heat.celsius)
     assert seen == [20.0, 20.0, 20.0, 30.0]
-
-
-def test_a_monitor_foresees_the_temperature_and_knows_the_limit() -> None:
-    seconds = iter(range(0, 1000, 5))
-    readings = iter([50.0 + 0.5 * n for n in range(20)])
-    heat = TemperatureMonitor(lambda: zone(next(readings), 80.0), lambda: next(seconds))
-    for _ in range(20):
-        heat.poll(90.0)
-    assert heat.limit_c == 80.0
-    assert heat.slope_c_per_s == pytest.approx(0.1, abs=0.01)
-    later = heat.forecast(30.0)
-    assert later is not None
-    assert later == pytest.approx(62.5, abs=1.0)
-
-
-def test_a_sensor_that_vanishes_has_no_forecast() -> None:
-    seconds = iter(range(0, 1000, 5))
-    readings = iter([50.0, 51.0, 52.0, 53.0, None])
-    heat = TemperatureMonitor(lambda: zone(next(readings), 80.0), lambda: next(seconds))
-    for _ in range(5):
-        heat.poll(90.0)
-    assert (heat.celsius, heat.forecast(30.0), heat.slope_c_per_s, heat.limit_c) == (None, None, 0.0, 80.0)
