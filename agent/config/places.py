@@ -1,4 +1,4 @@
-"""Tables of a stream that are drawn or filter: lines, filters and privacy masks, with checks of what was drawn."""
+"""Tables of a stream that are drawn or that filter, and checks of what was drawn: lines, filters, privacy masks."""
 
 from __future__ import annotations
 
