@@ -1,4 +1,4 @@
-"""Tables of a stream that are drawn or that filter, and checks of what was drawn: lines, filters, privacy masks."""
+"""Tables of a stream that are drawn or that filter, and their checks: lines, filters, privacy masks."""
 
 from __future__ import annotations
 
