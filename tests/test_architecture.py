@@ -30,7 +30,6 @@ BASE = {
     "agent.types",
     "agent.errors",
     "agent.health",
-    "agent.interrupts",
     "agent.spans",
     "agent.structs",
     "agent.text",

@@ -14,7 +14,6 @@ from click.shell_completion import get_completion_class
 
 from agent import __version__
 from agent.errors import ReportedError, VedetteError
-from agent.interrupts import repeated_interrupts
 
 _INTERRUPTED = 130
 """Exit code after Ctrl-C: 128 + SIGINT, as shells have it."""
@@ -95,7 +94,7 @@ class _Verbs(click.Group):
 
     def invoke(self, ctx: click.Context) -> Any:
         as_json = _errors_as_json() if "--json" in ctx.args else nullcontext()
-        with _exit_quietly(), repeated_interrupts(), as_json:
+        with _exit_quietly(), as_json:
             return super().invoke(ctx)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
