@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     import msgspec
     from click.shell_completion import CompletionItem
 
+    from agent.update.bundle import HealthGate, Migration, ShadowGate, Target
     from agent.update.bundle.build import BundleInspection, Plan
-    from agent.update.bundle.description import HealthGate, Migration, ShadowGate, Target
 
 
 Gate = TypeVar("Gate", "HealthGate", "ShadowGate")
@@ -109,9 +109,9 @@ def build(out: Path | None, key: Path | None, **options: Any) -> None:
 @click.option("--key", type=_PATH, required=True, help="Private key, or the public one of a key in ssh-agent.")
 def sign(file: Path, key: Path) -> None:
     """Sign FILE with a key made by ssh-keygen; the signature is written to FILE.sig."""
-    from agent.update.bundle import archive
+    from agent.update import bundle as archive
 
-    archive.check(file, archive.read_description(file))
+    archive.check_files(file, archive.read_description(file))
     click.echo(plain(str(_sign(file, key))))
 
 
@@ -220,7 +220,7 @@ def read_target(arch: str, python: str, glibc: str, boards: Sequence[str]) -> Ta
 
     from agent.config.toml import plain_fault
     from agent.structs import convert
-    from agent.update.bundle.description import GLIBC, PYTHON, Target
+    from agent.update.bundle import GLIBC, PYTHON, Target
 
     _check_boards(boards)
     if not re.fullmatch(PYTHON, python):
@@ -239,7 +239,7 @@ def check_name(name: str) -> str:
     Raises:
         BundleError: the name is not valid.
     """
-    from agent.update.bundle.description import WORD
+    from agent.update.bundle import WORD
 
     if not re.fullmatch(WORD, name):
         raise BundleError(
@@ -258,7 +258,7 @@ def read_migrations(path: Path) -> list[Migration]:
 
     from agent.config.toml import plain_fault, read_toml
     from agent.structs import convert
-    from agent.update.bundle.description import Migration
+    from agent.update.bundle import Migration
 
     kind = msgspec.defstruct("Migrations", [("migrations", list[Migration])], forbid_unknown_fields=True)
     try:
@@ -274,7 +274,7 @@ def read_health(given: Sequence[str]) -> HealthGate:
     Raises:
         BundleError: a key is unknown, or its value is wrong.
     """
-    from agent.update.bundle.description import HealthGate
+    from agent.update.bundle import HealthGate
 
     return _gate("--health", given, HealthGate)
 
@@ -285,7 +285,7 @@ def read_shadow(given: Sequence[str]) -> ShadowGate | None:
     Raises:
         BundleError: a key is unknown, or its value is wrong.
     """
-    from agent.update.bundle.description import ShadowGate
+    from agent.update.bundle import ShadowGate
 
     return _gate("--shadow", given, ShadowGate) if given else None
 

@@ -16,8 +16,8 @@ from agent.text import plain
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
 
+    from agent.update.fleet import FleetBoard, Inventory
     from agent.update.fleet.board import BoardState
-    from agent.update.fleet.inventory import FleetBoard, Inventory
     from agent.update.fleet.ssh import BoardAnswer
 
 
@@ -118,7 +118,7 @@ def rollback(ctx: click.Context, path: Path, names: tuple[str, ...], as_json: bo
     """
     inventory, boards = _boards(path, names)
     if not yes:
-        from agent.update.fleet.ledger import how_many
+        from agent.update.fleet.board import how_many
 
         click.confirm(f"Roll {how_many(len(boards))} back to the previous version?", abort=True, err=True)
     answers = _ask(
@@ -140,7 +140,7 @@ def pin(names: tuple[str, ...], path: Path, yes: bool) -> None:
 
     Compare each with what `ssh-keygen -lf /etc/ssh/ssh_host_ed25519_key.pub` prints on the board.
     """
-    from agent.update.fleet.inventory import read_inventory
+    from agent.update.fleet import read_inventory
     from agent.update.fleet.ssh import pin as pin_key
     from agent.update.fleet.ssh import scan, unpinned
 
@@ -182,7 +182,7 @@ def _check_option_order(ctx: click.Context, words: tuple[str, ...]) -> None:
 
 def _boards(path: Path, names: tuple[str, ...]) -> tuple[Inventory, list[FleetBoard]]:
     """Return the selected boards, each with a pinned host key."""
-    from agent.update.fleet.inventory import read_inventory
+    from agent.update.fleet import read_inventory
     from agent.update.fleet.ssh import check_pinned
 
     inventory = read_inventory(path)

@@ -19,10 +19,10 @@ from agent.errors import StorageError
 from agent.storage.files import write_atomic
 from agent.text import plain
 from agent.update.bundle.signing import signature_of
-from agent.update.fleet.inventory import check_place, read_inventory
-from agent.update.fleet.ledger import Batch, BoardOutcome, Ledger, RolloutProgress, count_by_kind, how_many
+from agent.update.fleet import check_place, read_inventory
+from agent.update.fleet.board import BoardOutcome, count_by_kind, how_many
 from agent.update.fleet.report import check_free, render, size, verdict
-from agent.update.fleet.rollout import Rollout, read_wanted
+from agent.update.fleet.rollout import Batch, Ledger, Rollout, RolloutProgress, read_wanted
 from agent.update.fleet.ssh import check_pinned
 
 _INTERRUPTED = """\

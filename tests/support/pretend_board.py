@@ -19,12 +19,12 @@ import pytest
 
 from agent.board.proc import boot_id
 from agent.storage.state_file import read_shadow_order
-from agent.update.bundle.description import HealthGate
-from agent.update.install.rollback import Rollback
-from agent.update.install.service import ServiceState
+from agent.update.bundle import HealthGate
+from agent.update.install.health_check import ServiceState
+from agent.update.install.journal import Update
 from agent.update.install.slots import ModelSets, Paths, Slots, parse_slot
+from agent.update.install.switch import Rollback
 from agent.update.install.updater import Updater
-from agent.update.protocol import Update
 from tests.support.tiny_bundles import Key, make_key, models_bundle, tiny_bundle
 
 _PIDS = itertools.count(101)

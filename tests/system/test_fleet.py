@@ -15,7 +15,8 @@ from typing import Any
 import msgspec
 import pytest
 
-from agent.update.fleet.ledger import Kind, Ledger, RolloutProgress, replay
+from agent.update.fleet.board import Kind
+from agent.update.fleet.rollout import Ledger, RolloutProgress, replay
 from tests.support.fleet import Fleet
 from tests.support.publishing import wait_for
 from tests.support.running import ROOT

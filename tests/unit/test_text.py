@@ -23,8 +23,7 @@ from agent.config import StorageConfig
 from agent.storage.spool.spool import Spool
 from agent.text import TIME_WIDTH, local_time, plural
 from agent.types import ClipReason
-from agent.update.install.journal import history_line
-from agent.update.protocol import Update
+from agent.update.install.journal import Update, history_line
 from tests.unit.cli.test_clips import clip
 from tests.unit.cli.test_events import CLIP
 

@@ -24,7 +24,7 @@ from agent.config.source_uri import parse
 from agent.daemon.runtime import device_name
 from agent.errors import BrokerError, ConfigError, SoundAloneError, SourceError
 from agent.health import HEALTH_FILE, DaemonHealth, StreamReport
-from agent.update.install.service import read_health
+from agent.update.install.health_check import read_health
 
 SECTION = "broker and network"
 TRY_S = 5.0

@@ -28,8 +28,8 @@ from agent.models.files import (
 from agent.models.library import open_whole_model
 from agent.storage.files import make_folder, refuse_special, write_atomic
 from agent.text import plain
-from agent.update.bundle import archive, golden, signing, wheels
-from agent.update.bundle.description import (
+from agent.update import bundle
+from agent.update.bundle import (
     SCHEMA,
     BundleFile,
     Description,
@@ -37,8 +37,11 @@ from agent.update.bundle.description import (
     Migration,
     ShadowGate,
     Target,
-    check,
+    check_description,
     check_path,
+    golden,
+    signing,
+    wheels,
 )
 
 
@@ -149,12 +152,12 @@ def build(plan: Plan, out: Path, work: Path, tell: Tell) -> Description:
         own = _add_wheels(sources, plan, work, tell)
         name, version = _name_and_version(own)
     described = _describe(plan, name, version, sources)
-    check(described)
+    check_description(described)
     size = sum(file.size for file in described.files.values())
     tell(f"writing {out}, {size / 1e6:.1f} MB in {len(sources)} files")
     signing.signature_of(out).unlink(missing_ok=True)  # of an older bundle
-    archive.write(out, described, sources)
-    return archive.read_description(out)
+    bundle.write(out, described, sources)
+    return bundle.read_description(out)
 
 
 def _describe(plan: Plan, name: str, version: str, sources: dict[str, Path]) -> Description:
@@ -168,7 +171,7 @@ def _describe(plan: Plan, name: str, version: str, sources: dict[str, Path]) -> 
         health=plan.health,
         shadow=plan.shadow,
         migrations=list(plan.migrations),
-        files={path: archive.listed(source) for path, source in sources.items()},
+        files={path: bundle.listed(source) for path, source in sources.items()},
     )
 
 
@@ -287,11 +290,11 @@ def inspection(path: Path, signers: Path | None = None, revoked: Path | None = N
     signature, signer, description = signing.signature_of(path), None, None
     file, error = None, ""
     try:
-        file = archive.listed(path)
+        file = bundle.listed(path)
         if signers is not None:
             signer = signing.verify(path, signers, revoked)
-        description = archive.read_description(path)
-        archive.check(path, description)
+        description = bundle.read_description(path)
+        bundle.check_files(path, description)
     except BundleError as refused:
         error = str(refused)
     signed = signature.is_file()

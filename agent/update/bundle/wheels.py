@@ -22,7 +22,7 @@ from msgspec import Struct
 import agent
 from agent.errors import BundleError, reason_of
 from agent.storage.files import make_folder, write_atomic
-from agent.update.bundle.description import Target
+from agent.update.bundle import Target
 
 if TYPE_CHECKING:
     from packaging.requirements import Requirement

@@ -8,7 +8,8 @@ from pathlib import Path
 
 from agent.errors import FleetError, reason_of
 from agent.text import local_time
-from agent.update.fleet.ledger import BoardOutcome, RolloutProgress, count_by_kind
+from agent.update.fleet.board import BoardOutcome, count_by_kind
+from agent.update.fleet.rollout import RolloutProgress
 
 _COLOURS = {
     "updated": "#1a7f37",

@@ -18,7 +18,7 @@ from msgspec import Struct
 
 from agent.errors import FleetError, VedetteError, reason_of
 from agent.storage.files import add_line
-from agent.update.fleet.inventory import FleetBoard
+from agent.update.fleet import FleetBoard
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")

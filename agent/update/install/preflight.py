@@ -21,11 +21,10 @@ from agent.config.profiles import AUTO, choose
 from agent.errors import NO_JSON, ConfigError, UpdateError
 from agent.storage.files import make_folder, remove, write_like
 from agent.structs import from_json
-from agent.update.bundle.archive import check, listed, read_description
-from agent.update.bundle.description import Description, Target
+from agent.update.bundle import Description, Target, check_files, listed, read_description
 from agent.update.bundle.signing import verify
+from agent.update.install.journal import Update
 from agent.update.install.slots import CONFIG, ModelSets, Paths, Slots, parse_slot, read_file
-from agent.update.protocol import Update
 
 _SPACE_FACTOR = 4
 """Size of a slot relative to its bundle: wheels are compressed, and Python compiles their contents."""
@@ -77,7 +76,7 @@ def verify_bundle(where: Paths, counter: int) -> dict[str, object]:
     """
     signer = verify(where.incoming, where.allowed_signers, where.revoked_keys)
     wanted, slots = read_description(where.incoming), Slots(where.home)
-    check(where.incoming, wanted)
+    check_files(where.incoming, wanted)
     running = slots.target("current")
     check_board(wanted, read_facts(where.home, _profile(), counter, has_current=running is not None))
     return {

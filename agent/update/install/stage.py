@@ -12,13 +12,11 @@ from typing import Any
 
 from agent.errors import StorageError, UpdateError, reason_of
 from agent.storage.files import delete_folder, make_folder, remove, rename, write_like
-from agent.update.bundle.archive import check, read_description, unpack
-from agent.update.bundle.description import NAME, Description, Migration
+from agent.update.bundle import NAME, Description, Migration, check_files, read_description, unpack
 from agent.update.bundle.signing import signature_of
-from agent.update.install.journal import BEFORE_SWITCH, Journal
+from agent.update.install.journal import BEFORE_SWITCH, Journal, State, Update
 from agent.update.install.preflight import find_python
 from agent.update.install.slots import CONFIG, UNPACKED, ModelSets, Paths, Slot, Slots, parse_slot, read_file
-from agent.update.protocol import State, Update
 
 _VENV_S, _PIP_S = 180.0, 1800.0
 """Timeouts for a slow SD card: LiteRT alone unpacks to 41 MB."""
@@ -185,7 +183,7 @@ def _adopt_files(where: Paths, bundle: Path, home: Path) -> Description:
     wanted = read_description(bundle)
     if wanted.kind != "full":
         raise UpdateError(f"{bundle}: brings models only: a board is installed from a full bundle")
-    check(bundle, wanted)
+    check_files(bundle, wanted)
     ModelSets(home).point(0)
     _unpack(bundle, wanted, home)
     _place_files(where, wanted, home)

@@ -15,8 +15,8 @@ from click.testing import CliRunner, Result
 from agent.cli.main import vedette
 from agent.errors import BundleError, ConfigError, ModelError, TrustError, VedetteError
 from agent.models.files import ZOO
-from agent.update.bundle import archive
-from agent.update.bundle.description import HealthGate, Migration, ShadowGate
+from agent.update import bundle
+from agent.update.bundle import HealthGate, Migration, ShadowGate
 from tests.support.tiny_bundles import Key, make_key, needs_ssh_keygen, tiny_bundle
 
 MODELS = ("build", "--models-only", "--counter", "1")
@@ -46,7 +46,7 @@ def test_models_are_built_the_same_each_time(tmp_path: Path) -> None:
         assert "golden answers of small-speech" in shown.stderr
         assert f"{tmp_path / name}; not signed yet" in shown.stdout
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
-    described = archive.read_description(tmp_path / "a")
+    described = bundle.read_description(tmp_path / "a")
     assert (described.kind, described.counter, described.models) == ("models", 3, ["small-speech"])
 
 

@@ -18,10 +18,10 @@ from agent.cli.fleet_rollout import RolloutLines, RolloutTable
 from agent.cli.main import vedette
 from agent.errors import BundleError, FleetError, StorageError
 from agent.update.bundle.signing import signature_of
-from agent.update.fleet.ledger import BoardOutcome, RolloutProgress
-from agent.update.fleet.rollout import Rollout
+from agent.update.fleet.board import BoardOutcome
+from agent.update.fleet.rollout import Rollout, RolloutProgress
 from agent.update.fleet.ssh import BoardAnswer
-from agent.update.install import preflight, service
+from agent.update.install import health_check, preflight
 from agent.update.install.health_check import ROLLBACK_GATE
 from tests.support.tiny_bundles import make_key, models_bundle, needs_ssh_keygen
 
@@ -209,7 +209,7 @@ def test_a_rollback_is_waited_for_as_long_as_a_board_may_take(
     pinned(folder)
     assert say("rollback", "--yes").exit_code == 0
     watched_s = ROLLBACK_GATE.within_s + ROLLBACK_GATE.steady_s
-    assert patience[0] >= preflight._TEST_S + watched_s + 2 * service._PATIENCE_S
+    assert patience[0] >= preflight._TEST_S + watched_s + 2 * health_check._PATIENCE_S
     assert commands == ["update rollback --once"]
 
 

@@ -9,8 +9,8 @@ import subprocess
 import time
 from pathlib import Path
 
-from agent.update.fleet.inventory import read_inventory
-from agent.update.fleet.ledger import Ledger, RolloutProgress, Started, replay
+from agent.update.fleet import read_inventory
+from agent.update.fleet.rollout import Ledger, RolloutProgress, Started, replay
 from agent.update.fleet.ssh import Transport
 from tests.support.sshboards import SshBoards
 from tests.support.tiny_bundles import make_key, models_bundle, needs_ssh_keygen

@@ -11,7 +11,7 @@ import pytest
 
 from agent.cli.guide import TOPICS
 from agent.errors import BundleError
-from agent.update.bundle.description import Target
+from agent.update.bundle import Target
 from agent.update.bundle.wheels import (
     check_extras,
     check_means,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from agent.errors import BundleError
-from agent.update.bundle.description import Target
+from agent.update.bundle import Target
 from agent.update.bundle.wheels import Lock, needed
 from tests.support.running import ROOT
 

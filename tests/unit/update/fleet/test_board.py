@@ -9,7 +9,7 @@ import msgspec
 import pytest
 
 from agent.update.fleet.board import parse_state
-from agent.update.protocol import Update, UpdateStatus
+from agent.update.install.journal import Update, UpdateStatus
 
 
 def test_what_this_version_tells_is_understood() -> None:

@@ -9,9 +9,8 @@ from typing import Any
 import msgspec
 import pytest
 
-from agent.update.fleet.board_update import BoardUpdate, BundleInfo, Timeouts
-from agent.update.fleet.inventory import FleetBoard
-from agent.update.fleet.ledger import BoardOutcome
+from agent.update.fleet import FleetBoard
+from agent.update.fleet.board import BoardOutcome, BoardUpdate, BundleInfo, Timeouts
 from agent.update.fleet.ssh import Reply, Tell, Transport
 
 OLD = "counter 8 is not above 8"

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from agent.errors import FleetError
-from agent.update.fleet.inventory import FleetBoard, parse, read_inventory
+from agent.update.fleet import FleetBoard, parse, read_inventory
 from tests.support.running import ROOT
 
 FILE = Path("fleet.toml")

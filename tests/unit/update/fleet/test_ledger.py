@@ -10,19 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as some
 
 from agent.errors import FleetError
-from agent.update.fleet.ledger import (
-    KINDS,
-    Begun,
-    BoardOutcome,
-    Done,
-    Ended,
-    Entry,
-    Ledger,
-    Resumed,
-    Started,
-    Stopped,
-    replay,
-)
+from agent.update.fleet.board import KINDS, BoardOutcome
+from agent.update.fleet.rollout import Begun, Done, Ended, Entry, Ledger, Resumed, Started, Stopped, replay
 
 AT = datetime(2026, 11, 25, tzinfo=UTC)
 BATCHES = [("a",), ("b", "c"), ("d", "e", "f")]

@@ -8,8 +8,9 @@ from html.parser import HTMLParser
 import msgspec
 import pytest
 
-from agent.update.fleet.ledger import Begun, BoardOutcome, RolloutProgress
+from agent.update.fleet.board import BoardOutcome
 from agent.update.fleet.report import render, size, verdict
+from agent.update.fleet.rollout import Begun, RolloutProgress
 
 BEGUN = Begun(datetime(2026, 11, 25, tzinfo=UTC), "12ab", "<x>.vedette", "1.2", 3, [("porch",), ("roof", "gate")])
 ONE = msgspec.structs.replace(BEGUN, batches=[("porch",)])

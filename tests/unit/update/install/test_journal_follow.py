@@ -9,9 +9,8 @@ from pathlib import Path
 import pytest
 
 from agent.errors import UpdateError
-from agent.update.install.journal import Journal, follow
+from agent.update.install.journal import Journal, Update, follow
 from agent.update.install.slots import ROOT_VARIABLE, Paths, board_paths
-from agent.update.protocol import Update
 
 
 @pytest.fixture
