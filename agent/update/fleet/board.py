@@ -1,19 +1,20 @@
-"""The answer of a board to `status`, and the commands that a board allows."""
+"""One board of a fleet: its answer to `status`, the commands that it allows, and its update.
+
+The connection may break at any time: send, apply, follow, report the outcome.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import base64
-import difflib
 import json
 import re
 import time
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable
 from datetime import datetime
 from pathlib import Path
 from typing import Literal, get_args
 
-import msgspec
 from msgspec import Struct
 
 from agent.backoff import Backoff
@@ -55,10 +56,7 @@ class BoardState(Struct, frozen=True):
 
 
 class _Answer(Struct, frozen=True):
-    """Health as base64; older boards send it as plain JSON."""
-
-    health_base64: str | None = None
-    health: msgspec.Raw = msgspec.Raw(b"null")
+    health_base64: str = ""
 
 
 def parse_state(text: str) -> BoardState | None:
@@ -82,10 +80,7 @@ def parse_state(text: str) -> BoardState | None:
 
 
 def _health(text: str) -> DaemonHealth | None:
-    answer = from_json(text, _Answer)
-    if answer.health_base64 is None:
-        return from_json(answer.health, DaemonHealth | None)
-    raw = base64.b64decode(answer.health_base64, validate=True)
+    raw = base64.b64decode(from_json(text, _Answer).health_base64, validate=True)
     return from_json(raw, DaemonHealth) if raw else None
 
 
@@ -103,33 +98,12 @@ COMMANDS = (
     "update rollback --once",
 )
 """Commands that `vedette-ssh` on a board allows, each compared as a whole."""
-_LISTED = (
-    "status, doctor [--json], update status [--json], update history [--json], update apply, update confirm, "
-    "update rollback [--once]"
-)
-_AS_NEAR = 0.75
 
 
 def check_command(command: str) -> None:
     """Refuse a command line that no board allows; raise FleetError with the allowed ones."""
-    if command in COMMANDS:
-        return
-    near = difflib.get_close_matches(command, COMMANDS, 1, _AS_NEAR)
-    meant = f"; did you mean {near[0]!r}?" if near else ":"
-    raise FleetError(f"{command!r} is not a command of a board{meant} expected {_LISTED}")
-
-
-def next_words(before: Sequence[str], begun: str) -> list[str]:
-    """Return the words that may come next, for shell completion.
-
-    Args:
-        before: words of the command so far.
-        begun: first letters of the next word.
-    """
-    commands = [command.split() for command in COMMANDS]
-    place = len(before)
-    after = [words[place] for words in commands if len(words) > place and words[:place] == list(before)]
-    return [word for word in dict.fromkeys(after) if word.startswith(begun)]
+    if command not in COMMANDS:
+        raise FleetError(f"{command!r} is not a command of a board: expected {', '.join(COMMANDS)}")
 
 
 Kind = Literal["updated", "current", "refused", "rolled_back", "failed", "unreachable"]

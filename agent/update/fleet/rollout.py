@@ -140,11 +140,10 @@ class Ledger:
 
     Attributes:
         path: of the file.
-        left_out: damaged lines that the last `read` ignored.
     """
 
     def __init__(self, path: Path) -> None:
-        self.path, self.left_out = path, 0
+        self.path = path
 
     @contextmanager
     def owned(self) -> Iterator[None]:
@@ -169,7 +168,6 @@ class Ledger:
         except OSError as error:
             raise FleetError(f"{self.path}: cannot be read: {reason_of(error)}; {_ADVICE}") from error
         entries = [entry for line in lines for entry in _entry(line)]
-        self.left_out = len(lines) - len(entries)
         if lines and not entries and not _is_begun(lines):
             raise FleetError(f"{self.path}: is not a ledger of a rollout: {_ADVICE}")
         return entries
@@ -363,3 +361,22 @@ class Rollout:
             return outcome
 
         return await run_parallel(batch, update, at_once=self._inventory.policy.at_once)
+
+
+def verdict(progress: RolloutProgress) -> str:
+    """Summarise a rollout in a sentence."""
+    count = sum(len(batch) for batch in progress.begun.batches)
+    if progress.complete:
+        return "the board has it" if count == 1 else f"all {count} boards have it"
+    left = sum(len(batch) for batch in progress.left)
+    lack = "the board does" if count == 1 else f"{left} of {count} boards {'does' if left == 1 else 'do'}"
+    if progress.reason:
+        return f"stopped: {progress.reason}; {lack} not have it"
+    return f"{'' if progress.done else 'running or interrupted: '}{lack} not have it yet"
+
+
+def size(count: int) -> str:
+    """Format a number of bytes; kB and MB are powers of 1000."""
+    if count < 1_000_000:
+        return f"{count / 1000:.0f} kB"
+    return f"{count / 1_000_000:.1f} MB"

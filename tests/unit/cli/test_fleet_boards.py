@@ -69,7 +69,6 @@ def test_a_rollout_goes_on_beside_a_board_that_does_not_stop_talking(tmp_path: P
         "cut": "unreachable",
     }
     assert outcomes["endless"].reason == WHY
-    assert (tmp_path / "x.vedette.ledger.html").exists()
 
 
 def test_an_answer_that_is_junk_is_a_failure_of_the_command_too(tmp_path: Path) -> None:
