@@ -16,7 +16,7 @@ from agent.errors import InUseError, StorageError, UpdateError
 from agent.text import PlainFormatter, plain
 
 if TYPE_CHECKING:
-    from agent.update.install.health_check import Service
+    from agent.update.install.health_check import Systemd
     from agent.update.install.journal import Order, Update
     from agent.update.install.slots import Paths
 
@@ -87,7 +87,7 @@ def _close_config(where: Paths) -> None:
         logging.warning("%s", error)
 
 
-def _work(where: Paths, service: Service) -> Update | None:
+def _work(where: Paths, service: Systemd) -> Update | None:
     from agent.update.install.updater import Updater
 
     with _locked(where):

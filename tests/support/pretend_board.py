@@ -20,7 +20,7 @@ import pytest
 from agent.board.proc import boot_id
 from agent.storage.state_file import read_shadow_order
 from agent.update.bundle import HealthGate
-from agent.update.install.health_check import ServiceState
+from agent.update.install.health_check import ServiceState, Systemd
 from agent.update.install.journal import Update
 from agent.update.install.slots import ModelSets, Paths, Slots, parse_slot
 from agent.update.install.switch import Rollback
@@ -48,7 +48,7 @@ def write_command(venv: Path, selftest: str = "true", problem: str = "") -> None
     path.chmod(path.stat().st_mode | stat.S_IXUSR)
 
 
-class PretendService:
+class PretendService(Systemd):
     """Starts what `current` leads to, and writes the health that it would have."""
 
     def __init__(self, where: Paths) -> None:

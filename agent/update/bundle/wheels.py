@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING, Any
 
 from msgspec import Struct
 
-import agent
 from agent.errors import BundleError, reason_of
 from agent.storage.files import make_folder, write_atomic
 from agent.update.bundle import Target
@@ -31,39 +30,21 @@ if TYPE_CHECKING:
 LOCK = "requirements.lock"
 _OWN = Path(__file__).parent.parent.parent.parent
 """The clone, or `site-packages` of an installed vedette."""
-_VERSION = re.compile(r'^__version__ = "([^"]*)"', re.MULTILINE)
 
 
 def find_clone() -> Path:
     """Return the clone that this vedette runs from, else the working folder if it is a clone.
 
     Raises:
-        BundleError: there is no clone, or it has another version.
+        BundleError: there is no clone.
     """
-    if _is_clone(_OWN):
-        return _OWN
-    here = Path.cwd()
-    if not _is_clone(here):
-        raise BundleError(
-            "this vedette does not run from a clone: run it in a clone, or give --wheel FILE and --lock FILE"
-        )
-    found = _VERSION.search((here / "agent" / "__init__.py").read_text(encoding="utf-8", errors="replace"))
-    if (version := found[1] if found else "unknown") != agent.__version__:
-        raise BundleError(
-            f"{here}: a clone of version {version}, and this vedette is {agent.__version__}: pip install "
-            "'.[bundle]' there"
-        )
-    return here
-
-
-def extras_of(clone: Path) -> list[str]:
-    """Return the names of the extras in a clone's `pyproject.toml`."""
-    return list(_project(clone).get("optional-dependencies", {}))
-
-
-def _is_clone(folder: Path) -> bool:
-    own = (LOCK, "agent/__main__.py", "agent/__init__.py")
-    return _project(folder).get("name") == "vedette" and all((folder / name).is_file() for name in own)
+    for folder in (_OWN, Path.cwd()):
+        own = (LOCK, "agent/__main__.py", "agent/__init__.py")
+        if _project(folder).get("name") == "vedette" and all((folder / name).is_file() for name in own):
+            return folder
+    raise BundleError(
+        "this vedette does not run from a clone: run it in a clone, or give --wheel FILE and --lock FILE"
+    )
 
 
 def _project(clone: Path) -> dict[str, Any]:
@@ -119,7 +100,11 @@ def check_extras(wheel: Path | None, extras: Iterable[str]) -> None:
     """
     from packaging.utils import canonicalize_name
 
-    known = metadata(wheel).get_all("Provides-Extra", []) if wheel else extras_of(find_clone())
+    known = (
+        metadata(wheel).get_all("Provides-Extra", [])
+        if wheel
+        else list(_project(find_clone()).get("optional-dependencies", {}))
+    )
     for extra in extras:
         if canonicalize_name(extra) not in map(canonicalize_name, known):
             raise BundleError(
@@ -375,18 +360,15 @@ def check_installed(*names: str) -> None:
 
 
 def _environment(target: Target) -> Mapping[str, str]:
-    """Return the environment for markers: https://packaging.python.org/specifications/dependency-specifiers."""
+    """Return what differs from this machine, for markers.
+
+    https://packaging.python.org/specifications/dependency-specifiers
+    """
+    python = f"{target.python}.0"
     return {
         "extra": "",
-        "implementation_name": "cpython",
-        "implementation_version": f"{target.python}.0",
-        "os_name": "posix",
+        "implementation_version": python,
         "platform_machine": target.arch,
-        "platform_python_implementation": "CPython",
-        "platform_release": "",
-        "platform_system": "Linux",
-        "platform_version": "",
-        "python_full_version": f"{target.python}.0",
+        "python_full_version": python,
         "python_version": target.python,
-        "sys_platform": "linux",
     }

@@ -16,7 +16,7 @@ import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Literal
 
 from msgspec import Struct
 
@@ -243,9 +243,8 @@ class ShadowTrial:
 
     def evaluate(self, now: float, seen: Observation) -> TrialDecision:
         """Judge an observation."""
-        if seen.failures:
-            why = f": {seen.why}" if seen.why not in ("", "success") else ""
-            return TrialDecision("roll back", f"the service ended by itself{why}; see `journalctl -u vedette`")
+        if fault := _describe_failures(seen):
+            return TrialDecision("roll back", fault)
         if seen.health is None or seen.health.shadow != self._update:
             return self._blind(now, "the daemon does not run the new models beside those in use")
         beside = {
@@ -349,37 +348,21 @@ class ServiceState(Struct, frozen=True):
         return self.active == "active" and not self.waits
 
 
-class Service(Protocol):
-    """Controls the daemon's service on behalf of an update."""
+class Systemd:
+    """Controls the daemon's service by `systemctl`; raises UpdateError with its output if it fails."""
 
     def restart(self) -> None:
         """Stop the daemon and start the version that `current` leads to, without waiting until it is ready."""
-
-    def reload(self) -> None:
-        """Have the daemon read its configuration and changed models again."""
-
-    def state(self) -> ServiceState:
-        """Return the state of the daemon's service."""
-
-    def hand_over(self) -> None:
-        """Let the unit continue the current update, outside of this session."""
-
-    def idle(self) -> str:
-        """Return why the unit does not run the current update now; empty: it does."""
-
-
-class Systemd:
-    """Controls the service by `systemctl`; raises UpdateError with its output if it fails."""
-
-    def restart(self) -> None:
         # else systemd refuses to start a service that has failed too often
         self._run("reset-failed", UNIT, check=False)
         self._run("restart", "--no-block", UNIT)
 
     def reload(self) -> None:
+        """Have the daemon read its configuration and changed models again."""
         self._run("reload", UNIT)
 
     def state(self) -> ServiceState:
+        """Return the state of the daemon's service."""
         return self._state(UNIT)
 
     def _state(self, unit: str) -> ServiceState:
@@ -394,10 +377,12 @@ class Systemd:
         )
 
     def hand_over(self) -> None:
+        """Let the unit continue the current update, outside of this session."""
         self._run("reset-failed", FOLLOWER, check=False)
         self._run("start", "--no-block", FOLLOWER)
 
     def idle(self) -> str:
+        """Return why the unit does not run the current update now; empty: it does."""
         found = self._state(FOLLOWER)
         if found.active in ("active", "activating", "reloading", "deactivating") and not found.waits:
             return ""

@@ -29,7 +29,7 @@ from agent.storage.files import read_regular, remove, rename, take_copy, write_a
 from agent.text import local_time
 from agent.update.bundle import HealthGate
 from agent.update.bundle.signing import signature_of
-from agent.update.install.health_check import ROLLBACK_GATE, DaemonBefore, Service, baseline, read_health
+from agent.update.install.health_check import ROLLBACK_GATE, DaemonBefore, Systemd, baseline, read_health
 from agent.update.install.journal import Journal, Update
 from agent.update.install.preflight import check_models
 from agent.update.install.slots import CONFIG, ModelSets, Paths, Slot, Slots, parse_slot, read_file
@@ -86,7 +86,7 @@ class Deployment(Protocol):
 class VersionDeployment:
     """Deploys a version: switches slots and restarts the daemon."""
 
-    def __init__(self, where: Paths, service: Service, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, where: Paths, service: Systemd, clock: Callable[[], float] = time.monotonic) -> None:
         self._where, self._service, self._clock = where, service, clock
         self._slots = Slots(where.home)
         self.stopped_at: float | None = None
@@ -201,7 +201,7 @@ class VersionDeployment:
 class ModelDeployment:
     """Deploys models: switches the set of the running slot and reloads the daemon."""
 
-    def __init__(self, where: Paths, service: Service) -> None:
+    def __init__(self, where: Paths, service: Systemd) -> None:
         self._where, self._service, self._slots = where, service, Slots(where.home)
         self.stopped_at: float | None = None
 
@@ -267,7 +267,7 @@ def already_rolled_back(journal: Journal) -> str:
 class Rollback:
     """Begins a rollback on one board; `Updater.resume` watches its trial."""
 
-    def __init__(self, where: Paths, service: Service, journal: Journal, tell: Callable[[str], None]) -> None:
+    def __init__(self, where: Paths, service: Systemd, journal: Journal, tell: Callable[[str], None]) -> None:
         self._where, self._service, self._journal, self._tell = where, service, journal, tell
         self._slots = Slots(where.home)
 

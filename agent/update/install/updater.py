@@ -25,8 +25,8 @@ from agent.update.install.health_check import (
     DaemonBefore,
     HealthTrial,
     Observation,
-    Service,
     ShadowTrial,
+    Systemd,
     TrialDecision,
     baseline,
     read_health,
@@ -61,7 +61,7 @@ class Updater:
     def __init__(
         self,
         where: Paths,
-        service: Service,
+        service: Systemd,
         tell: Callable[[str], None] = log.info,
         *,
         clock: Callable[[], float] = time.monotonic,

@@ -195,19 +195,6 @@ def test_a_board_that_shows_no_host_key_cannot_be_pinned(folder: Path) -> None:
     assert not (folder / "known_hosts").exists()
 
 
-@needs_ssh_keygen
-def test_names_that_are_hashed_are_found(folder: Path) -> None:
-    import subprocess
-
-    key = make_key(folder / "key")
-    hosts = folder / "known_hosts"
-    hosts.write_text(f"porch {key.public}\nroof,10.0.0.1 {key.public}\n# gate {key.public}\n")
-    subprocess.run(["ssh-keygen", "-q", "-H", "-f", str(hosts)], check=True, capture_output=True)
-    error = say("status").exception
-    assert isinstance(error, FleetError)
-    assert "no host key of gate: `vedette fleet pin gate`" in str(error)
-
-
 def test_the_lines_tell_a_step_once(capsys: pytest.CaptureFixture[str]) -> None:
     lines = RolloutLines(err=False)
     for step in ("sending", "sending", "trial"):
