@@ -173,7 +173,7 @@ ANY_KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAI"
     "content",
     ["# ours\n\n  # theirs\n", f"{ANY_KEY}\n", f"release {ANY_KEY}\n", "release\n", "\x01\x02\x03\n"],
 )
-def test_signers_of_which_none_can_be_used_are_refused_with_the_format_of_a_line(
+def test_signers_of_which_none_can_be_used_are_refused_with_the_format(
     board: Board, content: str
 ) -> None:
     board.trusted[0].write_text(content)
@@ -198,7 +198,7 @@ def test_what_may_not_be_read_is_told_as_such(board: Board, monkeypatch: pytest.
 
 def test_a_wrong_line_beside_right_ones_is_told_with_the_key_that_is_missing(board: Board) -> None:
     board.allow("release\n", board.alice.allowed("alice"))
-    board.refused(board.bob, r"a key that no other line of .* has; .*allowed_signers:1: \w+ key")
+    board.refused(board.bob, r"allowed_signers:1: \w+ key")
     assert board.signed(board.alice) == "alice"
 
 
