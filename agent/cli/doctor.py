@@ -41,7 +41,7 @@ def doctor(ctx: click.Context, path: Path | None, fresh: bool, as_json: bool) ->
     Only --fresh changes anything: it takes some seconds for each model and backend. A running daemon uses the new
     measurement after a reload.
     """
-    from agent.cli.checks.examine import examine
+    from agent.cli.checks import examine
 
     shown = sys.stderr.isatty()
 

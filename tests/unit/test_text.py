@@ -12,7 +12,7 @@ import pytest
 from click.testing import CliRunner
 
 from agent.board.proc import Clock
-from agent.cli.checks.storage import check_clock
+from agent.cli.checks.board import check_clock
 from agent.cli.clips import clips
 from agent.cli.events import events
 from agent.cli.live import follow

@@ -173,9 +173,7 @@ ANY_KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAI"
     "content",
     ["# ours\n\n  # theirs\n", f"{ANY_KEY}\n", f"release {ANY_KEY}\n", "release\n", "\x01\x02\x03\n"],
 )
-def test_signers_of_which_none_can_be_used_are_refused_with_the_format(
-    board: Board, content: str
-) -> None:
+def test_signers_of_which_none_can_be_used_are_refused_with_the_format(board: Board, content: str) -> None:
     board.trusted[0].write_text(content)
     board.refused(board.alice, "is not in .*allowed_signers.* add a line `NAME ssh-ed25519")
 
