@@ -16,7 +16,7 @@ from agent.cli.checks.board import (
     check_states,
     check_storage,
 )
-from agent.config import Config, StorageConfig, StreamConfig
+from agent.config import ClipsConfig, Config, StorageConfig, StreamConfig
 from agent.daemon.overrides import Overrides, OverridesFile, all_off
 
 
@@ -129,7 +129,8 @@ def test_whether_clips_can_be_saved(tmp_path: Path) -> None:
     assert told.value.startswith(f"{tmp_path / 'clips'}: ")
     assert "clips_folder" in told.advice
     stream = StreamConfig("test:", "nanodet", clips=ClipsConfig())
-    for streams in ({}, {"front": stream}):
+    choices: list[dict[str, StreamConfig]] = [{}, {"front": stream}]
+    for streams in choices:
         names = [one.name for one in check_storage(Config(streams, storage=config), Path("/"))]
         assert ("clips folder" in names) == bool(streams)
 
