@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from agent.cli.options import picture_option
 from agent.cli.output import console, open_table, print_json
 from agent.text import plain
 
@@ -36,7 +34,6 @@ _LONGEST_S = 3600.0
     help="Time limit, s.",
 )
 @click.option("--each", is_flag=True, help="Show every operation in its order, instead of one row per kind.")
-@picture_option("the times")
 @click.option("--json", "as_json", is_flag=True, help="Print every operation as JSON instead of a table.")
 def profile(
     model: str,
@@ -45,7 +42,6 @@ def profile(
     threads: int | None,
     patience: float,
     each: bool,
-    picture: Path | None,
     as_json: bool,
 ) -> None:
     """Show which operations of MODEL take the time on this board's CPU, which XNNPACK runs, and what could help.
@@ -58,10 +54,6 @@ def profile(
     from agent.optimise.profile import ModelProfile
     from agent.optimise.profile import profile as measured
 
-    if picture is not None:
-        from agent.cli.chart import check
-
-        check(picture)
     opened = open_model_without_root(model, variant)
     found = without_root(
         lambda: measured(opened, variant, runs=runs, threads=threads or 0, patience_s=patience),
@@ -76,10 +68,6 @@ def profile(
         _print(f"{model}, variant {found.variant}{f' after {after}' if after else ''}", found, each=each)
         if before:
             click.echo(f"without {', '.join(before)}, which run before it: --variant {before[0]} profiles that")
-    if picture is not None:
-        from agent.cli.chart import draw_profile
-
-        draw_profile(found, f"{opened.manifest.name}, variant {found.variant}", picture)
 
 
 def _print(what: str, found: ModelProfile, *, each: bool) -> None:
