@@ -69,22 +69,7 @@ def resume() -> None:
     handler = logging.StreamHandler()
     handler.setFormatter(PlainFormatter(_LOG))
     logging.basicConfig(level=logging.INFO, handlers=[handler])
-    where = _paths()
-    _close_config(where)
-    _work(where, Systemd())
-
-
-def _close_config(where: Paths) -> None:
-    """Withdraw the right of every user to read the configuration, which earlier versions gave."""
-    from agent.storage.files import close_to_others
-
-    try:
-        if not (where.config.exists() and where.daemon_state.exists()):
-            return
-        if close_to_others(where.config, where.daemon_state.stat().st_gid):
-            logging.info("%s: only root and the daemon may read it from now on", where.config)
-    except (StorageError, OSError) as error:
-        logging.warning("%s", error)
+    _work(_paths(), Systemd())
 
 
 def _work(where: Paths, service: Systemd) -> Update | None:
