@@ -222,7 +222,7 @@ def read_health(given: Sequence[str]) -> HealthGate:
 
 
 def read_shadow(given: Sequence[str]) -> ShadowGate | None:
-    """Parse the limits of a shadow, such as `agreement=0.9`; None: no shadow. Raise BundleError if one is wrong."""
+    """Parse the limits of a shadow, such as `agreement=0.9`; None without one. Raise BundleError if wrong."""
     from agent.update.bundle import ShadowGate
 
     return _gate("--shadow", given, ShadowGate) if given else None

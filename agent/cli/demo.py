@@ -98,7 +98,7 @@ def _print_json(messages: Iterable[ReceivedMessage | None], show: Show) -> None:
 
 
 def _show_table(messages: Iterable[ReceivedMessage | None], show: Show, title: str) -> None:
-    from agent.cli.live import follow
+    from agent.cli.watch import follow
 
     follow(messages, title)
     summary = show.summary

@@ -15,7 +15,7 @@ from agent.board.proc import Clock
 from agent.cli.checks.board import check_clock
 from agent.cli.clips import clips
 from agent.cli.events import events
-from agent.cli.live import follow
+from agent.cli.watch import follow
 from agent.comms import messages
 from agent.comms.consumer.subscribe import ReceivedMessage
 from agent.comms.topics import Topics
