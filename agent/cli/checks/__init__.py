@@ -6,6 +6,8 @@ A check is a function that yields findings. A section that fails becomes a findi
 from __future__ import annotations
 
 import os
+import threading
+import time
 from collections.abc import Callable, Iterable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -54,6 +56,9 @@ class Report(Struct, frozen=True):
     at: datetime
     healthy: bool
     findings: list[Finding]
+
+
+Job = Callable[[], Iterable[Finding]]
 
 
 def advice_of(findings: list[Finding]) -> list[str]:
@@ -118,6 +123,38 @@ def _guarded(check: Callable[[], Iterable[Finding]]) -> Iterator[Finding]:
     except Exception as error:
         value = f"cannot be checked: {type(error).__name__}: {error}"
         yield Finding("vedette doctor", value, "warning", f"please report this internal error: {value}")
+
+
+def run_parallel(
+    jobs: list[tuple[str, Job]], limit_s: float, timed_out: Callable[[str, float], Finding]
+) -> Iterator[Finding]:
+    """Yield each job's findings in order; a job that exceeds the time limit is abandoned.
+
+    Args:
+        jobs: name and function of each.
+        limit_s: for all of them, s.
+        timed_out: returns the finding for a job that was abandoned, from its name and the limit.
+    """
+    results: dict[int, list[Finding]] = {}
+
+    def run(number: int) -> None:
+        name, job = jobs[number]
+        try:
+            results[number] = list(job())
+        except Exception as error:
+            value = f"cannot be tried: {type(error).__name__}"
+            results[number] = [Finding(name, value, "warning", f"please report this internal error: {value}")]
+
+    threads = [
+        threading.Thread(target=run, args=(number,), name=f"doctor {name}", daemon=True)
+        for number, (name, _) in enumerate(jobs)
+    ]
+    until = time.monotonic() + limit_s
+    for thread in threads:
+        thread.start()
+    for number, thread in enumerate(threads):
+        thread.join(max(0.0, until - time.monotonic()))
+        yield from results.get(number, [timed_out(jobs[number][0], limit_s)])
 
 
 def check_configuration(path: Path, root: Path, *, asked: bool, tried: list[Tried]) -> Iterator[Finding]:

@@ -11,9 +11,8 @@ import platform
 import struct
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
-from functools import partial
 from importlib import metadata
 from pathlib import Path
 
@@ -33,7 +32,6 @@ from agent.board.proc import (
     read_frequencies,
     read_memory,
 )
-from agent.board.sensors import BackgroundReader
 from agent.board.thermal import (
     THERMAL,
     UNDER_VOLTAGE,
@@ -48,7 +46,7 @@ from agent.board.thermal import (
 from agent.board.vcgencmd import ask_firmware
 from agent.capture.devices import devices
 from agent.capture.portaudio import NOT_PLUGGED
-from agent.cli.checks import Finding, State
+from agent.cli.checks import Finding, Job, State, run_parallel
 from agent.compute.infer.delegates import probe_delegates
 from agent.config import Config, StorageConfig
 from agent.daemon.overrides import OverridesFile
@@ -163,64 +161,25 @@ def check_sensors(root: Path, longest_s: float = 20.0) -> Iterator[Finding]:
         root: of the file system.
         longest_s: time after which a sensor that does not answer is reported instead, s.
     """
-    readers = [
-        BackgroundReader(f"doctor-{what}", partial(check, root), every_s=longest_s)
-        for what, check in _HEAT_CHECKS.items()
+
+    def ask(command: str) -> str:
+        return ask_firmware(command) if command in firmware_commands(root) else ""
+
+    jobs: list[tuple[str, Job]] = [
+        ("heat", lambda: check_heat(read_all_zones(root / THERMAL), read_brakes(root / THERMAL))),
+        ("frequencies", lambda: check_frequencies(read_frequencies(root / CPUFREQ))),
+        ("supply", lambda: check_supply(read_supply(root, ask))),
+        ("power", lambda: check_power(read_power(root, ask), power_model(root), read_battery(root))),
     ]
-    for reader in readers:
-        reader.start()
-    ends_s, hanging = time.monotonic() + longest_s, set[Path | None]()
-    for reader in readers:
-        reader.wait_first(max(0.0, ends_s - time.monotonic()))
-        reader.stop()
-        found, _ = reader.newest()
-        if found is not None:
-            yield from found
-        elif (path := reader.file) not in hanging:  # several parts may wait for one file
-            hanging.add(path)
-            yield _without_answer(reader, longest_s)
+    yield from run_parallel(jobs, longest_s, _without_answer)
 
 
-def _without_answer(reader: BackgroundReader[list[Finding]], waited_s: float) -> Finding:
-    if not reader.is_busy:
-        return Finding("sensors", "an internal error: see above", "warning", "please report it")
-    value = f"one has not answered for {waited_s:g} s"
-    if (path := reader.file) is not None:
-        value = f"{path}{_driver_of(path)} has not answered for {waited_s:g} s"
+def _without_answer(part: str, waited_s: float) -> Finding:
     advice = (
         "the daemon goes on without this sensor. See `dmesg` for its bus (I²C) or its driver, check its wiring,"
-        " and start the board anew; `journalctl -u vedette -g 'sensors of the board'` has since when it hangs"
+        " and start the board anew; `journalctl -u vedette -g 'sensors of the board'` has the file, and since when"
     )
-    return Finding("sensors", value, "warning", advice)
-
-
-def _driver_of(path: Path) -> str:
-    """Return the driver of a sensor's file in parentheses; reading a link asks no driver."""
-    try:
-        return f" (driver {(path.parent / 'device/driver').readlink().name})"
-    except OSError:
-        return ""
-
-
-def _read_supply(root: Path) -> list[Finding]:
-    return list(check_supply(read_supply(root, partial(_ask, root))))
-
-
-def _read_power(root: Path) -> list[Finding]:
-    return list(check_power(read_power(root, partial(_ask, root)), power_model(root), read_battery(root)))
-
-
-def _ask(root: Path, command: str) -> str:
-    return ask_firmware(command) if command in firmware_commands(root) else ""
-
-
-_HEAT_CHECKS: Mapping[str, Callable[[Path], list[Finding]]] = {
-    "heat": lambda root: list(check_heat(read_all_zones(root / THERMAL), read_brakes(root / THERMAL))),
-    "frequencies": lambda root: list(check_frequencies(read_frequencies(root / CPUFREQ))),
-    "supply": _read_supply,
-    "power": _read_power,
-}
-"""Parts of the section, which are read at the same time."""
+    return Finding("sensors", f"{part}: one has not answered for {waited_s:g} s", "warning", advice)
 
 
 def check_heat(zones: Sequence[Zone], brakes: Sequence[Brake]) -> Iterator[Finding]:

@@ -7,9 +7,8 @@ import os
 import secrets
 import socket
 import ssl
-import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from urllib.parse import unquote
@@ -18,7 +17,7 @@ from msgspec.structs import replace
 
 from agent.board.proc import read_clock
 from agent.capture.source import check_login, open_source
-from agent.cli.checks import Finding
+from agent.cli.checks import Finding, Job, run_parallel
 from agent.comms.http.server import SERVER, listen, server_header
 from agent.comms.mqtt.brokers import BrokerEndpoint, address
 from agent.comms.mqtt.connection import WakeupPipe
@@ -38,8 +37,6 @@ TRY_S = 5.0
 _PATIENCE_S = 3.0
 """Additional time for name resolution, s, for which the system has no limit."""
 _FLOWING = ("running", "degraded")
-
-Job = Callable[[], Iterable[Finding]]
 
 
 def check_network(config: Config, root: Path) -> Iterator[Finding]:
@@ -62,7 +59,7 @@ def check_network(config: Config, root: Path) -> Iterator[Finding]:
             lost = at is not None and at.detail.startswith("record_source")
             jobs.append((about, partial(_check_source, about, uri, stream, None if lost else at)))
     longest_s = max((2.0 * stream.capture.stall_s for stream in config.streams.values()), default=0.0)
-    yield from _run_parallel(jobs, max(TRY_S, longest_s) + _PATIENCE_S)
+    yield from run_parallel(jobs, max(TRY_S, longest_s) + _PATIENCE_S, _timed_out)
     yield _check_commands(config)
 
 
@@ -150,31 +147,6 @@ def _check_source(about: str, uri: str, stream: StreamConfig, health: StreamRepo
 def _check_commands(config: Config) -> Finding:
     off = commands_off(config.mqtt)
     return Finding("commands", f"off: {off}" if off else "accepted from the broker")
-
-
-def _run_parallel(jobs: list[tuple[str, Job]], limit_s: float) -> Iterator[Finding]:
-    """Return each job's findings in order; jobs that exceed the time limit are abandoned."""
-    found: dict[int, list[Finding]] = {}
-
-    def run(number: int) -> None:
-        name, job = jobs[number]
-        try:
-            found[number] = list(job())
-        except Exception as error:
-            value = f"cannot be tried: {type(error).__name__}"
-            advice = f"please report this internal error: {value}"
-            found[number] = [Finding(name, value, "warning", advice)]
-
-    threads = [
-        threading.Thread(target=run, args=(number,), name=f"doctor {name}", daemon=True)
-        for number, (name, _) in enumerate(jobs)
-    ]
-    until = time.monotonic() + limit_s
-    for thread in threads:
-        thread.start()
-    for number, thread in enumerate(threads):
-        thread.join(max(0.0, until - time.monotonic()))
-        yield from found.get(number, [_timed_out(jobs[number][0], limit_s)])
 
 
 def _timed_out(name: str, limit_s: float) -> Finding:

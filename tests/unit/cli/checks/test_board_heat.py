@@ -28,34 +28,11 @@ def test_a_sensor_that_blocks_is_a_warning(tmp_path: Path) -> None:
     os.mkfifo(sensor)
     (hangs, *others) = check_sensors(tmp_path, longest_s=0.5)
     assert (hangs.name, hangs.state) == ("sensors", "warning")
-    assert hangs.value.startswith(str(sensor))
+    assert hangs.value.startswith("heat: ")
     assert "journalctl" in hangs.advice
     assert [one.name for one in others] == ["processor 0 1 2 3", "supply", "power"], "they are read nevertheless"
     with suppress(OSError):  # let the thread that waits for it end
         os.close(os.open(sensor, os.O_WRONLY | os.O_NONBLOCK))
-
-
-def test_the_driver_of_a_sensor_that_blocks_is_named(tmp_path: Path) -> None:
-    chip = tmp_path / "sys/class/hwmon/hwmon0"
-    write(tmp_path, {"sys/class/hwmon/hwmon0/name": "ina219"})
-    (chip / "device").mkdir()
-    (chip / "device/driver").symlink_to("../../../bus/i2c/drivers/ina2xx")
-    os.mkfifo(sensor := chip / "power1_input")
-    *_, hangs = check_sensors(tmp_path, longest_s=0.5)
-    assert hangs.value.startswith(f"{sensor} (driver ina2xx)")
-    with suppress(OSError):
-        os.close(os.open(sensor, os.O_WRONLY | os.O_NONBLOCK))
-
-
-def test_a_file_that_several_parts_wait_for_is_named_once(tmp_path: Path) -> None:
-    chip = tmp_path / "sys/class/hwmon/hwmon0"
-    chip.mkdir(parents=True)
-    os.mkfifo(sensor := chip / "name")
-    found = [one for one in check_sensors(tmp_path, longest_s=0.5) if one.name == "sensors"]
-    assert [one.value.partition(" has not")[0] for one in found] == [str(sensor)]
-    for _ in range(4):  # let the threads that wait for it end
-        with suppress(OSError):
-            os.close(os.open(sensor, os.O_WRONLY | os.O_NONBLOCK))
 
 
 def test_a_number_that_no_sensor_gives_ends_nothing(tmp_path: Path) -> None:
