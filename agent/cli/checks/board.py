@@ -177,7 +177,7 @@ def check_sensors(root: Path, longest_s: float = 20.0) -> Iterator[Finding]:
 def _without_answer(part: str, waited_s: float) -> Finding:
     advice = (
         "the daemon goes on without this sensor. See `dmesg` for its bus (I²C) or its driver, check its wiring,"
-        " and start the board anew; `journalctl -u vedette -g 'sensors of the board'` has the file, and since when"
+        " and start the board anew; `journalctl -u vedette -g 'sensors of the board'` has the file and the time"
     )
     return Finding("sensors", f"{part}: one has not answered for {waited_s:g} s", "warning", advice)
 
