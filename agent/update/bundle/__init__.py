@@ -6,7 +6,8 @@ import hashlib
 import re
 import tomllib
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -319,18 +320,14 @@ def read_description(path: Path) -> Description:
     Raises:
         BundleError: the file is not a bundle, or its description is not valid.
     """
-    try:
+    with _prefixed_errors(path):
         return parse(_first(path))
-    except BundleError as error:
-        raise _prefixed(path, error) from error
 
 
 def check_files(path: Path, description: Description) -> None:
     """Raise BundleError unless the files are those of the description: each once, with its size and hash."""
-    try:
+    with _prefixed_errors(path):
         tar.check(path, _expected(path, description), _LIMITS)
-    except BundleError as error:
-        raise _prefixed(path, error) from error
 
 
 def unpack(path: Path, description: Description, folder: Path) -> None:
@@ -344,10 +341,8 @@ def unpack(path: Path, description: Description, folder: Path) -> None:
     Raises:
         BundleError: see `check_files`. StorageError: the folder exists, or a disk error.
     """
-    try:
+    with _prefixed_errors(path):
         tar.unpack(path, _expected(path, description), folder, _LIMITS)
-    except BundleError as error:
-        raise _prefixed(path, error) from error
 
 
 def _expected(path: Path, description: Description) -> dict[str, ExpectedMember]:
@@ -372,5 +367,10 @@ def _first(path: Path) -> bytes:
         return b"".join(tar.chunks(file, first))
 
 
-def _prefixed(path: Path, error: BundleError) -> BundleError:
-    return error if str(error).startswith(f"{path}: ") else type(error)(f"{path}: {error}")
+@contextmanager
+def _prefixed_errors(path: Path) -> Iterator[None]:
+    """Begin the text of a BundleError with the path."""
+    try:
+        yield
+    except BundleError as error:
+        raise error if str(error).startswith(f"{path}: ") else type(error)(f"{path}: {error}") from error

@@ -14,10 +14,9 @@ import tomllib
 import zipfile
 from collections.abc import Callable, Iterable, Mapping
 from email.message import Message
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-from msgspec import Struct
 
 from agent.errors import BundleError, reason_of
 from agent.storage.files import make_folder, write_atomic
@@ -70,46 +69,42 @@ _NO_WHEEL = re.compile(r"No matching distribution found for (\S+)")
 Tell = Callable[[str], None]
 
 
-def check_means(wheel: Path | None, lock: Path | None) -> Path:
-    """Check that the wheels can be gathered, and return the lock file.
+def check_means(target: Target, wheel: Path | None, lock: Path | None, extras: Iterable[str] = ()) -> Path:
+    """Check everything that does not take long, and return the lock file.
 
     Args:
+        target: the board.
         wheel: Vedette's own; None: it will be built.
         lock: lock file of its dependencies; None: that of the clone.
+        extras: of Vedette; pip would only warn of unknown ones.
 
     Raises:
-        BundleError: a package is not installed, or there is no clone.
+        BundleError: a package is not installed, there is no clone, or an option does not fit.
     """
     clone = find_clone() if wheel is None or lock is None else None
-    check_installed("packaging", "pip", *(() if wheel else ("hatchling",)))
+    for name in ("packaging", "pip", *(() if wheel else ("hatchling",))):
+        if find_spec(name) is None:
+            how = f"{sys.executable} -m ensurepip" if name == "pip" else "pip install '.[bundle]' in the clone"
+            raise BundleError(f"no {name} in this environment: {how}")
+    from packaging.utils import canonicalize_name
+
+    known = metadata(wheel).get_all("Provides-Extra", []) if wheel else _extras_of(find_clone())
+    for extra in extras:
+        if canonicalize_name(extra) not in map(canonicalize_name, known):
+            raise BundleError(
+                f"--extra {extra}: no such extra of Vedette; there are: {', '.join(known) or 'none'}"
+            )
+    platforms(target)
+    if wheel is not None:
+        check_python(wheel, target)
     if lock is None:
         assert clone is not None  # else `find_clone` has raised
         return clone / LOCK
     return lock
 
 
-def check_extras(wheel: Path | None, extras: Iterable[str]) -> None:
-    """Refuse extras that Vedette does not have; pip would only warn of them.
-
-    Args:
-        wheel: Vedette's own; None: it will be built.
-        extras: to check.
-
-    Raises:
-        BundleError: lists the extras.
-    """
-    from packaging.utils import canonicalize_name
-
-    known = (
-        metadata(wheel).get_all("Provides-Extra", [])
-        if wheel
-        else list(_project(find_clone()).get("optional-dependencies", {}))
-    )
-    for extra in extras:
-        if canonicalize_name(extra) not in map(canonicalize_name, known):
-            raise BundleError(
-                f"--extra {extra}: no such extra of Vedette; there are: {', '.join(known) or 'none'}"
-            )
+def _extras_of(clone: Path) -> list[str]:
+    return list(_project(clone).get("optional-dependencies", {}))
 
 
 def own_wheel(folder: Path) -> Path:
@@ -161,7 +156,7 @@ def fetch(wheel: Path, lock: Path, target: Target, extras: Iterable[str], folder
     while new := {name: more for name, more in wanted.items() if name not in done or not more <= done[name]}:
         pins = [locked.pin(name, target) for name in sorted(new) if name not in done]
         if pins:
-            packages = ", ".join(f"{pin.name} {pin.version}" for pin in pins)
+            packages = ", ".join(pin.partition(" ")[0] for pin in pins)
             tell(f"fetching for {describe_target(target)}: {packages}")
             _download(pins, target, folder)
         for name, more in new.items():
@@ -205,9 +200,9 @@ def platforms(target: Target) -> list[str]:
     return [*newer, f"manylinux2014_{target.arch}"]
 
 
-def _download(pins: list[Pin], target: Target, folder: Path) -> None:
+def _download(pins: list[str], target: Target, folder: Path) -> None:
     listed = folder.with_name("fetch.txt")
-    write_atomic(listed, "".join(f"{pin.line}\n" for pin in pins).encode())
+    write_atomic(listed, "".join(f"{pin}\n" for pin in pins).encode())
     abi = f"cp{target.python.replace('.', '')}"
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--require-hashes", "--only-binary=:all:"]
     command += ["--disable-pip-version-check", "--no-input", "--progress-bar=off", "--retries=2", "--timeout=20"]
@@ -258,23 +253,6 @@ def _last(done: subprocess.CompletedProcess[str]) -> str:
     return (errors or lines or [f"exit code {done.returncode}"])[-1].strip()
 
 
-HOW = "pip install '.[bundle]' in the clone"
-
-
-class Pin(Struct, frozen=True):
-    """The locked version of a package.
-
-    Attributes:
-        name: normalised, such as `opencv-python-headless`.
-        version: such as `4.10.0`.
-        line: for pip, with hashes, without a marker.
-    """
-
-    name: str
-    version: str
-    line: str
-
-
 class Lock:
     """The packages of a lock file."""
 
@@ -309,14 +287,14 @@ class Lock:
         locked = f"{requirement.name}{requirement.specifier} " + " ".join(f"--hash={one}" for one in hashes)
         self._lines.setdefault(canonicalize_name(requirement.name), []).append((requirement, locked))
 
-    def pin(self, name: str, target: Target) -> Pin:
-        """Return the locked version of a package for a board; raise BundleError if there is none."""
+    def pin(self, name: str, target: Target) -> str:
+        """Return the line of pip for a package, with its hashes; raise BundleError if none is for the board."""
         from packaging.utils import canonicalize_name
 
         name, environment = canonicalize_name(name), _environment(target)
         for requirement, line in self._lines.get(name, []):
             if requirement.marker is None or requirement.marker.evaluate(environment):
-                return Pin(name, str(requirement.specifier).removeprefix("=="), line)
+                return line
         raise BundleError(f"{self._path}: {name} is not locked for {describe_target(target)}: run scripts/lock")
 
 
@@ -347,16 +325,6 @@ def needed(requirements: Iterable[str], extras: Iterable[str], target: Target) -
 def describe_target(target: Target) -> str:
     """Describe a target."""
     return f"{target.arch}, Python {target.python}, glibc {target.glibc}"
-
-
-def check_installed(*names: str) -> None:
-    """Refuse to build if one of these modules cannot be imported; raise BundleError with what to install."""
-    from importlib.util import find_spec
-
-    for name in names:
-        if find_spec(name) is None:
-            how = f"{sys.executable} -m ensurepip" if name == "pip" else HOW
-            raise BundleError(f"no {name} in this environment: {how}")
 
 
 def _environment(target: Target) -> Mapping[str, str]:

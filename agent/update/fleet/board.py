@@ -269,7 +269,7 @@ class BoardUpdate:
         if not over or found.counter != wanted.counter or found.kind not in ("", wanted.kind):
             return False
         version = wanted.kind == "models" or found.version == wanted.version  # models have their own version
-        return version and found.models in (-1, wanted.counter)
+        return version and found.models == wanted.counter
 
     def _is_ours(self, at_hand: Update) -> bool:
         """Compare by hash; before the bundle is verified, only its path is known."""

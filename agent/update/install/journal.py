@@ -123,7 +123,7 @@ class UpdateStatus(Struct, frozen=True):
         counter: the highest that was committed; the next bundle has to be above it.
         at_hand: the current update, or the newest; None: there was none.
         trouble: why the current update is unknown; empty: it is known.
-        models: counter of the set in use; 0: none; -1: not reported, by an older board.
+        models: counter of the set in use; 0: none.
         kind: of the bundle with this counter; empty: not in the history.
     """
 
@@ -133,7 +133,7 @@ class UpdateStatus(Struct, frozen=True):
     counter: Annotated[int, Meta(ge=0, le=(1 << 63) - 1)] = 0
     at_hand: Update | None = None
     trouble: str = ""
-    models: Annotated[int, Meta(ge=-1, le=(1 << 63) - 1)] = -1
+    models: Annotated[int, Meta(ge=0, le=(1 << 63) - 1)] = 0
     kind: str = ""
 
     def lines(self) -> Iterator[str]:

@@ -38,23 +38,13 @@ def stage(where: Paths, tell: Callable[[str], None]) -> dict[str, object]:
         raise UpdateError(f"{where.home}/current: nothing is installed here: run scripts/install first")
     if wanted.kind == "models":
         tell(f"installing {len(wanted.models)} models beside those in use")
-        stage_models(where, wanted, slots.path(running))
+        home = slots.path(running)
+        _unpack(where.incoming, wanted, home)
+        _add_models(wanted, home)
+        delete_folder(home / UNPACKED)
         return {"slot": running, "before": running}
     slot = slots.spare()
     tell(f"installing version {wanted.version} into slot {slot}; the present version keeps running")
-    stage_version(where, wanted, slot)
-    return {"slot": slot, "before": running}
-
-
-def stage_version(where: Paths, wanted: Description, slot: Slot) -> None:
-    """Install a full bundle into a spare slot.
-
-    Raises:
-        BundleError: its files differ from its description.
-        UpdateError: it cannot be installed, or the configuration cannot be migrated.
-        StorageError: a disk error.
-    """
-    slots = Slots(where.home)
     home = slots.empty(slot)
     _unpack(where.incoming, wanted, home)
     assert wanted.target is not None  # every full bundle has one
@@ -62,18 +52,7 @@ def stage_version(where: Paths, wanted: Description, slot: Slot) -> None:
     install(find_python(wanted.target.python), home / "venv", wheels)
     _place_files(where, wanted, home)
     slots.make_ready(slot, wanted.version)
-
-
-def stage_models(where: Paths, wanted: Description, home: Path) -> None:
-    """Put the models of a bundle beside those of the running slot.
-
-    Raises:
-        BundleError: its files differ from its description.
-        StorageError: a disk error.
-    """
-    _unpack(where.incoming, wanted, home)
-    _add_models(wanted, home)
-    delete_folder(home / UNPACKED)
+    return {"slot": slot, "before": running}
 
 
 def discard(where: Paths, update: Update) -> None:

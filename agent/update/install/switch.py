@@ -22,9 +22,11 @@ from datetime import UTC, datetime
 from typing import Literal, Protocol
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 from agent.board.proc import boot_id
 from agent.errors import StorageError, UpdateError, VedetteError
+from agent.health import DaemonHealth
 from agent.storage.files import read_regular, remove, rename, take_copy, write_atomic, write_like
 from agent.text import local_time
 from agent.update.bundle import HealthGate
@@ -303,27 +305,18 @@ class Rollback:
 
     def _to_models(self, running: Slot, before: int) -> Update:
         home = self._slots.path(running)
-        sets, health = ModelSets(home), read_health(self._where.health)
-        daemon = DaemonBefore.from_health(health)
+        sets, health, service = ModelSets(home), read_health(self._where.health), self._service.state()
         if before:
             check_models(self._where, home, before)
-        service = self._service.state()
-        update = Update(
-            state="switching",
-            version=str(before),
+        update = self._rollback(running, running, str(before), str(sets.current), health)
+        update = replace(
+            update,
             counter=before,
             kind="models",
-            slot=running,
-            before=running,
-            from_version=str(sets.current),
-            began_at=datetime.now(UTC),
             streams_before=baseline(health).streams,
             failures_before=service.failures if service.runs else 0,  # a restarted service counts from 0
             models_before=sets.current,
-            boot_id=boot_id(),
-            pid_before=daemon.pid,
-            reloads_before=daemon.reloads,
-            back=True,
+            reloads_before=DaemonBefore.from_health(health).reloads,
         )
         return self._begin(update, ModelDeployment(self._where, self._service))
 
@@ -337,19 +330,25 @@ class Rollback:
         home = self._slots.path(other)
         check_models(self._where, home, ModelSets(home).current)
         self._keep_config(other, version)
-        update = Update(
+        present = self._slots.version(running)
+        update = self._rollback(other, running, version, present, read_health(self._where.health))
+        return self._begin(update, VersionDeployment(self._where, self._service))
+
+    def _rollback(
+        self, slot: Slot, before: Slot, version: str, present: str, health: DaemonHealth | None
+    ) -> Update:
+        return Update(
             state="switching",
             version=version,
             kind="full",
-            slot=other,
-            before=running,
-            from_version=self._slots.version(running),
+            slot=slot,
+            before=before,
+            from_version=present,
             began_at=datetime.now(UTC),
             boot_id=boot_id(),
-            pid_before=DaemonBefore.from_health(read_health(self._where.health)).pid,
+            pid_before=DaemonBefore.from_health(health).pid,
             back=True,
         )
-        return self._begin(update, VersionDeployment(self._where, self._service))
 
     def _keep_config(self, slot: Slot, version: str) -> None:
         """Keep a copy of the present configuration: the version returns with its own."""

@@ -17,7 +17,7 @@ from tests.support.tiny_bundles import make_key, models_bundle, needs_ssh_keygen
 
 pytestmark = needs_ssh_keygen
 
-GOOD = """echo '{"update": {"version": "1.0", "counter": 4}, "health_base64": ""}'"""
+GOOD = """echo '{"update": {"version": "1.0", "counter": 4, "models": 4}, "health_base64": ""}'"""
 ENDLESS = "exec tr '\\0' x </dev/zero"
 LONG = """printf '{"update": {"version": "%070000d"}}' 1"""
 ONE_BATCH = 'vedette_canary = ["good"]\nvedette_batches = ["100%"]\nvedette_stop_share = 1.0'
@@ -25,7 +25,7 @@ WHY = "its answer is too long: more than 1 MiB"
 
 
 def tells(counter: int) -> str:
-    return GOOD.replace(" 4", f" {counter}")
+    return GOOD.replace(": 4", f": {counter}")
 
 
 def rows(done: subprocess.CompletedProcess[str]) -> dict[str, dict[str, str]]:

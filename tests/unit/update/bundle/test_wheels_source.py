@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from agent.errors import BundleError
+from agent.update.bundle import Target
 from agent.update.bundle.wheels import check_means, find_clone
 from tests.support.running import ROOT
 
@@ -35,7 +36,7 @@ def test_one_that_runs_from_its_clone_takes_that(tmp_path: Path, monkeypatch: py
 def test_one_that_was_installed_takes_the_clone_that_it_is_run_in(installed: Path) -> None:
     make_clone(installed)
     assert find_clone() == installed
-    assert check_means(None, None) == installed / "requirements.lock"
+    assert check_means(Target("aarch64", "3.11"), None, None) == installed / "requirements.lock"
 
 
 @pytest.mark.parametrize("lacks", ["requirements.lock", "agent/__main__.py", "pyproject.toml"])

@@ -32,7 +32,7 @@ def test_keys_of_tomorrow_and_keys_that_are_missing_do_no_harm() -> None:
     found = parse_state(f'{{"update": {{"colour": 1}}, "health_base64": "{health}"}}')
     assert found is not None
     assert found.describe() == "a lost"
-    assert (found.update.models, found.update.kind) == (-1, "")
+    assert (found.update.models, found.update.kind) == (0, "")
 
 
 def test_anything_else_is_no_answer() -> None:

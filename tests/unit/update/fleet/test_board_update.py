@@ -51,9 +51,8 @@ def go(told: dict[str, Any], kind: str) -> tuple[BoardOutcome, bool]:
 
 
 @pytest.mark.parametrize("kind", ["models", "full"])
-@pytest.mark.parametrize("known", [True, False], ids=["tells", "older"])
-def test_what_a_board_has_is_not_sent(kind: str, known: bool) -> None:
-    outcome, sent = go({"models": 8, "kind": kind} if known else {}, kind)
+def test_what_a_board_has_is_not_sent(kind: str) -> None:
+    outcome, sent = go({"models": 8, "kind": kind}, kind)
     assert (outcome.kind, sent) == ("current", False)
 
 

@@ -857,7 +857,7 @@ def test_a_defect_in_a_step_is_an_end_and_no_loop(board: Board, monkeypatch: pyt
     def defective(*_: object) -> None:
         raise AttributeError("no such thing")
 
-    monkeypatch.setattr("agent.update.install.stage.stage_version", defective)
+    monkeypatch.setattr("agent.update.install.stage._place_files", defective)
     done = board.apply(board.bundle())
     assert done.state == "refused"
     assert done.reason == "internal error (please report): AttributeError: no such thing"
