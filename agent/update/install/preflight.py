@@ -236,7 +236,10 @@ def _problems(where: Paths, slot: Path, config: Path) -> tuple[list[str], bool]:
     done = _run_version(where, slot, "config", "check", "--json", str(config))
     try:
         result: dict[str, Any] = from_json(done.stdout, dict[str, Any])
-        found, loads = [_without_place(str(one), config) for one in result["problems"]], bool(result["loads"])
+        found, loads = (
+            [_without_place(str(one), config) for one in result["problems"]],
+            bool(result.get("loads", True)),
+        )
     except (KeyError, TypeError, *NO_JSON) as error:
         raise UpdateError(f"{slot.name}: cannot check a configuration: {_output(done)}") from error
     return found, loads
