@@ -56,16 +56,12 @@ def test_a_depth_is_only_what_follows_the_one_before() -> None:
 
 
 @litert
-def test_each_operation_and_json() -> None:
-    done = call("small-speech", "--variant", "3", "--runs", "3", "--each")
-    assert done.exit_code == 0, done.output
-    assert "not delegated" not in done.output
+def test_json() -> None:
     found = json.loads(call("small-speech", "--variant", "3", "--runs", "3", "--json").output)
     assert found["variant"] == "3"
     assert found["runs"] == 3
     assert len(found["worst"]) == 3
     assert all(row["advice"] for row in found["worst"])
-    assert all(row["tensor"] in done.output for row in found["rows"])
 
 
 @pytest.mark.parametrize(
