@@ -61,10 +61,6 @@ _OLDEST_GLIBC = 17
 """Minor version of glibc 2, of `manylinux2014`: there are no newer wheels for older versions."""
 _PATIENCE_S = 1800.0
 _METADATA_MAX = 4 << 20
-_NO_NETWORK = re.compile(
-    r"Retrying|NewConnectionError|Connection(?:Error|Reset)|Temporary failure|ProxyError|Read timed out|SSLError"
-)
-_NO_WHEEL = re.compile(r"No matching distribution found for (\S+)")
 
 Tell = Callable[[str], None]
 
@@ -212,22 +208,9 @@ def _download(pins: list[str], target: Target, folder: Path) -> None:
     done = _run([*command, "--dest", str(folder), "--requirement", str(listed)], folder, {})
     if done.returncode:
         raise BundleError(
-            _why(f"{done.stdout}\n{done.stderr}", target) or f"wheels were not fetched: {_last(done)}"
+            f"wheels for {describe_target(target)} were not fetched: {_last(done)}: is there a network, and "
+            "a wheel for the board in the index? else use another --python or --glibc, or lock another version"
         )
-
-
-def _why(output: str, target: Target) -> str:
-    """Translate an error of pip; empty if it is unknown."""
-    if "DO NOT MATCH THE HASHES" in output:
-        return "a wheel differs from the locked one: it was changed since; check it, then run scripts/lock"
-    if _NO_NETWORK.search(output):
-        return "no network, or the package index does not answer: `pip download six` has to work here"
-    if missing := _NO_WHEEL.search(output):
-        return (
-            f"{missing[1]}: there is no wheel for {describe_target(target)}; use another --python or --glibc, or "
-            "lock another version"
-        )
-    return ""
 
 
 def _run(command: list[str], folder: Path, more: dict[str, str]) -> subprocess.CompletedProcess[str]:

@@ -88,21 +88,23 @@ def test_what_is_needed_is_fetched_with_what_that_needs(index: Index) -> None:
 def test_a_wheel_that_is_for_other_boards_only_is_named(index: Index, tag: str) -> None:
     index.needs("one")
     index.add("one", tag=tag)
-    with pytest.raises(BundleError, match=r"one==1\.0: there is no wheel for aarch64, Python 3\.11, glibc 2\.34"):
+    with pytest.raises(
+        BundleError, match=r"for aarch64, Python 3\.11, glibc 2\.34 were not fetched: .*one==1\.0"
+    ):
         index.fetch()
 
 
 def test_sources_are_not_built(index: Index) -> None:
     index.needs("one")
     index.add("one").rename(index.folder / "one-1.0.tar.gz")
-    with pytest.raises(BundleError, match=r"one==1\.0: there is no wheel for"):
+    with pytest.raises(BundleError, match=r"were not fetched: .*one==1\.0"):
         index.fetch()
 
 
 def test_a_wheel_that_is_not_the_one_that_was_locked_is_refused(index: Index) -> None:
     index.needs("one")
     index.add("one").write_bytes(tiny_wheel("one", files={"evil.py": "import os"}))
-    with pytest.raises(BundleError, match="a wheel differs from the locked one"):
+    with pytest.raises(BundleError, match="DO NOT MATCH THE HASHES"):
         index.fetch()
 
 
@@ -117,7 +119,7 @@ def test_without_network_it_says_so(index: Index, monkeypatch: pytest.MonkeyPatc
     index.add("one").unlink()
     monkeypatch.delenv("PIP_NO_INDEX")
     monkeypatch.setenv("PIP_INDEX_URL", "http://127.0.0.1:9/simple")
-    with pytest.raises(BundleError, match="no network, or the package index does not answer"):
+    with pytest.raises(BundleError, match="is there a network"):
         index.fetch()
 
 
