@@ -137,7 +137,7 @@ def bench(
     """
     _check_together(click.get_current_context())
     if decode is not None:
-        from agent.cli.bench_decode import bench_decode
+        from agent.cli.bench_streams import bench_decode
 
         bench_decode(decode, seconds or 10.0, as_json=as_json)
         return
@@ -150,7 +150,7 @@ def bench(
         if set(backends) - {"cpu"}:
             raise click.UsageError("--streams measures the CPU: an accelerator runs one inference at a time")
         criterion: By = "energy" if by == "energy" else "latency"
-        bench_streams(model, variant, streams, criterion, picture, patience_s=patience, as_json=as_json)
+        bench_streams(model, variant, streams, criterion, patience_s=patience, as_json=as_json)
         return
     if sustained is not None:
         from agent.cli.bench_sustained import bench_sustained
@@ -197,7 +197,7 @@ def bench(
 _MODES = {
     "--decode": {"--seconds"},
     "--board": {"MODEL", "--variant", "--fps"},
-    "--streams": {"MODEL", "--variant", "--backend", "--by", "--patience", "--picture"},
+    "--streams": {"MODEL", "--variant", "--backend", "--by", "--patience"},
     "--sustained": {"MODEL", "--variant", "--backend", "--patience", "--picture"},
 }
 """Options of which each is a measurement of its own, and what it takes besides `--json`."""

@@ -1,38 +1,36 @@
-"""`vedette bench --streams`: measure how several streams of one model use the cores best."""
+"""`vedette bench --streams` and `--decode`: how streams of a model use the cores best; video decoders."""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
 import click
 
 from agent.cli.optimise.progress import show_progress
 from agent.cli.output import NO_VALUE, console, open_table, print_json
+from agent.errors import SourceError
 from agent.text import plain, plural
 
 if TYPE_CHECKING:
+    from agent.capture.hardware.recording import RecordedVideo
+    from agent.capture.hardware.table import DecoderTrial
     from agent.compute.infer.choice import By, SplitMeasurement
 
 _THREADS = 4
 """Most threads of the CPU, as `vedette bench` measures."""
 
 
-def bench_streams(
-    model: str, variant: str, streams: int, by: By, picture: Path | None, *, patience_s: float, as_json: bool
-) -> None:
-    """Measure what so many streams get with each number of threads, print it, and draw it unless None."""
+def bench_streams(model: str, variant: str, streams: int, by: By, *, patience_s: float, as_json: bool) -> None:
+    """Measure what so many streams get with each number of threads, and print it."""
     from agent.compute.infer.choice import best_split
     from agent.compute.infer.sharing import is_shareable
     from agent.compute.infer.split import measure_splits
     from agent.daemon.measurements import spare_memory_mb
     from agent.models.library import golden, open_model_without_root
 
-    if picture is not None:
-        from agent.cli.chart import check
-
-        check(picture)
     opened = open_model_without_root(model, variant)
     if not is_shareable(opened):
         raise click.UsageError(
@@ -52,19 +50,15 @@ def bench_streams(
     )
     show_progress("")
     best = best_split(found, streams, by)
-    if picture is not None:
-        from agent.cli.chart import draw_splits
-
-        draw_splits(found, f"{plural(streams, 'stream')} of {opened.manifest.name}", picture)
     if as_json:
         print_json(
             {"streams": streams, "cores": cores, "threads": best.threads if best else 0, "measured": found}
         )
     else:
-        _print(found, best)
+        _print_splits(found, best)
 
 
-def _print(found: tuple[SplitMeasurement, ...], best: SplitMeasurement | None) -> None:
+def _print_splits(found: tuple[SplitMeasurement, ...], best: SplitMeasurement | None) -> None:
     out = console(100, markup=False)
     figures = ("threads", "at once", "per s", "per stream", "answer ms", "CPU ms", "least share")
     table = open_table("", *figures, right=figures)
@@ -88,3 +82,71 @@ def _print(found: tuple[SplitMeasurement, ...], best: SplitMeasurement | None) -
             f"best: {plural(best.threads, 'thread')} for an inference; the daemon measures this, too, for streams"
             ' with backend = "auto" and without `threads`'
         )
+
+
+def bench_decode(source: str, seconds: float, *, as_json: bool) -> None:
+    """Record a video into memory, have every decoder of its codec decode it, and print what they need."""
+    from agent.capture.hardware.recording import record_video
+    from agent.capture.hardware.table import best_decoder
+    from agent.capture.hardware.trials import measure_decoders
+    from agent.config.source_uri import mask
+
+    address = _address_of(source)
+    show_progress(f"recording {seconds:g} s")
+    video = record_video(address, seconds)
+    found = measure_decoders(video.codec, video.content, progress=lambda name: show_progress(f"measuring {name}"))
+    show_progress("")
+    best = best_decoder(found)
+    if as_json:
+        print_json(
+            {
+                "source": mask(source),
+                "codec": video.codec,
+                "width": video.width,
+                "height": video.height,
+                "pictures": video.pictures,
+                "best": best or "software",
+                "measured": found,
+            }
+        )
+    else:
+        _print_trials(video, found, best or "software")
+
+
+def _address_of(source: str) -> str:
+    """Return the URI of a path or a URI.
+
+    Raises:
+        SourceError: it is a path, and there is no file.
+    """
+    path = Path(source)
+    if not source:
+        raise SourceError("--decode: expected a video file or a camera on the network; found nothing")
+    if path.is_file():
+        return f"file:{source}"
+    if path.is_dir():
+        raise SourceError(f"{source}: expected a video file; found a folder")
+    is_address = bool(urlsplit(source).scheme) or "@" in source  # one without a scheme may have a password
+    if not path.exists() and not is_address:
+        raise SourceError(f"{source}: there is no such file")
+    return source
+
+
+def _print_trials(video: RecordedVideo, found: tuple[DecoderTrial, ...], best: str) -> None:
+    out = console(100, markup=False)
+    out.print(f"{video.codec}, {video.width}x{video.height}, {video.pictures} pictures")
+    figures = ("pictures", "ms", "CPU ms", "difference")
+    table = open_table("", "decoder", *figures, right=figures)
+    for one in found:
+        if not one.pictures:
+            table.add_row("", one.name, *[NO_VALUE] * len(figures))
+            continue
+        difference = NO_VALUE if one.difference is None else f"{one.difference:.1f}"
+        figured = str(one.pictures), f"{one.ms:.2f}", f"{one.cpu_ms:.2f}", difference
+        table.add_row("→" if one.name == best else "", one.name, *figured)
+    out.print(table)
+    for one in found:
+        if one.refused:
+            out.print(f"{one.name}: {plain(one.refused)}")
+    if best != "software":
+        out.print(f'use it: decoder = "{best}" or "auto" in [streams.NAME.capture]')

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -15,14 +15,11 @@ from agent.errors import BundleError
 from agent.text import plain
 
 if TYPE_CHECKING:
-    import msgspec
-    from click.shell_completion import CompletionItem
-
+    from agent.update.bundle import HealthGate, Migration, ShadowGate, Target
     from agent.update.bundle.build import BundleInspection, Plan
-    from agent.update.bundle.description import HealthGate, Migration, ShadowGate, Target
 
 
-Gate = TypeVar("Gate", "HealthGate", "ShadowGate")
+T = TypeVar("T")
 
 _PATH = click.Path(path_type=Path)
 _THERE = click.Path(path_type=Path, exists=True, dir_okay=False)
@@ -34,23 +31,6 @@ def bundle() -> None:
     """Build, sign and inspect the bundles that update boards."""
 
 
-def _boards(_context: click.Context, _option: click.Parameter, incomplete: str) -> list[CompletionItem]:
-    from click.shell_completion import CompletionItem
-
-    from agent.config.load import shipped
-
-    return [CompletionItem(path.stem) for path in shipped() if path.stem.startswith(incomplete)]
-
-
-def _models(_context: click.Context, _option: click.Parameter, incomplete: str) -> list[CompletionItem]:
-    from click.shell_completion import CompletionItem
-
-    from agent.models.files import bundled
-
-    names = [CompletionItem(name) for name in bundled() if name.startswith(incomplete)]
-    return [*names, CompletionItem(incomplete, type="file")]
-
-
 @bundle.command()
 @click.option(
     "--counter",
@@ -60,8 +40,8 @@ def _models(_context: click.Context, _option: click.Parameter, incomplete: str) 
 @click.option("--arch", type=click.Choice(["aarch64", "x86_64"]), default="aarch64", show_default=True)
 @click.option("--python", default="3.11", show_default=True, help="Python version of the board.")
 @click.option("--glibc", default="2.34", show_default=True, help="Oldest glibc of the boards.")
-@click.option("--board", "boards", multiple=True, shell_complete=_boards, help="Board profile; repeatable.")
-@click.option("--model", "models", multiple=True, shell_complete=_models, help="Model, name or file; repeatable.")
+@click.option("--board", "boards", multiple=True, help="Board profile; repeatable.")
+@click.option("--model", "models", multiple=True, help="Model, name or file; repeatable.")
 @click.option(
     "--config", "configs", multiple=True, type=_PATH, help="Configuration for a fresh install; repeatable."
 )
@@ -109,9 +89,9 @@ def build(out: Path | None, key: Path | None, **options: Any) -> None:
 @click.option("--key", type=_PATH, required=True, help="Private key, or the public one of a key in ssh-agent.")
 def sign(file: Path, key: Path) -> None:
     """Sign FILE with a key made by ssh-keygen; the signature is written to FILE.sig."""
-    from agent.update.bundle import archive
+    from agent.update import bundle as archive
 
-    archive.check(file, archive.read_description(file))
+    archive.check_files(file, archive.read_description(file))
     click.echo(plain(str(_sign(file, key))))
 
 
@@ -142,13 +122,13 @@ def _plan(*, counter: int | None, models_only: bool, name: str | None, **given: 
             "--counter is missing: give a number above the previous bundle's (`vedette bundle inspect`), "
             "or 1 for the first"
         )
-    _check_combination(given, models_only=models_only, name=name)
+    _check_combination({**given, "name": name}, models_only=models_only)
     target = [given.pop(key) for key in ("arch", "python", "glibc", "boards")]
     shadow, health, migrations = (given.pop(key) for key in ("shadow", "health", "migrations"))
     return Plan(
         counter=counter,
-        target=None if models_only else read_target(*target),
-        name="models" if name is None else check_name(name),
+        target=None if models_only else _read_target(*target),
+        name=name or "models",
         migrations=read_migrations(migrations) if migrations else (),
         health=read_health(health),
         shadow=read_shadow(shadow),
@@ -157,20 +137,19 @@ def _plan(*, counter: int | None, models_only: bool, name: str | None, **given: 
     )
 
 
-def _check_combination(given: dict[str, Any], *, models_only: bool, name: str | None) -> None:
-    if not models_only:
-        if given["shadow"]:
-            raise BundleError("--shadow needs --models-only: only models can run beside those in use")
-        if name is not None:
-            raise BundleError("--name needs --models-only: other bundles are named after their content")
-        return
-    if given["boards"]:
-        raise BundleError("--board cannot be combined with --models-only: models run on any board")
-    options = {"configs": "--config", "migrations": "--migrations", "extras": "--extra", "wheel": "--wheel"}
-    for key, option in {**options, "lock": "--lock"}.items():
+_FULL_ONLY = {
+    **{"boards": "--board", "configs": "--config", "migrations": "--migrations"},
+    **{"extras": "--extra", "wheel": "--wheel", "lock": "--lock"},
+}
+
+
+def _check_combination(given: dict[str, Any], *, models_only: bool) -> None:
+    """Refuse options for the other kind of bundle."""
+    for key, option in (_FULL_ONLY if models_only else {"shadow": "--shadow", "name": "--name"}).items():
         if given[key]:
-            raise BundleError(f"{option} cannot be combined with --models-only: it is for bundles with Vedette")
-    if not given["models"]:
+            how = "cannot be combined with" if models_only else "needs"
+            raise BundleError(f"{option} {how} --models-only")
+    if models_only and not given["models"]:
         raise BundleError("--models-only needs a model: give --model NAME or --model FILE")
 
 
@@ -203,49 +182,20 @@ def _print(found: BundleInspection) -> None:
         click.echo(f"vedette: {plain(found.error)}", err=True)
 
 
-_WRONG = re.compile(
-    r"Expected `(?P<kind>int|float)`(?: (?P<sign>[<>]=?) (?P<bound>[0-9.]+))?(?:, got .*)?"
-    r" - at `\$\.(?P<key>\w+)`"
-)
-_BOUNDS = {"<=": "of at most", ">=": "of at least", ">": "above", "<": "below"}
+def _read_target(arch: str, python: str, glibc: str, boards: Sequence[str]) -> Target:
+    from agent.config.load import shipped
+    from agent.config.toml import nearest
+    from agent.update.bundle import GLIBC, PYTHON, Target
 
-
-def read_target(arch: str, python: str, glibc: str, boards: Sequence[str]) -> Target:
-    """Parse the options that describe the boards.
-
-    Raises:
-        BundleError: a value is wrong.
-    """
-    import msgspec
-
-    from agent.config.toml import plain_fault
-    from agent.structs import convert
-    from agent.update.bundle.description import GLIBC, PYTHON, Target
-
-    _check_boards(boards)
+    known = [path.stem for path in shipped()]
+    for board in boards:
+        if board not in known:
+            raise BundleError(f"--board {board}: no such profile{nearest(board, known)}")
     if not re.fullmatch(PYTHON, python):
         raise BundleError(f"--python {python}: expected the version of the board's Python, such as 3.11 or 3.13")
     if not re.fullmatch(GLIBC, glibc):
         raise BundleError(f"--glibc {glibc}: expected the oldest that a board may have, such as 2.34")
-    try:
-        return convert({"arch": arch, "python": python, "glibc": glibc, "boards": list(boards)}, Target)
-    except msgspec.ValidationError as error:
-        raise BundleError(f"--arch {arch}, --board {' '.join(boards)}: {plain_fault(str(error))}") from error
-
-
-def check_name(name: str) -> str:
-    """Return the name of a bundle of models.
-
-    Raises:
-        BundleError: the name is not valid.
-    """
-    from agent.update.bundle.description import WORD
-
-    if not re.fullmatch(WORD, name):
-        raise BundleError(
-            f"--name {name}: expected at most 64 letters of A-Z, digits and ._+-, a letter or digit first"
-        )
-    return name
+    return _converted("--board", {"arch": arch, "python": python, "glibc": glibc, "boards": boards}, Target)
 
 
 def read_migrations(path: Path) -> list[Migration]:
@@ -256,73 +206,48 @@ def read_migrations(path: Path) -> list[Migration]:
     """
     import msgspec
 
-    from agent.config.toml import plain_fault, read_toml
-    from agent.structs import convert
-    from agent.update.bundle.description import Migration
+    from agent.config.toml import read_toml
+    from agent.update.bundle import Migration
 
-    kind = msgspec.defstruct("Migrations", [("migrations", list[Migration])], forbid_unknown_fields=True)
-    try:
-        found: Any = convert(read_toml(path, "the migrations").data, kind)
-    except msgspec.ValidationError as error:
-        raise BundleError(f"{path}: {plain_fault(str(error))}") from error
+    kind: Any = msgspec.defstruct("Migrations", [("migrations", list[Migration])], forbid_unknown_fields=True)
+    found: Any = _converted(str(path), read_toml(path, "the migrations").data, kind)
     return list(found.migrations)
 
 
 def read_health(given: Sequence[str]) -> HealthGate:
-    """Parse the limits of a trial, such as `steady_s=30`.
-
-    Raises:
-        BundleError: a key is unknown, or its value is wrong.
-    """
-    from agent.update.bundle.description import HealthGate
+    """Parse the limits of a trial, such as `steady_s=30`; raise BundleError if one is wrong."""
+    from agent.update.bundle import HealthGate
 
     return _gate("--health", given, HealthGate)
 
 
 def read_shadow(given: Sequence[str]) -> ShadowGate | None:
-    """Parse the limits of a shadow run, such as `agreement=0.9`. Return None if there are none.
-
-    Raises:
-        BundleError: a key is unknown, or its value is wrong.
-    """
-    from agent.update.bundle.description import ShadowGate
+    """Parse the limits of a shadow, such as `agreement=0.9`; None without one. Raise BundleError if wrong."""
+    from agent.update.bundle import ShadowGate
 
     return _gate("--shadow", given, ShadowGate) if given else None
 
 
-def _gate(option: str, given: Sequence[str], kind: type[Gate]) -> Gate:
+def _gate(option: str, given: Sequence[str], kind: type[T]) -> T:
+    from agent.config.toml import nearest
+
+    known = kind.__struct_fields__  # type: ignore[attr-defined]
+    values: dict[str, str] = {}
+    for pair in given:
+        key, sign, value = pair.partition("=")
+        if not sign or key not in known:
+            raise BundleError(f"{option} {pair}: expected KEY=NUMBER{nearest(key, known)}")
+        values[key] = value
+    return _converted(option, values, kind)
+
+
+def _converted(option: str, values: Any, kind: type[T]) -> T:
     import msgspec
 
-    from agent.config.toml import nearest
+    from agent.config.toml import plain_fault
     from agent.structs import convert
 
-    known = [field.name for field in msgspec.structs.fields(kind)]
-    values: dict[str, str] = {}
-    for one in given:
-        key, sign, value = one.partition("=")
-        if not sign or key not in known:
-            raise BundleError(f"{option} {one}: expected KEY=NUMBER{nearest(key, known)}")
-        values[key] = value
     try:
         return convert(values, kind, strict=False)
     except msgspec.ValidationError as error:
-        raise BundleError(f"{option} {_describe_invalid(error, values)}") from error
-
-
-def _describe_invalid(error: msgspec.ValidationError, values: Mapping[str, str]) -> str:
-    found = _WRONG.match(str(error))
-    if found is None:
-        return f"{' '.join(f'{key}={value}' for key, value in values.items())}: {error}"
-    number = "a whole number" if found["kind"] == "int" else "a number"
-    bound = f" {_BOUNDS[found['sign']]} {float(found['bound']):g}" if found["sign"] else ""
-    return f"{found['key']}={values[found['key']]}: expected {number}{bound}"
-
-
-def _check_boards(boards: Sequence[str]) -> None:
-    from agent.config.load import shipped
-    from agent.config.toml import nearest
-
-    known = [path.stem for path in shipped()]
-    for board in boards:
-        if board not in known:
-            raise BundleError(f"--board {board}: no such profile{nearest(board, known)}")
+        raise BundleError(f"{option}: {plain_fault(str(error))}") from error

@@ -15,12 +15,11 @@ from agent.storage.files import write_atomic
 from agent.text import plain
 
 if TYPE_CHECKING:
-    from agent.compute.infer.choice import Measurement, Selection, SplitMeasurement
+    from agent.compute.infer.choice import Measurement, Selection
     from agent.compute.infer.sustained import SustainedRun
     from agent.features.screening.rules import ScreeningPoint
     from agent.optimise.calibrate import CalibrationResult
     from agent.optimise.evaluation.operating import Found
-    from agent.optimise.profile import ModelProfile
 
 
 _LINE, _TITLE = 118, 90
@@ -147,39 +146,6 @@ def draw_latencies(verdict: Selection, refused: Sequence[Measurement], title: st
     _save(figure, path)
 
 
-def draw_profile(found: ModelProfile, title: str, path: Path) -> None:
-    """Draw the time of every operation in the order of execution, coloured by what runs it.
-
-    The three slowest operations are named.
-
-    Raises:
-        VedetteError: matplotlib is missing, or the picture cannot be written.
-    """
-    figure = _figure()
-    axes = figure.add_subplot()
-    for label, colour, delegated in (("XNNPACK", "tab:blue", True), ("not delegated", "tab:red", False)):
-        bars = [(place, row.ms) for place, row in enumerate(found.rows) if bool(row.kernel) is delegated]
-        if bars:
-            axes.bar(*zip(*bars, strict=True), width=0.9, color=colour, label=label)
-    named = {row.node: row.name or row.kernel for row in found.worst}
-    for place, row in enumerate(found.rows):
-        if row.node in named and row.node >= 0:
-            right = place > len(found.rows) / 2
-            axes.annotate(
-                _text(_short(named[row.node], 30)),
-                (place, row.ms),
-                textcoords="offset points",
-                xytext=(-4 if right else 4, 3),
-                horizontalalignment="right" if right else "left",
-            )
-    axes.margins(x=0.01, y=0.1)
-    axes.set(xlabel="operation, in the order of execution", ylabel="ms")
-    axes.grid(alpha=0.3, axis="y")
-    axes.legend()
-    _entitle(figure, f"{title}: {found.total_ms:.2f} ms in operations, p50 {found.p50_ms:.2f} ms")
-    _save(figure, path)
-
-
 def draw_sustained(run: SustainedRun, title: str, path: Path) -> None:
     """Draw rate and temperature over time, with the rate that holds and the limit; throttled times are shaded.
 
@@ -212,26 +178,6 @@ def _add_temperatures(axes: Any, run: SustainedRun) -> None:
     right.set_ylabel("°C (orange)")
     if (limit_c := warm[-1].board.limit_c) is not None:
         right.axhline(limit_c, color="tab:orange", linestyle=":")
-
-
-def draw_splits(found: Sequence[SplitMeasurement], title: str, path: Path) -> None:
-    """Draw how many inferences several streams get together with each number of threads.
-
-    Raises:
-        VedetteError: matplotlib is missing, or the picture cannot be written.
-    """
-    figure = _figure(2.0 + 0.4 * len(found))
-    axes = figure.add_subplot()
-    places = range(len(found))
-    axes.barh(places, [one.per_s for one in found])
-    axes.set_yticks(
-        places, [f"{one.threads} thread{'s' * (one.threads != 1)}, {one.at_once} at once" for one in found]
-    )
-    axes.set(xlabel="inferences per second of all streams")
-    axes.invert_yaxis()
-    axes.grid(alpha=0.3, axis="x")
-    _entitle(figure, title)
-    _save(figure, path)
 
 
 def _spread(timed: Sequence[Measurement]) -> float:

@@ -7,20 +7,19 @@ import re
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from agent.cli.options import DEFAULT_CONFIG
 from agent.cli.output import print_json
-from agent.errors import ModelError, StorageError
+from agent.errors import StorageError
 from agent.text import plain
 
 if TYPE_CHECKING:
     from msgspec import Struct
 
-    from agent.compute.manifest import Manifest
-    from agent.config import Config, StreamConfig
+    from agent.config import Config
     from agent.config.toml import Keys
 
 
@@ -73,21 +72,21 @@ def check(file: Path, as_json: bool, verbose: bool) -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of TOML.")
 @click.option("--secrets", is_flag=True, help="Show passwords and keys in the sources' URIs.")
 def show(file: Path, as_json: bool, secrets: bool) -> None:
-    """Print the configuration in effect: FILE with defaults, board profile, commands and manifests filled in.
+    """Print the configuration in effect: FILE with defaults, board profile and commands filled in.
 
+    What is left to a model, such as thresholds, `vedette models inspect` shows.
     The URI of a network source may hold a password, so only its host is shown. Only with --secrets can the
     output replace FILE.
     """
     from agent.config.load import dump, load
 
     read = load(file)
-    effective, by_command = _with_overrides(read.config)
-    used = resolved_config(effective)
-    shown = used.config if secrets else masked(used.config)
+    used, by_command = _with_overrides(read.config)
+    shown = used if secrets else masked(used)
     if as_json:
         print_json(shown)
     else:
-        remarks = {**read.remarks(), **used.remarks, **by_command, **hidden(used.config, shown)}
+        remarks = {**read.remarks(), **by_command, **_hidden(used, shown)}
         click.echo(dump(shown, {keys: plain(remark) for keys, remark in remarks.items()}), nl=False)
 
 
@@ -109,46 +108,6 @@ def _with_overrides(config: Config) -> tuple[Config, dict[Keys, str]]:
 def schema() -> None:
     """Print the JSON Schema of the configuration, with a description of every key, for editors."""
     print_json(config_schema(), indent=2)
-
-
-_FROM_MANIFEST = "from the model's manifest"
-_CLIPS_DEFAULT = "a tenth of the file system of the clips, 1 GiB at most"
-
-
-class Effective(NamedTuple):
-    """The configuration in effect, and by key where its value comes from or why it is not known."""
-
-    config: Config
-    remarks: dict[Keys, str]
-
-
-def resolved_config(config: Config) -> Effective:
-    """Fill in variants and thresholds of models that can be opened, and values that depend on the machine."""
-    from msgspec.structs import replace
-
-    config, remarks = _with_clips_bound(config)
-    streams = dict(config.streams)
-    for name, stream in config.streams.items():
-        try:
-            manifest = _manifest(stream)
-        except ModelError as error:
-            remarks["streams", name, "model"] = (
-                f"cannot be opened, so its variant and thresholds are unknown: {error}"
-            )
-            continue
-        streams[name] = _with_manifest(stream, manifest)
-        remarks |= {("streams", name, *keys): _FROM_MANIFEST for keys in _keys_left_out(stream)}
-    return Effective(replace(config, streams=streams), remarks)
-
-
-def _manifest(stream: StreamConfig) -> Manifest:
-    from agent.compute.infer.vetting.unprivileged import without_root
-    from agent.compute.manifest import Manifest
-    from agent.models.files import preloaded
-    from agent.models.library import open_model
-
-    with preloaded([stream.model]):
-        return without_root(lambda: open_model(stream.model, stream.variant).manifest, Manifest)
 
 
 def masked(config: Config) -> Config:
@@ -185,52 +144,13 @@ def _without_logins(value: Any) -> Any:
     return without_login(value) if isinstance(value, str) else value
 
 
-def _with_clips_bound(config: Config) -> tuple[Config, dict[Keys, str]]:
-    from msgspec.structs import replace
-
-    from agent.storage.clips.retention import clips_max_bytes
-    from agent.storage.state_folder import clips_path, folder_of
-
-    if config.storage.clips_max_bytes is not None or config.storage.clips_max_share is not None:
-        return config, {}
-    try:
-        folder = clips_path(config.storage, folder_of(config.storage))
-    except StorageError:
-        return config, {}
-    storage = replace(config.storage, clips_max_bytes=clips_max_bytes(folder, config.storage))
-    return replace(config, storage=storage), {("storage", "clips_max_bytes"): _CLIPS_DEFAULT}
-
-
-def hidden(config: Config, shown: Config) -> dict[Keys, str]:
+def _hidden(config: Config, shown: Config) -> dict[Keys, str]:
     """Return a remark for each source whose URI is masked."""
     return {
         ("streams", name, "source"): "only the host; --secrets shows the whole URI"
         for name, stream in config.streams.items()
         if stream.source != shown.streams[name].source
     }
-
-
-def _with_manifest(stream: StreamConfig, manifest: Manifest) -> StreamConfig:
-    from msgspec.structs import replace
-
-    decode, output = stream.decode, manifest.output
-    score, iou = decode.score_threshold, decode.iou_threshold
-    decode = replace(
-        decode,
-        score_threshold=output.score_threshold if score is None else score,
-        iou_threshold=output.iou_threshold if iou is None else iou,
-    )
-    hits = stream.track.min_hits or manifest.min_hits
-    variant = stream.variant if manifest.exits(stream.variant) else manifest.variants[0].name
-    return replace(stream, variant=variant, decode=decode, track=replace(stream.track, min_hits=hits))
-
-
-def _keys_left_out(stream: StreamConfig) -> list[Keys]:
-    """Return the stream's keys that take their value from the manifest."""
-    left = [
-        ("decode", key) for key in ("score_threshold", "iou_threshold") if getattr(stream.decode, key) is None
-    ]
-    return [*left, *([] if stream.variant else [("variant",)])]
 
 
 _HEAD = "Attributes:"

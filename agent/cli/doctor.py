@@ -1,4 +1,4 @@
-"""`vedette doctor`: examine this board and say what to do."""
+"""`vedette doctor`: examine this board and say what to do; `vedette devices`: list cameras and microphones."""
 
 from __future__ import annotations
 
@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING
 import click
 
 from agent.cli.options import DEFAULT_CONFIG, config_option
-from agent.cli.output import print_json
+from agent.cli.output import console, open_table, print_json
 from agent.text import plain
 
 if TYPE_CHECKING:
+    from agent.capture.devices import CaptureDevice, Devices
     from agent.cli.checks import Finding, Report
 
 
@@ -41,7 +42,7 @@ def doctor(ctx: click.Context, path: Path | None, fresh: bool, as_json: bool) ->
     Only --fresh changes anything: it takes some seconds for each model and backend. A running daemon uses the new
     measurement after a reload.
     """
-    from agent.cli.checks.examine import examine
+    from agent.cli.checks import examine
 
     shown = sys.stderr.isatty()
 
@@ -101,3 +102,36 @@ def _wrapped(text: str, first: str, other: str, width: int) -> list[str]:
         break_on_hyphens=False,
     )
     return lines or [first.rstrip()]
+
+
+@click.command()
+@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of tables.")
+def devices(as_json: bool) -> None:
+    """List the cameras and microphones of this machine with the URI that a configuration needs."""
+    from agent.capture.devices import devices as find_devices
+
+    found = find_devices()
+    if as_json:
+        print_json(found, indent=2)
+    else:
+        _print_devices(found)
+
+
+def _print_devices(found: Devices) -> None:
+    for kind, some in (("camera", found.cameras), ("microphone", found.microphones)):
+        if some:
+            _print_kind(f"{kind.capitalize()}s", some)
+        else:
+            click.echo(f"No {kind} was found.")
+    for sentence in found.missing:
+        click.echo(plain(sentence))
+
+
+def _print_kind(title: str, some: list[CaptureDevice]) -> None:
+    from rich.text import Text
+
+    table = open_table("name", "offers", "source")
+    for device in some:
+        table.add_row(*(Text(plain(cell)) for cell in (device.name, device.offers, device.uri)))
+    click.echo(title)
+    console(160).print(table)

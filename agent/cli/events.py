@@ -125,36 +125,20 @@ def _new(history: History, last: int) -> Iterator[HistoryEntry]:
 
 
 @events.command()
-@click.option("--format", "form", type=click.Choice(["jsonl", "csv"]), default="jsonl", show_default=True)
 @click.option(
     "-o", "--output", type=click.File("w", encoding="utf-8", lazy=True), default="-", help="File to write."
 )
 @_selection
-def export(form: str, output: IO[str], path: Path | None, folder: Path | None, **choice: Any) -> None:
-    """Write the messages of the event queue in the order of their numbers.
+def export(output: IO[str], path: Path | None, folder: Path | None, **choice: Any) -> None:
+    """Write the messages of the event queue in the order of their numbers, as lines of JSON.
 
     Each has the fields that a subscriber receives, and whether the broker has acknowledged it.
     `latency_ms.publish` is 0, because it is not stored.
     """
-    import csv
-
     items = _items(_history(path, folder).after(0), _query(choice))
     first = next(items, None)  # a database that cannot be read leaves an old file as it is
     found = chain([first] if first else [], items)
-    if form == "csv":
-        table = csv.writer(output, lineterminator="\n")
-        table.writerow(COLUMNS)
-        table.writerows(item.row() for item in found)
-    else:
-        output.writelines(item.json() + "\n" for item in found)
-
-
-COLUMNS = (
-    *("seq", "first_seq", "id", "acknowledged", "captured_at", "device", "stream", "kind", "reason", "label"),
-    *("track", "score", "best_score", "hits", "first_seen", "last_seen", "x0", "y0", "x1", "y1", "zones"),
-    *("latency_ms", "model", "backend", "variant", "path", "topic"),
-)
-"""Columns of a CSV file; empty where a message has no such value."""
+    output.writelines(item.json() + "\n" for item in found)
 
 
 @dataclass(frozen=True)
@@ -242,22 +226,3 @@ class HistoryRow:
         at = datetime.fromtimestamp(self.past.stored.put_at, UTC)
         text = f"{local_time(at)}  {self.stream:10}  {self.kind:19}  {', '.join(sorted(self.labels)):14}"
         return plain(f"{text}  {self.fields.get('path', '')}").rstrip()
-
-    def row(self) -> Iterator[str]:
-        """Return the cells of a CSV row, see `COLUMNS`."""
-        fields, track = self.fields, self._track
-        flat = {
-            **{name: fields.get(name) for name in COLUMNS},
-            **{name: track.get(name) for name in ("score", "best_score", "hits", "first_seen", "last_seen")},
-            **dict(zip(("x0", "y0", "x1", "y1"), track.get("box") or (), strict=False)),
-            "seq": self.past.stored.seq,
-            "acknowledged": str(self.past.acknowledged).lower(),
-            "topic": self.past.stored.topic,
-            "kind": self.kind,
-            "label": " ".join(sorted(self.labels)),
-            "track": track.get("id"),
-            "zones": " ".join(track.get("zones") or ()),
-            "latency_ms": (fields.get("latency_ms") or {}).get("total"),
-            "model": (fields.get("model") or {}).get("name"),
-        }
-        return ("" if flat[name] is None else str(flat[name]) for name in COLUMNS)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,15 +13,16 @@ from agent.cli.output import console, open_table, print_json
 from agent.text import plain
 
 if TYPE_CHECKING:
-    from click.shell_completion import CompletionItem
-
-    from agent.update.fleet.board import BoardState
-    from agent.update.fleet.inventory import FleetBoard, Inventory
+    from agent.update.fleet import FleetBoard, Inventory
+    from agent.update.fleet.board import BoardOutcome, BoardState
+    from agent.update.fleet.rollout import RolloutProgress
     from agent.update.fleet.ssh import BoardAnswer
 
 
 _PATH = click.Path(path_type=Path)
-_UNREACHABLE, _FAILED = 3, 1
+_WELL, _FAILED, _UNREACHABLE = 0, 1, 3
+_STEP_MAX = 200
+"""Characters of a step that are shown: a board may send any text."""
 _ROLLBACK_S = 1200.0
 """Timeout of a rollback, s. A board starts the previous version (600 s at most) and watches it (130 s); if it
 fails, the board restarts the present version (60 s for each call of systemd). Only then it answers."""
@@ -74,16 +74,8 @@ def status(ctx: click.Context, path: Path, names: tuple[str, ...], as_json: bool
     ctx.exit(_exit_code(found))
 
 
-def _next_words(context: click.Context, _argument: click.Parameter, incomplete: str) -> list[CompletionItem]:
-    from click.shell_completion import CompletionItem
-
-    from agent.update.fleet.board import next_words
-
-    return [CompletionItem(word) for word in next_words(context.params.get("words") or (), incomplete)]
-
-
 @fleet.command("exec", context_settings={"allow_interspersed_args": False})
-@click.argument("words", metavar="COMMAND...", nargs=-1, required=True, shell_complete=_next_words)
+@click.argument("words", metavar="COMMAND...", nargs=-1, required=True)
 @_common
 @click.pass_context
 def exec_(ctx: click.Context, words: tuple[str, ...], path: Path, names: tuple[str, ...], as_json: bool) -> None:
@@ -118,7 +110,7 @@ def rollback(ctx: click.Context, path: Path, names: tuple[str, ...], as_json: bo
     """
     inventory, boards = _boards(path, names)
     if not yes:
-        from agent.update.fleet.ledger import how_many
+        from agent.update.fleet.board import how_many
 
         click.confirm(f"Roll {how_many(len(boards))} back to the previous version?", abort=True, err=True)
     answers = _ask(
@@ -140,7 +132,7 @@ def pin(names: tuple[str, ...], path: Path, yes: bool) -> None:
 
     Compare each with what `ssh-keygen -lf /etc/ssh/ssh_host_ed25519_key.pub` prints on the board.
     """
-    from agent.update.fleet.inventory import read_inventory
+    from agent.update.fleet import read_inventory
     from agent.update.fleet.ssh import pin as pin_key
     from agent.update.fleet.ssh import scan, unpinned
 
@@ -159,18 +151,93 @@ def pin(names: tuple[str, ...], path: Path, yes: bool) -> None:
 @click.argument("bundle", type=_PATH)
 @_common
 @click.option("--ledger", type=_PATH, help="Progress file; default: BUNDLE.ledger beside the inventory.")
-@click.option("--report", type=_PATH, help="HTML report; default: the ledger's name with .html.")
 @click.option("--dry-run", is_flag=True, help="Show the plan, and do nothing.")
-def rollout(**options: Any) -> None:
+@click.pass_context
+def rollout(
+    ctx: click.Context,
+    bundle: Path,
+    path: Path,
+    names: tuple[str, ...],
+    ledger: Path | None,
+    dry_run: bool,
+    as_json: bool,
+) -> None:
     """Update every board to BUNDLE: canary first, then in batches.
 
     The rollout stops when a canary, or more than the permitted share of a batch, does not keep the version;
     unreachable boards do not count as failed. The same command again continues with the boards that are left or
     failed.
     """
-    from agent.cli.fleet_rollout import roll_out
+    import asyncio
 
-    sys.exit(roll_out(**options))
+    from agent.update.fleet import read_inventory
+    from agent.update.fleet.rollout import Ledger, Rollout, read_wanted, verdict
+    from agent.update.fleet.ssh import check_pinned
+
+    inventory = read_inventory(path)
+    boards, wanted = inventory.chosen(names), read_wanted(bundle)
+    check_pinned(inventory.known_hosts, boards.values())
+    ledger = ledger or inventory.path.absolute().parent / f"{bundle.name}.ledger"
+    progress = Ledger(ledger)
+    work = Rollout(inventory, wanted, progress)
+    if dry_run:
+        _print_plan(work.planned(boards), as_json=as_json)
+        return
+    lines = RolloutLines(err=as_json)
+    with progress.owned():
+        state = work.begin(boards)
+        try:
+            state = asyncio.run(work.run(state, lines.watch, lines.show))
+        except KeyboardInterrupt:
+            click.echo("interrupted: boards that are updating continue by themselves", err=True)
+            click.echo(f"run the same command again to continue; ledger {_shown(ledger)}", err=True)
+            raise
+    for outcome in state.outcomes.values() if as_json else ():
+        print_json(outcome)
+    click.echo(f"{verdict(state)}\nledger {_shown(ledger)}", err=as_json)
+    if not state.complete:
+        click.echo("run the same command again to continue", err=as_json)
+    ctx.exit(_rollout_code(state))
+
+
+def _shown(path: Path) -> str:
+    return click.format_filename(path)
+
+
+def _print_plan(batches: Sequence[tuple[str, ...]], *, as_json: bool) -> None:
+    if as_json:
+        print_json(batches)
+        return
+    for number, batch in enumerate(batches):
+        click.echo(f"{'canary' if number == 0 else f'batch {number}':<9} {', '.join(batch)}")
+
+
+def _rollout_code(state: RolloutProgress) -> int:
+    if state.complete:
+        return _WELL
+    bad = state.reason or any(one.kind != "unreachable" for one in state.outcomes.values() if not one.is_good)
+    return _FAILED if bad else _UNREACHABLE
+
+
+class RolloutLines:
+    """Prints a line for each step of a board, and for its outcome; to stderr if `err`."""
+
+    def __init__(self, err: bool) -> None:
+        self._err = err
+        self._steps: dict[str, str] = {}
+
+    def watch(self, board: str, step: str) -> None:
+        if self._steps.get(board) != step:
+            self._steps[board] = step
+            click.echo(f"{board:<16} {plain(step)[:_STEP_MAX]}", err=self._err)
+
+    def show(self, outcome: BoardOutcome) -> None:
+        from agent.update.fleet.rollout import size
+
+        why = f": {plain(outcome.reason)}" if outcome.reason else ""
+        took = f"{outcome.seconds:.0f} s, {size(outcome.sent)} sent"
+        kind = click.style(outcome.kind.replace("_", " "), fg="green" if outcome.is_good else "red")
+        click.echo(f"{outcome.board:<16} {kind} ({took}){why}", err=self._err)
 
 
 def _check_option_order(ctx: click.Context, words: tuple[str, ...]) -> None:
@@ -182,7 +249,7 @@ def _check_option_order(ctx: click.Context, words: tuple[str, ...]) -> None:
 
 def _boards(path: Path, names: tuple[str, ...]) -> tuple[Inventory, list[FleetBoard]]:
     """Return the selected boards, each with a pinned host key."""
-    from agent.update.fleet.inventory import read_inventory
+    from agent.update.fleet import read_inventory
     from agent.update.fleet.ssh import check_pinned
 
     inventory = read_inventory(path)
@@ -220,7 +287,7 @@ def _print_answer(one: BoardAnswer, *, as_json: bool) -> None:
 
 def _exit_code(answers: Sequence[BoardAnswer | BoardRow]) -> int:
     faults = {one.fault for one in answers}
-    return _FAILED if "failed" in faults else _UNREACHABLE if "unreachable" in faults else 0
+    return _FAILED if "failed" in faults else _UNREACHABLE if "unreachable" in faults else _WELL
 
 
 _COLUMNS = ("board", "version", "counter", "previous", "daemon", "update")

@@ -8,7 +8,7 @@ import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import click
 
@@ -16,33 +16,9 @@ from agent.cli.output import console, print_json
 
 FOLDER = Path(__file__).parent.parent / "guide"
 TOPICS = (
-    "start",
-    "configuration",
-    "sources",
-    "models",
-    "chains",
-    "choosing",
-    "optimise",
-    "evaluate",
-    "inspection",
-    "screening",
-    "teaching",
-    "fusion",
-    "zones",
-    "messages",
-    "home-assistant",
-    "hardware",
-    "resources",
-    "power",
-    "metrics",
-    "commands",
-    "clips",
-    "condition",
-    "updates",
-    "fleets",
-    "troubleshooting",
-    "security",
-    "privacy",
+    *("start", "configuration", "sources", "models", "chains", "choosing", "optimise", "evaluate", "inspection"),
+    *("screening", "teaching", "fusion", "zones", "messages", "home-assistant", "hardware", "resources", "power"),
+    *("metrics", "commands", "clips", "condition", "updates", "fleets", "troubleshooting", "security", "privacy"),
     "glossary",
 )
 """In reading order. Each is a file `TOPIC.md` whose first line is `# Topic: summary`."""
@@ -115,7 +91,7 @@ def find(word: str, topics: tuple[str, ...] = TOPICS) -> Iterator[Hit]:
 
 def _print_topics(as_json: bool) -> None:
     if as_json:
-        _print_json([{"topic": topic, "summary": summary(topic)} for topic in TOPICS])
+        print_json([{"topic": topic, "summary": summary(topic)} for topic in TOPICS], indent=2)
         return
     width = max(map(len, TOPICS))
     for topic in TOPICS:
@@ -125,17 +101,13 @@ def _print_topics(as_json: bool) -> None:
 
 def _print_hits(hits: list[Hit], as_json: bool) -> None:
     if as_json:
-        _print_json([hit._asdict() for hit in hits])
+        print_json([hit._asdict() for hit in hits], indent=2)
     else:
         for hit in hits:
             click.echo(f"{hit.topic}:{hit.line}: {hit.heading}: {hit.text}")
     if not hits:
         click.echo("vedette: the guide does not contain this word; try a shorter one", err=True)
         sys.exit(1)
-
-
-def _print_json(value: Any) -> None:
-    print_json(value, indent=2)
 
 
 def _print_page(text: str) -> None:

@@ -14,7 +14,6 @@ from click.shell_completion import get_completion_class
 
 from agent import __version__
 from agent.errors import ReportedError, VedetteError
-from agent.interrupts import repeated_interrupts
 
 _INTERRUPTED = 130
 """Exit code after Ctrl-C: 128 + SIGINT, as shells have it."""
@@ -44,6 +43,8 @@ _VERBS: dict[str, str] = {
     "completion": "Print the script for tab completion in a shell.",
 }
 """Help of each verb in one line, so that `vedette --help` imports nothing."""
+_MODULES = {"devices": "doctor", "trace": "command"}
+"""Modules of verbs that share one with another verb."""
 
 
 @contextmanager
@@ -75,7 +76,7 @@ def _errors_as_json() -> Iterator[None]:
 
 
 class _Verbs(click.Group):
-    """A group whose members are modules `agent.cli.<verb>` with a command of the same name."""
+    """A group whose members are commands in modules of `agent.cli`."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(_VERBS)
@@ -85,7 +86,7 @@ class _Verbs(click.Group):
             return completion
         if cmd_name not in _VERBS:
             return None
-        command = getattr(importlib.import_module(f"agent.cli.{cmd_name}"), cmd_name)
+        command = getattr(importlib.import_module(f"agent.cli.{_MODULES.get(cmd_name, cmd_name)}"), cmd_name)
         assert isinstance(command, click.Command)
         return command
 
@@ -95,7 +96,7 @@ class _Verbs(click.Group):
 
     def invoke(self, ctx: click.Context) -> Any:
         as_json = _errors_as_json() if "--json" in ctx.args else nullcontext()
-        with _exit_quietly(), repeated_interrupts(), as_json:
+        with _exit_quietly(), as_json:
             return super().invoke(ctx)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:

@@ -148,11 +148,15 @@ def broker_options(verb: F) -> F:
 
 
 def _access(given: dict[str, Any]) -> BrokerOptions:
-    from agent.comms.consumer.client import BrokerOptions
+    from agent.comms.consumer.client import BrokerOptions, as_options
+    from agent.comms.mqtt.endpoint import check_host
 
     values = {key: given.pop(key) for key in BrokerOptions.__struct_fields__}
     access = BrokerOptions(**values | {"port": values["port"] or 0})
-    _check_host(access)
+    try:
+        check_host(access.config)
+    except ConfigError as error:
+        raise click.UsageError(as_options(str(error))) from None
     if access.key_file and not access.cert_file:
         raise click.UsageError("--key-file needs --cert-file")
     if access.alpn and not access.uses_tls:
@@ -160,22 +164,11 @@ def _access(given: dict[str, Any]) -> BrokerOptions:
     return access
 
 
-def _check_host(access: BrokerOptions) -> None:
-    from agent.comms.consumer.client import as_options
-    from agent.comms.mqtt.endpoint import check_host
-
-    try:
-        check_host(access.config)
-    except ConfigError as error:
-        raise click.UsageError(as_options(str(error))) from None
-
-
 def this_device() -> str:
     """Return the name of the device that this machine's configuration gives, else the host name."""
     from agent.config import Config
     from agent.config.load import load
     from agent.daemon.runtime import device_name as name_of
-    from agent.errors import ConfigError
 
     try:
         return name_of(load(DEFAULT_CONFIG).config)
@@ -219,7 +212,6 @@ def moment(text: str) -> float:
 
 _STATE_FILES = ("lock", "spool.db", "clips")
 """Files of which a state folder has at least one."""
-_CLIP = re.compile(r"\.?\d{4}-\d\d-\d\dT.*\.mp4(\.part)?")
 
 
 def state_folder_option(verb: F) -> F:
@@ -233,30 +225,8 @@ def state_folder_option(verb: F) -> F:
 
 
 def _checked(context: click.Context, option: click.Parameter, folder: Path | None) -> Path | None:
-    if folder is not None and (why := _objection(folder)):
+    is_readable = folder is not None and os.access(folder, os.R_OK | os.X_OK)  # else opening its files says why
+    if folder and is_readable and not any(os.path.lexists(folder / name) for name in _STATE_FILES):
+        why = f"{folder} is not a state folder: it has none of {', '.join(_STATE_FILES)}"
         raise click.BadParameter(why, context, option)
     return folder
-
-
-def _objection(folder: Path) -> str:
-    """Return why a folder is no state folder; empty if it may be one."""
-    if not os.access(folder, os.R_OK | os.X_OK):  # opening its files gives the reason
-        return ""
-    if any(os.path.lexists(folder / name) for name in _STATE_FILES):
-        return ""
-    full = folder.resolve()
-    if _has_clips(full):
-        return f"{folder} is the folder of a stream's clips: give the state folder, {full.parent.parent}"
-    if full.name == "clips" or any(_has_clips(stream) for stream in full.iterdir() if stream.is_dir()):
-        return (
-            f"{folder} is a folder of clips: give the state folder, {full.parent}; where [storage] clips_folder "
-            "is elsewhere, give the configuration with -c"
-        )
-    return f"{folder} is not a state folder: it has none of {', '.join(_STATE_FILES)}"
-
-
-def _has_clips(folder: Path) -> bool:
-    try:
-        return any(_CLIP.fullmatch(file.name) for file in folder.iterdir())
-    except OSError:
-        return False

@@ -16,10 +16,9 @@ from agent.errors import InUseError, StorageError, UpdateError
 from agent.text import PlainFormatter, plain
 
 if TYPE_CHECKING:
-    from agent.update.install.journal import Order
-    from agent.update.install.service import Service
+    from agent.update.install.health_check import Systemd
+    from agent.update.install.journal import Order, Update
     from agent.update.install.slots import Paths
-    from agent.update.protocol import Update
 
 
 _FAILED = 1
@@ -52,7 +51,7 @@ def apply(ctx: click.Context, file: Path, here: bool) -> None:
     The unit vedette-update.service does the work: this command only shows it, and may be interrupted. Exit code:
     0 committed, 1 refused or rolled back.
     """
-    from agent.update.install.service import Systemd
+    from agent.update.install.health_check import Systemd
     from agent.update.install.updater import Updater
 
     where = _paths()
@@ -65,30 +64,15 @@ def apply(ctx: click.Context, file: Path, here: bool) -> None:
 @update.command()
 def resume() -> None:
     """Continue an interrupted update to its end; do nothing if there is none."""
-    from agent.update.install.service import Systemd
+    from agent.update.install.health_check import Systemd
 
     handler = logging.StreamHandler()
     handler.setFormatter(PlainFormatter(_LOG))
     logging.basicConfig(level=logging.INFO, handlers=[handler])
-    where = _paths()
-    _close_config(where)
-    _work(where, Systemd())
+    _work(_paths(), Systemd())
 
 
-def _close_config(where: Paths) -> None:
-    """Withdraw the right of every user to read the configuration, which earlier versions gave."""
-    from agent.storage.files import close_to_others
-
-    try:
-        if not (where.config.exists() and where.daemon_state.exists()):
-            return
-        if close_to_others(where.config, where.daemon_state.stat().st_gid):
-            logging.info("%s: only root and the daemon may read it from now on", where.config)
-    except (StorageError, OSError) as error:
-        logging.warning("%s", error)
-
-
-def _work(where: Paths, service: Service) -> Update | None:
+def _work(where: Paths, service: Systemd) -> Update | None:
     from agent.update.install.updater import Updater
 
     with _locked(where):
@@ -97,8 +81,8 @@ def _work(where: Paths, service: Service) -> Update | None:
 
 def _continue(where: Paths, *, here: bool = False) -> Update | None:
     """Show the unit's work until it is done; without systemd, do it in this process."""
+    from agent.update.install.health_check import Systemd
     from agent.update.install.journal import follow
-    from agent.update.install.service import Systemd
 
     if here or not Systemd.is_there():
         return _work(where, Systemd())
@@ -153,9 +137,9 @@ def rollback(ctx: click.Context, once: bool) -> None:
     or failed its trial is never rolled back to. Exit code: 0 rolled back, or the running update was told to end;
     1 failed.
     """
+    from agent.update.install.health_check import Systemd
     from agent.update.install.journal import Journal
-    from agent.update.install.rollback import Rollback, already_rolled_back
-    from agent.update.install.service import Systemd
+    from agent.update.install.switch import Rollback, already_rolled_back
 
     where = _paths()
     if once and (done_already := already_rolled_back(Journal(where))):
@@ -181,8 +165,8 @@ def confirm() -> None:
 
 def _send_order(where: Paths, order: Order, but: Collection[str] = ()) -> bool:
     """Store an order for the current update; return False if there is none, or it is in one of these states."""
+    from agent.update.install.health_check import Systemd
     from agent.update.install.journal import Journal
-    from agent.update.install.service import Systemd
 
     try:
         at_hand = Journal(where).read()

@@ -225,7 +225,7 @@ def apply_update(folder: str, out: str) -> None:
     import pytest
 
     from agent.cli.main import vedette
-    from agent.update.install import service
+    from agent.update.install import health_check
     from tests.support.pretend_board import Board
 
     Path(folder).mkdir()
@@ -240,7 +240,7 @@ def apply_update(folder: str, out: str) -> None:
         board = Board(Path(folder), patch)
         bundle = board.bundle()
         patch.setenv("VEDETTE_ROOT", str(board.where.root))
-        patch.setattr(service, "Systemd", lambda: board.service)
+        patch.setattr(health_check, "Systemd", lambda: board.service)
         sys.setprofile(profile)
         failed = vedette(["update", "apply", str(bundle), "--here"], standalone_mode=False)
         sys.setprofile(None)

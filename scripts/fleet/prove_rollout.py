@@ -11,9 +11,9 @@ import tempfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from agent.update.fleet.inventory import read_inventory
-from agent.update.fleet.ledger import Ledger, RolloutProgress, count_by_kind, replay
-from agent.update.fleet.report import size, verdict
+from agent.update.fleet import read_inventory
+from agent.update.fleet.board import count_by_kind
+from agent.update.fleet.rollout import Ledger, RolloutProgress, replay, size, verdict
 from agent.update.fleet.ssh import Transport
 from tests.support.fleet import Fleet
 from tests.support.running import ROOT

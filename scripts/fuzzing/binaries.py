@@ -25,8 +25,8 @@ from agent.compute.manifest import Manifest, Model, OutputManifest, Variant
 from agent.compute.tflite.model import ModelFile, TensorSpec
 from agent.compute.tflite.read import Runtime, incompatibilities, read_modelfile
 from agent.errors import ModelError, VedetteError
-from agent.update.bundle import archive
-from agent.update.bundle.description import Description, Migration, Target, parse, render
+from agent.update import bundle as archive
+from agent.update.bundle import Description, Migration, Target, parse, render
 
 SHORT_MODELS = 200_000
 """Bytes: longer models are left out, for they make everything slow and say no more."""

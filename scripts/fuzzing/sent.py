@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import io
-from contextlib import suppress
+from contextlib import redirect_stdout, suppress
 
 from agent.capture.source import jpeg_size
-from agent.cli.live import EventTable, FleetTable, Roster
-from agent.cli.output import format_event
-from agent.cli.watch import json_line, snapshot_name
+from agent.cli.watch import Roster, fleet_lines, follow, json_line, snapshot_name
 from agent.comms.commands import check_answer_topic, id_of, request_command, set_command
 from agent.comms.consumer.subscribe import Kind, ReceivedMessage
 from agent.comms.messages import complete_spooled
@@ -44,19 +42,13 @@ def watched(data: bytes) -> None:
     json_line(message)
     snapshot_name(*names)
     jpeg_size(payload)
-    roster, table = Roster(), EventTable("all")
-    for one in (message, ReceivedMessage("vedette/b/status", "b", "", "status", b"online", 0, False)):
+    other = ReceivedMessage("vedette/b/status", "b", "", "status", b"online", 0, False)
+    roster = Roster()
+    for one in (message, other):
         roster.add(one)
-        table.add(one)
-    if (event := message.event()) is not None:
-        format_event(event)
-    from rich.console import Console
-
-    console = Console(file=io.StringIO(), width=80, height=30, force_terminal=True, color_system=None)
-    console.print(FleetTable(roster))
-    console.print(table)
-    assert isinstance(console.file, io.StringIO)
-    shown = console.file.getvalue()
+    with redirect_stdout(io.StringIO()) as printed:
+        follow((message, other), "all")
+    shown = printed.getvalue() + "\n".join(fleet_lines(roster))
     assert all(letter.isprintable() or letter == "\n" for letter in shown), (
         "a control character reaches the terminal"
     )

@@ -17,8 +17,8 @@ import tomli_w
 from goods import SEEN_FROM, Goods
 from msgspec.structs import replace
 
-from agent.update.bundle import archive, build, signing
-from agent.update.bundle.description import Description, HealthGate, Migration, ShadowGate, Target
+from agent.update import bundle
+from agent.update.bundle import Description, HealthGate, Migration, ShadowGate, Target, build, signing
 from tests.support.colours import EDGES, colour_model
 from tests.support.tiny_bundles import Key
 
@@ -60,14 +60,14 @@ class Spoiler:
         """
         path, files = self.folder / f"{name}.vedette", self.folder / f"{name}.files"
         shutil.rmtree(files, ignore_errors=True)
-        described = archive.read_description(self.good)
-        archive.unpack(self.good, described, files)
+        described = bundle.read_description(self.good)
+        bundle.unpack(self.good, described, files)
         described = change(files, replace(described, health=health or described.health))
         sources = {
             str(one.relative_to(files)): one for one in files.rglob("*") if one.is_file() and one.parent != files
         }
-        described = replace(described, files={name: archive.listed(one) for name, one in sources.items()})
-        archive.write(path, described, sources)
+        described = replace(described, files={name: bundle.listed(one) for name, one in sources.items()})
+        bundle.write(path, described, sources)
         signing.sign(path, (key or self.goods.key).path)
         shutil.rmtree(files)
         return path

@@ -14,7 +14,7 @@ from results import Row
 from scenes import FULL, Scene
 from settling import deliver, is_well
 
-from agent.update.protocol import STATES
+from agent.update.install.journal import STATES
 
 GROUP = "refusals"
 _APPLY_S = 180.0

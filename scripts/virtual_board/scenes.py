@@ -10,8 +10,7 @@ import msgspec
 from faulty import Change, Spoiler, coded
 from msgspec import Struct
 
-from agent.update.bundle import signing
-from agent.update.bundle.description import HealthGate, Migration
+from agent.update.bundle import HealthGate, Migration, signing
 
 FULL = "/opt/vedette/full"
 """File that fills a disk."""

@@ -19,12 +19,12 @@ import pytest
 
 from agent.board.proc import boot_id
 from agent.storage.state_file import read_shadow_order
-from agent.update.bundle.description import HealthGate
-from agent.update.install.rollback import Rollback
-from agent.update.install.service import ServiceState
+from agent.update.bundle import HealthGate
+from agent.update.install.health_check import ServiceState, Systemd
+from agent.update.install.journal import Update
 from agent.update.install.slots import ModelSets, Paths, Slots, parse_slot
+from agent.update.install.switch import Rollback
 from agent.update.install.updater import Updater
-from agent.update.protocol import Update
 from tests.support.tiny_bundles import Key, make_key, models_bundle, tiny_bundle
 
 _PIDS = itertools.count(101)
@@ -48,7 +48,7 @@ def write_command(venv: Path, selftest: str = "true", problem: str = "") -> None
     path.chmod(path.stat().st_mode | stat.S_IXUSR)
 
 
-class PretendService:
+class PretendService(Systemd):
     """Starts what `current` leads to, and writes the health that it would have."""
 
     def __init__(self, where: Paths) -> None:

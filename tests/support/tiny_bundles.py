@@ -20,9 +20,9 @@ import msgspec
 import pytest
 from msgspec import Struct
 
-from agent.update.bundle import archive, signing
+from agent.update import bundle
+from agent.update.bundle import BundleFile, Description, Target, signing
 from agent.update.bundle.build import gather
-from agent.update.bundle.description import BundleFile, Description, Target
 
 MODEL = "small-speech"
 """Bundled, 150 kB."""
@@ -163,7 +163,7 @@ def write_bundle(
     for name, content in files.items():
         (sources / name).parent.mkdir(parents=True, exist_ok=True)
         (sources / name).write_bytes(content)
-    archive.write(path, description, {name: sources / name for name in files})
+    bundle.write(path, description, {name: sources / name for name in files})
     shutil.rmtree(sources)
     if key is not None:
         signing.sign(path, key.path)

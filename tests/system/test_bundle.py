@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from agent.update.bundle import archive
+from agent.update import bundle
 from tests.support.running import ROOT
 from tests.support.tiny_bundles import HERE, make_key, needs_ssh_keygen
 
@@ -53,8 +53,8 @@ def test_a_whole_bundle_is_the_same_bytes_each_time_and_installs_without_network
     assert first.read_bytes() == second.read_bytes()
     assert first.with_name("one.vedette.sig").is_file()
 
-    described = archive.read_description(first)
-    archive.unpack(first, described, tmp_path / "slot")
+    described = bundle.read_description(first)
+    bundle.unpack(first, described, tmp_path / "slot")
     wheels = [str(tmp_path / "slot" / wheel) for wheel in described.paths_in("wheels", ".whl")]
     subprocess.run([sys.executable, "-m", "venv", str(tmp_path / "venv")], check=True)
     pip = [str(tmp_path / "venv" / "bin" / "pip"), "install", "--quiet", "--no-index", "--no-cache-dir", *wheels]

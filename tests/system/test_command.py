@@ -11,7 +11,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from agent.cli.command import command
-from agent.cli.demo_show import EmbeddedBroker
+from agent.cli.demo import EmbeddedBroker
 from agent.comms.consumer.request import NoAnswerError
 from agent.errors import BrokerError
 from tests.support.doubles import person_model

@@ -25,7 +25,7 @@ def test_the_daemon_and_its_camera_are_not_disturbed(
         Vedette(tmp_path, broker, front=camera(person_model(tmp_path), server.uri)) as vedette,
     ):
         messages.wait(lambda m: states(m).get("front") == "running")
-        found = {one.name: one for one in network.findings(load(vedette.file).config, tmp_path)}
+        found = {one.name: one for one in network.check_network(load(vedette.file).config, tmp_path)}
         came = len(messages.of(TOPICS.health))
         messages.wait(lambda m: len(m.of(TOPICS.health)) >= came + 2)
         told = health(messages)

@@ -15,7 +15,8 @@ from typing import Any
 import msgspec
 import pytest
 
-from agent.update.fleet.ledger import Kind, Ledger, RolloutProgress, replay
+from agent.update.fleet.board import Kind
+from agent.update.fleet.rollout import Ledger, RolloutProgress, replay
 from tests.support.fleet import Fleet
 from tests.support.publishing import wait_for
 from tests.support.running import ROOT
@@ -406,9 +407,7 @@ def test_unreachable_is_not_failed_and_a_rollout_is_gone_on_with(fleet: Fleet, t
     whole = ledger(fleet, path).outcomes["board3"]  # it had nothing of it
     assert whole.sent > whole.size * 0.99
     assert len(counters(fleet)) == 1
-    page = (fleet.folder / f"{path.name}.ledger.html").read_text()
-    assert "all 3 boards have it" in page
-    assert "http" not in page
+    assert "all 3 boards have it" in done.stderr
 
 
 def test_only_what_is_new_is_sent(fleet: Fleet) -> None:

@@ -145,7 +145,7 @@ def test_a_path_that_is_not_there_is_named(camera: str) -> None:
 )
 def test_the_doctor_and_a_run_agree(camera: str, tmp_path: Path, path: str, why: str) -> None:
     config = Config({"shed": StreamConfig(f"{camera}{path}", "nanodet")}, mqtt=MqttConfig(port=1))
-    (told,) = [one for one in network.findings(config, tmp_path) if one.name == "stream shed"]
+    (told,) = [one for one in network.check_network(config, tmp_path) if one.name == "stream shed"]
     assert (told.state, why in told.value) == ("problem" if why else "ok", True)
     news: list[tuple[str, str]] = []
     grabber = FrameStream(

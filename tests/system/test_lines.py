@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from agent.cli.demo_show import CLIP
+from agent.cli.demo import CLIP
 from tests.support.mosquitto import Mosquitto
 from tests.support.operator import Operator
 from tests.support.publishing import TOPICS

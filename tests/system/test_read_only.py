@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from agent.cli.checks.storage import check_folder
+from agent.cli.checks.board import check_folder
 from agent.config import StorageConfig
 from agent.errors import StorageError
 from agent.storage.state_folder import lock_folder, state_folder

@@ -80,7 +80,7 @@ def test_a_transport_that_the_camera_refuses_is_named_with_its_key(
             open_source(camera.uri, stall_s=20.0, login=capture)
         assert expected in str(caught.value)
         config = Config({"yard": StreamConfig(camera.uri, "nanodet", capture=capture)}, mqtt=MqttConfig(port=1))
-        (told,) = [one for one in network.findings(config, tmp_path) if one.name == "stream yard"]
+        (told,) = [one for one in network.check_network(config, tmp_path) if one.name == "stream yard"]
         assert told.state == "problem"
         assert expected in told.value
 
@@ -91,5 +91,5 @@ def test_the_doctor_finds_a_real_server_of_udp(tmp_path: Path) -> None:
         states = []
         for capture in (CaptureConfig(), UDP):
             config = Config({"yard": StreamConfig(uri, "nanodet", capture=capture)}, mqtt=MqttConfig(port=1))
-            states += [one.state for one in network.findings(config, tmp_path) if one.name == "stream yard"]
+            states += [one.state for one in network.check_network(config, tmp_path) if one.name == "stream yard"]
         assert states == ["problem", "ok"]

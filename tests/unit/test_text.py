@@ -12,10 +12,10 @@ import pytest
 from click.testing import CliRunner
 
 from agent.board.proc import Clock
-from agent.cli.checks.storage import check_clock
+from agent.cli.checks.board import check_clock
 from agent.cli.clips import clips
 from agent.cli.events import events
-from agent.cli.live import follow
+from agent.cli.watch import follow
 from agent.comms import messages
 from agent.comms.consumer.subscribe import ReceivedMessage
 from agent.comms.topics import Topics
@@ -23,8 +23,7 @@ from agent.config import StorageConfig
 from agent.storage.spool.spool import Spool
 from agent.text import TIME_WIDTH, local_time, plural
 from agent.types import ClipReason
-from agent.update.install.journal import history_line
-from agent.update.protocol import Update
+from agent.update.install.journal import Update, history_line
 from tests.unit.cli.test_clips import clip
 from tests.unit.cli.test_events import CLIP
 

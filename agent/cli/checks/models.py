@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import os
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -25,7 +24,6 @@ from agent.compute.decode.decoder import FEATURES
 from agent.compute.infer.choice import Measurement, Selection
 from agent.compute.infer.delegates import DelegateProbe
 from agent.compute.infer.session import AUTO, BackendSpec, SessionOptions
-from agent.compute.infer.sharing import is_shareable
 from agent.compute.infer.vetting import unprivileged
 from agent.compute.infer.vetting.unprivileged import without_root
 from agent.compute.infer.worker.session import WorkerSession
@@ -38,11 +36,11 @@ from agent.errors import ModelError, StorageError, VedetteError
 from agent.models.files import ZOO, bundled
 from agent.models.library import open_manifest, open_model_without_root, open_whole_model
 from agent.storage.state_file import MeasurementFiles
+from agent.storage.state_folder import folder_of
 from agent.structs import from_json
 from agent.text import local_time, without_login
 from agent.types import Array
 
-SECTION = "models on this hardware"
 _BUSY = 0.25
 """Share of the processor used by other programs above which a measurement is unreliable."""
 _FRESH = "vedette doctor --fresh measures it now"
@@ -52,18 +50,24 @@ _MEASURE_S = 3600.0
 """Time limit for measuring one model, s: an accelerator may take minutes to open it."""
 
 
-def findings(
-    config: Config | None, state: Path, *, fresh: bool, progress: Callable[[str], None] = lambda _: None
+def check_models(
+    config: Config | None, root: Path, *, fresh: bool, progress: Callable[[str], None] = lambda _: None
 ) -> Iterator[Finding]:
     """Report each model whose backend is chosen automatically, and the figures of each candidate.
 
     Args:
         config: its streams name the models; without streams the bundled models are reported.
-        state: state folder.
+        root: root of the file system.
         fresh: measure now, and store the result.
         progress: called with what is measured next.
     """
-    measurements = StoredMeasurements(MeasurementFiles(state), (config or Config()).selection)
+    wanted = config or Config()
+    try:
+        state = folder_of(wanted.storage, root)
+    except StorageError as error:
+        yield Finding("state folder", str(error), "warning", str(error))
+        return
+    measurements = StoredMeasurements(MeasurementFiles(state), wanted.selection)
     for name, variant in _models(config):
         try:
             model = open_model_without_root(name, variant)
@@ -75,10 +79,9 @@ def findings(
             progress(f"{name}, {what}")
 
         yield from _check_model(measurements, name, model, fresh, report)
-        yield from _check_sharing(config or Config(), name, variant, model)
     if why := unprivileged.parsed_as_root:
         advice = "install Vedette where that user may read it, such as /opt"
-        yield Finding(SECTION, "model files", f"are parsed as root, because {why}", "warning", advice)
+        yield Finding("model files", f"are parsed as root, because {why}", "warning", advice)
 
 
 def _check_model(
@@ -91,27 +94,14 @@ def _check_model(
     except StorageError as error:
         yield _unreadable(name, error)
     except VedetteError as error:
-        yield Finding(SECTION, name, str(error), "problem", f"{name} cannot be used: {error}")
+        yield Finding(name, str(error), "problem", f"{name} cannot be used: {error}")
     else:
         if made is None:
-            yield Finding(SECTION, name, f"not measured on this board, or something has changed since: {_FRESH}")
+            yield Finding(name, f"not measured on this board, or something has changed since: {_FRESH}")
             return
         yield from check_survey(model, made, measurements.select(made, found), found)
         if fresh:
             yield from _store(measurements, model, made)
-
-
-def _check_sharing(config: Config, name: str, variant: str, model: Model) -> Iterator[Finding]:
-    """Report how many streams take turns on a model's sessions."""
-    alike = Counter(
-        (one.threads, one.service.priority, one.variants)
-        for one in config.streams.values()
-        if one.enabled and (one.model, one.variant, one.backend) == (name, variant, AUTO)
-    )
-    if max(alike.values(), default=0) > 1 and is_shareable(model):
-        for count in alike.values():
-            if count > 1:
-                yield Finding(SECTION, "  shared by", f"{count} streams, which take turns")
 
 
 def _measured(
@@ -122,14 +112,14 @@ def _measured(
 
 def _unusable(name: str, error: VedetteError, config: Config | None) -> Finding:
     if config is not None and config.streams:
-        return Finding(SECTION, without_login(name), "cannot be used: see the section of the configuration")
-    return Finding(SECTION, name, str(error), "problem", f"{name} cannot be used: {error}")
+        return Finding(without_login(name), "cannot be used: see the section of the configuration")
+    return Finding(name, str(error), "problem", f"{name} cannot be used: {error}")
 
 
 def _unreadable(name: str, error: StorageError) -> Finding:
     if isinstance(error.__cause__, PermissionError):  # only the daemon may read it
-        return Finding(SECTION, name, f"{error}; sudo vedette doctor may read it")
-    return Finding(SECTION, name, str(error), "warning", _FRESH)
+        return Finding(name, f"{error}; sudo vedette doctor may read it")
+    return Finding(name, str(error), "warning", _FRESH)
 
 
 def _store(measurements: StoredMeasurements, model: Model, made: StoredMeasurement) -> Iterator[Finding]:
@@ -137,7 +127,7 @@ def _store(measurements: StoredMeasurements, model: Model, made: StoredMeasureme
         measurements.store(model, made)
     except StorageError as error:
         value = f"was measured, but cannot be stored: {error}"
-        yield Finding(SECTION, model.path, value, "warning", f"make the state folder writable: {error}")
+        yield Finding(model.path, value, "warning", f"make the state folder writable: {error}")
 
 
 def check_survey(
@@ -148,13 +138,13 @@ def check_survey(
     best = next(one for one in verdict.measured if (one.name, one.threads) == (plan.backend, plan.threads))
     value = f"{_way(best)}, {_cost(best)}; measured {local_time(made.at)}, others used {made.busy:.0%}"
     if made.busy > _BUSY:
-        yield Finding(SECTION, model.path, f"{value} of the processor", "warning", _AGAIN)
+        yield Finding(model.path, f"{value} of the processor", "warning", _AGAIN)
     else:
-        yield Finding(SECTION, model.path, f"{value} of the processor")
+        yield Finding(model.path, f"{value} of the processor")
     here = {one.name for one in found if one.plan is not None}
     for one in verdict.measured:
         if one is not best and (one.name == verdict.cpu.backend or one.name in here):
-            yield Finding(SECTION, f"  {_way(one)}", one.refused or _cost(one))
+            yield Finding(f"  {_way(one)}", one.refused or _cost(one))
 
 
 def _is_run(name: str) -> bool:
@@ -235,7 +225,6 @@ def _hashed(numbers: Array) -> Array:
     return (numbers * np.uint64(_MULTIPLIER) & np.uint64(_MASK)) >> np.uint64(24)
 
 
-SELFTEST_SECTION = "self-test"
 _STEPS, _STEPS_WITHOUT = 2, 32
 """Largest difference from the record with XNNPACK and without it, in steps of the last bit."""
 _PATIENCE_S = 30.0
@@ -311,8 +300,9 @@ def _compared(session: WorkerSession, golden: Golden, name: str) -> Tried:
     return Tried(name, "", off, opened.nodes, opened.delegated, ms, litert)
 
 
-def selftest_findings(tried: Sequence[Tried], root: Path) -> Iterator[Finding]:
-    """Report whether each answer is right, and whether XNNPACK computed it."""
+def check_self_test(tried: list[Tried], root: Path) -> Iterator[Finding]:
+    """Run the self-test into `tried`; report whether each answer is right, and whether XNNPACK computed it."""
+    tried += run_all()
     for one in tried:
         yield check_answer(one)
     yield from check_xnnpack(tried, cpu_info_unreadable(root))
@@ -321,14 +311,12 @@ def selftest_findings(tried: Sequence[Tried], root: Path) -> Iterator[Finding]:
 def check_answer(one: Tried) -> Finding:
     """Report whether a variant answered as recorded."""
     if one.error:
-        return Finding(SELFTEST_SECTION, one.name, one.error, "problem", _REINSTALL)
+        return Finding(one.name, one.error, "problem", _REINSTALL)
     allowed = _STEPS if one.delegated > 0 else _STEPS_WITHOUT
     value = f"answers are up to {one.off} steps off the record; {allowed} are allowed"
     if one.off > allowed:
-        return Finding(SELFTEST_SECTION, one.name, value, "problem", _REINSTALL)
-    return Finding(
-        SELFTEST_SECTION, one.name, f"{value if one.off else 'answers as recorded'}; {one.ms:.1f} ms on one core"
-    )
+        return Finding(one.name, value, "problem", _REINSTALL)
+    return Finding(one.name, f"{value if one.off else 'answers as recorded'}; {one.ms:.1f} ms on one core")
 
 
 def check_xnnpack(tried: Sequence[Tried], hidden: Sequence[str]) -> Iterator[Finding]:
@@ -344,17 +332,16 @@ def check_xnnpack(tried: Sequence[Tried], hidden: Sequence[str]) -> Iterator[Fin
     if hidden:
         value += f"; {' and '.join(hidden)} cannot be read"
     if known and not taken and not any(one.litert for one in known):
-        yield Finding(SELFTEST_SECTION, "XNNPACK", f"{value}: tflite-runtime has its own kernels for INT8")
+        yield Finding("XNNPACK", f"{value}: tflite-runtime has its own kernels for INT8")
     elif known and not taken:
         advice = ADVICE if hidden else _REINSTALL
         yield Finding(
-            SELFTEST_SECTION,
             "XNNPACK",
             f"is off: {value}",
             "problem",
             f"{advice}; without XNNPACK models are many times slower",
         )
     elif hidden:
-        yield Finding(SELFTEST_SECTION, "XNNPACK", value, "warning" if known else "problem", ADVICE)
+        yield Finding("XNNPACK", value, "warning" if known else "problem", ADVICE)
     elif known:
-        yield Finding(SELFTEST_SECTION, "XNNPACK", value)
+        yield Finding("XNNPACK", value)

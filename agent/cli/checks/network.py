@@ -2,41 +2,44 @@
 
 from __future__ import annotations
 
+import http.client
 import os
 import secrets
-import threading
+import socket
+import ssl
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
+from urllib.parse import unquote
 
 from msgspec.structs import replace
 
 from agent.board.proc import read_clock
 from agent.capture.source import check_login, open_source
-from agent.cli.checks import Finding, ports
+from agent.cli.checks import Finding, Job, run_parallel
+from agent.comms.http.server import SERVER, listen, server_header
 from agent.comms.mqtt.brokers import BrokerEndpoint, address
 from agent.comms.mqtt.connection import WakeupPipe
 from agent.comms.mqtt.endpoint import brokers_of, check_host, commands_off
 from agent.config import Config, StreamConfig
+from agent.config.http import ServedConfig
 from agent.config.mqtt import MqttConfig
 from agent.config.source_uri import parse
 from agent.daemon.runtime import device_name
-from agent.errors import BrokerError, ConfigError, SoundAloneError, SourceError
+from agent.errors import BrokerError, ConfigError, SoundAloneError, SourceError, reason_of
 from agent.health import HEALTH_FILE, DaemonHealth, StreamReport
-from agent.update.install.service import read_health
+from agent.text import plain
+from agent.update.install.health_check import read_health
 
-SECTION = "broker and network"
 TRY_S = 5.0
 """Time limit for a broker's answer, s; that of a camera is `capture.stall_s`, for each of two steps."""
 _PATIENCE_S = 3.0
 """Additional time for name resolution, s, for which the system has no limit."""
 _FLOWING = ("running", "degraded")
 
-Job = Callable[[], Iterable[Finding]]
 
-
-def findings(config: Config, root: Path) -> Iterator[Finding]:
+def check_network(config: Config, root: Path) -> Iterator[Finding]:
     """Report whether each broker lets this device in, and whether each camera on the network answers.
 
     A running daemon is not disturbed: the client id differs, and a camera that the daemon has open is not tried.
@@ -47,7 +50,7 @@ def findings(config: Config, root: Path) -> Iterator[Finding]:
         jobs += [("commands", partial(_check_anonymous, one)) for one in brokers]
     for served in (config.metrics, config.page):
         if served is not None:
-            jobs.append((served.TABLE, partial(ports.findings, SECTION, served, device_name(config))))
+            jobs.append((served.TABLE, partial(check_port, served, device_name(config))))
     for name, stream in config.streams.items():
         at = None if health is None or name not in health.streams else health.streams[name]
         jobs.append((f"stream {name}", partial(_check_source, f"stream {name}", stream.source, stream, at)))
@@ -56,7 +59,7 @@ def findings(config: Config, root: Path) -> Iterator[Finding]:
             lost = at is not None and at.detail.startswith("record_source")
             jobs.append((about, partial(_check_source, about, uri, stream, None if lost else at)))
     longest_s = max((2.0 * stream.capture.stall_s for stream in config.streams.values()), default=0.0)
-    yield from _run_parallel(jobs, max(TRY_S, longest_s) + _PATIENCE_S)
+    yield from run_parallel(jobs, max(TRY_S, longest_s) + _PATIENCE_S, _timed_out)
     yield _check_commands(config)
 
 
@@ -70,15 +73,15 @@ def _check_broker(config: MqttConfig, health: DaemonHealth | None) -> Iterator[F
     try:
         how = _try_broker(config)
     except ConfigError as error:
-        yield Finding(SECTION, name, f"{where}: not tried: {error}", "warning", str(error))
+        yield Finding(name, f"{where}: not tried: {error}", "warning", str(error))
     except BrokerError as error:
         connected = health is not None and health.link is not None and health.link.broker == where
         more = "; the running daemon is connected: it may accept one client id only" if connected else ""
         value = f"{where}: {error}{more}"
         advice = f"check that the broker runs and accepts this device, or correct [mqtt]: {where}: {error}"
-        yield Finding(SECTION, name, value, "warning" if connected else "problem", advice)
+        yield Finding(name, value, "warning" if connected else "problem", advice)
     else:
-        yield Finding(SECTION, name, f"{where}: accepts this device, {how}")
+        yield Finding(name, f"{where}: accepts this device, {how}")
 
 
 def _try_broker(config: MqttConfig) -> str:
@@ -109,7 +112,6 @@ def _check_anonymous(config: MqttConfig) -> Iterator[Finding]:
         return
     where = address(config)
     yield Finding(
-        SECTION,
         "commands",
         f"{where} also accepts clients without a user name",
         "warning",
@@ -125,53 +127,84 @@ def _check_source(about: str, uri: str, stream: StreamConfig, health: StreamRepo
         if not (stream.enabled and source.on_network):
             return
         if health is not None and health.state in _FLOWING:
-            yield Finding(SECTION, about, f"{source.masked}: in use by the running daemon; not tried")
+            yield Finding(about, f"{source.masked}: in use by the running daemon; not tried")
             return
         check_login(uri, stream.capture)
     except SourceError as error:  # also reported by the configuration's section
-        yield Finding(SECTION, about, f"not tried: {error}", "warning", str(error))
+        yield Finding(about, f"not tried: {error}", "warning", str(error))
         return
     try:
         open_source(uri, stall_s=stream.capture.stall_s, login=stream.capture).close()
     except SoundAloneError:
-        yield Finding(SECTION, about, f"{source.masked}: answers, and provides sound alone")
+        yield Finding(about, f"{source.masked}: answers, and provides sound alone")
         return
     except SourceError as error:
-        yield Finding(SECTION, about, str(error), "problem", f"{about}: {error}")
+        yield Finding(about, str(error), "problem", f"{about}: {error}")
         return
-    yield Finding(SECTION, about, f"{source.masked}: answers, and provides the stream")
+    yield Finding(about, f"{source.masked}: answers, and provides the stream")
 
 
 def _check_commands(config: Config) -> Finding:
     off = commands_off(config.mqtt)
-    return Finding(SECTION, "commands", f"off: {off}" if off else "accepted from the broker")
-
-
-def _run_parallel(jobs: list[tuple[str, Job]], limit_s: float) -> Iterator[Finding]:
-    """Return each job's findings in order; jobs that exceed the time limit are abandoned."""
-    found: dict[int, list[Finding]] = {}
-
-    def run(number: int) -> None:
-        name, job = jobs[number]
-        try:
-            found[number] = list(job())
-        except Exception as error:
-            value = f"cannot be tried: {type(error).__name__}"
-            advice = f"please report this internal error: {value}"
-            found[number] = [Finding(SECTION, name, value, "warning", advice)]
-
-    threads = [
-        threading.Thread(target=run, args=(number,), name=f"doctor {name}", daemon=True)
-        for number, (name, _) in enumerate(jobs)
-    ]
-    until = time.monotonic() + limit_s
-    for thread in threads:
-        thread.start()
-    for number, thread in enumerate(threads):
-        thread.join(max(0.0, until - time.monotonic()))
-        yield from found.get(number, [_timed_out(jobs[number][0], limit_s)])
+    return Finding("commands", f"off: {off}" if off else "accepted from the broker")
 
 
 def _timed_out(name: str, limit_s: float) -> Finding:
     value = f"no answer in {limit_s:.0f} s; its name may not be resolved"
-    return Finding(SECTION, name, value, "problem", f"{name}: check its name, the network and the name server")
+    return Finding(name, value, "problem", f"{name}: check its name, the network and the name server")
+
+
+_PORT_S = 3.0
+
+
+def check_port(config: ServedConfig, device: str) -> Iterator[Finding]:
+    """Report who uses the port of a device, which has this name. Nothing is left listening on it."""
+    where, name = config.listen, config.TABLE
+    try:
+        host, port = config.address
+    except ConfigError:
+        return  # reported by the configuration's section
+    try:
+        listen(host, port).close()
+    except OSError as error:
+        server = _server_of(host, port, encrypted=bool(config.cert_file))
+        if server == server_header(device):
+            yield Finding(name, f"{where}: served by the running daemon")
+            return
+        is_other = server.startswith(f"{SERVER} (")
+        other = plain(unquote(server.removeprefix(f"{SERVER} (").removesuffix(")")))
+        why = f"used by the daemon of the device {other!r}" if is_other else reason_of(error)
+        advice = (
+            f"[{name}] listen = {where!r} cannot be used: {why}; end the other program, or choose another port"
+        )
+        yield Finding(name, f"{where}: {why}", "problem", advice)
+        return
+    yield Finding(name, f"{where}: free; no daemon serves it now")
+
+
+def _server_of(host: str, port: int, *, encrypted: bool) -> str:
+    """Return the header `Server` of who answers there, with or without letting this program in; empty: none."""
+    connection: http.client.HTTPConnection
+    target = _reachable(host)
+    if encrypted:
+        trusting = ssl.create_default_context()
+        trusting.check_hostname, trusting.verify_mode = False, ssl.CERT_NONE  # nothing is sent that is secret
+        connection = http.client.HTTPSConnection(target, port, timeout=_PORT_S, context=trusting)
+    else:
+        connection = http.client.HTTPConnection(target, port, timeout=_PORT_S)
+    try:
+        connection.request("HEAD", "/")
+        return connection.getresponse().getheader("Server") or ""
+    except (OSError, http.client.HTTPException):
+        return ""
+    finally:
+        connection.close()
+
+
+def _reachable(host: str) -> str:
+    """Return an address at which a server on `host` answers: nobody connects to the unspecified one."""
+    try:
+        packed = socket.inet_pton(socket.AF_INET6 if ":" in host else socket.AF_INET, host)
+    except OSError:
+        return "127.0.0.1"  # localhost
+    return ("::1" if ":" in host else "127.0.0.1") if not any(packed) else host

@@ -24,7 +24,6 @@ from msgspec.structs import replace
 from optuna.exceptions import UpdateFinishedTrialError
 
 from agent.errors import ConfigError, ModelError, VedetteError
-from agent.interrupts import repeated_interrupts
 from agent.optimise.evaluate import doubt_guesses
 from agent.optimise.factory import find_factory
 from agent.optimise.inputs import examples_path
@@ -130,7 +129,7 @@ def _work(request: SearchRequest) -> None:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     # The first one meets the errors, too.
-    with suppress(KeyboardInterrupt, VedetteError), repeated_interrupts(), study_errors(request.study):
+    with suppress(KeyboardInterrupt, VedetteError), study_errors(request.study):
         _Worker(request, _QUIET, _QUIET).run()
 
 

@@ -28,8 +28,8 @@ from agent.models.files import (
 from agent.models.library import open_whole_model
 from agent.storage.files import make_folder, refuse_special, write_atomic
 from agent.text import plain
-from agent.update.bundle import archive, golden, signing, wheels
-from agent.update.bundle.description import (
+from agent.update import bundle
+from agent.update.bundle import (
     SCHEMA,
     BundleFile,
     Description,
@@ -37,8 +37,11 @@ from agent.update.bundle.description import (
     Migration,
     ShadowGate,
     Target,
-    check,
+    check_description,
     check_path,
+    golden,
+    signing,
+    wheels,
 )
 
 
@@ -138,23 +141,26 @@ def build(plan: Plan, out: Path, work: Path, tell: Tell) -> Description:
         ModelError, ConfigError: a model or a configuration is broken. StorageError: a disk error.
     """
     _check_out(out)
+    lock = None
     if plan.full:
-        _check_means(plan)
+        if plan.target is None:
+            raise BundleError("a full bundle needs a target: --arch and --python")
+        lock = wheels.check_means(plan.target, plan.wheel, plan.lock, plan.extras)
     name, version = plan.name, str(plan.counter)
     sources = {f"config/{path.name}": _config(path) for path in plan.configs}
     for model in plan.models:
         tell(f"computing the golden answers of {model}")
         _add(sources, dict(gather(model)), work, model)
-    if plan.full:
-        own = _add_wheels(sources, plan, work, tell)
+    if plan.target is not None and lock is not None:
+        own = _add_wheels(sources, plan, plan.target, lock, work, tell)
         name, version = _name_and_version(own)
     described = _describe(plan, name, version, sources)
-    check(described)
+    check_description(described)
     size = sum(file.size for file in described.files.values())
     tell(f"writing {out}, {size / 1e6:.1f} MB in {len(sources)} files")
     signing.signature_of(out).unlink(missing_ok=True)  # of an older bundle
-    archive.write(out, described, sources)
-    return archive.read_description(out)
+    bundle.write(out, described, sources)
+    return bundle.read_description(out)
 
 
 def _describe(plan: Plan, name: str, version: str, sources: dict[str, Path]) -> Description:
@@ -168,7 +174,7 @@ def _describe(plan: Plan, name: str, version: str, sources: dict[str, Path]) -> 
         health=plan.health,
         shadow=plan.shadow,
         migrations=list(plan.migrations),
-        files={path: archive.listed(source) for path, source in sources.items()},
+        files={path: bundle.listed(source) for path, source in sources.items()},
     )
 
 
@@ -207,21 +213,9 @@ def _twin(name: str) -> str:
     return {"models": f"golden/{file}", "golden": f"models/{file}"}.get(folder, "")
 
 
-def _check_means(plan: Plan) -> tuple[Target, Path]:
-    """Return the target and the lock file; check everything that does not take long."""
-    if plan.target is None:
-        raise BundleError("a full bundle needs a target: --arch and --python")
-    lock = wheels.check_means(plan.wheel, plan.lock)
-    wheels.check_extras(plan.wheel, plan.extras)
-    wheels.platforms(plan.target)
-    if plan.wheel is not None:
-        wheels.check_python(plan.wheel, plan.target)
-    return plan.target, lock
-
-
-def _add_wheels(sources: dict[str, Path], plan: Plan, work: Path, tell: Tell) -> Path:
+def _add_wheels(sources: dict[str, Path], plan: Plan, target: Target, lock: Path, work: Path, tell: Tell) -> Path:
     """Put the wheels into the work folder. Return Vedette's own."""
-    (target, lock), own = _check_means(plan), plan.wheel
+    own = plan.wheel
     if own is None:
         tell("building Vedette's own wheel")
         own = wheels.own_wheel(work / "own")
@@ -287,11 +281,11 @@ def inspection(path: Path, signers: Path | None = None, revoked: Path | None = N
     signature, signer, description = signing.signature_of(path), None, None
     file, error = None, ""
     try:
-        file = archive.listed(path)
+        file = bundle.listed(path)
         if signers is not None:
             signer = signing.verify(path, signers, revoked)
-        description = archive.read_description(path)
-        archive.check(path, description)
+        description = bundle.read_description(path)
+        bundle.check_files(path, description)
     except BundleError as refused:
         error = str(refused)
     signed = signature.is_file()
@@ -299,20 +293,21 @@ def inspection(path: Path, signers: Path | None = None, revoked: Path | None = N
 
 
 def _about(description: Description) -> dict[str, str]:
-    target, health = description.target, description.health
-    boards = ", ".join(target.boards) if target else ""
+    target, counter = description.target, description.counter
     lines = {
-        "version": f"{description.name} {description.version}, counter {description.counter}, {description.kind}",
-        "for": f"{target.arch}, Python {target.python}, glibc {target.glibc}" if target else "any board",
-        "boards": boards or "any",
+        "version": f"{description.name} {description.version}, counter {counter}, {description.kind}",
+        "for": wheels.describe_target(target) if target else "any board",
+        "boards": ", ".join(target.boards if target else ()) or "any",
         "models": ", ".join(description.models) or "none",
-        "health": f"steady for {health.steady_s:g} s within {health.within_s:g} s, p95 at most "
-        f"{health.p95_factor:g} times, {health.memory_mb:g} MB",
+        "health": _shown(description.health),
     }
-    if (shadow := description.shadow) is not None:
-        lines["shadow"] = f"agrees by {shadow.agreement:g} in {shadow.compared} answers of each stream, every "
-        lines["shadow"] += f"{shadow.every}, within {shadow.within_s:g} s"
+    if description.shadow is not None:
+        lines["shadow"] = _shown(description.shadow)
     if description.migrations:
         changes = (f"{one.op} {one.key} {one.to}".rstrip() for one in description.migrations)
         lines["migrations"] = ", ".join(changes)
     return lines
+
+
+def _shown(gate: HealthGate | ShadowGate) -> str:
+    return ", ".join(f"{key} = {value:g}" for key, value in msgspec.structs.asdict(gate).items())

@@ -13,46 +13,13 @@ from pathlib import Path
 
 from msgspec import Struct
 
-from agent.errors import StorageError, TrustError, reason_of
-from agent.storage.files import read_regular, refuse_special, write_atomic
+from agent.errors import TrustError, reason_of
+from agent.storage.files import refuse_special, write_atomic
 from agent.storage.tar import open_regular
 from agent.text import local_time
 
 LINE = "NAME ssh-ed25519 AAAA…"
 """Format of a line in the file of allowed signers."""
-_SIGNERS_LARGEST = 1 << 20
-_WRONG = re.compile(r":(?P<line>[0-9]+): (?P<why>invalid key|missing key|bad options: [^;]*)")
-"""Error of ssh-keygen about a line."""
-_PUBLIC = re.compile(rb"(?:ssh|ecdsa|sk)-[a-z0-9@.-]+\s+AAAA")
-
-
-def fault(signers: Path, output: str) -> str:
-    """Describe the fault of a file of allowed signers in which ssh-keygen found no key; empty: unknown.
-
-    Args:
-        signers: the file.
-        output: of ssh-keygen.
-    """
-    try:
-        content = read_regular(signers.resolve(), _SIGNERS_LARGEST)
-    except (OSError, StorageError):
-        return ""
-    if b"PRIVATE KEY-----" in content:
-        return f"{signers} is a private key: expected lines `{LINE}` with public keys"
-    lines = content.split(b"\n")
-    used = [line for line in lines if line.strip() and not line.strip().startswith(b"#")]
-    if not used:
-        return f"{signers} has only comments, so no signature is accepted; add a line `{LINE}`"
-    wrong = {int(found["line"]): found["why"] for found in _WRONG.finditer(output)}
-    if not wrong:
-        return ""
-    number, why = next(iter(wrong.items()))
-    if number <= len(lines) and _PUBLIC.match(lines[number - 1].strip()):
-        why = "the NAME in front is missing"
-    some = "" if len(wrong) >= len(used) else f"signed by a key that no other line of {signers} has; "
-    return f"{some}{signers}:{number}: {why}: a line is `{LINE}`"
-
-
 NAMESPACE = "vedette-bundle"
 """A signature for another namespace, such as a git commit's, is not valid for a bundle."""
 SUFFIX = ".sig"
@@ -170,8 +137,10 @@ def _refusal(output: str, signature: Path, signers: Path) -> str:
     if _NO_SIGNATURE.search(output):
         return f"{signature} is not a signature: copy it again, or `vedette bundle sign`"
     if "No principal matched" in output or not output:
-        why = fault(signers, output)
-        return why or f"signed by a key that is not in {signers}: sign it with one of those, or add this one"
+        said = f" ({output})" if output else ""
+        return (
+            f"signed by a key that is not in {signers}{said}: sign it with one of those, or add a line `{LINE}`"
+        )
     if "incorrect signature" in output:
         return "its signature is of other bytes: the bundle was changed or is incomplete; copy both files again"
     if "namespace" in output:

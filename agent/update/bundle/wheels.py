@@ -14,15 +14,13 @@ import tomllib
 import zipfile
 from collections.abc import Callable, Iterable, Mapping
 from email.message import Message
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from msgspec import Struct
-
-import agent
 from agent.errors import BundleError, reason_of
 from agent.storage.files import make_folder, write_atomic
-from agent.update.bundle.description import Target
+from agent.update.bundle import Target
 
 if TYPE_CHECKING:
     from packaging.requirements import Requirement
@@ -31,39 +29,21 @@ if TYPE_CHECKING:
 LOCK = "requirements.lock"
 _OWN = Path(__file__).parent.parent.parent.parent
 """The clone, or `site-packages` of an installed vedette."""
-_VERSION = re.compile(r'^__version__ = "([^"]*)"', re.MULTILINE)
 
 
 def find_clone() -> Path:
     """Return the clone that this vedette runs from, else the working folder if it is a clone.
 
     Raises:
-        BundleError: there is no clone, or it has another version.
+        BundleError: there is no clone.
     """
-    if _is_clone(_OWN):
-        return _OWN
-    here = Path.cwd()
-    if not _is_clone(here):
-        raise BundleError(
-            "this vedette does not run from a clone: run it in a clone, or give --wheel FILE and --lock FILE"
-        )
-    found = _VERSION.search((here / "agent" / "__init__.py").read_text(encoding="utf-8", errors="replace"))
-    if (version := found[1] if found else "unknown") != agent.__version__:
-        raise BundleError(
-            f"{here}: a clone of version {version}, and this vedette is {agent.__version__}: pip install "
-            "'.[bundle]' there"
-        )
-    return here
-
-
-def extras_of(clone: Path) -> list[str]:
-    """Return the names of the extras in a clone's `pyproject.toml`."""
-    return list(_project(clone).get("optional-dependencies", {}))
-
-
-def _is_clone(folder: Path) -> bool:
-    own = (LOCK, "agent/__main__.py", "agent/__init__.py")
-    return _project(folder).get("name") == "vedette" and all((folder / name).is_file() for name in own)
+    for folder in (_OWN, Path.cwd()):
+        own = (LOCK, "agent/__main__.py", "agent/__init__.py")
+        if _project(folder).get("name") == "vedette" and all((folder / name).is_file() for name in own):
+            return folder
+    raise BundleError(
+        "this vedette does not run from a clone: run it in a clone, or give --wheel FILE and --lock FILE"
+    )
 
 
 def _project(clone: Path) -> dict[str, Any]:
@@ -81,50 +61,46 @@ _OLDEST_GLIBC = 17
 """Minor version of glibc 2, of `manylinux2014`: there are no newer wheels for older versions."""
 _PATIENCE_S = 1800.0
 _METADATA_MAX = 4 << 20
-_NO_NETWORK = re.compile(
-    r"Retrying|NewConnectionError|Connection(?:Error|Reset)|Temporary failure|ProxyError|Read timed out|SSLError"
-)
-_NO_WHEEL = re.compile(r"No matching distribution found for (\S+)")
 
 Tell = Callable[[str], None]
 
 
-def check_means(wheel: Path | None, lock: Path | None) -> Path:
-    """Check that the wheels can be gathered, and return the lock file.
+def check_means(target: Target, wheel: Path | None, lock: Path | None, extras: Iterable[str] = ()) -> Path:
+    """Check everything that does not take long, and return the lock file.
 
     Args:
+        target: the board.
         wheel: Vedette's own; None: it will be built.
         lock: lock file of its dependencies; None: that of the clone.
+        extras: of Vedette; pip would only warn of unknown ones.
 
     Raises:
-        BundleError: a package is not installed, or there is no clone.
+        BundleError: a package is not installed, there is no clone, or an option does not fit.
     """
     clone = find_clone() if wheel is None or lock is None else None
-    check_installed("packaging", "pip", *(() if wheel else ("hatchling",)))
+    for name in ("packaging", "pip", *(() if wheel else ("hatchling",))):
+        if find_spec(name) is None:
+            how = f"{sys.executable} -m ensurepip" if name == "pip" else "pip install '.[bundle]' in the clone"
+            raise BundleError(f"no {name} in this environment: {how}")
+    from packaging.utils import canonicalize_name
+
+    known = metadata(wheel).get_all("Provides-Extra", []) if wheel else _extras_of(find_clone())
+    for extra in extras:
+        if canonicalize_name(extra) not in map(canonicalize_name, known):
+            raise BundleError(
+                f"--extra {extra}: no such extra of Vedette; there are: {', '.join(known) or 'none'}"
+            )
+    platforms(target)
+    if wheel is not None:
+        check_python(wheel, target)
     if lock is None:
         assert clone is not None  # else `find_clone` has raised
         return clone / LOCK
     return lock
 
 
-def check_extras(wheel: Path | None, extras: Iterable[str]) -> None:
-    """Refuse extras that Vedette does not have; pip would only warn of them.
-
-    Args:
-        wheel: Vedette's own; None: it will be built.
-        extras: to check.
-
-    Raises:
-        BundleError: lists the extras.
-    """
-    from packaging.utils import canonicalize_name
-
-    known = metadata(wheel).get_all("Provides-Extra", []) if wheel else extras_of(find_clone())
-    for extra in extras:
-        if canonicalize_name(extra) not in map(canonicalize_name, known):
-            raise BundleError(
-                f"--extra {extra}: no such extra of Vedette; there are: {', '.join(known) or 'none'}"
-            )
+def _extras_of(clone: Path) -> list[str]:
+    return list(_project(clone).get("optional-dependencies", {}))
 
 
 def own_wheel(folder: Path) -> Path:
@@ -176,7 +152,7 @@ def fetch(wheel: Path, lock: Path, target: Target, extras: Iterable[str], folder
     while new := {name: more for name, more in wanted.items() if name not in done or not more <= done[name]}:
         pins = [locked.pin(name, target) for name in sorted(new) if name not in done]
         if pins:
-            packages = ", ".join(f"{pin.name} {pin.version}" for pin in pins)
+            packages = ", ".join(pin.partition(" ")[0] for pin in pins)
             tell(f"fetching for {describe_target(target)}: {packages}")
             _download(pins, target, folder)
         for name, more in new.items():
@@ -220,9 +196,9 @@ def platforms(target: Target) -> list[str]:
     return [*newer, f"manylinux2014_{target.arch}"]
 
 
-def _download(pins: list[Pin], target: Target, folder: Path) -> None:
+def _download(pins: list[str], target: Target, folder: Path) -> None:
     listed = folder.with_name("fetch.txt")
-    write_atomic(listed, "".join(f"{pin.line}\n" for pin in pins).encode())
+    write_atomic(listed, "".join(f"{pin}\n" for pin in pins).encode())
     abi = f"cp{target.python.replace('.', '')}"
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--require-hashes", "--only-binary=:all:"]
     command += ["--disable-pip-version-check", "--no-input", "--progress-bar=off", "--retries=2", "--timeout=20"]
@@ -232,22 +208,9 @@ def _download(pins: list[Pin], target: Target, folder: Path) -> None:
     done = _run([*command, "--dest", str(folder), "--requirement", str(listed)], folder, {})
     if done.returncode:
         raise BundleError(
-            _why(f"{done.stdout}\n{done.stderr}", target) or f"wheels were not fetched: {_last(done)}"
+            f"wheels for {describe_target(target)} were not fetched: {_last(done)}: is there a network, and "
+            "a wheel for the board in the index? else use another --python or --glibc, or lock another version"
         )
-
-
-def _why(output: str, target: Target) -> str:
-    """Translate an error of pip; empty if it is unknown."""
-    if "DO NOT MATCH THE HASHES" in output:
-        return "a wheel differs from the locked one: it was changed since; check it, then run scripts/lock"
-    if _NO_NETWORK.search(output):
-        return "no network, or the package index does not answer: `pip download six` has to work here"
-    if missing := _NO_WHEEL.search(output):
-        return (
-            f"{missing[1]}: there is no wheel for {describe_target(target)}; use another --python or --glibc, or "
-            "lock another version"
-        )
-    return ""
 
 
 def _run(command: list[str], folder: Path, more: dict[str, str]) -> subprocess.CompletedProcess[str]:
@@ -271,23 +234,6 @@ def _last(done: subprocess.CompletedProcess[str]) -> str:
     lines = [line for line in f"{done.stdout}\n{done.stderr}".splitlines() if line.strip()]
     errors = [line for line in lines if line.startswith("ERROR")]
     return (errors or lines or [f"exit code {done.returncode}"])[-1].strip()
-
-
-HOW = "pip install '.[bundle]' in the clone"
-
-
-class Pin(Struct, frozen=True):
-    """The locked version of a package.
-
-    Attributes:
-        name: normalised, such as `opencv-python-headless`.
-        version: such as `4.10.0`.
-        line: for pip, with hashes, without a marker.
-    """
-
-    name: str
-    version: str
-    line: str
 
 
 class Lock:
@@ -324,14 +270,14 @@ class Lock:
         locked = f"{requirement.name}{requirement.specifier} " + " ".join(f"--hash={one}" for one in hashes)
         self._lines.setdefault(canonicalize_name(requirement.name), []).append((requirement, locked))
 
-    def pin(self, name: str, target: Target) -> Pin:
-        """Return the locked version of a package for a board; raise BundleError if there is none."""
+    def pin(self, name: str, target: Target) -> str:
+        """Return the line of pip for a package, with its hashes; raise BundleError if none is for the board."""
         from packaging.utils import canonicalize_name
 
         name, environment = canonicalize_name(name), _environment(target)
         for requirement, line in self._lines.get(name, []):
             if requirement.marker is None or requirement.marker.evaluate(environment):
-                return Pin(name, str(requirement.specifier).removeprefix("=="), line)
+                return line
         raise BundleError(f"{self._path}: {name} is not locked for {describe_target(target)}: run scripts/lock")
 
 
@@ -364,29 +310,16 @@ def describe_target(target: Target) -> str:
     return f"{target.arch}, Python {target.python}, glibc {target.glibc}"
 
 
-def check_installed(*names: str) -> None:
-    """Refuse to build if one of these modules cannot be imported; raise BundleError with what to install."""
-    from importlib.util import find_spec
-
-    for name in names:
-        if find_spec(name) is None:
-            how = f"{sys.executable} -m ensurepip" if name == "pip" else HOW
-            raise BundleError(f"no {name} in this environment: {how}")
-
-
 def _environment(target: Target) -> Mapping[str, str]:
-    """Return the environment for markers: https://packaging.python.org/specifications/dependency-specifiers."""
+    """Return what differs from this machine, for markers.
+
+    https://packaging.python.org/specifications/dependency-specifiers
+    """
+    python = f"{target.python}.0"
     return {
         "extra": "",
-        "implementation_name": "cpython",
-        "implementation_version": f"{target.python}.0",
-        "os_name": "posix",
+        "implementation_version": python,
         "platform_machine": target.arch,
-        "platform_python_implementation": "CPython",
-        "platform_release": "",
-        "platform_system": "Linux",
-        "platform_version": "",
-        "python_full_version": f"{target.python}.0",
+        "python_full_version": python,
         "python_version": target.python,
-        "sys_platform": "linux",
     }

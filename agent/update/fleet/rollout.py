@@ -3,32 +3,187 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from math import ceil
 from pathlib import Path
 
-from agent.errors import FleetError
-from agent.update.bundle.archive import check, read_description
+import msgspec
+from msgspec import Struct
+
+from agent.errors import NO_JSON, FleetError, reason_of
+from agent.storage.files import add_line, owned_file
+from agent.structs import from_json
+from agent.update.bundle import check_files, read_description
 from agent.update.bundle.signing import signature_of
-from agent.update.fleet.board_update import BoardUpdate, BundleInfo, Timeouts, Watch
-from agent.update.fleet.inventory import FleetBoard, Inventory, Size
-from agent.update.fleet.ledger import (
-    BAD,
-    Batch,
-    Begun,
-    BoardOutcome,
-    Done,
-    Ended,
-    Ledger,
-    Resumed,
-    RolloutProgress,
-    Started,
-    Stopped,
-    how_many,
-    replay,
-)
+from agent.update.fleet import FleetBoard, Inventory, Size
+from agent.update.fleet.board import BAD, BoardOutcome, BoardUpdate, BundleInfo, Timeouts, Watch, how_many
 from agent.update.fleet.ssh import Transport, run_parallel
+
+_ADVICE = "name another --ledger"
+_BEGINNING = b'{"type":"begun",'
+
+
+Batch = tuple[str, ...]
+"""Names of boards that are updated together."""
+
+
+class Begun(Struct, frozen=True, tag="begun"):
+    """A rollout was begun.
+
+    Attributes:
+        at: UTC.
+        bundle: sha256 of the file. file: its name.
+        version, counter: of the bundle.
+        batches: names of the boards.
+    """
+
+    at: datetime
+    bundle: str
+    file: str
+    version: str
+    counter: int
+    batches: list[Batch]
+
+
+class Resumed(Struct, frozen=True, tag="resumed"):
+    """The rollout was resumed; failed boards are tried again."""
+
+    at: datetime
+
+
+class Started(Struct, frozen=True, tag="started"):
+    """The update of a board was started."""
+
+    at: datetime
+    board: str
+
+
+class Ended(Struct, frozen=True, tag="ended"):
+    """The update of a board ended."""
+
+    at: datetime
+    outcome: BoardOutcome
+
+
+class Stopped(Struct, frozen=True, tag="stopped"):
+    """The rollout stopped before its end."""
+
+    at: datetime
+    reason: str
+
+
+class Done(Struct, frozen=True, tag="done"):
+    """All batches were tried."""
+
+    at: datetime
+
+
+Entry = Begun | Resumed | Started | Ended | Stopped | Done
+
+
+class RolloutProgress(Struct, frozen=True):
+    """Progress of a rollout.
+
+    Attributes:
+        begun: its first entry.
+        outcomes: the newest of each board, by name.
+        reason: why it was stopped; empty: it was not.
+        done: all batches were tried.
+    """
+
+    begun: Begun
+    outcomes: dict[str, BoardOutcome]
+    reason: str = ""
+    done: bool = False
+
+    @property
+    def left(self) -> tuple[Batch, ...]:
+        """The batches without the boards that have the version; finished batches are empty."""
+        has = {name for name, one in self.outcomes.items() if one.is_good}
+        return tuple(tuple(name for name in batch if name not in has) for batch in self.begun.batches)
+
+    @property
+    def complete(self) -> bool:
+        """True if every board has the version."""
+        return not any(self.left)
+
+
+def replay(entries: Iterable[Entry]) -> RolloutProgress | None:
+    """Return the progress of the newest rollout in a ledger; None if there is none."""
+    found: RolloutProgress | None = None
+    for entry in entries:
+        if isinstance(entry, Begun):
+            found = RolloutProgress(entry, {})
+        elif found is not None:
+            found = _after(found, entry)
+    return found
+
+
+def _after(before: RolloutProgress, entry: Entry) -> RolloutProgress:
+    match entry:
+        case Ended(_, outcome):
+            outcomes = {**before.outcomes, outcome.board: outcome}
+            return msgspec.structs.replace(before, outcomes=outcomes)
+        case Resumed():
+            return msgspec.structs.replace(before, reason="", done=False)
+        case Stopped(_, reason):
+            return msgspec.structs.replace(before, reason=reason)
+        case Done():
+            return msgspec.structs.replace(before, done=True)
+    return before
+
+
+class Ledger:
+    """A file of entries; each is on the disk when `add` returns.
+
+    Attributes:
+        path: of the file.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @contextmanager
+    def owned(self) -> Iterator[None]:
+        """Lock the ledger, and create it if needed; raise StorageError if another process has locked it."""
+        with owned_file(self.path):
+            yield
+
+    def add(self, entry: Entry) -> None:
+        """Add an entry; raise StorageError after a disk error."""
+        add_line(self.path, msgspec.json.encode(entry))
+
+    def read(self) -> list[Entry]:
+        """Return all entries; none without a file. Damaged lines are ignored.
+
+        Raises:
+            FleetError: it cannot be read, or is not a ledger.
+        """
+        try:
+            lines = [line for line in self.path.read_bytes().split(b"\n") if line]
+        except FileNotFoundError:
+            return []
+        except OSError as error:
+            raise FleetError(f"{self.path}: cannot be read: {reason_of(error)}; {_ADVICE}") from error
+        entries = [entry for line in lines for entry in _entry(line)]
+        if lines and not entries and not _is_begun(lines):
+            raise FleetError(f"{self.path}: is not a ledger of a rollout: {_ADVICE}")
+        return entries
+
+
+def _is_begun(lines: Sequence[bytes]) -> bool:
+    """True for a single incomplete line: a power cut before anything was done."""
+    return len(lines) == 1 and (lines[0].startswith(_BEGINNING) or _BEGINNING.startswith(lines[0]))
+
+
+def _entry(line: bytes) -> Sequence[Entry]:
+    try:
+        return (from_json(line, Entry),)
+    except NO_JSON:
+        return ()
+
 
 Show = Callable[[BoardOutcome], None]
 
@@ -106,7 +261,7 @@ def read_wanted(bundle: Path) -> BundleInfo:
     if not signature_of(bundle).is_file():
         raise FleetError(f"{bundle}: has no signature beside it: vedette bundle sign {bundle} --key KEY")
     described = read_description(bundle)
-    check(bundle, described)
+    check_files(bundle, described)
     with bundle.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     size = bundle.stat().st_size
@@ -206,3 +361,22 @@ class Rollout:
             return outcome
 
         return await run_parallel(batch, update, at_once=self._inventory.policy.at_once)
+
+
+def verdict(progress: RolloutProgress) -> str:
+    """Summarise a rollout in a sentence."""
+    count = sum(len(batch) for batch in progress.begun.batches)
+    if progress.complete:
+        return "the board has it" if count == 1 else f"all {count} boards have it"
+    left = sum(len(batch) for batch in progress.left)
+    lack = "the board does" if count == 1 else f"{left} of {count} boards {'does' if left == 1 else 'do'}"
+    if progress.reason:
+        return f"stopped: {progress.reason}; {lack} not have it"
+    return f"{'' if progress.done else 'running or interrupted: '}{lack} not have it yet"
+
+
+def size(count: int) -> str:
+    """Format a number of bytes; kB and MB are powers of 1000."""
+    if count < 1_000_000:
+        return f"{count / 1000:.0f} kB"
+    return f"{count / 1_000_000:.1f} MB"

@@ -18,7 +18,7 @@ from msgspec import Struct
 
 from agent.errors import FleetError, VedetteError, reason_of
 from agent.storage.files import add_line
-from agent.update.fleet.inventory import FleetBoard
+from agent.update.fleet import FleetBoard
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -400,17 +400,9 @@ def unpinned(known_hosts: Path, boards: Iterable[FleetBoard]) -> list[FleetBoard
         raise FleetError(
             f"{known_hosts}: cannot be read: {reason_of(error)}; host keys are pinned there"
         ) from error
-    lines = text.splitlines()
-    fields = [line.split()[0] for line in lines if line.strip() and not line.startswith(("#", "@"))]
+    fields = [line.split()[0] for line in text.splitlines() if line.strip() and not line.startswith(("#", "@"))]
     known = {name for field in fields for name in field.split(",")}
-    hashed = any(name.startswith("|") for name in known)
-    return [b for b in boards if b.name not in known and not (hashed and _is_listed(known_hosts, b.name))]
-
-
-def _is_listed(known_hosts: Path, name: str) -> bool:
-    """Search for a board in a file with hashed names."""
-    command = ["ssh-keygen", "-F", name, "-f", str(known_hosts)]
-    return subprocess.run(command, capture_output=True, timeout=_SCAN_S, check=False).returncode == 0
+    return [board for board in boards if board.name not in known]
 
 
 def scan(board: FleetBoard) -> HostKey:

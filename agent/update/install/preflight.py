@@ -16,16 +16,13 @@ from typing import Any
 from msgspec import Struct
 
 from agent.board.firmware import UNDER_VOLTAGE, read_supply
-from agent.board.identity import read_board
-from agent.config.load import AUTO, choose
 from agent.errors import NO_JSON, ConfigError, UpdateError
 from agent.storage.files import make_folder, remove, write_like
 from agent.structs import from_json
-from agent.update.bundle.archive import check, listed, read_description
-from agent.update.bundle.description import Description, Target
+from agent.update.bundle import Description, Target, check_files, listed, read_description
 from agent.update.bundle.signing import verify
+from agent.update.install.journal import Update
 from agent.update.install.slots import CONFIG, ModelSets, Paths, Slots, parse_slot, read_file
-from agent.update.protocol import Update
 
 _SPACE_FACTOR = 4
 """Size of a slot relative to its bundle: wheels are compressed, and Python compiles their contents."""
@@ -44,7 +41,7 @@ class BoardFacts(Struct, frozen=True, kw_only=True):
     Attributes:
         arch: such as `aarch64`. glibc: such as `2.36`; empty: another libc.
         pythons: installed versions, such as `3.11`.
-        profile: of the board, such as `pi4b`; empty: none fits.
+        profile: of the board, such as `pi4b`; empty: none fits, or the bundle names no boards.
         free_mb: on the disk of the slots, MB (2^20 bytes).
         is_underpowered: the supply is too weak at this moment.
         counter: the highest that was committed.
@@ -77,9 +74,10 @@ def verify_bundle(where: Paths, counter: int) -> dict[str, object]:
     """
     signer = verify(where.incoming, where.allowed_signers, where.revoked_keys)
     wanted, slots = read_description(where.incoming), Slots(where.home)
-    check(where.incoming, wanted)
+    check_files(where.incoming, wanted)
     running = slots.target("current")
-    check_board(wanted, read_facts(where.home, _profile(), counter, has_current=running is not None))
+    profile = _profile() if wanted.target and wanted.target.boards else ""
+    check_board(wanted, read_facts(where.home, profile, counter, has_current=running is not None))
     return {
         "version": wanted.version,
         "counter": wanted.counter,
@@ -91,6 +89,9 @@ def verify_bundle(where: Paths, counter: int) -> dict[str, object]:
 
 
 def _profile() -> str:
+    from agent.board.identity import read_board
+    from agent.config.load import AUTO, choose
+
     try:
         profile = choose(AUTO, read_board())
     except ConfigError:
@@ -99,14 +100,7 @@ def _profile() -> str:
 
 
 def read_facts(home: Path, profile: str, counter: int, *, has_current: bool) -> BoardFacts:
-    """Read the facts of this board.
-
-    Args:
-        home: folder of the slots.
-        profile: of the board.
-        counter: the highest that was committed.
-        has_current: a version runs.
-    """
+    """Read the facts of this board; `home` is the folder of the slots, the others are facts already."""
     supply, (libc, version) = read_supply(), platform.libc_ver()
     return BoardFacts(
         arch=platform.machine(),
@@ -242,10 +236,13 @@ def _problems(where: Paths, slot: Path, config: Path) -> tuple[list[str], bool]:
     done = _run_version(where, slot, "config", "check", "--json", str(config))
     try:
         result: dict[str, Any] = from_json(done.stdout, dict[str, Any])
-        found = [_without_place(str(one), config) for one in result["problems"]]
+        found, loads = (
+            [_without_place(str(one), config) for one in result["problems"]],
+            bool(result.get("loads", True)),
+        )
     except (KeyError, TypeError, *NO_JSON) as error:
         raise UpdateError(f"{slot.name}: cannot check a configuration: {_output(done)}") from error
-    return found, bool(result.get("loads", True))  # earlier versions do not report it
+    return found, loads
 
 
 def _run_version(where: Paths, slot: Path, *words: str) -> subprocess.CompletedProcess[bytes]:

@@ -18,8 +18,6 @@ import shutil
 from pathlib import Path
 from typing import Literal
 
-from msgspec import Struct
-
 from agent.errors import StorageError, reason_of
 from agent.storage.files import read_regular, storage_errors, sync_folder, write_atomic
 from agent.storage.state_file import SHADOW_FILE
@@ -37,99 +35,42 @@ CONFIG = "config/vedette.toml"
 _VERSION_MAX, _FILE_MAX = 256, 4 * 1024**2
 
 
-class Paths(Struct, frozen=True):
-    """Paths of a board's updates.
+class Paths:
+    """Paths of a board's updates."""
 
-    Attributes:
-        root: folder of all the others.
-    """
-
-    root: Path = Path("/")
-
-    @property
-    def home(self) -> Path:
-        return self.root / "opt/vedette"
-
-    @property
-    def config(self) -> Path:
-        return self.root / "etc/vedette/vedette.toml"
-
-    @property
-    def allowed_signers(self) -> Path:
+    def __init__(self, root: Path = Path("/")) -> None:
+        self.root = root
+        self.home = root / "opt/vedette"
+        self.config = root / "etc/vedette/vedette.toml"
+        self.allowed_signers = root / "etc/vedette/allowed_signers"
         """Keys whose bundles are accepted, in the format `ALLOWED SIGNERS` of ssh-keygen(1)."""
-        return self.root / "etc/vedette/allowed_signers"
-
-    @property
-    def revoked_keys(self) -> Path:
+        self.revoked_keys = root / "etc/vedette/revoked_keys"
         """Revoked keys, a public key in each line or a KRL; the file is optional."""
-        return self.root / "etc/vedette/revoked_keys"
-
-    @property
-    def state(self) -> Path:
+        self.state = root / "var/lib/vedette-update"
         """Folder of the updates' state; only root may read it."""
-        return self.root / "var/lib/vedette-update"
-
-    @property
-    def journal(self) -> Path:
+        self.journal = self.state / "journal.json"
         """The current update, see `agent.update.install.journal`."""
-        return self.state / "journal.json"
-
-    @property
-    def history(self) -> Path:
-        return self.state / "history.jsonl"
-
-    @property
-    def counter(self) -> Path:
-        return self.state / "counter"
-
-    @property
-    def trial(self) -> Path:
+        self.history = self.state / "history.jsonl"
+        self.counter = self.state / "counter"
+        self.trial = self.state / "trial"
         """Limits of the trial for the rollback watchdog; the file exists until the new version is committed."""
-        return self.state / "trial"
-
-    @property
-    def verdict(self) -> Path:
+        self.verdict = self.state / "verdict"
         """Rollback by the watchdog, until it is in the history."""
-        return self.state / "verdict"
-
-    @property
-    def trial_usage(self) -> Path:
+        self.trial_usage = self.state / "deadman"
         """Seconds and boots of the current trial; only the rollback watchdog writes it."""
-        return self.state / "deadman"
-
-    @property
-    def reserve(self) -> Path:
+        self.reserve = self.state / "reserve"
         """Disk space that is reserved to end a trial on a full disk."""
-        return self.state / "reserve"
-
-    @property
-    def kept_config(self) -> Path:
+        self.kept_config = self.state / "kept/vedette.toml"
         """The configuration before the current update changed it."""
-        return self.state / "kept/vedette.toml"
-
-    @property
-    def incoming(self) -> Path:
+        self.incoming = self.state / "bundles/incoming.vedette"
         """The bundle of the current update; its signature lies beside it."""
-        return self.state / "bundles/incoming.vedette"
-
-    @property
-    def present(self) -> Path:
+        self.present = self.state / "bundles/present.vedette"
         """The bundle of the running version: rsync does not send the parts that the next one shares with it."""
-        return self.state / "bundles/present.vedette"
-
-    @property
-    def daemon_state(self) -> Path:
+        self.daemon_state = root / "var/lib/vedette"
         """Folder of the daemon; its owner is the user that the daemon runs as."""
-        return self.root / "var/lib/vedette"
-
-    @property
-    def health(self) -> Path:
-        return self.root / "run/vedette/health.json"
-
-    @property
-    def shadow_order(self) -> Path:
+        self.health = root / "run/vedette/health.json"
+        self.shadow_order = root / "run" / SHADOW_FILE
         """Order to the daemon to run new models beside those in use; in memory."""
-        return self.root / "run" / SHADOW_FILE
 
     def config_of(self, slot: Slot) -> Path:
         """Return the path of the configuration that the version in a slot had, if the next version changed it."""

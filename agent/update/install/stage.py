@@ -12,13 +12,11 @@ from typing import Any
 
 from agent.errors import StorageError, UpdateError, reason_of
 from agent.storage.files import delete_folder, make_folder, remove, rename, write_like
-from agent.update.bundle.archive import check, read_description, unpack
-from agent.update.bundle.description import NAME, Description, Migration
+from agent.update.bundle import NAME, Description, Migration, check_files, read_description, unpack
 from agent.update.bundle.signing import signature_of
-from agent.update.install.journal import BEFORE_SWITCH, Journal
+from agent.update.install.journal import BEFORE_SWITCH, Journal, State, Update
 from agent.update.install.preflight import find_python
 from agent.update.install.slots import CONFIG, UNPACKED, ModelSets, Paths, Slot, Slots, parse_slot, read_file
-from agent.update.protocol import State, Update
 
 _VENV_S, _PIP_S = 180.0, 1800.0
 """Timeouts for a slow SD card: LiteRT alone unpacks to 41 MB."""
@@ -40,23 +38,13 @@ def stage(where: Paths, tell: Callable[[str], None]) -> dict[str, object]:
         raise UpdateError(f"{where.home}/current: nothing is installed here: run scripts/install first")
     if wanted.kind == "models":
         tell(f"installing {len(wanted.models)} models beside those in use")
-        stage_models(where, wanted, slots.path(running))
+        home = slots.path(running)
+        _unpack(where.incoming, wanted, home)
+        _add_models(wanted, home)
+        delete_folder(home / UNPACKED)
         return {"slot": running, "before": running}
     slot = slots.spare()
     tell(f"installing version {wanted.version} into slot {slot}; the present version keeps running")
-    stage_version(where, wanted, slot)
-    return {"slot": slot, "before": running}
-
-
-def stage_version(where: Paths, wanted: Description, slot: Slot) -> None:
-    """Install a full bundle into a spare slot.
-
-    Raises:
-        BundleError: its files differ from its description.
-        UpdateError: it cannot be installed, or the configuration cannot be migrated.
-        StorageError: a disk error.
-    """
-    slots = Slots(where.home)
     home = slots.empty(slot)
     _unpack(where.incoming, wanted, home)
     assert wanted.target is not None  # every full bundle has one
@@ -64,18 +52,7 @@ def stage_version(where: Paths, wanted: Description, slot: Slot) -> None:
     install(find_python(wanted.target.python), home / "venv", wheels)
     _place_files(where, wanted, home)
     slots.make_ready(slot, wanted.version)
-
-
-def stage_models(where: Paths, wanted: Description, home: Path) -> None:
-    """Put the models of a bundle beside those of the running slot.
-
-    Raises:
-        BundleError: its files differ from its description.
-        StorageError: a disk error.
-    """
-    _unpack(where.incoming, wanted, home)
-    _add_models(wanted, home)
-    delete_folder(home / UNPACKED)
+    return {"slot": slot, "before": running}
 
 
 def discard(where: Paths, update: Update) -> None:
@@ -185,7 +162,7 @@ def _adopt_files(where: Paths, bundle: Path, home: Path) -> Description:
     wanted = read_description(bundle)
     if wanted.kind != "full":
         raise UpdateError(f"{bundle}: brings models only: a board is installed from a full bundle")
-    check(bundle, wanted)
+    check_files(bundle, wanted)
     ModelSets(home).point(0)
     _unpack(bundle, wanted, home)
     _place_files(where, wanted, home)

@@ -19,24 +19,24 @@ from agent.board.proc import boot_id
 from agent.errors import StorageError, UpdateError, VedetteError
 from agent.storage.files import make_folder, remove, take_copy
 from agent.storage.state_file import ShadowOrder, delete_shadow_order, write_shadow_order
-from agent.update.bundle.archive import read_description
+from agent.update.bundle import read_description
 from agent.update.bundle.signing import signature_of
 from agent.update.install.health_check import (
     DaemonBefore,
     HealthTrial,
     Observation,
     ShadowTrial,
+    Systemd,
     TrialDecision,
     baseline,
+    read_health,
     trial_gate,
 )
-from agent.update.install.journal import BEFORE_SWITCH, Journal, Order
+from agent.update.install.journal import BEFORE_SWITCH, Journal, Order, State, Update
 from agent.update.install.preflight import rehearse, verify_bundle
-from agent.update.install.service import Service, read_health
 from agent.update.install.slots import ModelSets, Paths, Slots, parse_slot
 from agent.update.install.stage import delete_incoming, discard, stage
 from agent.update.install.switch import BOOTS, Deployment, ModelDeployment, VersionDeployment
-from agent.update.protocol import State, Update
 
 log = logging.getLogger(__name__)
 
@@ -61,7 +61,7 @@ class Updater:
     def __init__(
         self,
         where: Paths,
-        service: Service,
+        service: Systemd,
         tell: Callable[[str], None] = log.info,
         *,
         clock: Callable[[], float] = time.monotonic,

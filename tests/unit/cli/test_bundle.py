@@ -9,14 +9,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from click.shell_completion import ShellComplete
 from click.testing import CliRunner, Result
 
 from agent.cli.main import vedette
 from agent.errors import BundleError, ConfigError, ModelError, TrustError, VedetteError
 from agent.models.files import ZOO
-from agent.update.bundle import archive
-from agent.update.bundle.description import HealthGate, Migration, ShadowGate
+from agent.update import bundle
+from agent.update.bundle import HealthGate, Migration, ShadowGate
 from tests.support.tiny_bundles import Key, make_key, needs_ssh_keygen, tiny_bundle
 
 MODELS = ("build", "--models-only", "--counter", "1")
@@ -46,7 +45,7 @@ def test_models_are_built_the_same_each_time(tmp_path: Path) -> None:
         assert "golden answers of small-speech" in shown.stderr
         assert f"{tmp_path / name}; not signed yet" in shown.stdout
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
-    described = archive.read_description(tmp_path / "a")
+    described = bundle.read_description(tmp_path / "a")
     assert (described.kind, described.counter, described.models) == ("models", 3, ["small-speech"])
 
 
@@ -135,8 +134,6 @@ def test_a_key_that_is_missing_is_told_how_to_make(tmp_path: Path) -> None:
         ((*MODELS, "--config", "x.toml"), "--config cannot be combined"),
         ((*MODELS, "--extra", "wakeword"), "--extra cannot be combined"),
         ((*MODELS, "--lock", "x"), "--lock cannot be combined"),
-        ((*MODELS, "--model", "nanodet", "--name", "a b"), "--name a b: expected at most 64 letters"),
-        ((*MODELS, "--model", "nanodet", "--name", ""), "--name : expected at most 64 letters"),
         (("build", "--counter", "1", "--name", "foo"), "--name needs --models-only"),
         (
             ("build", "--counter", "1", "--extra", "nosuch"),
@@ -159,14 +156,14 @@ def test_a_key_that_is_missing_is_told_how_to_make(tmp_path: Path) -> None:
         ((*MODELS, "--model", "nanodet", "--shadow", "agree=1"), r"--shadow agree=1: .*did you mean 'agreement'"),
         (
             (*MODELS, "--model", "nanodet", "--shadow", "agreement=2", "--shadow", "every=2"),
-            "--shadow agreement=2: expected a number of at most 1$",
+            "--shadow: expected a number of at most 1 .*agreement",
         ),
-        ((*MODELS, "--model", "nanodet", "--shadow", "every=x"), "--shadow every=x: expected a whole number$"),
+        ((*MODELS, "--model", "nanodet", "--shadow", "every=x"), "--shadow: expected a whole number.*every"),
         (("build", "--counter", "1", "--shadow", "every=2"), "--shadow needs --models-only"),
-        (("build", "--counter", "1", "--health", "steady_s=fast"), "--health steady_s=fast: expected a number$"),
+        (("build", "--counter", "1", "--health", "steady_s=fast"), "--health: expected a number.*steady_s"),
         (
             ("build", "--counter", "1", "--health", "memory_mb=0"),
-            "--health memory_mb=0: expected a number above 0$",
+            "--health: expected a number .*memory_mb",
         ),
         (("build", "--counter", "1", "--wheel", "none.whl"), r"none\.whl: not a wheel: No such file"),
     ],
@@ -270,17 +267,3 @@ def test_a_health_gate_and_migrations_are_read(tmp_path: Path) -> None:
     path.write_text('[[migrations]]\nop = "drop"\nkey = "device.name"\n')
     refused(BundleError, r"migrations\.toml: .*drop", "build", "--counter", "1", "--migrations", path)
     refused(ConfigError, "cannot read", "build", "--counter", "1", "--migrations", tmp_path / "none")
-
-
-@pytest.mark.parametrize(
-    ("words", "incomplete", "offered"),
-    [
-        (["bundle"], "", {"build", "sign", "inspect"}),
-        (["bundle", "build", "--board"], "pi", {"pi4b", "pi5", "pi-zero2w"}),
-        (["bundle", "build", "--model"], "nano", {"nanodet", "nano"}),
-        (["bundle", "build", "--arch"], "", {"aarch64", "x86_64"}),
-    ],
-)
-def test_the_shell_completes(words: list[str], incomplete: str, offered: set[str]) -> None:
-    found = ShellComplete(vedette, {}, "vedette", "_VEDETTE_COMPLETE").get_completions(words, incomplete)
-    assert {item.value for item in found} == offered

@@ -10,10 +10,9 @@ from typing import Any
 import pytest
 
 from agent.cli import chart
-from agent.cli.chart import check, draw_latencies, draw_profile
+from agent.cli.chart import check, draw_latencies
 from agent.compute.infer.choice import Measurement, Selection, decide
 from agent.errors import VedetteError
-from agent.optimise.profile import ModelProfile, OperatorRow
 
 pytest.importorskip("matplotlib", reason="the extra [charts] is not installed")
 
@@ -80,24 +79,6 @@ def test_the_models_name_and_every_refusal_with_its_reason(
     assert lines[2].startswith("qnn-htp: cannot be loaded: the device is busy")
     assert lines[2].endswith(" …")
     assert lines[3] == "odd\\x1b[2J: no"
-
-
-def test_labels_stay_in_the_picture_at_either_end(tmp_path: Path, figures: list[Any]) -> None:
-    def row(node: int, name: str, ms: float) -> OperatorRow:
-        return OperatorRow(name, "", "", (1,), node, ms, ms / 30.0)
-
-    rows = tuple(row(node, f"OP_{node}", 1.0) for node in range(1, 98))
-    ends = (row(0, "BEGINS_WITH_A_LONG_NAME", 9.0), *rows, row(98, "SOFTMAX_AT_THE_VERY_END", 10.0))
-    found = ModelProfile("416", "litert", 1, 5, 20.0, 120.0, ends, (ends[0], ends[-1]))
-    draw_profile(found, "nanodet, variant 416", tmp_path / "profile.png")
-    (figure,) = figures
-    shown = texts_within(figure)
-    (axes,) = figure.axes
-    assert "nanodet, variant 416: 120.00 ms in operations, p50 20.00 ms" in shown
-    for text in axes.texts:
-        box = text.get_window_extent()
-        assert axes.bbox.x0 <= box.x0 < box.x1 <= axes.bbox.x1, text.get_text()
-        assert box.y1 <= axes.bbox.y1, text.get_text()
 
 
 @pytest.mark.parametrize(("name", "begins"), [("a", b"\x89PNG"), ("a.png", b"\x89PNG"), ("a.SVG", b"<?xml")])

@@ -93,23 +93,20 @@ def test_a_state_folder_without_clips_has_none(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("place", "why"),
     [
-        (
-            "clips",
-            "is a folder of clips: give the state folder, {state}; where [storage] clips_folder is elsewhere",
-        ),
-        ("clips/back", "is the folder of a stream's clips: give the state folder, {state}"),
+        ("clips", "is not a state folder"),
+        ("clips/back", "is not a state folder"),
         ("elsewhere", "lock, spool.db, clips"),
         ("gone", "does not exist"),
     ],
 )
-def test_folder_is_the_state_folder_for_every_verb_and_another_is_refused_with_the_right_one(
+def test_folder_is_the_state_folder_for_every_verb_and_another_is_refused(
     config: str, tmp_path: Path, verb: tuple[str, str], place: str, why: str
 ) -> None:
     (tmp_path / "elsewhere").mkdir()
     shown = CliRunner().invoke(vedette, [*verb, "--folder", str(tmp_path / place)])
     assert shown.exit_code == 2
     unwrapped = "".join(shown.output.split())
-    assert "".join(why.format(state=tmp_path).split()) in unwrapped
+    assert "".join(why.split()) in unwrapped
 
 
 def test_a_damaged_one_is_told_and_the_others_are_listed(config: str, tmp_path: Path) -> None:

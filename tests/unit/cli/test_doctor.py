@@ -10,20 +10,21 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
-from agent.cli.checks import Finding, Report, examine
+from agent.cli import checks
+from agent.cli.checks import Finding, Report
 from agent.cli.main import vedette
 
-WELL = Finding("board", "model", "Raspberry Pi 4 Model B")
-WARNING = Finding("storage and clock", "clock", "not synchronised", "warning", "set the clock")
+WELL = Finding("model", "Raspberry Pi 4 Model B", section="board")
+WARNING = Finding("clock", "not synchronised", "warning", "set the clock", "storage and clock")
 PROBLEM = Finding(
-    "heat and supply", "supply", "now: under-voltage", "problem", "give it more power " + "again " * 30
+    "supply", "now: under-voltage", "problem", "give it more power " + "again " * 30, "heat and supply"
 )
 
 
 def call(monkeypatch: pytest.MonkeyPatch, found: list[Finding], *args: str) -> Result:
     healthy = all(one.state != "problem" for one in found)
     report = Report("0.1.0", datetime(2026, 11, 1, tzinfo=UTC), healthy, found)
-    monkeypatch.setattr(examine, "examine", lambda *_, **__: report)
+    monkeypatch.setattr(checks, "examine", lambda *_, **__: report)
     return CliRunner().invoke(vedette, ["doctor", *args], catch_exceptions=False)
 
 
@@ -49,7 +50,7 @@ def test_a_problem_is_a_failure_and_comes_first(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_names_of_devices_do_not_command_the_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
-    shown = call(monkeypatch, [Finding("board", "camera", "C270\x1b[2J [red]\nx", "warning", "\x07")])
+    shown = call(monkeypatch, [Finding("camera", "C270\x1b[2J [red]\nx", "warning", "\x07", "board")])
     assert "C270\\x1b[2J [red]\\nx" in shown.output
     assert {letter for letter in shown.output if not letter.isprintable()} == {"\n"}
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import os
 import subprocess
@@ -126,27 +124,13 @@ def test_only_what_is_wanted(folder: Path, options: tuple[str, ...], expected: l
     assert [line["seq"] for line in found] == expected
 
 
-def test_an_export_as_csv(folder: Path, tmp_path: Path) -> None:
-    target = tmp_path / "out.csv"
-    shown = call("export", "--folder", str(folder), "--format", "csv", "-o", str(target))
-    assert (shown.exit_code, shown.output) == (0, "")
-    (first, *rest) = csv.DictReader(io.StringIO(target.read_text()))
-    assert len(rest) == 4
-    assert (first["seq"], first["id"], first["acknowledged"], first["kind"]) == ("1", "first", "true", "new")
-    assert (first["x0"], first["y1"], first["zones"], first["label"]) == ("0.1", "0.9", "yard door", "person")
-    assert (first["track"], first["latency_ms"], first["model"]) == ("front-7", "0.0", "nanodet")
-    assert (rest[2]["seq"], rest[2]["kind"], rest[2]["label"]) == ("4", "detections", "dog")
-    assert rest[3]["topic"] == EVENTS
-
-
 def test_an_export_as_lines(folder: Path) -> None:
     found = lines(call("export", "--folder", str(folder)))
     assert [line.get("id") for line in found][::3] == ["first", "some-id"]
     assert lines(call("export", "--folder", str(folder), "--stream", "nobody")) == []
 
 
-@pytest.mark.parametrize("form", ["csv", "jsonl"])
-def test_a_database_that_cannot_be_read_leaves_an_old_export_as_it_is(tmp_path: Path, form: str) -> None:
+def test_a_database_that_cannot_be_read_leaves_an_old_export_as_it_is(tmp_path: Path) -> None:
     target = tmp_path / "out"
     target.write_text("old")
     (tmp_path / "spool.db").write_bytes(b"garbage " * 1000)
@@ -159,8 +143,6 @@ def test_a_database_that_cannot_be_read_leaves_an_old_export_as_it_is(tmp_path: 
             "export",
             "--folder",
             str(tmp_path),
-            "--format",
-            form,
             "-o",
             str(target),
         ],
@@ -202,9 +184,6 @@ def test_a_clip_is_told_with_where_it_lies(tmp_path: Path) -> None:
     spool.close()
     _, shown = call("tail", "--folder", str(tmp_path), "--label", "person").output.splitlines()
     assert shown.split()[2:] == ["front", "clips", "person", CLIP.path, "(waits)"]
-    (row,) = csv.DictReader(io.StringIO(call("export", "--folder", str(tmp_path), "--format", "csv").output))
-    assert (row["kind"], row["label"], row["track"], row["path"]) == ("clips", "person", "label-1", CLIP.path)
-    assert row["score"] == ""
 
 
 def test_no_history_is_an_error(tmp_path: Path) -> None:

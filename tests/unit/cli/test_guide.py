@@ -39,7 +39,7 @@ from agent.config.load import parse
 from agent.config.source_uri import SCHEMES
 from agent.config.source_uri import parse as parse_uri
 from agent.optimise.recipe import parse_recipe
-from agent.update.fleet.inventory import parse as parse_inventory
+from agent.update.fleet import parse as parse_inventory
 from tests.support.documents import Block, blocks, check_command_line, inline_code, links, vedette_lines
 
 PAGES = [FOLDER / f"{topic}.md" for topic in TOPICS]

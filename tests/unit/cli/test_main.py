@@ -2,12 +2,10 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import subprocess
 import sys
 import threading
 import time
-import weakref
 from pathlib import Path
 
 import pytest
@@ -191,28 +189,6 @@ class SlowTimer(threading.Timer):
     def start(self) -> None:
         super().start()
         time.sleep(0.1)
-
-
-@pytest.mark.parametrize("timer", [threading.Timer, SlowTimer])
-def test_an_interruption_in_a_callback_of_a_weak_reference_is_not_lost(
-    monkeypatch: pytest.MonkeyPatch, timer: type[threading.Timer]
-) -> None:
-    monkeypatch.setattr(threading, "Timer", timer)
-    handler = signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background ignores it
-
-    def work(path: Path) -> list[str]:
-        thing = set[int]()
-        reference = weakref.ref(thing, lambda _: signal.raise_signal(signal.SIGINT))
-        del thing  # Python calls back, and drops what that raises
-        time.sleep(10.0)
-        return [f"{reference} went on"]
-
-    monkeypatch.setattr("agent.daemon.check.problems", work)
-    try:
-        shown = CliRunner().invoke(vedette, ["config", "check", "x.toml"])
-    finally:
-        signal.signal(signal.SIGINT, handler)
-    assert (shown.exit_code, shown.output) == (130, "")
 
 
 def test_what_the_log_has_told_is_not_told_again(

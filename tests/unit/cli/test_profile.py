@@ -13,7 +13,6 @@ import psutil
 import pytest
 from click.testing import CliRunner, Result
 
-import agent.optimise.profile
 from agent.cli.main import vedette
 from agent.compute.infer.litert import load_runtime
 from agent.models.files import ZOO
@@ -57,47 +56,12 @@ def test_a_depth_is_only_what_follows_the_one_before() -> None:
 
 
 @litert
-def test_each_operation_and_json() -> None:
-    done = call("small-speech", "--variant", "3", "--runs", "3", "--each")
-    assert done.exit_code == 0, done.output
-    assert "not delegated" not in done.output
+def test_json() -> None:
     found = json.loads(call("small-speech", "--variant", "3", "--runs", "3", "--json").output)
     assert found["variant"] == "3"
     assert found["runs"] == 3
     assert len(found["worst"]) == 3
     assert all(row["advice"] for row in found["worst"])
-    assert all(row["tensor"] in done.output for row in found["rows"])
-
-
-@litert
-def test_a_picture(tmp_path: Path) -> None:
-    pytest.importorskip("matplotlib", reason="the extra [charts] is not installed")
-    done = call("nanodet", "--variant", "256", "--runs", "2", "--picture", tmp_path / "profile.png")
-    assert done.exit_code == 0, done.output
-    assert (tmp_path / "profile.png").read_bytes().startswith(b"\x89PNG")
-
-
-def fail(*_: object, **__: object) -> None:
-    raise AssertionError("measured before it was known whether a chart can be drawn")
-
-
-def test_without_matplotlib_that_is_said_before_measuring(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    monkeypatch.setattr(agent.optimise.profile, "profile", fail)
-    done = call("nanodet", "--picture", tmp_path / "profile.png")
-    assert "pip install '.[charts]'" in str(done.exception)
-    assert ".[charts]" in call("--help").output
-
-
-def test_where_no_chart_can_be_written_that_is_said_before_measuring(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    pytest.importorskip("matplotlib", reason="the extra [charts] is not installed")
-    monkeypatch.setattr(agent.optimise.profile, "profile", fail)
-    done = call("nanodet", "--picture", tmp_path / "nowhere" / "profile.png")
-    assert "no such folder" in str(done.exception)
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from agent.cli.main import vedette
 from agent.errors import StorageError, UpdateError
 from agent.storage.state_folder import lock_folder
 from agent.update.bundle.signing import signature_of
-from agent.update.install.service import Systemd
+from agent.update.install.health_check import Systemd
 from agent.update.install.slots import ROOT_VARIABLE
 from tests.support.pretend_board import Board, write_command
 from tests.support.tiny_bundles import model_files, needs_ssh_keygen
@@ -48,7 +48,7 @@ def failed(*words: str) -> str:
 
 
 def quick(board: Board, **fields: object) -> str:
-    from agent.update.bundle.description import HealthGate
+    from agent.update.bundle import HealthGate
 
     return str(board.bundle(health=HealthGate(steady_s=0, within_s=0), **fields))  # type: ignore[arg-type]  # fields of a description, as the test gives them
 

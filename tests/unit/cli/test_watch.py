@@ -5,18 +5,17 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Iterator
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
 from click.testing import CliRunner
-from rich.console import Console
 
 from agent.cli.command import command
-from agent.cli.live import EventTable, follow
 from agent.cli.output import EVENT_COLUMNS, format_event
-from agent.cli.watch import json_line, watch
+from agent.cli.watch import follow, json_line, watch
 from agent.comms.consumer.client import BrokerOptions
 from agent.comms.consumer.subscribe import Kind, ReceivedMessage, Subscriber
 from agent.comms.messages import EventMessage
@@ -30,14 +29,10 @@ def message(
     return ReceivedMessage(topic or f"vedette/porch/front/{kind}", device, stream, kind, payload, 0, False)
 
 
-def drawn(*messages: ReceivedMessage, width: int = 140, height: int = 50) -> str:
-    table = EventTable("what is seen")
-    for one in messages:
-        table.add(one)
-    console = Console(file=io.StringIO(), width=width, height=height, force_terminal=True, color_system=None)
-    console.print(table)
-    assert isinstance(console.file, io.StringIO)
-    return console.file.getvalue()
+def drawn(*messages: ReceivedMessage) -> str:
+    with redirect_stdout(io.StringIO()) as printed:
+        follow(messages, "what is seen")
+    return printed.getvalue()
 
 
 @pytest.mark.parametrize("verb", [[watch], [command, "porch", "stop"]])
@@ -126,27 +121,6 @@ def changed(**fields: object) -> bytes:
     return msgspec.json.encode(found)
 
 
-def test_eighty_columns_show_every_column_in_full() -> None:
-    shown = drawn(message("events", event()), width=80)
-    for words in ("new (appeared)", "person 1", "0.90", "10 10 50 90", "20 ms"):
-        assert words in shown
-    assert max(map(len, shown.splitlines())) <= 80
-
-
-def test_long_names_go_on_in_a_second_line() -> None:
-    long = changed(stream="backdoor-of-the-barn", reason="still here", track={"zones": ["yard", "driveway"]})
-    shown = drawn(message("events", long), width=80)
-    assert max(map(len, shown.splitlines())) <= 80
-    assert "…" not in shown
-    for words in ("10 10 50 90", "0.90", "20 ms", "infer", "total", "yard", "driveway"):
-        assert words in shown
-
-
-def test_zones_have_a_column_where_there_are_some() -> None:
-    assert "zones" not in drawn(message("events", event()))
-    assert "yard, door" in drawn(message("events", changed(track={"zones": ["yard", "door"]})))
-
-
 def test_a_crossed_line_is_named_with_its_direction() -> None:
     crossed = [{"line": "road", "direction": "out"}, {"line": "gate", "direction": "in"}]
     told = cells_of(changed(kind="update", reason="line", track={"crossed": crossed}))
@@ -164,12 +138,6 @@ def test_what_an_event_without_a_frame_does_not_have_is_a_dash() -> None:
 
 def cells_of(payload: bytes) -> dict[str, str]:
     return format_event(msgspec.json.decode(payload, type=EventMessage))
-
-
-def test_a_low_terminal_keeps_the_newest() -> None:
-    shown = drawn(*(message("events", event(stream=f"s{n}")) for n in range(16)), height=10)
-    assert "s15" in shown
-    assert "s12" not in shown
 
 
 def test_without_a_terminal_every_event_is_a_line_as_it_comes(capsys: pytest.CaptureFixture[str]) -> None:
@@ -193,31 +161,6 @@ def test_without_a_terminal_every_event_is_a_line_as_it_comes(capsys: pytest.Cap
     assert all("new (appeared)" in row and row.index("person 1") == header.index("what") for row in rows)
 
 
-def test_the_newest_rows_stay() -> None:
-    shown = drawn(*(message("events", event(stream=f"s{n}")) for n in range(30)))
-    assert "s29" in shown
-    assert "s13" not in shown
-
-
-def test_devices_and_counts_stand_below() -> None:
-    count = message("count", b"2", "vedette/porch/front/count/person")
-    shown = drawn(message("status", b"online", stream=""), count)
-    assert "porch online" in shown
-    assert "porch/front person: 2" in shown
-    assert "person" not in drawn(count, message("count", b"", "vedette/porch/front/count/person"))
-
-
-@pytest.mark.parametrize("width", [24, 33, 50, 60, 80])
-def test_a_count_stays_in_one_line_with_its_name(width: int) -> None:
-    labels = ("person", "car", "dog", "traffic light")
-    counts = [message("count", b"1", f"vedette/porch/front/count/{label}") for label in labels]
-    shown = drawn(message("status", b"online", stream=""), *counts, width=width)
-    below = [item.strip() for row in shown.splitlines() for item in row.split("   ")]
-    assert "porch online" in below
-    assert {f"porch/front {label}: 1" for label in labels[:3]} <= set(below)
-    assert max(map(len, shown.splitlines())) <= width
-
-
 def test_strangers_cannot_command_the_terminal() -> None:
     hostile = event().replace(b'"person"', b'"[/red]\\u001b[2J"').replace(b'"appeared"', b'"[bold]"')
     shown = drawn(message("events", hostile), message("status", b"\x1b[2J", device="a\x1bb"))
@@ -231,6 +174,6 @@ def test_a_verdict_on_the_whole_picture_has_no_box() -> None:
 
 
 def test_what_is_no_event_is_left_out() -> None:
-    assert "new" not in drawn(message("events", b"{}"), message("snapshot", b"\xff\xd8"))
+    assert "new (" not in drawn(message("events", b"{}"), message("snapshot", b"\xff\xd8"))
     for body in (event().replace(b'"person"', b'"\xff"'), b'{"x":' + b"[" * 100_000):
-        assert "new" not in drawn(message("events", body), message("health", body, stream=""))
+        assert "new (" not in drawn(message("events", body), message("health", body, stream=""))

@@ -5,8 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from agent.cli.checks import Finding, Report, advice_of, board, models
-from agent.cli.checks.examine import examine, guarded
+from agent.cli.checks import Finding, Report, advice_of, board, examine, models
 from agent.cli.checks.models import Tried
 from tests.support.boards import pi4
 from tests.support.mosquitto import HOST, Mosquitto
@@ -56,12 +55,12 @@ def test_a_defect_in_one_section_does_not_hide_the_others(
     tmp_path: Path, config: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def broken(root: Path) -> Iterator[Finding]:
-        yield Finding(board.HEAT_SECTION, "temperature", "warm")
+        yield Finding("temperature", "warm")
         raise ZeroDivisionError(str(root))
 
-    monkeypatch.setattr(board, "heat_findings", broken)
+    monkeypatch.setattr(board, "check_sensors", broken)
     report = examine(config, root=pi4(tmp_path / "root"))
-    (warm, wrong) = [one for one in report.findings if one.section == board.HEAT_SECTION]
+    (warm, wrong) = [one for one in report.findings if one.section == "heat and supply"]
     assert warm.value == "warm"
     assert (wrong.state, "ZeroDivisionError" in wrong.value) == ("warning", True)
     assert "configuration" in {one.section for one in report.findings}
@@ -76,17 +75,13 @@ def test_models_are_not_opened_where_they_crash(tmp_path: Path, config: Path, tr
 
 def test_advice_is_given_once_and_first_about_problems() -> None:
     found = [
-        Finding("a", "1", "", "warning", "later"),
-        Finding("a", "2", "", "problem", "now"),
-        Finding("a", "3", "", "problem", "now"),
-        Finding("a", "4", "", "ok", "never"),
-        Finding("a", "5", "", "warning"),
+        Finding("1", "", "warning", "later"),
+        Finding("2", "", "problem", "now"),
+        Finding("3", "", "problem", "now"),
+        Finding("4", "", "ok", "never"),
+        Finding("5", "", "warning"),
     ]
     assert advice_of(found) == ["now", "later"]
-
-
-def test_a_section_that_is_well_is_as_it_is(tmp_path: Path) -> None:
-    assert guarded(board.SECTION, lambda: board.findings(tmp_path)) == list(board.findings(tmp_path))
 
 
 @pytest.mark.usefixtures("tried")
@@ -109,4 +104,4 @@ def test_measuring_anew_is_kept_in_the_state_folder_and_told_the_next_time(tmp_p
 
 
 def _models(report: Report) -> list[Finding]:
-    return [one for one in report.findings if one.section == models.SECTION]
+    return [one for one in report.findings if one.section == "models on this hardware"]

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from msgspec.structs import replace
 
-from agent.cli.checks import examine
-from agent.cli.checks.models import check_survey, findings
+from agent.cli.checks import check_configuration
+from agent.cli.checks.models import Tried, check_models, check_survey
 from agent.compute.infer.choice import Measurement, decide
 from agent.compute.infer.delegates import DelegateProbe
 from agent.compute.infer.session import BackendSpec
@@ -66,38 +66,39 @@ def test_measured_on_a_busy_board_it_says_little() -> None:
     assert one.value.startswith("cpu, 1 thread, ")
 
 
+@pytest.fixture(autouse=True)
+def _state_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("STATE_DIRECTORY", str(tmp_path))
+
+
 def test_each_model_once_and_only_where_the_choice_is_left_to_us(tmp_path: Path) -> None:
     front = StreamConfig("test:", "nanodet", variant="256")
     off = replace(front, model="other", enabled=False)
     asked = replace(front, model="small-speech", backend="cpu")
     config = Config({"front": front, "back": front, "off": off, "asked": asked})
-    one, shared = findings(config, tmp_path, fresh=False)
+    (one,) = check_models(config, tmp_path, fresh=False)
     assert one.name == "nanodet"
-    assert (shared.name.strip(), shared.value) == ("shared by", "2 streams, which take turns")
-    bundled = [one.name for one in findings(None, tmp_path, fresh=False)]
+    bundled = [one.name for one in check_models(None, tmp_path, fresh=False)]
     assert bundled == ["blood-cells", "face", "nanodet", "small-speech", "speech-embedding"]
-    assert list(findings(Config({"asked": asked}), tmp_path, fresh=False)) == []
+    assert list(check_models(Config({"asked": asked}), tmp_path, fresh=False)) == []
 
 
 def test_model_files_that_root_parses_are_a_warning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(unprivileged, "parsed_as_root", "user nobody may not run /root/python")
-    *_, last = findings(Config({"front": StreamConfig("test:", "nanodet", variant="256")}), tmp_path, fresh=False)
+    *_, last = check_models(
+        Config({"front": StreamConfig("test:", "nanodet", variant="256")}), tmp_path, fresh=False
+    )
     assert last.state == "warning"
     assert last.value.endswith("user nobody may not run /root/python")
-
-
-def test_streams_with_other_threads_and_models_of_sound_do_not_share(tmp_path: Path) -> None:
-    front, heard = StreamConfig("test:", "nanodet"), StreamConfig("mic:", "small-speech")
-    streams = {"front": front, "back": replace(front, threads=2), "porch": heard, "hall": heard}
-    assert [one.name for one in findings(Config(streams), tmp_path, fresh=False)] == ["nanodet", "small-speech"]
 
 
 def test_a_model_that_cannot_be_used_is_one_problem_of_the_whole_report(tmp_path: Path) -> None:
     file = tmp_path / "v.toml"
     file.write_text(f'[streams.front]\nsource = "test:"\nmodel = "{tmp_path}/gone.tflite"\n')
-    found = [*findings(load(file).config, tmp_path, fresh=True), *examine.findings(file, True, tmp_path)]
+    file_findings = check_configuration(file, tmp_path, asked=True, tried=[Tried("a 1")])
+    found = [*check_models(load(file).config, tmp_path, fresh=True), *file_findings]
     (problem,) = [one for one in found if one.state == "problem"]
-    assert (problem.section, "no such file" in problem.value) == (examine.SECTION, True)
+    assert "no such file" in problem.value
     assert found[0].value == "cannot be used: see the section of the configuration"
 
 
@@ -107,7 +108,7 @@ def test_a_survey_that_fails_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
     monkeypatch.setattr(StoredMeasurements, "measure", fail)
     config = Config({"kitchen": StreamConfig("mic:", "small-speech")}, selection=SelectionConfig(candidates=()))
-    (one,) = findings(config, tmp_path, fresh=True)
+    (one,) = check_models(config, tmp_path, fresh=True)
     assert one.value == "the runtime crashed"
 
 
@@ -119,7 +120,7 @@ def small() -> Config:
 
 
 def kept(state: Path, config: Config) -> Path:
-    list(findings(config, state, fresh=True))
+    list(check_models(config, state, fresh=True))
     (file,) = (state / "verdicts").iterdir()
     return file
 
@@ -151,7 +152,7 @@ def test_a_corrupt_verdict_is_a_warning_with_its_path(
 ) -> None:
     file = kept(tmp_path, small)
     damage(file)
-    (one,) = findings(small, tmp_path, fresh=False)
+    (one,) = check_models(small, tmp_path, fresh=False)
     assert (one.name, one.state) == ("small-speech", "warning")
     assert one.value.startswith(f"{file}: {told}")
     assert "--fresh" in one.advice
@@ -159,7 +160,7 @@ def test_a_corrupt_verdict_is_a_warning_with_its_path(
 
 def test_what_cannot_be_kept_is_shown_all_the_same(tmp_path: Path, small: Config) -> None:
     (tmp_path / "verdicts").write_text("in the way")
-    measured, warning = findings(small, tmp_path, fresh=True)
+    measured, warning = check_models(small, tmp_path, fresh=True)
     assert measured.value.startswith("cpu, 1 thread, ")
     assert warning.state == "warning"
     assert f"{tmp_path / 'verdicts'}: is a file" in warning.value
@@ -172,5 +173,5 @@ def test_a_verdict_that_only_the_daemon_may_read_is_no_fault(
         raise StorageError("x.json: cannot be read: Permission denied") from PermissionError()
 
     monkeypatch.setattr(StoredMeasurements, "load", denied)
-    (one,) = findings(small, tmp_path, fresh=False)
+    (one,) = check_models(small, tmp_path, fresh=False)
     assert (one.state, one.value.endswith("sudo vedette doctor may read it")) == ("ok", True)

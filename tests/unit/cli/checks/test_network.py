@@ -54,7 +54,7 @@ def camera(said: bytes) -> Iterator[str]:
 
 
 def found(config: Config, root: Path) -> list[tuple[str, str, str]]:
-    return [(one.name, one.state, one.value) for one in network.findings(config, root)]
+    return [(one.name, one.state, one.value) for one in network.check_network(config, root)]
 
 
 def running(root: Path, **fields: object) -> None:
@@ -80,7 +80,7 @@ def test_what_a_broker_has_against_us_is_told(broker: Mosquitto, tmp_path: Path)
         port = int(free.getsockname()[1])
     gone = FallbackConfig(HOST, port=port)
     mqtt = replace(broker.config(), password_file=str(secret), commands=False, fallback=(gone,))
-    first, second, commands = network.findings(Config(mqtt=mqtt), tmp_path)
+    first, second, commands = network.check_network(Config(mqtt=mqtt), tmp_path)
     assert (first.state, second.state) == ("problem", "problem")
     assert "refuses user 'porch'" in first.value
     assert "[mqtt] username and password_file" in first.advice
@@ -103,7 +103,7 @@ def test_a_host_that_is_refused_is_not_tried(tmp_path: Path, monkeypatch: pytest
 def test_a_broker_that_keeps_silent_is_left_in_time(tmp_path: Path) -> None:
     with socket.create_server((HOST, 0)) as listener:
         config = Config(mqtt=MqttConfig(HOST, port=listener.getsockname()[1]))
-        one, _ = network.findings(config, tmp_path)
+        one, _ = network.check_network(config, tmp_path)
     assert one.state == "problem"
     assert one.value.endswith(
         "no answer to CONNECT; check that it is an MQTT broker; if it speaks TLS there, set [mqtt] tls"
@@ -112,7 +112,7 @@ def test_a_broker_that_keeps_silent_is_left_in_time(tmp_path: Path) -> None:
 
 
 def test_tls_at_a_plain_port_is_answered_with_a_hint(broker: Mosquitto, tmp_path: Path) -> None:
-    one, *_ = network.findings(Config(mqtt=replace(broker.config(), tls=True)), tmp_path)
+    one, *_ = network.check_network(Config(mqtt=replace(broker.config(), tls=True)), tmp_path)
     assert one.state == "problem"
     assert "if it speaks no TLS there, set [mqtt] tls = false" in one.value
     assert "set [mqtt] tls = false" in one.advice
@@ -120,7 +120,9 @@ def test_tls_at_a_plain_port_is_answered_with_a_hint(broker: Mosquitto, tmp_path
 
 def test_tls_at_a_port_that_keeps_silent_is_answered_with_a_hint(tmp_path: Path) -> None:
     with socket.create_server((HOST, 0)) as listener:
-        one, *_ = network.findings(Config(mqtt=MqttConfig(HOST, listener.getsockname()[1], tls=True)), tmp_path)
+        one, *_ = network.check_network(
+            Config(mqtt=MqttConfig(HOST, listener.getsockname()[1], tls=True)), tmp_path
+        )
     assert "if it speaks no TLS there, set [mqtt] tls = false" in one.value
 
 
@@ -140,7 +142,7 @@ def test_a_running_daemon_keeps_its_connection(broker: Mosquitto, tmp_path: Path
     secret = tmp_path / "wrong"
     secret.write_text("wrong")
     config = Config(mqtt=replace(broker.config(), password_file=str(secret)))
-    (first, _) = network.findings(config, tmp_path)
+    (first, _) = network.check_network(config, tmp_path)
     assert first.state == "warning"
     assert "the running daemon is connected" in first.value
 
@@ -179,7 +181,7 @@ def test_a_silent_camera_is_given_as_long_as_a_stream_gives_it(tmp_path: Path) -
 
 def of_stream(stream: StreamConfig, root: Path) -> list[Finding]:
     config = Config({"front": stream}, mqtt=MqttConfig(HOST, port=1))
-    return [one for one in network.findings(config, root) if one.name == "stream front"]
+    return [one for one in network.check_network(config, root) if one.name == "stream front"]
 
 
 def test_a_camera_that_the_daemon_has_is_left_alone(tmp_path: Path) -> None:
@@ -197,7 +199,7 @@ def test_a_source_that_is_recorded_and_lost_is_asked_while_the_daemon_runs(tmp_p
         told = {}
         for detail in ("640x480", "record_source: lost: no answer"):
             running(root := tmp_path / detail[:6], streams={"front": StreamReport("running", detail)})
-            found = network.findings(config, root)
+            found = network.check_network(config, root)
             told[detail] = next(one for one in found if one.name == "stream front: record_source")
     assert [one.state for one in told.values()] == ["ok", "problem"]
 

@@ -10,8 +10,8 @@ import msgspec
 import pytest
 
 from agent.errors import BundleError, StorageError
-from agent.update.bundle import archive
-from agent.update.bundle.description import BundleFile, render
+from agent.update import bundle as archive
+from agent.update.bundle import BundleFile, render
 from tests.support.tiny_bundles import describe, full_files, model_files, models_bundle, tiny_bundle, write_bundle
 
 
@@ -22,7 +22,7 @@ def bundle(tmp_path: Path) -> Path:
 
 def test_a_bundle_comes_out_as_it_went_in(tmp_path: Path, bundle: Path) -> None:
     description = archive.read_description(bundle)
-    archive.check(bundle, description)
+    archive.check_files(bundle, description)
     archive.unpack(bundle, description, tmp_path / "slot")
     found = {str(path.relative_to(tmp_path / "slot")): path for path in (tmp_path / "slot").rglob("*.*")}
     assert {name: path.read_bytes() for name, path in found.items()} == {
@@ -48,7 +48,7 @@ def test_other_tools_can_look_into_a_bundle(bundle: Path) -> None:
 def test_a_bundle_of_models_needs_no_target(tmp_path: Path) -> None:
     path = models_bundle(tmp_path / "models.vedette", counter=4)
     description = archive.read_description(path)
-    archive.check(path, description)
+    archive.check_files(path, description)
     assert (description.kind, description.target, description.models) == ("models", None, ["small-speech"])
 
 
@@ -59,7 +59,7 @@ def test_a_bit_that_has_flipped_is_found_by_the_hash(tmp_path: Path, bundle: Pat
     bundle.write_bytes(content)
     description = archive.read_description(bundle)
     with pytest.raises(BundleError, match=r"config/vedette\.toml: its sha256 is"):
-        archive.check(bundle, description)
+        archive.check_files(bundle, description)
     with pytest.raises(BundleError, match=r"config/vedette\.toml: its sha256 is"):
         archive.unpack(bundle, description, tmp_path / "slot")
     assert not (tmp_path / "slot").exists()
@@ -70,7 +70,7 @@ def test_a_bundle_that_was_cut_off_is_refused(tmp_path: Path, bundle: Path, left
     whole = archive.read_description(bundle)
     bundle.write_bytes(bundle.read_bytes()[:left])
     with pytest.raises(BundleError, match="cut off"):
-        archive.check(bundle, whole)
+        archive.check_files(bundle, whole)
     with pytest.raises(BundleError, match="cut off"):
         archive.unpack(bundle, whole, tmp_path / "slot")
     assert not (tmp_path / "slot").exists()

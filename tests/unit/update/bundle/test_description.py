@@ -8,16 +8,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from agent.errors import BundleError
-from agent.update.bundle.description import (
-    BundleFile,
-    Description,
-    HealthGate,
-    Migration,
-    ShadowGate,
-    Target,
-    parse,
-    render,
-)
+from agent.update.bundle import BundleFile, Description, HealthGate, Migration, ShadowGate, Target, parse, render
 
 SHA = "0" * 64
 FILE = BundleFile(SHA, 1)

@@ -170,31 +170,19 @@ ANY_KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAI"
 
 
 @pytest.mark.parametrize(
-    ("content", "why"),
-    [
-        (
-            "# ours\n\n  # theirs\n",
-            "has only comments, so no signature is accepted; add a line `NAME ssh-ed25519",
-        ),
-        (f"# ours\n{ANY_KEY}\n", r"allowed_signers:2: the NAME in front is missing: a line is `NAME ssh-ed25519"),
-        (f"release {ANY_KEY}\n", r"allowed_signers:1: invalid key: a line is `NAME ssh-ed25519"),
-        ("release\n", r"allowed_signers:1: (?:missing|invalid) key: a line is `NAME ssh-ed25519"),
-        ("\x01\x02\x03\n", r"allowed_signers:1: (?:missing|invalid) key: a line is `NAME ssh-ed25519"),
-    ],
+    "content",
+    ["# ours\n\n  # theirs\n", f"{ANY_KEY}\n", f"release {ANY_KEY}\n", "release\n", "\x01\x02\x03\n"],
 )
-def test_signers_of_which_none_can_be_used_are_told_by_line(board: Board, content: str, why: str) -> None:
+def test_signers_of_which_none_can_be_used_are_refused_with_the_format(board: Board, content: str) -> None:
     board.trusted[0].write_text(content)
-    board.refused(board.alice, why)
+    board.refused(board.alice, "is not in .*allowed_signers.* add a line `NAME ssh-ed25519")
 
 
-def test_a_public_key_as_it_is_made_lacks_a_name(board: Board) -> None:
-    shutil.copy(board.alice.path.with_name("alice.pub"), board.trusted[0])
-    board.refused(board.alice, r"allowed_signers:1: the NAME in front is missing")
-
-
-def test_an_option_that_openssh_does_not_know_is_told(board: Board) -> None:
+def test_a_line_that_is_wrong_is_told_by_its_number(board: Board) -> None:
+    board.allow("release\n")
+    board.refused(board.alice, r"allowed_signers:1: (?:missing|invalid) key")
     board.allow(board.alice.allowed("alice", "colour=red"))
-    board.refused(board.alice, r"allowed_signers:1: bad options: .*: a line is `NAME ssh-ed25519")
+    board.refused(board.alice, r"allowed_signers:1: bad options")
 
 
 def test_what_may_not_be_read_is_told_as_such(board: Board, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -206,14 +194,9 @@ def test_what_may_not_be_read_is_told_as_such(board: Board, monkeypatch: pytest.
         verify(board.bundle, *board.trusted)
 
 
-def test_a_private_key_in_place_of_the_signers_is_told(board: Board) -> None:
-    shutil.copy(board.alice.path, board.trusted[0])
-    board.refused(board.alice, "allowed_signers is a private key")
-
-
 def test_a_wrong_line_beside_right_ones_is_told_with_the_key_that_is_missing(board: Board) -> None:
     board.allow("release\n", board.alice.allowed("alice"))
-    board.refused(board.bob, r"a key that no other line of .* has; .*allowed_signers:1: \w+ key")
+    board.refused(board.bob, r"allowed_signers:1: \w+ key")
     assert board.signed(board.alice) == "alice"
 
 

@@ -11,9 +11,8 @@ import pytest
 
 from agent.cli.guide import TOPICS
 from agent.errors import BundleError
-from agent.update.bundle.description import Target
+from agent.update.bundle import Target
 from agent.update.bundle.wheels import (
-    check_extras,
     check_means,
     check_python,
     fetch,
@@ -75,7 +74,7 @@ def test_what_is_needed_is_fetched_with_what_that_needs(index: Index) -> None:
     one = "one-1.0-cp311-cp311-manylinux_2_17_aarch64.manylinux2014_aarch64.whl"
     pure = {f"{name}-1.0-py3-none-any.whl" for name in ("two", "three", "more")}
     assert index.fetch(TARGET, "sound") == {one, *pure}
-    assert index.told[0] == "fetching for aarch64, Python 3.11, glibc 2.34: more 1.0, one 1.0"
+    assert index.told[0] == "fetching for aarch64, Python 3.11, glibc 2.34: more==1.0, one==1.0"
 
 
 @pytest.mark.parametrize(
@@ -89,21 +88,23 @@ def test_what_is_needed_is_fetched_with_what_that_needs(index: Index) -> None:
 def test_a_wheel_that_is_for_other_boards_only_is_named(index: Index, tag: str) -> None:
     index.needs("one")
     index.add("one", tag=tag)
-    with pytest.raises(BundleError, match=r"one==1\.0: there is no wheel for aarch64, Python 3\.11, glibc 2\.34"):
+    with pytest.raises(
+        BundleError, match=r"for aarch64, Python 3\.11, glibc 2\.34 were not fetched: .*one==1\.0"
+    ):
         index.fetch()
 
 
 def test_sources_are_not_built(index: Index) -> None:
     index.needs("one")
     index.add("one").rename(index.folder / "one-1.0.tar.gz")
-    with pytest.raises(BundleError, match=r"one==1\.0: there is no wheel for"):
+    with pytest.raises(BundleError, match=r"were not fetched: .*one==1\.0"):
         index.fetch()
 
 
 def test_a_wheel_that_is_not_the_one_that_was_locked_is_refused(index: Index) -> None:
     index.needs("one")
     index.add("one").write_bytes(tiny_wheel("one", files={"evil.py": "import os"}))
-    with pytest.raises(BundleError, match="a wheel differs from the locked one"):
+    with pytest.raises(BundleError, match="DO NOT MATCH THE HASHES"):
         index.fetch()
 
 
@@ -118,7 +119,7 @@ def test_without_network_it_says_so(index: Index, monkeypatch: pytest.MonkeyPatc
     index.add("one").unlink()
     monkeypatch.delenv("PIP_NO_INDEX")
     monkeypatch.setenv("PIP_INDEX_URL", "http://127.0.0.1:9/simple")
-    with pytest.raises(BundleError, match="no network, or the package index does not answer"):
+    with pytest.raises(BundleError, match="is there a network"):
         index.fetch()
 
 
@@ -145,8 +146,8 @@ def test_our_own_wheel_is_the_same_bytes_each_time(tmp_path: Path) -> None:
 
 
 def test_the_lock_file_is_that_of_the_clone(tmp_path: Path) -> None:
-    assert check_means(None, None) == ROOT / "requirements.lock"
-    assert check_means(None, tmp_path / "lock") == tmp_path / "lock"
+    assert check_means(TARGET, None, None) == ROOT / "requirements.lock"
+    assert check_means(TARGET, None, tmp_path / "lock") == tmp_path / "lock"
 
 
 def test_without_a_clone_wheel_and_lock_file_are_asked_for(
@@ -155,8 +156,10 @@ def test_without_a_clone_wheel_and_lock_file_are_asked_for(
     monkeypatch.setattr("agent.update.bundle.wheels._OWN", tmp_path)
     monkeypatch.chdir(tmp_path)
     with pytest.raises(BundleError, match="run it in a clone, or give --wheel FILE and --lock"):
-        check_means(tmp_path / "x.whl", None)
-    assert check_means(tmp_path / "x.whl", tmp_path / "lock") == tmp_path / "lock"
+        check_means(TARGET, tmp_path / "x.whl", None)
+    path = tmp_path / "vedette-1.0-py3-none-any.whl"
+    path.write_bytes(tiny_wheel())
+    assert check_means(TARGET, path, tmp_path / "lock") == tmp_path / "lock"
 
 
 @pytest.mark.parametrize(
@@ -189,9 +192,9 @@ def test_what_is_no_wheel_is_refused(tmp_path: Path, content: bytes) -> None:
 def test_an_extra_that_a_wheel_does_not_have_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "vedette-1.0-py3-none-any.whl"
     path.write_bytes(tiny_wheel(extras=("wake-word", "demo")))
-    check_extras(path, ["demo", "Wake_Word"])
+    check_means(TARGET, path, path, ["demo", "Wake_Word"])
     with pytest.raises(BundleError, match="--extra nosuch: no such extra of Vedette; there are: wake-word, demo"):
-        check_extras(path, ["nosuch"])
+        check_means(TARGET, path, path, ["nosuch"])
 
 
 def test_wheels_are_taken_up_to_the_boards_glibc() -> None:

@@ -9,7 +9,7 @@ import msgspec
 import pytest
 
 from agent.update.fleet.board import parse_state
-from agent.update.protocol import Update, UpdateStatus
+from agent.update.install.journal import Update, UpdateStatus
 
 
 def test_what_this_version_tells_is_understood() -> None:
@@ -28,10 +28,11 @@ def test_what_this_version_tells_is_understood() -> None:
 
 
 def test_keys_of_tomorrow_and_keys_that_are_missing_do_no_harm() -> None:
-    found = parse_state('{"update": {"colour": 1}, "health": {"streams": {"a": {"state": "lost", "x": 1}}}}')
+    health = base64.b64encode(b'{"streams": {"a": {"state": "lost", "x": 1}}}').decode()
+    found = parse_state(f'{{"update": {{"colour": 1}}, "health_base64": "{health}"}}')
     assert found is not None
     assert found.describe() == "a lost"
-    assert (found.update.models, found.update.kind) == (-1, "")
+    assert (found.update.models, found.update.kind) == (0, "")
 
 
 def test_anything_else_is_no_answer() -> None:
@@ -54,15 +55,15 @@ HOSTILE = (
 
 @pytest.mark.parametrize("health", HOSTILE)
 def test_nothing_that_a_daemon_says_changes_what_is_told_of_the_update(health: bytes) -> None:
-    old = f'{{"update":{UPDATE}\n,"health":{health.decode("utf-8", "replace")}}}\n'
-    new = f'{{"update":{UPDATE},"health_base64":"{base64.b64encode(health).decode()}"}}\n'
-    for text in (old, new):
-        found = parse_state(text)
+    text = f'{{"update":{UPDATE},"health_base64":"{base64.b64encode(health).decode()}"}}\n'
+    for answer in (text, f'{{"update":{UPDATE}\n,"health_base64":{health.decode("utf-8", "replace")}}}\n'):
+        found = parse_state(answer)
         assert found is not None
         assert (found.update.version, found.update.counter) == ("1.1", 4)
         assert found.health is None
-        if text == new:
-            assert found.describe().startswith("health unknown: ")
+    found = parse_state(text)
+    assert found is not None
+    assert found.describe().startswith("health unknown: ")
 
 
 def test_health_is_taken_out_of_base64() -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from agent.errors import FleetError
-from agent.update.fleet.inventory import FleetBoard, parse, read_inventory
+from agent.update.fleet import FleetBoard, parse, read_inventory
 from tests.support.running import ROOT
 
 FILE = Path("fleet.toml")
@@ -62,31 +62,18 @@ def test_what_only_ansible_knows_is_left_to_it() -> None:
         ("", "lists no board"),
         ("[boards", "Expected"),
         (f"x = {'1' * 5000}", "digits"),
-        ("boards = 3", "[boards]: expected a table, found 3"),
-        ("[boards]\nhosts = 3", "[boards.hosts]: expected a table, found 3"),
-        ("[boards]\nvars = 3", "[boards.vars]: expected a table, found 3"),
+        ("boards = 3", "[boards]: expected a table"),
+        ("[boards]\nhosts = 3", "[boards.hosts]: expected a table"),
+        ("[boards]\nvars = 3", "[boards.vars]: expected a table"),
         ("[boards.hosts]\nx = 3", "board x: expected a table, such as { ansible_host = "),
-        (
-            "[boards.hosts]\nx = { ansible_port = 0 }",
-            "board x: ansible_port: expected a whole number from 1 to 65535",
-        ),
-        ('[boards.hosts]\nx = { ansible_port = "22" }', 'without quotes, found "22"'),
-        (
-            "[boards.hosts]\nx = { ansible_host = 7 }",
-            "board x: ansible_host: expected a name or an address in quotes",
-        ),
-        ("[boards.hosts]\nx = { ansible_host = 7 }", "found 7"),
-        ("[boards.hosts]\nx = {}\n[boards.vars]\nansible_port = 70000", "[boards.vars] ansible_port: expected"),
-        (
-            '[boards.hosts]\nx = {}\n[boards.vars]\nvedette_batches = [1, "200%"]',
-            'shares from "1%" to "100%", such as [2, "25%"], found [1,"200%"]',
-        ),
-        (
-            '[boards.hosts]\nx = {}\n[boards.vars]\nvedette_canary = "x"',
-            'a list of names of boards, such as ["porch"]',
-        ),
-        ("[boards.hosts]\nx = {}\n[boards.vars]\nvedette_stop_share = inf", "from 0 to 1, found inf"),
-        ("[boards.hosts]\nx = {}\n[boards.vars]\nvedette_at_once = 0", "a whole number from 1 to 256, found 0"),
+        ("[boards.hosts]\nx = { ansible_port = 0 }", "board x: expected a whole number of"),
+        ('[boards.hosts]\nx = { ansible_port = "22" }', "board x: expected a whole number"),
+        ("[boards.hosts]\nx = { ansible_host = 7 }", "`$.ansible_host`"),
+        ("[boards.hosts]\nx = {}\n[boards.vars]\nansible_port = 70000", "[boards.vars] expected"),
+        ('[boards.hosts]\nx = {}\n[boards.vars]\nvedette_batches = [1, "200%"]', "`$.vedette_batches[1]`"),
+        ('[boards.hosts]\nx = {}\n[boards.vars]\nvedette_canary = "x"', "`$.vedette_canary`"),
+        ("[boards.hosts]\nx = {}\n[boards.vars]\nvedette_stop_share = inf", "`$.vedette_stop_share`"),
+        ("[boards.hosts]\nx = {}\n[boards.vars]\nvedette_at_once = 0", "`$.vedette_at_once`"),
         ('[boards.hosts]\n"-oProxyCommand=id" = {}', "letters, digits"),
         ('[boards.hosts]\n"a b" = {}', "letters, digits"),
         ('[boards.hosts]\nx = { ansible_user = "-x" }', "user '-x'"),

@@ -10,19 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as some
 
 from agent.errors import FleetError
-from agent.update.fleet.ledger import (
-    KINDS,
-    Begun,
-    BoardOutcome,
-    Done,
-    Ended,
-    Entry,
-    Ledger,
-    Resumed,
-    Started,
-    Stopped,
-    replay,
-)
+from agent.update.fleet.board import KINDS, BoardOutcome
+from agent.update.fleet.rollout import Begun, Done, Ended, Entry, Ledger, Resumed, Started, Stopped, replay
 
 AT = datetime(2026, 11, 25, tzinfo=UTC)
 BATCHES = [("a",), ("b", "c"), ("d", "e", "f")]
@@ -92,13 +81,13 @@ def test_no_file_is_an_empty_ledger_and_another_file_is_none(tmp_path: Path) -> 
         Ledger(tmp_path).read()
 
 
-def test_lines_that_are_damaged_are_left_out_and_counted(tmp_path: Path) -> None:
+def test_lines_that_are_damaged_are_left_out(tmp_path: Path) -> None:
     ledger = Ledger(tmp_path / "x.ledger")
     ledger.add(BEGUN)
     with ledger.path.open("ab") as file:
         file.write(b"\xff\x00\n[[[[\n{}\n")
     ledger.add(Done(AT))
-    assert (ledger.read(), ledger.left_out) == ([BEGUN, Done(AT)], 3)
+    assert ledger.read() == [BEGUN, Done(AT)]
 
 
 @pytest.mark.parametrize("junk", [b"milk", b"\x00\n", b"{}\n", b"[1, 2]\nmilk\n"])
@@ -114,4 +103,4 @@ def test_a_first_line_that_the_power_cut_off_is_begun_anew(tmp_path: Path, lengt
     ledger = Ledger(tmp_path / "x.ledger")
     ledger.add(BEGUN)
     ledger.path.write_bytes(ledger.path.read_bytes()[:length])
-    assert (ledger.read(), ledger.left_out) == ([], 1)
+    assert ledger.read() == []

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as some
 
-from agent.update.fleet.inventory import Size
+from agent.update.fleet import Size
 from agent.update.fleet.rollout import plan
 
 NAMES = some.lists(some.text("abcdefgh", min_size=1, max_size=3), unique=True, max_size=40)

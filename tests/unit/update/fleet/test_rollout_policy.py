@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as some
 
-from agent.update.fleet.ledger import BAD, GOOD, KINDS, BoardOutcome, Kind, count_by_kind
+from agent.update.fleet.board import BAD, GOOD, KINDS, BoardOutcome, Kind, count_by_kind
 from agent.update.fleet.rollout import stop_reason
 
 OUTCOMES = some.lists(some.sampled_from(KINDS), max_size=30).map(

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from agent.health import DaemonHealth, StreamReport
-from agent.update.bundle.description import HealthGate
+from agent.update.bundle import HealthGate
 from agent.update.install.health_check import (
     Baseline,
     DaemonBefore,

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from agent.health import DaemonHealth, ShadowReport, StreamReport
-from agent.update.bundle.description import HealthGate, ShadowGate
+from agent.update.bundle import HealthGate, ShadowGate
 from agent.update.install.health_check import Observation, ShadowTrial, TrialDecision
 
 GATE = ShadowGate(agreement=0.9, compared=50, within_s=600)

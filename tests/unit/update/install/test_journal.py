@@ -8,9 +8,8 @@ from pathlib import Path
 import pytest
 
 from agent.errors import StorageError, UpdateError
-from agent.update.install.journal import Journal
+from agent.update.install.journal import Journal, Update
 from agent.update.install.slots import Paths
-from agent.update.protocol import Update
 
 
 @pytest.fixture

@@ -9,9 +9,8 @@ from pathlib import Path
 import pytest
 
 from agent.errors import UpdateError
-from agent.update.install.journal import Journal, follow
+from agent.update.install.journal import Journal, Update, follow
 from agent.update.install.slots import ROOT_VARIABLE, Paths, board_paths
-from agent.update.protocol import Update
 
 
 @pytest.fixture
@@ -87,6 +86,6 @@ def test_without_an_update_there_is_nothing_to_follow(where: Paths) -> None:
 
 
 def test_a_folder_may_stand_for_the_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert board_paths() == Paths(Path("/"))
+    assert board_paths().root == Path("/")
     monkeypatch.setenv(ROOT_VARIABLE, str(tmp_path))
     assert board_paths().config == tmp_path / "etc/vedette/vedette.toml"

@@ -5,8 +5,7 @@ from __future__ import annotations
 import pytest
 
 from agent.errors import UpdateError
-from agent.update.install.journal import BEFORE_SWITCH, check_step
-from agent.update.protocol import FINAL, STATES, State
+from agent.update.install.journal import BEFORE_SWITCH, FINAL, STATES, State, check_step
 
 
 def may(before: State, after: State) -> bool:

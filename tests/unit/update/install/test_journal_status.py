@@ -6,8 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from agent.update.install.journal import status
-from agent.update.protocol import UpdateStatus
+from agent.update.install.journal import UpdateStatus, status
 from tests.support.pretend_board import Board
 from tests.support.tiny_bundles import needs_ssh_keygen
 

@@ -10,7 +10,7 @@ import pytest
 from msgspec.structs import replace
 
 from agent.errors import UpdateError
-from agent.update.bundle.description import BundleFile, Description, Target
+from agent.update.bundle import BundleFile, Description, Target
 from agent.update.install.preflight import BoardFacts, check_board, find_python, objections, read_facts
 
 TARGET = Target("aarch64", "3.11", "2.34", ["pi4b"])

@@ -10,7 +10,7 @@ import pytest
 
 from agent.board.proc import boot_id
 from agent.health import StreamReport
-from agent.update.install.service import read_health
+from agent.update.install.health_check import read_health
 
 
 def told(**changes: object) -> dict[str, object]:

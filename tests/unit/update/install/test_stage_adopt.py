@@ -7,10 +7,9 @@ from pathlib import Path
 import pytest
 
 from agent.errors import UpdateError
-from agent.update.install.journal import status
+from agent.update.install.journal import State, status
 from agent.update.install.slots import ModelSets
 from agent.update.install.stage import adopt
-from agent.update.protocol import State
 from tests.support.pretend_board import Board
 from tests.support.tiny_bundles import needs_ssh_keygen
 

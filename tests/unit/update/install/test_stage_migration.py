@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agent.errors import UpdateError
-from agent.update.bundle.description import Migration
+from agent.update.bundle import Migration
 from agent.update.install.stage import migrate
 
 TEXT = """# Of the porch.

@@ -11,14 +11,12 @@ from typing import Any
 import pytest
 
 from agent.errors import StorageError, UpdateError
-from agent.update.bundle.description import Migration, ShadowGate
+from agent.update.bundle import Migration, ShadowGate
 from agent.update.bundle.signing import signature_of
-from agent.update.install.journal import Journal, Order, status
-from agent.update.install.rollback import Rollback
-from agent.update.install.service import ServiceState
+from agent.update.install.health_check import ServiceState
+from agent.update.install.journal import Journal, Order, Update, status
 from agent.update.install.slots import Link, ModelSets, Slot, Slots
-from agent.update.install.switch import VersionDeployment
-from agent.update.protocol import Update
+from agent.update.install.switch import Rollback, VersionDeployment
 from tests.support.pretend_board import CONFIG, GATE, Board, write_command
 from tests.support.tiny_bundles import make_key, needs_ssh_keygen
 
@@ -859,7 +857,7 @@ def test_a_defect_in_a_step_is_an_end_and_no_loop(board: Board, monkeypatch: pyt
     def defective(*_: object) -> None:
         raise AttributeError("no such thing")
 
-    monkeypatch.setattr("agent.update.install.stage.stage_version", defective)
+    monkeypatch.setattr("agent.update.install.stage._place_files", defective)
     done = board.apply(board.bundle())
     assert done.state == "refused"
     assert done.reason == "internal error (please report): AttributeError: no such thing"

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from agent.update.bundle.description import Migration
-from agent.update.protocol import FINAL
+from agent.update.bundle import Migration
+from agent.update.install.journal import FINAL
 from tests.support.pretend_board import CONFIG, Board
 from tests.support.tiny_bundles import needs_ssh_keygen
 

@@ -2,8 +2,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from agent.cli.checks.examine import findings
+from agent.cli.checks import Finding, check_configuration
+from agent.cli.checks.models import Tried
 from tests.support.boards import pi4
+
+
+def findings(path: Path, asked: bool, root: Path) -> list[Finding]:
+    return list(
+        check_configuration(path, root, asked=asked, tried=[Tried("a 1", nodes=10, delegated=10, ms=1.0)])
+    )
 
 
 def test_every_error_of_a_configuration_is_a_problem_with_its_line(tmp_path: Path) -> None:

@@ -7,16 +7,16 @@ import pytest
 
 from agent.board.proc import Clock, DiskUsage
 from agent.cli.checks import Finding
-from agent.cli.checks.storage import (
+from agent.cli.checks.board import (
     check_clips,
     check_clock,
     check_commands,
     check_disk,
     check_folder,
     check_states,
-    findings,
+    check_storage,
 )
-from agent.config import Config, StorageConfig, StreamConfig
+from agent.config import ClipsConfig, Config, StorageConfig, StreamConfig
 from agent.daemon.overrides import Overrides, OverridesFile, all_off
 
 
@@ -80,7 +80,9 @@ def test_a_board_without_a_battery_is_told_so() -> None:
 
 
 def test_of_this_machine(tmp_path: Path) -> None:
-    assert [one.name for one in findings(StorageConfig(state_dir=str(tmp_path)), tmp_path)] == [
+    assert [
+        one.name for one in check_storage(Config(storage=StorageConfig(state_dir=str(tmp_path))), tmp_path)
+    ] == [
         "state folder",
         "clock",
     ]
@@ -126,9 +128,11 @@ def test_whether_clips_can_be_saved(tmp_path: Path) -> None:
     assert told.state == "problem"
     assert told.value.startswith(f"{tmp_path / 'clips'}: ")
     assert "clips_folder" in told.advice
-    names = [one.name for one in findings(config, Path("/"), clips=True)]
-    assert "clips folder" in names
-    assert "clips folder" not in [one.name for one in findings(config, Path("/"))]
+    stream = StreamConfig("test:", "nanodet", clips=ClipsConfig())
+    choices: list[dict[str, StreamConfig]] = [{}, {"front": stream}]
+    for streams in choices:
+        names = [one.name for one in check_storage(Config(streams, storage=config), Path("/"))]
+        assert ("clips folder" in names) == bool(streams)
 
 
 def test_a_folder_of_clips_where_nothing_can_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

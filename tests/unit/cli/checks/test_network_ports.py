@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from agent.cli.checks import ports
+from agent.cli.checks.network import check_port
 from agent.comms.http.endpoint import read_access
 from agent.comms.http.server import Access, HttpServer, Page, listen, one_page
 from agent.config.http import MetricsConfig
@@ -16,7 +16,7 @@ from tests.support.mosquitto import HOST, free_port
 
 
 def found(port: int, **fields: str) -> tuple[str, str]:
-    (one,) = ports.findings("network", MetricsConfig(listen=f"{HOST}:{port}", **fields), "porch")
+    (one,) = check_port(MetricsConfig(listen=f"{HOST}:{port}", **fields), "porch")
     return one.state, one.value
 
 
@@ -61,10 +61,10 @@ def test_the_port_of_another_device_s_daemon_is_a_problem_that_names_it(name: st
 def test_a_port_of_another_program_is_a_problem_with_advice() -> None:
     with socket.create_server((HOST, 0)) as other:
         port = other.getsockname()[1]
-        (one,) = ports.findings("network", MetricsConfig(listen=f"{HOST}:{port}"), "porch")
+        (one,) = check_port(MetricsConfig(listen=f"{HOST}:{port}"), "porch")
         assert one.state == "problem"
         assert str(port) in one.advice
 
 
 def test_an_address_that_is_none_is_left_to_the_configurations_section() -> None:
-    assert list(ports.findings("network", MetricsConfig(listen="nowhere:1"), "porch")) == []
+    assert list(check_port(MetricsConfig(listen="nowhere:1"), "porch")) == []

@@ -2,24 +2,12 @@
 
 from __future__ import annotations
 
-import io
 from datetime import UTC, datetime
 
 import msgspec
 import pytest
-from rich.console import Console
 
-from agent.cli.live import (
-    DEVICE_COLUMNS,
-    MOST,
-    DeviceStatus,
-    EventTable,
-    FleetTable,
-    Roster,
-    fleet_lines,
-    follow,
-    follow_fleet,
-)
+from agent.cli.watch import DEVICE_COLUMNS, MOST, DeviceStatus, Roster, fleet_lines, follow, follow_fleet
 from agent.comms import messages as payload
 from agent.comms.consumer.subscribe import Kind, ReceivedMessage
 from agent.comms.crossings import LineMessage
@@ -49,13 +37,6 @@ def roster(*messages: ReceivedMessage) -> Roster:
 def only(*messages: ReceivedMessage) -> DeviceStatus:
     (device,) = roster(*messages)
     return device
-
-
-def drawn(what: object, width: int = 120, height: int = 40) -> str:
-    console = Console(file=io.StringIO(), width=width, height=height, force_terminal=True, color_system=None)
-    console.print(what)
-    assert isinstance(console.file, io.StringIO)
-    return console.file.getvalue()
 
 
 def test_a_device_is_a_row() -> None:
@@ -109,11 +90,11 @@ def test_those_in_trouble_come_first_then_those_that_have_stopped() -> None:
 
 
 def test_a_table_has_as_many_rows_as_there_is_room_for_and_says_how_many_are_left() -> None:
-    shown = drawn(FleetTable(roster(*fleet(100))), height=20).splitlines()
-    assert len(shown) <= 20
-    assert shown[0] == "100 devices, 100 online, 0 of 0 streams up, 0 in trouble"
-    rows = [row for row in shown if row.startswith("d0")]
-    assert shown[-1] == f"and {100 - len(rows)} more"
+    header, *rows, left, summary = fleet_lines(roster(*fleet(100)), 20)
+    assert header.startswith("device")
+    assert [row.split()[0] for row in rows] == [f"d{number:03}" for number in range(20)]
+    assert left == "and 80 more"
+    assert summary == "100 devices, 100 online, 0 of 0 streams up, 0 in trouble"
 
 
 def test_one_device_is_no_plural() -> None:
@@ -121,7 +102,7 @@ def test_one_device_is_no_plural() -> None:
 
 
 def test_an_empty_fleet_is_a_line() -> None:
-    assert drawn(FleetTable(Roster())).strip() == "0 devices, 0 online, 0 of 0 streams up, 0 in trouble"
+    assert list(fleet_lines(Roster()))[-1] == "0 devices, 0 online, 0 of 0 streams up, 0 in trouble"
 
 
 def test_a_device_that_was_removed_from_the_broker_is_gone() -> None:
@@ -140,10 +121,10 @@ def test_what_strangers_say_is_short_and_commands_nothing() -> None:
         message("c", "health", b"[" * 200_000),
         message("d", "events", b'{"id":' * 100_000),
     )
-    for text in (drawn(FleetTable(made)), "\n".join(fleet_lines(made))):
-        assert "\x1b[2J" not in text
-        assert "\x07" not in text
-        assert max(map(len, text.splitlines())) < 200
+    text = "\n".join(fleet_lines(made))
+    assert "\x1b[2J" not in text
+    assert "\x07" not in text
+    assert max(map(len, text.splitlines())) < 200
 
 
 def test_piped_it_is_printed_once_when_it_is_over(capsys: pytest.CaptureFixture[str]) -> None:
@@ -156,32 +137,6 @@ def test_piped_it_is_printed_once_when_it_is_over(capsys: pytest.CaptureFixture[
         ["d002", "online", "–"],
     ]
     assert summary.startswith("3 devices, 3 online")
-
-
-def events_of(*messages: ReceivedMessage, height: int = 40) -> str:
-    table = EventTable("what is seen")
-    for one in messages:
-        table.add(one)
-    return drawn(table, height=height)
-
-
-def test_several_devices_have_rows_above_the_events_and_one_has_a_line_below() -> None:
-    one = events_of(message("porch", "status", b"online"), message("porch", "health", health("running")))
-    assert "1 devices" not in one
-    assert "porch online   streams 1/1   fps 10.0   temp 55 °C   waiting 0   version 0.1.0" in one
-    two = events_of(*fleet(2), message("d001", "events", event(), "front"))
-    assert "2 devices, 2 online" in two
-    assert "porch/front" in two, "the event's own device stands by its stream"
-
-
-def test_a_fleet_and_its_events_fit_into_the_terminal() -> None:
-    counts = [
-        ReceivedMessage(f"vedette/d{n}/s/count/person", f"d{n}", "s", "count", b"1", 0, False) for n in range(200)
-    ]
-    many = [message(f"d{n:03}", "events", event(), "front") for n in range(40)]
-    shown = events_of(*fleet(200), *counts, *many, height=40).splitlines()
-    assert len(shown) <= 40
-    assert "more" in shown[-1]
 
 
 def numbered(seq: int, first_seq: int) -> bytes:
@@ -200,13 +155,6 @@ def test_what_was_lost_is_counted_and_the_jump_of_a_device_that_was_cut_off_is_n
         "porch 2: not received here",
         "porch 4 to 10000: no loss: the device restarted and skipped numbers",
     ]
-    table = EventTable("what is seen")
-    for one in came:
-        table.add(one)
-    console = Console(file=io.StringIO(), width=140, height=50)
-    console.print(table)
-    assert isinstance(console.file, io.StringIO)
-    assert "lost 1" in console.file.getvalue()
 
 
 def test_clips_and_detections_that_have_a_number_count_among_the_others() -> None:
@@ -242,13 +190,6 @@ def test_a_verdict_is_a_line_and_a_row_and_has_its_number(capsys: pytest.Capture
     assert only(*came).numbers.lost == 0
     follow([message("porch", "verdicts", verdict(4, part="LOT-7-0033"), "line")], "title")
     assert "part LOT-7-0033" in capsys.readouterr().out
-    counters = payload.InspectionMessage("porch", "line", None, 3, 1, 2, 0, 2, {"scratch": 2}, "ng")
-    table = EventTable("title")
-    for one in (*came, message("porch", "inspection", msgspec.json.encode(counters), "line")):
-        table.add(one)
-    shown = drawn(table)
-    assert shown.count("ng (scratch)") == 3
-    assert "porch/line parts: 1 ok, 2 ng, 0 unsure" in shown
 
 
 @pytest.mark.parametrize("kind", ["verdicts", "inspection"])
@@ -260,9 +201,10 @@ def test_what_another_client_sends_in_their_place_is_left_out(
     assert len(capsys.readouterr().out.splitlines()) == 2
 
 
-def test_the_crossings_of_a_line_are_shown_below() -> None:
+def test_the_crossings_of_a_line_are_a_line(capsys: pytest.CaptureFixture[str]) -> None:
     told = LineMessage("porch", "front", "gate", 3, 2, datetime(2026, 1, 1, tzinfo=UTC))
-    shown = events_of(
-        message("porch", "line", msgspec.json.encode(told), "front"), message("porch", "line", b"{")
+    follow(
+        [message("porch", "line", msgspec.json.encode(told), "front"), message("porch", "line", b"{")], "title"
     )
-    assert "porch/front gate: 3 in, 2 out" in shown
+    *_, shown = capsys.readouterr().out.splitlines()
+    assert shown.endswith("porch/front gate: 3 in, 2 out")
