@@ -64,7 +64,7 @@ def list_(path: Path, folder: Path | None, stream: str, as_json: bool) -> None:
 
 def _folder(path: Path) -> Path:
     from agent.config.load import load
-    from agent.storage.state_folder import clips_path, folder_of
+    from agent.storage.state import clips_path, folder_of
 
     storage = load(path).config.storage
     return clips_path(storage, folder_of(storage))

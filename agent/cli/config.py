@@ -94,7 +94,7 @@ def show(file: Path, as_json: bool, secrets: bool) -> None:
 def _with_overrides(config: Config) -> tuple[Config, dict[Keys, str]]:
     """Apply the overrides that commands have set on this board. Return also a remark for each."""
     from agent.daemon.overrides import OverridesFile
-    from agent.storage.state_folder import folder_of
+    from agent.storage.state import folder_of
 
     try:
         found = OverridesFile(folder_of(config.storage, Path("/"))).read()
@@ -189,7 +189,7 @@ def _with_clips_bound(config: Config) -> tuple[Config, dict[Keys, str]]:
     from msgspec.structs import replace
 
     from agent.storage.clips.retention import clips_max_bytes
-    from agent.storage.state_folder import clips_path, folder_of
+    from agent.storage.state import clips_path, folder_of
 
     if config.storage.clips_max_bytes is not None or config.storage.clips_max_share is not None:
         return config, {}

@@ -63,7 +63,7 @@ def _selection(command: Callable[..., None]) -> Callable[..., None]:
 def _history(path: Path | None, folder: Path | None) -> History:
     from agent.config import StorageConfig
     from agent.storage.spool.history import History
-    from agent.storage.state_folder import folder_of
+    from agent.storage.state import folder_of
 
     if folder is None:
         if path is None and not DEFAULT_CONFIG.exists():

@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from agent.board.proc import boot_id
-from agent.storage.state_file import read_shadow_order
+from agent.storage.state import read_shadow_order
 from agent.update.bundle.description import HealthGate
 from agent.update.install.rollback import Rollback
 from agent.update.install.service import ServiceState

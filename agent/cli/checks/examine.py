@@ -15,7 +15,7 @@ from agent.config.load import load
 from agent.config.profiles import AUTO, choose
 from agent.daemon import check
 from agent.errors import ConfigError, StorageError
-from agent.storage.state_folder import folder_of
+from agent.storage.state import folder_of
 
 SECTION = "configuration"
 

@@ -85,7 +85,7 @@ class Spool:
         """Open the spool of a folder, adopt what the previous process left, and start the writer.
 
         Args:
-            folder: existing, and owned by this process; see `agent.storage.state_folder`.
+            folder: existing, and owned by this process; see `agent.storage.state`.
             config: bounds and durability.
             timings: see `SpoolTimings`.
         """

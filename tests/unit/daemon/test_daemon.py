@@ -15,7 +15,7 @@ from agent.config import StorageConfig
 from agent.daemon.daemon import StateGuard
 from agent.storage.spool.history import History
 from agent.storage.spool.spool import Spool
-from agent.storage.state_folder import OwnedFolder
+from agent.storage.state import OwnedFolder
 from agent.types import OpenTrack
 from tests.support.publishing import from_one, wait_for
 from tests.support.spooling import IMPATIENT, TOPIC, filled, numbers
@@ -129,7 +129,7 @@ def test_while_it_cannot_be_made_again_events_are_kept_in_memory_and_that_is_sai
     wait_for(lambda: numbers(state.spool) == [2, 3, 4, 5, 6])
     state.spool.settle([3])
     assert not state.mended()
-    assert "state: cannot be made again: " in state.told
+    assert "state: cannot be used as the state folder: " in state.told
     assert state.written == 0
     state.path.parent.unlink()
     wait_for(state.mended)
