@@ -15,7 +15,7 @@ from agent.text import plain
 
 if TYPE_CHECKING:
     from agent.storage.clips.file import ClipHeader
-    from agent.storage.clips.retention import Entry
+    from agent.storage.clips.store import Entry
 
 
 class _Row(NamedTuple):
@@ -41,7 +41,7 @@ def list_(path: Path, folder: Path | None, stream: str, as_json: bool) -> None:
     Clips are in [storage] clips_folder, or in `clips` of the state folder --folder.
     """
     from agent.storage.clips.file import read_header
-    from agent.storage.clips.retention import clips_in
+    from agent.storage.clips.store import clips_in
 
     rows, damaged = list[_Row](), list[str]()
     for entry in clips_in(folder / "clips" if folder else _folder(path)):

@@ -112,7 +112,7 @@ def schema() -> None:
 
 
 _FROM_MANIFEST = "from the model's manifest"
-_CLIPS_DEFAULT = "a tenth of the file system of the clips, 1 GiB at most"
+_CLIPS_DEFAULT = "the default share of the file system of the clips"
 
 
 class Effective(NamedTuple):
@@ -188,7 +188,7 @@ def _without_logins(value: Any) -> Any:
 def _with_clips_bound(config: Config) -> tuple[Config, dict[Keys, str]]:
     from msgspec.structs import replace
 
-    from agent.storage.clips.retention import clips_max_bytes
+    from agent.storage.clips.store import clips_max_bytes
     from agent.storage.state import clips_path, folder_of
 
     if config.storage.clips_max_bytes is not None or config.storage.clips_max_share is not None:

@@ -95,8 +95,7 @@ class PicturePace:
     """
 
     def __init__(self, fps: float) -> None:
-        self._fps, self.every_ns = fps, round(1e9 / fps)
-        self._used_ns, self._due_ns, self._taken_ns = self.every_ns, 0, 0
+        self._fps, self.every_ns, self._due_ns = fps, round(1e9 / fps), 0
 
     def set_share(self, share: float) -> None:
         """Take this part of the rate, 0..1."""
@@ -105,10 +104,8 @@ class PicturePace:
     def takes(self, at_ns: int, *, must: bool) -> bool:
         """Return True if a frame captured then is to be a picture; it is if it `must`."""
         every_ns = self.every_ns
-        if every_ns != self._used_ns:
-            self._used_ns, self._due_ns = every_ns, self._taken_ns + every_ns
         # A frame may come a little early: cameras jitter, which must not halve the rate.
         if not must and at_ns < self._due_ns - every_ns // 4:
             return False
-        self._due_ns, self._taken_ns = max(self._due_ns + every_ns, at_ns), at_ns
+        self._due_ns = max(self._due_ns + every_ns, at_ns)
         return True
