@@ -6,16 +6,14 @@ the file is set aside for people to look at.
 
 from __future__ import annotations
 
-import errno
 import logging
 import os
 import random
 import sqlite3
 import stat
-import tempfile
 import threading
 import time
-from collections.abc import Container, Iterable, Sequence
+from collections.abc import Container, Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import Literal
@@ -23,9 +21,8 @@ from typing import Literal
 from agent.config import StorageConfig
 from agent.errors import StorageError
 from agent.storage.files import CLOCK_SET, SAFE, STATE_MODE, check_kind, read_regular, sync_folder
-from agent.storage.spool.history import is_corrupt, recover_open_tracks, recover_rows
 from agent.storage.spool.pending import Commit, StoredOpenTrack
-from agent.storage.spool.table import SpoolTable, SpoolTotals
+from agent.storage.spool.table import SpoolTable, SpoolTotals, is_corrupt, recover_open_tracks, recover_rows
 from agent.text import plural
 from agent.types import Stored
 
@@ -130,38 +127,6 @@ class Watermark:
         finally:
             os.close(descriptor)
         self.value, self.trusted, self.known, self.stale = value, trusted, True, stale
-
-
-_ERRNO = {sqlite3.SQLITE_FULL: errno.ENOSPC, sqlite3.SQLITE_READONLY: errno.EROFS}
-_UNEXPLAINED = (sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN)
-_ROOM = 64 * 1024
-"""Bytes that opening a spool needs, and some more."""
-
-
-def describe_error(error: Exception, folder: Path) -> str:
-    """Describe an error in the system's words, followed by SQLite's.
-
-    Args:
-        error: of SQLite or of the system.
-        folder: where it occurred; if SQLite does not give the cause, writing a file there is tried.
-    """
-    code = getattr(error, "sqlite_errorcode", 0) & 0xFF
-    number = _errno_of_writing(folder) if code in _UNEXPLAINED else _ERRNO.get(code)
-    if number is not None:
-        return f"{os.strerror(number)} ({error})"
-    return getattr(error, "strerror", None) or str(error)
-
-
-def _errno_of_writing(folder: Path) -> int | None:
-    """Return the error number of writing a new file; None: that works."""
-    try:
-        with tempfile.TemporaryFile(dir=folder, buffering=0) as file:
-            left = _ROOM
-            while left > 0:
-                left -= file.write(bytes(left))
-    except OSError as error:
-        return error.errno
-    return None
 
 
 FILES = ("", "-wal", "-shm")
@@ -311,10 +276,10 @@ class SpoolDisk:
         self._record_success(commit)
         return True
 
-    def _open(self, saved: Sequence[StoredOpenTrack] = ()) -> SpoolTable:
+    def _open(self, moved: Commit | None = None) -> SpoolTable:
         self._table = table = SpoolTable(self.path, self._config)
-        if saved:
-            table.restore(saved)
+        if moved is not None:  # out of another file
+            table.commit(moved)
         self._opened = tuple(_file_ids(self.path, self.path.with_name(f"{self.path.name}-wal")))
         self.totals = table.totals
         self._reopened = True
@@ -358,10 +323,7 @@ class SpoolDisk:
                     log.warning(
                         "spool %s: another file was in its place; it is set aside as %s", self.path, aside.name
                     )
-                self._copy(self._table)
-                with self._swap:  # no reader may find newer rows before these
-                    self.close()  # before the new one is opened: SQLite deletes a journal by its name
-                    self._open()
+                self._move_rows(self._table, given)
         except (sqlite3.Error, OSError, StorageError) as error:
             self._keep_in_memory()
             if str(error) != self._refused:
@@ -371,24 +333,26 @@ class SpoolDisk:
         self.detached, self._refused = False, ""
         return True
 
-    def _copy(self, table: SpoolTable) -> None:
-        """Copy a table to its path; if its own file cannot be read any more, log what is lost."""
+    def _move_rows(self, table: SpoolTable, given: int) -> None:
+        """Write what waits in a deleted file into a new one; if it cannot be read any more, log what is lost."""
+        rows, tracks = list[Stored](), list[StoredOpenTrack]()
         try:
-            table.copy_to(self.path)
+            rows, tracks = table.read(0, -1), table.open_tracks()
         except sqlite3.Error as error:
-            self.path.unlink(missing_ok=True)
+            log.error("spool %s: %d events are lost with its disk: %s", self.path, table.totals.rows, error)
+        with self._swap:  # no reader may find newer rows before these
+            self.close()  # before the new one is opened: SQLite deletes a journal by its name
             try:
-                table.check_readable()
-            except sqlite3.Error:
-                log.error("spool %s: %d events are lost with its disk: %s", self.path, table.totals.rows, error)
-            else:
+                self._open(Commit(rows, (), (), given, table.dropped, tracks))
+            except BaseException:
+                self._recovered = rows
                 raise
 
     def _log_failure(self, error: Exception) -> None:
         log.error(
             "spool %s: %s: events are kept in memory until it can be written%s",
             self.path,
-            describe_error(error, self.path.parent),
+            getattr(error, "strerror", None) or error,
             "" if isinstance(error, StorageError) else "; make room, or look at the disk",
         )
 
@@ -425,7 +389,7 @@ class SpoolDisk:
         try:
             aside = quarantine(self.path)
             self._recovered = rows
-            self._open(tracks)
+            self._open(Commit((), (), (), 0, tracks=tracks))
         except (sqlite3.Error, OSError):
             return False
         events = plural(len(rows), "event")

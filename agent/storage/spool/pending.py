@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 import time
-from bisect import bisect_right
 from collections import Counter, OrderedDict
 from collections.abc import Collection, Container, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
@@ -22,8 +21,6 @@ LINGER_S = 5.0
 """How long a commit without a sync waits for more, s: each commit wears the card."""
 _MANY = 1000
 """So many changes are committed at once."""
-_SPARE = 1000
-"""Numbers of removed rows that may stay in the index beyond the number of rows."""
 
 
 class StoredOpenTrack(NamedTuple):
@@ -126,7 +123,6 @@ class MemoryRows:
         self.bytes = 0
         self._max_bytes = max_bytes
         self._rows: OrderedDict[int, Stored] = OrderedDict()
-        self._index: list[int] = []
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -136,10 +132,7 @@ class MemoryRows:
 
     def add(self, row: Stored) -> list[int]:
         """Add the newest row; return the numbers of rows that were dropped for it."""
-        if len(self._index) > 2 * len(self._rows) + _SPARE:
-            self._index = list(self._rows)
         self._rows[row.seq] = row
-        self._index.append(row.seq)
         self.bytes += size(row)
         return self._drop_excess()
 
@@ -151,13 +144,10 @@ class MemoryRows:
     def _drop_excess(self) -> list[int]:
         shed: list[int] = []
         while self.bytes > self._max_bytes:
-            shed.append(self._drop_oldest())
+            seq, row = self._rows.popitem(last=False)
+            self.bytes -= size(row)
+            shed.append(seq)
         return shed
-
-    def _drop_oldest(self) -> int:
-        seq, row = self._rows.popitem(last=False)
-        self.bytes -= size(row)
-        return seq
 
     def remove(self, seq: int) -> bool:
         """Remove a row; return True if it was there."""
@@ -170,15 +160,12 @@ class MemoryRows:
         """Insert older rows before the others."""
         older = {row.seq: row for row in rows if row.seq not in self._rows}
         self._rows = OrderedDict(sorted({**older, **self._rows}.items()))
-        self._index = list(self._rows)
         self.bytes += sum(map(size, older.values()))
 
     def after(self, seq: int, limit: int, leave_out: Container[int] = ()) -> list[Stored]:
         """Return the first rows above a number, except `leave_out`."""
-        first = bisect_right(self._index, seq)
-        later = map(self._index.__getitem__, range(first, len(self._index)))
-        wanted = (number for number in later if number in self._rows and number not in leave_out)
-        return list(islice(map(self._rows.__getitem__, wanted), limit))
+        wanted = (row for row in self if row.seq > seq and row.seq not in leave_out)
+        return list(islice(wanted, limit))
 
 
 class PendingRows:

@@ -15,12 +15,16 @@ import json
 import os
 import sqlite3
 import threading
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
+from urllib.parse import quote
+
+from msgspec import Struct
 
 from agent.config import StorageConfig
+from agent.errors import StorageError
 from agent.storage.files import STATE_MODE, sync_folder
 from agent.storage.spool.pending import Commit, Reason, StoredOpenTrack, size
 from agent.types import Stored
@@ -113,13 +117,9 @@ class Counts(NamedTuple):
     acked: int
     stored_acked: int
 
-    def add_waiting(self, rows: int, size: int) -> Counts:
-        """Return the counts with more rows that wait, or fewer."""
-        return self._replace(rows=self.rows + rows, bytes=self.bytes + size)
-
-    def add_kept(self, size: int) -> Counts:
-        """Return the counts with more bytes of history, or fewer."""
-        return self._replace(kept=self.kept + size)
+    def add(self, *, rows: int = 0, waiting: int = 0, kept: int = 0) -> Counts:
+        """Return the counts with more rows that wait, their bytes, and bytes of history."""
+        return self._replace(rows=self.rows + rows, bytes=self.bytes + waiting, kept=self.kept + kept)
 
 
 def newest(connection: sqlite3.Connection) -> tuple[int, int]:
@@ -149,7 +149,7 @@ def settle(connection: sqlite3.Connection, counts: Counts, commit: Commit) -> Co
     if not commit.settled:
         return counts
     acked, rows, size = _advance(connection, counts.acked, commit)
-    counts = counts._replace(acked=acked).add_waiting(-rows, -size).add_kept(size)
+    counts = counts._replace(acked=acked).add(rows=-rows, waiting=-size, kept=size)
     if ahead := [seq for seq in commit.settled if seq > acked]:
         found = connection.execute(
             "UPDATE spool SET settled = 1 WHERE seq IN (SELECT value FROM json_each(?)) AND NOT settled "
@@ -157,7 +157,7 @@ def settle(connection: sqlite3.Connection, counts: Counts, commit: Commit) -> Co
             (json.dumps(ahead),),
         ).fetchall()
         size = sum(row_size for (row_size,) in found)
-        counts = counts.add_waiting(-len(found), -size).add_kept(size)
+        counts = counts.add(rows=-len(found), waiting=-size, kept=size)
     return counts
 
 
@@ -191,7 +191,7 @@ def shorten(connection: sqlite3.Connection, counts: Counts, max_bytes: int) -> C
                 break
             last, freed = seq, freed + size
     connection.execute("DELETE FROM spool WHERE seq <= ? AND (seq <= ? OR settled)", (last, counts.acked))
-    return counts.add_kept(-freed)
+    return counts.add(kept=-freed)
 
 
 _DROPPED = "dropped_"
@@ -282,12 +282,6 @@ class SpoolTable:
     def open_tracks(self) -> list[StoredOpenTrack]:
         return [StoredOpenTrack(*row) for row in self._writer.execute("SELECT key, topic, body FROM will")]
 
-    def restore(self, tracks: Iterable[StoredOpenTrack]) -> None:
-        """Insert crash ends that were saved out of another file."""
-        with self._transaction():
-            for track in tracks:
-                self._set_track(track)
-
     def _set_track(self, track: StoredOpenTrack) -> None:
         """Write one crash end. The table has no index, which would be one more page to write; it is small."""
         key, topic, body = track
@@ -323,7 +317,7 @@ class SpoolTable:
                 (row.seq, row.topic, row.body, row.put_at, counts.acked, ahead, row.first_seq),
             )
             done = ahead or row.seq <= counts.acked
-            counts = counts.add_kept(size(row)) if done else counts.add_waiting(1, size(row))
+            counts = counts.add(kept=size(row)) if done else counts.add(rows=1, waiting=size(row))
         return counts
 
     def _delete(self, counts: Counts, seqs: Collection[int]) -> Counts:
@@ -335,7 +329,7 @@ class SpoolTable:
             (json.dumps(list(seqs)), counts.acked),
         ).fetchall()
         for done, row_size in found:
-            counts = counts.add_kept(-row_size) if done else counts.add_waiting(-1, -row_size)
+            counts = counts.add(kept=-row_size) if done else counts.add(rows=-1, waiting=-row_size)
         return counts
 
     def _trim(self, counts: Counts) -> tuple[Counts, int]:
@@ -348,7 +342,7 @@ class SpoolTable:
             for seq, row_size in rows:
                 if counts.bytes <= self._config.spool_max_bytes:
                     break
-                last, counts, dropped = seq, counts.add_waiting(-1, -row_size), dropped + 1
+                last, counts, dropped = seq, counts.add(rows=-1, waiting=-row_size), dropped + 1
         self._writer.execute("DELETE FROM spool WHERE seq > ? AND seq <= ? AND NOT settled", (counts.acked, last))
         return counts, dropped
 
@@ -372,16 +366,6 @@ class SpoolTable:
         with suppress(sqlite3.Error):
             self._writer.execute("PRAGMA wal_checkpoint(TRUNCATE)")
 
-    def copy_to(self, path: Path) -> None:
-        """Write everything into a new file, also where this table's own file has been deleted."""
-        _make_file(path)
-        with closing(sqlite3.connect(path, timeout=2.0)) as copy:
-            self._writer.backup(copy)
-
-    def check_readable(self) -> None:
-        """Read every row, to raise where the file cannot be read any more."""
-        self._writer.execute("SELECT sum(length(body)) FROM spool").fetchone()
-
     def close(self) -> None:
         """Close; SQLite folds the journal into the database with the last connection."""
         with self._reading, suppress(sqlite3.Error):
@@ -392,3 +376,126 @@ class SpoolTable:
 
 def _sum(some: Mapping[Reason, int], more: Mapping[Reason, int]) -> dict[Reason, int]:
     return {reason: some.get(reason, 0) + more.get(reason, 0) for reason in (*some, *more)}
+
+
+_BROKEN = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
+_CHUNK = 200
+"""Rows per query."""
+_SELECT = """
+WITH newest AS (SELECT acked FROM spool ORDER BY seq DESC LIMIT 1),
+     mark AS (SELECT max(ifnull((SELECT value FROM counter WHERE name = 'acked'), 0),
+                         ifnull((SELECT acked FROM newest), 0)) AS acked)
+SELECT seq, topic, body, put_at, first_seq, seq <= mark.acked OR settled FROM spool, mark
+"""
+
+
+class HistoryEntry(Struct, frozen=True):
+    """A message of the spool.
+
+    Attributes:
+        stored: as it was put, with its number.
+        acknowledged: True if the broker has it; that is recorded up to ten seconds later.
+    """
+
+    stored: Stored
+    acknowledged: bool
+
+
+class History:
+    """The messages of a state folder, read beside the daemon: those that wait and those that the broker has.
+
+    Every query opens the database and closes it: an open reader would keep the journal from being emptied, and
+    would not notice that a damaged file has been set aside.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        """Name the database of a state folder; nothing is opened yet."""
+        self._path = folder / "spool.db"
+
+    def after(self, seq: int) -> Iterator[HistoryEntry]:
+        """Yield messages above a number, in order.
+
+        Raises:
+            StorageError: the database is missing, damaged, or may not be read.
+        """
+        while found := self._query(f"{_SELECT} WHERE seq > ? ORDER BY seq LIMIT {_CHUNK}", seq):
+            yield from found
+            seq = found[-1].stored.seq
+
+    def backwards(self) -> Iterator[HistoryEntry]:
+        """Yield all messages, the newest first.
+
+        Raises:
+            StorageError: the database is missing, damaged, or may not be read.
+        """
+        seq = 1 << 62
+        while found := self._query(f"{_SELECT} WHERE seq < ? ORDER BY seq DESC LIMIT {_CHUNK}", seq):
+            yield from found
+            seq = found[-1].stored.seq
+
+    def _query(self, statement: str, seq: int) -> list[HistoryEntry]:
+        try:
+            with closing(self._open()) as connection:
+                rows = connection.execute(statement, (seq,)).fetchall()
+        except FileNotFoundError as error:
+            what = "no history is kept here; look at [storage] state_dir, or give the folder by --folder"
+            raise StorageError(f"{self._path}: no such file: {what}") from error
+        except (OSError, sqlite3.Error) as error:
+            what = "is damaged" if is_corrupt(error) else "cannot be read"
+            why = getattr(error, "strerror", None) or error
+            raise StorageError(
+                f"{self._path}: {what}: {why}; run this as root, or as the user that runs vedette"
+            ) from error
+        return [HistoryEntry(Stored(*row[:5]), bool(row[5])) for row in rows]
+
+    def _open(self) -> sqlite3.Connection:
+        with self._path.open("rb"):  # SQLite does not say why it cannot
+            pass
+        # A writer has a journal. Without one, the file can be read as it is, even in a folder where this user may
+        # not create the files that SQLite puts beside it.
+        has_journal = os.path.lexists(f"{self._path}-wal")
+        how = "mode=ro" if has_journal else "mode=ro&immutable=1"
+        return sqlite3.connect(f"file:{quote(str(self._path))}?{how}", uri=True, timeout=2.0)
+
+
+def is_corrupt(error: Exception) -> bool:
+    """Return True if an error says that the file is damaged, not merely unusable for now."""
+    return isinstance(error, sqlite3.Error) and (getattr(error, "sqlite_errorcode", 0) & 0xFF) in _BROKEN
+
+
+def recover_rows(path: Path, highest: int) -> list[Stored]:
+    """Return the waiting rows of a corrupt database, up to the first that cannot be read.
+
+    The counter and the newest readable row say how far rows have been acknowledged. Acknowledged rows that
+    neither knows of are sent again.
+
+    Args:
+        path: of the database.
+        highest: rows with a number above it are garbage.
+    """
+    rows: list[tuple[Stored, bool]] = []
+    last = acked = 0
+    with suppress(sqlite3.Error), closing(sqlite3.connect(path, timeout=2.0)) as connection:
+        for row in connection.execute("SELECT seq, topic, body, put_at, acked, settled FROM spool ORDER BY seq"):
+            if _is_sound(row, last, highest):
+                last, acked = row[0], max(acked, row[4])
+                rows.append((Stored(*row[:4]), bool(row[5])))
+    with suppress(sqlite3.Error), closing(sqlite3.connect(path, timeout=2.0)) as connection:
+        for (value,) in connection.execute("SELECT value FROM counter WHERE name = 'acked'"):
+            if isinstance(value, int) and value <= highest:
+                acked = max(acked, value)
+    return [row for row, settled in rows if row.seq > acked and not settled]
+
+
+def recover_open_tracks(path: Path) -> list[StoredOpenTrack]:
+    """Return the crash ends of a corrupt database, up to the first that cannot be read."""
+    tracks: list[StoredOpenTrack] = []
+    with suppress(sqlite3.Error), closing(sqlite3.connect(path, timeout=2.0)) as connection:
+        rows = connection.execute("SELECT key, topic, body FROM will")
+        tracks.extend(StoredOpenTrack(*row) for row in rows if [*map(type, row)] == [str, str, bytes])
+    return tracks
+
+
+def _is_sound(row: tuple[object, ...], last: int, highest: int) -> bool:
+    seq, *rest = row
+    return isinstance(seq, int) and last < seq <= highest and [*map(type, rest)] == [str, bytes, float, int, int]

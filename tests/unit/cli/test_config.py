@@ -344,7 +344,7 @@ def test_showing_fills_in_every_default_and_can_be_read_again(file: Path) -> Non
     assert as_json["streams"]["front"]["track"]["min_hits"] == 3
     assert as_json["streams"]["front"]["decode"]["score_threshold"] == 0.5
     assert 1 << 20 <= as_json["storage"]["clips_max_bytes"] <= 1 << 30
-    assert "# a tenth of the file system of the clips, 1 GiB at most" in shown
+    assert "# the default share of the file system of the clips" in shown
 
 
 def test_showing_tells_what_the_model_decides(file: Path) -> None:

@@ -17,7 +17,7 @@ def test_what_is_left_open_comes_from_the_manifest(tmp_path: Path) -> None:
     used = found.config.streams["front"]
     assert (used.variant, used.decode.score_threshold, used.decode.iou_threshold) == ("full", 0.0, 0.6)
     assert used.track.min_hits == 3
-    assert found.remarks.pop(("storage", "clips_max_bytes")).startswith("a tenth of the file system")
+    assert found.remarks.pop(("storage", "clips_max_bytes")).startswith("the default share")
     assert found.remarks == {
         ("streams", "front", "variant"): ORIGIN,
         ("streams", "front", "decode", "iou_threshold"): ORIGIN,

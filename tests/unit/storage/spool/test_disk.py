@@ -11,10 +11,9 @@ import pytest
 from agent.config import StorageConfig
 from agent.storage.spool import disk
 from agent.storage.spool.disk import BLOCK
-from agent.storage.spool.history import is_corrupt
 from agent.storage.spool.pending import Commit, size
 from agent.storage.spool.spool import Spool
-from agent.storage.spool.table import SpoolTable
+from agent.storage.spool.table import SpoolTable, is_corrupt
 from agent.types import Stored
 from tests.support.publishing import wait_for
 from tests.support.spooling import IMPATIENT, TOPIC, corruption, errors, filled, numbers, reopened
