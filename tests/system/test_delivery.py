@@ -26,7 +26,7 @@ from agent.config import StorageConfig, StreamConfig, ZoneConfig
 from agent.config.filters import LineConfig
 from agent.config.mqtt import MqttConfig
 from agent.config.privacy import PrivacyMask
-from agent.storage.spool.table import History
+from agent.storage.spool.recovery import History
 from tests.support.killed import process
 from tests.support.mosquitto import HOST, Mosquitto, free_port
 from tests.support.publishing import EVENTS, TOPICS, Kept, device, event, events_of, in_order, wait_for

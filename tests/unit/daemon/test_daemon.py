@@ -13,8 +13,8 @@ import pytest
 
 from agent.config import StorageConfig
 from agent.daemon.daemon import StateGuard
+from agent.storage.spool.recovery import History
 from agent.storage.spool.spool import Spool
-from agent.storage.spool.table import History
 from agent.storage.state import OwnedFolder
 from agent.types import OpenTrack
 from tests.support.publishing import from_one, wait_for

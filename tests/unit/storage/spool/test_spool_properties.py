@@ -16,8 +16,8 @@ from msgspec import structs
 
 from agent.config import Durability, StorageConfig
 from agent.storage.spool.pending import size
+from agent.storage.spool.recovery import History
 from agent.storage.spool.spool import Spool
-from agent.storage.spool.table import History
 from tests.support.publishing import from_one, wait_for
 
 LIMIT, ALL = 65536, 10**9
