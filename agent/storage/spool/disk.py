@@ -380,6 +380,7 @@ def _sum(some: Mapping[Reason, int], more: Mapping[Reason, int]) -> dict[Reason,
     return {reason: some.get(reason, 0) + more.get(reason, 0) for reason in (*some, *more)}
 
 
+_BROKEN = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 _REPAIR_AGAIN_S = 60.0
 """A second corruption within this time is the disk's fault, and another file would not help, s."""
 _STILL_OPEN = (sqlite3.SQLITE_FULL, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_BUSY)
@@ -544,7 +545,7 @@ class SpoolDisk:
                         "spool %s: another file was in its place; it is set aside as %s", self.path, aside.name
                     )
                 self._move_rows(self._table, given)
-        except (sqlite3.Error, OSError, StorageError) as error:
+        except (sqlite3.Error, OSError, StorageError, ImportError) as error:
             self._keep_in_memory()
             if str(error) != self._refused:
                 self._log_failure(error)
@@ -578,8 +579,6 @@ class SpoolDisk:
 
     def handle_error(self, error: Exception) -> None:
         """Handle an error: repair a corrupt file, or fail until a write succeeds."""
-        from agent.storage.spool.recovery import is_corrupt
-
         if is_corrupt(error) and self._repair(error):
             return
         code = getattr(error, "sqlite_errorcode", 0) & 0xFF
@@ -603,9 +602,11 @@ class SpoolDisk:
 
     def _repair(self, error: Exception) -> bool:
         """Set the file aside and start a new one; return False if that failed."""
-        from agent.storage.spool.recovery import quarantine, recover_open_tracks, recover_rows
-
         if time.monotonic() - self._repaired_at < _REPAIR_AGAIN_S:
+            return False
+        try:
+            from agent.storage.spool.recovery import quarantine, recover_open_tracks, recover_rows
+        except (ImportError, OSError):  # the disk of the code fails, too
             return False
         self._repaired_at = time.monotonic()
         self.close()
@@ -649,6 +650,11 @@ class SpoolDisk:
         self._opened, self.detached = (), False
         if table is not None:
             table.close()
+
+
+def is_corrupt(error: Exception) -> bool:
+    """Return True if an error says that the file is damaged, not merely unusable for now."""
+    return isinstance(error, sqlite3.Error) and (getattr(error, "sqlite_errorcode", 0) & 0xFF) in _BROKEN
 
 
 def _file_ids(*paths: Path) -> list[tuple[Path, int, int]]:

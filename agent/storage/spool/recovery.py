@@ -15,10 +15,10 @@ from msgspec import Struct
 
 from agent.errors import StorageError
 from agent.storage.files import sync_folder
+from agent.storage.spool.disk import is_corrupt
 from agent.storage.spool.pending import FILES, StoredOpenTrack
 from agent.types import Stored
 
-_BROKEN = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 _CHUNK = 200
 """Rows per query."""
 _SELECT = """
@@ -96,11 +96,6 @@ class History:
         has_journal = os.path.lexists(f"{self._path}-wal")
         how = "mode=ro" if has_journal else "mode=ro&immutable=1"
         return sqlite3.connect(f"file:{quote(str(self._path))}?{how}", uri=True, timeout=2.0)
-
-
-def is_corrupt(error: Exception) -> bool:
-    """Return True if an error says that the file is damaged, not merely unusable for now."""
-    return isinstance(error, sqlite3.Error) and (getattr(error, "sqlite_errorcode", 0) & 0xFF) in _BROKEN
 
 
 def recover_rows(path: Path, highest: int) -> list[Stored]:

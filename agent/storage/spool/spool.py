@@ -11,7 +11,7 @@ the track is open.
 
 Delivery is at least once: an acknowledgement is written with the next commit, or up to ten seconds later. After a
 power cut or a crash before that, the event is sent again, with the same id and number. A gap in the numbers is a
-loss, or the trace of a repair (see `agent.storage.spool.disk.Watermark`).
+loss, or the trace of a repair (see `agent.storage.spool.pending.Watermark`).
 """
 
 from __future__ import annotations
