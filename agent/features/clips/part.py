@@ -49,8 +49,6 @@ _RING_BYTES = 32 * 1024 * 1024
 """Memory for the packets before a clip, bytes."""
 _WAKE_BYTES = 1024 * 1024
 """Bytes after which the recorder is woken."""
-
-
 _SOUND_NS = 250_000_000
 """Sound that is encoded at a time, ns: what is done packet by packet finds the processor's caches cold."""
 

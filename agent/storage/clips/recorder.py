@@ -233,8 +233,8 @@ class Recorder:
         try:
             if scan:
                 self._store.scan()
-            if self._is_clock_steady():
-                for key, count in self._store.expire(datetime.now(UTC)).items():
+                old = self._store.expire(datetime.now(UTC)) if self._is_clock_steady() else {}
+                for key, count in old.items():
                     log.info("clips: %d deleted, older than %s", count, key)
             self._store.make_room(0)
         except FileNotFoundError:  # the folder was deleted, and is made again for the next clip
