@@ -20,7 +20,7 @@ usage() {
   exit 2
 }
 
-# own_updates [SECONDS]: locks the updates of this board until this process ends, as lock_folder() in agent/storage.
+# own_updates [SECONDS]: locks the updates of this board until this process ends, as OwnedFolder() in agent/storage.
 own_updates() {
   install -d -m 700 "$UPDATES"
   exec 9<>"$UPDATES/lock"

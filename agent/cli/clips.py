@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import click
 
@@ -15,14 +15,9 @@ from agent.text import plain
 
 if TYPE_CHECKING:
     from agent.storage.clips.file import ClipHeader
-    from agent.storage.clips.retention import Entry
+    from agent.storage.clips.store import Entry
 
-
-class _Row(NamedTuple):
-    """A clip file and its header."""
-
-    entry: Entry
-    label: ClipHeader
+    _Row = tuple[Entry, ClipHeader]
 
 
 @click.group()
@@ -41,21 +36,21 @@ def list_(path: Path, folder: Path | None, stream: str, as_json: bool) -> None:
     Clips are in [storage] clips_folder, or in `clips` of the state folder --folder.
     """
     from agent.storage.clips.file import read_header
-    from agent.storage.clips.retention import clips_in
+    from agent.storage.clips.store import clips_in
 
-    rows, damaged = list[_Row](), list[str]()
+    rows: list[_Row] = []
+    damaged = list[str]()
     for entry in clips_in(folder / "clips" if folder else _folder(path)):
         try:
-            row = _Row(entry, read_header(entry.path))
+            label = read_header(entry.path)
         except StorageError as error:
             damaged.append(str(error))
             continue
-        if stream in ("", row.label.occasion.stream):
-            rows.append(row)
-            # The end of a complete clip tells its length.
-            if row.label.duration_s is None:
+        if stream in ("", label.occasion.stream):
+            rows.append((entry, label))
+            if label.duration_s is None:  # the end of a complete clip tells its length
                 damaged.append(f"{entry.path}: is cut off: what is left of it can be played")
-    rows.sort(key=lambda row: row.label.began_at)  # the name of a file may tell when it was asked for
+    rows.sort(key=lambda row: row[1].began_at)  # the name of a file may tell when it was asked for
     (_print_json if as_json else _print_table)(rows)
     for why in damaged:
         click.echo(f"vedette: {plain(why)}", err=True)
@@ -64,7 +59,7 @@ def list_(path: Path, folder: Path | None, stream: str, as_json: bool) -> None:
 
 def _folder(path: Path) -> Path:
     from agent.config.load import load
-    from agent.storage.state_folder import clips_path, folder_of
+    from agent.storage.state import clips_path, folder_of
 
     storage = load(path).config.storage
     return clips_path(storage, folder_of(storage))

@@ -93,7 +93,7 @@ def show(file: Path, as_json: bool, secrets: bool) -> None:
 def _with_overrides(config: Config) -> tuple[Config, dict[Keys, str]]:
     """Apply the overrides that commands have set on this board. Return also a remark for each."""
     from agent.daemon.overrides import OverridesFile
-    from agent.storage.state_folder import folder_of
+    from agent.storage.state import folder_of
 
     try:
         found = OverridesFile(folder_of(config.storage, Path("/"))).read()

@@ -20,7 +20,7 @@ from agent.errors import StorageError
 from agent.text import local_time, plain
 
 if TYPE_CHECKING:
-    from agent.storage.spool.history import History, HistoryEntry
+    from agent.storage.spool.recovery import History, HistoryEntry
 
 
 _POLL_S, _MOST_FAILURES = 0.5, 10
@@ -62,8 +62,8 @@ def _selection(command: Callable[..., None]) -> Callable[..., None]:
 
 def _history(path: Path | None, folder: Path | None) -> History:
     from agent.config import StorageConfig
-    from agent.storage.spool.history import History
-    from agent.storage.state_folder import folder_of
+    from agent.storage.spool.recovery import History
+    from agent.storage.state import folder_of
 
     if folder is None:
         if path is None and not DEFAULT_CONFIG.exists():

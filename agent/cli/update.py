@@ -231,13 +231,13 @@ def _locked(where: Paths) -> Iterator[None]:
         UpdateError: another process has locked them. StorageError: this user may not write the state folder.
     """
     from agent.storage.files import make_folder
-    from agent.storage.state_folder import lock_folder
+    from agent.storage.state import OwnedFolder
 
     if os.geteuid() and not os.access(where.state.parent, os.W_OK):
         raise StorageError(f"{where.state}: only root updates a board: try `sudo vedette update …`")
     make_folder(where.state)
     try:
-        with lock_folder(where.state):
+        with OwnedFolder(where.state):
             yield
     except InUseError as error:
         raise UpdateError(

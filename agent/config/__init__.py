@@ -58,8 +58,8 @@ class StorageConfig(Struct, frozen=True, forbid_unknown_fields=True):
             `$STATE_DIRECTORY` are expanded. Empty: `clips` in the state folder. A change waits for a restart.
         clips_max_bytes: bytes of all clips; the oldest are deleted first. Left out: as `clips_max_share` says.
         clips_max_share: share of their file system that all clips may take, 0..1. Left out, as is
-            `clips_max_bytes`: a tenth of it, 1 GiB at most.
-        clips_max_age_s: age from which clips are deleted, s; none before the clock has been steady for a day.
+            `clips_max_bytes`: a small share, see the guide's page of clips.
+        clips_max_age_s: age from which clips are deleted, s; none in the hour after a start or a new clock time.
         recordings_max_age_s: likewise of the pieces of continuous recordings, which also are deleted first where
             room is short, s.
         clips_keep_free_bytes: free space on the disk that clips leave to other programs, bytes: the oldest clips

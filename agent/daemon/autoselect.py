@@ -30,7 +30,7 @@ from agent.config import SelectionConfig
 from agent.daemon.measurements import StoredMeasurement, StoredMeasurements, VettingRecord
 from agent.errors import VedetteError
 from agent.models.library import golden
-from agent.storage.state_file import MeasurementFiles
+from agent.storage.state import MeasurementFiles
 from agent.text import plural
 
 log = logging.getLogger(__name__)

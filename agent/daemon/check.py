@@ -46,7 +46,7 @@ from agent.daemon.streams.perception import (
 from agent.errors import ConfigError, VedetteError
 from agent.models.findings import findings_without_root
 from agent.models.library import look_up, open_model
-from agent.storage.state_folder import service_user
+from agent.storage.state import service_user
 
 _Opens = Callable[[str, StreamConfig], Perception | None]
 

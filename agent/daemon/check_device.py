@@ -16,7 +16,7 @@ from agent.config.source_uri import SourceUri, parse
 from agent.daemon.parts import check_device_tables
 from agent.errors import BackendError, ConfigError, NotInstalledError, SourceError, StorageError, VedetteError
 from agent.models.findings import ModelReader, all_findings
-from agent.storage.state_folder import check_state_folder, clips_path, folder_of, service_user
+from agent.storage.state import check_state_folder, clips_path, folder_of, service_user
 
 
 def check_streams(config: Config) -> None:

@@ -6,7 +6,7 @@ import logging
 import queue
 import time
 from collections.abc import Callable
-from contextlib import closing, suppress
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -22,7 +22,7 @@ from agent.daemon.runtime import STOP_TIMES, Runtime, StopTimes, stop_streams
 from agent.daemon.systemd import Notifier, SystemdStatus
 from agent.errors import ConfigError, StorageError, StreamError, VedetteError
 from agent.storage.spool.spool import Spool
-from agent.storage.state_folder import OwnedFolder, remove_temporaries, state_folder, tighten
+from agent.storage.state import OwnedFolder, state_folder
 
 log = logging.getLogger(__name__)
 _RETRY_MAX_S = 16.0
@@ -156,10 +156,8 @@ class Daemon:
             StreamError: every stream has ended, and one has failed.
             VedetteError: nothing could be started.
         """
-        with closing(OwnedFolder(state_folder(self._config.storage))) as owned:
+        with OwnedFolder(state_folder(self._config.storage)) as owned:
             folder = owned.path
-            tighten(folder)
-            remove_temporaries(folder)
             spool = Spool(folder, self._config.storage)
             try:
                 self._open(folder, spool)

@@ -22,7 +22,7 @@ from agent.config import Config, StreamConfig
 from agent.config.toml import Keys
 from agent.errors import ModelError, StorageError
 from agent.models.library import open_manifest
-from agent.storage.state_file import StateFile
+from agent.storage.state import StateFile
 from agent.structs import from_json
 
 FILE = "overrides.json"

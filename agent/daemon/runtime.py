@@ -30,7 +30,7 @@ from agent.daemon.streams.services import StreamServices
 from agent.daemon.streams.stream import Stream
 from agent.errors import ModelError, StreamError, VedetteError
 from agent.storage.spool.spool import Spool
-from agent.storage.state_folder import clips_path, state_path
+from agent.storage.state import clips_path, state_path
 from agent.text import plural
 from agent.types import DiskLoad
 

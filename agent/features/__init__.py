@@ -91,7 +91,7 @@ def is_watched(config: StreamConfig) -> bool:
 
 
 def _has_shadow_order(_: Config) -> bool:
-    from agent.storage.state_file import shadow_order_path
+    from agent.storage.state import shadow_order_path
 
     path = shadow_order_path()
     return path is not None and path.exists()

@@ -18,8 +18,7 @@ from agent.config.toml import TomlFile
 from agent.errors import ModelError
 from agent.models.files import load_file, model_path, read, read_text
 from agent.models.manifest_writer import files_of, missing_files
-from agent.storage.file_set import write_together
-from agent.storage.files import make_folder, refuse_special
+from agent.storage.files import make_folder, refuse_special, write_together
 
 _MANIFEST, _REPORT = ".toml", ".report.json"
 _FLOAT, _BITS = ", float", {"int8": 8, "int4": 4}

@@ -12,8 +12,8 @@ import secrets
 import shutil
 import stat
 import tempfile
-from collections.abc import Iterator, Set
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator, Mapping, Set
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
@@ -31,6 +31,7 @@ _KINDS = {
     stat.S_IFCHR: "a device",
     stat.S_IFBLK: "a device",
 }
+_OTHER_KIND = "a file of another kind"
 
 
 @contextmanager
@@ -77,20 +78,8 @@ def check_kind(found: os.stat_result, wanted: int, path: Path) -> None:
     """
     if stat.S_IFMT(found.st_mode) != wanted:
         expected = "a folder" if wanted == stat.S_IFDIR else "a file"
-        raise StorageError(f"{path}: is {_kind_of(found)} where {expected} is expected: remove it")
-
-
-def _kind_of(found: os.stat_result) -> str:
-    """Return the kind of a file in words, such as `a pipe`."""
-    return _KINDS.get(stat.S_IFMT(found.st_mode), "a file of another kind")
-
-
-def what_is(path: Path, *, follow: bool = True) -> str:
-    """Return the kind of what is at a path, such as `a file`, `a folder` or `a pipe`; empty: nothing is found."""
-    try:
-        return _kind_of(path.stat(follow_symlinks=follow))
-    except OSError:
-        return ""
+        kind = _KINDS.get(stat.S_IFMT(found.st_mode), _OTHER_KIND)
+        raise StorageError(f"{path}: is {kind} where {expected} is expected: remove it")
 
 
 def refuse_special(path: Path, error: type[VedetteError] = BundleError, *, follow: bool = True) -> None:
@@ -101,9 +90,12 @@ def refuse_special(path: Path, error: type[VedetteError] = BundleError, *, follo
         error: class of the error that is raised.
         follow: follow links.
     """
-    found = what_is(path, follow=follow)
-    if found not in ("", "a file"):
-        raise error(f"{path}: is {found} where a file is expected")
+    try:
+        found = stat.S_IFMT(path.stat(follow_symlinks=follow).st_mode)
+    except OSError:
+        return
+    if found != stat.S_IFREG:
+        raise error(f"{path}: is {_KINDS.get(found, _OTHER_KIND)} where a file is expected")
 
 
 STATE_MODE = 0o640
@@ -135,17 +127,40 @@ def write_atomic(
         raise StorageError(f"{path}: cannot be written: {reason_of(error)}") from error
 
 
-def _create(path: Path, mode: int, folder: int | None, like: os.stat_result | None) -> BinaryIO:
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | SAFE, mode, dir_fd=folder)
-    file = os.fdopen(descriptor, "wb")
+def write_together(files: Mapping[Path, bytes]) -> None:
+    """Replace files that belong together, all of them or, if the disk refuses one, none.
+
+    All contents are on the disk before the first rename. A power cut between two renames leaves the first
+    files of the mapping new and the others as they were: the file that makes the set valid comes last.
+
+    Args:
+        files: whole contents by path, in the order in which they are renamed. Folders exist; links are followed.
+
+    Raises:
+        StorageError: a file cannot be written; files that were not there before are removed again.
+    """
+    for path in files:
+        refuse_special(path, StorageError)
+    created = list[Path]()
     try:
-        if like is not None:
-            os.fchown(descriptor, like.st_uid, like.st_gid)
-            os.fchmod(descriptor, stat.S_IMODE(like.st_mode))
-    except BaseException:
-        file.close()
+        targets = {path.resolve(): data for path, data in files.items()}
+        created += [path for path in targets if not path.exists()]
+        with ExitStack() as renames:  # contexts end in the reverse order
+            for path, data in reversed(list(targets.items())):
+                file = renames.enter_context(open_replacement(path, durable=False))
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+        for folder in {path.parent for path in targets}:
+            sync_folder(folder)
+    except BaseException as error:
+        for path in created:
+            with suppress(OSError):
+                path.unlink()
+        if isinstance(error, (OSError, RuntimeError)):  # a RuntimeError: links that lead to each other
+            what = f"{next(iter(files)).parent}: cannot be written to: {reason_of(error)}"
+            raise StorageError(what) from error
         raise
-    return file
 
 
 @contextmanager
@@ -178,7 +193,11 @@ def open_replacement(
         if temporary:
             with suppress(FileNotFoundError):
                 os.unlink(new, dir_fd=folder)
-        with _create(new, mode, folder, like) as file:
+        descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | SAFE, mode, dir_fd=folder)
+        with os.fdopen(descriptor, "wb") as file:
+            if like is not None:
+                os.fchown(descriptor, like.st_uid, like.st_gid)
+                os.fchmod(descriptor, stat.S_IMODE(like.st_mode))
             yield file
             file.flush()
             if durable:
@@ -277,15 +296,12 @@ def read_lines(path: Path) -> list[bytes]:
     Raises:
         StorageError: it cannot be read.
     """
-    try:
-        with path.open("rb") as file:
-            size = file.seek(0, os.SEEK_END)
-            file.seek(max(0, size - _LARGEST))
-            lines = file.read().split(b"\n")
-    except FileNotFoundError:
+    if not path.exists():
         return []
-    except OSError as error:
-        raise StorageError(f"{path}: cannot be read: {reason_of(error)}") from error
+    with storage_errors(f"{path}: cannot be read"), path.open("rb") as file:
+        size = file.seek(0, os.SEEK_END)
+        file.seek(max(0, size - _LARGEST))
+        lines = file.read().split(b"\n")
     return [line for line in (lines[1:] if size > _LARGEST else lines) if line]
 
 

@@ -16,7 +16,7 @@ from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
-from agent.errors import StorageError, reason_of
+from agent.errors import StorageError
 from agent.storage.files import storage_errors, write_atomic
 from agent.text import file_name
 
@@ -129,16 +129,12 @@ class PartPictures:
     def _listed(self) -> deque[tuple[str, int]]:
         """Return names and sizes of the pictures in the folder, oldest first; it is created if there is none."""
         if self._kept is None:
-            try:
-                self._folder.parent.mkdir(_FOLDER_MODE, parents=True, exist_ok=True)
-                self._folder.mkdir(_FOLDER_MODE, exist_ok=True)
-                found = [
-                    (entry.name, entry.stat(follow_symlinks=False).st_size)
-                    for entry in os.scandir(self._folder)
-                    if _NAME.fullmatch(entry.name) and entry.is_file(follow_symlinks=False)
-                ]
-            except OSError as error:
-                raise StorageError(f"{self._folder}: cannot be used: {reason_of(error)}") from error
+            with storage_errors(f"{self._folder}: cannot be used"):
+                for folder in (self._folder.parent, self._folder):
+                    folder.mkdir(_FOLDER_MODE, parents=True, exist_ok=True)
+                files = [file for file in os.scandir(self._folder) if _NAME.fullmatch(file.name)]
+                plain = [file for file in files if file.is_file(follow_symlinks=False)]
+                found = [(file.name, file.stat(follow_symlinks=False).st_size) for file in plain]
             self._kept = deque(sorted(found))
             self._bytes = sum(size for _, size in found)
         return self._kept

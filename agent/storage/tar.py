@@ -26,23 +26,6 @@ from agent.storage.files import open_replacement, storage_errors, sync_folder
 BLOCK = 512
 CHUNK = 1 << 20
 _END = bytes(2 * BLOCK)
-_KINDS = {
-    b"1": "a hard link",
-    b"2": "a symbolic link",
-    b"3": "a character device",
-    b"4": "a block device",
-    b"5": "a folder",
-    b"6": "a pipe",
-    b"7": "a contiguous file",
-    b"x": "a pax header, which could give what follows another name and size",
-    b"g": "a pax header for all that follows",
-    b"L": "a long name of GNU tar",
-    b"K": "a long link of GNU tar",
-    b"S": "a sparse file of GNU tar",
-    b"M": "the rest of a file of another volume",
-    b"V": "the name of a volume",
-}
-_KIND = slice(156, 157)
 
 
 class ArchiveLimits(Struct, frozen=True):
@@ -94,16 +77,12 @@ def write_tarball(path: Path, members: Iterable[tuple[str, int, Iterable[bytes]]
     """
     with storage_errors(f"{path}: cannot be written"), open_replacement(path) as file:
         for name, size, content in members:
-            _append(file, name, size, content)
+            file.write(header(name, size))
+            written = sum(file.write(chunk) for chunk in content)
+            if written != size:
+                raise StorageError(f"{name}: {written} bytes instead of {size}: it was changed meanwhile")
+            file.write(bytes(-size % BLOCK))
         file.write(_END)
-
-
-def _append(file: BinaryIO, name: str, size: int, content: Iterable[bytes]) -> None:
-    file.write(header(name, size))
-    written = sum(file.write(chunk) for chunk in content)
-    if written != size:
-        raise StorageError(f"{name}: {written} bytes, of {size} that were expected: it was changed meanwhile")
-    file.write(bytes(-size % BLOCK))
 
 
 def open_regular(path: Path) -> BufferedReader:
@@ -185,16 +164,12 @@ def _member(block: bytes, at: int) -> Member:
     except (tarfile.TarError, ValueError, OverflowError):
         same = False
     if not same:
-        kind = _KINDS.get(block[_KIND], "a damaged header, or one that another program wrote")
-        raise BundleError(f"at byte {at}: expected a plain file; found {kind}")
-    _check_name(info.name, at)
+        what = "found a link, a device, a folder or what another program wrote, or the file is damaged"
+        raise BundleError(f"at byte {at}: expected a plain file with a short name; {what}")
+    parts = info.name.split("/")
+    if not info.name.isprintable() or "\\" in info.name or any(part in ("", ".", "..") for part in parts):
+        raise BundleError(f"at byte {at}: expected a path within the archive; found {info.name[:200]!r}")
     return Member(info.name, info.size, at + BLOCK)
-
-
-def _check_name(name: str, at: int) -> None:
-    parts = name.split("/")
-    if not name.isprintable() or "\\" in name or any(part in ("", ".", "..") for part in parts):
-        raise BundleError(f"at byte {at}: expected a path within the archive; found {name[:200]!r}")
 
 
 class ExpectedMember(Struct, frozen=True):

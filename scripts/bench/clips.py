@@ -34,8 +34,7 @@ from agent.capture.packets import PacketStream
 from agent.compute.av_encoding import PictureEncoder, SoundTranscoder
 from agent.config import CaptureConfig, ClipsConfig, StorageConfig
 from agent.features.clips.part import StreamClips
-from agent.storage.clips.file import part_of, recover
-from agent.storage.clips.mp4 import read_boxes
+from agent.storage.clips.file import part_of, read_boxes, recover
 from agent.storage.clips.recorder import Recorder
 from agent.types import Clip, Event, Frame, MediaPacket, Track
 from tests.support.browser import chromium, play_in_browser

@@ -26,7 +26,7 @@ from agent.config import SelectionConfig
 from agent.daemon.autoselect import AutoBackend
 from agent.daemon.measurements import StoredMeasurements
 from agent.models.library import open_model
-from agent.storage.state_file import MeasurementFiles
+from agent.storage.state import MeasurementFiles
 from tests.support.delegates import compiled, identity_model
 
 REASONS = {

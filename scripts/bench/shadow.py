@@ -62,7 +62,7 @@ def prepare(folder: Path) -> None:
 
 def compared(folder: Path, port: int, rounds: int, seconds: float) -> dict[str, float]:
     """All kinds in turns on one daemon."""
-    from agent.storage.state_file import SHADOW_FILE, ShadowOrder, delete_shadow_order, write_shadow_order
+    from agent.storage.state import SHADOW_FILE, ShadowOrder, write_shadow_order
 
     order = folder / "run" / SHADOW_FILE
     totals: dict[int, list[float]] = {every: [] for every in EVERY}
@@ -75,7 +75,7 @@ def compared(folder: Path, port: int, rounds: int, seconds: float) -> dict[str, 
                     asked = ShadowOrder(f"{turn}.{every}", str(folder / "models"), str(folder / "new"), every)
                     write_shadow_order(order, asked)
                 else:
-                    delete_shadow_order(order)
+                    order.unlink(missing_ok=True)
                 settle(folder / "run/vedette/health.json", bool(every))
                 heard.clear()
                 began = time.monotonic()
@@ -84,7 +84,7 @@ def compared(folder: Path, port: int, rounds: int, seconds: float) -> dict[str, 
                 frames[every] += len(found) / (time.monotonic() - began) / rounds
                 totals[every] += found
                 memory[every].append(resident_mb(pid))
-            delete_shadow_order(order)
+            order.unlink(missing_ok=True)
     figures: dict[str, float] = {"total_p50_ms": statistics.median(totals[0]), "frames_per_s": frames[0]}
     for every in EVERY[1:]:
         p50, p95 = (percentile(totals[every], share) / percentile(totals[0], share) for share in (50, 95))

@@ -9,7 +9,7 @@ from msgspec.structs import replace
 from target import FOLDER, ROOT, WITHOUT_BOARD
 
 from agent.board.identity import read_board
-from agent.config import load, profiles
+from agent.config import load
 from agent.config.source_uri import parse, parse_picture, parse_sound
 from agent.errors import VedetteError
 from agent.models.files import load_file
@@ -49,9 +49,9 @@ def profile(data: bytes) -> None:
     path, config = FOLDER / "board.toml", FOLDER / "on-board.toml"
     path.write_bytes(data)
     config.write_text(_ON_BOARD.format(path))
-    profile = profiles.choose(str(path), read_board(WITHOUT_BOARD))
+    profile = load.choose(str(path), read_board(WITHOUT_BOARD))
     assert profile is not None
-    profiles.rank(profile, _BOARD)
+    load.rank(profile, _BOARD)
     found = load.load(config, WITHOUT_BOARD)
     load.dump(found.config, found.remarks())
     for keys in found.inherited:
@@ -85,7 +85,7 @@ hold_s = 3
 [thermal]
 warn_c = 75
 """
-    return [full, *(path.read_bytes() for path in profiles.shipped())]
+    return [full, *(path.read_bytes() for path in load.shipped())]
 
 
 def manifest(data: bytes) -> None:

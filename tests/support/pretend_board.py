@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from agent.board.proc import boot_id
-from agent.storage.state_file import read_shadow_order
+from agent.storage.state import read_shadow_order
 from agent.update.bundle import HealthGate
 from agent.update.install.health_check import ServiceState, Systemd
 from agent.update.install.journal import Update

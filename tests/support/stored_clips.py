@@ -6,7 +6,7 @@ from datetime import datetime, timedelta
 from pathlib import Path
 
 from agent.storage.clips.file import ClipFile, ClipLabel, settle
-from agent.storage.clips.retention import clip_path, make_clips_folder
+from agent.storage.clips.store import clip_path, make_clips_folder
 from agent.types import ClipReason
 from tests.support.clip_pictures import BEGAN, SECOND
 from tests.support.media import Encoder, timed

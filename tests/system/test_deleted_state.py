@@ -66,7 +66,7 @@ def test_while_it_cannot_be_written_anew_events_flow_from_memory(vedette: Vedett
     shutil.rmtree(vedette.state.parent)
     vedette.state.parent.touch()
     messages.wait(lambda m: told(m).spool.on == "memory")
-    assert "cannot be made again" in told(messages).state_folder
+    assert "cannot be used as the state folder" in told(messages).state_folder
     operator.set("back", "enabled", "off")
     messages.wait(lambda m: "settings made by commands are not on the disk yet" in told(m).state_folder)
     hear(messages, 5, "front")

@@ -25,7 +25,7 @@ from agent.comms.mqtt.publisher import Publisher
 from agent.config import StorageConfig, StreamConfig, ZoneConfig
 from agent.config.mqtt import MqttConfig
 from agent.config.places import LineConfig, PrivacyMask
-from agent.storage.spool.history import History
+from agent.storage.spool.recovery import History
 from tests.support.killed import process
 from tests.support.mosquitto import HOST, Mosquitto, free_port
 from tests.support.publishing import EVENTS, TOPICS, Kept, device, event, events_of, in_order, wait_for

@@ -80,7 +80,7 @@ def test_a_full_disk_is_said_once_and_nothing_is_lost(small: Path, caplog: pytes
     time.sleep(0.5)
     (line,) = said(caplog, logging.ERROR)
     assert str(small / "spool.db") in line
-    assert os.strerror(28) in line
+    assert "make room" in line
 
     spool.settle(range(1, 101))
     assert numbers(spool.peek(0, 1000)) == list(range(101, 302))
@@ -265,7 +265,7 @@ def test_starts_on_a_full_disk_give_out_each_number_once(small: Path, caplog: py
     filler = fill(small)
     first = [first_number(small) for _ in range(4)]
     assert 2 < first[0] < first[1] < first[2] < first[3]
-    assert all(os.strerror(28) in line for line in said(caplog, logging.ERROR) if "spool.db" in line)
+    assert all("make room" in line for line in said(caplog, logging.ERROR) if "spool.db" in line)
     filler.unlink()
     assert first_number(small) > first[3]
 

@@ -22,7 +22,7 @@ from agent.config import SelectionConfig
 from agent.daemon.measurements import StoredMeasurements
 from agent.errors import BackendError
 from agent.models.library import golden, open_model, open_whole_model
-from agent.storage.state_file import MeasurementFiles
+from agent.storage.state import MeasurementFiles
 
 (FOUND,) = probe_delegates(["gpu"])
 pytestmark = [

@@ -12,7 +12,7 @@ import pytest
 from agent.cli.checks.board import check_folder
 from agent.config import StorageConfig
 from agent.errors import StorageError
-from agent.storage.state_folder import lock_folder, state_folder
+from agent.storage.state import OwnedFolder, state_folder
 from tests.support.doubles import person_model
 from tests.support.mosquitto import Mosquitto
 from tests.support.operator import Operator
@@ -67,16 +67,16 @@ def test_a_daemon_on_a_read_only_disk_runs_from_memory_and_says_so(
 
 @pytest.mark.parametrize("has_file", [True, False])
 def test_a_folder_on_a_read_only_disk_is_locked_as_well(card: Path, has_file: bool) -> None:
-    with lock_folder(state_folder(StorageConfig(state_dir=str(card)))):
+    with OwnedFolder(state_folder(StorageConfig(state_dir=str(card)))):
         pass
     if not has_file:
         (card / "lock").unlink()
     remount(card, "ro")
     folder = state_folder(StorageConfig(state_dir=str(card)))
     told = "in use by another vedette"
-    with lock_folder(folder), pytest.raises(StorageError, match=told), lock_folder(folder):
+    with OwnedFolder(folder), pytest.raises(StorageError, match=told), OwnedFolder(folder):
         pass
-    with lock_folder(folder):
+    with OwnedFolder(folder):
         pass
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import av
 import pytest
 
-from agent.storage.clips.retention import clips_in
+from agent.storage.clips.store import clips_in
 from tests.support.browser import play_in_browser
 from tests.support.doubles import person_model
 from tests.support.mosquitto import Mosquitto

@@ -41,8 +41,8 @@ from agent.config import Config, StorageConfig
 from agent.daemon.overrides import OverridesFile
 from agent.errors import StorageError
 from agent.features.teaching.taught import FOLDER, damaged_states, read_state
-from agent.storage.clips.retention import check_room, check_writable, clips_max_bytes
-from agent.storage.state_folder import clips_path, folder_of
+from agent.storage.clips.store import check_room, check_writable, clips_max_bytes
+from agent.storage.state import clips_path, folder_of
 from agent.text import local_time, plural
 
 _SCARCE_MB, _TIGHT_MB = 100, 250

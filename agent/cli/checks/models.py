@@ -35,8 +35,7 @@ from agent.daemon.measurements import StoredMeasurement, StoredMeasurements
 from agent.errors import ModelError, StorageError, VedetteError
 from agent.models.files import ZOO, bundled
 from agent.models.library import open_manifest, open_model_without_root, open_whole_model
-from agent.storage.state_file import MeasurementFiles
-from agent.storage.state_folder import folder_of
+from agent.storage.state import MeasurementFiles, folder_of
 from agent.structs import from_json
 from agent.text import local_time, without_login
 from agent.types import Array

@@ -19,7 +19,7 @@ from agent.board.identity import read_board
 from agent.capture.hardware.table import DECODERS, SOFTWARE, DecoderTrial, best_decoder, candidates
 from agent.capture.hardware.trials import measure_decoders
 from agent.errors import NO_JSON, StorageError
-from agent.storage.state_file import MeasurementFiles
+from agent.storage.state import MeasurementFiles
 from agent.structs import from_json
 
 log = logging.getLogger(__name__)

@@ -21,23 +21,22 @@ from agent import spans
 from agent.capture.decode_policy import DecodeMode, Demand
 from agent.capture.handoff import LatestFrame
 from agent.comms.messages import ClipsHealth, clip_message, encode
-from agent.compute.av_encoding import PictureEncoder
+from agent.compute.av_encoding import PictureEncoder, SoundTranscoder
 from agent.config import ClipsConfig, Config, StreamConfig
 from agent.config.source_uri import parse
 from agent.daemon.parts import NO_DEMAND, Asked, DevicePart, Parts, Reply, StreamContext, StreamPart
 from agent.errors import BackendError, CommandError
 from agent.features.clips.rules import ClipTrigger, PicturePace
+from agent.storage.clips.file import SOUND_CODECS, VIDEO_CODECS
 from agent.storage.clips.job import FOREVER_NS, ClipJob
 from agent.storage.clips.packets import PacketRing
 from agent.storage.clips.recorder import Recorder
-from agent.storage.clips.retention import CONTINUOUS
-from agent.types import Clip, ClipReason, Event, Frame, MediaPacket, StreamBudget, StreamResult
+from agent.storage.clips.store import CONTINUOUS
+from agent.types import Clip, ClipReason, Event, Frame, MediaPacket, MediaTrack, StreamBudget, StreamResult
 
 if TYPE_CHECKING:
     from agent.capture.packets import PacketStream
     from agent.daemon.runtime import Runtime
-
-from agent.features.clips.packet_input import PacketInput
 
 log = logging.getLogger(__name__)
 ASKED = "asked"
@@ -49,7 +48,93 @@ _CLOSE_S = 0.4
 _RING_BYTES = 32 * 1024 * 1024
 """Memory for the packets before a clip, bytes."""
 _WAKE_BYTES = 1024 * 1024
-"""Bytes after which the recorder is woken; slower streams are served by its own polling."""
+"""Bytes after which the recorder is woken."""
+_SOUND_NS = 250_000_000
+"""Sound that is encoded at a time, ns: what is done packet by packet finds the processor's caches cold."""
+
+
+class PacketInput:
+    """Puts the packets of a camera into a ring, with sound that browsers play. For the thread that reads it.
+
+    Attributes:
+        copies: True if the newest video can be copied.
+        waits: True if it can be copied once the camera has sent its parameters.
+        trouble: why the newest video is not recorded; empty: it is, or its pictures are encoded.
+    """
+
+    def __init__(self, stream: str, ring: PacketRing, *, is_only: bool) -> None:
+        """Prepare; `is_only`: nothing is recorded where packets cannot be copied."""
+        self._stream, self._ring, self._is_only = stream, ring, is_only
+        self._video: MediaTrack | None = None
+        self._sound: MediaTrack | None = None
+        self._transcoder: SoundTranscoder | None = None
+        self._gathered: list[MediaPacket] = []
+        self._about: tuple[str, int, int] | None = None
+        self.copies = self.waits = self._copies_sound = False
+        self.trouble = ""
+
+    def add(self, packet: MediaPacket) -> int:
+        """Add a packet; return the bytes that were put into the ring."""
+        track = packet.track
+        if track.kind == "video":
+            if track is not self._video:
+                self._begin_video(track)
+            if packet.keyframe:  # a group of pictures has the sound that came with it
+                self._encode_sound()
+            if self.copies:
+                self._ring.add(packet)
+            return len(packet.data) if self.copies else 0
+        if not self.copies:
+            return 0
+        if track is not self._sound:
+            self._begin_sound(packet)
+        if self._copies_sound:
+            self._ring.add(packet)
+        elif self._transcoder is not None:
+            self._gathered.append(packet)
+            if packet.captured_ns - self._gathered[0].captured_ns >= _SOUND_NS:
+                self._encode_sound()
+        return len(packet.data)
+
+    def _encode_sound(self) -> None:
+        gathered, self._gathered = self._gathered, []
+        for packet in gathered:
+            assert self._transcoder is not None
+            for made in self._transcoder.transcode(packet):
+                self._ring.add(made)
+
+    def _begin_video(self, track: MediaTrack) -> None:
+        self._video, known = track, bool(track.header) and track.width > 0
+        self.copies = known and track.codec in VIDEO_CODECS
+        self.waits = not known and track.codec in VIDEO_CODECS
+        if self.waits:
+            return
+        before, self.trouble = self.trouble, ""
+        if not self.copies and self._is_only:
+            self.trouble = f"record_source gives {track.codec}, which clips cannot hold: set it to H.264 or H.265"
+        about = track.codec, track.width, track.height
+        if self.trouble and self.trouble != before:
+            log.error("stream %s: clips: nothing is recorded: %s", self._stream, self.trouble)
+        elif about != self._about and not self.trouble:
+            what = "is copied" if self.copies else "is not played by browsers: pictures are encoded as H.264"
+            size = f"{track.width}x{track.height}"
+            log.info("stream %s: clips: %s of %s %s", self._stream, track.codec, size, what)
+        self._about = about
+
+    def _begin_sound(self, packet: MediaPacket) -> None:
+        track = self._sound = packet.track
+        self._transcoder, self._gathered = None, []
+        self._copies_sound = bool(track.header) and track.codec in SOUND_CODECS and not _has_adts(packet)
+        if not self._copies_sound:
+            try:
+                self._transcoder = SoundTranscoder(track)
+            except BackendError as error:
+                log.warning("stream %s: clips have no sound: %s", self._stream, error)
+
+
+def _has_adts(packet: MediaPacket) -> bool:
+    """Return True if each packet of AAC has a header, as in MPEG-TS (ISO/IEC 14496-3): MP4 holds none."""
+    return packet.track.codec == "aac" and packet.data[:1] == b"\xff" and packet.data[1:2] >= b"\xf0"
 
 
 def nothing_to_record(stream: str, state: str, detail: str = "") -> CommandError:
@@ -137,21 +222,31 @@ class StreamClips(StreamPart):
         self.add_frame(item, result.events)
 
     def idle(self, events: Sequence[Event], *, lost: bool) -> None:
-        if events:
-            self.add_events(events)
+        self.add_events(events)
 
     def end(self, events: Sequence[Event], reason: str) -> None:
-        if events:
-            self.add_events(events)
+        self.add_events(events)
 
     def add_packet(self, packet: MediaPacket) -> None:
         """Take a packet of the camera. For one thread, that of the capture."""
         self._packet_now = packet.captured_ns, time.monotonic_ns()
-        self._waiting += self._input.add(packet)
+        self._wake_after(self._input.add(packet))
+        if self._ring.cut and not self._cut_was_told:
+            self._cut_was_told = True
+            log.warning(
+                "stream %s: clips: before_s = %g and a group of pictures take more than %d MiB of memory: clips "
+                "begin later; shorten before_s or the camera's key frame interval, or lower its bit rate",
+                self._stream,
+                self._config.before_s,
+                _RING_BYTES >> 20,
+            )
+
+    def _wake_after(self, more: int) -> None:
+        """Wake the recorder when enough bytes wait; slower streams are served by its own polling."""
+        self._waiting += more
         if self._waiting > _WAKE_BYTES:
             self._waiting = 0
             self._recorder.wake()
-            self._tell_cut()
 
     def add_frame(self, frame: Frame, events: Sequence[Event]) -> bool:
         """Process a frame and its events. Return True if it was kept, and is released later."""
@@ -176,8 +271,9 @@ class StreamClips(StreamPart):
 
     def add_events(self, events: Sequence[Event]) -> None:
         """Process events that came without a frame."""
-        with self._lock:
-            self._trigger_on(events, self._time_ns(), datetime.now(UTC))
+        if events:
+            with self._lock:
+                self._trigger_on(events, self._time_ns(), datetime.now(UTC))
 
     def record(self, seconds: float, state: str = "running", detail: str = "") -> str:
         """Save the newest seconds and the next ones in a clip of their own; return its file that is written now.
@@ -214,15 +310,13 @@ class StreamClips(StreamPart):
 
     def _check_source(self, state: str, detail: str) -> None:
         """Raise CommandError if nothing comes to be recorded."""
+        what = self._stream
         if (other := self.other_source) is not None:
-            stats = other.stats
-            why = self.trouble
-            if stats.state == "starting":
-                why = f"record_source: {stats.detail}" if stats.detail else why or "record_source is starting"
-            if why:
-                raise CommandError(f"stream {self._stream}: there is nothing to record: {why}")
-        elif state in ("starting", "lost"):
-            raise nothing_to_record(self._stream, state, detail)
+            what, state, detail = f"{what}: record_source", other.stats.state, other.stats.detail
+            if self._input.trouble:
+                raise CommandError(f"stream {self._stream}: there is nothing to record: {self._input.trouble}")
+        if state in ("starting", "lost"):
+            raise nothing_to_record(what, state, detail)
 
     def close(self) -> None:
         """End a running recording, and stop encoding."""
@@ -282,10 +376,12 @@ class StreamClips(StreamPart):
                 continue
             try:
                 self._encode(frame)
-            except BackendError as error:
-                self._log_once(str(error))
             except Exception as error:  # else a replay would wait forever
-                self._log_once(f"internal error (please report): {type(error).__name__}: {error}")
+                if not self._has_failed:
+                    is_known = isinstance(error, BackendError)
+                    what = "" if is_known else f"internal error (please report): {type(error).__name__}: "
+                    log.error("stream %s: clips: %s%s", self._stream, what, error)
+                self._has_failed = True
             finally:
                 frame.release()
 
@@ -294,26 +390,7 @@ class StreamClips(StreamPart):
             packets = self._encoder.encode(frame)
         for packet in packets:
             self._ring.add(packet)
-            self._waiting += len(packet.data)
-        if self._waiting > _WAKE_BYTES:
-            self._waiting = 0
-            self._recorder.wake()
-
-    def _log_once(self, why: str) -> None:
-        if not self._has_failed:
-            self._has_failed = True
-            log.error("stream %s: clips: %s", self._stream, why)
-
-    def _tell_cut(self) -> None:
-        if self._ring.cut and not self._cut_was_told:
-            self._cut_was_told = True
-            log.warning(
-                "stream %s: clips: before_s = %g and a group of pictures take more than %d MiB of memory: clips "
-                "begin later; shorten before_s or the camera's key frame interval, or lower its bit rate",
-                self._stream,
-                self._config.before_s,
-                _RING_BYTES >> 20,
-            )
+            self._wake_after(len(packet.data))
 
 
 def open_part(context: StreamContext, _: Parts) -> StreamClips:

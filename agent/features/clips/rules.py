@@ -39,47 +39,36 @@ class ClipTrigger:
         """Add the stream's events of that time; return the reason of a new clip, None if none starts."""
         begins = None
         for event in events:
-            track = event.track
+            track = event.track.id
             if event.kind == "end":
-                self._remove(track.id, now_ns)
-            elif track.id not in self._known and self._wanted(track):
+                self._known.discard(track)
+                if track in self._awaited:
+                    self._awaited.discard(track)
+                    self._after_end_ns = now_ns + self._after_ns
+            elif track not in self._known and self._wanted(event.track):
                 begins = self._add(event, now_ns) or begins
         return begins
 
     def _add(self, event: Event, now_ns: int) -> ClipReason | None:
         track, begins = event.track, None
-        if not self._has_room(now_ns, now_ns + self._after_ns):
+        if now_ns > self.until_ns or now_ns + self._after_ns > self._limit_ns:
             begins = ClipReason(self._stream, event.reason, track.id, track.label)
-            self._begin(now_ns)
+            self._limit_ns, self._after_end_ns = now_ns + self._max_ns, now_ns
+            self._awaited.clear()  # tracks of the clip before do not extend this one
+            self.tracks = ()
         self._known.add(track.id)
         self._awaited.add(track.id)
         self.tracks = (*self.tracks, track.id)
         return begins
 
-    def _remove(self, track: str, now_ns: int) -> None:
-        self._known.discard(track)
-        if track in self._awaited:
-            self._awaited.discard(track)
-            self._after_end_ns = now_ns + self._after_ns
-
-    def _has_room(self, now_ns: int, until_ns: int) -> bool:
-        """Return True if the newest clip is not over and can last until then."""
-        return now_ns <= self.until_ns and until_ns <= self._limit_ns
-
-    def _begin(self, now_ns: int) -> None:
-        self._limit_ns = now_ns + self._max_ns
-        self._after_end_ns = now_ns
-        self._awaited.clear()  # tracks of the clip before do not extend this one
-        self.tracks = ()
-
     def _wanted(self, track: Track) -> bool:
         config = self._config
         if not config.events or (config.labels and track.label not in config.labels):
             return False
-        if config.zones or self._only_zones:
-            stands = not config.zones or not set(config.zones).isdisjoint(track.zones)
-            if not track.zones or not stands:
-                return False
+        if (config.zones or self._only_zones) and not track.zones:
+            return False
+        if config.zones and set(config.zones).isdisjoint(track.zones):
+            return False
         return track.best_score >= config.min_score
 
 
@@ -95,8 +84,7 @@ class PicturePace:
     """
 
     def __init__(self, fps: float) -> None:
-        self._fps, self.every_ns = fps, round(1e9 / fps)
-        self._used_ns, self._due_ns, self._taken_ns = self.every_ns, 0, 0
+        self._fps, self.every_ns, self._due_ns = fps, round(1e9 / fps), 0
 
     def set_share(self, share: float) -> None:
         """Take this part of the rate, 0..1."""
@@ -105,10 +93,8 @@ class PicturePace:
     def takes(self, at_ns: int, *, must: bool) -> bool:
         """Return True if a frame captured then is to be a picture; it is if it `must`."""
         every_ns = self.every_ns
-        if every_ns != self._used_ns:
-            self._used_ns, self._due_ns = every_ns, self._taken_ns + every_ns
         # A frame may come a little early: cameras jitter, which must not halve the rate.
         if not must and at_ns < self._due_ns - every_ns // 4:
             return False
-        self._due_ns, self._taken_ns = max(self._due_ns + every_ns, at_ns), at_ns
+        self._due_ns = max(self._due_ns + every_ns, at_ns)
         return True

@@ -19,7 +19,7 @@ from agent.daemon.parts import Asked, EntityPlace, Parts, Reply, StreamContext
 from agent.errors import NO_JSON, CommandError, StorageError
 from agent.features.condition.problems import StreamCondition, Watcher
 from agent.storage.files import make_folder
-from agent.storage.state_file import StateFile
+from agent.storage.state import StateFile
 from agent.structs import from_json
 from agent.types import AudioChunk, Event, Frame, StreamResult
 

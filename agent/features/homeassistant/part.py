@@ -18,7 +18,7 @@ from agent.daemon.streams.stream import Stream
 from agent.features.homeassistant.announcer import Announcer
 from agent.features.homeassistant.device import DeviceEntitySource, StreamEntitySource, ZoneLabel
 from agent.models.findings import Kind, findings_of
-from agent.storage.state_folder import state_path
+from agent.storage.state import state_path
 
 _WITH_FILTERS = ("things", "verdicts", "texts")
 """Kinds of findings that filters are for."""

@@ -31,7 +31,7 @@ from agent.features.inspection.rules import (
 )
 from agent.storage.files import CLOCK_SET
 from agent.storage.part_pictures import PartPictures
-from agent.storage.state_file import StateFile
+from agent.storage.state import StateFile
 from agent.structs import from_json
 from agent.types import (
     PartVerdict,

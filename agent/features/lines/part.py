@@ -22,7 +22,7 @@ from agent.config.places import LineConfig
 from agent.daemon.parts import Asked, EntityPlace, Parts, Reply, StreamContext, StreamPart
 from agent.errors import CommandError, StorageError
 from agent.storage.files import make_folder
-from agent.storage.state_file import StateFile
+from agent.storage.state import StateFile
 from agent.structs import from_json
 from agent.types import AudioChunk, Crossing, Event, Frame, StreamResult
 

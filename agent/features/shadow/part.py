@@ -31,7 +31,7 @@ from agent.daemon.streams.stream import Stream
 from agent.errors import VedetteError
 from agent.health import ShadowReport
 from agent.models.library import open_model
-from agent.storage.state_file import ShadowOrder, read_shadow_order, shadow_order_path
+from agent.storage.state import ShadowOrder, read_shadow_order, shadow_order_path
 from agent.types import AudioChunk, Box, Detection, Frame, StreamResult
 
 if TYPE_CHECKING:

@@ -33,7 +33,7 @@ from agent.features.teaching.taught import (
     read_state,
 )
 from agent.storage.files import make_folder
-from agent.storage.state_file import StateFile
+from agent.storage.state import StateFile
 from agent.structs import from_json
 from agent.text import plural
 from agent.types import WHOLE, Box

@@ -17,7 +17,7 @@ from msgspec.structs import replace
 
 from agent.compute.states import CHANNELS_MAX, EMBEDDING_CELLS, EXAMPLES_MIN, UNSURE, Floats, Head
 from agent.errors import NO_JSON, CommandError, StorageError
-from agent.storage.state_file import ASIDE, StateFile
+from agent.storage.state import ASIDE, StateFile
 from agent.structs import from_json
 from agent.types import Box
 

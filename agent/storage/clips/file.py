@@ -1,33 +1,191 @@
-"""The file of one clip: whole fragments are appended as they come, and it gets its name when it is complete.
+"""The file of one clip: fragmented MP4 (ISO/IEC 14496-12), to which whole fragments are appended as they come.
 
-Until then it is called `.NAME.part` and locked by its writer. After a crash or a power cut, the next start
-gives it its name, without what comes after the last whole fragment, or removes it if there is none. A complete
-clip keeps the partial name as a second name until it is settled, so that the next start publishes it if a crash
-came first. No clip ever takes a name that another one has, and a partial name is removed only where the complete
-clip is the same file.
+A file is `ftyp`, `moov`, a box with the clip's label, fragments of `moof` and `mdat`, and, once it is complete,
+a box with its totals. Packets are put into fragments by FFmpeg, and nothing is encoded. A fragment begins at each
+key frame and after a second. Each is playable by itself, so that a file that is cut off plays up to the last one.
+
+Until it is complete it is called `.NAME.part` and locked by its writer. After a crash or a power cut, the next
+start gives it its name, without what comes after the last whole fragment, or removes it if there is none. A
+complete clip keeps the partial name as a second name until it is settled, so that the next start publishes it if
+a crash came first. No clip ever takes a name that another one has, and a partial name is removed only where the
+complete clip is the same file.
 """
 
 from __future__ import annotations
 
 import errno
 import fcntl
+import io
 import os
 import re
 import secrets
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime, timedelta
+from fractions import Fraction
 from pathlib import Path
-from typing import BinaryIO, TypeVar
+from typing import TYPE_CHECKING, BinaryIO, TypeVar
 
 import msgspec
 from msgspec import Struct
 
 from agent.errors import StorageError, reason_of
-from agent.storage.clips.mp4 import Box, Mp4Muxer, make_box, read_boxes
 from agent.storage.clips.packets import TimedPacket
 from agent.storage.files import sync_folder
 from agent.structs import from_json
 from agent.types import Clip, ClipReason, MediaTrack
+
+if TYPE_CHECKING:
+    from av import Packet
+    from av.stream import Stream as AvStream
+
+VIDEO_CODECS = frozenset({"h264", "hevc", "av1", "vp9"})
+"""Codecs that are copied: browsers play the first everywhere, the others where the machine has a decoder."""
+_IN_UNITS = frozenset({"h264", "hevc"})
+SOUND_CODECS = frozenset({"aac", "mp3", "opus"})
+_OPTIONS = {
+    # Without `frag_discont` FFmpeg would let each track begin at 0: the sound would lead by the time that
+    # pictures wait to be decoded.
+    "movflags": "frag_keyframe+empty_moov+default_base_moof+skip_trailer+frag_discont",
+    "use_editlist": "0",
+    "frag_duration": "1000000",
+    "max_interleave_delta": "1000000",
+    "avoid_negative_ts": "disabled",
+}
+_NS = 1_000_000_000
+
+
+class Box(Struct, frozen=True, gc=False):
+    """A box at the top level of a file: its type, and the offsets of its begin, its content and its end."""
+
+    type: bytes
+    begin: int
+    body: int
+    end: int
+
+
+def read_boxes(file: BinaryIO, begin: int = 0) -> Iterator[Box]:
+    """Yield the boxes from an offset on, up to the first that is not whole."""
+    size = file.seek(0, io.SEEK_END)
+    while begin + 8 <= size:
+        file.seek(begin)
+        head = file.read(16)
+        length, body = int.from_bytes(head[:4], "big"), begin + 8
+        if length == 1:
+            length, body = int.from_bytes(head[8:16], "big"), begin + 16
+        if length < body - begin or begin + length > size:
+            return
+        yield Box(head[4:8], begin, body, begin + length)
+        begin += length
+
+
+class _Sink:
+    """Takes what FFmpeg writes; without `seek`, so that it only appends."""
+
+    def __init__(self) -> None:
+        self._data = bytearray()
+
+    def write(self, data: bytes) -> int:
+        self._data += data
+        return len(data)
+
+    def take(self, *, all_of_it: bool = False) -> bytes:
+        """Return and forget the whole fragments, or everything."""
+        end = len(self._data) if all_of_it else self._whole()
+        taken = bytes(self._data[:end])
+        del self._data[:end]
+        return taken
+
+    def _whole(self) -> int:
+        """Return the offset after the last whole `mdat`."""
+        boxes = read_boxes(io.BytesIO(self._data))
+        return max((box.end for box in boxes if box.type == b"mdat"), default=0)
+
+
+class Mp4Muxer:
+    """Puts packets into fragments. For one thread. Methods raise StorageError if FFmpeg refuses them.
+
+    Attributes:
+        head: `ftyp` and `moov` of the file.
+    """
+
+    def __init__(self, video: MediaTrack, sound: MediaTrack | None, first: TimedPacket) -> None:
+        """Prepare a file of these tracks; time stamps count from the decoding of `first`, a key frame."""
+        import av
+
+        self._av, self._sink, self._zero_ns = av, _Sink(), first.dts_ns
+        self._errors = av.error.FFmpegError
+        self._packed = video.codec not in _IN_UNITS or _is_packed(first.packet.data)
+        try:
+            self._file = av.open(self._sink, "w", format="mp4", options=_OPTIONS)
+            self._streams = {"video": self._add(video)}
+            if sound is not None:
+                self._streams["sound"] = self._add(sound)
+            self._file.start_encoding()
+        except (self._errors, ValueError) as error:
+            raise StorageError(f"{video.codec} cannot be stored in MP4: {error}") from error
+        self.head = self._sink.take(all_of_it=True)
+
+    def add(self, packets: Iterable[TimedPacket], *, last: bool = False) -> bytes:
+        """Return the fragments that these packets have completed; after the `last` ones all that is left."""
+        try:
+            for packet in packets:
+                if (made := self._packet(packet)) is not None:
+                    self._file.mux_one(made)
+            if last:
+                self._file.close()
+        except (self._errors, ValueError) as error:
+            raise StorageError(f"packets of the camera cannot be stored in MP4: {error}") from error
+        return self._sink.take()
+
+    def _add(self, track: MediaTrack) -> AvStream:
+        with self._av.open(io.BytesIO(track.header), format="mp4") as header:
+            added: AvStream = self._file.add_stream_from_template(header.streams[0])
+        if track.codec == "hevc":
+            added.codec_context.codec_tag = "hvc1"  # Safari plays no `hev1`
+        added.time_base = Fraction(*track.time_base)
+        return added
+
+    def _packet(self, timed: TimedPacket) -> Packet[AvStream] | None:
+        stream = self._streams.get(timed.packet.track.kind)
+        if stream is None or timed.dts_ns < self._zero_ns:  # sound of before the first picture
+            return None
+        data = timed.packet.data
+        made = self._av.Packet(data if self._packed or not timed.is_video else pack_units(data))
+        base = Fraction(*timed.packet.track.time_base)
+        made.stream, made.time_base, made.is_keyframe = stream, base, timed.packet.keyframe
+        made.dts = _ticks(timed.dts_ns - self._zero_ns, base)
+        made.pts = _ticks(timed.pts_ns - self._zero_ns, base)
+        made.duration = _ticks(timed.duration_ns, base)
+        return made
+
+
+def _ticks(ns: int, base: Fraction) -> int:
+    scale = base.denominator
+    return (ns * scale + base.numerator * _NS // 2) // (base.numerator * _NS)
+
+
+def _is_packed(data: bytes) -> bool:
+    """Return True if each unit has its length before it, as in MP4; False: start codes, as from RTSP."""
+    at = 0
+    while at + 4 <= len(data):
+        at += 4 + int.from_bytes(data[at : at + 4], "big")
+    return at == len(data)
+
+
+def pack_units(data: bytes) -> bytes:
+    """Return a picture with the length of each unit before it, instead of start codes.
+
+    The two forms are those of ITU-T H.264 annex B and ISO/IEC 14496-15; H.265's are the same.
+    """
+    parts, begin = list[bytes](), data.find(b"\0\0\1")
+    while begin >= 0:
+        end = data.find(b"\0\0\1", begin + 3)
+        unit = data[begin + 3 : end if end >= 0 else len(data)].rstrip(b"\0")
+        if unit:
+            parts += (len(unit).to_bytes(4, "big"), unit)
+        begin = end
+    return b"".join(parts)
+
 
 SUFFIX = ".mp4"
 NAME = re.compile(rf"(\d{{4}}-\d\d-\d\dT\d\d-\d\d-\d\dZ)-([A-Za-z0-9_-]+){re.escape(SUFFIX)}")
@@ -65,11 +223,9 @@ class ClipTotals(Struct, frozen=True):
 
 
 class ClipHeader(Struct, frozen=True):
-    """What a clip says about itself.
+    """What a clip says about itself, see `ClipLabel`.
 
     Attributes:
-        occasion: why it was made.
-        began_at: UTC of its first picture.
         duration_s: length, s; None: it is not complete.
         playable: bytes up to the end of its last whole fragment.
     """
@@ -107,7 +263,10 @@ def _scan(file: BinaryIO) -> tuple[ClipLabel, ClipTotals | None, int]:
     end, has_moof = 0, False
     for box in read_boxes(file):
         if box.type == b"uuid":
-            kind, content = _uuid(file, box)
+            if box.end - box.body > _LARGEST_BOX:
+                raise ValueError("its head is damaged")
+            file.seek(box.body)
+            kind, content = file.read(16), file.read(max(0, box.end - box.body - 16))
             if kind == _LABEL:
                 label, end = _decode(content, ClipLabel), box.end
             elif kind == _TOTALS and label is not None:
@@ -120,14 +279,6 @@ def _scan(file: BinaryIO) -> tuple[ClipLabel, ClipTotals | None, int]:
     if label is None:
         raise ValueError("its head is damaged")
     return label, totals, end
-
-
-def _uuid(file: BinaryIO, box: Box) -> tuple[bytes, bytes]:
-    if box.end - box.body > _LARGEST_BOX:
-        raise ValueError("its head is damaged")
-    file.seek(box.body)
-    content = file.read(box.end - box.body)
-    return content[:16], content[16:]
 
 
 T = TypeVar("T", ClipLabel, ClipTotals)
@@ -146,7 +297,8 @@ def _has_content(file: BinaryIO, box: Box) -> bool:
 
 
 def _uuid_box(kind: bytes, content: Struct) -> bytes:
-    return make_box(b"uuid", kind + msgspec.json.encode(content))
+    data = kind + msgspec.json.encode(content)
+    return (8 + len(data)).to_bytes(4, "big") + b"uuid" + data
 
 
 _MODE = 0o640
@@ -192,7 +344,7 @@ class ClipFile:
 
     def finish(self, tracks: tuple[str, ...]) -> Clip:
         """Complete the file and give it its name."""
-        self._write(self._muxer.finish())
+        self._write(self._muxer.add((), last=True))
         totals = ClipTotals(round(self._end_ns / 1e9, 3), self.frames, tracks)
         return _complete(self._file, self.path, self._label, totals, self.bytes)
 
@@ -249,19 +401,15 @@ def recover(part: Path) -> Clip | None:
             return None
         label, totals, end = _scan(file)
         path = path_of(part)
-        cut_off = totals is None
-        if totals is None:
-            os.ftruncate(file.fileno(), end)
-            tracks = (label.occasion.track,) if label.occasion.track else ()
-            totals = msgspec.structs.replace(_count(part), tracks=tracks)
-            clip = _complete(file, path, label, totals, end)
-        else:
-            clip = _name(path, label, totals, file.seek(0, os.SEEK_END))
-        return msgspec.structs.replace(clip, repaired=cut_off)
+        if totals is not None:
+            return _name(path, label, totals, file.seek(0, os.SEEK_END))
+        os.ftruncate(file.fileno(), end)
+        clip = _complete(file, path, label, _count(part, label.occasion.track), end)
+        return msgspec.structs.replace(clip, repaired=True)
 
 
-def _count(path: Path) -> ClipTotals:
-    """Count what is in a file without totals.
+def _count(path: Path, track: str) -> ClipTotals:
+    """Count what is in a file without totals, which was made for a track.
 
     Raises:
         ValueError: there is no picture in it.
@@ -282,7 +430,7 @@ def _count(path: Path) -> ClipTotals:
         raise ValueError(f"nothing in it can be played: {error}") from error
     if first_s is None:
         raise ValueError("no picture in it is whole")
-    return ClipTotals(round(end_s - first_s, 3), frames)
+    return ClipTotals(round(end_s - first_s, 3), frames, (track,) if track else ())
 
 
 def settle(path: Path) -> None:
@@ -322,10 +470,10 @@ def _give_name(path: Path) -> Path:
         part = part.rename(part_of(path))
     try:
         path.hardlink_to(part)
-    except FileExistsError:
-        raise
-    except OSError:  # a file system without links, as on memory sticks: a crash may leave it unpublished
-        part.rename(path)
+    except OSError as error:
+        if isinstance(error, FileExistsError):
+            raise
+        part.rename(path)  # a file system without links, as on memory sticks: a crash may leave it unpublished
     return path
 
 

@@ -13,26 +13,22 @@ from agent.storage.clips.file import ClipFile
 from agent.storage.clips.packets import PacketRing, TimedPacket
 from agent.types import ClipReason
 
+FOREVER_NS = 1 << 62
+"""End of a recording that goes on until it is ended, ns."""
 _PIECE = 1024 * 1024
 """Bytes that are worth a write; fewer wait up to `_WAIT_S`."""
-_GATHER_S = 60.0
-"""Shortest time between two messages of missing pictures of a recording without an end, s."""
-_WAIT_S = 2.0
-"""Longest wait for more pictures, s: what is not written is lost in a crash."""
 _SYNC_S = 5.0
 """A power cut costs no more than this of a clip, s."""
 _GRACE_NS = 2_000_000_000
 """How late a picture may come, ns."""
-_IDLE_S = 10.0
-_SLACK = 1.25
-"""A camera that is slow but not lost may take so many times `stall_s` from picture to picture, s."""
-_EARLY = timedelta(seconds=130)
-"""Time by which a further file may begin before what the file before is named after: the event, at the most
-`clips.before_s` later."""
+_IDLE_S, _SLACK = 10.0, 1.25
+"""A camera has stopped after so long without a picture, s, and after so many times its `stall_s`."""
 _RETRY_S = 10.0
 """After a failure a continuous recording begins anew so much later, s."""
-FOREVER_NS = 1 << 62
-"""End of a recording that goes on until it is ended, ns."""
+_GATHER_S = 60.0
+"""Shortest time between two messages of missing pictures of a continuous recording, s."""
+_WAIT_S = 2.0
+"""Longest wait for more pictures, s: what is not written is lost in a crash."""
 
 
 class ClipJob:
@@ -51,9 +47,7 @@ class ClipJob:
         finished: True if nothing more is added.
         segment_ns: longest file, ns; 0: the clip is one file.
         piece_bytes: size after which a recording without an end goes on in another file.
-        gathered: True if the missing pictures that were taken last are of several files.
-        failing: True from a failure on until packets are written again.
-        refused: pictures of a recording without an end that are in no file since a failure.
+        awaits_more: True while too little has come for a file to begin: whether there is sound is not known yet.
         paused_until_s: nothing is written before that time of CLOCK_MONOTONIC, s.
     """
 
@@ -72,20 +66,13 @@ class ClipJob:
         self.next_seq, self.until_ns, self.segment_ns = next_seq, until_ns, segment_ns
         self.piece_bytes, self._stall_s = 1 << 62, stall_s
         self.at, self.at_ns = datetime.now(UTC), ring.now_ns()
-        self._named_at: datetime | None = None
         self.file: ClipFile | None = None
-        self.finished = self._ended = self.failing = False
+        self.finished = self._ended = self._failing = self.awaits_more = False
         self.files, self.paused_until_s = 0, 0.0
         self._lock = threading.Lock()
-        self._lost_before, self._unusable_before, self._skipped = ring.lost, ring.unusable, 0
-        self.refused = self._refused_before = self._in_file = 0
-        self._counts_skipped = self._withheld = self.gathered = False
-        self._told_s = -math.inf
-        self._wrote_s = self._synced_s = self._over_s = time.monotonic()
-        self._shown_s = self._wrote_s
-        """When a picture was written last, s."""
-        self.awaits_more = False
-        """True while too little has come for a file to begin: it is not known yet whether there is sound."""
+        self._skipped = self._in_file = 0
+        self._missed_before, self._told_s = ring.lost + ring.unusable, -math.inf
+        self._wrote_s = self._synced_s = self._over_s = self._shown_s = time.monotonic()
 
     @property
     def is_continuous(self) -> bool:
@@ -105,17 +92,14 @@ class ClipJob:
 
     def check_over(self) -> bool:
         """Return True if the clip is over: by its pictures, or by the clock when none come any more."""
-        ring = self.ring
+        ring, now_s = self.ring, time.monotonic()
         with self._lock:
             if not self.finished:
-                late = ring.now_ns() > self.until_ns + _GRACE_NS or (ring.newest_ns < 0 and self._is_stale)
+                is_stale = now_s - self._wrote_s > (self.until_ns - self.at_ns + _GRACE_NS) / 1e9
+                late = ring.now_ns() > self.until_ns + _GRACE_NS or (ring.newest_ns < 0 and is_stale)
                 self.finished = self._ended or ring.newest_ns > self.until_ns or late
-                self._over_s = time.monotonic()
+                self._over_s = now_s
             return self.finished
-
-    @property
-    def _is_stale(self) -> bool:
-        return time.monotonic() - self._wrote_s > (self.until_ns - self.at_ns + _GRACE_NS) / 1e9
 
     @property
     def is_idle(self) -> bool:
@@ -129,13 +113,8 @@ class ClipJob:
 
     @property
     def is_silent(self) -> bool:
-        """True if its camera has given nothing for a while: no more is worth waiting for."""
+        """True if its camera has given no picture for a while: no more is worth waiting for."""
         return self.ring.silent_s > _WAIT_S
-
-    @property
-    def is_lost(self) -> bool:
-        """True if its camera has given no picture for longer than a slow one takes, whose sound comes with it."""
-        return self.ring.silent_s > max(_WAIT_S, _SLACK * self._stall_s)
 
     @property
     def behind_s(self) -> float:
@@ -160,28 +139,16 @@ class ClipJob:
             return str(file.path)
         return str(self.path.parent if self.files or self.is_continuous else self.path)
 
-    def take_missing(self) -> dict[str, int]:
-        """Return how many pictures are in no file, by reason, and forget them.
-
-        Those of a recording without an end are withheld for a while after the last ones, and then told together.
-        """
-        lost, unusable = self.ring.lost, self.ring.unusable
-        slow, skipped = lost - self._lost_before, unusable - self._unusable_before + self._skipped
-        missing = {
-            "they were not written in time": slow,
-            "after a break no key frame came before them": skipped,
-            "they could not be saved": self.refused - self._refused_before,
-        }
-        found = {why: count for why, count in missing.items() if count}
+    def take_missing(self) -> int:
+        """Return how many pictures are in no file since the last time; of an endless recording once a minute."""
         now_s = time.monotonic()
         if self.is_continuous and not self.finished and now_s - self._told_s < _GATHER_S:
-            self._withheld = self._withheld or bool(found)
-            return {}
-        self._lost_before, self._unusable_before, self._skipped = lost, unusable, 0
-        self._refused_before = self.refused
-        self.gathered, self._withheld = self._withheld, False
-        self._told_s = now_s if found else self._told_s
-        return found
+            return 0
+        missed = self.ring.lost + self.ring.unusable
+        missing = missed - self._missed_before + self._skipped
+        self._missed_before, self._skipped = missed, 0
+        self._told_s = now_s if missing else self._told_s
+        return missing
 
     def utc_of(self, captured_ns: int) -> datetime:
         """Return the UTC of a capture; of a long recording by the clock as it is now, which may have been set."""
@@ -189,17 +156,6 @@ class ClipJob:
         if self.is_continuous:
             at, at_ns = datetime.now(UTC), self.ring.now_ns()
         return at + timedelta(microseconds=(captured_ns - at_ns) // 1000)
-
-    def name_next(self, began_at: datetime) -> datetime:
-        """Return the UTC for the name of a further file, which sorts after that of the file before.
-
-        A file with the event may begin before it, and two files in one second. A clock that was set back counts.
-        """
-        before = self._named_at or (None if self.is_continuous else self.at)
-        after = None if before is None else before + timedelta(seconds=1)
-        is_early = after is not None and began_at < after <= began_at + _EARLY
-        self._named_at = after if after is not None and is_early else began_at
-        return self._named_at
 
     def packets(self) -> list[TimedPacket]:
         return self.ring.between(self.next_seq, self.until_ns)
@@ -210,53 +166,36 @@ class ClipJob:
         return waited_s >= _WAIT_S or sum(len(one.packet.data) for one in packets) >= _PIECE
 
     def runs(self, packets: Sequence[TimedPacket]) -> Iterator[Sequence[TimedPacket]]:
-        """Yield these packets by the file that they go into."""
+        """Yield these packets by the file that they go into, and an empty run where the open one takes none."""
         begin, size = 0, self.bytes
-        first = self.file.first if self.file is not None else packets[0]
+        begins = (one for one in packets if one.opens_group)
+        first = next(begins, packets[0]) if self.file is None else self.file.first
         for end, packet in enumerate(packets):
-            if packet.part != first.part or (packet.opens_group and self._is_full(first, packet, size)):
-                if end > begin:
-                    yield packets[begin:end]
+            is_full = packet.dts_ns - first.dts_ns >= self.segment_ns or size >= self.piece_bytes
+            if packet.part != first.part or (packet.opens_group and self.is_continuous and is_full):
+                yield packets[begin:end]
                 begin, first, size = end, packet, 0
             size += len(packet.packet.data)
         yield packets[begin:]
 
-    def _is_full(self, first: TimedPacket, packet: TimedPacket, size: int) -> bool:
-        """Return True if a file of this size that begins with `first` ends before a key frame."""
-        if not self.is_continuous:
-            return False
-        return packet.dts_ns - first.dts_ns >= self.segment_ns or size >= self.piece_bytes
-
-    def must_change(self, first: TimedPacket) -> bool:
-        """Return True if packets that begin with this one go into another file than the open one."""
-        file = self.file
-        if file is None:
-            return False
-        return first.part != file.first.part or (
-            first.opens_group and self._is_full(file.first, first, file.bytes)
-        )
-
     def from_key_frame(self, packets: Sequence[TimedPacket]) -> Sequence[TimedPacket]:
         """Return the packets from the first key frame on, with which a file begins; count pictures before it."""
         begin = next((number for number, one in enumerate(packets) if one.opens_group), len(packets))
-        pictures = sum(one.is_video for one in packets[:begin])
-        if self.failing:
-            self.refused += pictures
-        elif self._counts_skipped:
-            self._skipped += pictures
+        if self.files or self._failing:
+            self._skipped += sum(one.is_video for one in packets[:begin])
         if begin:
             self.next_seq = packets[begin - 1].seq + 1  # a failure of what comes next counts them no second time
         return packets[begin:]
 
     def complete(self) -> None:
         """Forget the open file, which is complete: what comes goes into another one."""
-        self.file, self.files, self._counts_skipped, self._in_file = None, self.files + 1, True, 0
+        self.file, self.files, self._in_file = None, self.files + 1, 0
 
     def write(self, file: ClipFile, packets: Sequence[TimedPacket]) -> None:
         """Write packets."""
         now = self._wrote_s = time.monotonic()
         file.append(packets)
-        self.next_seq, self.failing = packets[-1].seq + 1, False
+        self.next_seq, self._failing = packets[-1].seq + 1, False
         pictures = sum(one.is_video for one in packets)
         self._in_file += pictures
         self._shown_s = now if pictures else self._shown_s
@@ -264,19 +203,15 @@ class ClipJob:
             file.sync()
             self._synced_s = time.monotonic()
 
-    def go_on(self) -> None:
-        """Go on in another file with the packets that are not written yet."""
-        self.file, self.finished = None, False
-
     def pause(self) -> None:
         """Begin anew with what comes, in a while; what comes meanwhile is dropped."""
-        self.go_on()
+        self.file, self.finished = None, False
         self.skip()
-        self.failing, self.paused_until_s = True, time.monotonic() + _RETRY_S
+        self._failing, self.paused_until_s = True, time.monotonic() + _RETRY_S
 
     def skip(self, kept: int = 0) -> None:
         """Drop and count what is not written, and what was written of the open file but for `kept` pictures."""
         newest = self.ring.next_seq
         left = [one for one in self.ring.between(self.next_seq, FOREVER_NS) if one.seq < newest]
-        self.refused += max(0, self._in_file + sum(one.is_video for one in left) - kept)
+        self._skipped += max(0, self._in_file + sum(one.is_video for one in left) - kept)
         self.next_seq, self._in_file = newest, 0

@@ -16,7 +16,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from itertools import accumulate
 from pathlib import Path
 
@@ -24,14 +24,12 @@ from msgspec import Struct
 
 from agent.config import StorageConfig
 from agent.errors import StorageError, reason_of
-from agent.storage.clips.file import ClipFile, ClipLabel, free_path, settle
+from agent.storage.clips.file import SOUND_CODECS, ClipFile, ClipLabel, free_path, settle
 from agent.storage.clips.job import FOREVER_NS, ClipJob
-from agent.storage.clips.mp4 import SOUND_CODECS
 from agent.storage.clips.packets import PacketRing, TimedPacket
-from agent.storage.clips.retention import (
+from agent.storage.clips.store import (
     CONTINUOUS,
     ClipStore,
-    SteadyTime,
     check_room,
     check_writable,
     clip_path,
@@ -44,6 +42,19 @@ from agent.text import plural
 from agent.types import Clip, ClipReason, MediaTrack
 
 log = logging.getLogger(__name__)
+
+_HEAD_S = 0.5
+"""Packets of so long a time are there before a file is begun, s: they tell whether there is sound."""
+_EXPIRE_S = 600.0
+"""Between two scans of all clips, s: what others changed is seen then."""
+_STEADY_S, _MOVED_S = 3600.0, 60.0
+"""No clip is deleted for its age for so long after the start, or after the clock moved by so much, s."""
+_PIECES = 4
+"""Files of one recording without an end that fit into what all clips may take, at least."""
+_LATE_S = 2.0
+"""A clip that begins so much later than its event does not show it, s."""
+_ROOM, _ROOM_EACH = 4096, 64
+"""Bytes of a file besides its packets, and besides each packet."""
 
 
 class ClipStats(Struct, frozen=True):
@@ -66,18 +77,6 @@ class ClipStats(Struct, frozen=True):
     trouble: str
 
 
-_HEAD_S = 0.5
-"""Packets of so long a time are there before a file is begun, s: they tell whether there is sound."""
-_EXPIRE_S = 600.0
-"""Between two scans of all clips, s: what others changed is seen then."""
-_PIECES = 4
-"""Files of one recording without an end that fit into what all clips may take, at least."""
-_LATE_S = 2.0
-"""A clip that begins so much later than its event does not show it, s."""
-_ROOM, _ROOM_EACH = 4096, 64
-"""Bytes of a file besides its packets, and besides each packet."""
-
-
 class Recorder:
     """Writes clips to the disk. Its thread runs from the first `start` or `begin` on."""
 
@@ -94,7 +93,7 @@ class Recorder:
             turn_s: between two writes of open clips, s.
         """
         self._folder, self._config, self._on_saved, self._turn_s = folder, config, on_saved, turn_s
-        self._store, self._steady = ClipStore(folder, config), SteadyTime(folder / ".clock")
+        self._store = ClipStore(folder, config)
         self._lock = threading.Lock()
         self._work = threading.Condition(self._lock)
         self._jobs: list[ClipJob] = []
@@ -104,7 +103,7 @@ class Recorder:
         self._saved = self._failed = self._written = 0
         # Why clips cannot be saved, since when (monotonic, s), and how many had been dropped before.
         self._trouble, self._trouble_s, self._failed_before = "", 0.0, 0
-        self._refused = self._refused_before = 0
+        self._clock_s, self._steady_s = time.time() - time.monotonic(), time.monotonic()
 
     def start(self) -> None:
         """Start the thread: complete partial clips and delete what is too old."""
@@ -195,8 +194,11 @@ class Recorder:
             self._work.notify()
         if thread is not None:
             thread.join(timeout_s)
-            if thread.is_alive():
-                self._report_unfinished(timeout_s)
+            with self._lock:
+                left = ", ".join(job.shown for job in self._jobs) if thread.is_alive() else ""
+            if left:  # whether the disk or the processor was slow is not known
+                what = "not complete %.1f s after the stop: %s; what was written is completed at the next start"
+                log.warning(f"clips: {what}", timeout_s, left)
 
     def _hold(self, ring: PacketRing) -> None:
         starts = [job.next_seq for job in self._jobs if job.ring is ring]
@@ -215,17 +217,15 @@ class Recorder:
             if time.monotonic() >= self._expire_at:
                 self._expire_at = time.monotonic() + _EXPIRE_S
                 self._expire()
-                self._steady.save(time.time(), time.monotonic())
             with self._lock:
                 if self._jobs and not self._closing:
                     self._work.wait(self._turn_s)
-        self._steady.save(time.time(), time.monotonic())
 
     def _recover_and_expire(self) -> None:
         try:
             recover_partial_clips(self._folder, self._publish)
-        except OSError as error:
-            self._report_trouble(f"{self._folder}: {reason_of(error)}")
+        except (OSError, StorageError) as error:
+            self._report_trouble(_why(error, str(self._folder)))
         self._expire()
 
     def _expire(self, *, scan: bool = True) -> None:
@@ -233,17 +233,22 @@ class Recorder:
         try:
             if scan:
                 self._store.scan()
-            now = datetime.now(UTC)
-            if self._steady.update(now.timestamp(), time.monotonic()):
-                for key, count in self._store.expire(now).items():
+                old = self._store.expire(datetime.now(UTC)) if self._is_clock_steady() else {}
+                for key, count in old.items():
                     log.info("clips: %d deleted, older than %s", count, key)
             self._store.make_room(0)
-        except StorageError as error:
-            self._report_trouble(str(error))
         except FileNotFoundError:  # the folder was deleted, and is made again for the next clip
             return
-        except OSError as error:
-            self._report_trouble(f"{self._folder}: {reason_of(error)}")
+        except (OSError, StorageError) as error:
+            self._report_trouble(_why(error, str(self._folder)))
+
+    def _is_clock_steady(self) -> bool:
+        """Return False while the age of clips is not known: at the start, and after the clock was set."""
+        now_s = time.monotonic()
+        clock_s = time.time() - now_s
+        if abs(clock_s - self._clock_s) > _MOVED_S:
+            self._clock_s, self._steady_s = clock_s, now_s
+        return now_s - self._steady_s >= _STEADY_S
 
     def _serve_all(self) -> None:
         """Serve every clip, in a function of its own so that no packet is referenced while the thread waits."""
@@ -268,7 +273,9 @@ class Recorder:
             elif job.is_idle:
                 self._complete(job)
             if over and job.is_continuous and not ended:  # it could take no more
-                job.go_on() if job.files > files else job.pause()
+                job.finished = False
+                if job.files == files:
+                    job.pause()
         except (OSError, StorageError) as error:
             self._drop(job, error)
         except Exception:
@@ -277,7 +284,6 @@ class Recorder:
         with self._lock:
             if job.finished and job in self._jobs:
                 self._jobs.remove(job)
-                self._refused += job.refused
             self._hold(job.ring)
 
     def _write(self, job: ClipJob, packets: Sequence[TimedPacket], *, over: bool) -> bool:
@@ -285,11 +291,11 @@ class Recorder:
         job.piece_bytes = self._store.max_bytes // _PIECES
         runs = list(job.runs(packets))
         for number, run in enumerate(runs, 1):
-            if job.must_change(run[0]):
+            if number > 1 and job.file is not None:
                 self._complete(job)
             if job.file is None:
                 run = job.from_key_frame(run)
-                grows = number == len(runs) and not (over or job.is_lost)
+                grows = number == len(runs) and not (over or job.is_silent)
                 job.awaits_more = bool(run) and grows and _span_s(run) < _HEAD_S
                 if job.awaits_more:
                     job.next_seq = run[0].seq
@@ -326,13 +332,12 @@ class Recorder:
         """Create the next file of a clip, which begins with the first of these packets."""
         first = packets[0]
         began_at, path = job.utc_of(first.packet.captured_ns), job.path
-        if job.files or job.is_continuous:  # it may begin in the same second as the file before
-            path = clip_path(self._folder, job.reason, job.name_next(began_at), _token())
+        if job.files or job.is_continuous:
+            # A further file of a clip is named after the first one, also if it begins before the event.
+            named_at = began_at if job.is_continuous else max(began_at, job.at + timedelta(seconds=1))
+            path = clip_path(self._folder, job.reason, named_at, _token())
         elif (late_s := (first.packet.captured_ns - job.at_ns) / 1e9) > _LATE_S:
-            what = "its event" if job.reason.track else "the command"
-            log.warning(
-                "clip %s: begins %.0f s after %s: no earlier group of pictures is left", path, late_s, what
-            )
+            log.warning("clip %s: begins %.0f s late: no earlier group of pictures is left", path, late_s)
         return ClipFile(free_path(path), ClipLabel(job.reason, began_at), first, _sound_of(packets))
 
     def _finish(self, job: ClipJob) -> None:
@@ -378,12 +383,10 @@ class Recorder:
         except Exception:
             log.exception("clip %s: cannot be published", clip.path)
 
-    def _drop(self, job: ClipJob, error: Exception | None) -> None:
+    def _drop(self, job: ClipJob, error: OSError | StorageError | None) -> None:
         is_over, job.finished, about = job.finished, True, job.shown
         if error is not None:
-            self._report_trouble(
-                str(error) if isinstance(error, StorageError) else f"{about}: {reason_of(error)}"
-            )
+            self._report_trouble(_why(error, about))
         clip = self._close_cut_off(job)
         if job.is_continuous:
             job.skip(0 if clip is None else clip.frames)
@@ -412,37 +415,16 @@ class Recorder:
             log.warning("clip %s: is completed at the next start: %s", file.path, reason_of(error))
         return None
 
-    def _report_unfinished(self, waited_s: float) -> None:
-        """Tell which clips are not complete. Whether the disk or the processor was slow is not known."""
-        with self._lock:
-            left = [job.shown for job in self._jobs]
-        if left:
-            log.warning(
-                "clips: not complete %.1f s after the stop: %s; what was written is completed at the next start",
-                waited_s,
-                ", ".join(left),
-            )
-
     def _end_trouble(self) -> None:
-        """Tell that clips are saved again, unless a recording whose camera goes on has not been written since.
-
-        At the stop nobody knows: such a recording may have ended.
-        """
-        with self._lock:
-            jobs, is_closing = list(self._jobs), self._closing
-        if is_closing or not self._trouble or any(job.failing and not job.is_silent for job in jobs):
-            return
-        seconds, dropped = time.monotonic() - self._trouble_s, self._failed - self._failed_before
-        refused = self._refused + sum(job.refused for job in jobs) - self._refused_before
-        pictures = f", and {plural(refused, 'picture')} of recordings" if refused else ""
-        self._trouble = ""
-        log.info("clips are saved again after %.0f s; %d were dropped%s", seconds, dropped, pictures)
+        if self._trouble:
+            seconds, dropped = time.monotonic() - self._trouble_s, self._failed - self._failed_before
+            self._trouble = ""
+            log.info("clips are saved again after %.0f s; %d were dropped", seconds, dropped)
 
     def _report_trouble(self, why: str) -> None:
         """Record why clips cannot be saved, and log it once."""
         if not self._trouble:
             self._trouble, self._trouble_s, self._failed_before = why, time.monotonic(), self._failed
-            self._refused_before = self._refused + sum(job.refused for job in self._jobs)
             log.error("clips cannot be saved and are dropped: %s", why)
 
 
@@ -450,10 +432,14 @@ def _token() -> str:
     return secrets.token_hex(3)
 
 
+def _why(error: OSError | StorageError, what: str) -> str:
+    return str(error) if isinstance(error, StorageError) else f"{what}: {reason_of(error)}"
+
+
 def _report_missing(job: ClipJob, about: str) -> None:
-    for why, count in job.take_missing().items():
-        files = f"{about} and those before it" if job.gathered else about
-        log.warning("clip %s: %s missing: %s", files, plural(count, "picture"), why)
+    if missing := job.take_missing():
+        why = "the disk was too slow or full, or no key frame came before them"
+        log.warning("clip %s: %s missing: %s", about, plural(missing, "picture"), why)
 
 
 def _span_s(packets: Sequence[TimedPacket]) -> float:

@@ -1,202 +1,386 @@
-"""The spool's disk: opens the table, detects failures and corruption, and recovers from them.
+"""The spool's rows on disk: one SQLite file in WAL mode, written so that an SD card wears little.
 
-An outage is logged once when it begins and once when it ends. What can be read of a corrupt database is kept, and
-the file is set aside for people to look at.
+A commit appends the pages that it changes to a journal, which is copied into the file when it is full. Pages are
+small, because most commits change a few hundred bytes. Free space in the file is used again and never given back.
+Deleted rows are overwritten only where their page is written anyway.
+
+Acknowledged rows stay as the history, for `vedette events`. They are deleted in pieces: to delete the oldest with
+each new one would wear a card as much as the new ones do.
+
+An outage of the disk is logged once when it begins and once when it ends. What can be read of a corrupt database
+is kept, and the file is set aside for people to look at.
 """
 
 from __future__ import annotations
 
 import errno
+import json
 import logging
 import os
-import random
 import sqlite3
-import stat
-import tempfile
 import threading
 import time
-from collections.abc import Container, Iterable, Sequence
-from contextlib import suppress
+from collections.abc import Collection, Container, Iterator, Mapping
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
-from typing import Literal
+from typing import NamedTuple
 
 from agent.config import StorageConfig
 from agent.errors import StorageError
-from agent.storage.files import CLOCK_SET, SAFE, STATE_MODE, check_kind, read_regular, sync_folder
-from agent.storage.spool.history import is_corrupt, recover_open_tracks, recover_rows
-from agent.storage.spool.pending import Commit, StoredOpenTrack
-from agent.storage.spool.table import SpoolTable, SpoolTotals
+from agent.storage.files import STATE_MODE, sync_folder
+from agent.storage.spool.pending import FILES, Commit, Reason, StoredOpenTrack, Watermark, number_from_clock, size
 from agent.text import plural
 from agent.types import Stored
 
 log = logging.getLogger(__name__)
 
-BLOCK = 10_000
-"""Numbers that one write reserves, and the largest gap that a repair makes."""
+SIZE = "length(body) + length(CAST(topic AS BLOB))"
+"""SQL for the bytes of a row, see `agent.storage.spool.pending.size`."""
 
-_YEAR_S = 31_536_000.0
-_FORMAT = "%020d %s\n"
-_STATES = ("disk", "lost", "void")
-_LENGTH = len(_FORMAT % (0, "disk"))
+_PAGE, _FRAME = 512, 24
+"""Bytes of a page in a new file, and of its header in the journal."""
+_JOURNAL, _LEAST = 1 << 20, 1 << 16
+"""Largest and smallest size at which the journal is copied into the file, bytes. A small partition gets less."""
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS spool (
+    seq INTEGER PRIMARY KEY, topic TEXT NOT NULL, body BLOB NOT NULL, put_at REAL NOT NULL,
+    acked INTEGER NOT NULL DEFAULT 0, settled INTEGER NOT NULL DEFAULT 0, first_seq INTEGER NOT NULL DEFAULT 0
+);
+CREATE TABLE IF NOT EXISTS will (key TEXT NOT NULL, topic TEXT NOT NULL, body BLOB NOT NULL);
+CREATE TABLE IF NOT EXISTS counter (name TEXT PRIMARY KEY, value INTEGER NOT NULL) WITHOUT ROWID;
+"""
 
 
-def _number_from_clock() -> int:
-    """Return the time in µs: a number above every count of events that a device has made.
+def connect(path: Path) -> sqlite3.Connection:
+    """Open a connection for any thread, in autocommit mode.
 
-    A clock that is not synchronised shows the same after each start. Then the number is a random time of the year
-    after `CLOCK_SET`, and a run may begin below the one before, see `agent.comms.consumer.subscribe`.
+    Raises:
+        sqlite3.Error, OSError: it cannot be opened.
     """
-    now = time.time()
-    return int((now if now > CLOCK_SET else CLOCK_SET + random.uniform(0.0, _YEAR_S)) * 1e6)
+    _make_file(path)
+    connection = sqlite3.connect(path, timeout=2.0, isolation_level=None, check_same_thread=False)
+    try:
+        connection.execute(f"PRAGMA page_size={_PAGE}")  # of a new file; an old one keeps its own
+        connection.execute("PRAGMA journal_mode=WAL")
+        connection.execute("PRAGMA secure_delete=FAST")  # else freed pages are filled with zeros and written
+        (page,) = connection.execute("PRAGMA page_size").fetchone()
+        pages = _journal_bytes(path.parent) // page
+        connection.execute(f"PRAGMA wal_autocheckpoint={pages}")
+        # What is cut off would have to be added again, which costs writes of the file system.
+        connection.execute(f"PRAGMA journal_size_limit={(pages + 1) * (page + _FRAME)}")
+    except BaseException:
+        connection.close()
+        raise
+    return connection
 
 
-class Watermark:
-    """High-water mark: the highest number that may have been given out, in a small file beside the database.
+def _make_file(path: Path) -> None:
+    """Create an empty file for a database, if there is none; SQLite would create it with mode 0644."""
+    with suppress(OSError):
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, STATE_MODE))
+    if path.is_symlink():
+        raise OSError(errno.ELOOP, f"{path.name} is a link where a file is expected: remove it")
 
-    A sound database knows the next number, and no gap arises. If the database is corrupt or gone, or if numbers
-    were given out while it could not be written, the next number is one above this mark. So no number is used
-    twice; the gap that may arise is a possible loss to subscribers. The mark is raised before such numbers are
-    given out. If it cannot be written, the numbers come from the clock, as in a folder without a mark.
 
-    The file has a fixed length and is overwritten in place, which works on a full disk. Methods that write raise
-    an OSError if the disk refuses.
+def _journal_bytes(folder: Path) -> int:
+    """Return a sixteenth of the partition, within bounds."""
+    found = os.statvfs(folder)
+    return min(_JOURNAL, max(_LEAST, found.f_blocks * found.f_frsize // 16))
+
+
+def prepare(connection: sqlite3.Connection) -> None:
+    """Check a file and create its tables.
+
+    Raises:
+        sqlite3.DatabaseError: it is damaged.
+    """
+    (verdict,) = connection.execute("PRAGMA quick_check(1)").fetchone()
+    if verdict != "ok":
+        error = sqlite3.DatabaseError(verdict)
+        error.sqlite_errorcode = sqlite3.SQLITE_CORRUPT
+        raise error
+    connection.executescript(_SCHEMA)
+
+
+class Counts(NamedTuple):
+    """Counts of a table, and how far it is acknowledged.
+
+    A row is acknowledged if its number is at most `acked`, or if it is marked as settled, as one that overtook
+    others. Each row carries the `acked` of its commit, and that of the newest row counts: so an acknowledgement
+    costs no page of its own where events follow each other.
 
     Attributes:
-        value: no number above it has been given out, as far as known.
-        known: False if the file is missing or damaged.
-        trusted: True if the database knew every number that was given out when the mark was written.
-        stale: True if it did not, and the crash ends in it are of tracks that have ended.
+        rows, bytes: of what waits.
+        kept: bytes of the history: rows that have been acknowledged.
+        acked: every row up to this number has been acknowledged.
+        stored_acked: the `acked` in the counter, for when the newest row does not carry it.
     """
 
-    def __init__(self, path: Path) -> None:
-        """Read the file; a missing or damaged one counts as 0."""
-        self.path = path
-        self.value, self.trusted, self.known, self.stale = 0, True, False, False
+    rows: int
+    bytes: int
+    kept: int
+    acked: int
+    stored_acked: int
+
+    def add(self, *, rows: int = 0, waiting: int = 0, kept: int = 0) -> Counts:
+        """Return the counts with more rows that wait, their bytes, and bytes of history."""
+        return self._replace(rows=self.rows + rows, bytes=self.bytes + waiting, kept=self.kept + kept)
+
+
+def _newest(connection: sqlite3.Connection) -> tuple[int, int]:
+    """Return the number of the newest row and the `acked` that it carries; zeros if there is none."""
+    found: tuple[int, int] | None = connection.execute(
+        "SELECT seq, acked FROM spool ORDER BY seq DESC LIMIT 1"
+    ).fetchone()
+    return found or (0, 0)
+
+
+_PIECE = 8
+"""One piece is this fraction of the history's bytes."""
+
+
+def _settle(connection: sqlite3.Connection, counts: Counts, commit: Commit) -> Counts:
+    """Record what has been acknowledged, before the new rows are inserted."""
+    if not commit.settled:
+        return counts
+    acked, rows, size = _advance(connection, counts.acked, commit)
+    counts = counts._replace(acked=acked).add(rows=-rows, waiting=-size, kept=size)
+    if ahead := [seq for seq in commit.settled if seq > acked]:
+        found = connection.execute(
+            "UPDATE spool SET settled = 1 WHERE seq IN (SELECT value FROM json_each(?)) AND NOT settled "
+            f"RETURNING {SIZE}",
+            (json.dumps(ahead),),
+        ).fetchall()
+        size = sum(row_size for (row_size,) in found)
+        counts = counts.add(rows=-len(found), waiting=-size, kept=size)
+    return counts
+
+
+def _advance(connection: sqlite3.Connection, acked: int, commit: Commit) -> tuple[int, int, int]:
+    """Return the new `acked`, and how many waiting rows it settles, and their bytes."""
+    count, freed = 0, 0
+    statement = f"SELECT seq, settled, {SIZE} FROM spool WHERE seq > ? ORDER BY seq"
+    with closing(connection.execute(statement, (acked,))) as rows:
+        for seq, settled, size in rows:
+            if not settled:
+                if seq not in commit.settled:
+                    return acked, count, freed
+                count, freed = count + 1, freed + size
+            acked = seq
+    for row in commit.insert:
+        if row.seq not in commit.settled:
+            break
+        acked = row.seq
+    return acked, count, freed
+
+
+_DROPPED = "dropped_"
+"""Prefix of a reason in the name of its counter."""
+
+
+class SpoolTotals(NamedTuple):
+    """Counts of rows that wait in a table, and of rows that were dropped, ever, by reason."""
+
+    rows: int = 0
+    bytes: int = 0
+    dropped: Mapping[Reason, int] = {}
+
+
+class SpoolTable:
+    """An open database.
+
+    `read` may be called from any thread, everything else from one. Every method may raise `sqlite3.Error`
+    or `OSError`, and then nothing has changed.
+
+    Attributes:
+        counts: what lies in it.
+        dropped: rows that were dropped, ever, by reason.
+        last_seq: highest number that was given out, as far as this file knows; kept when it is emptied.
+    """
+
+    def __init__(self, path: Path, config: StorageConfig) -> None:
+        """Open the file, create it if need be, and check it."""
+        self.path, self._config = path, config
+        self._reading = threading.Lock()
+        self._syncs: bool | None = None
+        self._writer = connect(path)
         try:
-            number, state = read_regular(path, _LENGTH).decode("ascii").split()
-            if number.isdecimal() and state in _STATES:
-                self.value, self.trusted, self.known = int(number), state == "disk", True
-                self.stale = state == "void"
-        except (OSError, ValueError, StorageError):
-            pass
+            prepare(self._writer)
+            self._count()
+            self._reader = connect(path)
+        except BaseException:
+            self._writer.close()
+            raise
+        sync_folder(path.parent)
+
+    def configure(self, config: StorageConfig) -> None:
+        """Apply other bounds from the next commit on."""
+        self._config = config
+
+    def _count(self) -> None:
+        counters = dict(self._writer.execute("SELECT name, value FROM counter").fetchall())
+        last, acked = _newest(self._writer)
+        acked = max(counters.get("acked", 0), acked)
+        found = self._writer.execute(
+            f"SELECT seq <= ? OR settled AS done, count(*), sum({SIZE}) FROM spool GROUP BY done", (acked,)
+        )
+        by_done = {bool(done): (rows, size) for done, rows, size in found}
+        waiting, (_, kept) = by_done.get(False, (0, 0)), by_done.get(True, (0, 0))
+        self.counts = Counts(*waiting, kept, acked, counters.get("acked", 0))
+        self.dropped: dict[Reason, int] = {
+            name.removeprefix(_DROPPED): value for name, value in counters.items() if name.startswith(_DROPPED)
+        }
+        # The counter knows of numbers that are gone: it is written only when the newest row is.
+        self.last_seq = max(counters.get("seq", 0), last)
 
     @property
-    def is_new(self) -> bool:
-        """True if the file says that no number has been given out."""
-        return self.known and not self.value
+    def totals(self) -> SpoolTotals:
+        """Waiting and dropped rows, as of the last commit."""
+        return SpoolTotals(self.counts.rows, self.counts.bytes, self.dropped)
 
-    def after(self) -> int:
-        """Return a number above every one given out before; without a readable file it comes from the clock."""
-        return self.value + 1 if self.known else _number_from_clock()
+    def read(self, after: int, limit: int) -> list[Stored]:
+        """Return the first waiting rows above a number, in order."""
+        with self._reading:
+            found = self._reader.execute(
+                "SELECT seq, topic, body, put_at, first_seq FROM spool "
+                "WHERE seq > ? AND NOT settled ORDER BY seq LIMIT ?",
+                (max(after, self.counts.acked), limit),
+            ).fetchall()
+        return [Stored(*row) for row in found]
 
-    def reserve(self, seq: int) -> None:
-        """Write the mark if numbers up to `seq` and some more are not below it."""
-        if self._is_near(seq):
-            self._write(seq + BLOCK, self.trusted, stale=self.stale)
+    def commit(self, commit: Commit) -> None:
+        """Apply a commit as a whole, and keep the bounds."""
+        self._sync(commit.sync)
+        with self._transaction():
+            counts = self._delete(self.counts, commit.delete)
+            if self._config.history_max_bytes:
+                counts = self._insert(_settle(self._writer, counts, commit), commit)
+            else:
+                counts = self._delete(self._insert(counts, commit), commit.settled)
+            for track in commit.tracks:
+                self._set_track(track)
+            counts, trimmed = self._trim(counts)
+            counts = self._shorten(counts)
+            dropped = _sum(commit.dropped, {"bytes": trimmed} if trimmed else {})
+            counts = self._write_counters(counts, commit.given, dropped)
+        self.counts, self.dropped = counts, _sum(self.dropped, dropped)
+        self.last_seq = max(self.last_seq, commit.given)
 
-    def claim(self, seq: int) -> None:
-        """Reserve numbers that the database will not know."""
-        if self._is_near(seq) or self.trusted:
-            self._write(seq + BLOCK if self._is_near(seq) else self.value, False, stale=self.stale)
+    def open_tracks(self) -> list[StoredOpenTrack]:
+        return [StoredOpenTrack(*row) for row in self._writer.execute("SELECT key, topic, body FROM will")]
 
-    def trust(self, trusted: bool) -> None:
-        """Record whether the database knows every number from here on."""
-        if trusted != self.trusted or self.stale:
-            self._write(self.value, trusted)
+    def _set_track(self, track: StoredOpenTrack) -> None:
+        """Write one crash end. The table has no index, which would be one more page to write; it is small."""
+        key, topic, body = track
+        if body is None:
+            self._writer.execute("DELETE FROM will WHERE key = ?", (key,))
+        elif not self._writer.execute(
+            "UPDATE will SET topic = ?, body = ? WHERE key = ?", (topic, body, key)
+        ).rowcount:
+            self._writer.execute("INSERT INTO will (key, topic, body) VALUES (?, ?, ?)", track)
 
-    def mark_stale(self) -> None:
-        """Record that the database is behind, and that the tracks with crash ends in it have ended."""
-        self._write(self.value, False, stale=True)
+    def _sync(self, durable: bool) -> None:
+        if durable is not self._syncs:
+            self._writer.execute(f"PRAGMA synchronous={'FULL' if durable else 'NORMAL'}")
+            self._syncs = durable
 
-    def renew(self, given: int) -> None:
-        """Write the file again after it was deleted or replaced; `given` is the highest number given out.
-
-        Raises:
-            StorageError: something else lies there, such as a link. OSError: the disk refuses.
-        """
-        with suppress(FileNotFoundError):
-            check_kind(self.path.lstat(), stat.S_IFREG, self.path)
-        self._write(max(self.value, given + BLOCK), self.trusted, stale=self.stale)
-
-    def _is_near(self, seq: int) -> bool:
-        return seq > self.value - BLOCK // 2 or not self.known
-
-    def _write(self, value: int, trusted: bool, *, stale: bool = False) -> None:
-        text = (_FORMAT % (value, "disk" if trusted else "void" if stale else "lost")).encode("ascii")
-        descriptor = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_NONBLOCK | SAFE, STATE_MODE)
+    @contextmanager
+    def _transaction(self) -> Iterator[None]:
+        self._writer.execute("BEGIN IMMEDIATE")
         try:
-            os.pwrite(descriptor, text, 0)
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-        self.value, self.trusted, self.known, self.stale = value, trusted, True, stale
+            yield
+            self._writer.execute("COMMIT")
+        except BaseException:
+            with suppress(sqlite3.Error):  # SQLite may have rolled back by itself
+                self._writer.execute("ROLLBACK")
+            raise
+
+    def _insert(self, counts: Counts, commit: Commit) -> Counts:
+        for row in commit.insert:
+            ahead = row.seq > counts.acked and row.seq in commit.settled and self._config.history_max_bytes > 0
+            self._writer.execute(
+                "INSERT INTO spool (seq, topic, body, put_at, acked, settled, first_seq) "
+                "VALUES (?, ?, ?, ?, ?, ?, ?)",
+                (row.seq, row.topic, row.body, row.put_at, counts.acked, ahead, row.first_seq),
+            )
+            done = ahead or row.seq <= counts.acked
+            counts = counts.add(kept=size(row)) if done else counts.add(rows=1, waiting=size(row))
+        return counts
+
+    def _delete(self, counts: Counts, seqs: Collection[int]) -> Counts:
+        if not seqs:
+            return counts
+        found = self._writer.execute(
+            "DELETE FROM spool WHERE seq IN (SELECT value FROM json_each(?)) "
+            f"RETURNING seq <= ? OR settled, {SIZE}",
+            (json.dumps(list(seqs)), counts.acked),
+        ).fetchall()
+        for done, row_size in found:
+            counts = counts.add(kept=-row_size) if done else counts.add(rows=-1, waiting=-row_size)
+        return counts
+
+    def _trim(self, counts: Counts) -> tuple[Counts, int]:
+        """Drop the oldest waiting rows if they take too much; return how many."""
+        most = self._config.spool_max_bytes
+        if counts.bytes <= most:
+            return counts, 0
+        last, rows, freed = self._oldest("seq > ? AND NOT settled", counts.acked, counts.bytes - most)
+        self._writer.execute("DELETE FROM spool WHERE seq > ? AND seq <= ? AND NOT settled", (counts.acked, last))
+        return counts.add(rows=-rows, waiting=-freed), rows
+
+    def _shorten(self, counts: Counts) -> Counts:
+        """Delete the oldest part of the history if it has become too large."""
+        most = self._config.history_max_bytes
+        if counts.kept <= most:
+            return counts
+        last, _, freed = self._oldest("(seq <= ? OR settled)", counts.acked, counts.kept - most + most // _PIECE)
+        self._writer.execute("DELETE FROM spool WHERE seq <= ? AND (seq <= ? OR settled)", (last, counts.acked))
+        return counts.add(kept=-freed)
+
+    def _oldest(self, which: str, acked: int, excess: int) -> tuple[int, int, int]:
+        """Return the last of the oldest rows that take this excess of bytes, their number and their bytes."""
+        last = rows = freed = 0
+        statement = f"SELECT seq, {SIZE} FROM spool WHERE {which} ORDER BY seq"
+        with closing(self._writer.execute(statement, (acked,))) as found:
+            for seq, row_size in found:
+                if freed >= excess:
+                    break
+                last, rows, freed = seq, rows + 1, freed + row_size
+        return last, rows, freed
+
+    def _write_counters(self, counts: Counts, given: int, dropped: dict[Reason, int]) -> Counts:
+        """Write the counters that the newest row does not carry."""
+        last, acked = _newest(self._writer)
+        if last < given:
+            self._counter("seq", given)
+        if max(acked, counts.stored_acked) < counts.acked:
+            self._counter("acked", counts.acked)
+            counts = counts._replace(stored_acked=counts.acked)
+        for reason, number in dropped.items():
+            self._counter(_DROPPED + reason, self.dropped.get(reason, 0) + number)
+        return counts
+
+    def _counter(self, name: str, value: int) -> None:
+        self._writer.execute("INSERT OR REPLACE INTO counter VALUES (?, ?)", (name, value))
+
+    def empty_journal(self) -> None:
+        """Fold the journal into the database and empty it, if possible: that frees room on a full disk."""
+        with suppress(sqlite3.Error):
+            self._writer.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+
+    def close(self) -> None:
+        """Close; SQLite folds the journal into the database with the last connection."""
+        with self._reading, suppress(sqlite3.Error):
+            self._reader.close()
+        with suppress(sqlite3.Error):
+            self._writer.close()
 
 
-_ERRNO = {sqlite3.SQLITE_FULL: errno.ENOSPC, sqlite3.SQLITE_READONLY: errno.EROFS}
-_UNEXPLAINED = (sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN)
-_ROOM = 64 * 1024
-"""Bytes that opening a spool needs, and some more."""
+def _sum(some: Mapping[Reason, int], more: Mapping[Reason, int]) -> dict[Reason, int]:
+    return {reason: some.get(reason, 0) + more.get(reason, 0) for reason in (*some, *more)}
 
 
-def describe_error(error: Exception, folder: Path) -> str:
-    """Describe an error in the system's words, followed by SQLite's.
-
-    Args:
-        error: of SQLite or of the system.
-        folder: where it occurred; if SQLite does not give the cause, writing a file there is tried.
-    """
-    code = getattr(error, "sqlite_errorcode", 0) & 0xFF
-    number = _errno_of_writing(folder) if code in _UNEXPLAINED else _ERRNO.get(code)
-    if number is not None:
-        return f"{os.strerror(number)} ({error})"
-    return getattr(error, "strerror", None) or str(error)
-
-
-def _errno_of_writing(folder: Path) -> int | None:
-    """Return the error number of writing a new file; None: that works."""
-    try:
-        with tempfile.TemporaryFile(dir=folder, buffering=0) as file:
-            left = _ROOM
-            while left > 0:
-                left -= file.write(bytes(left))
-    except OSError as error:
-        return error.errno
-    return None
-
-
-FILES = ("", "-wal", "-shm")
-"""Suffixes of a database's files."""
-_KEPT = 2
-"""How many corrupt databases are kept; a dying card must not fill up with them."""
-
-
-def quarantine(path: Path, why: Literal["corrupt", "replaced"] = "corrupt") -> Path:
-    """Rename a database that is not to be used, and delete all but the newest renamed ones.
-
-    Args:
-        path: of the database.
-        why: part of its new name; `replaced`: another program has put it there.
-
-    Returns:
-        its new path.
-    """
-    base = f"{path.name}.{why}-"
-    target = path.with_name(base + time.strftime("%Y%m%dT%H%M%SZ", time.gmtime()))
-    for suffix in FILES:
-        with suppress(FileNotFoundError):
-            Path(f"{path}{suffix}").replace(f"{target}{suffix}")
-    _delete_old(path.parent.glob(f"{base}*"))
-    sync_folder(path.parent)
-    return target
-
-
-def _delete_old(files: Iterable[Path]) -> None:
-    found = [file for file in files if not file.name.endswith(FILES[1:])]
-    for old in sorted(found)[:-_KEPT]:
-        for suffix in FILES:
-            Path(f"{old}{suffix}").unlink(missing_ok=True)
-
-
+_BROKEN = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 _REPAIR_AGAIN_S = 60.0
 """A second corruption within this time is the disk's fault, and another file would not help, s."""
 _STILL_OPEN = (sqlite3.SQLITE_FULL, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_BUSY)
@@ -252,14 +436,14 @@ class SpoolDisk:
         if known or self._mark.known or self.failing or self._repaired_at > 0:
             seq = max(known + 1, self._mark.after())
             if not self._is_claimed(seq):  # the next run would begin with it, too
-                seq = max(seq, _number_from_clock())
+                seq = max(seq, number_from_clock())
             log.info(
                 "spool %s: the numbers of this run begin at %d, above all that may have been used before",
                 self.path,
                 seq,
             )
             return seq
-        return _number_from_clock()  # a new card may be in the place of one that has counted up to anything
+        return number_from_clock()  # a new card may be in the place of one that has counted up to anything
 
     def claim(self, seq: int) -> None:
         """Reserve numbers up to this one and some above it, where they may be sent before the disk knows them."""
@@ -311,10 +495,10 @@ class SpoolDisk:
         self._record_success(commit)
         return True
 
-    def _open(self, saved: Sequence[StoredOpenTrack] = ()) -> SpoolTable:
+    def _open(self, moved: Commit | None = None) -> SpoolTable:
         self._table = table = SpoolTable(self.path, self._config)
-        if saved:
-            table.restore(saved)
+        if moved is not None:  # out of another file
+            table.commit(moved)
         self._opened = tuple(_file_ids(self.path, self.path.with_name(f"{self.path.name}-wal")))
         self.totals = table.totals
         self._reopened = True
@@ -354,15 +538,14 @@ class SpoolDisk:
             self._mark.renew(given)
             if self._table is not None and self.is_gone:
                 if any(os.path.lexists(f"{self.path}{suffix}") for suffix in FILES):
+                    from agent.storage.spool.recovery import quarantine
+
                     aside = quarantine(self.path, "replaced")
                     log.warning(
                         "spool %s: another file was in its place; it is set aside as %s", self.path, aside.name
                     )
-                self._copy(self._table)
-                with self._swap:  # no reader may find newer rows before these
-                    self.close()  # before the new one is opened: SQLite deletes a journal by its name
-                    self._open()
-        except (sqlite3.Error, OSError, StorageError) as error:
+                self._move_rows(self._table, given)
+        except (sqlite3.Error, OSError, StorageError, ImportError) as error:
             self._keep_in_memory()
             if str(error) != self._refused:
                 self._log_failure(error)
@@ -371,24 +554,26 @@ class SpoolDisk:
         self.detached, self._refused = False, ""
         return True
 
-    def _copy(self, table: SpoolTable) -> None:
-        """Copy a table to its path; if its own file cannot be read any more, log what is lost."""
+    def _move_rows(self, table: SpoolTable, given: int) -> None:
+        """Write what waits in a deleted file into a new one; if it cannot be read any more, log what is lost."""
+        rows, tracks = list[Stored](), list[StoredOpenTrack]()
         try:
-            table.copy_to(self.path)
+            rows, tracks = table.read(0, -1), table.open_tracks()
         except sqlite3.Error as error:
-            self.path.unlink(missing_ok=True)
+            log.error("spool %s: %d events are lost with its disk: %s", self.path, table.totals.rows, error)
+        with self._swap:  # no reader may find newer rows before these
+            self.close()  # before the new one is opened: SQLite deletes a journal by its name
             try:
-                table.check_readable()
-            except sqlite3.Error:
-                log.error("spool %s: %d events are lost with its disk: %s", self.path, table.totals.rows, error)
-            else:
+                self._open(Commit(rows, (), (), given, table.dropped, tracks))
+            except BaseException:
+                self._recovered = rows
                 raise
 
     def _log_failure(self, error: Exception) -> None:
         log.error(
             "spool %s: %s: events are kept in memory until it can be written%s",
             self.path,
-            describe_error(error, self.path.parent),
+            getattr(error, "strerror", None) or error,
             "" if isinstance(error, StorageError) else "; make room, or look at the disk",
         )
 
@@ -419,13 +604,17 @@ class SpoolDisk:
         """Set the file aside and start a new one; return False if that failed."""
         if time.monotonic() - self._repaired_at < _REPAIR_AGAIN_S:
             return False
+        try:
+            from agent.storage.spool.recovery import quarantine, recover_open_tracks, recover_rows
+        except (ImportError, OSError):  # the disk of the code fails, too
+            return False
         self._repaired_at = time.monotonic()
         self.close()
         rows, tracks = recover_rows(self.path, self._mark.after() - 1), recover_open_tracks(self.path)
         try:
             aside = quarantine(self.path)
             self._recovered = rows
-            self._open(tracks)
+            self._open(Commit((), (), (), 0, tracks=tracks))
         except (sqlite3.Error, OSError):
             return False
         events = plural(len(rows), "event")
@@ -461,6 +650,11 @@ class SpoolDisk:
         self._opened, self.detached = (), False
         if table is not None:
             table.close()
+
+
+def is_corrupt(error: Exception) -> bool:
+    """Return True if an error says that the file is damaged, not merely unusable for now."""
+    return isinstance(error, sqlite3.Error) and (getattr(error, "sqlite_errorcode", 0) & 0xFF) in _BROKEN
 
 
 def _file_ids(*paths: Path) -> list[tuple[Path, int, int]]:

@@ -1,29 +1,35 @@
 """State not yet on the spool's disk: new rows, acknowledged numbers, open tracks. Assigns the numbers.
 
-`MemoryRows` bounds the rows in memory to `spool_max_bytes`. `agent.storage.spool.table` bounds those on the disk.
+`MemoryRows` bounds the rows in memory to `spool_max_bytes`. `agent.storage.spool.disk` bounds those on the disk.
 """
 
 from __future__ import annotations
 
 import math
+import os
+import random
+import stat
 import time
-from bisect import bisect_right
 from collections import Counter, OrderedDict
 from collections.abc import Collection, Container, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from itertools import islice
+from pathlib import Path
 from typing import Literal, NamedTuple
 
 from agent.config import StorageConfig
+from agent.errors import StorageError
+from agent.storage.files import CLOCK_SET, SAFE, STATE_MODE, check_kind, read_regular
 from agent.types import OpenTrack, Stored
 
 Reason = Literal["bytes", "unsendable"]
 """Why an event was dropped: the spool's bound of bytes; or no broker could take it."""
+FILES = ("", "-wal", "-shm")
+"""Suffixes of a database's files."""
 LINGER_S = 5.0
 """How long a commit without a sync waits for more, s: each commit wears the card."""
 _MANY = 1000
 """So many changes are committed at once."""
-_SPARE = 1000
-"""Numbers of removed rows that may stay in the index beyond the number of rows."""
 
 
 class StoredOpenTrack(NamedTuple):
@@ -126,7 +132,6 @@ class MemoryRows:
         self.bytes = 0
         self._max_bytes = max_bytes
         self._rows: OrderedDict[int, Stored] = OrderedDict()
-        self._index: list[int] = []
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -136,10 +141,7 @@ class MemoryRows:
 
     def add(self, row: Stored) -> list[int]:
         """Add the newest row; return the numbers of rows that were dropped for it."""
-        if len(self._index) > 2 * len(self._rows) + _SPARE:
-            self._index = list(self._rows)
         self._rows[row.seq] = row
-        self._index.append(row.seq)
         self.bytes += size(row)
         return self._drop_excess()
 
@@ -151,13 +153,10 @@ class MemoryRows:
     def _drop_excess(self) -> list[int]:
         shed: list[int] = []
         while self.bytes > self._max_bytes:
-            shed.append(self._drop_oldest())
+            seq, row = self._rows.popitem(last=False)
+            self.bytes -= size(row)
+            shed.append(seq)
         return shed
-
-    def _drop_oldest(self) -> int:
-        seq, row = self._rows.popitem(last=False)
-        self.bytes -= size(row)
-        return seq
 
     def remove(self, seq: int) -> bool:
         """Remove a row; return True if it was there."""
@@ -170,15 +169,12 @@ class MemoryRows:
         """Insert older rows before the others."""
         older = {row.seq: row for row in rows if row.seq not in self._rows}
         self._rows = OrderedDict(sorted({**older, **self._rows}.items()))
-        self._index = list(self._rows)
         self.bytes += sum(map(size, older.values()))
 
     def after(self, seq: int, limit: int, leave_out: Container[int] = ()) -> list[Stored]:
         """Return the first rows above a number, except `leave_out`."""
-        first = bisect_right(self._index, seq)
-        later = map(self._index.__getitem__, range(first, len(self._index)))
-        wanted = (number for number in later if number in self._rows and number not in leave_out)
-        return list(islice(map(self._rows.__getitem__, wanted), limit))
+        wanted = (row for row in self if row.seq > seq and row.seq not in leave_out)
+        return list(islice(wanted, limit))
 
 
 class PendingRows:
@@ -348,3 +344,104 @@ class PendingRows:
     def row_delta(self) -> int:
         """Change of the number of undelivered rows by the next commit; negative: more were settled than added."""
         return len(self.rows) - len(self.settled) - len(self.deleted)
+
+
+BLOCK = 10_000
+"""Numbers that one write reserves, and the largest gap that a repair makes."""
+
+_YEAR_S = 31_536_000.0
+_FORMAT = "%020d %s\n"
+_STATES = ("disk", "lost", "void")
+_LENGTH = len(_FORMAT % (0, "disk"))
+
+
+def number_from_clock() -> int:
+    """Return the time in µs: a number above every count of events that a device has made.
+
+    A clock that is not synchronised shows the same after each start. Then the number is a random time of the year
+    after `CLOCK_SET`, and a run may begin below the one before, see `agent.comms.consumer.subscribe`.
+    """
+    now = time.time()
+    return int((now if now > CLOCK_SET else CLOCK_SET + random.uniform(0.0, _YEAR_S)) * 1e6)
+
+
+class Watermark:
+    """High-water mark: the highest number that may have been given out, in a small file beside the database.
+
+    A sound database knows the next number, and no gap arises. If the database is corrupt or gone, or if numbers
+    were given out while it could not be written, the next number is one above this mark. So no number is used
+    twice; the gap that may arise is a possible loss to subscribers. The mark is raised before such numbers are
+    given out. If it cannot be written, the numbers come from the clock, as in a folder without a mark.
+
+    The file has a fixed length and is overwritten in place, which works on a full disk. Methods that write raise
+    an OSError if the disk refuses.
+
+    Attributes:
+        value: no number above it has been given out, as far as known.
+        known: False if the file is missing or damaged.
+        trusted: True if the database knew every number that was given out when the mark was written.
+        stale: True if it did not, and the crash ends in it are of tracks that have ended.
+    """
+
+    def __init__(self, path: Path) -> None:
+        """Read the file; a missing or damaged one counts as 0."""
+        self.path = path
+        self.value, self.trusted, self.known, self.stale = 0, True, False, False
+        try:
+            number, state = read_regular(path, _LENGTH).decode("ascii").split()
+            if number.isdecimal() and state in _STATES:
+                self.value, self.trusted, self.known = int(number), state == "disk", True
+                self.stale = state == "void"
+        except (OSError, ValueError, StorageError):
+            pass
+
+    @property
+    def is_new(self) -> bool:
+        """True if the file says that no number has been given out."""
+        return self.known and not self.value
+
+    def after(self) -> int:
+        """Return a number above every one given out before; without a readable file it comes from the clock."""
+        return self.value + 1 if self.known else number_from_clock()
+
+    def reserve(self, seq: int) -> None:
+        """Write the mark if numbers up to `seq` and some more are not below it."""
+        if self._is_near(seq):
+            self._write(seq + BLOCK, self.trusted, stale=self.stale)
+
+    def claim(self, seq: int) -> None:
+        """Reserve numbers that the database will not know."""
+        if self._is_near(seq) or self.trusted:
+            self._write(seq + BLOCK if self._is_near(seq) else self.value, False, stale=self.stale)
+
+    def trust(self, trusted: bool) -> None:
+        """Record whether the database knows every number from here on."""
+        if trusted != self.trusted or self.stale:
+            self._write(self.value, trusted)
+
+    def mark_stale(self) -> None:
+        """Record that the database is behind, and that the tracks with crash ends in it have ended."""
+        self._write(self.value, False, stale=True)
+
+    def renew(self, given: int) -> None:
+        """Write the file again after it was deleted or replaced; `given` is the highest number given out.
+
+        Raises:
+            StorageError: something else lies there, such as a link. OSError: the disk refuses.
+        """
+        with suppress(FileNotFoundError):
+            check_kind(self.path.lstat(), stat.S_IFREG, self.path)
+        self._write(max(self.value, given + BLOCK), self.trusted, stale=self.stale)
+
+    def _is_near(self, seq: int) -> bool:
+        return seq > self.value - BLOCK // 2 or not self.known
+
+    def _write(self, value: int, trusted: bool, *, stale: bool = False) -> None:
+        text = (_FORMAT % (value, "disk" if trusted else "void" if stale else "lost")).encode("ascii")
+        descriptor = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_NONBLOCK | SAFE, STATE_MODE)
+        try:
+            os.pwrite(descriptor, text, 0)
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+        self.value, self.trusted, self.known, self.stale = value, trusted, True, stale

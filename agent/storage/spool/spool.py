@@ -11,7 +11,7 @@ the track is open.
 
 Delivery is at least once: an acknowledgement is written with the next commit, or up to ten seconds later. After a
 power cut or a crash before that, the event is sent again, with the same id and number. A gap in the numbers is a
-loss, or the trace of a repair (see `agent.storage.spool.disk.Watermark`).
+loss, or the trace of a repair (see `agent.storage.spool.pending.Watermark`).
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ class Spool:
         """Open the spool of a folder, adopt what the previous process left, and start the writer.
 
         Args:
-            folder: existing, and owned by this process; see `agent.storage.state_folder`.
+            folder: existing, and owned by this process; see `agent.storage.state`.
             config: bounds and durability.
             timings: see `SpoolTimings`.
         """

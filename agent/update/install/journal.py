@@ -23,7 +23,7 @@ from msgspec import Meta, Struct
 
 from agent.errors import NO_JSON, StorageError, UpdateError
 from agent.storage.files import add_line, keep_newest, read_lines, remove, rename
-from agent.storage.state_file import StateFile
+from agent.storage.state import StateFile
 from agent.structs import from_json
 from agent.text import local_time
 from agent.update.install.slots import ModelSets, Paths, Slot, Slots

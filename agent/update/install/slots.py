@@ -20,7 +20,7 @@ from typing import Literal
 
 from agent.errors import StorageError, reason_of
 from agent.storage.files import read_regular, storage_errors, sync_folder, write_atomic
-from agent.storage.state_file import SHADOW_FILE
+from agent.storage.state import SHADOW_FILE
 
 ROOT_VARIABLE = "VEDETTE_ROOT"
 """Environment variable with a folder that replaces `/`, to try an update beside the board's own files."""

@@ -18,7 +18,7 @@ from msgspec.structs import replace
 from agent.board.proc import boot_id
 from agent.errors import StorageError, UpdateError, VedetteError
 from agent.storage.files import make_folder, remove, take_copy
-from agent.storage.state_file import ShadowOrder, delete_shadow_order, write_shadow_order
+from agent.storage.state import ShadowOrder, write_shadow_order
 from agent.update.bundle import read_description
 from agent.update.bundle.signing import signature_of
 from agent.update.install.health_check import (
@@ -228,7 +228,7 @@ class Updater:
         try:
             outcome = self._watch(update, trial, update.failures_before, self._read_order)
         finally:
-            delete_shadow_order(self._where.shadow_order)
+            remove(self._where.shadow_order)
         if outcome.verdict != "commit":
             return self._refuse(update, outcome.reason)
         return self._switch(replace(update, agreement=trial.agreement))

@@ -18,7 +18,7 @@ from agent.capture.media import is_refresh
 from agent.capture.packets import PacketStream
 from agent.capture.pictures.parameters import parameter_sets
 from agent.config import CaptureConfig
-from agent.storage.clips.mp4 import Mp4Muxer
+from agent.storage.clips.file import Mp4Muxer
 from agent.storage.clips.packets import PacketRing
 from agent.types import MediaPacket
 from tests.support.packet_camera import PacketCamera, Unit, _payloads, encode, pattern, without_parameters
@@ -223,21 +223,6 @@ def test_a_pause_is_no_jump_of_time_stamps() -> None:
     assert steps[-1] > 6_500_000_000 > 500_000_000 > steps[-2]
 
 
-def test_the_first_picture_of_a_connection_is_as_far_from_the_second_as_they_are_apart(units: list[Unit]) -> None:
-    slow = [
-        replace(units[number // FPS], pts_s=number / FPS) if number % FPS == 0 else Unit(b"", False, 0.0)
-        for number in range(30 * FPS)
-    ]
-    ring = PacketRing(60.0, 1 << 25)
-    with PacketCamera(slow, shift_s=lambda number: 100.0) as camera, recorded(camera.uri) as (found, _):
-        wait_for(lambda: len(found) > 4)
-        for packet in found[:5]:
-            ring.add(packet)
-    assert found[0].pts is None
-    stamps = [packet.pts_ns for packet in ring.between(0, 1 << 62)]
-    assert [round((after - before) / 1e9, 3) for before, after in pairwise(stamps)] == [1.0] * 4
-
-
 def decoded_clip(packets: list[MediaPacket]) -> int:
     """Return how many pictures of a clip that begins with the newest key frame but one can be decoded."""
     ring = PacketRing(60.0, 1 << 25)
@@ -246,7 +231,7 @@ def decoded_clip(packets: list[MediaPacket]) -> int:
     found = ring.between(0, 1 << 62)
     begin = [number for number, one in enumerate(found) if one.opens_group][-2]
     muxer = Mp4Muxer(found[begin].packet.track, None, found[begin])
-    clip = io.BytesIO(muxer.head + muxer.add(found[begin : begin + FPS]) + muxer.finish())
+    clip = io.BytesIO(muxer.head + muxer.add(found[begin : begin + FPS], last=True))
     with av.open(clip, "r", format="mp4") as file:
         file.streams.video[0].codec_context.options = {"err_detect": "explode"}
         return sum(1 for _ in file.decode(video=0))

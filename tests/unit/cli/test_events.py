@@ -24,7 +24,7 @@ from agent.comms import messages
 from agent.comms.messages import ClipMessage
 from agent.config import StorageConfig
 from agent.errors import StorageError
-from agent.storage.spool.history import History
+from agent.storage.spool.recovery import History
 from agent.storage.spool.spool import Spool
 from agent.types import Detection, Track
 from tests.support.publishing import EVENTS, TOPICS, event, from_one

@@ -14,7 +14,7 @@ from click.testing import CliRunner
 from agent.__main__ import main
 from agent.cli.main import vedette
 from agent.errors import StorageError, UpdateError
-from agent.storage.state_folder import lock_folder
+from agent.storage.state import OwnedFolder
 from agent.update.bundle.signing import signature_of
 from agent.update.install.health_check import Systemd
 from agent.update.install.slots import ROOT_VARIABLE
@@ -176,7 +176,7 @@ def test_nothing_to_go_back_to_is_told(board: Board) -> None:
 
 
 def test_two_at_once_are_refused(board: Board) -> None:
-    with lock_folder(board.where.state):
+    with OwnedFolder(board.where.state):
         said = failed("resume")
         assert "an update is running" in said
         assert "`vedette update rollback` ends it" in said

@@ -35,7 +35,7 @@ from agent.daemon.autoselect import AutoBackend
 from agent.daemon.measurements import StoredMeasurement, StoredMeasurements
 from agent.errors import BackendError
 from agent.models.library import open_model
-from agent.storage.state_file import MeasurementFiles
+from agent.storage.state import MeasurementFiles
 from tests.support.delegates import COMPILER, NO_COMPILER, compiled, identity_model
 from tests.support.publishing import wait_for
 

@@ -30,7 +30,7 @@ from agent.daemon.runtime import Runtime, stop_streams
 from agent.daemon.streams import perception
 from agent.errors import CommandError, StorageError, VedetteError
 from agent.features.clips.part import StreamClips
-from agent.storage.clips.retention import clips_in
+from agent.storage.clips.store import clips_in
 from agent.storage.spool.spool import Spool
 from agent.types import Frame, StreamResult
 from tests.support.clip_pictures import frames_of

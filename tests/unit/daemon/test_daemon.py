@@ -13,9 +13,9 @@ import pytest
 
 from agent.config import StorageConfig
 from agent.daemon.daemon import StateGuard
-from agent.storage.spool.history import History
+from agent.storage.spool.recovery import History
 from agent.storage.spool.spool import Spool
-from agent.storage.state_folder import OwnedFolder
+from agent.storage.state import OwnedFolder
 from agent.types import OpenTrack
 from tests.support.publishing import from_one, wait_for
 from tests.support.spooling import IMPATIENT, TOPIC, filled, numbers
@@ -99,7 +99,7 @@ def test_what_was_deleted_or_replaced_is_written_anew_and_nothing_is_lost(
     assert state.spool.stats().on == "disk"
     assert {file.stat().st_mode & 0o777 for file in state.path.glob("spool.db*")} == {0o640}
     after = copied(state.path)
-    assert [past.stored.seq for past in History(after).after(0)] == [1, 2, 3, 4, 5, 6]
+    assert [past.stored.seq for past in History(after).after(0)] == [2, 3, 4, 5, 6]
     again = Spool(after, StorageConfig())
     wait_for(lambda: numbers(again) == [2, 3, 4, 5, 6, 7])
     assert again.peek(6, 1)[0].body == b"end", "as after a kill: the will of the open track"
@@ -129,7 +129,7 @@ def test_while_it_cannot_be_made_again_events_are_kept_in_memory_and_that_is_sai
     wait_for(lambda: numbers(state.spool) == [2, 3, 4, 5, 6])
     state.spool.settle([3])
     assert not state.mended()
-    assert "state: cannot be made again: " in state.told
+    assert "state: cannot be used as the state folder: " in state.told
     assert state.written == 0
     state.path.parent.unlink()
     wait_for(state.mended)

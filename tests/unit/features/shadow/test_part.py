@@ -26,7 +26,7 @@ from agent.features.shadow.part import Shadow, ShadowManager
 from agent.health import DaemonHealth
 from agent.models.library import open_model
 from agent.storage.spool.spool import Spool
-from agent.storage.state_file import SHADOW_FILE, ShadowOrder, delete_shadow_order, write_shadow_order
+from agent.storage.state import SHADOW_FILE, ShadowOrder, write_shadow_order
 from tests.support.doubles import person_model
 from tests.support.publishing import wait_for
 from tests.support.sound import chunks, quiet, tone_model, word
@@ -167,7 +167,7 @@ def test_when_the_order_is_taken_back_its_process_ends(
     person_model(tmp_path / "new", 0.8)
     board.ask()
     wait_for(lambda: board.compared >= 1)
-    delete_shadow_order(board.order)
+    board.order.unlink(missing_ok=True)
     board.shadows.poll()
     assert (board.shadows.update, board.shadows.comparison("front"), board.front.parts.get("shadow")) == (
         "",

@@ -214,56 +214,22 @@ def test_a_missing_time_stamp_follows_from_those_before() -> None:
     assert stamped(*packets) == [(0, 0.1), (0, 0.2), (0, 0.3), (0, 0.4), (0, 0.5)]
 
 
-def test_pictures_without_time_stamps_that_come_seconds_apart_are_so_far_apart() -> None:
-    without = [msgspec.structs.replace(picture(at), pts=None, dts=None) for at in (14, 22, 26)]
-    opened = [picture(10, key=True, ms=0), picture(10, ms=4000)]
-    assert stamped(*opened, *without) == [(0, 0.0), (0, 4.0), (0, 8.0), (0, 12.0), (0, 16.0)], "as before"
-    without = [msgspec.structs.replace(picture(at), pts=None, dts=None) for at in (20, 28)]
-    opened = [picture(10, key=True, ms=0), picture(10, ms=7000)]
-    assert stamped(*opened, *without, picture(37, ms=28_000)) == [(0, at) for at in (0.0, 7.0, 17.0, 25.0, 28.0)]
-
-
 def test_time_stamps_that_begin_later_go_on_from_those_that_were_missing() -> None:
     without = [msgspec.structs.replace(picture(at, key=at == 40), pts=None, dts=None) for at in (40, 47)]
     then = [picture(54, ms=14_000), picture(61, ms=21_000), picture(63, ms=400_000), picture(70, key=True)]
     assert stamped(*without, *then) == [(0, 40.0), (0, 47.0), (0, 54.0), (0, 61.0), (1, 70.0)]
 
 
-def test_a_first_key_frame_without_a_time_stamp_gets_the_one_before_the_next_pictures() -> None:
+def test_a_first_key_frame_without_a_time_stamp_gets_the_one_before_the_next_picture() -> None:
     first, other = (msgspec.structs.replace(picture(at, key=True), pts=None, dts=None) for at in (50, 51))
     second, third = picture(50.1, ms=3100), picture(50.2, ms=6100)
-    assert stamped(first, second) == []
-    assert stamped(first, second, third) == [(0, 0.1), (0, 3.1), (0, 6.1)]
+    assert stamped(first) == []
+    assert stamped(first, sound(50.05), second, third) == [(0, 3.06), (0, 3.1), (0, 6.1)]
     lasting = msgspec.structs.replace(first, duration=66)
-    assert stamped(lasting, second, third) == [(0, 0.1), (0, 3.1), (0, 6.1)], "what it announces may be wrong"
-    assert stamped(lasting, second, picture(50.2, ms=3000))[:2] == [(0, 3.034), (0, 3.1)], "another order"
-    late = msgspec.structs.replace(picture(57), pts=None, dts=None)
-    assert stamped(lasting, second, late) == [(0, -3.8), (0, 3.1), (0, 10.0)], "by when it came"
-    assert [part for part, _ in stamped(first, other)] == [0, 0], "this camera gives none"
+    assert stamped(lasting, second) == [(0, 3.034), (0, 3.1)]
+    assert stamped(first, other) == [(0, 50.0), (0, 51.0)], "this camera gives none"
     again = msgspec.structs.replace(picture(52, key=True), track=msgspec.structs.replace(VIDEO))
     assert stamped(first, again) == [(0, 52.0)], "the connection broke at once"
-    assert stamped(first, second, again) == [(0, 3.06), (0, 3.1), (1, 52.0)]
-
-
-@pytest.mark.parametrize("third_ms", [500, 200_000], ids=["goes back", "jumps"])
-def test_a_first_key_frame_is_a_usual_step_before_the_next_where_the_third_tells_none(third_ms: int) -> None:
-    ring = PacketRing(9.0, 1 << 20)
-    first = msgspec.structs.replace(picture(0.0, key=True), pts=None, dts=None)
-    for one in (first, picture(0.1, ms=1000), picture(0.2, ms=third_ms)):
-        ring.add(one)
-    found = ring.between(0, END)
-    assert found[1].dts_ns - found[0].dts_ns == pytest.approx(40_000_000, abs=1_000_000)
-
-
-def test_sound_from_the_second_picture_on_is_kept_until_there_is_a_time_stamp() -> None:
-    clock, first = PacketTimeline(), msgspec.structs.replace(picture(50, key=True), pts=None, dts=None)
-    packets = [first, sound(50.05), picture(50.1), sound(50.15), picture(50.2), sound(50.25)]
-    ready = [one for packet in packets for one in clock.ready(packet) if clock.stamp(one, 0)]
-    assert [one.captured_ns for one in ready] == [packet.captured_ns for packet in (first, *packets[2:])]
-    assert ready[0].pts == 50_000
-    clock = PacketTimeline()
-    endless = [first, picture(50.1), *(sound(50.1 + number / 50) for number in range(2000))]
-    assert sum(len(clock.ready(packet)) for packet in endless) == len(endless), "pictures stop, sound goes on"
 
 
 def test_a_time_stamp_that_goes_back_a_little_is_put_right() -> None:
@@ -313,7 +279,7 @@ def test_a_picture_that_is_given_with_the_next_one_is_no_jump() -> None:
     ring.add(picture(9.1, ms=9000))
     ring.add(picture(9.2, ms=9070))
     assert len({found.part for found in ring.between(0, END)}) == 1
-    ring.add(picture(9.3, ms=18_000))
+    ring.add(picture(9.3, ms=28_000))
     assert ring.unusable == 1, "time stamps that jump after a pause"
 
 
@@ -321,5 +287,5 @@ def test_pictures_far_apart_that_came_during_the_opening_and_are_read_at_once_af
     opened = [picture(30 + at / 100, key=at % 3 == 0, ms=7000 * at) for at in range(5)]
     then = [picture(35 + 7 * at, key=at % 3 == 1, ms=35_000 + 7000 * at) for at in range(3)]
     assert stamped(*opened, *then) == [(0, 7.0 * at) for at in range(8)]
-    jumped = picture(49.1, ms=63_000), picture(49.2, key=True, ms=63_100)
-    assert stamped(*opened, *then, *jumped)[8:] == [(1, 63.1)], "the opening is over"
+    jumped = picture(49.1, ms=73_000), picture(49.2, key=True, ms=73_100)
+    assert stamped(*opened, *then, *jumped)[8:] == [(1, 73.1)]

@@ -19,13 +19,11 @@ import pytest
 from agent.comms.messages import clip_message
 from agent.config import StorageConfig
 from agent.errors import StorageError
-from agent.storage.clips.file import ClipFile, ClipLabel, part_of
+from agent.storage.clips.file import ClipFile, ClipLabel, pack_units, part_of
 from agent.storage.clips.job import ClipJob
-from agent.storage.clips.listing import newest_clips
-from agent.storage.clips.mp4 import pack_units
 from agent.storage.clips.packets import PacketRing, TimedPacket
 from agent.storage.clips.recorder import ClipStats, Recorder
-from agent.storage.clips.retention import CONTINUOUS, ClipStore, SteadyTime, clip_path, clips_in
+from agent.storage.clips.store import CONTINUOUS, ClipStore, clip_path, clips_in, newest_clips
 from agent.types import Clip, ClipReason, MediaPacket, MediaTrack
 from tests.support.clip_pictures import SECOND, play
 from tests.support.media import Encoder, timed
@@ -172,19 +170,19 @@ def test_a_next_file_that_begins_in_the_second_of_the_event_has_a_name_of_its_ow
     )
 
 
-def test_files_of_a_clip_have_names_in_their_order_also_where_its_event_comes_after_an_outage(made: Made) -> None:
+def test_a_further_file_of_a_clip_is_named_after_the_first_also_where_its_event_comes_after_an_outage(
+    made: Made,
+) -> None:
     made.add_frames(0, 3)
     made.encoder = Encoder((128, 96))
     made.add_frames(4, 7)
     made.recorder.begin(made.footage, PERSON, NOW, round(3.5 * SECOND), 0, 9 * SECOND)
     made.encoder = Encoder((160, 128))
-    made.add_frames(8, 8)
-    made.encoder = Encoder((128, 96))
-    made.add_frames(9, 19)  # begins in the same second
-    made.clip(3)
+    made.add_frames(8, 19)
+    made.clip(2)
     made.recorder.close(5.0)
-    names = [Path(clip.path).name for clip in made.clips]
-    assert names == sorted(names)
+    first, second, third = (Path(clip.path).name for clip in made.clips)
+    assert first < min(second, third)
     assert [clip.began_at for clip in made.clips] == sorted(clip.began_at for clip in made.clips)
 
 
@@ -316,42 +314,41 @@ def test_clips_that_were_there_make_room(tmp_path: Path) -> None:
     made.recorder.close(5.0)
 
 
-def with_an_old_clip(folder: Path, *, steady_s: float) -> Path:
-    """A folder with a clip of 1 byte, whose clock has been steady for so long."""
+def with_an_old_clip(folder: Path) -> Path:
+    """A folder with a clip of 1 byte."""
     path = folder / "front" / "2026-01-01T00-00-00Z-person-front-1-1.mp4"
     path.parent.mkdir()
     path.write_bytes(b"x")
-    steady, now_s = SteadyTime(folder / ".clock"), time.time()
-    steady.update(now_s - steady_s, 0.0)
-    steady.save(now_s, steady_s)
     return path
 
 
-def test_old_clips_go_at_the_start(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    caplog.set_level(logging.INFO)
-    with_an_old_clip(tmp_path, steady_s=100_000.0)
-    made = Made(tmp_path, clips_max_age_s=86400.0)
-    made.recorder.start()
-    wait_for(lambda: not clips_in(tmp_path))
-    made.recorder.close(5.0)
-    assert said(caplog, logging.INFO) == ["clips: 1 deleted, older than clips_max_age_s"]
-
-
-def test_no_clip_goes_for_its_age_before_the_clock_was_steady_for_a_day_but_for_room_it_goes(
-    tmp_path: Path,
+def test_old_clips_go_once_the_clock_is_steady(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    old = with_an_old_clip(tmp_path, steady_s=80_000.0)
+    caplog.set_level(logging.INFO)
+    old = with_an_old_clip(tmp_path)
     made = Made(tmp_path, clips_max_age_s=86400.0)
     made.add_frames(0, 3)
     made.begin(0, 1)
-    size = made.clip().bytes
+    made.clip()
+    assert old.exists(), "soon after the start"
+    monkeypatch.setattr("agent.storage.clips.recorder._STEADY_S", 0.0)
+    made.recorder.configure(StorageConfig(clips_keep_free_bytes=0, clips_max_age_s=86400.0))
+    wait_for(lambda: not old.exists())
     made.recorder.close(5.0)
-    assert old.exists()
-    os.truncate(old, 2 << 20)
-    made = Made(tmp_path, clips_max_age_s=86400.0, clips_max_bytes=1 << 20)
-    made.recorder.start()
-    made.recorder.close(5.0)
-    assert [entry.bytes for entry in clips_in(tmp_path)] == [size]
+    assert "clips: 1 deleted, older than clips_max_age_s" in said(caplog, logging.INFO)
+
+
+def test_no_clip_goes_for_its_age_when_the_clock_was_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    recorder = Recorder(tmp_path, StorageConfig(), print)
+    monkeypatch.setattr("agent.storage.clips.recorder._STEADY_S", 0.05)
+    time.sleep(0.1)
+    assert recorder._is_clock_steady()
+    real = time.time
+    monkeypatch.setattr(time, "time", lambda: real() + 8 * 86400.0)
+    assert not recorder._is_clock_steady()
+    time.sleep(0.1)
+    assert recorder._is_clock_steady()
 
 
 def test_all_clips_are_not_listed_anew_for_each_that_is_completed(
@@ -498,8 +495,8 @@ def test_who_asks_for_a_clip_is_told_that_there_is_no_room_for_it(tmp_path: Path
 
 
 def test_what_is_saved_and_deleted_and_kept_is_counted(tmp_path: Path) -> None:
-    with_an_old_clip(tmp_path, steady_s=100_000.0)
-    made = Made(tmp_path, clips_max_age_s=86400.0)
+    os.truncate(with_an_old_clip(tmp_path), 1 << 20)
+    made = Made(tmp_path, clips_max_bytes=1 << 20)
     made.add_frames(0, 3)
     made.begin(0, 1)
     size = made.clip().bytes
@@ -551,7 +548,7 @@ def test_pictures_that_a_slow_disk_missed_are_said(
     goes_on.set()
     clip = made.clip()
     assert clip.frames < 21
-    assert "missing: they were not written in time" in said(caplog, logging.WARNING)[0]
+    assert "missing: the disk was too slow" in said(caplog, logging.WARNING)[0]
     assert len(play(Path(clip.path)).numbers) == clip.frames
 
 

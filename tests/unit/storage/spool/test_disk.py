@@ -9,12 +9,10 @@ from pathlib import Path
 import pytest
 
 from agent.config import StorageConfig
-from agent.storage.spool import disk
-from agent.storage.spool.disk import BLOCK
-from agent.storage.spool.history import is_corrupt
-from agent.storage.spool.pending import Commit, size
+from agent.storage.spool.disk import SpoolTable, is_corrupt
+from agent.storage.spool.pending import BLOCK, Commit, size
+from agent.storage.spool.recovery import quarantine
 from agent.storage.spool.spool import Spool
-from agent.storage.spool.table import SpoolTable
 from agent.types import Stored
 from tests.support.publishing import wait_for
 from tests.support.spooling import IMPATIENT, TOPIC, corruption, errors, filled, numbers, reopened
@@ -59,7 +57,7 @@ def test_only_the_newest_corrupt_databases_are_kept(tmp_path: Path, monkeypatch:
         monkeypatch.setattr(time, "gmtime", functools.partial(time.localtime, 1e9 + number))
         (tmp_path / "spool.db").write_bytes(b"garbage %d" % number * 100)
         (tmp_path / "spool.db-wal").write_bytes(b"x")
-        disk.quarantine(tmp_path / "spool.db")
+        quarantine(tmp_path / "spool.db")
     databases = [file for file in tmp_path.glob("spool.db*") if not file.name.endswith("-wal")]
     kept = sorted(file.read_bytes()[:9] for file in databases)
     assert kept == [b"garbage 3", b"garbage 4"]

@@ -11,10 +11,10 @@ import pytest
 
 from agent.config import Durability, StorageConfig
 from agent.storage.spool import disk, pending
-from agent.storage.spool.history import History
+from agent.storage.spool.disk import Counts, SpoolTable
 from agent.storage.spool.pending import Commit, Reason
+from agent.storage.spool.recovery import History
 from agent.storage.spool.spool import Spool, SpoolStats
-from agent.storage.spool.table import Counts, SpoolTable
 from agent.types import Stored
 from tests.support.publishing import from_one, wait_for
 from tests.support.spooling import IMPATIENT, TOPIC, errors, filled, numbers, reopened

@@ -15,8 +15,8 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from msgspec import structs
 
 from agent.config import Durability, StorageConfig
-from agent.storage.spool.history import History
 from agent.storage.spool.pending import size
+from agent.storage.spool.recovery import History
 from agent.storage.spool.spool import Spool
 from tests.support.publishing import from_one, wait_for
 

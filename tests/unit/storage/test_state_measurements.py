@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from agent.errors import StorageError
-from agent.storage.state_file import MeasurementFiles
+from agent.storage.state import MeasurementFiles
 
 KEY = "0123456789abcdef" * 4
 

@@ -8,7 +8,7 @@ import pytest
 
 from agent.config import StorageConfig
 from agent.errors import StorageError
-from agent.storage.clips.retention import check_room, check_writable
+from agent.storage.clips.store import check_room, check_writable
 
 
 def test_nothing_is_left_of_the_attempt(tmp_path: Path) -> None:

@@ -1,31 +1,30 @@
-"""Where clips are stored, how they are named, and which of them are deleted.
+"""Where clips are stored, how they are named, which of them are shown, and which are deleted.
 
 Only files named like a clip are deleted: other files may be kept in the same folder.
 """
 
 from __future__ import annotations
 
-import errno
 import logging
-import math
 import os
 import re
 import shutil
+import stat
 import tempfile
-import time
-from bisect import bisect_left, insort
+from bisect import insort
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import BinaryIO
 
 from msgspec import Struct
 
 from agent.config import StorageConfig
 from agent.errors import StorageError, reason_of
-from agent.storage.clips.file import NAME, SUFFIX, TIME, recover
-from agent.storage.files import CLOCK_SET, STATE_MODE, open_replacement, read_regular, storage_errors
+from agent.storage.clips.file import NAME, SUFFIX, TIME, ClipHeader, part_of, path_of, read_header, recover
+from agent.storage.files import CLOCK_SET, check_kind, storage_errors
 from agent.text import file_name
 from agent.types import Clip, ClipReason
 
@@ -37,6 +36,11 @@ _CONTINUOUS_NAME = re.compile(rf"{CONTINUOUS}-[0-9a-f]{{6}}(-[0-9a-f]{{6}})?")
 _LONGEST = 48
 """Longest part of a name that comes from a label or a track's id, characters."""
 _FOLDER_MODE = 0o750
+_FOLDER = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
+"""Name of a stream's folder, without those of streams that no configuration can have."""
+_PART = f"{SUFFIX}.part"
+_TIME_LENGTH = len("2026-11-25T10-15-03Z")
+_READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _SHARE, _LEAST_BYTES, _MOST_BYTES = 0.1, 1 << 20, 1 << 30
 """Default of `clips_max_share`, and the bounds of what it comes to."""
 
@@ -74,8 +78,7 @@ def clip_path(folder: Path, occasion: ClipReason, began_at: datetime, token: str
 
 def folder_name(stream: str) -> str:
     """Return the name of a stream's folder: the stream's own, made safe where it is not from a configuration."""
-    is_safe = re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", stream)
-    return stream if is_safe else file_name(stream, _LONGEST) or "stream"
+    return stream if _FOLDER.fullmatch(stream) else file_name(stream, _LONGEST) or "stream"
 
 
 def make_clips_folder(folder: Path) -> None:
@@ -94,25 +97,35 @@ def clips_in(folder: Path) -> list[Entry]:
     Raises:
         StorageError: it cannot be read.
     """
-    try:
-        found = list(_entries(folder))
-    except FileNotFoundError:
-        return []
-    except OSError as error:
-        raise StorageError(f"{folder}: cannot be read: {reason_of(error)}") from error
-    return sorted(found, key=lambda entry: (entry.began_at, entry.path))
+    found = (_entry(file) for file in _files(folder))
+    return sorted((entry for entry in found if entry is not None), key=lambda entry: (entry.began_at, entry.path))
 
 
-def _entries(folder: Path) -> Iterator[Entry]:
-    for file in _files(folder):
-        if (entry := _entry(file)) is not None:
-            yield entry
+def _files(folder: Path) -> list[os.DirEntry[str]]:
+    """Return the files in the folders of all streams; none where there is no folder.
+
+    Raises:
+        StorageError: they cannot be read.
+    """
+    found = list[os.DirEntry[str]]()
+    with storage_errors(f"{folder}: cannot be read"):
+        for stream in clip_folders(folder):
+            with suppress(FileNotFoundError), os.scandir(folder / stream) as files:  # deleted meanwhile
+                found += files
+    return found
 
 
-def _files(folder: Path) -> Iterator[os.DirEntry[str]]:
-    for stream in _folders(folder):
-        with suppress(FileNotFoundError), os.scandir(stream) as files:  # deleted meanwhile
-            yield from files
+def clip_folders(folder: Path) -> list[str]:
+    """Return the names of the streams' folders, sorted; none where there is no folder.
+
+    Raises:
+        StorageError: it cannot be read.
+    """
+    reading = storage_errors(f"{folder}: cannot be read")
+    with reading, suppress(FileNotFoundError), os.scandir(folder) as files:
+        folders = [file.name for file in files if file.is_dir(follow_symlinks=False)]
+        return sorted(name for name in folders if _FOLDER.fullmatch(name))
+    return []
 
 
 def _entry(file: os.DirEntry[str]) -> Entry | None:
@@ -131,54 +144,27 @@ def is_piece(about: str) -> bool:
     return _CONTINUOUS_NAME.fullmatch(about) is not None
 
 
-def _folders(folder: Path) -> list[str]:
-    return [entry.path for entry in os.scandir(folder) if entry.is_dir(follow_symlinks=False)]
-
-
-def parts_in(folder: Path) -> list[Path]:
-    """List clips that are not complete.
-
-    Raises:
-        OSError: the folder cannot be read.
-    """
-    if not folder.is_dir():
-        return []
-    return sorted(
-        part
-        for stream in _folders(folder)
-        for part in Path(stream).iterdir()
-        if part.name.startswith(".") and part.name.endswith(f"{SUFFIX}.part") and part.is_file()
-    )
-
-
 def recover_partial_clips(folder: Path, on_complete: Callable[[Clip], None]) -> None:
     """Name the partial clips in a folder, or remove those that cannot be played.
 
     Raises:
-        OSError: the folder cannot be made or read, or a broken clip cannot be removed.
+        OSError, StorageError: the folder cannot be made or read, or a broken clip cannot be removed.
     """
     make_clips_folder(folder)
-    for part in parts_in(folder):
-        _recover(part, on_complete)
-
-
-def _recover(part: Path, on_complete: Callable[[Clip], None]) -> None:
-    try:
-        clip = recover(part)
-        if clip is not None and folder_name(clip.occasion.stream) != part.parent.name:
-            raise ValueError("it is in another stream's folder")
-    except ValueError as error:
-        log.warning("clip %s: was cut off and is removed: %s", part, error)
-        part.unlink(missing_ok=True)
-    except OSError as error:
-        log.warning("clip %s: was cut off and cannot be completed: %s", part, reason_of(error))
-    else:
-        if clip is not None:
-            on_complete(clip)
-
-
-_FRESH_S = 30.0
-"""Clips are not deleted for room by a list that is older, s: somebody may have deleted others meanwhile."""
+    files = (Path(file.path) for file in _files(folder) if file.is_file(follow_symlinks=False))
+    for part in sorted(path for path in files if path.name.startswith(".") and path.name.endswith(_PART)):
+        try:
+            clip = recover(part)
+            if clip is not None and folder_name(clip.occasion.stream) != part.parent.name:
+                raise ValueError("it is in another stream's folder")
+        except ValueError as error:
+            log.warning("clip %s: was cut off and is removed: %s", part, error)
+            part.unlink(missing_ok=True)
+        except OSError as error:
+            log.warning("clip %s: was cut off and cannot be completed: %s", part, reason_of(error))
+        else:
+            if clip is not None:
+                on_complete(clip)
 
 
 class ClipStore:
@@ -193,7 +179,6 @@ class ClipStore:
     def __init__(self, folder: Path, config: StorageConfig) -> None:
         self.folder, self._config = folder, config
         self._entries: list[Entry] = []
-        self._scanned_s = -math.inf
         self.bytes = self.deleted = 0
 
     def __len__(self) -> int:
@@ -213,18 +198,10 @@ class ClipStore:
         Raises:
             StorageError: the folder cannot be read.
         """
-        known, found = {str(entry.path): entry for entry in self._entries}, list[Entry]()
-        try:
-            for file in _files(self.folder):
-                if (entry := known.get(file.path) or _entry(file)) is not None:
-                    found.append(entry)
-        except FileNotFoundError:
-            found.clear()
-        except OSError as error:
-            raise StorageError(f"{self.folder}: cannot be read: {reason_of(error)}") from error
-        self._entries = sorted(found, key=_turn)
+        known = {str(entry.path): entry for entry in self._entries}
+        found = (known.get(file.path) or _entry(file) for file in _files(self.folder))
+        self._entries = sorted((entry for entry in found if entry is not None), key=_turn)
         self.bytes = sum(entry.bytes for entry in self._entries)
-        self._scanned_s = time.monotonic()
 
     def add(self, clip: Clip) -> None:
         """Add a clip that was completed since the last scan."""
@@ -237,15 +214,13 @@ class ClipStore:
 
     def expire(self, now: datetime) -> dict[str, int]:
         """Delete clips that are too old; return how many, by the key that says so."""
-        config, at_s, old = self._config, now.timestamp(), list[Entry]()
-        for continuous, age_s in ((False, config.clips_max_age_s), (True, config.recordings_max_age_s)):
-            span = (datetime.fromtimestamp(max(CLOCK_SET, end), UTC) for end in (CLOCK_SET, at_s - age_s))
-            begin, end = (bisect_left(self._entries, (not continuous, at, ""), key=_turn) for at in span)
-            old += self._entries[begin:end]
         counts = Counter[str]()
-        for entry in old:
-            counts["recordings_max_age_s" if entry.continuous else "clips_max_age_s"] += self._delete(entry)
-        return {key: count for key, count in counts.items() if count}
+        for entry in list(self._entries):
+            key = "recordings_max_age_s" if entry.continuous else "clips_max_age_s"
+            age_s, began_s = getattr(self._config, key), entry.began_at.timestamp()
+            if CLOCK_SET <= began_s < now.timestamp() - age_s:
+                counts[key] += self._delete(entry)
+        return dict(+counts)
 
     def make_room(self, more: int, other: int = 0) -> int:
         """Delete the oldest clips until `more` bytes fit besides `other` that are being written; return how many.
@@ -257,9 +232,6 @@ class ClipStore:
         """
         deleted = 0
         while why := self._why_full(more, other):
-            if time.monotonic() - self._scanned_s > _FRESH_S:
-                self.scan()
-                continue
             if not self._entries:
                 raise StorageError(why)
             deleted += self._delete(self._entries[0])
@@ -269,15 +241,9 @@ class ClipStore:
         """Return why more bytes do not fit; empty: they do."""
         config, most = self._config, self.max_bytes
         if self.bytes + other + more > most:
-            return f"{self.folder}: what is being recorded is larger than {self._bound(most)}"
+            keys = "clips_max_bytes and clips_max_share"
+            return f"{self.folder}: what is being recorded is larger than {keys} of [storage] allow, {most} bytes"
         return _why_disk_is_full(self.folder, config, shutil.disk_usage(self.folder).free, more)
-
-    def _bound(self, most: int) -> str:
-        """Return the key that bounds the bytes of all clips, and the bytes."""
-        config = self._config
-        if config.clips_max_share is not None and config.clips_max_bytes != most:
-            return f"clips_max_share, {config.clips_max_share:g}, allows: {most} bytes"
-        return f"clips_max_bytes, {most}"
 
     def _delete(self, entry: Entry) -> bool:
         """Delete a clip and forget it; return False if it was gone or could not be deleted."""
@@ -292,53 +258,6 @@ class ClipStore:
             return False
         self.deleted += 1
         return True
-
-
-_DAY_S = 86400.0
-_COST, _MOST_S = 1.5, 2.0 * _DAY_S
-"""Steady seconds that a second off or a second's move of the clock costs, and the most that are counted."""
-
-
-class SteadyTime:
-    """Counts for how long the clock has been steady while the board ran; kept in a file over restarts.
-
-    The clock of a board without one of its own is days behind after a pause, until NTP sets it, and NTP may be
-    wrong. Either makes clips seem old that are not, so none is deleted by age before a steady day has passed.
-    """
-
-    def __init__(self, path: Path) -> None:
-        """Name the file; nothing is read before the first `update`."""
-        self._path, self._steady_s = path, 0.0
-        self._before: tuple[float, float] | None = None
-
-    def update(self, now_s: float, ran_s: float) -> bool:
-        """Count until now; return True after a steady day.
-
-        Args:
-            now_s: Unix time, s.
-            ran_s: CLOCK_MONOTONIC, s. While the program is off, it counts as standing still.
-        """
-        then_s, began_s = self._before or (self._read(now_s), ran_s)
-        passed_s = ran_s - began_s
-        moved_s = abs(now_s - then_s - passed_s)
-        self._steady_s = min(_MOST_S, max(0.0, self._steady_s + passed_s - _COST * moved_s))
-        self._before = now_s, ran_s
-        return self._steady_s >= _DAY_S
-
-    def _read(self, now_s: float) -> float:
-        """Read the steady time of the run before; return when it was written, Unix s, or `now_s`."""
-        try:
-            self._steady_s, then_s = map(float, read_regular(self._path, 100).split())
-        except (OSError, ValueError, StorageError):
-            return now_s
-        return then_s
-
-    def save(self, now_s: float, ran_s: float) -> None:
-        """Count until now and write the file, if possible; without it, the day begins anew at the next start."""
-        self.update(now_s, ran_s)
-        new = f"{self._path.name}.new"
-        with suppress(OSError), open_replacement(self._path, STATE_MODE, temporary=new, durable=False) as file:
-            file.write(f"{self._steady_s} {now_s}\n".encode())
 
 
 def _turn(entry: Entry) -> tuple[bool, datetime, str]:
@@ -373,19 +292,15 @@ def _why_disk_is_full(folder: Path, config: StorageConfig, free: int, more: int)
     )
 
 
-_PROBE = bytes(4096)
-
-
 def check_writable(folder: Path) -> None:
     """Check that a folder can be written, by writing 4 KiB into a file without a name.
 
     Raises:
         StorageError: nothing can be written there, with the reason.
     """
-    saving = storage_errors(f"{folder}: clips cannot be saved there")
-    with saving, tempfile.TemporaryFile(dir=folder, buffering=0) as probe:
-        if probe.write(_PROBE) < len(_PROBE):
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    with storage_errors(f"{folder}: clips cannot be saved there"), tempfile.TemporaryFile(dir=folder) as probe:
+        probe.write(bytes(4096))
+        probe.flush()
 
 
 def check_room(folder: Path, config: StorageConfig, more: int, at: Path | None = None) -> None:
@@ -405,3 +320,97 @@ def check_room(folder: Path, config: StorageConfig, more: int, at: Path | None =
     clips = sum(entry.bytes for entry in clips_in(folder))
     if why := _why_disk_is_full(folder, config, free + clips, more):
         raise StorageError(why)
+
+
+class ShownClip(Struct, frozen=True):
+    """A clip to show.
+
+    Attributes:
+        folder: name of its stream's folder.
+        name: of its file, now or when it is complete.
+        at: UTC of its event or command, by its name: in whole seconds, rounded down.
+        header: what it says about itself.
+        bytes: of its file; of one that is being recorded, those that can be played.
+        recording: True if it is being recorded.
+    """
+
+    folder: str
+    name: str
+    at: datetime
+    header: ClipHeader
+    bytes: int
+    recording: bool = False
+
+
+def newest_clips(
+    folder: Path, stream: str = "", *, before: str = "", pieces: bool = False, most: int = 12
+) -> list[ShownClip]:
+    """Return the newest clips, newest first. Damaged ones, and those deleted meanwhile, are left out.
+
+    Args:
+        folder: of all clips.
+        stream: name of a stream's folder; empty: of all streams.
+        before: name of a clip: only older ones; empty: all.
+        pieces: pieces of continuous recordings, and nothing else; False: all but these.
+        most: number of them.
+
+    Raises:
+        StorageError: the folder cannot be read.
+    """
+    names = set[tuple[str, str]]()
+    for file in _files(folder):
+        path = path_of(Path(file.path))  # also of one that is being recorded
+        named = NAME.fullmatch(path.name)
+        if named is not None and is_piece(named[2]) is pieces and stream in ("", path.parent.name):
+            names.add((path.name, path.parent.name))
+    found = list[ShownClip]()
+    for name, place in sorted(names, reverse=True):
+        if len(found) == most:
+            break
+        if not before or name < before:
+            with suppress(StorageError, OSError, ValueError):  # ValueError: its name has no time
+                found.append(_shown(folder / place / name))
+    return found
+
+
+def _shown(path: Path) -> ShownClip:
+    at = datetime.strptime(path.name[:_TIME_LENGTH], TIME).replace(tzinfo=UTC)
+    recording = not os.path.lexists(path)
+    place = part_of(path) if recording else path
+    state = place.lstat()
+    check_kind(state, stat.S_IFREG, place)
+    header = read_header(place)
+    size = header.playable if recording else state.st_size
+    return ShownClip(path.parent.name, path.name, at, header, size, recording)
+
+
+def open_clip(folder: Path, stream: str, name: str) -> BinaryIO | None:
+    """Open a clip to read, also while it is recorded; None: there is no such clip.
+
+    Stream and name may come from a stranger: only a regular file that is named like a clip, in the folder of a
+    stream, is opened, and no link is followed below `folder`.
+    """
+    if not _FOLDER.fullmatch(stream) or not NAME.fullmatch(name):
+        return None
+    try:
+        place = os.open(folder / stream, _READ | os.O_DIRECTORY)
+    except OSError:
+        return None
+    try:
+        for one in (name, part_of(Path(name)).name):
+            if (file := _open_regular(one, place)) is not None:
+                return file
+        return None
+    finally:
+        os.close(place)
+
+
+def _open_regular(name: str, place: int) -> BinaryIO | None:
+    try:
+        number = os.open(name, _READ, dir_fd=place)
+    except OSError:
+        return None
+    if stat.S_ISREG(os.fstat(number).st_mode):
+        return os.fdopen(number, "rb")
+    os.close(number)
+    return None

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from agent.errors import StorageError
-from agent.storage import state_file as module
-from agent.storage.state_file import StateFile
+from agent.storage import state as module
+from agent.storage.state import StateFile
 
 
 def test_what_was_written_last_is_read_and_an_empty_content_leaves_no_file(tmp_path: Path) -> None:

@@ -12,8 +12,7 @@ import numpy as np
 import pytest
 
 from agent.errors import StorageError
-from agent.storage.clips.file import ClipFile, ClipLabel, part_of, recover
-from agent.storage.clips.mp4 import Mp4Muxer, pack_units, read_boxes
+from agent.storage.clips.file import ClipFile, ClipLabel, Mp4Muxer, pack_units, part_of, read_boxes, recover
 from agent.types import ClipReason, MediaTrack
 from tests.support.clip_pictures import BEGAN
 from tests.support.media import FPS, beep_at, make_video, number_in, packets_of, timed, video_of

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from agent.errors import StorageError
-from agent.storage.file_set import write_together
+from agent.storage.files import write_together
 
 
 def test_files_are_renamed_in_their_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,25 +1,24 @@
-"""Read the spool's database beside the daemon or without it: for people, and out of a corrupt file.
-
-Every query opens the database and closes it: an open reader would keep the journal from being emptied, and would
-not notice that a damaged file has been set aside.
-"""
+"""The spool's database when the daemon does not write it: read for people, or set aside since it is corrupt."""
 
 from __future__ import annotations
 
 import os
 import sqlite3
-from collections.abc import Iterator
+import time
+from collections.abc import Iterable, Iterator
 from contextlib import closing, suppress
 from pathlib import Path
+from typing import Literal
 from urllib.parse import quote
 
 from msgspec import Struct
 
-from agent.errors import StorageError, reason_of
-from agent.storage.spool.pending import StoredOpenTrack
+from agent.errors import StorageError
+from agent.storage.files import sync_folder
+from agent.storage.spool.disk import is_corrupt
+from agent.storage.spool.pending import FILES, StoredOpenTrack
 from agent.types import Stored
 
-_BROKEN = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 _CHUNK = 200
 """Rows per query."""
 _SELECT = """
@@ -43,7 +42,11 @@ class HistoryEntry(Struct, frozen=True):
 
 
 class History:
-    """The messages of a state folder: those that wait and those that the broker has."""
+    """The messages of a state folder, read beside the daemon: those that wait and those that the broker has.
+
+    Every query opens the database and closes it: an open reader would keep the journal from being emptied, and
+    would not notice that a damaged file has been set aside.
+    """
 
     def __init__(self, folder: Path) -> None:
         """Name the database of a state folder; nothing is opened yet."""
@@ -74,10 +77,15 @@ class History:
         try:
             with closing(self._open()) as connection:
                 rows = connection.execute(statement, (seq,)).fetchall()
-        except OSError as error:
-            raise StorageError(f"{self._path}: {_advice(error)}") from error
-        except sqlite3.Error as error:
-            raise StorageError(f"{self._path}: {_meaning(error)}") from error
+        except FileNotFoundError as error:
+            what = "no history is kept here; look at [storage] state_dir, or give the folder by --folder"
+            raise StorageError(f"{self._path}: no such file: {what}") from error
+        except (OSError, sqlite3.Error) as error:
+            what = "is damaged" if is_corrupt(error) else "cannot be read"
+            why = getattr(error, "strerror", None) or error
+            raise StorageError(
+                f"{self._path}: {what}: {why}; run this as root, or as the user that runs vedette"
+            ) from error
         return [HistoryEntry(Stored(*row[:5]), bool(row[5])) for row in rows]
 
     def _open(self) -> sqlite3.Connection:
@@ -88,32 +96,6 @@ class History:
         has_journal = os.path.lexists(f"{self._path}-wal")
         how = "mode=ro" if has_journal else "mode=ro&immutable=1"
         return sqlite3.connect(f"file:{quote(str(self._path))}?{how}", uri=True, timeout=2.0)
-
-
-def _advice(error: OSError) -> str:
-    if isinstance(error, FileNotFoundError):
-        return (
-            "no such file: no history is kept here; look at [storage] state_dir, or give the folder by --folder"
-        )
-    if isinstance(error, PermissionError):
-        return f"{reason_of(error)}; run this as root, or as the user that runs vedette"
-    return f"cannot be read: {reason_of(error)}"
-
-
-def _meaning(error: sqlite3.Error) -> str:
-    code = getattr(error, "sqlite_errorcode", 0) & 0xFF
-    if is_corrupt(error):
-        return f"is damaged ({error}); the daemon sets it aside and starts a new one when it reads it"
-    if code in (sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_PERM):
-        return f"cannot be opened ({error}); run this as root, or as the user that runs vedette"
-    if code == sqlite3.SQLITE_ERROR:
-        return f"was not made by this version of vedette ({error})"
-    return f"cannot be read: {error}"
-
-
-def is_corrupt(error: Exception) -> bool:
-    """Return True if an error says that the file is damaged, not merely unusable for now."""
-    return isinstance(error, sqlite3.Error) and (getattr(error, "sqlite_errorcode", 0) & 0xFF) in _BROKEN
 
 
 def recover_rows(path: Path, highest: int) -> list[Stored]:
@@ -152,3 +134,34 @@ def recover_open_tracks(path: Path) -> list[StoredOpenTrack]:
 def _is_sound(row: tuple[object, ...], last: int, highest: int) -> bool:
     seq, *rest = row
     return isinstance(seq, int) and last < seq <= highest and [*map(type, rest)] == [str, bytes, float, int, int]
+
+
+_KEPT = 2
+"""How many corrupt databases are kept; a dying card must not fill up with them."""
+
+
+def quarantine(path: Path, why: Literal["corrupt", "replaced"] = "corrupt") -> Path:
+    """Rename a database that is not to be used, and delete all but the newest renamed ones.
+
+    Args:
+        path: of the database.
+        why: part of its new name; `replaced`: another program has put it there.
+
+    Returns:
+        its new path.
+    """
+    base = f"{path.name}.{why}-"
+    target = path.with_name(base + time.strftime("%Y%m%dT%H%M%SZ", time.gmtime()))
+    for suffix in FILES:
+        with suppress(FileNotFoundError):
+            Path(f"{path}{suffix}").replace(f"{target}{suffix}")
+    _delete_old(path.parent.glob(f"{base}*"))
+    sync_folder(path.parent)
+    return target
+
+
+def _delete_old(files: Iterable[Path]) -> None:
+    found = [file for file in files if not file.name.endswith(FILES[1:])]
+    for old in sorted(found)[:-_KEPT]:
+        for suffix in FILES:
+            Path(f"{old}{suffix}").unlink(missing_ok=True)

@@ -15,10 +15,10 @@ import pytest
 
 from agent.config import StorageConfig
 from agent.errors import StorageError
-from agent.storage.spool.history import History
+from agent.storage.spool.disk import SpoolTable
 from agent.storage.spool.pending import Commit, size
+from agent.storage.spool.recovery import History
 from agent.storage.spool.spool import Spool
-from agent.storage.spool.table import SpoolTable
 from agent.types import Stored
 from tests.support.publishing import wait_for
 from tests.support.spooling import TOPIC, filled, numbers, reopened
@@ -128,7 +128,7 @@ def test_a_missing_database_is_not_created(tmp_path: Path) -> None:
 READ = """
 import os, sys
 from pathlib import Path
-from agent.storage.spool.history import History
+from agent.storage.spool.recovery import History
 os.setgroups([]); os.setgid(int(sys.argv[2])); os.setuid(65534)
 try:
     print(sum(1 for _ in History(Path(sys.argv[1])).after(0)))
