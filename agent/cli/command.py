@@ -13,8 +13,7 @@ from agent.errors import BrokerError
 from agent.text import plain
 
 if TYPE_CHECKING:
-    from agent.comms.consumer.client import BrokerOptions
-    from agent.comms.consumer.request import CommandReply
+    from agent.comms.consumer.client import BrokerOptions, CommandReply
 
 
 _VERBS = ("status", "reload", "doctor")
@@ -85,7 +84,7 @@ def command(
     words: tuple[str, ...],
 ) -> None:
     """Run `vedette command`; `_HELP` is its help text."""
-    from agent.comms.consumer.request import send_command
+    from agent.comms.consumer.client import send_command
     from agent.comms.topics import Topics
 
     verb, body = _request(words)

@@ -84,7 +84,7 @@ def trace(
     as_json: bool,
 ) -> None:
     """Run `vedette trace`; `_HELP` is its help text."""
-    from agent.comms.consumer.request import send_command
+    from agent.comms.consumer.client import send_command
     from agent.comms.topics import Topics
 
     _check_folder(output)

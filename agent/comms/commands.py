@@ -30,7 +30,7 @@ from agent.text import plain
 from agent.types import Box
 
 if TYPE_CHECKING:
-    from agent.comms.mqtt.paho_client import IncomingMessage
+    from agent.comms.mqtt.inbox import IncomingMessage
 
 log = logging.getLogger(__name__)
 

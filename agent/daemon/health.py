@@ -19,7 +19,7 @@ from agent.board.proc import boot_id, read_memory
 from agent.board.thermal import resident_mb
 from agent.comms import messages
 from agent.comms.messages import BatteryHealth, SpoolHealth, SupplyHealth
-from agent.comms.mqtt.session import LinkState
+from agent.comms.mqtt.publisher import LinkState
 from agent.config.load import names
 from agent.daemon.control import ConfigManager
 from agent.daemon.runtime import Runtime

@@ -238,8 +238,7 @@ def toggled(folder: Path, port: int, times: int, seconds: float) -> dict[str, fl
 
 def switch(port: int, value: str) -> None:
     """Send a command as `vedette command` does."""
-    from agent.comms.consumer.client import BrokerOptions
-    from agent.comms.consumer.request import send_command
+    from agent.comms.consumer.client import BrokerOptions, send_command
     from agent.comms.topics import Topics
 
     request = {"stream": "bench", "what": "enabled", "value": value}

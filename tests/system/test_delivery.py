@@ -19,7 +19,7 @@ import msgspec
 import pytest
 from msgspec.structs import replace
 
-from agent.comms.mqtt import publisher as mqtt
+from agent.comms.mqtt import endpoint
 from agent.comms.mqtt.connection import ConnectionTimings
 from agent.comms.mqtt.publisher import Publisher
 from agent.config import StorageConfig, StreamConfig, ZoneConfig
@@ -437,7 +437,7 @@ def test_another_device_with_our_name_does_not_make_us_offline(
     with device(tmp_path, broker.config()) as (_, publisher):
         wait_for(lambda: publisher.state.connected)
         for turn in range(2):
-            monkeypatch.setattr(mqtt, "client_id", Mock(return_value=f"twin{turn}"))
+            monkeypatch.setattr(endpoint, "client_id", Mock(return_value=f"twin{turn}"))
             twin = Publisher(broker.config(), TOPICS, Kept())
             twin.start()
             messages.wait(lambda m: statuses(m)[-2:] == [b"online", b"online"])

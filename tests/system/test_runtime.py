@@ -16,7 +16,7 @@ from msgspec.structs import replace
 from agent.board.power_monitor import PowerMonitor
 from agent.board.sensors import BoardSensors
 from agent.board.thermal import UNDER_VOLTAGE, TemperatureMonitor, Zone
-from agent.comms.mqtt.paho_client import OnMessage
+from agent.comms.mqtt.inbox import OnMessage
 from agent.comms.mqtt.publisher import Publisher
 from agent.compute.infer.litert import CpuSession
 from agent.compute.vision import VideoPerception

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from urllib.parse import unquote
 
 from agent.cli.checks import Finding
-from agent.comms.http.server import SERVER, listen, server_header
+from agent.comms.http import SERVER, listen, server_header
 from agent.config.http import ServedConfig
 from agent.errors import ConfigError, reason_of
 from agent.text import plain

@@ -12,7 +12,7 @@ import random
 import time
 from collections.abc import Callable
 
-from agent.comms.mqtt.paho_client import IncomingMessage
+from agent.comms.mqtt.inbox import IncomingMessage
 from agent.comms.mqtt.publisher import Publisher
 from agent.config import HomeAssistantConfig
 from agent.features.homeassistant.device import DeviceEntitySource

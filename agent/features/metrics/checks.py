@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from functools import partial
 
-from agent.comms.http.endpoint import check_served
+from agent.comms.http import check_served
 from agent.config import Config
 from agent.errors import ConfigError
 from agent.features.metrics.exposition import check_installed

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator
 from itertools import accumulate
 from typing import TYPE_CHECKING
 
-from agent.comms.http.server import Page
+from agent.comms.http import Page
 from agent.daemon.streams.counters import BOUNDS_S, StageTimer
 from agent.errors import NotInstalledError
 from agent.features.metrics.definitions import METRICS, Labelled, MetricDefinition

@@ -13,7 +13,7 @@ from agent.errors import NotInstalledError
 from agent.features.metrics.trace import TraceRecording
 
 if TYPE_CHECKING:
-    from agent.comms.http.endpoint import HttpEndpoint
+    from agent.comms.http import HttpEndpoint
     from agent.daemon.runtime import Runtime
 
 log = logging.getLogger(__name__)
@@ -50,8 +50,7 @@ class MetricsPart(DevicePart):
             self._endpoint.configure(config.metrics)
 
     def _open(self) -> HttpEndpoint:
-        from agent.comms.http.endpoint import HttpEndpoint
-        from agent.comms.http.server import one_page
+        from agent.comms.http import HttpEndpoint, one_page
         from agent.features.metrics.exposition import Exposition
         from agent.features.metrics.readings import read_all
 

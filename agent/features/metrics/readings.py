@@ -13,7 +13,7 @@ from agent.board.power import PowerReading
 from agent.board.proc import Memory, read_memory
 from agent.board.processors import Ticks, read_ticks
 from agent.capture.supervisor import CaptureStats
-from agent.comms.mqtt.session import LinkState
+from agent.comms.mqtt.publisher import LinkState
 from agent.daemon.streams.counters import StreamMetrics
 from agent.storage.spool.spool import SpoolStats
 

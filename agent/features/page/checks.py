@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from agent.comms.http.endpoint import check_served
+from agent.comms.http import check_served
 from agent.config import Config
 from agent.errors import ConfigError
 from agent.models.findings import ModelReader

@@ -16,7 +16,7 @@ from html import escape
 from pathlib import Path
 from urllib.parse import parse_qs, quote, unquote, urlsplit
 
-from agent.comms.http.server import Answer, HttpRequest, Page, text_answer
+from agent.comms.http import Answer, HttpRequest, Page, text_answer
 from agent.errors import StorageError
 from agent.storage.clips.listing import ShownClip, clip_folders, newest_clips, open_clip
 from agent.text import local_time, plain

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from agent.comms.http.endpoint import HttpEndpoint
+from agent.comms.http import HttpEndpoint
 from agent.config import Config
 from agent.daemon.parts import DevicePart
 from agent.features.page.clips_page import ClipsPage

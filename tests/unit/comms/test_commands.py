@@ -23,8 +23,7 @@ from agent.comms.commands import (
     request_command,
     set_command,
 )
-from agent.comms.mqtt.inbox import LARGEST
-from agent.comms.mqtt.paho_client import IncomingMessage
+from agent.comms.mqtt.inbox import LARGEST, IncomingMessage
 from agent.comms.topics import Addressed, Topics
 from agent.errors import CommandError
 

@@ -12,7 +12,7 @@ from typing import Any, cast
 import pytest
 from msgspec.structs import replace
 
-from agent.comms.mqtt.paho_client import IncomingMessage
+from agent.comms.mqtt.inbox import IncomingMessage
 from agent.comms.mqtt.publisher import Publisher
 from agent.comms.topics import Topics
 from agent.config import HomeAssistantConfig

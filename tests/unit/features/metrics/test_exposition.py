@@ -16,7 +16,7 @@ from agent.board.power import PowerReading
 from agent.board.proc import Memory
 from agent.board.processors import Ticks
 from agent.comms.messages import ClipsHealth
-from agent.comms.mqtt.session import LinkState
+from agent.comms.mqtt.publisher import LinkState
 from agent.daemon.streams.counters import STAGES, StreamMetrics
 from agent.errors import ConfigError
 from agent.features.metrics.definitions import METRICS, MetricDefinition
