@@ -27,7 +27,8 @@ from agent.cli.output import (
     is_terminal,
 )
 from agent.comms.consumer.subscribe import ReceivedMessage, SequenceGap, SequenceTracker
-from agent.comms.messages import EventMessage, HealthMessage, VerdictMessage
+from agent.comms.messages import EventMessage, VerdictMessage
+from agent.health import HealthMessage
 from agent.text import local_time, plain, plural
 
 _ROWS, _AROUND = 16, 7

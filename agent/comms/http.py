@@ -230,7 +230,7 @@ class HttpServer(ThreadingTCPServer):
         device: str = "",
     ) -> None:
         """Serve on a listening socket, see `listen`; every client is told the name of the `device`."""
-        super().__init__(listener.getsockname(), _Handler, bind_and_activate=False)
+        super().__init__(listener.getsockname(), BaseHTTPRequestHandler, bind_and_activate=False)
         self.socket.close()
         self.socket, self.name, self._respond, self.limits = listener, name, respond, limits
         self.access, self.header = access, server_header(device)

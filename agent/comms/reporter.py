@@ -12,7 +12,7 @@ from typing import Protocol
 from msgspec.structs import replace
 
 from agent.comms import messages
-from agent.comms.crossings import LineMessage
+from agent.comms.messages import LineMessage
 from agent.comms.topics import Topics
 from agent.config import PublishConfig
 from agent.types import Event, EventKind, OpenTrack, PartVerdict, StageTimes, StreamBudget, StreamResult, Track

@@ -9,12 +9,12 @@ from datetime import UTC, datetime
 from ha_scene import Scene
 from msgspec.structs import replace
 
-from agent.comms.messages import EventMessage, HealthMessage, Latency, ModelId, SpoolHealth, encode, new_id
+from agent.comms.messages import EventMessage, Latency, ModelId, encode, new_id
 from agent.comms.topics import Topics
 from agent.features.homeassistant.device import DeviceEntitySource, StreamEntitySource, ZoneLabel
 from agent.features.homeassistant.discovery import entities
 from agent.features.homeassistant.message import message, topic
-from agent.health import StreamHealth
+from agent.health import HealthMessage, SpoolHealth, StreamHealth
 from agent.types import Attribute, EventKind, Track
 
 _LABELS = (

@@ -266,7 +266,7 @@ class _Exchange:
 
     def _message(self, client: Any, userdata: Any, message: paho.MQTTMessage) -> None:
         if message.topic == self._topics.answer(self._verb):
-            self._receive_answer(message.payload)
+            self._receive_answer(bytes(message.payload))
             return
         if message.topic == self._topics.health:
             with suppress(*NO_JSON):

@@ -20,9 +20,9 @@ import paho.mqtt.client as mqtt
 from msgspec import Struct
 
 from agent.comms.consumer.client import BrokerOptions, ConsumerClient
-from agent.comms.crossings import LineMessage
-from agent.comms.messages import ConditionMessage, EventMessage, HealthMessage, InspectionMessage, VerdictMessage
+from agent.comms.messages import ConditionMessage, EventMessage, InspectionMessage, LineMessage, VerdictMessage
 from agent.errors import NO_JSON
+from agent.health import HealthMessage
 from agent.structs import json_decoder
 
 Kind = Literal[

@@ -151,17 +151,20 @@ class RateLimiter:
         dropped: messages of the flood that is going on; 0: there is none.
     """
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
-        self._clock, self._tokens, self._at = clock, float(BURST), clock()
+    def __init__(
+        self, clock: Callable[[], float] = time.monotonic, *, per_s: float = PER_S, burst: int = BURST
+    ) -> None:
+        self._clock, self._per_s, self._burst = clock, per_s, float(burst)
+        self._tokens, self._at = self._burst, clock()
         self._shut_until = 0.0
         self.dropped = 0
 
     def allow(self) -> bool:
         """Return True if a message that arrives now is taken; else it is dropped, see `is_shut`."""
         now = self._clock()
-        self._tokens = min(BURST, self._tokens + (now - self._at) * PER_S)
+        self._tokens = min(self._burst, self._tokens + (now - self._at) * self._per_s)
         self._at = now
-        if self._tokens >= BURST:
+        if self._tokens >= self._burst:
             self.dropped = 0
         if self._tokens >= 1.0:
             self._tokens -= 1.0

@@ -14,8 +14,8 @@ import msgspec
 from msgspec import Meta, Struct
 from msgspec.structs import replace
 
-from agent.comms.crossings import LabelCrossings, LineMessage
 from agent.comms.entities import Component, button, display_name, entity, stream_id
+from agent.comms.messages import LabelCrossings, LineMessage
 from agent.comms.reporter import Reporter
 from agent.config import StreamConfig
 from agent.config.filters import LineConfig

@@ -18,9 +18,9 @@ from agent.daemon.streams.counters import StreamMetrics
 from agent.storage.spool.spool import SpoolStats
 
 if TYPE_CHECKING:
-    from agent.comms.messages import ClipsHealth
     from agent.daemon.runtime import Runtime
     from agent.daemon.streams.stream import Stream
+    from agent.health import ClipsHealth
 
 
 class StreamTotals(Struct, frozen=True):
@@ -61,8 +61,8 @@ class DaemonReadings(Struct, frozen=True):
         link: connection to the broker.
         clips: of all streams; None: no stream makes any.
         temperature_c: of the hottest zone, °C; None: not known.
-        hot: see `agent.comms.messages.HealthMessage`.
-        unmet: True if the board cannot be kept below its limits, see `agent.comms.messages.HealthMessage`.
+        hot: see `agent.health.HealthMessage`.
+        unmet: True if the board cannot be kept below its limits, see `agent.health.HealthMessage`.
         cpu: time of the board's processors; zeros: not known.
         memory: of the board.
         power: that the board takes; None: not known.
