@@ -102,7 +102,8 @@ def test_a_self_signed_certificate_is_not_trusted(tmp_path: Path, caplog: pytest
 def test_a_missing_client_certificate_is_told(tmp_path: Path) -> None:
     with Mosquitto(tmp_path, client_certificates=True) as broker:
         detail = refused(tmp_path, broker, cert_file="", key_file="")
-    assert "certificate required; check [mqtt] cert_file and [mqtt] key_file" in detail
+    assert "certificate required" in detail
+    assert detail.endswith("; check [mqtt] cert_file and [mqtt] key_file")
 
 
 def test_an_expired_client_certificate_is_told(tmp_path: Path) -> None:
@@ -110,7 +111,8 @@ def test_an_expired_client_certificate_is_told(tmp_path: Path) -> None:
         ends = datetime.now(UTC) - timedelta(days=3)
         make_certificate(broker.folder, "client", begins=ends - timedelta(days=9), ends=ends)
         detail = refused(tmp_path, broker)
-    assert "certificate expired; check [mqtt] cert_file" in detail
+    assert "certificate expired" in detail
+    assert "check [mqtt] cert_file" in detail
 
 
 def test_a_client_certificate_of_a_stranger_is_told(tmp_path: Path) -> None:

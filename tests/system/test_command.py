@@ -15,7 +15,7 @@ from agent.cli.demo_show import EmbeddedBroker
 from agent.comms.consumer.client import NoAnswerError
 from agent.errors import BrokerError
 from tests.support.doubles import person_model
-from tests.support.hostile import CONNACK_5, peer, read_packet, until_left
+from tests.support.hostile import peer, read_packet, until_left
 from tests.support.mosquitto import HOST, Mosquitto, free_port
 from tests.support.operator import Operator
 from tests.support.publishing import TOPICS, wait_for
@@ -198,7 +198,7 @@ def test_the_timeout_holds_for_a_broker_that_keeps_silent_too() -> None:
 def test_the_timeout_holds_for_a_broker_that_lets_us_in_and_keeps_silent_then() -> None:
     def mute(connection: socket.socket) -> None:
         read_packet(connection)
-        connection.sendall(CONNACK_5)
+        connection.sendall(b"\x20\x02\x00\x00")
         until_left(connection)
 
     with peer(mute) as port, pytest.raises(BrokerError, match="does not answer the subscription"):
