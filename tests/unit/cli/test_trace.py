@@ -17,7 +17,7 @@ from agent.cli import trace as module
 from agent.cli.main import vedette
 from agent.comms.consumer.client import CommandReply
 from agent.errors import BrokerError, StorageError
-from agent.features.metrics.trace import pack
+from agent.features.metrics.part import pack
 from agent.spans import SpanRecorder
 from tests.support.trace_events import read_trace
 

@@ -18,9 +18,8 @@ from agent.board.processors import Ticks
 from agent.comms.mqtt.publisher import LinkState
 from agent.daemon.streams.counters import STAGES, StreamMetrics
 from agent.errors import ConfigError
-from agent.features.metrics.definitions import METRICS, MetricDefinition
-from agent.features.metrics.exposition import Exposition, check_installed
-from agent.features.metrics.readings import DaemonReadings, StreamTotals
+from agent.features.metrics.checks import check_installed
+from agent.features.metrics.definitions import METRICS, DaemonReadings, Exposition, MetricDefinition, StreamTotals
 from agent.health import ClipsHealth
 from agent.storage.spool.spool import SpoolStats
 from agent.types import Event, StageTimes, StreamResult, Track
