@@ -10,7 +10,7 @@ import time
 import uuid
 from datetime import datetime
 from pathlib import PurePath
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 import msgspec
 from msgspec import Meta, Raw, Struct
@@ -129,6 +129,20 @@ class VerdictMessage(Struct, frozen=True):
     first_seq: int = 0
 
 
+class RetainedMessage(Struct, frozen=True):
+    """A retained topic of a stream. A new one is a struct below, that a feature hands to `Reporter.retain`.
+
+    Attributes:
+        LEVEL: level of its topic below the stream's; one more is the field `name`, if there is one.
+        FADES: True if it says what is seen now, and is deleted when the stream stops.
+        IS_COUNT: True if it is only published with `publish.counts`.
+    """
+
+    LEVEL: ClassVar[str] = ""
+    FADES: ClassVar[bool] = False
+    IS_COUNT: ClassVar[bool] = True
+
+
 _Number = Annotated[int, Meta(ge=0, le=2**53)]
 """Number of crossings that every JSON reader takes exactly."""
 _IN_OUT = {"inwards": "in", "outwards": "out"}
@@ -145,7 +159,7 @@ class LabelCrossings(Struct, frozen=True, rename=_IN_OUT):
     outwards: _Number = 0
 
 
-class LineMessage(Struct, frozen=True, rename=_IN_OUT):
+class LineMessage(RetainedMessage, frozen=True, rename=_IN_OUT):
     """`<device>/<stream>/line/<name>`, retained: the crossings of a line.
 
     Attributes:
@@ -156,6 +170,8 @@ class LineMessage(Struct, frozen=True, rename=_IN_OUT):
         labels: crossings by label.
     """
 
+    LEVEL = "line"
+
     device: str
     stream: str
     name: str
@@ -165,7 +181,7 @@ class LineMessage(Struct, frozen=True, rename=_IN_OUT):
     labels: dict[str, LabelCrossings] = {}
 
 
-class SensorMessage(Struct, frozen=True):
+class SensorMessage(RetainedMessage, frozen=True):
     """`<device>/<stream>/sensor/<name>`, retained: the value of a state that was taught; empty: not known.
 
     Attributes:
@@ -177,6 +193,8 @@ class SensorMessage(Struct, frozen=True):
         values: that it can have besides `unsure`.
     """
 
+    LEVEL, FADES = "sensor", True
+
     device: str
     stream: str
     name: str
@@ -186,7 +204,7 @@ class SensorMessage(Struct, frozen=True):
     values: tuple[str, ...]
 
 
-class InspectionMessage(Struct, frozen=True):
+class InspectionMessage(RetainedMessage, frozen=True):
     """`<device>/<stream>/inspection`, retained: the counters of the current shift.
 
     Attributes:
@@ -198,6 +216,8 @@ class InspectionMessage(Struct, frozen=True):
         reasons: parts that were not ok by reason.
         last: verdict on the newest part.
     """
+
+    LEVEL = "inspection"
 
     device: str
     stream: str
@@ -225,7 +245,7 @@ class StreamProblem(Struct, frozen=True):
     detail: str = ""
 
 
-class ConditionMessage(Struct, frozen=True):
+class ConditionMessage(RetainedMessage, frozen=True):
     """`<device>/<stream>/condition`, retained: what is wrong with a stream whose inputs come; empty: not known.
 
     Attributes:
@@ -233,6 +253,8 @@ class ConditionMessage(Struct, frozen=True):
         problems: that last, oldest first; empty: there are none.
         zones_suspended: True while the camera's zones are not used, since it has moved.
     """
+
+    LEVEL, FADES, IS_COUNT = "condition", True, False
 
     device: str
     stream: str

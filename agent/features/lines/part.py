@@ -102,7 +102,7 @@ class LineCounters(StreamPart):
         with self._lock:
             self._names = tuple(line.name for line in lines)
             for name in self._counts.keys() - set(self._names):
-                self._reporter.clear_line(name)
+                self._reporter.clear(LineMessage, name)
             now = datetime.now(UTC)
             self._counts = {name: self._counts.get(name) or LineCount(now) for name in self._names}
             for name in self._names:
@@ -154,7 +154,7 @@ class LineCounters(StreamPart):
 
     def _publish(self, name: str) -> None:
         device, stream = self._reporter.place
-        self._reporter.line(self._counts[name].message(device, stream, name))
+        self._reporter.retain(self._counts[name].message(device, stream, name))
 
     def _read(self) -> dict[str, LineCount]:
         if self._file is None:
