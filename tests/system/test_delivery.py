@@ -90,7 +90,7 @@ def test_a_wrong_password_is_said_once_and_never_shown_as_online(
         with device(tmp_path, config) as (_, publisher):
             publisher.retain(TOPICS.health, b"{}")
             log = broker.folder / "mosquitto.log"
-            wait_for(lambda: log.read_text().count("not authorized") >= 3)  # it keeps trying
+            wait_for(lambda: log.read_text().count("not authorised") >= 3)  # it keeps trying
             assert not publisher.state.connected
             assert "not authorized" in publisher.state.detail
         assert len(messages) == 0

@@ -298,7 +298,9 @@ def opening_error(error: Exception, *, tls: bool) -> BrokerError:
         return BrokerError(words)
     if isinstance(error, ssl.SSLCertVerificationError):
         return RefusedError(words)
-    return BrokerError(f"{words}; if it speaks no TLS there, leave out [mqtt] tls, ca_file and cert_file")
+    return BrokerError(
+        f"{words}; if it speaks no TLS there, leave out [mqtt] tls, [mqtt] ca_file and [mqtt] cert_file"
+    )
 
 
 def explain_error(error: Exception) -> str:

@@ -161,18 +161,27 @@ class RateLimiter:
 
     def allow(self) -> bool:
         """Return True if a message that arrives now is taken; else it is dropped, see `is_shut`."""
-        now = self._clock()
-        self._tokens = min(self._burst, self._tokens + (now - self._at) * self._per_s)
-        self._at = now
-        if self._tokens >= self._burst:
-            self.dropped = 0
+        self._fill()
         if self._tokens >= 1.0:
             self._tokens -= 1.0
             return True
         self.dropped += 1
         if self.dropped >= SHUT_AFTER:
-            self._shut_until = now + SHUT_S
+            self._shut_until = self._at + SHUT_S
         return False
+
+    def _fill(self) -> None:
+        now = self._clock()
+        self._tokens = min(self._burst, self._tokens + (now - self._at) * self._per_s)
+        self._at = now
+
+    def end_flood(self) -> int:
+        """Return how many messages were dropped if a flood has ended since the last call; else 0."""
+        self._fill()
+        if self._tokens < self._burst:
+            return 0
+        dropped, self.dropped = self.dropped, 0
+        return dropped
 
     @property
     def is_shut(self) -> bool:
@@ -190,7 +199,9 @@ class _Handler:
         self._logged: set[str] = set()
 
     def update(self, subscriptions: Subscriptions) -> None:
-        """Subscribe if that is wanted and not done, and the reverse."""
+        """Subscribe if that is wanted and not done, and the reverse; log the end of a flood."""
+        if dropped := self._limiter.end_flood():
+            log.info("%s: no longer flooded; %d messages were dropped", self.pattern, dropped)
         is_wanted = not self._limiter.is_shut
         if is_wanted and not self.is_subscribed:
             to, answered = self._receive, self._on_subscribed
@@ -198,6 +209,7 @@ class _Handler:
         elif self.is_subscribed and not is_wanted:
             subscriptions.remove(self.pattern)
         self.is_subscribed = is_wanted
+        self._inbox.is_changed |= self._limiter.dropped > 0
 
     def _warn_once(self, what: str, text: str, *args: object) -> None:
         if what not in self._logged:
@@ -332,7 +344,6 @@ class Inbox:
             subscriptions.remove(pattern)
         for handler in handlers:
             handler.update(subscriptions)
-            self.is_changed |= not handler.is_subscribed
         for (topic, answer), asked in questions:
             if asked is None:
                 self._questions[topic, answer] = RetainedSubscription(subscriptions, topic)

@@ -173,8 +173,14 @@ def test_a_flood_is_cut_off_at_the_broker_and_listened_to_again_when_it_is_over(
     assert client.asked[-1] == f"+{SET}"
     client.message("vedette/porch/front/set/threshold", b"0.5")
     assert len(heard) == BURST + 1
+    assert inbox.is_changed
+    now[0] += BURST / PER_S
+    inbox.update(line)
     assert not inbox.is_changed
-    assert [text.split(": ", 1)[1] for text in said(caplog)] == ["too many messages; some are dropped"]
+    assert [text.split(": ", 1)[1] for text in said(caplog)] == [
+        "too many messages; some are dropped",
+        f"no longer flooded; {SHUT_AFTER + 50} messages were dropped",
+    ]
 
 
 def test_a_flood_of_one_pattern_is_none_of_another(inbox: Inbox, heard: list[IncomingMessage]) -> None:
