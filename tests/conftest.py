@@ -27,8 +27,6 @@ COMPAT = (
     "unit/cli/test_run",
     "unit/comms/mqtt/test_connection",
     "unit/comms/mqtt/test_endpoint",
-    "unit/comms/mqtt/test_paho_client",
-    "unit/comms/mqtt/test_reasons",
     "unit/comms/mqtt/test_session",
     "unit/comms/test_messages",
     "unit/compute/infer/test_backends",

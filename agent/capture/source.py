@@ -91,7 +91,7 @@ def with_login(address: SourceUri, config: CaptureConfig) -> SourceUri:
 
 def _password(address: SourceUri, name: str) -> str:
     wrong = partial(_wrong, address, "password_file")
-    return secret_file.read_password(secret_file.expand(name, wrong), wrong)
+    return secret_file.read_password(name, wrong)
 
 
 def _wrong(address: SourceUri, key: str, what: str) -> SourceError:

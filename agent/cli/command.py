@@ -16,8 +16,7 @@ from agent.errors import BrokerError, CommandError
 from agent.text import plain, plural
 
 if TYPE_CHECKING:
-    from agent.comms.consumer.client import BrokerOptions
-    from agent.comms.consumer.request import CommandReply
+    from agent.comms.consumer.client import BrokerOptions, CommandReply
 
 
 _VERBS = ("status", "reload", "doctor")
@@ -88,7 +87,7 @@ def command(
     words: tuple[str, ...],
 ) -> None:
     """Run `vedette command`; `_HELP` is its help text."""
-    from agent.comms.consumer.request import send_command
+    from agent.comms.consumer.client import send_command
     from agent.comms.topics import Topics
 
     verb, body = _request(words)
@@ -253,7 +252,7 @@ def trace(
     as_json: bool,
 ) -> None:
     """Run `vedette trace`; `_TRACE_HELP` is its help text."""
-    from agent.comms.consumer.request import send_command
+    from agent.comms.consumer.client import send_command
     from agent.comms.topics import Topics
 
     if not output.absolute().parent.is_dir():

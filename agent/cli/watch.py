@@ -25,7 +25,8 @@ from agent.text import file_name, local_time, plain, plural
 if TYPE_CHECKING:
     from agent.comms.consumer.client import BrokerOptions
     from agent.comms.consumer.subscribe import ReceivedMessage, SequenceGap
-    from agent.comms.messages import EventMessage, HealthMessage
+    from agent.comms.messages import EventMessage
+    from agent.health import HealthMessage
 
 
 def _level(context: click.Context, option: click.Parameter, text: str) -> str:

@@ -17,39 +17,26 @@ import threading
 import time
 from collections import OrderedDict, deque
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import msgspec
-from msgspec import Struct
+from msgspec import Struct, structs
 
 from agent.comms.topics import Addressed, Topics
 from agent.config.toml import plain_fault
-from agent.errors import CommandError
-from agent.structs import convert, from_json
+from agent.errors import NO_JSON, CommandError
+from agent.structs import from_json
 from agent.text import plain
 from agent.types import Box
 
 if TYPE_CHECKING:
-    from agent.comms.mqtt.paho_client import IncomingMessage
+    from agent.comms.mqtt.inbox import IncomingMessage
 
 log = logging.getLogger(__name__)
 
-Verb = Literal[
-    "set",
-    "snapshot",
-    "record",
-    "inspect",
-    "accept",
-    "reset",
-    "teach",
-    "forget",
-    "reload",
-    "doctor",
-    "status",
-    "trace",
-]
 Value = bool | float | str | None
 Given = bool | int | float | str | None
+Fields = dict[str, Any]
 
 ZONE, LINE, FILTER = "zone/", "line/", "filter/"
 ONLY_MOVING, MOTION_MASKS = "only_moving", "motion_masks"
@@ -85,7 +72,7 @@ class Command(Struct, frozen=True):
         line: whose crossings are counted anew; empty: all of the stream.
     """
 
-    verb: Verb
+    verb: str
     stream: str = ""
     what: str = ""
     value: Value = None
@@ -143,22 +130,6 @@ class _Forget(_OfStream, frozen=True, forbid_unknown_fields=True, kw_only=True):
     value: str = ""
 
 
-_BODIES: Mapping[str, type[_Body]] = {
-    "set": _Set,
-    "snapshot": _OfStream,
-    "record": _Record,
-    "inspect": _Inspect,
-    "accept": _OfStream,
-    "reset": _Reset,
-    "teach": _Teach,
-    "forget": _Forget,
-    "reload": _Body,
-    "doctor": _Body,
-    "status": _Body,
-    "trace": _Trace,
-}
-
-
 def quoted(text: str) -> str:
     """Return a stranger's text for people and logs: in quotes, short, without control characters."""
     return repr(text if len(text) <= _SHOWN else f"{text[:_SHOWN]}…")
@@ -172,76 +143,51 @@ def set_command(stream: str, what: str, payload: bytes) -> Command:
         raise CommandError(f"{quoted(what)}: the payload is not UTF-8") from None
     if len(text) > _LONGEST:
         raise CommandError(f"{quoted(what)}: {len(text)} characters are no value")
-    if what in ("snapshot", "accept"):
-        return Command(convert(what, Verb), stream)
-    if what == "record":
-        return Command("record", stream, seconds=_seconds(text))
-    if what == "inspect":
-        return Command("inspect", stream, part=_part(text))
-    if what == "reset":
-        if not text:
-            raise CommandError(f"reset takes the name of a line, or {ALL}, not nothing")
-        return Command("reset", stream, line="" if text == ALL else text)
-    if what in ("teach", "forget"):
-        state, _, value = text.partition("=")
-        return Command(convert(what, Verb), stream, state=state, name=value, examples=EXAMPLES)
-    return _setting(stream, what, text)
+    row = _COMMANDS.get(what)
+    if row is None or row.from_text is None:
+        return _setting(stream, what, text)
+    return _command(what, row, row.body(**{"stream": stream, **row.from_text(text)}))
 
 
 def request_command(verb: str, payload: bytes) -> tuple[Command, str]:
     """Return the command of a message on `cmd/<verb>`, and its `id`, or raise CommandError."""
-    kind = _BODIES.get(verb)
-    if kind is None:
-        raise CommandError(f"no command {quoted(verb)}; there are: {', '.join(_BODIES)}")
-    body = _decoded(verb, payload, kind)
-    return _command(verb, body), body.id
+    row = _COMMANDS.get(verb)
+    if row is None:
+        raise CommandError(f"no command {quoted(verb)}; there are: {', '.join(_COMMANDS)}")
+    try:
+        body = from_json(payload.strip() or b"{}", row.body)
+    except NO_JSON as error:
+        raise CommandError(f"{verb}: {_describe(error)}") from None
+    for name, text in structs.asdict(body).items():
+        if isinstance(text, str) and len(text) > _LONGEST:
+            raise CommandError(f"{verb}: `{name}` has {len(text)} characters, at most {_LONGEST} are taken")
+    return _command(verb, row, body), body.id
 
 
 def id_of(payload: bytes) -> str:
     """Return the `id` of a request that is refused; empty: it has none that can be sent back."""
     try:
         name = from_json(payload, _Id).id
-    except (msgspec.MsgspecError, ValueError, RecursionError):
+    except NO_JSON:
         return ""
     return name if len(name) <= _LONGEST else ""
 
 
-def _decoded(verb: str, payload: bytes, kind: type[_Body]) -> _Body:
-    try:
-        body = from_json(payload.strip() or b"{}", kind)
-    except RecursionError:
-        raise CommandError(f"{verb}: the JSON is nested too deeply") from None
-    except (msgspec.MsgspecError, ValueError) as error:  # a ValueError: not UTF-8, or far too many digits
-        raise CommandError(f"{verb}: {_describe(error)}") from None
-    for name in ("id", "stream", "what", "value", "part", "state", "line"):
-        if isinstance(text := getattr(body, name, None), str) and len(text) > _LONGEST:
-            raise CommandError(f"{verb}: `{name}` has {len(text)} characters, at most {_LONGEST} are taken")
-    return body
-
-
 def _describe(error: Exception) -> str:
+    if isinstance(error, RecursionError):
+        return "the JSON is nested too deeply"
     if not isinstance(error, msgspec.MsgspecError):
-        return "the payload is not UTF-8"
+        return "the payload is not UTF-8"  # or has far too many digits
     return plain(plain_fault(str(error))[:_LONGEST])  # it quotes a stranger's keys
 
 
-def _command(verb: str, body: Any) -> Command:
-    if isinstance(body, _Set):
-        return _setting(body.stream, body.what, body.value)
-    if isinstance(body, _Record):
-        return Command("record", body.stream, seconds=_seconds(body.seconds))
-    if isinstance(body, _Trace):
-        return Command("trace", seconds=_trace_seconds(body.seconds))
-    if isinstance(body, _Inspect):
-        return Command("inspect", body.stream, part=_part(body.part))
-    if isinstance(body, _Reset):
-        return Command("reset", body.stream, line="" if body.line == ALL else body.line)
-    if isinstance(body, _Teach):
-        asked = body.examples, body.region
-        return Command("teach", body.stream, "", None, 0.0, "", body.state, body.value, *asked)
-    if isinstance(body, _Forget):
-        return Command("forget", body.stream, state=body.state, name=body.value)
-    return Command(convert(verb, Verb), body.stream if isinstance(body, _OfStream) else "")
+def _command(verb: str, row: _Row, body: _Body) -> Command:
+    return Command(verb, **row.read({key: value for key, value in structs.asdict(body).items() if key != "id"}))
+
+
+def _read_set(body: Fields) -> Fields:
+    command = _setting(body["stream"], body["what"], body["value"])
+    return {"stream": command.stream, "what": command.what, "value": command.value}
 
 
 def _setting(stream: str, what: str, given: Given) -> Command:
@@ -251,7 +197,7 @@ def _setting(stream: str, what: str, given: Given) -> Command:
         if what in _ACTIONS:
             raise CommandError(f"{what} is not a setting but a command of its own: cmd/{what}")
         known = ", ".join(f"{name}/NAME" if name in _NAMED else name for name in _READERS)
-        near = difflib.get_close_matches(what, _NEAR, 1)
+        near = difflib.get_close_matches(what, _READERS.keys() - _NAMED | set(_ACTIONS), 1)
         meant = f"did you mean {near[0]!r}? " if near else ""
         raise CommandError(f"{quoted(what)} cannot be set; {meant}there are: {known}")
     if given is None or given == DEFAULT:
@@ -281,27 +227,32 @@ def _name(given: Given, what: str) -> str:
     return given
 
 
-def _seconds(given: Given) -> float:
+def _seconds(given: Given, verb: str, least: float, most: float) -> float:
     number = _number(given)
-    if number is None or not 1.0 <= number <= LONGEST_RECORD_S:
-        raise CommandError(f"record takes 1 to {LONGEST_RECORD_S:.0f} seconds, not {_shown(given)}")
+    if number is None or not least <= number <= most:
+        raise CommandError(f"{verb} takes {least:.0f} to {most:.0f} seconds, not {_shown(given)}")
     return number
 
 
-def _trace_seconds(given: Given) -> float:
-    number = _number(given)
-    if number is None or not 0.0 <= number <= LONGEST_TRACE_S:
-        raise CommandError(
-            f"trace takes at most {LONGEST_TRACE_S:.0f} seconds, and 0 to end a running one, not {_shown(given)}"
-        )
-    return number
+def _printable(text: str) -> str:
+    if not text.strip().isprintable():
+        raise CommandError(f"inspect: the id of a part has only printable characters, not {quoted(text)}")
+    return text.strip()
 
 
-def _part(given: str) -> str:
-    given = given.strip()
-    if not given.isprintable():
-        raise CommandError(f"inspect: the id of a part has only printable characters, not {quoted(given)}")
-    return given
+def _line_of(text: str) -> Fields:
+    if not text:
+        raise CommandError(f"reset takes the name of a line, or {ALL}, not nothing")
+    return {"line": text}
+
+
+def _state_of(text: str) -> Fields:
+    state, _, value = text.partition("=")
+    return {"state": state, "value": value}
+
+
+def _renamed(body: Fields) -> Fields:
+    return {"name" if key == "value" else key: value for key, value in body.items()}
 
 
 def _shown(given: Given) -> str:
@@ -341,10 +292,47 @@ _READERS: Mapping[str, Callable[[Given, str], Value]] = {
 }
 _NAMED = ("zone", "line", "filter")
 """Settings that each zone, line or filter has."""
-_ACTIONS = ("snapshot", "record", "inspect", "accept", "reset", "teach", "forget")
+
+
+class _Row(Struct, frozen=True):
+    """A command: the request on `cmd/<verb>`, and what becomes of it.
+
+    Attributes:
+        body: JSON of the request.
+        read: returns the fields of a `Command` from those of the body, or raises CommandError.
+        from_text: returns fields of the body from the text of a message on `<stream>/set/<verb>`; None: it has no
+            such form.
+    """
+
+    body: type[_Body]
+    read: Callable[[Fields], Fields] = dict
+    from_text: Callable[[str], Fields] | None = None
+
+
+_COMMANDS: Mapping[str, _Row] = {
+    "set": _Row(_Set, _read_set),
+    "snapshot": _Row(_OfStream, from_text=lambda _: {}),
+    "record": _Row(
+        _Record,
+        lambda body: {**body, "seconds": _seconds(body["seconds"], "record", 1.0, LONGEST_RECORD_S)},
+        lambda text: {"seconds": text},
+    ),
+    "inspect": _Row(
+        _Inspect, lambda body: {**body, "part": _printable(body["part"])}, lambda text: {"part": text}
+    ),
+    "accept": _Row(_OfStream, from_text=lambda _: {}),
+    "reset": _Row(_Reset, lambda body: {**body, "line": "" if body["line"] == ALL else body["line"]}, _line_of),
+    "teach": _Row(_Teach, _renamed, _state_of),
+    "forget": _Row(_Forget, _renamed, _state_of),
+    "reload": _Row(_Body),
+    "doctor": _Row(_Body),
+    "status": _Row(_Body),
+    "trace": _Row(_Trace, lambda body: {"seconds": _seconds(body["seconds"], "trace", 0.0, LONGEST_TRACE_S)}),
+}
+"""All commands by verb. A new one is a row here, with its body; `CommandHandler` or a feature executes it."""
+VERBS = tuple(_COMMANDS)
+_ACTIONS = tuple(verb for verb, row in _COMMANDS.items() if row.from_text is not None)
 """Commands of a stream that set nothing."""
-_NEAR = (*(name for name in _READERS if name not in _NAMED), *_ACTIONS)
-"""Words that are suggested for a misspelt one."""
 
 
 def check_answer_topic(topic: str, topics: Topics, verb: str) -> None:

@@ -10,13 +10,12 @@ import time
 import uuid
 from datetime import datetime
 from pathlib import PurePath
-from typing import Any
+from typing import Annotated, Any, ClassVar
 
 import msgspec
-from msgspec import Raw, Struct
+from msgspec import Meta, Raw, Struct
 
-from agent.comms.crossings import LineMessage
-from agent.health import LinkHealth, StreamHealth
+from agent.health import HealthMessage
 from agent.structs import json_decoder
 from agent.types import Clip, Detection, EventKind, Stored, Track, Verdict
 
@@ -130,7 +129,59 @@ class VerdictMessage(Struct, frozen=True):
     first_seq: int = 0
 
 
-class SensorMessage(Struct, frozen=True):
+class RetainedMessage(Struct, frozen=True):
+    """A retained topic of a stream. A new one is a struct below, that a feature hands to `Reporter.retain`.
+
+    Attributes:
+        LEVEL: level of its topic below the stream's; one more is the field `name`, if there is one.
+        FADES: True if it says what is seen now, and is deleted when the stream stops.
+        IS_COUNT: True if it is only published with `publish.counts`.
+    """
+
+    LEVEL: ClassVar[str] = ""
+    FADES: ClassVar[bool] = False
+    IS_COUNT: ClassVar[bool] = True
+
+
+_Number = Annotated[int, Meta(ge=0, le=2**53)]
+"""Number of crossings that every JSON reader takes exactly."""
+_IN_OUT = {"inwards": "in", "outwards": "out"}
+
+
+class LabelCrossings(Struct, frozen=True, rename=_IN_OUT):
+    """Crossings of a line by objects of one label.
+
+    Attributes:
+        inwards, outwards: their number; `in` and `out` in JSON.
+    """
+
+    inwards: _Number = 0
+    outwards: _Number = 0
+
+
+class LineMessage(RetainedMessage, frozen=True, rename=_IN_OUT):
+    """`<device>/<stream>/line/<name>`, retained: the crossings of a line.
+
+    Attributes:
+        device, stream: where it is.
+        name: of the line.
+        inwards, outwards: number of all crossings; `in` and `out` in JSON.
+        since: UTC from which on they are counted: the first start with the line, or the newest `reset`.
+        labels: crossings by label.
+    """
+
+    LEVEL = "line"
+
+    device: str
+    stream: str
+    name: str
+    inwards: int
+    outwards: int
+    since: datetime
+    labels: dict[str, LabelCrossings] = {}
+
+
+class SensorMessage(RetainedMessage, frozen=True):
     """`<device>/<stream>/sensor/<name>`, retained: the value of a state that was taught; empty: not known.
 
     Attributes:
@@ -142,6 +193,8 @@ class SensorMessage(Struct, frozen=True):
         values: that it can have besides `unsure`.
     """
 
+    LEVEL, FADES = "sensor", True
+
     device: str
     stream: str
     name: str
@@ -151,7 +204,7 @@ class SensorMessage(Struct, frozen=True):
     values: tuple[str, ...]
 
 
-class InspectionMessage(Struct, frozen=True):
+class InspectionMessage(RetainedMessage, frozen=True):
     """`<device>/<stream>/inspection`, retained: the counters of the current shift.
 
     Attributes:
@@ -163,6 +216,8 @@ class InspectionMessage(Struct, frozen=True):
         reasons: parts that were not ok by reason.
         last: verdict on the newest part.
     """
+
+    LEVEL = "inspection"
 
     device: str
     stream: str
@@ -190,7 +245,7 @@ class StreamProblem(Struct, frozen=True):
     detail: str = ""
 
 
-class ConditionMessage(Struct, frozen=True):
+class ConditionMessage(RetainedMessage, frozen=True):
     """`<device>/<stream>/condition`, retained: what is wrong with a stream whose inputs come; empty: not known.
 
     Attributes:
@@ -199,150 +254,12 @@ class ConditionMessage(Struct, frozen=True):
         zones_suspended: True while the camera's zones are not used, since it has moved.
     """
 
+    LEVEL, FADES, IS_COUNT = "condition", True, False
+
     device: str
     stream: str
     problems: tuple[StreamProblem, ...]
     zones_suspended: bool = False
-
-
-class SpoolHealth(Struct, frozen=True):
-    """State of the spool.
-
-    Attributes:
-        waiting: events not yet acknowledged.
-        bytes: size of these.
-        dropped: events dropped undelivered, ever.
-        on: `disk`, or `memory` while the disk fails.
-        dropped_by: the dropped by reason: `bytes`, limit of the spool; `unsendable`, no broker accepts them.
-        first_seq: the first number of this run of the daemon, see `EventMessage`.
-    """
-
-    waiting: int
-    bytes: int
-    dropped: int
-    on: str
-    dropped_by: dict[str, int] = {}
-    first_seq: int = 0
-
-
-class ClipsHealth(Struct, frozen=True):
-    """State of the clips of all streams.
-
-    Attributes:
-        saved, failed: since the start.
-        deleted: since the start, because they were too old or to make room for newer ones.
-        kept, bytes: number and size of the clips on the board's disk.
-        trouble: why none can be saved; empty: no reason is known.
-        written: bytes written to the disk since the start: flash memory wears by them.
-    """
-
-    saved: int
-    failed: int
-    deleted: int
-    kept: int
-    bytes: int
-    trouble: str = ""
-    written: int = 0
-
-
-class FusionHealth(Struct, frozen=True):
-    """State of one fused event.
-
-    Attributes:
-        on: True while it goes on.
-        events: since it was configured.
-        away: streams and texts of its condition that are away now: what they would say is unknown.
-    """
-
-    on: bool
-    events: int
-    away: tuple[str, ...] = ()
-
-
-class SupplyHealth(Struct, frozen=True):
-    """Warnings of the board about its supply and heat.
-
-    Each is `under-voltage`, `throttled`, `the frequency is capped`, or `the soft temperature limit is reached`.
-
-    Attributes:
-        now: those that hold now, or have held for a moment in the last ten seconds.
-        before: others that held earlier: since the board started on a Raspberry Pi, else since the daemon did.
-    """
-
-    now: tuple[str, ...] = ()
-    before: tuple[str, ...] = ()
-
-
-class BatteryHealth(Struct, frozen=True):
-    """State of the board's battery.
-
-    Attributes:
-        status: `charging`, `discharging`, `not charging`, `full` or `unknown`.
-        percent: charge, 0 to 100; None: it does not tell.
-    """
-
-    status: str
-    percent: int | None = None
-
-
-class HealthMessage(Struct, frozen=True):
-    """`<device>/health`, retained.
-
-    Attributes:
-        version: of Vedette.
-        at: UTC.
-        uptime_s: of the daemon, s.
-        streams: by name.
-        spool: see `SpoolHealth`.
-        rss_mb: resident memory of the daemon, MB.
-        temperature_c: of the processor's hottest thermal zone, °C; None: there is none.
-        hot: True from `thermal.warn_c` until the temperature is 5 °C below it.
-        power_w: power that the board takes, W; None: unknown.
-        power_from: sensor that measured it, such as `ina219` or `pmic`; `estimate`: made from the load and
-            published figures; empty: unknown.
-        supply: see `SupplyHealth`; None: the board gives no warnings, or they are unknown.
-        battery: see `BatteryHealth`; None: there is none, or it is unknown.
-        link: see `LinkHealth`; None: there was no connection when this was written.
-        waits_for_restart: keys, such as `storage.state_dir`, that were changed in the file and need a restart.
-        clips: see `ClipsHealth`; None: no stream makes any.
-        homeassistant: why Home Assistant does not find this device; empty: no reason is known.
-        commands_off: why no commands are accepted from the broker; empty: they are.
-        state_folder: what happened to the state folder while the daemon ran, or that changes by commands are not
-            written to it yet; empty: nothing.
-        fusion: fused events by name.
-        texts_refused: texts that were refused since the start, by name of the input; without those of none.
-        cpu: share of all processors that any program used over the last interval, 0..1; None: not known.
-        memory_available_mb: memory that programs can still get without swapping, MB; None: not known.
-        metrics: why the metrics are not served as configured; empty: they are, or none are wanted.
-        page: why the page is not served as configured; empty: it is, or none is wanted.
-        unmet: why the board stays too hot, or its supply too weak, though all have given way; empty: neither.
-    """
-
-    version: str
-    at: datetime
-    uptime_s: float
-    streams: dict[str, StreamHealth]
-    spool: SpoolHealth
-    rss_mb: float
-    temperature_c: float | None = None
-    hot: bool = False
-    power_w: float | None = None
-    power_from: str = ""
-    supply: SupplyHealth | None = None
-    battery: BatteryHealth | None = None
-    link: LinkHealth | None = None
-    waits_for_restart: tuple[str, ...] = ()
-    clips: ClipsHealth | None = None
-    homeassistant: str = ""
-    commands_off: str = ""
-    state_folder: str = ""
-    fusion: dict[str, FusionHealth] = {}
-    texts_refused: dict[str, int] = {}
-    cpu: float | None = None
-    memory_available_mb: int | None = None
-    metrics: str = ""
-    page: str = ""
-    unmet: str = ""
 
 
 SCHEMA_VERSION = 1

@@ -12,7 +12,6 @@ from typing import Protocol
 from msgspec.structs import replace
 
 from agent.comms import messages
-from agent.comms.crossings import LineMessage
 from agent.comms.topics import Topics
 from agent.config import PublishConfig
 from agent.types import Event, EventKind, OpenTrack, PartVerdict, StageTimes, StreamBudget, StreamResult, Track
@@ -149,8 +148,7 @@ class Reporter:
         self._seen: dict[tuple[str, str], None] = {}
         self._measured: dict[str, float] = {}
         self._values: dict[str, tuple[float, float]] = {}
-        self._sensors: set[str] = set()
-        self._has_condition = False
+        self._fading: set[str] = set()
 
     def report(self, seq: int, at: datetime, result: StreamResult, backend: str, variant: str) -> None:
         """Publish the result of one frame, or of some sound, with its number and time of capture."""
@@ -212,13 +210,9 @@ class Reporter:
         with self._lock:
             self._stopped = True
             self._samples.drop()
-            for label in self._values:
-                self._board.retain(self._topics.value(self._stream, label), b"")
-            self._values.clear()
-            for name in self._sensors:
-                self._board.retain(self._topics.sensor(self._stream, name), b"")
-            self._sensors.clear()
-            self._clear_condition()
+            for topic in self._fading:
+                self._board.retain(topic, b"")
+            self._fading.clear()
 
     @property
     def stopped(self) -> bool:
@@ -329,21 +323,29 @@ class Reporter:
                 if has_changed and (known is None or now_s - at_s >= self._config.values_every_s):
                     self._values[label] = value, now_s
                     topic = self._topics.value(self._stream, label)
+                    self._fading.add(topic)
                     self._board.retain(topic, f"{value:.9g}".encode(), patient=True)
 
-    def sensor(self, message: messages.SensorMessage) -> None:
-        """Set the value of a taught state; after `stop` drop it."""
+    def retain(self, message: messages.RetainedMessage) -> None:
+        """Set a retained topic of the stream; what fades is dropped after `stop`, the others after `close`."""
+        topic = self._topics.retained(self._stream, message.LEVEL, getattr(message, "name", ""))
         with self._lock:
-            if not self._stopped and self._config.counts:
-                self._sensors.add(message.name)
-                self._board.retain(self._topics.sensor(self._stream, message.name), messages.encode(message))
+            is_over = self._stopped if message.FADES else self._closed
+            if is_over or (message.IS_COUNT and not self._config.counts):
+                return
+            if message.FADES:
+                self._fading.add(topic)
+            # Counts change with events, and can be sent with them.
+            patient = self._config.events and not message.FADES
+            self._board.retain(topic, messages.encode(message), patient=patient)
 
-    def clear_sensor(self, name: str) -> None:
-        """Make the value of a taught state unknown."""
+    def clear(self, kind: type[messages.RetainedMessage], name: str = "") -> None:
+        """Delete a topic of the stream; one that fades, only if this run has set it."""
+        topic = self._topics.retained(self._stream, kind.LEVEL, name)
         with self._lock:
-            if name in self._sensors:
-                self._sensors.discard(name)
-                self._board.retain(self._topics.sensor(self._stream, name), b"")
+            if not kind.FADES or topic in self._fading:
+                self._fading.discard(topic)
+                self._board.retain(topic, b"")
 
     def verdict(self, verdict: PartVerdict, judged_ms: float, picture: str, backend: str, variant: str) -> None:
         """Publish the verdict on a part, also after `stop`, since its reject output has acted; not after `close`.
@@ -376,41 +378,6 @@ class Reporter:
         with self._lock:
             if self._config.events and not self._closed:
                 self._events.put(self._topics.verdicts(self._stream), messages.encode(message))
-
-    def inspection(self, message: messages.InspectionMessage) -> None:
-        """Set the counters of inspected parts; after `close` they stay as they are."""
-        with self._lock:
-            if self._config.counts and not self._closed:
-                topic = self._topics.inspection(self._stream)
-                self._board.retain(topic, messages.encode(message), patient=self._config.events)
-
-    def line(self, message: LineMessage) -> None:
-        """Set the crossings of a line; after `close` they stay as they are."""
-        with self._lock:
-            if self._config.counts and not self._closed:
-                topic = self._topics.line(self._stream, message.name)
-                self._board.retain(topic, messages.encode(message), patient=self._config.events)
-
-    def clear_line(self, name: str) -> None:
-        """Delete the topic of a line that is gone."""
-        self._board.retain(self._topics.line(self._stream, name), b"")
-
-    def clear_condition(self) -> None:
-        """Make the condition of the stream unknown."""
-        with self._lock:
-            self._clear_condition()
-
-    def _clear_condition(self) -> None:
-        if self._has_condition:
-            self._has_condition = False
-            self._board.retain(self._topics.condition(self._stream), b"")
-
-    def condition(self, message: messages.ConditionMessage) -> None:
-        """Set the problems of the stream; after `stop` drop them."""
-        with self._lock:
-            if not self._stopped:
-                self._has_condition = True
-                self._board.retain(self._topics.condition(self._stream), messages.encode(message))
 
     @property
     def quick_bytes(self) -> int:

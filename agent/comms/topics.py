@@ -67,6 +67,10 @@ class Topics(Struct, frozen=True):
         """QoS 1, never retained."""
         return f"{self._own}/{stream}/verdicts"
 
+    def retained(self, stream: str, level: str, name: str = "") -> str:
+        """Retained JSON: see `RetainedMessage`."""
+        return f"{self._own}/{stream}/{level}/{name}".removesuffix("/")
+
     def inspection(self, stream: str) -> str:
         """Retained JSON: counters of inspected parts."""
         return f"{self._own}/{stream}/inspection"

@@ -12,12 +12,19 @@ Host = Annotated[str, Meta(min_length=1)]
 Port = Annotated[int, Meta(ge=0, le=65535)]
 Transport = Literal["tcp", "websockets"]
 MqttVersion = Literal["auto", "5", "3.1.1"]
-_PREFIX = {"use": "use one or more parts with / between them, none of them empty; leave out + and #"}
+_PREFIX = {
+    "use": "use one or more parts with / between them, none of them empty, without +, # and control characters, "
+    "the first of them without $ at its beginning"
+}
+_USERNAME = {"use": "leave out control characters"}
 _WS_PATH = {"use": "begin with /, and use printable ASCII characters without spaces"}
 _ALPN = {"use": "use 1 to 255 printable ASCII characters without spaces"}
 WsPath = Annotated[str, Meta(pattern=r"^/[!-~]*$", extra=_WS_PATH)]
 Alpn = tuple[Annotated[str, Meta(pattern=r"^[!-~]{1,255}$", extra=_ALPN)], ...]
-Prefix = Annotated[str, Meta(pattern=r"^[^+#/\x00]+(/[^+#/\x00]+)*$", extra=_PREFIX)]
+# Brokers end a connection that sends a control character in a name: MQTT 5.0, section 1.5.4.
+_LEVEL = r"[^+#/\x00-\x1f\x7f-\x9f]+"
+Prefix = Annotated[str, Meta(pattern=rf"^(?!\$){_LEVEL}(/{_LEVEL})*$", extra=_PREFIX)]
+Username = Annotated[str, Meta(pattern=r"^[^\x00-\x1f\x7f-\x9f]*$", extra=_USERNAME)]
 
 
 class FallbackConfig(Struct, frozen=True, forbid_unknown_fields=True):
@@ -37,7 +44,7 @@ class FallbackConfig(Struct, frozen=True, forbid_unknown_fields=True):
     port: Port | None = None
     transport: Transport | None = None
     ws_path: WsPath | None = None
-    username: str | None = None
+    username: Username | None = None
     password_file: str | None = None
     tls: bool | None = None
     ca_file: str | None = None
@@ -83,7 +90,7 @@ class MqttConfig(Struct, frozen=True, forbid_unknown_fields=True):
     port: Port = 0
     transport: Transport = "tcp"
     ws_path: WsPath = "/mqtt"
-    username: str = ""
+    username: Username = ""
     password_file: str = ""
     tls: bool = False
     ca_file: str = ""

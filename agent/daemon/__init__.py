@@ -1,6 +1,6 @@
 """The daemon: streams from their sources to the broker, as the configuration says."""
 
-from agent.comms.deferred import defer
+from agent.comms import defer
 
 # shutil imports them for archives, which the daemon never packs: 0.4 MB.
 defer("bz2")

@@ -129,7 +129,7 @@ class ConfigManager:
         again = what == "enabled" and value is True and self._runtime.streams[stream].state in ("failed", "ended")
         if config == self.config and overrides == self._overrides and not again:
             return self._warning
-        if overrides != self._overrides and self._writes.allow() != "take":
+        if overrides != self._overrides and not self._writes.allow():
             raise CommandError("too many changes in a short time; try again in a few seconds")
         live = not again and self._runtime.streams[stream].can_adjust(config.streams[stream])
         plan = None if live else self._plan(stream, config)

@@ -18,14 +18,23 @@ from agent.board.monitor import PowerMonitor
 from agent.board.proc import boot_id, read_memory
 from agent.board.process import resident_mb
 from agent.comms import messages
-from agent.comms.messages import BatteryHealth, SpoolHealth, SupplyHealth
-from agent.comms.mqtt.session import LinkState
+from agent.comms.mqtt.publisher import LinkState
 from agent.config.load import names
 from agent.daemon.control import ConfigManager
 from agent.daemon.runtime import Runtime
 from agent.daemon.streams.stream import Stream
 from agent.errors import StorageError, reason_of
-from agent.health import HEALTH_FILE, DaemonHealth, LinkHealth, StreamHealth, StreamReport
+from agent.health import (
+    HEALTH_FILE,
+    BatteryHealth,
+    DaemonHealth,
+    HealthMessage,
+    LinkHealth,
+    SpoolHealth,
+    StreamHealth,
+    StreamReport,
+    SupplyHealth,
+)
 from agent.storage.files import write_atomic
 from agent.storage.spool.spool import Spool
 
@@ -111,7 +120,7 @@ class HealthPublisher:
             self._resident_mb = resident_mb()
         busy = self._read_streams()
         celsius, power = self._board.heat.celsius, self._board.power.power
-        message = messages.HealthMessage(
+        message = HealthMessage(
             version=__version__,
             at=datetime.now(UTC),
             uptime_s=round(time.monotonic() - runtime.began_s, 1),

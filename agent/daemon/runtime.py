@@ -12,7 +12,7 @@ from weakref import WeakSet
 from msgspec.structs import replace
 
 from agent.board.monitor import BoardMonitor
-from agent.board.proc import ADVICE, cpu_info_unreadable, read_clock
+from agent.board.proc import ADVICE, cpu_info_unreadable
 from agent.capture.camera import Cameras
 from agent.comms.mqtt.endpoint import commands_off
 from agent.comms.mqtt.publisher import Publisher
@@ -119,7 +119,6 @@ class Runtime:
             config.mqtt,
             self.topics,
             spool,
-            lambda: read_clock().synchronised,
             lambda name: name in self.streams or name in self.config.fusion,
             lambda: {name: stream.config for name, stream in dict(self.streams).items()},
         )

@@ -25,7 +25,7 @@ from agent.comms.mqtt.publisher import Publisher
 from agent.comms.topics import Topics
 from agent.config import StorageConfig
 from agent.config.mqtt import MqttConfig
-from agent.health import StreamHealth
+from agent.health import HealthMessage, SpoolHealth, StreamHealth
 from agent.storage.spool.spool import Spool
 from agent.types import Track
 
@@ -98,9 +98,9 @@ def discovery(topics: Topics) -> bytes:
 def health() -> bytes:
     """Return the health message of a device whose streams run."""
     stream = StreamHealth("running", "", 10.0, 8.0, 40.0, 1000, 0, 0, 1, "nanodet", "cpu", "416")
-    spool = messages.SpoolHealth(0, 0, 0, "memory")
+    spool = SpoolHealth(0, 0, 0, "memory")
     streams = dict.fromkeys(STREAMS, stream)
-    return messages.encode(messages.HealthMessage("0.1.0", datetime.now(UTC), 60.0, streams, spool, 90.0, 55.0))
+    return messages.encode(HealthMessage("0.1.0", datetime.now(UTC), 60.0, streams, spool, 90.0, 55.0))
 
 
 def devices(names: list[str], port: int, orders: Connection) -> None:

@@ -40,7 +40,7 @@ sys.path.insert(0, str(common.ROOT))
 
 from agent.comms.consumer.client import BrokerOptions
 from agent.comms.consumer.subscribe import Subscriber
-from agent.comms.messages import HealthMessage
+from agent.health import HealthMessage
 from agent.storage.spool.recovery import History
 from tests.support.publishing import from_one
 from tests.support.slow_link import SlowLink

@@ -9,8 +9,8 @@ from datetime import UTC, datetime
 import common
 
 from agent.comms import messages
-from agent.comms.mqtt.connection import Connection, WakeupPipe
-from agent.comms.mqtt.paho_client import Protocol, PublishProperties
+from agent.comms.mqtt import connection as module
+from agent.comms.mqtt.connection import Connection, Protocol, WakeupPipe, publish_properties
 from agent.config.mqtt import MqttConfig
 from agent.types import Track
 
@@ -64,7 +64,7 @@ def _cpu_us(port: int, variant: tuple[Protocol, bool], body: bytes, count: int) 
     wake = WakeupPipe()
     connection.open(wake, lambda: 10.0, 10.0)
     if not properties:
-        connection._properties = None
+        module.publish_properties = lambda *_: None  # type: ignore[assignment,return-value]
     began, sent, done = time.process_time(), 0, 0
     while done < count:
         while sent - done < connection.window and sent < count:
@@ -81,7 +81,7 @@ def _cpu_us(port: int, variant: tuple[Protocol, bool], body: bytes, count: int) 
 
 def _properties_bytes() -> int:
     """Return the size of an event's properties, bytes."""
-    return len(PublishProperties(MqttConfig().event_expiry_s).select(b"{}", "event").pack())
+    return len(publish_properties(b"{}", "event", MqttConfig().event_expiry_s).pack())
 
 
 if __name__ == "__main__":

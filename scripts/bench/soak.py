@@ -22,7 +22,7 @@ sys.path.insert(0, str(common.ROOT))
 
 from agent.comms.consumer.client import BrokerOptions
 from agent.comms.consumer.subscribe import Subscriber
-from agent.comms.messages import HealthMessage
+from agent.health import HealthMessage
 from tests.support.soundserver import SoundServer
 
 RATE = 16_000

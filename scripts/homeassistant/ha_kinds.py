@@ -12,7 +12,7 @@ from ha_scene import DEVICE, UNKNOWN, Scene
 from ha_streams import MEASURED, PLATE, READING, WORD
 
 from agent.features.homeassistant import discovery
-from agent.features.homeassistant.device import slug
+from agent.features.homeassistant.discovery import slug
 from agent.features.homeassistant.message import _NEEDS
 from tests.support.publishing import TOPICS
 from tests.support.soundscape import ALARM

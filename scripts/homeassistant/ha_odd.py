@@ -9,12 +9,11 @@ from datetime import UTC, datetime
 from ha_scene import Scene
 from msgspec.structs import replace
 
-from agent.comms.messages import EventMessage, HealthMessage, Latency, ModelId, SpoolHealth, encode, new_id
+from agent.comms.messages import EventMessage, Latency, ModelId, encode, new_id
 from agent.comms.topics import Topics
-from agent.features.homeassistant.device import DeviceEntitySource, StreamEntitySource, ZoneLabel
-from agent.features.homeassistant.discovery import entities
+from agent.features.homeassistant.discovery import DeviceEntitySource, StreamEntitySource, ZoneLabel, entities
 from agent.features.homeassistant.message import message, topic
-from agent.health import StreamHealth
+from agent.health import HealthMessage, SpoolHealth, StreamHealth
 from agent.types import Attribute, EventKind, Track
 
 _LABELS = (
@@ -50,7 +49,7 @@ DEVICE = DeviceEntitySource(
 
 def names_of_every_kind(scene: Scene) -> None:
     """Whatever streams, zones and labels are called, and whatever their model finds."""
-    told = entities(DEVICE, (), 16).components
+    told = entities(DEVICE, (), 16)
     scene.say(topic("homeassistant", _TOPICS.device), message(DEVICE, told, {}), retain=True)
     scene.say(_TOPICS.status, b"online", retain=True)
     scene.say(_TOPICS.health, encode(_health()), retain=True)

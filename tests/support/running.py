@@ -19,7 +19,8 @@ from typing import Any, Self
 import msgspec
 import tomli_w
 
-from agent.comms.messages import EventMessage, HealthMessage
+from agent.comms.messages import EventMessage
+from agent.health import HealthMessage
 from tests.support.mosquitto import HOST, Mosquitto
 from tests.support.publishing import TOPICS, events_of, from_one, in_order, wait_for
 from tests.support.received import Messages

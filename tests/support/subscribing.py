@@ -6,7 +6,7 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 from agent.comms.mqtt.connection import Connection
-from agent.comms.mqtt.paho_client import Subscriptions
+from agent.comms.mqtt.inbox import Subscriptions
 
 
 class Client:

@@ -112,7 +112,7 @@ def test_a_broker_that_refuses_us_is_passed_over_at_once(
             wait_for(lambda: publisher.state.connected, 50.0)
             assert publisher.state.is_fallback
             wait_for(lambda: spool.stats().waiting == 0)
-    assert "refuses user 'cam': not authorised" in caplog.text
+    assert "refuses user 'cam': not authorized" in caplog.text
     assert "s3cret" not in caplog.text + str(publisher.state)
 
 

@@ -15,9 +15,10 @@ import msgspec
 import numpy as np
 import pytest
 
-from agent.comms.messages import ClipMessage, ClipsHealth
+from agent.comms.messages import ClipMessage
 from agent.daemon.command_handler import LONGEST_S
 from agent.daemon.runtime import STOP_TIMES
+from agent.health import ClipsHealth
 from agent.types import Array
 from tests.support.clip_pictures import frames_of, play
 from tests.support.doubles import person_model

@@ -12,10 +12,10 @@ from click.testing import CliRunner, Result
 
 from agent.cli.command import command
 from agent.cli.demo import EmbeddedBroker
-from agent.comms.consumer.request import NoAnswerError
+from agent.comms.consumer.client import NoAnswerError
 from agent.errors import BrokerError
 from tests.support.doubles import person_model
-from tests.support.hostile import CONNACK_5, peer, read_packet, until_left
+from tests.support.hostile import peer, read_packet, until_left
 from tests.support.mosquitto import HOST, Mosquitto, free_port
 from tests.support.operator import Operator
 from tests.support.publishing import TOPICS, wait_for
@@ -124,17 +124,22 @@ def test_who_may_not_command_is_told_so(tmp_path: Path) -> None:
             hear(operator.messages, 2)
 
             def as_user(user: str) -> Result:
-                return call(broker.port, "-u", user, "--password-file", str(tmp_path / user), "porch", "status")
+                return call(
+                    broker.port,
+                    "--timeout",
+                    "5s",
+                    "-u",
+                    user,
+                    "--password-file",
+                    str(tmp_path / user),
+                    "porch",
+                    "status",
+                )
 
             assert as_user("chief").exit_code == 0
             done = as_user("kitchen")
             assert done.exit_code == 3
-            assert done.output.startswith(
-                "vedette: the broker does not let 'kitchen' command porch: not authorised"
-            )
-            assert done.output.rstrip().endswith(
-                "check --username and --password-file, and the broker's access list"
-            )
+            assert_names(done.output, "the broker's access list does not let 'kitchen' command it")
             with pytest.raises(BrokerError, match=r"refuses 'nobody': .* check --username and --password-file"):
                 as_user("nobody")
 
@@ -184,16 +189,16 @@ def test_plain_words_at_a_port_of_tls_are_answered_with_a_hint(tmp_path: Path) -
 
 def test_the_timeout_holds_for_a_broker_that_keeps_silent_too() -> None:
     with peer(until_left) as port:  # hangs up after 5 s
-        with pytest.raises(BrokerError, match=f"the broker at {HOST}:{port} does not answer"):
+        with pytest.raises(BrokerError, match=f"the broker at {HOST}:{port} refuses .*: no answer to CONNECT"):
             call(port, "--timeout", "1s", "porch", "status")
-        with pytest.raises(BrokerError, match="no answer; is it running there"):
+        with pytest.raises(BrokerError, match="no answer; if it speaks no TLS there"):
             call(port, "--tls", "--timeout", "1s", "porch", "status")
 
 
 def test_the_timeout_holds_for_a_broker_that_lets_us_in_and_keeps_silent_then() -> None:
     def mute(connection: socket.socket) -> None:
         read_packet(connection)
-        connection.sendall(CONNACK_5)
+        connection.sendall(b"\x20\x02\x00\x00")
         until_left(connection)
 
     with peer(mute) as port, pytest.raises(BrokerError, match="does not answer the subscription"):

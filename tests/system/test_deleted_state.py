@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from agent.comms.messages import HealthMessage
+from agent.health import HealthMessage
 from tests.support.doubles import person_model
 from tests.support.mosquitto import Mosquitto
 from tests.support.operator import Operator

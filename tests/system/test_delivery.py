@@ -19,7 +19,7 @@ import msgspec
 import pytest
 from msgspec.structs import replace
 
-from agent.comms.mqtt import publisher as mqtt
+from agent.comms.mqtt import endpoint
 from agent.comms.mqtt.connection import ConnectionTimings
 from agent.comms.mqtt.publisher import Publisher
 from agent.config import StorageConfig, StreamConfig, ZoneConfig
@@ -91,11 +91,11 @@ def test_a_wrong_password_is_said_once_and_never_shown_as_online(
             log = broker.folder / "mosquitto.log"
             wait_for(lambda: log.read_text().count("not authorised") >= 3)  # it keeps trying
             assert not publisher.state.connected
-            assert "not authorised" in publisher.state.detail
+            assert "not authorized" in publisher.state.detail
         assert len(messages) == 0
         said = warnings(caplog)
         assert len(said) == 1
-        assert f"{HOST}:{broker.port}: refuses user 'cam': not authorised" in said[0]
+        assert f"{HOST}:{broker.port}: refuses user 'cam': not authorized" in said[0]
         assert "not-it" not in caplog.text
 
 
@@ -108,7 +108,7 @@ def test_a_password_that_is_corrected_is_used_without_a_restart(
     with Mosquitto(tmp_path, users={"cam": "s3cret"}) as broker:
         config = broker.config(password_file=str(secret), reconnect_max_s=0.2)
         with device(tmp_path, config) as (_, publisher):
-            wait_for(lambda: "not authorised" in publisher.state.detail)
+            wait_for(lambda: "not authorized" in publisher.state.detail)
             secret.write_text("s3cret\n")
             wait_for(lambda: publisher.state.connected)
     assert "back after" in caplog.text
@@ -150,7 +150,7 @@ def test_tls_at_a_plain_port_is_answered_with_a_hint(
 ) -> None:
     config = MqttConfig(host=HOST, port=broker.port, tls=True, reconnect_max_s=0.2)
     with device(tmp_path, config) as (_, publisher):
-        wait_for(lambda: "if it speaks no TLS there, set [mqtt] tls = false" in publisher.state.detail)
+        wait_for(lambda: "if it speaks no TLS there, leave out [mqtt] tls" in publisher.state.detail)
     assert len(warnings(caplog)) == 1
 
 
@@ -436,7 +436,7 @@ def test_another_device_with_our_name_does_not_make_us_offline(
     with device(tmp_path, broker.config()) as (_, publisher):
         wait_for(lambda: publisher.state.connected)
         for turn in range(2):
-            monkeypatch.setattr(mqtt, "client_id", Mock(return_value=f"twin{turn}"))
+            monkeypatch.setattr(endpoint, "client_id", Mock(return_value=f"twin{turn}"))
             twin = Publisher(broker.config(), TOPICS, Kept())
             twin.start()
             messages.wait(lambda m: statuses(m)[-2:] == [b"online", b"online"])

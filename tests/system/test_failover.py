@@ -7,8 +7,8 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from agent.comms.messages import DetectionsMessage, HealthMessage
-from agent.health import StreamHealth
+from agent.comms.messages import DetectionsMessage
+from agent.health import HealthMessage, StreamHealth
 from tests.support.delegates import COMPILER, NO_COMPILER, compiled, picture_model
 from tests.support.mosquitto import Mosquitto
 from tests.support.publishing import TOPICS

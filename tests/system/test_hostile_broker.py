@@ -48,7 +48,7 @@ _BOUND_MB = 96.0
 COUNT = TOPICS.count("front", "person").encode()
 
 
-PATIENT = ConnectionTimings(answer_s=30.0, connect_s=30.0, uneasy_s=60.0, silence_s=100.0)
+PATIENT = ConnectionTimings(answer_s=30.0, connect_s=30.0, silence_s=100.0)
 IMPATIENT = ConnectionTimings(answer_s=3.0, connect_s=3.0)
 """For brokers that keep silent."""
 device = partial(usual_device, timings=PATIENT)
@@ -103,8 +103,6 @@ def survived(
     assert held_mb() - before < _BOUND_MB
     assert [e.seq for e in in_order(events_of(messages.of(EVENTS)))] == [1, 2, 3, 4, 5]
     said = [r.getMessage() for r in caplog.records if r.levelno >= logging.WARNING]
-    # On a busy machine an attack may take longer than a broker is given for its first acknowledgement.
-    said = [one for one in said if "has acknowledged nothing" not in one] or said
     assert len(said) == lines, said
     assert len(said[0]) < 500
     assert said[0].isprintable()
@@ -163,41 +161,6 @@ def test_it_accepts_and_never_acknowledges(
     said = survived(tmp_path, broker, swallow, caplog, times=2, timings=replace(PATIENT, silence_s=2.0))
     assert "no acknowledgement for" in said
     assert counted == [3, 3], "no more than the window"
-
-
-def test_it_acknowledges_nothing_for_a_while(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    caplog.set_level(logging.INFO)
-    timings = replace(PATIENT, uneasy_s=0.5)
-    with (
-        Mosquitto(tmp_path) as broker,
-        device(tmp_path, broker.config(), timings=timings) as (spool, publisher),
-    ):
-        wait_for(lambda: publisher.state.connects and "connected, MQTT 5" in caplog.text)
-        broker.freeze()
-        spool.put(EVENTS, event())
-        wait_for(lambda: "has acknowledged nothing for" in caplog.text)
-        time.sleep(1.0)
-        broker.thaw()
-        wait_for(lambda: spool.stats().waiting == 0)
-        assert publisher.state.connects == 1
-    said = [record.getMessage() for record in caplog.records if record.name == "agent.comms.mqtt.session"]
-    first, second, third = said
-    assert "connected, MQTT 5" in first
-    assert "has acknowledged nothing for" in second
-    assert "back after" in third
-
-
-def test_it_accepts_and_goes_on_acknowledging_nothing_which_is_told_once(
-    tmp_path: Path, broker: Mosquitto, caplog: pytest.LogCaptureFixture
-) -> None:
-    timings = replace(PATIENT, uneasy_s=0.3, silence_s=0.8)
-
-    def swallow(connection: socket.socket) -> None:
-        accepted(connection)
-        until_left(connection)
-
-    said = survived(tmp_path, broker, swallow, caplog, times=2, timings=timings)
-    assert "has acknowledged nothing for" in said
 
 
 def test_it_acknowledges_what_was_never_sent(
@@ -369,7 +332,7 @@ def test_it_says_why_at_length_and_with_control_characters(
         accepted(connection, b"\x20" + length_of(len(body)) + body)
 
     said = survived(tmp_path, broker, talkative, caplog, times=2)
-    assert "not authorised" in said
+    assert "not authorized" in said
     assert said.isprintable()
     assert len(said) < 500
 
@@ -382,7 +345,7 @@ def test_it_lets_us_in_and_throws_us_out_again_and_again(
         connection.sendall(b"\xe0\x02\x97\x00")
         until_left(connection)
 
-    assert "a quota is exceeded" in survived(tmp_path, broker, throw_out, caplog, times=2)
+    assert "quota exceeded" in survived(tmp_path, broker, throw_out, caplog, times=2)
 
 
 def test_the_password_file_cannot_be_read(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

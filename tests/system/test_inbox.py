@@ -11,8 +11,7 @@ import pytest
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 
-from agent.comms.mqtt.inbox import LARGEST
-from agent.comms.mqtt.paho_client import IncomingMessage
+from agent.comms.mqtt.inbox import LARGEST, IncomingMessage
 from agent.comms.mqtt.publisher import Publisher
 from tests.support.mosquitto import Mosquitto
 from tests.support.publishing import EVENTS, device, event, wait_for

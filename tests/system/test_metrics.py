@@ -133,10 +133,9 @@ def test_a_reload_moves_the_port_and_a_refused_one_keeps_it(
             get(first)
         daemon.config["metrics"] = metrics_table(taken.getsockname()[1])
         daemon.reload()
-        told = daemon.wait_said("cannot listen")
-        assert f"{HOST}:{second}" in told
+        daemon.wait_said("cannot listen")
         assert "vedette_stream_frames_total" in get(second)
-        messages.wait(lambda m: (found := health(m)) is not None and f"{HOST}:{second}" in found.metrics)
+        messages.wait(lambda m: (found := health(m)) is not None and "cannot listen" in found.metrics)
         daemon.config["metrics"] = {"listen": f"0.0.0.0:{first}"}
         daemon.reload()
         assert "password_file" in daemon.wait_said("reload refused")

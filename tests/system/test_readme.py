@@ -6,7 +6,6 @@ import os
 import shlex
 import subprocess
 from pathlib import Path
-from typing import get_args
 
 import msgspec
 import pytest
@@ -15,7 +14,7 @@ from click.testing import CliRunner
 from agent.capture.source import check_uri
 from agent.cli.guide import TOPICS
 from agent.cli.main import vedette
-from agent.comms.commands import Verb, set_command
+from agent.comms.commands import VERBS, set_command
 from agent.comms.messages import EventMessage
 from agent.comms.topics import Topics
 from agent.compute.manifest import check_manifest, read_manifest
@@ -166,4 +165,4 @@ def test_the_commands_in_the_guide_are_those_that_are_accepted() -> None:
     assert found - {"cmd/<verb>/answer"} == {topic.removeprefix("//") for topic in known}
     for what, payload in whats.items():
         assert set_command("front", what, payload).stream == "front"
-    assert set(verbs) == set(get_args(Verb))
+    assert set(verbs) == set(VERBS)

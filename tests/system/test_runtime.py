@@ -17,7 +17,7 @@ from agent.board.firmware import UNDER_VOLTAGE
 from agent.board.monitor import PowerMonitor, TemperatureMonitor
 from agent.board.sensors import BoardSensors
 from agent.board.thermal import Zone
-from agent.comms.mqtt.paho_client import OnMessage
+from agent.comms.mqtt.inbox import OnMessage
 from agent.comms.mqtt.publisher import Publisher
 from agent.compute.infer.litert import CpuSession
 from agent.compute.vision import VideoPerception

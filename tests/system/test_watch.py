@@ -152,7 +152,7 @@ def test_tls_at_a_plain_port_is_answered_with_a_hint(broker: Mosquitto) -> None:
 
 def test_for_so_long_holds_for_a_broker_that_keeps_silent_too() -> None:
     with peer(until_left) as port:
-        for tls, said in (([], "does not answer"), (["--tls"], "no answer; is it running there")):
+        for tls, said in (([], "no answer to CONNECT"), (["--tls"], "no answer; if it speaks no TLS there")):
             with pytest.raises(BrokerError, match=said):
                 CliRunner().invoke(
                     watch, ["-H", HOST, "-p", str(port), "--for", "1", *tls], catch_exceptions=False

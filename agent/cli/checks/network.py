@@ -15,13 +15,12 @@ from urllib.parse import unquote
 
 from msgspec.structs import replace
 
-from agent.board.proc import read_clock
 from agent.capture.source import check_login, open_source
 from agent.cli.checks import Finding, Job, run_parallel
-from agent.comms.http.server import SERVER, listen, server_header
-from agent.comms.mqtt.brokers import BrokerEndpoint, address
+from agent.comms.http import SERVER, listen, server_header
 from agent.comms.mqtt.connection import WakeupPipe
-from agent.comms.mqtt.endpoint import brokers_of, check_host, commands_off
+from agent.comms.mqtt.endpoint import address, brokers_of, check_host, commands_off
+from agent.comms.mqtt.publisher import BrokerEndpoint
 from agent.config import Config, StreamConfig
 from agent.config.http import ServedConfig
 from agent.config.mqtt import MqttConfig
@@ -94,7 +93,7 @@ def _try_broker(config: MqttConfig) -> str:
     check_host(config)
     until, wake = time.monotonic() + TRY_S, WakeupPipe()
     # With the daemon's client id the broker would disconnect the daemon. No last will either.
-    broker = BrokerEndpoint(config, f"vedette{secrets.token_hex(8)}", None, lambda: read_clock().synchronised)
+    broker = BrokerEndpoint(config, f"vedette{secrets.token_hex(8)}", None)
     try:
         broker.open(wake, lambda: until - time.monotonic()).farewell(0.2)
     except BrokerError as error:

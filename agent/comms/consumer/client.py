@@ -1,41 +1,29 @@
-"""Connects a command-line tool to a broker, and explains failures in terms of its options."""
+"""Connects a command-line tool to a broker, sends commands to a device, and waits for their answers.
+
+Failures are explained in terms of the tool's options. It speaks MQTT 3.1.1, as every broker does.
+"""
 
 from __future__ import annotations
 
 import queue
 import re
+import secrets
 import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
+import msgspec
 import paho.mqtt.client as paho
 from msgspec import Struct, structs
 from paho.mqtt.enums import CallbackAPIVersion
 
-from agent.comms.mqtt import endpoint, reasons
-from agent.comms.mqtt.endpoint import shown_host
-from agent.comms.mqtt.paho_client import VERSIONS, Protocol
-from agent.comms.mqtt.reasons import RefusedError, UnansweredError
+from agent.comms.mqtt import endpoint
+from agent.comms.topics import Topics
 from agent.config.mqtt import MqttConfig, Transport
-from agent.errors import BrokerError, ConfigError
-
-KEYS = (
-    "host",
-    "port",
-    "transport",
-    "ws_path",
-    "username",
-    "password_file",
-    "tls",
-    "ca_file",
-    "cert_file",
-    "key_file",
-    "alpn",
-)
-"""Keys of `[mqtt]` that are command-line options, such as `--ws-path`."""
-_WITHOUT_TLS = "if it speaks no TLS there, leave out --tls, --ca-file and --cert-file"
+from agent.errors import NO_JSON, BrokerError, ConfigError
+from agent.structs import from_json
 
 
 class BrokerOptions(Struct, frozen=True):
@@ -63,7 +51,7 @@ class BrokerOptions(Struct, frozen=True):
 
     @property
     def where(self) -> str:
-        return f"{shown_host(self.host)}:{endpoint.port(self.config)}"
+        return endpoint.address(self.config)
 
     @property
     def uses_tls(self) -> bool:
@@ -76,23 +64,8 @@ class BrokerOptions(Struct, frozen=True):
 
 
 def as_options(text: str) -> str:
-    """Reword a message about configuration keys for the command line, where the keys are options."""
-    text = text.replace(reasons.WITHOUT_TLS, _WITHOUT_TLS).replace(
-        "are keys of their own", "are options of their own"
-    )
-    text = re.sub(r"(?<=write )host = ('[^']*')(?: and port = (\d+))?", _as_host, text)
-    return re.sub(r"\[mqtt\] (\w+(?: and \w+)*)", _as_options, text)
-
-
-def _as_host(found: re.Match[str]) -> str:
-    return f"--host {found[1]}" + (f" --port {found[2]}" if found[2] else "")
-
-
-def _as_options(found: re.Match[str]) -> str:
-    keys = found[1].split(" and ")
-    if not set(keys) <= set(KEYS):
-        return found[0]
-    return " and ".join("--" + key.replace("_", "-") for key in keys)
+    """Reword a message about keys of `[mqtt]` for the command line, where they are options."""
+    return re.sub(r"\[mqtt\] (\w+)", lambda key: "--" + key[1].replace("_", "-"), text)
 
 
 _CONNECT_S, _TCP_S, _KEEPALIVE_S = 10.0, 5.0, 30
@@ -106,18 +79,12 @@ class ConsumerClient:
     """
 
     def __init__(
-        self,
-        options: BrokerOptions,
-        protocol: Protocol,
-        *,
-        reconnects: bool = False,
-        on_connect: Callable[[], None] = lambda: None,
+        self, options: BrokerOptions, *, reconnects: bool = False, on_connect: Callable[[], None] = lambda: None
     ) -> None:
         """Prepare.
 
         Args:
             options: how to reach the broker.
-            protocol: to speak.
             reconnects: connect again when the connection breaks later on.
             on_connect: called in paho's thread at each connection that the broker accepts.
 
@@ -125,13 +92,9 @@ class ConsumerClient:
             BrokerError: a certificate or a key cannot be used.
         """
         self._options, self._accepted = options, on_connect
-        self._results: queue.SimpleQueue[int | str] = queue.SimpleQueue()
-        self._broker_text = ""
+        self._results: queue.SimpleQueue[str] = queue.SimpleQueue()
         self.client = paho.Client(
-            CallbackAPIVersion.VERSION2,
-            protocol=VERSIONS[protocol],
-            transport=options.transport,
-            reconnect_on_failure=reconnects,
+            CallbackAPIVersion.VERSION2, transport=options.transport, reconnect_on_failure=reconnects
         )
         self.client.on_connect, self.client.on_disconnect = self._on_connect, self._on_disconnect
         self.client.ws_set_options(options.ws_path)
@@ -147,8 +110,7 @@ class ConsumerClient:
         """Connect, and wait until the broker accepts the connection.
 
         Raises:
-            BrokerError: the broker cannot be reached; `RefusedError`, `UnansweredError`: it does not accept this
-                client.
+            BrokerError: the broker cannot be reached, or does not accept this client.
         """
         until = time.monotonic() + timeout_s
         self._connect(min(timeout_s, _CONNECT_S))
@@ -177,22 +139,19 @@ class ConsumerClient:
         except queue.Empty:
             error = TimeoutError()
         if error is not None:
-            why = _why(error, tls=self._options.uses_tls)
+            why = as_options(str(endpoint.opening_error(error, tls=self._options.uses_tls)))
             raise BrokerError(f"cannot reach the broker at {self._options.where}: {why}") from error
 
     def _await(self, timeout_s: float) -> None:
-        where = self._options.where
         try:
-            result = self._results.get(timeout=timeout_s)
+            why = self._results.get(timeout=timeout_s)
         except queue.Empty:
-            why = as_options(reasons.explain_silence("does not answer", tls=self._options.uses_tls))
-            raise UnansweredError(f"the broker at {where} {why}", silent=True) from None
-        if isinstance(result, str):
-            why = as_options(reasons.explain_hangup(result, tls=self._options.uses_tls))
-            raise UnansweredError(f"the broker at {where} refuses the connection: {why}", silent=False)
-        if result:
-            why = as_options(reasons.with_broker_text(reasons.in_words(result), self._broker_text))
-            raise RefusedError(result, text=f"the broker at {where} refuses {self._options.user}: {why}")
+            why = "no answer to CONNECT; check that it is an MQTT broker"
+            why += "" if self._options.uses_tls else endpoint.PERHAPS_TLS
+        if why:
+            raise BrokerError(
+                f"the broker at {self._options.where} refuses {self._options.user}: {as_options(why)}"
+            )
 
     def disconnect(self) -> None:
         self.client.disconnect()
@@ -200,21 +159,145 @@ class ConsumerClient:
             self.client.loop_stop()
 
     def _on_connect(self, client: Any, userdata: Any, flags: Any, reason: Any, properties: Any) -> None:
-        code = int(reason.value)
-        self._broker_text = getattr(properties, "ReasonString", "")
-        if not code:
+        if not reason.value:
             self._accepted()
-        self._results.put(code)
+        self._results.put(endpoint.in_words(reason.value) if reason.value else "")
 
     def _on_disconnect(self, client: Any, userdata: Any, flags: Any, reason: Any, properties: Any) -> None:
-        code = int(reason.value)
-        self._results.put(reasons.explain_break(code, ""))
+        hint = "" if self._options.uses_tls else endpoint.PERHAPS_TLS
+        self._results.put(endpoint.explain_break(int(reason.value), "") + hint)
 
 
-def _why(error: Exception, *, tls: bool) -> str:
-    if isinstance(error, paho.WebsocketConnectionError):
-        return "it does not answer as a WebSocket; check --port and --ws-path"
-    if isinstance(error, ConnectionRefusedError | TimeoutError):  # after a timeout, TCP may have connected
-        too = ", and does it speak TLS" if tls and isinstance(error, TimeoutError) else ""
-        return f"{as_options(reasons.explain_error(error))}; is it running there{too}?"
-    return as_options(reasons.explain_opening(error, tls=tls))
+_STATUS_S = 3.0
+"""Time in which the broker passes on the retained status of a device, s."""
+_DEVICES_SHOWN = 8
+
+
+class NoAnswerError(BrokerError):
+    """The device has not answered; the message says what may be wrong."""
+
+    exit_code = 3
+
+
+class CommandReply(Struct, frozen=True):
+    """Describe a device's answer to a command.
+
+    Attributes:
+        ok: True if the device has done what it was asked to.
+        reason: why it has not, or a remark on what it has done.
+        body: the whole JSON object.
+    """
+
+    ok: bool
+    reason: str
+    body: dict[str, Any]
+
+
+class _Health(Struct):
+    commands_off: str = ""
+
+
+class _Answer(Struct):
+    ok: bool
+    reason: str
+
+
+def send_command(
+    options: BrokerOptions, topics: Topics, verb: str, body: dict[str, Any], timeout_s: float
+) -> CommandReply:
+    """Send a request, and wait at most `timeout_s` for its answer.
+
+    Raises:
+        BrokerError: the broker cannot be reached, or refuses the connection.
+        NoAnswerError: the device does not answer.
+    """
+    return _Exchange(options, topics, verb).run(body, timeout_s)
+
+
+class _Exchange:
+    """The request and its answer, over one connection."""
+
+    def __init__(self, options: BrokerOptions, topics: Topics, verb: str) -> None:
+        self._options, self._topics, self._verb = options, topics, verb
+        self._mark = secrets.token_hex(8)
+        self._subscribed: queue.SimpleQueue[list[int]] = queue.SimpleQueue()
+        self._answers: queue.SimpleQueue[CommandReply | None] = queue.SimpleQueue()
+        self._statuses: dict[str, str] = {}
+        self._commands_off = ""
+        self._connection = ConsumerClient(options)
+        client = self._client = self._connection.client
+        client.on_subscribe = lambda _c, _u, _m, reasons, _p: self._subscribed.put(
+            [int(reason.value) for reason in reasons]
+        )
+        client.on_message = self._message
+
+    def run(self, body: dict[str, Any], timeout_s: float) -> CommandReply:
+        until = time.monotonic() + timeout_s
+        self._connection.connect(timeout_s)
+        try:
+            self._subscribe(until)
+            payload = msgspec.json.encode({**body, "id": self._mark})
+            self._client.publish(self._topics.command(self._verb), payload, 1)
+            return self._wait_answer(timeout_s, until)
+        finally:
+            self._connection.disconnect()
+
+    def _subscribe(self, until: float) -> None:
+        topics = self._topics.answer(self._verb), Topics(self._topics.prefix, "+").status, self._topics.health
+        self._client.subscribe([(topic, 1) for topic in topics])
+        try:
+            codes = self._subscribed.get(timeout=max(0.05, until - time.monotonic()))
+        except queue.Empty:
+            raise BrokerError(f"the broker at {self._options.where} does not answer the subscription") from None
+        if codes[0] >= endpoint.REFUSED:
+            raise BrokerError(f"the broker does not let {self._options.user} receive answers")
+
+    def _wait_answer(self, timeout_s: float, until: float) -> CommandReply:
+        """Return the answer. A device that takes no commands, or is not known to the broker, ends the wait."""
+        for end in (min(until, time.monotonic() + _STATUS_S), until):
+            with suppress(queue.Empty):
+                reply = self._answers.get(timeout=max(0.05, end - time.monotonic()))
+                if reply is not None:
+                    return reply
+                break
+            if self._topics.device not in self._statuses:
+                break
+        raise NoAnswerError(self._why_silent(timeout_s))
+
+    def _message(self, client: Any, userdata: Any, message: paho.MQTTMessage) -> None:
+        if message.topic == self._topics.answer(self._verb):
+            self._receive_answer(bytes(message.payload))
+            return
+        if message.topic == self._topics.health:
+            with suppress(*NO_JSON):
+                self._commands_off = from_json(message.payload, _Health).commands_off
+        else:
+            device = message.topic.removeprefix(f"{self._topics.prefix}/").removesuffix("/status")
+            self._statuses[device] = message.payload.decode(errors="replace")[:20]
+        status = self._statuses.get(self._topics.device)
+        if status and (self._commands_off or (message.retain and status != "online")):
+            self._answers.put(None)
+
+    def _receive_answer(self, payload: bytes) -> None:
+        with suppress(*NO_JSON):  # anybody may publish there
+            answer, body = from_json(payload, _Answer), from_json(payload, dict[str, Any])
+            if body.get("id") == self._mark:
+                self._answers.put(CommandReply(answer.ok, answer.reason, body))
+
+    def _why_silent(self, timeout_s: float) -> str:
+        device, user = self._topics.device, self._options.user
+        status = self._statuses.get(device)
+        if status is None:
+            known = sorted(self._statuses)
+            others = ", ".join(known[:_DEVICES_SHOWN]) + (" …" if known[_DEVICES_SHOWN:] else "")
+            more = f"there are: {others}" if known else "nor any other"
+            return f"no device {device} is known at {self._options.where}; {more}"
+        if status != "online":
+            return f"{device} is {status}"
+        if self._commands_off:
+            return f"{device} is online and takes no commands: {self._commands_off}"
+        return (
+            f"no answer from {device} in {timeout_s:.0f} s, though it is online: it is busy, takes no commands "
+            f"([mqtt] commands), or the broker's access list does not let {user} command it, or does not "
+            "let it answer"
+        )

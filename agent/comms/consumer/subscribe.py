@@ -13,15 +13,16 @@ from __future__ import annotations
 import queue
 import time
 from collections.abc import Iterator
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeVar
 
+import msgspec
 import paho.mqtt.client as mqtt
 from msgspec import Struct
 
 from agent.comms.consumer.client import BrokerOptions, ConsumerClient
-from agent.comms.crossings import LineMessage
-from agent.comms.messages import ConditionMessage, EventMessage, HealthMessage, InspectionMessage, VerdictMessage
+from agent.comms.messages import ConditionMessage, EventMessage, InspectionMessage, LineMessage, VerdictMessage
 from agent.errors import NO_JSON
+from agent.health import HealthMessage
 from agent.structs import json_decoder
 
 Kind = Literal[
@@ -39,6 +40,7 @@ Kind = Literal[
 ]
 
 _START_S = 20.0
+T = TypeVar("T")
 
 
 class Numbered(Struct, frozen=True):
@@ -79,38 +81,31 @@ class ReceivedMessage(Struct, frozen=True):
 
     def event(self) -> EventMessage | None:
         """Return the event, or None if the message cannot be read as one."""
-        if self.kind != "events":
-            return None
-        try:
-            return _events.decode(self.payload)
-        except NO_JSON:
-            return None
+        return self._decoded("events", _events)
 
     def verdict(self) -> VerdictMessage | None:
         """Return the verdict on a part, or None if the message cannot be read as one."""
-        try:
-            return _verdicts.decode(self.payload) if self.kind == "verdicts" else None
-        except NO_JSON:
-            return None
+        return self._decoded("verdicts", _verdicts)
 
     def inspection(self) -> InspectionMessage | None:
         """Return the counters of inspected parts, or None if the message cannot be read as such."""
-        try:
-            return _inspections.decode(self.payload) if self.kind == "inspection" else None
-        except NO_JSON:
-            return None
+        return self._decoded("inspection", _inspections)
 
     def condition(self) -> ConditionMessage | None:
         """Return the problems of a stream, or None if the message cannot be read as such."""
-        try:
-            return _conditions.decode(self.payload) if self.kind == "condition" else None
-        except NO_JSON:
-            return None
+        return self._decoded("condition", _conditions)
 
     def line(self) -> LineMessage | None:
         """Return the crossings of a line, or None if the message cannot be read as such."""
+        return self._decoded("line", _lines)
+
+    def health(self) -> HealthMessage | None:
+        """Return the device's health; None: it is not what this version can read."""
+        return self._decoded("health", _health)
+
+    def _decoded(self, kind: Kind, decoder: msgspec.json.Decoder[T]) -> T | None:
         try:
-            return _lines.decode(self.payload) if self.kind == "line" else None
+            return decoder.decode(self.payload) if self.kind == kind else None
         except NO_JSON:
             return None
 
@@ -125,13 +120,6 @@ class ReceivedMessage(Struct, frozen=True):
         seq = numbers.spool_seq if self.kind == "detections" else numbers.seq
         return (seq, numbers.first_seq) if seq else None
 
-    def health(self) -> HealthMessage | None:
-        """Return the device's health; None: it is not what this version can read."""
-        try:
-            return _health.decode(self.payload) if self.kind == "health" else None
-        except NO_JSON:
-            return None
-
 
 class Subscriber:
     """Subscribes to every topic of one device or of all. Reconnects by itself."""
@@ -140,7 +128,7 @@ class Subscriber:
         """Prepare; `start` connects. Raise BrokerError if a certificate or a key cannot be used."""
         self._prefix, self._device = prefix, device
         self._received: queue.SimpleQueue[ReceivedMessage] = queue.SimpleQueue()
-        self._connection = ConsumerClient(options, "3.1.1", reconnects=True, on_connect=self._subscribe)
+        self._connection = ConsumerClient(options, reconnects=True, on_connect=self._subscribe)
         self._connection.client.on_message = self._message
 
     def start(self, timeout_s: float = _START_S) -> None:

@@ -1,6 +1,7 @@
-"""Checks `[mqtt]` before a connection is tried, and reads the password and the certificates that it names.
+"""What `[mqtt]` says of a broker: its checks, the files that it names, and why a broker cannot be used, in words.
 
-The files are read at every connection: they may have been renewed.
+The files are read at every connection: they may have been renewed. Reason codes: MQTT 5.0, section 2.4; paho has
+their names, and translates those of MQTT 3.1.1 into the same.
 """
 
 from __future__ import annotations
@@ -8,26 +9,25 @@ from __future__ import annotations
 import hashlib
 import ipaddress
 import re
+import socket
 import ssl
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 
 from msgspec import structs
+from paho.mqtt.reasoncodes import ReasonCode
 
 from agent.comms.topics import Topics
 from agent.config import Config, secret_file
-from agent.config.mqtt import FallbackConfig, MqttConfig
-from agent.errors import ConfigError, reason_of
+from agent.config.mqtt import MqttConfig
+from agent.errors import BrokerError, ConfigError, reason_of
+from agent.text import plain
 
-_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
-"""Brokers end a connection that sends one of these in a name. MQTT 5.0, section 1.5.4."""
-_NO_HOST = re.compile(r"[\s/@?#\\\[\]]")
-_SCHEME = re.compile(r"[a-z][a-z0-9+.-]*(?=://)", re.IGNORECASE)
-_HOST = re.compile(r"\[([^\]]*)\]|([^:/?#]*)")
-_ELSEWHERE = "the port, tls, transport, username and password_file are keys of their own"
+_NO_HOST = re.compile(r"[\x00-\x20/@?#\\\[\]\x7f-\x9f]")
 
 
 def _wrong(key: str, what: str) -> ConfigError:
@@ -40,41 +40,18 @@ def check_host(config: MqttConfig) -> None:
     No error quotes what stands before an `@`: that may be a password.
     """
     host = config.host
-    if not host:
-        raise _wrong("host", "is empty; leave it out for localhost")
     if "://" in host or "@" in host:
-        raise _wrong("host", f"= {shown_host(host)!r} {_describe_url(host)}")
-    if _CONTROL.search(host):
-        raise _wrong("host", f"= {host!r} holds a control character")
-    name, colon, number = host.rpartition(":")
-    if colon and number.isdigit() and (":" not in name or name.endswith("]")):
-        raise _wrong(
-            "host", f"= {host!r} has a port in it; write host = {name.strip('[]')!r} and port = {number}"
-        )
-    if not (_is_address(host) or _is_name(host)):
-        raise _wrong("host", f"= {host!r} is neither a host name nor an IP address")
-
-
-def _describe_url(host: str) -> str:
-    """Say what to write in place of a URL, or of a host with a user before it."""
-    scheme, rest = _SCHEME.match(host), host.rpartition("@" if "@" in host else "://")[2]
-    what = f"is a URL ({scheme[0]})" if scheme else "has a user in it"
-    found = _HOST.match(rest)
-    name = (found[1] or found[2]) if found else ""
-    if not name and scheme and "@" not in host:
-        name = "localhost"
-    if not (_is_address(name) or _is_name(name)):
-        return f"{what}; write only the name or the IP address of the broker; {_ELSEWHERE}"
-    return f"{what}; write host = {name!r}; {_ELSEWHERE}"
+        what = "is a URL or has a user in it; write only the name or the IP address of the broker"
+    elif not (_is_address(host) or _is_name(host)):
+        what = f"= {host!r} is neither a host name nor an IP address"
+    else:
+        return
+    raise _wrong("host", f"{what}; port, tls, username and password_file are set on their own")
 
 
 def shown_host(host: str) -> str:
-    """Return a host as messages show it: of a URL without user, password, path and query."""
-    scheme, login, rest = _SCHEME.match(host), "@" in host, host.rpartition("@")[2]
-    if not (login or scheme):
-        return host
-    name = re.split(r"[/?#]", rest if login else rest.partition("://")[2])[0]
-    return f"{f'{scheme[0]}://' if scheme else ''}{'***@' if login else ''}{name}"
+    """Return a host as messages show it: without what may be a password."""
+    return f"***@{host.rpartition('@')[2]}" if "@" in host else host
 
 
 def _is_address(host: str) -> bool:
@@ -94,31 +71,13 @@ def _is_name(host: str) -> bool:
         return False
 
 
-def _check_username(config: MqttConfig) -> None:
-    if _CONTROL.search(config.username):
-        raise _wrong("username", f"= {config.username!r} holds a control character")
-
-
-def _check_prefix(config: MqttConfig) -> None:
-    _check_level(config.prefix, ("mqtt", "prefix"))
-
-
 def check_prefixes(config: Config) -> None:
-    """Raise ConfigError for topics among those of Home Assistant's discovery, or a prefix that is not valid."""
+    """Raise ConfigError for topics among those of Home Assistant's discovery."""
     own, theirs = config.mqtt.prefix, config.homeassistant.prefix
-    _check_level(theirs, ("homeassistant", "prefix"))
     if f"{own}/".startswith(f"{theirs}/"):
         raise _wrong(
             "prefix", f"= {own!r} is that of [homeassistant], {theirs!r}: choose another, such as 'vedette'"
         )
-
-
-def _check_level(prefix: str, keys: tuple[str, str]) -> None:
-    where = f"[{keys[0]}] prefix = {prefix!r}"
-    if prefix.startswith("$"):
-        raise ConfigError(f"{where}: topics that begin with $ are the broker's own", keys=keys)
-    if _CONTROL.search(prefix):
-        raise ConfigError(f"{where} holds a control character", keys=keys)
 
 
 def uses_tls(config: MqttConfig) -> bool:
@@ -133,15 +92,18 @@ def port(config: MqttConfig) -> int:
     return config.port or (8883 if uses_tls(config) else 1883)
 
 
+def address(config: MqttConfig) -> str:
+    """Return `host:port`."""
+    return f"{shown_host(config.host)}:{port(config)}"
+
+
 def read_password(config: MqttConfig) -> str | None:
     """Return the first line of the password file; None: none is configured. Raise ConfigError if it is empty."""
-    name = config.password_file
-    if not name:
+    if not config.password_file:
         return None
     if not config.username:
         raise _wrong("password_file", "is set but username is not; MQTT takes no password without a user")
-    wrong = partial(_wrong, "password_file")
-    return secret_file.read_password(secret_file.expand(name, wrong), wrong)
+    return secret_file.read_password(config.password_file, partial(_wrong, "password_file"))
 
 
 def read_certificates(config: MqttConfig) -> ssl.SSLContext | None:
@@ -155,70 +117,63 @@ def read_certificates(config: MqttConfig) -> ssl.SSLContext | None:
     context = ssl.create_default_context()
     if config.ca_file:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-        _load("ca_file", config.ca_file, lambda path: context.load_verify_locations(path))
-    if config.cert_file:
-        key = _readable("key_file", config.key_file) if config.key_file else None
-        # Without a password function OpenSSL would ask for one on the terminal, and wait.
-        _load("cert_file", config.cert_file, lambda path: context.load_cert_chain(path, key, _no_password))
+        path = secret_file.readable(config.ca_file, partial(_wrong, "ca_file"))
+        try:
+            context.load_verify_locations(path)
+        except (OSError, ValueError) as error:
+            raise _wrong("ca_file", f"= {path}: not usable as PEM: {_tls_reason(error)}") from error
+    load_certificate(context, config.cert_file, config.key_file, _wrong)
     if config.alpn:
         context.set_alpn_protocols(list(config.alpn))
     return context
 
 
-def _load(key: str, name: str, load: Callable[[str], None]) -> None:
-    path = _readable(key, name)
+def load_certificate(
+    context: ssl.SSLContext, cert_file: str, key_file: str, wrong: Callable[[str, str], ConfigError]
+) -> None:
+    """Load the own certificate, if there is one; `wrong` makes the `ConfigError` of a key and a text."""
+    if not cert_file:
+        return
+    key = secret_file.readable(key_file, partial(wrong, "key_file")) if key_file else None
+    path = secret_file.readable(cert_file, partial(wrong, "cert_file"))
     try:
-        load(path)
+        # Without a password function OpenSSL would ask for one on the terminal, and wait.
+        context.load_cert_chain(path, key, _no_password)
     except (OSError, ValueError) as error:
-        raise _wrong(
-            key, f"= {path}: not usable as PEM (or its key does not fit): {tls_reason(error)}"
-        ) from error
-
-
-def _readable(key: str, name: str) -> str:
-    path = _expanded(key, name)
-    try:
-        with path.open("rb"):
-            return str(path)
-    except (OSError, ValueError) as error:
-        raise _wrong(key, f"= {path}: {reason_of(error)}") from error
-
-
-def _expanded(key: str, name: str) -> Path:
-    return secret_file.expand(name, partial(_wrong, key))
+        what = f"= {path}: not usable as PEM (or its key does not fit): {_tls_reason(error)}"
+        raise wrong("cert_file", what) from error
 
 
 def _no_password() -> str:
     raise ValueError("the key is encrypted; Vedette needs one without a password")
 
 
-def tls_reason(error: Exception) -> str:
+def _tls_reason(error: Exception) -> str:
     """Return OpenSSL's reason without its codes: `wrong version number`."""
     reason = getattr(error, "reason", None)
     return str(reason).replace("_", " ").lower() if reason else reason_of(error)
 
 
 OPEN = "every user of this machine may read or change it"
-_CHECKS = (check_host, _check_username, read_password, read_certificates)
 
 
 def brokers_of(config: MqttConfig) -> list[MqttConfig]:
     """Return the configuration of each broker, in their order. A fallback inherits what it leaves out."""
-    return [config, *(structs.replace(config, **_set_keys(one)) for one in config.fallback)]
-
-
-def _set_keys(fallback: FallbackConfig) -> dict[str, object]:
-    return {key: value for key, value in structs.asdict(fallback).items() if value is not None}
+    set_keys = [
+        {key: value for key, value in structs.asdict(fallback).items() if value is not None}
+        for fallback in config.fallback
+    ]
+    return [config, *(structs.replace(config, **keys) for keys in set_keys)]
 
 
 def problems(config: MqttConfig) -> Iterator[ConfigError]:
     """Check the files and keys of each broker; yield an error, with the key's place, for each that is wrong."""
-    for number, one in enumerate(brokers_of(config)):
-        for check in _CHECKS if number else (*_CHECKS, _check_prefix):
+    for number, broker in enumerate(brokers_of(config)):
+        for check in (check_host, read_password, read_certificates):
             try:
-                check(one)
+                check(broker)
             except ConfigError as error:
-                yield _placed(error, number - 1, shown_host(one.host)) if number else error
+                yield _placed(error, number - 1, shown_host(broker.host)) if number else error
 
 
 def _placed(error: ConfigError, number: int, host: str) -> ConfigError:
@@ -228,17 +183,13 @@ def _placed(error: ConfigError, number: int, host: str) -> ConfigError:
 
 def remarks(config: MqttConfig) -> list[str]:
     """Warn of files with secrets that every user may read or write, a line for each."""
-    paths = {path: None for one in brokers_of(config) for path in _open_files(one)}
-    return [f"{path}: {OPEN}; chmod o= {path}" for path in paths]
-
-
-def _open_files(config: MqttConfig) -> Iterator[Path]:
-    for key in ("password_file", "key_file"):
-        if name := getattr(config, key):
+    paths: dict[Path, None] = {}
+    for broker in brokers_of(config):
+        for key in ("password_file", "key_file"):
             with suppress(ConfigError):
-                path = _expanded(key, name)
-                if secret_file.is_open_to_all(path):
-                    yield path
+                if name := getattr(broker, key):
+                    paths[secret_file.expand(name, partial(_wrong, key))] = None
+    return [f"{path}: {OPEN}; chmod o= {path}" for path in paths if secret_file.is_open_to_all(path)]
 
 
 _MACHINE_IDS = (Path("/etc/machine-id"), Path("/var/lib/dbus/machine-id"))
@@ -256,11 +207,9 @@ def client_id(topics: Topics) -> str:
 
 def _machine_id() -> str:
     for path in _MACHINE_IDS:
-        try:
+        with suppress(OSError, ValueError):
             if text := path.read_text(encoding="ascii").strip():
                 return text
-        except (OSError, ValueError):
-            continue
     return f"{uuid.getnode():012x}"
 
 
@@ -272,11 +221,103 @@ def commands_off(config: MqttConfig) -> str:
     """
     if config.commands is not None:
         return "" if config.commands else "[mqtt] commands = false"
-    for one in brokers_of(config):
-        if not (one.cert_file or (one.username and one.password_file)):
-            where = f"{shown_host(one.host)}:{port(one)}"
+    for broker in brokers_of(config):
+        if not (broker.cert_file or (broker.username and broker.password_file)):
             return (
-                f"the broker {where} is used without a password or a client certificate, so "
+                f"the broker {address(broker)} is used without a password or a client certificate, so "
                 "it may let anybody on the network in; set [mqtt] username and password_file, or commands = true"
             )
     return ""
+
+
+REFUSED = 0x80
+"""Reason codes from this one on are refusals."""
+UNSUPPORTED_PROTOCOL, PROTOCOL_ERROR, KEEP_ALIVE, TAKEN_OVER = 0x84, 0x82, 0x8D, 0x8E
+_LOGIN = "check [mqtt] username and [mqtt] password_file"
+_HINTS = {
+    UNSUPPORTED_PROTOCOL: "set [mqtt] protocol",
+    0x86: _LOGIN,
+    0x87: f"{_LOGIN}, and the broker's access list",
+    TAKEN_OVER: "another client connected with the same client id: a copy of this card, or a second daemon?",
+    0x9A: "Vedette needs retained messages",
+}
+"""What to do about a refusal, by its code."""
+_TEXT_MAX = 200
+PERHAPS_TLS = "; if it speaks TLS there, set [mqtt] tls"
+
+
+class RefusedError(BrokerError):
+    """The broker, or its certificate, refuses this device, or this device its certificate.
+
+    Attributes:
+        code: MQTT 5 reason code; 0: none.
+    """
+
+    def __init__(self, text: str, code: int = 0) -> None:
+        self.code = code
+        super().__init__(text)
+
+
+class UnansweredError(BrokerError):
+    """The broker accepted the connection and did not answer the CONNECT.
+
+    Attributes:
+        silent: it did nothing; else it ended the connection.
+    """
+
+    def __init__(self, text: str, *, silent: bool) -> None:
+        self.silent = silent
+        super().__init__(text)
+
+
+def in_words(code: int, broker_text: object = "") -> str:
+    """Explain an MQTT reason code to a user, with the broker's own text: untrusted, so in one line and short."""
+    words = next(iter(ReasonCode.names[code]), "").lower() if code in ReasonCode.names else f"code {code:#04x}"
+    text = plain(str(broker_text or "")[:_TEXT_MAX])
+    return "".join((words, f"; {_HINTS[code]}" if code in _HINTS else "", f" ('{text}')" if text else ""))
+
+
+def explain_break(code: int, text: str) -> str:
+    """Explain why a connection broke, by the reason code that paho assigns and the text of its log."""
+    if code == KEEP_ALIVE:
+        return in_words(code)
+    if code == PROTOCOL_ERROR:
+        return "it sent something that is not MQTT"
+    return f"the connection broke: {_with_certificate_hint(text)}" if text else "the connection broke"
+
+
+def _with_certificate_hint(text: str) -> str:
+    """Append to a TLS alert of the broker what it is mostly about."""
+    return f"{text}; check [mqtt] cert_file and [mqtt] key_file" if "alert" in text.lower() else text
+
+
+def opening_error(error: Exception, *, tls: bool) -> BrokerError:
+    """Return the error to raise for one that came while the connection was opened."""
+    words = explain_error(error)
+    if not tls or isinstance(error, socket.gaierror | ConnectionRefusedError):
+        return BrokerError(words)
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return RefusedError(words)
+    return BrokerError(
+        f"{words}; if it speaks no TLS there, leave out [mqtt] tls, [mqtt] ca_file and [mqtt] cert_file"
+    )
+
+
+def explain_error(error: Exception) -> str:
+    """Explain an error of the network or of TLS to a user."""
+    if type(error).__module__ == "ssl":  # naming its classes would load it after any outage
+        if not isinstance(error, ssl.SSLCertVerificationError):
+            return f"TLS failed: {_with_certificate_hint(_tls_reason(error))}"
+        return (
+            f"its certificate is not accepted: {error.verify_message}; check [mqtt] ca_file and [mqtt] host, and "
+            f"the clock here, which says {datetime.now(UTC):%Y-%m-%d %H:%M} UTC"
+        )
+    if isinstance(error, socket.gaierror):
+        return f"its name cannot be resolved: {error.strerror}"
+    if isinstance(error, ConnectionRefusedError):
+        return "nothing listens there"
+    if isinstance(error, TimeoutError):
+        return "no answer"
+    if type(error).__name__ == "WebsocketConnectionError":
+        return "it does not answer as a WebSocket; check [mqtt] port and [mqtt] ws_path"
+    return reason_of(error)

@@ -10,25 +10,138 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Mapping
-from typing import Literal
+from typing import Any
 
-from agent.comms.commands import quoted
-from agent.comms.mqtt import reasons
-from agent.comms.mqtt.connection import Connection
-from agent.comms.mqtt.paho_client import IncomingMessage, OnMessage, Subscriptions
-from agent.comms.mqtt.retained import RetainedTopics
+import paho.mqtt.client as paho
+from msgspec import Struct
+from paho.mqtt.subscribeoptions import SubscribeOptions
+
+from agent.comms.mqtt.endpoint import REFUSED, in_words
 from agent.comms.topics import Topics
 from agent.config import StreamConfig
 
 log = logging.getLogger(__name__)
 
+
+class IncomingMessage(Struct, frozen=True, gc=False):
+    """A message from the broker.
+
+    Attributes:
+        topic, payload: as received.
+        retained: it lay at the broker, and was not sent just now. In a subscription `as_published`: it was sent
+            to be retained, now or before.
+        response_topic: where its sender waits for a reply (MQTT 5); empty: none was named.
+        correlation: data that the reply must carry (MQTT 5).
+    """
+
+    topic: str
+    payload: bytes
+    retained: bool = False
+    response_topic: str = ""
+    correlation: bytes = b""
+
+
+OnMessage = Callable[[IncomingMessage], None]
+OnSubscribed = Callable[[int], None]
+"""Called with the broker's reason code."""
+_MAX_UNMATCHED = 10_000
+"""Messages since the last change that match no subscription: some may be on their way when one ends."""
+
+
+class _Subscriber(Struct):
+    on_message: OnMessage
+    on_subscribed: OnSubscribed
+
+
+class Subscriptions:
+    """The subscriptions of one connection. Everything happens in the thread that turns the connection."""
+
+    def __init__(self, client: paho.Client, *, mqtt_5: bool = True) -> None:
+        """Take over the callbacks of a client, with which nothing else may subscribe."""
+        self._client, self._is_5 = client, mqtt_5
+        self._subscribers: dict[str, list[_Subscriber]] = {}
+        self._pending: dict[int, str] = {}
+        self._unmatched = 0
+        client.on_subscribe, client.on_message = self._on_subscribe, self._on_message
+
+    def add(
+        self,
+        pattern: str,
+        on_message: OnMessage,
+        on_subscribed: OnSubscribed = lambda _: None,
+        *,
+        qos: int,
+        as_published: bool = False,
+    ) -> None:
+        """Subscribe.
+
+        Args:
+            pattern: of topics; several may subscribe to the same one. Where different ones overlap, the broker
+                may send a message twice.
+            on_message: called with each message.
+            on_subscribed: see `OnSubscribed`.
+            qos: maximum QoS of the messages.
+            as_published: mark messages that are sent to be retained, also while they pass. Under MQTT 3.1.1 only
+                messages that the broker already retains are marked.
+
+        Raises:
+            ValueError: the pattern is not valid.
+        """
+        self._unmatched = 0
+        if self._is_5:
+            options = SubscribeOptions(qos, retainAsPublished=as_published)
+            _, mid = self._client.subscribe(pattern, options=options)
+        else:
+            _, mid = self._client.subscribe(pattern, qos)
+        self._subscribers.setdefault(pattern, []).append(_Subscriber(on_message, on_subscribed))
+        if mid is not None:  # else the connection is gone, and there will be no answer
+            self._pending[mid] = pattern
+
+    def remove(self, pattern: str, on_message: OnMessage | None = None) -> None:
+        """Unsubscribe `on_message`, or all if it is None, from a pattern. Messages on their way are ignored."""
+        subscribers = self._subscribers.pop(pattern, [])
+        if rest := [one for one in subscribers if on_message is not None and one.on_message != on_message]:
+            self._subscribers[pattern] = rest
+        elif subscribers:
+            self._unmatched = 0
+            self._client.unsubscribe(pattern)
+
+    @property
+    def is_flooded(self) -> bool:
+        """True if the broker keeps sending messages that match no subscription."""
+        return self._unmatched > _MAX_UNMATCHED
+
+    def _on_subscribe(self, client: Any, userdata: Any, mid: int, reasons: Any, properties: Any) -> None:
+        for one in list(self._subscribers.get(self._pending.pop(mid, ""), ())) if reasons else ():
+            one.on_subscribed(int(reasons[0].value))
+
+    def _on_message(self, client: Any, userdata: Any, message: Any) -> None:
+        try:
+            topic = message.topic
+        except UnicodeDecodeError:  # not a topic (MQTT 5.0, 1.5.4), though the broker let it through
+            self._unmatched += 1
+            return
+        received = IncomingMessage(
+            topic,
+            bytes(message.payload),
+            bool(message.retain),
+            getattr(message.properties, "ResponseTopic", ""),
+            getattr(message.properties, "CorrelationData", b""),
+        )
+        matching = [some for pattern, some in self._subscribers.items() if paho.topic_matches_sub(pattern, topic)]
+        matched = [one for some in matching for one in some]
+        self._unmatched += not matched
+        for one in matched:
+            one.on_message(received)
+
+
 PER_S, BURST = 20.0, 200
-"""Messages that are accepted: each second in the long run, and at once."""
+"""Messages of a pattern that are accepted: each second in the long run, and at once."""
 SHUT_AFTER, SHUT_S = 1000, 2.0
 """Messages dropped in one flood before the subscription is ended for some seconds, again and again: even dropping
 them costs time."""
-
-Admission = Literal["take", "drop", "shut"]
+LARGEST = 16 * 1024
+"""Maximum payload that is passed to a handler, bytes."""
 
 
 class RateLimiter:
@@ -43,112 +156,88 @@ class RateLimiter:
     ) -> None:
         self._clock, self._per_s, self._burst = clock, per_s, float(burst)
         self._tokens, self._at = self._burst, clock()
-        self._by_topic: dict[str, int] = {}
-        self._until = self._dropped_at = 0.0
+        self._shut_until = 0.0
         self.dropped = 0
 
-    def allow(self, topic: str = "") -> Admission:
-        """Decide on a message that arrives now; `shut`: drop it, and unsubscribe for `SHUT_S`.
-
-        One topic gets at most half of the bucket, so that a flood of it leaves room for the others.
-        """
+    def allow(self) -> bool:
+        """Return True if a message that arrives now is taken; else it is dropped, see `is_shut`."""
         self._fill()
-        taken = self._by_topic.get(topic, 0)
-        if self._tokens >= 1.0 and (not topic or taken < self._burst / 2):
+        if self._tokens >= 1.0:
             self._tokens -= 1.0
-            self._by_topic[topic] = taken + 1
-            return "take"
+            return True
         self.dropped += 1
-        self._dropped_at = self._at
-        if self.dropped < SHUT_AFTER or self.is_shut:
-            return "drop"
-        self._until = self._dropped_at = self._at + SHUT_S
-        return "shut"
+        if self.dropped >= SHUT_AFTER:
+            self._shut_until = self._at + SHUT_S
+        return False
 
     def _fill(self) -> None:
         now = self._clock()
         self._tokens = min(self._burst, self._tokens + (now - self._at) * self._per_s)
         self._at = now
-        if self._tokens >= self._burst or len(self._by_topic) > self._burst:
-            self._by_topic.clear()
-
-    @property
-    def is_shut(self) -> bool:
-        return self._clock() < self._until
 
     def end_flood(self) -> int:
         """Return how many messages were dropped if a flood has ended since the last call; else 0."""
-        if self._clock() - self._dropped_at < self._burst / self._per_s:
+        self._fill()
+        if self._tokens < self._burst:
             return 0
         dropped, self.dropped = self.dropped, 0
         return dropped
 
-
-LARGEST = 16 * 1024
-"""Maximum payload that is passed to a handler, bytes."""
+    @property
+    def is_shut(self) -> bool:
+        """True if the subscription is not wanted for now."""
+        return self._clock() < self._shut_until
 
 
 class _Handler:
     """The handler of one pattern."""
 
-    def __init__(self, pattern: str, on_message: OnMessage, as_published: bool, where: object) -> None:
-        self.pattern, self._on_message, self._as_published, self._where = pattern, on_message, as_published, where
+    def __init__(self, inbox: Inbox, pattern: str, on_message: OnMessage, as_published: bool) -> None:
+        self._inbox, self.pattern, self._on_message, self._as_published = inbox, pattern, on_message, as_published
         self._limiter = RateLimiter()
         self.is_subscribed = False
-        self._refusal_logged = self._size_logged = False
+        self._logged: set[str] = set()
 
-    def subscribe(self, connection: Connection) -> None:
-        self.is_subscribed = True
-        connection.subscriptions.add(
-            self.pattern,
-            lambda received: self._receive(connection, received),
-            self._on_subscribed,
-            qos=1,
-            as_published=self._as_published,
-        )
+    def update(self, subscriptions: Subscriptions) -> None:
+        """Subscribe if that is wanted and not done, and the reverse; log the end of a flood."""
+        if dropped := self._limiter.end_flood():
+            log.info("%s: no longer flooded; %d messages were dropped", self.pattern, dropped)
+        is_wanted = not self._limiter.is_shut
+        if is_wanted and not self.is_subscribed:
+            to, answered = self._receive, self._on_subscribed
+            subscriptions.add(self.pattern, to, answered, qos=1, as_published=self._as_published)
+        elif self.is_subscribed and not is_wanted:
+            subscriptions.remove(self.pattern)
+        self.is_subscribed = is_wanted
+        self._inbox.is_changed |= self._limiter.dropped > 0
+
+    def _warn_once(self, what: str, text: str, *args: object) -> None:
+        if what not in self._logged:
+            self._logged.add(what)
+            log.warning(text, *args)
 
     def _on_subscribed(self, code: int) -> None:
-        if code < 0x80:
-            self._refusal_logged = False
-        elif not self._refusal_logged:
-            self._refusal_logged = True
-            log.warning(
-                "broker %s refuses the subscription to %s: %s; what is sent there does not arrive",
-                self._where,
-                self.pattern,
-                reasons.in_words(code),
-            )
-
-    def _receive(self, connection: Connection, received: IncomingMessage) -> None:
-        verdict = self._limiter.allow(received.topic)
-        if verdict == "take":
-            self._process(received)
+        if code < REFUSED:
+            self._logged.discard("refusal")
             return
-        if self._limiter.dropped == 1:
-            log.warning("%s: too many messages; some are dropped", self.pattern)
-        if verdict == "shut":
-            self.is_subscribed = False
-            connection.subscriptions.remove(self.pattern)
-            if self._limiter.dropped == SHUT_AFTER:
-                log.warning("%s: flooded; unsubscribed for %.0f s at a time", self.pattern, SHUT_S)
+        text = "broker %s refuses the subscription to %s: %s; what is sent there does not arrive"
+        self._warn_once("refusal", text, self._inbox.where, self.pattern, in_words(code))
 
-    def _process(self, received: IncomingMessage) -> None:
-        if len(received.payload) > LARGEST:
-            if not self._size_logged:
-                self._size_logged = True
-                size = len(received.payload)
-                log.warning("%.100r: dropped: %d bytes, the limit is %d", received.topic, size, LARGEST)
+    def _receive(self, received: IncomingMessage) -> None:
+        if not self._limiter.allow():
+            self._inbox.is_changed = True
+            if self._limiter.dropped == 1:
+                log.warning("%s: too many messages; some are dropped", self.pattern)
+            return
+        size = len(received.payload)
+        if size > LARGEST:
+            text = "%.100r: dropped: %d bytes, the limit is %d"
+            self._warn_once("size", text, received.topic, size, LARGEST)
             return
         try:
             self._on_message(received)
         except Exception:  # a stranger's message must not end the connection
             log.exception("%.100r: internal error (please report); the message is dropped", received.topic)
-
-    def update(self, connection: Connection) -> None:
-        if not self.is_subscribed and not self._limiter.is_shut:
-            self.subscribe(connection)
-        if dropped := self._limiter.end_flood():
-            log.info("%s: no longer flooded; %d messages were dropped", self.pattern, dropped)
 
 
 _SETTLE_S = 3.0
@@ -158,26 +247,34 @@ _MAX_RETAINED_BYTES = 1024 * 1024
 
 
 class RetainedSubscription:
-    """A subscription to retained messages only. For the thread that turns the connection."""
+    """A subscription to retained messages only, until all should have come.
+
+    For the thread that turns the connection.
+    """
 
     def __init__(self, subscriptions: Subscriptions, pattern: str) -> None:
         self._subscriptions, self._pattern = subscriptions, pattern
-        self._is_answered, self._bytes = False, 0
+        self._until, self._bytes = 0.0, 0
         self._found: list[IncomingMessage] = []
         subscriptions.add(pattern, self._on_message, self._on_subscribed, qos=0)
 
-    def received(self) -> list[IncomingMessage] | None:
-        """Return the messages since the last call; None until the broker has answered the subscription."""
-        if not self._is_answered:
-            return None
+    def received(self) -> list[IncomingMessage]:
+        """Return the messages since the last call; none before the broker has answered the subscription."""
+        if not self._until:
+            return []
         found, self._found = self._found, []
         return found
+
+    @property
+    def is_settled(self) -> bool:
+        """True some seconds after the broker has answered the subscription."""
+        return 0.0 < self._until <= time.monotonic()
 
     def end(self) -> None:
         self._subscriptions.remove(self._pattern, self._on_message)
 
     def _on_subscribed(self, code: int) -> None:
-        self._is_answered = True
+        self._until = time.monotonic() + _SETTLE_S
 
     def _on_message(self, received: IncomingMessage) -> None:
         self._bytes += len(received.topic) + len(received.payload)
@@ -190,49 +287,32 @@ class RetainedSubscription:
 Answer = Callable[[bytes], None]
 
 
-class _Question:
-    """A question for the payload that is retained under one topic."""
-
-    def __init__(self, topic: str, answer: Answer) -> None:
-        self._topic, self._answer = topic, answer
-        self._subscription: RetainedSubscription | None = None
-        self._until = 0.0
-
-    def ask(self, connection: Connection) -> None:
-        self._until, self._subscription = 0.0, RetainedSubscription(connection.subscriptions, self._topic)
-
-    def is_answered(self) -> bool:
-        if self._subscription is None or (found := self._subscription.received()) is None:
-            return False
-        now = time.monotonic()
-        self._until = self._until or now + _SETTLE_S
-        if not found and now < self._until:
-            return False
-        self._subscription.end()
-        self._answer(found[-1].payload if found else b"")
-        return True
-
-
 class Inbox:
-    """Handlers by pattern, and questions. Any thread may call `listen`, `ignore` and `ask`."""
+    """Handlers by pattern, and questions. Any thread may call `listen`, `ignore` and `ask`.
+
+    Attributes:
+        where: broker, for messages.
+        is_changed: True if `update` may have something to do.
+    """
 
     def __init__(self, where: object) -> None:
-        self._where = where
+        self.where, self.is_changed = where, False
         self._lock = threading.Lock()
         self._handlers: dict[str, _Handler] = {}
         self._removed: list[str] = []
-        self._new: list[_Question] = []
-        self._asked: list[_Question] = []
+        self._questions: dict[tuple[str, Answer], RetainedSubscription | None] = {}
 
     def listen(self, pattern: str, on_message: OnMessage, *, as_published: bool = False) -> None:
         """Subscribe a handler on this connection and on each later one, see `Publisher.listen`."""
         with self._lock:
-            self._handlers[pattern] = _Handler(pattern, on_message, as_published, self._where)
+            self._handlers[pattern] = _Handler(self, pattern, on_message, as_published)
+            self.is_changed = True
 
     def ignore(self, pattern: str) -> None:
         with self._lock:
             if self._handlers.pop(pattern, None) is not None:
                 self._removed.append(pattern)
+                self.is_changed = True
 
     def ask(self, topic: str, answer: Answer) -> None:
         """Ask for the payload that is retained under a topic, on each connection until it is answered.
@@ -243,32 +323,34 @@ class Inbox:
                 refuses the subscription.
         """
         with self._lock:
-            self._new.append(_Question(topic, answer))
+            self._questions[topic, answer] = None
+            self.is_changed = True
 
-    def restart(self, connection: Connection) -> None:
+    def restart(self, subscriptions: Subscriptions) -> None:
         """Begin on a new connection: the broker knows no subscription."""
         with self._lock:
-            self._new, self._asked = [*self._asked, *self._new], []
-        for handler in self._all():
-            handler.is_subscribed = False
-        self.update(connection)
+            self._questions = dict.fromkeys(self._questions)
+            for handler in self._handlers.values():
+                handler.is_subscribed = False
+        self.update(subscriptions)
 
-    def update(self, connection: Connection) -> None:
+    def update(self, subscriptions: Subscriptions) -> None:
         """Subscribe to what is new or may arrive again, unsubscribe from what is ignored, pass answers on."""
         with self._lock:
             removed, self._removed = [one for one in self._removed if one not in self._handlers], []
-            new, self._new = self._new, []
+            handlers, questions = list(self._handlers.values()), list(self._questions.items())
+            self.is_changed = bool(questions)
         for pattern in removed:
-            connection.subscriptions.remove(pattern)
-        for handler in self._all():
-            handler.update(connection)
-        for question in new:
-            question.ask(connection)
-        self._asked = [question for question in (*self._asked, *new) if not question.is_answered()]
-
-    def _all(self) -> list[_Handler]:
-        with self._lock:
-            return list(self._handlers.values())
+            subscriptions.remove(pattern)
+        for handler in handlers:
+            handler.update(subscriptions)
+        for (topic, answer), asked in questions:
+            if asked is None:
+                self._questions[topic, answer] = RetainedSubscription(subscriptions, topic)
+            elif (found := asked.received()) or asked.is_settled:
+                asked.end()
+                del self._questions[topic, answer]
+                answer(found[-1].payload if found else b"")
 
 
 StreamConfigs = Callable[[], Mapping[str, StreamConfig]]
@@ -284,69 +366,71 @@ class StaleTopics:
     run has set becomes 0. Counts of a stream that no longer exists are deleted, and its snapshot before them. A
     setting or a sensor that this run has not set is deleted, and so is what is told of lines and zones that are
     not configured: the others are published when their stream runs.
+
+    Attributes:
+        is_done: True if there is nothing to correct any more at the broker in use.
     """
 
     def __init__(
-        self, states: RetainedTopics, topics: Topics, has_stream: Callable[[str], bool], streams: StreamConfigs
+        self,
+        set_if_new: Callable[[str, bytes], bool],
+        topics: Topics,
+        has_stream: Callable[[str], bool],
+        streams: StreamConfigs,
     ) -> None:
-        self._states, self._topics, self._has_stream, self._streams = states, topics, has_stream, streams
+        self._set_if_new, self._topics, self._has_stream, self._streams = set_if_new, topics, has_stream, streams
         self._done: set[str] = set()
-        self._where, self._until, self._corrected = "", 0.0, 0
+        self._where, self._corrected, self.is_done = "", 0, True
         self._subscriptions: list[RetainedSubscription] = []
 
-    def restart(self, connection: Connection, where: str) -> None:
+    def restart(self, subscriptions: Subscriptions, where: str) -> None:
         """Subscribe on a new connection, unless the corrections at that broker are done."""
-        self._until, self._where, self._subscriptions = 0.0, where, []
-        if where not in self._done:
-            topics = self._topics
-            patterns = (*topics.counts, topics.state("+", "#"), topics.sensor("+", "+"), topics.line("+", "+"))
-            self._subscriptions = [RetainedSubscription(connection.subscriptions, one) for one in patterns]
+        self._where, self.is_done = where, where in self._done
+        topics = self._topics
+        patterns = (*topics.counts, topics.state("+", "#"), topics.sensor("+", "+"), topics.line("+", "+"))
+        self._subscriptions = [
+            RetainedSubscription(subscriptions, pattern) for pattern in patterns if not self.is_done
+        ]
 
     def poll(self) -> None:
         """Correct what has arrived since the last call."""
-        if not self._subscriptions:
-            return
-        arrived = [subscription.received() for subscription in self._subscriptions]
-        for messages in arrived:
-            for message in messages or ():
+        for subscription in self._subscriptions:
+            for message in subscription.received():
                 self._correct(message)
-        if any(messages is None for messages in arrived):  # a subscription is not acknowledged yet
-            return
-        now = time.monotonic()
-        self._until = self._until or now + _SETTLE_S
-        if now >= self._until:
+        if all(subscription.is_settled for subscription in self._subscriptions):
             self._done.add(self._where)
             for subscription in self._subscriptions:
                 subscription.end()
-            self._subscriptions = []
+            self._subscriptions, self.is_done = [], True
 
     def _correct(self, message: IncomingMessage) -> None:
         topic, stream = message.topic, self._topics.stream_of(message.topic)
-        if self._topics.addressed(topic) is not None:
-            return  # a request `cmd/state`: `#` matches the parent level too
-        exists = self._has_stream(stream)
-        others = self._topics.state(stream, ""), self._topics.sensor(stream, ""), self._topics.line(stream, "")
-        config = self._streams().get(stream)
-        if config is not None and config.publish.counts and topic in self._lines_of(stream, config):
+        correct = self._correction(topic, stream)
+        if correct is None or message.payload in (b"", correct) or self._corrected >= _MAX_CORRECTED:
             return
-        is_gone = config is not None and self._topics.is_of_other_zone(
-            stream, {zone.name for zone in config.zones}, topic
-        )
-        correct = b"0" if exists and not is_gone and not topic.startswith(others) else b""
-        if message.payload in (b"", correct) or self._corrected >= _MAX_CORRECTED:
-            return
-        if not exists:
-            self._states.set_if_new(self._topics.snapshot(stream), b"")
-        if self._states.set_if_new(topic, correct):
+        if not self._has_stream(stream):
+            self._set_if_new(self._topics.snapshot(stream), b"")
+        if self._set_if_new(topic, correct):
             self._corrected += 1
-            what = "deleted" if exists else f"deleted, since there is no stream {stream:.60}"
             log.log(
                 logging.INFO if self._corrected <= _MAX_LOGGED else logging.DEBUG,
-                "%.100r: %s, an earlier run left it at %s",
+                "%.100r: %s, an earlier run left it at %.60r",
                 topic,
-                "set to 0" if correct else what,
-                quoted(message.payload.decode(errors="replace")),
+                "set to 0" if correct else "deleted",
+                message.payload.decode(errors="replace"),
             )
 
-    def _lines_of(self, stream: str, config: StreamConfig) -> set[str]:
-        return {self._topics.line(stream, line.name) for line in config.lines}
+    def _correction(self, topic: str, stream: str) -> bytes | None:
+        """Return what a topic should hold that this run has not set; None: it stays."""
+        topics, config = self._topics, self._streams().get(stream)
+        if topics.addressed(topic) is not None:
+            return None  # a request `cmd/state`: `#` matches the parent level too
+        is_of_other_zone = False
+        if config is not None:
+            lines = {topics.line(stream, line.name) for line in config.lines}
+            if config.publish.counts and topic in lines:
+                return None
+            is_of_other_zone = topics.is_of_other_zone(stream, {zone.name for zone in config.zones}, topic)
+        others = topics.state(stream, ""), topics.sensor(stream, ""), topics.line(stream, "")
+        is_count = self._has_stream(stream) and not is_of_other_zone and not topic.startswith(others)
+        return b"0" if is_count else b""

@@ -7,15 +7,10 @@ import math
 import time
 from collections.abc import Callable
 
-from msgspec import Struct
-
-from agent.comms.mqtt import reasons
 from agent.comms.mqtt.connection import TIMINGS, Connection, ConnectionTimings, PubAck
-from agent.comms.mqtt.inbox import Inbox, StaleTopics, StreamConfigs
-from agent.comms.mqtt.outbox import EventSender, EventSource, TransientQueue
-from agent.comms.mqtt.paho_client import IncomingMessage
-from agent.comms.mqtt.reasons import TAKEN_OVER, in_words
-from agent.comms.mqtt.retained import RetainedTopics
+from agent.comms.mqtt.endpoint import in_words
+from agent.comms.mqtt.inbox import Inbox, IncomingMessage, StaleTopics, StreamConfigs
+from agent.comms.mqtt.outbox import EventSender, EventSource, RetainedTopics, TransientQueue
 from agent.comms.topics import ONLINE, STOPPED, Topics
 from agent.types import LinkLoad
 
@@ -27,7 +22,6 @@ _FLAPPING = 2
 """So many short connections in a row are one outage, which ends only after `_STABLE_S`."""
 _MAX_LOGGED = 20
 """Maximum number of reasons logged in one outage: a broker may give another each time."""
-_TAKEN_OVER = in_words(TAKEN_OVER)
 
 
 class LinkLog:
@@ -40,102 +34,71 @@ class LinkLog:
         trouble: where and why the connection was lost last, or why there has been none yet; empty: never.
     """
 
-    def __init__(self, where: object, client_id: str) -> None:
-        self._where, self._client_id = where, client_id
-        self.connected, self.detail = False, "connecting"
+    def __init__(self, where: object) -> None:
+        self._where = where
         self.connects, self.trouble = 0, ""
         self._connected_at = 0.0
-        self._restart()
+        self.close("connecting")
 
-    def _restart(self) -> None:
+    def close(self, detail: str) -> None:
+        """Record that this device has disconnected by itself, which is not an outage."""
+        self.connected, self.detail = False, detail
         self._since = time.monotonic()  # of the outage
-        self._is_acknowledged = self._is_taken_over = False
+        self._is_acknowledged = self._is_announced = False
         self._logged: set[str] = set()
-        self._short, self._unlogged = 0, ""
+        self._short = 0
 
     @property
     def is_flapping(self) -> bool:
         return self._short >= _FLAPPING
 
-    def lost(self, reason: str, *, refused: bool = False) -> None:
+    def lost(self, reason: str, *, refused: bool = False, taken_over: bool = False) -> None:
         """Record that the connection broke, or could not be opened.
 
-        A `refused` one is logged even if the outage began for another reason.
+        A `refused` one is logged even if the outage began for another reason. Connections that are taken over are
+        one outage, since the other client comes back as well.
         """
-        trouble = f"{self._where}: {reason}"
+        trouble, now = f"{self._where}: {reason}", time.monotonic()
         if self.connected:
-            self._ended(reason)
+            self._short = self._short + 1 if now - self._connected_at < _STABLE_S else 0
+            self._short = max(self._short, _FLAPPING) if taken_over else self._short
+            self._since = now if self._is_announced else self._since
         if self.connected or not self.connects:
             self.trouble = trouble
-        self.connected, self.detail, self._unlogged = False, reason, ""
-        is_news = refused and trouble not in self._logged and len(self._logged) < _MAX_LOGGED
-        if not self._logged or is_news:
+        self.connected, self.detail, self._is_announced = False, reason, False
+        if not self._logged or (refused and trouble not in self._logged and len(self._logged) < _MAX_LOGGED):
             log.warning("broker %s; events wait in the spool, trying again", trouble)
         if len(self._logged) < _MAX_LOGGED:
             self._logged.add(trouble)
-
-    def _ended(self, reason: str) -> None:
-        now = time.monotonic()
-        if not self._unlogged:
-            self._since = now
-        self._short = self._short + 1 if now - self._connected_at < _STABLE_S else 0
-        if reason.startswith(_TAKEN_OVER):
-            self._short, self._is_taken_over = max(self._short, _FLAPPING), True
-        elif self._short == _FLAPPING + 1 and self._is_acknowledged and not self._is_taken_over:
-            self._warn_client_id()
-
-    def _warn_client_id(self) -> None:
-        log.warning(
-            "broker %s: connections end right after they are made; does another device use the client id %s?",
-            self._where,
-            self._client_id,
-        )
 
     def accepted(self, how: str) -> None:
         """Record that the broker has accepted the connection; that is logged with the first acknowledgement."""
         self.connected, self.detail, self._connected_at = True, how, time.monotonic()
         self.connects += 1
-        self._unlogged, self._is_acknowledged = how, False
+        self._is_acknowledged = False
 
     def acknowledged(self) -> None:
         self._is_acknowledged = True
-        if self._unlogged and self._short < _FLAPPING:
+        if not self._is_announced and not self.is_flapping:
             self._log_connected()
-
-    def silent(self, for_s: float) -> None:
-        """Record that a connected broker has acknowledged nothing for some time."""
-        if self._logged:
-            return
-        self._since, self._unlogged, self._is_acknowledged = time.monotonic() - for_s, self.detail, False
-        self._logged.add("silent")
-        log.warning(
-            "broker %s has acknowledged nothing for %.0f s: it or the network is stuck; events wait in the spool",
-            self._where,
-            for_s,
-        )
 
     def stable(self) -> None:
         """Check whether the connection has become stable; call now and then while it lasts."""
-        if self._unlogged and self._is_acknowledged and time.monotonic() - self._connected_at >= _STABLE_S:
-            self._short = 0
-            self._log_connected()
+        if self._is_announced or not self._is_acknowledged or time.monotonic() - self._connected_at < _STABLE_S:
+            return
+        self._short = 0
+        self._log_connected()
 
     def _log_connected(self) -> None:
-        how, self._unlogged = self._unlogged, ""
+        self._is_announced = True
         if self._logged:
-            log.info("broker %s: back after %.1f s, %s", self._where, time.monotonic() - self._since, how)
+            seconds = time.monotonic() - self._since
+            log.info("broker %s: back after %.1f s, %s", self._where, seconds, self.detail)
         else:
-            log.info("broker %s: connected, %s", self._where, how)
-        self._logged, self._is_taken_over = set(), False
-
-    def close(self, detail: str) -> None:
-        """Record that this device has disconnected by itself, which is not an outage."""
-        self.connected, self.detail = False, detail
-        self._restart()
+            log.info("broker %s: connected, %s", self._where, self.detail)
+        self._logged = set()
 
 
-_REPEAT_ONLINE_S = 2.0
-"""Minimum time between two repetitions of `online`, so that two devices do not flood the broker."""
 _SHUTDOWN_S = 2.0
 """A broker that shuts down has closed the connection by then."""
 
@@ -144,19 +107,18 @@ class DuplicateDevice:
     """Notices another device with the same name, whose `offline` would count as this one's, and logs it once.
 
     Two boards from one image are the usual case: their client ids differ, so the broker accepts both. A broker
-    that shuts down publishes this device's own will before it closes the connection: so the other device is
-    logged only if the connection still stands a moment later.
+    that shuts down publishes this device's own will before it closes the connection: so nothing is done before
+    the connection still stands a moment later.
     """
 
     def __init__(self, status: str, online: bytes, clock: Callable[[], float] = time.monotonic) -> None:
         self._status, self._online, self._clock = status, online, clock
-        self._is_contradicted = self._is_logged = self._is_leaving = False
-        self._repeated_at = -_REPEAT_ONLINE_S
-        self._suspect: tuple[float, bytes] | None = None
+        self._contradicted_at = math.inf
+        self._is_logged = self._is_leaving = False
 
     def restart(self, connection: Connection) -> None:
         """Subscribe on a new connection. If the broker refuses that, nothing is noticed."""
-        self._is_contradicted, self._is_leaving, self._suspect = False, False, None
+        self._contradicted_at, self._is_leaving = math.inf, False
         connection.subscriptions.add(self._status, self._on_message, qos=1)
 
     def end(self) -> None:
@@ -165,29 +127,19 @@ class DuplicateDevice:
 
     def is_due(self) -> bool:
         """Return True when `online` is to be published again; the caller does that."""
-        self._log_once()
-        if not self._is_contradicted or self._clock() - self._repeated_at < _REPEAT_ONLINE_S:
+        if self._clock() - self._contradicted_at < _SHUTDOWN_S:
             return False
-        self._is_contradicted, self._repeated_at = False, self._clock()
+        self._contradicted_at = math.inf
+        if not self._is_logged:
+            self._is_logged = True
+            text = "another client published on %s: does another device have the same name? set [device] name"
+            log.warning(text, self._status)
         return True
 
     def _on_message(self, received: IncomingMessage) -> None:
         # A retained status was left by this run or an earlier one.
-        if self._is_leaving or received.retained or received.payload == self._online:
-            return
-        self._is_contradicted = True
-        if self._suspect is None:
-            self._suspect = self._clock(), received.payload
-
-    def _log_once(self) -> None:
-        if self._is_logged or self._suspect is None or self._clock() - self._suspect[0] < _SHUTDOWN_S:
-            return
-        self._is_logged = True
-        log.warning(
-            "another client published %r on %s: does another device have the same name? set [device] name",
-            self._suspect[1][:20].decode(errors="replace"),
-            self._status,
-        )
+        if not (self._is_leaving or received.retained or received.payload == self._online):
+            self._contradicted_at = min(self._contradicted_at, self._clock())
 
 
 _MOVE_S = 5.0
@@ -239,7 +191,6 @@ class BrokerSession:
         topics: Topics,
         source: EventSource,
         where: object,
-        client_id: str,
         has_stream: Callable[[str], bool],
         timings: ConnectionTimings = TIMINGS,
         streams: StreamConfigs = dict,
@@ -247,9 +198,9 @@ class BrokerSession:
         self._status, self._where, self._timings = topics.status, where, timings
         self.events = EventSender(source, where, math.inf)
         self.states, self.transient, self.inbox = RetainedTopics(where), TransientQueue(), Inbox(where)
-        self.link = LinkLog(where, client_id)
+        self.link = LinkLog(where)
         self._topics, self._streams = topics, streams
-        self._stale = StaleTopics(self.states, topics, has_stream, streams)
+        self._stale = StaleTopics(self.states.set_if_new, topics, has_stream, streams)
         self._duplicate = DuplicateDevice(topics.status, ONLINE)
         self._status_mid = self.unsent_bytes = self.max_packet = 0
         self._heard_at = 0.0
@@ -283,11 +234,12 @@ class BrokerSession:
             pause_s = min(longest_s, self.events.retry_in(), stop.drain_seconds_left())
             self._turn(connection, 0.0 if self._can_send_more(connection) else pause_s)
             self.unsent_bytes = self._unsent_bytes(connection)
-            self._stale.poll()
+            if not self._stale.is_done:
+                self._stale.poll()
             self.link.stable()
         self.unsent_bytes = 0
         if not connection.lost:
-            self._leave(connection, stop) if stop.is_asked else self._move(connection, stop, last)
+            self._leave(connection, stop, last or STOPPED)
         return bool(last)
 
     def _restart(self, connection: Connection) -> None:
@@ -296,10 +248,10 @@ class BrokerSession:
         self._delete_snapshots()
         self.states.restart()
         self.transient.restart()
-        self.inbox.restart(connection)  # first: a client that sees `online` may send commands
+        self.inbox.restart(connection.subscriptions)  # first: a client that sees `online` may send commands
         self._publish_status(connection, ONLINE)
         self._duplicate.restart(connection)
-        self._stale.restart(connection, str(self._where))
+        self._stale.restart(connection.subscriptions, str(self._where))
 
     def _delete_snapshots(self) -> None:
         """Delete pictures of streams that hide something, or are off, and have published none in this run.
@@ -334,7 +286,8 @@ class BrokerSession:
         has_room = (self.transient.is_waiting or self.states.wants_large) and connection.has_room
         # Who sees a topic may answer it at once: what was subscribed before it was set is subscribed before it.
         began = time.monotonic()
-        self.inbox.update(connection)
+        if self.inbox.is_changed:
+            self.inbox.update(connection.subscriptions)
         # States are few and newest-wins; a quarter of the window leaves the rest to the events.
         share = max(1, connection.window // 4) - self.states.in_flight
         self.transient.send(connection, 0)  # short replies go first
@@ -354,10 +307,7 @@ class BrokerSession:
         for acknowledged in connection.turn(timeout_s):
             self._acknowledge(acknowledged)
         self.events.settle()
-        silent_s = time.monotonic() - self._heard_at
-        if silent_s > self._timings.uneasy_s:
-            self.link.silent(silent_s)
-        if silent_s > self._timings.silence_s:
+        if time.monotonic() - self._heard_at > self._timings.silence_s:
             connection.drop(f"no acknowledgement for {self._timings.silence_s:.0f} s")
 
     def _acknowledge(self, acknowledged: PubAck) -> None:
@@ -366,47 +316,17 @@ class BrokerSession:
         if acknowledged.mid == self._status_mid:
             self._status_mid = 0
             if acknowledged.is_refusal:
-                log.warning("the broker refuses %s: %s", self._status, reasons.in_words(acknowledged.code))
+                log.warning("the broker refuses %s: %s", self._status, in_words(acknowledged.code))
         elif not self.events.acknowledge(acknowledged):
             self.states.acknowledge(acknowledged)
 
-    def _move(self, connection: Connection, stop: Stop, status: bytes) -> None:
-        """Publish the last status, and let what is in flight arrive."""
+    def _leave(self, connection: Connection, stop: Stop, status: bytes) -> None:
+        """Publish the last status, and let it, and without a stop what else is in flight, arrive."""
         until = time.monotonic() + _MOVE_S
         self._duplicate.end()
         self._publish_status(connection, status)
-        while self._in_flight() and not connection.lost and not stop.is_asked and time.monotonic() < until:
-            self._turn(connection, 0.1)
-        connection.farewell(0.5)
-
-    def _leave(self, connection: Connection, stop: Stop) -> None:
-        self._duplicate.end()
-        self._publish_status(connection, STOPPED)
-        while self._status_mid and not connection.lost and stop.seconds_left() > 0.0:
-            self._turn(connection, stop.seconds_left())
-        connection.farewell(max(0.05, stop.seconds_left()))
-
-
-class LinkState(Struct, frozen=True):
-    """How the connection to the broker is.
-
-    Attributes:
-        connected: True if the broker has accepted the connection.
-        detail: protocol and user of the connection, or why there is none.
-        broker: `host:port` of the one that is used or tried.
-        is_fallback: True if that is not the first.
-        connects: how often a broker has accepted a connection, since the start.
-        trouble: where and why the connection was lost last; empty: never.
-        sent, acknowledged: events, since the start.
-        dropped_samples: messages at QoS 0 that were not sent.
-    """
-
-    connected: bool
-    detail: str
-    broker: str
-    is_fallback: bool
-    connects: int
-    trouble: str
-    sent: int
-    acknowledged: int
-    dropped_samples: int
+        while (self._status_mid if stop.is_asked else self._in_flight()) and not connection.lost:
+            if (left_s := min(stop.seconds_left(), until - time.monotonic())) <= 0.0:
+                break
+            self._turn(connection, min(0.1, left_s))
+        connection.farewell(min(0.5, max(0.05, stop.seconds_left())))

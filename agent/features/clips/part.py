@@ -20,13 +20,14 @@ from msgspec.structs import asdict
 from agent import spans
 from agent.capture.decode_policy import DecodeMode, Demand
 from agent.capture.handoff import LatestFrame
-from agent.comms.messages import ClipsHealth, clip_message, encode
+from agent.comms.messages import clip_message, encode
 from agent.compute.av_encoding import PictureEncoder, SoundTranscoder
 from agent.config import ClipsConfig, Config, StreamConfig
 from agent.config.source_uri import parse
 from agent.daemon.parts import NO_DEMAND, Asked, DevicePart, Parts, Reply, StreamContext, StreamPart
 from agent.errors import BackendError, CommandError
 from agent.features.clips.rules import ClipTrigger, PicturePace
+from agent.health import ClipsHealth
 from agent.storage.clips.file import SOUND_CODECS, VIDEO_CODECS
 from agent.storage.clips.job import FOREVER_NS, ClipJob
 from agent.storage.clips.packets import PacketRing

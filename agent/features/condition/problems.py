@@ -142,7 +142,7 @@ class StreamCondition(StreamPart):
     def close(self) -> None:
         """Write what was learned, and tell nothing any more: the stream ends."""
         self._watcher.close()
-        self._reporter.clear_condition()
+        self._reporter.clear(ConditionMessage)
 
     def _suspend(self, found: Mapping[Problem, str]) -> None:
         suspended = bool(found.keys() & {"moved", "tilted"})
@@ -170,7 +170,7 @@ class StreamCondition(StreamPart):
         self._published = True
         device, stream = self._reporter.place
         problems = tuple(one for one, _ in self._told.values())
-        self._reporter.condition(ConditionMessage(device, stream, problems, self._suspended))
+        self._reporter.retain(ConditionMessage(device, stream, problems, self._suspended))
 
 
 def _length(seconds: float) -> str:

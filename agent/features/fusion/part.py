@@ -17,7 +17,6 @@ from typing import Any
 
 from msgspec import Struct
 
-from agent.comms.messages import FusionHealth
 from agent.comms.reporter import EventSink, Reporter, RetainedSink
 from agent.comms.topics import Topics
 from agent.config import Config, PublishConfig, TextConfig
@@ -27,6 +26,7 @@ from agent.errors import ConfigError
 from agent.features.fusion.checks import FusedEvent, FusionPlan, plan_fusion
 from agent.features.fusion.rules import Evidence, Fusion, FusionTimes, text_evidence
 from agent.features.fusion.texts import TextReceiver
+from agent.health import FusionHealth
 from agent.types import Event, StageTimes, Track
 
 log = logging.getLogger(__name__)

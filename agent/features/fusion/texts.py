@@ -19,7 +19,7 @@ from agent.errors import CommandError
 from agent.structs import from_json
 
 if TYPE_CHECKING:
-    from agent.comms.mqtt.paho_client import IncomingMessage
+    from agent.comms.mqtt.inbox import IncomingMessage
 
 log = logging.getLogger(__name__)
 

@@ -1,27 +1,188 @@
-"""The entities of a device and of its streams in Home Assistant, and what they read and command.
+"""Home Assistant's device: its entities and those of its streams, and what they read and command.
 
 Keys are in the pages of each platform: https://www.home-assistant.io/integrations/mqtt/. Templates are Jinja, and
-must never fail: Home Assistant would log each failure.
+must never fail: Home Assistant would log each failure. The message is in `message` beside it.
+
+To add an entity of the device, add a row to `_HEALTH_ENTITIES`; to add one of a stream, a function here that
+`stream_entities` calls, or `entities` in the part of a feature.
 """
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterator
+import hashlib
+import re
+import unicodedata
+from collections import Counter
+from collections.abc import Container, Iterator, Mapping
 from typing import Any, get_args
 
 from msgspec import Struct
 
-from agent.comms.entities import Component, display_name, entity, keyword_entity, while_watching
+from agent.comms.entities import Component, display_name, entity, keyword_entity, stream_id, while_watching
 from agent.comms.topics import Topics
 from agent.daemon.streams.services import State
-from agent.features.homeassistant.device import (
-    DeviceEntitySource,
-    StreamEntitySource,
-    ZoneLabel,
-    distinct,
-    slug,
-)
 from agent.models.findings import IN_PICTURES, Kind
+
+_OTHER = re.compile(r"[^a-z0-9-]+")
+_TOPIC = re.compile(r"[^A-Za-z0-9_-]")
+
+
+def slug(text: str) -> str:
+    """Return a unique part of an id for a text, of lower-case letters, digits, `-` and `_`.
+
+    A text that has other characters gets digits of its hash: `traffic light` → `traffic_light_34d739`.
+    """
+    plain = unicodedata.normalize("NFKD", text.lower()).encode("ascii", "ignore").decode()
+    made = _OTHER.sub("_", plain).strip("_")[:40]
+    if made and made == text and not _looks_hashed(text):
+        return made
+    return f"{made}_{_digits(text)}".strip("_")
+
+
+def node(device: str) -> str:
+    """Return the device's name in the topic of its discovery message, where Home Assistant allows ASCII only."""
+    return device if not _TOPIC.search(device) else f"{_TOPIC.sub('-', device)}-{_digits(device)}"
+
+
+def distinct(names: Mapping[str, str]) -> dict[str, str]:
+    """Make names unique by adding the stream or the id: `Back yard state (back_yard)`.
+
+    Names are given by id. An id without a dot is of the device itself, and keeps its name.
+    """
+    unique = dict(names)
+    for more in (lambda one: one.partition(".")[0], str):
+        count = Counter(name.casefold() for name in unique.values())
+        alike = [one for one, name in unique.items() if "." in one and count[name.casefold()] > 1]
+        unique |= {one: f"{names[one]} ({more(one)})" for one in alike}
+    return unique
+
+
+def _looks_hashed(text: str) -> bool:
+    """Return True if `text` ends like a hashed id: it must be hashed too, or the two could be equal."""
+    return bool(re.search(r"(^|_)[0-9a-f]{6}$", text))
+
+
+def _digits(text: str) -> str:
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:6]
+
+
+class ZoneLabel(Struct, frozen=True):
+    """A label in a zone.
+
+    Attributes:
+        zone: name; empty: the whole picture.
+        label: as the model gives it.
+    """
+
+    zone: str
+    label: str
+
+    @property
+    def place(self) -> str:
+        return f"zone.{self.zone}." if self.zone else ""
+
+
+class StreamEntitySource(Struct, frozen=True):
+    """A stream, as far as its entities depend on it.
+
+    Attributes:
+        name: of the stream.
+        kind: what its model finds; None: not known, since the model cannot be opened.
+        labels: that the model may find, in its order.
+        named: by the configuration: these become entities at once.
+        counted: found in this run, in that order.
+        zones: names.
+        variants: to choose from.
+        counts, events: True if these are published.
+        commands: True if commands are accepted.
+        inspection: True if it judges parts, and has no labels to count.
+        unit: of measurements; empty: none.
+        attributes: names of what secondary models tell about an object.
+        of_features: entities that features give, by id.
+        lines: names.
+        filters: names of those that have one.
+        motion_masks: True if it has any.
+    """
+
+    name: str
+    kind: Kind | None = None
+    labels: tuple[str, ...] = ()
+    configured_labels: tuple[ZoneLabel, ...] = ()
+    counted_labels: tuple[ZoneLabel, ...] = ()
+    zones: tuple[str, ...] = ()
+    variants: tuple[str, ...] = ()
+    counts: bool = True
+    events: bool = True
+    commands: bool = True
+    inspection: bool = False
+    unit: str = ""
+    attributes: tuple[str, ...] = ()
+    of_features: dict[str, Component] = {}
+    lines: tuple[str, ...] = ()
+    filters: tuple[str, ...] = ()
+    motion_masks: bool = False
+
+    def id(self, *parts: str) -> str:
+        """Return an id of this stream."""
+        return stream_id(self.name, *parts)
+
+    def occupancy_id(self, one: ZoneLabel) -> str:
+        return self.id(f"{one.place}occupancy", slug(one.label))
+
+    def count_id(self, one: ZoneLabel) -> str:
+        return self.id(f"{one.place}count", slug(one.label))
+
+    def select_labels(self, known: Container[str], max_labels: int) -> list[ZoneLabel]:
+        """Return the labels that become entities.
+
+        Labels of `known` entities stay. Of labels that the configuration does not name, at most `max_labels` are
+        selected.
+        """
+        selected = dict.fromkeys(self.configured_labels)
+        labels = set[str]()
+        for one in (*self._remembered(known), *self.counted_labels):
+            is_new = one not in selected and one.label in self.labels
+            if is_new and (one.label in labels or len(labels) < max_labels):
+                labels.add(one.label)
+                selected[one] = None
+        return list(selected)
+
+    def _remembered(self, known: Container[str]) -> Iterator[ZoneLabel]:
+        for label in self.labels:
+            for zone in ("", *self.zones):
+                if self.occupancy_id(ZoneLabel(zone, label)) in known:
+                    yield ZoneLabel(zone, label)
+
+
+class DeviceEntitySource(Struct, frozen=True):
+    """A device, as far as its entities depend on it.
+
+    Attributes:
+        topics: of the device.
+        board: model of the board; empty: not known.
+        version: of Vedette.
+        sensors: what it measures, of `temperature`, `power`, `under_voltage` and `battery`.
+        streams: see `StreamEntitySource`.
+        fused: names of the fused events.
+    """
+
+    topics: Topics
+    board: str
+    version: str
+    sensors: frozenset[str]
+    streams: tuple[StreamEntitySource, ...]
+    fused: tuple[str, ...] = ()
+
+    @property
+    def identifier(self) -> str:
+        """Unique id of the device in Home Assistant."""
+        return f"{self.topics.prefix}/{self.topics.device}"
+
+    @property
+    def display_name(self) -> str:
+        """Name for people."""
+        return display_name(self.topics.device)
+
 
 _LONGEST = 255
 """Longest state that Home Assistant takes, characters."""
@@ -30,6 +191,7 @@ _CLASSES: dict[Kind, Component] = {
     "sounds": {"device_class": "sound"},
     "verdicts": {},
 }
+_OCCUPIED = "{{ 'ON' if value | int(0) > 0 else 'OFF' }}"
 _IS_BLANK = "this.state in ('unknown', 'unavailable')"
 _AS_BEFORE = f"'None' if {_IS_BLANK} else this.state"
 """The state stays as it is. What Home Assistant shows for none must not become a value, which would stay."""
@@ -90,7 +252,7 @@ def _label_entities(
     stream, zone, label = source.name, one.zone, one.label
     topic = topics.zone_count(stream, zone, label) if zone else topics.count(stream, label)
     common = {"state_topic": topic, **while_watching(topics, stream)}
-    occupied = {"value_template": "{{ 'ON' if value | int(0) > 0 else 'OFF' }}", **_CLASSES[source.kind]}
+    occupied = {"value_template": _OCCUPIED, **_CLASSES[source.kind]}
     name = display_name(stream, zone, label)
     yield source.occupancy_id(one), entity("binary_sensor", name, **occupied, **common)
     if source.kind == "things":  # of a sound or a verdict the count is 0 or 1
@@ -149,16 +311,8 @@ def _diagnostic_entities(topics: Topics, source: StreamEntitySource) -> Iterator
     yield source.id("fps"), sensor("frames per second", "fps", **rate)
 
 
-def fused_entities(device: DeviceEntitySource) -> Iterator[tuple[str, Component]]:
-    """Yield a sensor for each fused event, by id."""
-    for name in device.fused:
-        state = {"value_template": "{{ 'ON' if value | int(0) > 0 else 'OFF' }}"}
-        topic = {"state_topic": device.topics.count(name, name)}
-        yield f"{name}.fused", entity("binary_sensor", display_name(name), **topic, **state)
-
-
 def device_entities(device: DeviceEntitySource) -> Iterator[tuple[str, Component]]:
-    """Yield the device's own entities, by id."""
+    """Yield the device's own entities, and a sensor for each fused event, by id."""
     diagnostic = {"entity_category": "diagnostic"}
     yield (
         "connection",
@@ -176,6 +330,9 @@ def device_entities(device: DeviceEntitySource) -> Iterator[tuple[str, Component
         if key not in _MEASURED or key in device.sensors:
             state = {"value_template": f"{{{{ {expression} }}}}", "state_topic": device.topics.health}
             yield key, entity(platform, name, **state, **diagnostic, **more)
+    for name in device.fused:
+        state = {"value_template": _OCCUPIED, "state_topic": device.topics.count(name, name)}
+        yield f"{name}.fused", entity("binary_sensor", display_name(name), **state)
 
 
 _HEALTH_ENTITIES: dict[str, tuple[str, str, str, Component]] = {
@@ -222,26 +379,11 @@ _MEASURED = ("temperature", "power", "under_voltage", "battery")
 """Those that exist only where the board measures them: an estimate of the power is none."""
 
 
-class Entities(Struct, frozen=True):
-    """List the entities to announce.
-
-    Attributes:
-        components: by id.
-        left_out: labels by stream that become no entities because there would be too many.
-    """
-
-    components: dict[str, Component]
-    left_out: dict[str, list[str]]
-
-
-def entities(device: DeviceEntitySource, known: Container[str], max_labels: int) -> Entities:
-    """Return every entity of a device. Those in `known` stay, see `StreamEntitySource.select_labels`."""
-    components = dict(device_entities(device)) | dict(fused_entities(device))
-    left_out = {}
+def entities(device: DeviceEntitySource, known: Container[str], max_labels: int) -> dict[str, Component]:
+    """Return every entity of a device, by id. Those in `known` stay, see `StreamEntitySource.select_labels`."""
+    components = dict(device_entities(device))
     for source in device.streams:
-        labels, left = source.select_labels(known, max_labels)
+        labels = source.select_labels(known, max_labels)
         components.update(stream_entities(device.topics, source, labels))
-        if left:
-            left_out[source.name] = left
     names = distinct({name: one["name"] for name, one in components.items()})
-    return Entities({name: {**one, "name": names[name]} for name, one in components.items()}, left_out)
+    return {name: {**one, "name": names[name]} for name, one in components.items()}

@@ -12,7 +12,7 @@ import msgspec
 from msgspec import Struct
 
 from agent.comms.entities import Component, available
-from agent.features.homeassistant.device import DeviceEntitySource, node
+from agent.features.homeassistant.discovery import DeviceEntitySource, node
 from agent.structs import from_json
 
 ORIGIN = "Vedette"

@@ -1,7 +1,16 @@
-"""Announce the device to Home Assistant, with the entities that each stream's model makes possible."""
+"""Announce the device to Home Assistant, and remove entities that no longer exist.
+
+The discovery message that the broker retains is read first. It tells what earlier runs have announced, so that
+entities that no longer exist are removed, others stay, and another program's device is left alone.
+"""
 
 from __future__ import annotations
 
+import logging
+import queue
+import random
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,16 +18,152 @@ from msgspec.structs import asdict, replace
 
 from agent import __version__
 from agent.board.identity import read_board
-from agent.comms.entities import Component
+from agent.comms.mqtt.inbox import IncomingMessage
+from agent.comms.mqtt.publisher import Publisher
 from agent.config import HomeAssistantConfig, StreamConfig
 from agent.config.mqtt import MqttConfig
-from agent.daemon.parts import DevicePart, EntityPlace, entities
+from agent.daemon.parts import DevicePart, EntityPlace
+from agent.daemon.parts import entities as entities_of_features
 from agent.daemon.runtime import Runtime
 from agent.daemon.streams.stream import Stream
-from agent.features.homeassistant.announcer import Announcer
-from agent.features.homeassistant.device import DeviceEntitySource, StreamEntitySource, ZoneLabel
-from agent.models.findings import Kind, findings_of
+from agent.features.homeassistant.discovery import DeviceEntitySource, StreamEntitySource, ZoneLabel, entities
+from agent.features.homeassistant.message import RetainedEntities, message, read, topic
+from agent.models.findings import findings_of
 from agent.storage.state import state_path
+from agent.text import plural
+
+log = logging.getLogger(__name__)
+
+_JITTER_S = 10.0
+"""When Home Assistant starts, every device announces itself: spread over this time."""
+_RETRY_S = 60.0
+"""Interval at which another program's message is read again: it may be gone."""
+_PAUSE_S = 5.0
+"""Minimum time between two messages: Home Assistant ignores parts of one that arrives while it is busy."""
+
+
+class Announcer:
+    """Announces one device at one broker. For one thread.
+
+    Attributes:
+        topic: of the discovery message.
+        trouble: why Home Assistant does not find the device; empty if nothing is known against it.
+    """
+
+    def __init__(
+        self,
+        publisher: Publisher,
+        config: HomeAssistantConfig,
+        device: DeviceEntitySource,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        jitter: Callable[[float, float], float] = random.uniform,
+    ) -> None:
+        """Ask what is retained. Nothing is published before the answer."""
+        self._publisher, self._config, self._clock, self._jitter = publisher, config, clock, jitter
+        self.topic, self._status = topic(config.prefix, device.topics.device), f"{config.prefix}/status"
+        self.trouble = ""
+        self._answers: queue.SimpleQueue[bytes] = queue.SimpleQueue()
+        self._starts: queue.SimpleQueue[None] = queue.SimpleQueue()
+        self._is_answered = self._is_ours = False
+        self._device: DeviceEntitySource | None = None
+        self._alive: dict[str, str] = {}
+        self._gone: dict[str, str] = {}
+        self._is_told = False
+        self._sent, self._due, self._announce_at = b"", clock(), 0.0
+        publisher.ask(self.topic, self._answers.put)
+
+    def update(self, device: DeviceEntitySource) -> None:
+        """Publish what is due. Call often: it is cheap when nothing is."""
+        if not self._is_answered and not self._read_answer(device):
+            return
+        if not self._is_ours:
+            self._ask_again()
+            return
+        now = self._clock()
+        self._answer_start(now)
+        if now >= self._due and device != self._device:
+            self._announce(device)
+            self._due = now + _PAUSE_S
+
+    def unsubscribe(self) -> None:
+        self._publisher.ignore(self._status)
+
+    def withdraw(self) -> None:
+        """Delete the discovery message: Home Assistant removes the device."""
+        if self._is_answered and self._is_ours:
+            self._is_ours = False
+            self._publisher.retain(self.topic, b"")
+            log.info("%s: deleted, Home Assistant removes this device", self.topic)
+
+    def _ask_again(self) -> None:
+        if self.trouble and self._clock() >= self._due:
+            self._is_answered = False
+            self._publisher.ask(self.topic, self._answers.put)
+
+    def _read_answer(self, device: DeviceEntitySource) -> bool:
+        if self._answers.empty():
+            return False
+        body = self._answers.get()
+        found = read(body, device)
+        self._is_answered = True
+        self._is_ours = not found.owner and (self._config.enabled or bool(body))
+        self._alive, self._gone = found.alive, found.gone
+        if not self._config.enabled:
+            self.withdraw()
+        elif found.owner:
+            self._report_owner(found)
+        else:
+            self.trouble = ""
+            self._publisher.listen(self._status, self._on_status)
+        return True
+
+    def _on_status(self, received: IncomingMessage) -> None:
+        if received.payload == b"online" and not received.retained:
+            self._starts.put(None)
+
+    def _report_owner(self, found: RetainedEntities) -> None:
+        self._due = self._clock() + _RETRY_S
+        trouble = (
+            f"{self.topic} belongs to {found.owner}: left alone, and Home Assistant does not find this device; "
+            "set another [device] name, or delete that message: mosquitto_pub -r -n -t TOPIC"
+        )
+        if trouble != self.trouble:
+            self.trouble = trouble
+            log.warning(trouble)
+
+    def _answer_start(self, now: float) -> None:
+        """Announce everything again after a start of Home Assistant, without what it has removed."""
+        while not self._starts.empty():
+            self._starts.get()
+            self._announce_at = self._announce_at or now + self._jitter(1.0, _JITTER_S)
+        if self._announce_at and now >= max(self._announce_at, self._due):
+            self._announce_at = 0.0
+            if self._gone:
+                self._gone, self._device = {}, None
+            else:
+                self._publisher.repeat(self.topic)
+                self._due = now + _PAUSE_S
+
+    def _announce(self, device: DeviceEntitySource) -> None:
+        components = entities(device, self._alive, self._config.max_labels)
+        # What a stream finds is not known while its model cannot be opened: its entities are not removed.
+        unknown = tuple(f"{stream.name}." for stream in device.streams if stream.kind is None)
+        lost = {name: kind for name, kind in self._alive.items() if name not in components}
+        kept = {name: kind for name, kind in lost.items() if name.startswith(unknown)}
+        gone = {**self._gone, **{name: kind for name, kind in lost.items() if name not in kept}}
+        self._gone = {name: kind for name, kind in gone.items() if name not in components}
+        self._alive = {**kept, **{name: one["platform"] for name, one in components.items()}}
+        self._device = device
+        body = message(device, components, self._gone)
+        if body != self._sent:
+            self._sent = body
+            self._publisher.retain(self.topic, body)
+            count = plural(len(components), "entity", "entities")
+            # More come one by one, with each label that is first seen.
+            level, self._is_told = logging.DEBUG if self._is_told else logging.INFO, True
+            log.log(level, "%s: announced %s to Home Assistant", self.topic, count)
+
 
 _WITH_FILTERS = ("things", "verdicts", "texts")
 """Kinds of findings that filters are for."""
@@ -30,8 +175,7 @@ class HomeAssistant(DevicePart):
     def __init__(self, runtime: Runtime) -> None:
         self._runtime = runtime
         self._board = read_board(Path("/")).model
-        self._sources: dict[str, tuple[Stream, bool, StreamEntitySource]] = {}  # True: its model was open then
-        self._of_features: dict[str, tuple[Any, dict[str, Component]]] = {}  # and what they were made of
+        self._sources: dict[str, tuple[Any, StreamEntitySource]] = {}  # with what they were made of
         self._announcer: Announcer | None = None
         self._announced_with: tuple[HomeAssistantConfig, MqttConfig] | None = None
 
@@ -67,38 +211,30 @@ class HomeAssistant(DevicePart):
 
     def _entity_sources(self) -> tuple[StreamEntitySource, ...]:
         streams = self._runtime.streams
-        self._sources = {name: known for name, known in self._sources.items() if streams.get(name) is known[0]}
-        self._of_features = {name: known for name, known in self._of_features.items() if name in streams}
-        for name, stream in streams.items():
-            is_open = stream.model is not None
-            if name not in self._sources or self._sources[name][1] is not is_open:
-                self._sources[name] = stream, is_open, entity_source(name, stream.config)
+        self._sources = {name: known for name, known in self._sources.items() if name in streams}
         return tuple(self._with_state(name, stream) for name, stream in streams.items())
 
     def _with_state(self, name: str, stream: Stream) -> StreamEntitySource:
         """Return a stream's entity source with what may change while the model stays the same."""
-        runtime, known = self._runtime, self._sources[name][2]
-        settings = runtime.settings.get(name)
-        counted = tuple(ZoneLabel(*pair) for pair in stream.counted_labels)
+        settings, source = self._runtime.settings.get(name), self._source(name, stream)
         return replace(
-            known,
-            counted_labels=counted,
+            source,
+            counted_labels=tuple(ZoneLabel(*pair) for pair in stream.counted_labels),
             variants=settings.variants if settings else (),
-            filters=tuple(settings.filters) if settings and known.kind in _WITH_FILTERS else (),
+            filters=tuple(settings.filters) if settings and source.kind in _WITH_FILTERS else (),
             motion_masks=settings is not None and settings.motion_masks is not None,
-            commands=runtime.commands,
-            of_features=self._entities_of_features(name, stream, known.kind),
         )
 
-    def _entities_of_features(self, name: str, stream: Stream, kind: Kind | None) -> dict[str, Component]:
-        """Return what a stream's features give, made anew after a change: some read files for it."""
-        runtime = self._runtime
-        made_of = stream, stream.config, kind, runtime.commands, stream.parts.describe()
-        if self._of_features.get(name, (None, {}))[0] != made_of:
-            state = state_path(runtime.config.storage)
-            place = EntityPlace(runtime.topics, name, stream.config, kind, runtime.commands, state, stream.parts)
-            self._of_features[name] = made_of, entities(place)
-        return self._of_features[name][1]
+    def _source(self, name: str, stream: Stream) -> StreamEntitySource:
+        """Return the source of a stream, made anew after a change: manifests and files are read for it."""
+        runtime, config = self._runtime, stream.config
+        made_of = stream, stream.model is not None, config, runtime.commands, stream.parts.describe()
+        if self._sources.get(name, (None,))[0] != made_of:
+            source, state = entity_source(name, config), state_path(runtime.config.storage)
+            place = EntityPlace(runtime.topics, name, config, source.kind, runtime.commands, state, stream.parts)
+            source = replace(source, commands=runtime.commands, of_features=entities_of_features(place))
+            self._sources[name] = made_of, source
+        return self._sources[name][1]
 
 
 def entity_source(name: str, config: StreamConfig) -> StreamEntitySource:

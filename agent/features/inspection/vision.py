@@ -216,7 +216,7 @@ class InspectedVision:
         one = self._inspection.counters.counters
         parts = one.ok + one.ng + one.unsure
         place, counts = self._reporter.place, (parts, one.ok, one.ng, one.unsure, one.rejected)
-        self._reporter.inspection(InspectionMessage(*place, one.began_at, *counts, one.reasons, one.last))
+        self._reporter.retain(InspectionMessage(*place, one.began_at, *counts, one.reasons, one.last))
 
     def write_counters(self) -> None:
         if self._inspection.counters.begin_shift():

@@ -14,8 +14,8 @@ import msgspec
 from msgspec import Meta, Struct
 from msgspec.structs import replace
 
-from agent.comms.crossings import LabelCrossings, LineMessage
 from agent.comms.entities import Component, button, display_name, entity, stream_id
+from agent.comms.messages import LabelCrossings, LineMessage
 from agent.comms.reporter import Reporter
 from agent.config import StreamConfig
 from agent.config.places import LineConfig
@@ -102,7 +102,7 @@ class LineCounters(StreamPart):
         with self._lock:
             self._names = tuple(line.name for line in lines)
             for name in self._counts.keys() - set(self._names):
-                self._reporter.clear_line(name)
+                self._reporter.clear(LineMessage, name)
             now = datetime.now(UTC)
             self._counts = {name: self._counts.get(name) or LineCount(now) for name in self._names}
             for name in self._names:
@@ -154,7 +154,7 @@ class LineCounters(StreamPart):
 
     def _publish(self, name: str) -> None:
         device, stream = self._reporter.place
-        self._reporter.line(self._counts[name].message(device, stream, name))
+        self._reporter.retain(self._counts[name].message(device, stream, name))
 
     def _read(self) -> dict[str, LineCount]:
         if self._file is None:

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from functools import partial
 
-from agent.comms.http.endpoint import check_served
+from agent.comms.http import check_served
 from agent.config import Config
-from agent.errors import ConfigError
-from agent.features.metrics.exposition import check_installed
+from agent.errors import ConfigError, NotInstalledError
 from agent.models.findings import ModelReader
 
 
@@ -19,3 +18,12 @@ def device_problems(config: Config, _: ModelReader) -> Iterator[ConfigError]:
             check()
         except ConfigError as error:
             yield error
+
+
+def check_installed() -> None:
+    """Raise NotInstalledError, with the command, if the client library is not installed."""
+    try:
+        import prometheus_client  # noqa: F401 - whether it can be imported
+    except ImportError:
+        text = "[metrics] needs a package that is not installed: pip install 'vedette[metrics]'"
+        raise NotInstalledError(text, keys=("metrics",)) from None

@@ -1,23 +1,142 @@
-"""The metrics, as a table: name, kind, help, labels, and how the samples are read.
+"""The metrics of a daemon: what is read for each scrape, as a table, and the page that Prometheus asks for.
 
-To add one, add a row to `METRICS`; what it reads is in `DaemonReadings`. Names follow Prometheus' conventions:
-base units, and `_total` for what only grows. Every label has few values: names of streams, stages, states and
-reasons, and at most 65 labels of events a stream. Each sample also gets the label `device`.
+To add a metric, add a row to `METRICS`; what it reads is in `DaemonReadings`. Names follow the conventions of
+Prometheus: base units, and `_total` for what only grows. Every label has few values: names of streams, stages,
+states and reasons, and at most 65 labels of events a stream. Each sample also gets the label `device`. The client
+library (the extra `[metrics]`) writes the format.
 """
 
 from __future__ import annotations
 
+import platform
+import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Literal, get_args
+from itertools import accumulate
+from typing import TYPE_CHECKING, get_args
 
 from msgspec import Struct
 
-from agent.daemon.streams.counters import StageTimer
+from agent import __version__
+from agent.board.power import PowerReading
+from agent.board.proc import Memory, read_memory
+from agent.board.processors import Ticks, read_ticks
+from agent.capture.supervisor import CaptureStats
+from agent.comms.http import Page
+from agent.comms.mqtt.publisher import LinkState
+from agent.daemon.streams.counters import BOUNDS_S, StageTimer, StreamMetrics
 from agent.daemon.streams.services import State
-from agent.features.metrics.readings import DaemonReadings, StreamTotals
+from agent.features.metrics.checks import check_installed
 from agent.storage.spool.pending import Reason
+from agent.storage.spool.spool import SpoolStats
 from agent.text import plain
+
+if TYPE_CHECKING:
+    from prometheus_client.metrics_core import Metric
+
+    from agent.daemon.runtime import Runtime
+    from agent.daemon.streams.stream import Stream
+    from agent.health import ClipsHealth
+
+
+class StreamTotals(Struct, frozen=True):
+    """One stream at a scrape.
+
+    Attributes:
+        state: see `agent.health.StreamHealth`.
+        metrics: what it has handled.
+        capture: totals of its source; None: it has never run.
+        tracks: alive now.
+        model, backend, variant: in use; empty: not known.
+        cpu_s: processor time of its threads, s.
+        reduced: True if the governor gives it less than everything.
+        unmet: True if a promise of its service is not kept.
+    """
+
+    state: str
+    metrics: StreamMetrics
+    capture: CaptureStats | None
+    tracks: int
+    model: str
+    backend: str
+    variant: str
+    cpu_s: float
+    reduced: bool = False
+    unmet: bool = False
+
+
+class DaemonReadings(Struct, frozen=True):
+    """Everything at a scrape.
+
+    Attributes:
+        version, python: of Vedette, and of Python.
+        device: name of the device.
+        uptime_s: of the daemon, s.
+        streams: by name.
+        spool: the event queue.
+        link: connection to the broker.
+        clips: of all streams; None: no stream makes any.
+        temperature_c: of the hottest zone, °C; None: not known.
+        hot: see `agent.health.HealthMessage`.
+        unmet: True if the board cannot be kept below its limits, see `agent.health.HealthMessage`.
+        cpu: time of the board's processors; zeros: not known.
+        memory: of the board.
+        power: that the board takes; None: not known.
+    """
+
+    version: str
+    python: str
+    device: str
+    uptime_s: float
+    streams: dict[str, StreamTotals]
+    spool: SpoolStats
+    link: LinkState
+    clips: ClipsHealth | None
+    temperature_c: float | None
+    hot: bool
+    unmet: bool
+    cpu: Ticks
+    memory: Memory
+    power: PowerReading | None = None
+
+
+def read_all(runtime: Runtime) -> DaemonReadings:
+    """Read everything. Any thread may call this."""
+    streams, board, health = dict(runtime.streams), runtime.board, runtime.parts.health()
+    used = board.load.stream_seconds(set(streams))
+    return DaemonReadings(
+        version=__version__,
+        python=platform.python_version(),
+        device=runtime.topics.device,
+        uptime_s=time.monotonic() - runtime.began_s,
+        streams={name: _reading(stream, used.get(name, 0.0)) for name, stream in streams.items()},
+        spool=runtime.spool.stats(),
+        link=runtime.mqtt.state,
+        clips=health.get("clips"),
+        temperature_c=board.heat.celsius,
+        hot=board.heat.hot,
+        unmet=bool(health.get("unmet")),
+        cpu=read_ticks(),
+        memory=read_memory(),
+        power=board.power.power,
+    )
+
+
+def _reading(stream: Stream, cpu_s: float) -> StreamTotals:
+    model, (backend, variant) = stream.model, stream.answered_by
+    return StreamTotals(
+        stream.status[0],
+        stream.metrics,
+        stream.captured,
+        stream.tracks,
+        model.manifest.name if model else "",
+        backend,
+        variant,
+        cpu_s,
+        bool(stream.reduced),
+        bool(stream.unmet),
+    )
+
 
 _MB = 1 << 20
 Value = float | StageTimer
@@ -25,54 +144,59 @@ Labelled = tuple[Sequence[str], Value]
 """Values of the labels, and of the sample; a `StageTimer` is a histogram in seconds."""
 
 
+Reader = Callable[[DaemonReadings], Iterable[Labelled]]
+
+
 class MetricDefinition(Struct, frozen=True):
     """One metric.
 
     Attributes:
         name: with the suffix `_total` of a counter.
-        kind: of the metric.
         help: one line.
-        labels: names of its labels besides `device`.
         read: returns the samples.
+        labels: names of its labels besides `device`.
     """
 
     name: str
-    kind: Literal["counter", "gauge", "histogram"]
     help: str
-    labels: tuple[str, ...]
-    read: Callable[[DaemonReadings], Iterable[Labelled]]
+    read: Reader
+    labels: tuple[str, ...] = ()
+
+    @property
+    def kind(self) -> str:
+        """Kind of the metric, as Prometheus calls it."""
+        if self.name.endswith("_total"):
+            return "counter"
+        return "histogram" if self.name.endswith("_stage_seconds") else "gauge"
 
 
-Reader = Callable[[DaemonReadings], Iterable[Labelled]]
-
-
-def _one(value: Callable[[DaemonReadings], Value | None]) -> Reader:
-    """Return a reader of one sample without labels; None: there is none now."""
+def _device(name: str, text: str, value: Callable[[DaemonReadings], Value | None]) -> MetricDefinition:
+    """Return a metric of one sample; None: there is none now."""
 
     def read(readings: DaemonReadings) -> Iterator[Labelled]:
         if (found := value(readings)) is not None:
             yield (), found
 
-    return read
+    return MetricDefinition(f"vedette_{name}", text, read)
 
 
-def _each(value: Callable[[StreamTotals], Value | None]) -> Reader:
-    """Return a reader of one sample a stream; None: the stream has none now."""
+def _stream(name: str, text: str, value: Callable[[StreamTotals], Value | None]) -> MetricDefinition:
+    """Return a metric of one sample a stream; None: the stream has none now."""
 
     def read(readings: DaemonReadings) -> Iterator[Labelled]:
-        for name, stream in readings.streams.items():
-            if (found := value(stream)) is not None:
-                yield (name,), found
+        for stream, totals in readings.streams.items():
+            if (found := value(totals)) is not None:
+                yield (stream,), found
 
-    return read
-
-
-def _capture(key: str) -> Reader:
-    return _each(lambda s: None if s.capture is None else float(getattr(s.capture, key)))
+    return MetricDefinition(f"vedette_stream_{name}", text, read, ("stream",))
 
 
-def _clips(key: str) -> Reader:
-    return _one(lambda r: None if r.clips is None else float(getattr(r.clips, key)))
+def _capture(name: str, text: str, key: str) -> MetricDefinition:
+    return _stream(name, text, lambda s: None if s.capture is None else float(getattr(s.capture, key)))
+
+
+def _clips(name: str, text: str, key: str) -> MetricDefinition:
+    return _device(name, text, lambda r: None if r.clips is None else float(getattr(r.clips, key)))
 
 
 def _states(readings: DaemonReadings) -> Iterator[Labelled]:
@@ -117,230 +241,171 @@ def _power(readings: DaemonReadings) -> Iterator[Labelled]:
         yield (power.source,), power.watts
 
 
-_STREAM = ("stream",)
 METRICS: tuple[MetricDefinition, ...] = (
     MetricDefinition(
         "vedette_build_info",
-        "gauge",
         "Versions of Vedette and of Python; always 1.",
-        ("version", "python"),
         lambda r: [((r.version, r.python), 1.0)],
+        ("version", "python"),
     ),
-    MetricDefinition("vedette_uptime_seconds", "gauge", "Age of the daemon.", (), _one(lambda r: r.uptime_s)),
+    _device("uptime_seconds", "Age of the daemon.", lambda r: r.uptime_s),
     # Streams
     MetricDefinition(
         "vedette_stream_info",
-        "gauge",
         "Model of a stream, and the backend and variant that gave its newest answer; always 1.",
-        ("stream", "model", "backend", "variant"),
         _models,
+        ("stream", "model", "backend", "variant"),
     ),
     MetricDefinition(
-        "vedette_stream_state", "gauge", "1 for the state that the stream is in.", ("stream", "state"), _states
+        "vedette_stream_state", "1 for the state that the stream is in.", _states, ("stream", "state")
     ),
-    MetricDefinition(
-        "vedette_stream_captured_total",
-        "counter",
-        "Pictures, or samples of sound, that the source has given.",
-        _STREAM,
-        _capture("frames"),
+    _capture("captured_total", "Pictures, or samples of sound, that the source has given.", "frames"),
+    _capture(
+        "dropped_total", "Pictures that a newer one replaced, or samples of sound that were lost.", "dropped"
     ),
-    MetricDefinition(
-        "vedette_stream_dropped_total",
-        "counter",
-        "Pictures that a newer one replaced, or samples of sound that were lost.",
-        _STREAM,
-        _capture("dropped"),
-    ),
-    MetricDefinition(
-        "vedette_stream_reopened_total",
-        "counter",
-        "Times that the source came back after it was opened again.",
-        _STREAM,
-        _capture("reopened"),
-    ),
-    MetricDefinition(
-        "vedette_stream_frames_total",
-        "counter",
-        "Pictures, or chunks of sound, that were handled.",
-        _STREAM,
-        _each(lambda s: s.metrics.frames),
-    ),
-    MetricDefinition(
-        "vedette_stream_gated_frames_total",
-        "counter",
+    _capture("reopened_total", "Times that the source came back after it was opened again.", "reopened"),
+    _stream("frames_total", "Pictures, or chunks of sound, that were handled.", lambda s: s.metrics.frames),
+    _stream(
+        "gated_frames_total",
         "Of the handled ones, those for which the gate was closed, so that the model did not run.",
-        _STREAM,
-        _each(lambda s: s.metrics.gated),
+        lambda s: s.metrics.gated,
     ),
-    MetricDefinition(
-        "vedette_stream_predicted_frames_total",
-        "counter",
+    _stream(
+        "predicted_frames_total",
         "Of the handled ones, those that were not inferred although the gate was open, by the governor.",
-        _STREAM,
-        _each(lambda s: s.metrics.predicted),
+        lambda s: s.metrics.predicted,
     ),
-    MetricDefinition(
-        "vedette_stream_reduced",
-        "gauge",
-        "1 while the governor gives the stream less than everything.",
-        _STREAM,
-        _each(lambda s: s.reduced),
-    ),
-    MetricDefinition(
-        "vedette_stream_unmet",
-        "gauge",
-        "1 while a promise of the stream's service is not kept.",
-        _STREAM,
-        _each(lambda s: s.unmet),
-    ),
-    MetricDefinition(
-        "vedette_stream_inferences_total",
-        "counter",
-        "Inferences.",
-        _STREAM,
-        _each(lambda s: s.metrics.inferences),
-    ),
-    MetricDefinition(
-        "vedette_stream_tracks", "gauge", "Tracks that are alive.", _STREAM, _each(lambda s: s.tracks)
-    ),
-    MetricDefinition(
-        "vedette_stream_events_total",
-        "counter",
-        "Published events.",
-        ("stream", "label", "kind"),
-        _events,
-    ),
+    _stream("reduced", "1 while the governor gives the stream less than everything.", lambda s: s.reduced),
+    _stream("unmet", "1 while a promise of the stream's service is not kept.", lambda s: s.unmet),
+    _stream("inferences_total", "Inferences.", lambda s: s.metrics.inferences),
+    _stream("tracks", "Tracks that are alive.", lambda s: s.tracks),
+    MetricDefinition("vedette_stream_events_total", "Published events.", _events, ("stream", "label", "kind")),
     MetricDefinition(
         "vedette_stream_stage_seconds",
-        "histogram",
         "Time of each stage of an input; publish: from the event queue to the broker.",
-        ("stream", "stage"),
         _stages,
+        ("stream", "stage"),
     ),
-    MetricDefinition(
-        "vedette_stream_cpu_seconds_total",
-        "counter",
+    _stream(
+        "cpu_seconds_total",
         "Processor time of the stream's own threads, without those of the model's runtime.",
-        _STREAM,
-        _each(lambda s: s.cpu_s),
+        lambda s: s.cpu_s,
     ),
     # Delivery
-    MetricDefinition(
-        "vedette_spool_events", "gauge", "Events not yet acknowledged.", (), _one(lambda r: r.spool.waiting)
-    ),
-    MetricDefinition("vedette_spool_bytes", "gauge", "Size of these.", (), _one(lambda r: r.spool.bytes)),
-    MetricDefinition(
-        "vedette_spool_dropped_total", "counter", "Events dropped undelivered, ever.", ("reason",), _dropped
-    ),
-    MetricDefinition(
-        "vedette_spool_on_disk",
-        "gauge",
-        "1 if new events go to the disk, 0 while it fails.",
-        (),
-        _one(lambda r: r.spool.on == "disk"),
-    ),
-    MetricDefinition(
-        "vedette_broker_connected",
-        "gauge",
-        "1 while a broker has accepted the connection.",
-        (),
-        _one(lambda r: r.link.connected),
-    ),
-    MetricDefinition(
-        "vedette_broker_fallback",
-        "gauge",
+    _device("spool_events", "Events not yet acknowledged.", lambda r: r.spool.waiting),
+    _device("spool_bytes", "Size of these.", lambda r: r.spool.bytes),
+    MetricDefinition("vedette_spool_dropped_total", "Events dropped undelivered, ever.", _dropped, ("reason",)),
+    _device("spool_on_disk", "1 if new events go to the disk, 0 while it fails.", lambda r: r.spool.on == "disk"),
+    _device("broker_connected", "1 while a broker has accepted the connection.", lambda r: r.link.connected),
+    _device(
+        "broker_fallback",
         "1 if the broker that is used or tried is not the first.",
-        (),
-        _one(lambda r: r.link.is_fallback),
+        lambda r: r.link.is_fallback,
     ),
-    MetricDefinition(
-        "vedette_broker_connections_total",
-        "counter",
+    _device(
+        "broker_connections_total",
         "Times that a broker has accepted the connection.",
-        (),
-        _one(lambda r: r.link.connects),
+        lambda r: r.link.connects,
     ),
-    MetricDefinition("vedette_broker_sent_total", "counter", "Events sent.", (), _one(lambda r: r.link.sent)),
-    MetricDefinition(
-        "vedette_broker_acknowledged_total",
-        "counter",
-        "Events that the broker has acknowledged.",
-        (),
-        _one(lambda r: r.link.acknowledged),
+    _device("broker_sent_total", "Events sent.", lambda r: r.link.sent),
+    _device(
+        "broker_acknowledged_total", "Events that the broker has acknowledged.", lambda r: r.link.acknowledged
     ),
-    MetricDefinition(
-        "vedette_broker_dropped_samples_total",
-        "counter",
+    _device(
+        "broker_dropped_samples_total",
         "Messages at QoS 0 that were not sent.",
-        (),
-        _one(lambda r: r.link.dropped_samples),
+        lambda r: r.link.dropped_samples,
     ),
-    MetricDefinition("vedette_clips_saved_total", "counter", "Saved clips.", (), _clips("saved")),
-    MetricDefinition(
-        "vedette_clips_failed_total",
-        "counter",
-        "Clips that could not be saved.",
-        (),
-        _clips("failed"),
-    ),
-    MetricDefinition(
-        "vedette_clips_deleted_total",
-        "counter",
-        "Clips deleted for age or for room.",
-        (),
-        _clips("deleted"),
-    ),
-    MetricDefinition("vedette_clips", "gauge", "Clips on the disk.", (), _clips("kept")),
-    MetricDefinition("vedette_clips_bytes", "gauge", "Size of these.", (), _clips("bytes")),
-    MetricDefinition(
-        "vedette_clips_written_bytes_total",
-        "counter",
-        "Bytes of clips written to the disk.",
-        (),
-        _clips("written"),
-    ),
+    _clips("clips_saved_total", "Saved clips.", "saved"),
+    _clips("clips_failed_total", "Clips that could not be saved.", "failed"),
+    _clips("clips_deleted_total", "Clips deleted for age or for room.", "deleted"),
+    _clips("clips", "Clips on the disk.", "kept"),
+    _clips("clips_bytes", "Size of these.", "bytes"),
+    _clips("clips_written_bytes_total", "Bytes of clips written to the disk.", "written"),
     # The board
-    MetricDefinition(
-        "vedette_board_temperature_celsius",
-        "gauge",
-        "Temperature of the hottest thermal zone.",
-        (),
-        _one(lambda r: r.temperature_c),
-    ),
+    _device("board_temperature_celsius", "Temperature of the hottest thermal zone.", lambda r: r.temperature_c),
     MetricDefinition(
         "vedette_board_power_watts",
-        "gauge",
         "Power that the board takes; the source estimate is not measured.",
-        ("source",),
         _power,
+        ("source",),
     ),
-    MetricDefinition(
-        "vedette_board_hot",
-        "gauge",
-        "1 while the board is hotter than thermal.warn_c.",
-        (),
-        _one(lambda r: r.hot),
-    ),
-    MetricDefinition(
-        "vedette_board_unmet",
-        "gauge",
+    _device("board_hot", "1 while the board is hotter than thermal.warn_c.", lambda r: r.hot),
+    _device(
+        "board_unmet",
         "1 while the board is too hot, or its supply too weak, and no stream can give way any more.",
-        (),
-        _one(lambda r: r.unmet),
+        lambda r: r.unmet,
     ),
-    MetricDefinition(
-        "vedette_board_cpu_seconds_total", "counter", "Time of all processors together.", ("mode",), _cpu
-    ),
-    MetricDefinition(
-        "vedette_board_memory_available_bytes",
-        "gauge",
+    MetricDefinition("vedette_board_cpu_seconds_total", "Time of all processors together.", _cpu, ("mode",)),
+    _device(
+        "board_memory_available_bytes",
         "Memory that programs can still get without swapping.",
-        (),
-        _one(lambda r: r.memory.available_mb * _MB or None),
+        lambda r: r.memory.available_mb * _MB or None,
     ),
-    MetricDefinition(
-        "vedette_board_memory_bytes", "gauge", "Memory.", (), _one(lambda r: r.memory.total_mb * _MB or None)
-    ),
+    _device("board_memory_bytes", "Memory.", lambda r: r.memory.total_mb * _MB or None),
 )
 """All metrics. Those of the process, such as `process_resident_memory_bytes`, are of the client library."""
+
+
+class Exposition:
+    """Makes the page of one daemon, from readings made for each scrape.
+
+    Raises:
+        NotInstalledError: the client library is not installed.
+    """
+
+    def __init__(self, read: Callable[[], DaemonReadings]) -> None:
+        check_installed()
+        from prometheus_client import CollectorRegistry, ProcessCollector
+
+        self._read, self._registry = read, CollectorRegistry()
+        ProcessCollector(registry=self._registry)
+        self._registry.register(self)
+
+    def page(self, accept: str) -> Page:
+        """Return the metrics now, as text or as OpenMetrics, whichever an `Accept` header prefers."""
+        from prometheus_client.exposition import choose_encoder
+
+        try:
+            encode, content_type = choose_encoder(accept)
+        except (TypeError, ValueError):  # the library does not expect every header
+            encode, content_type = choose_encoder("")
+        return Page(content_type, encode(self._registry))
+
+    def describe(self) -> Iterator[Metric]:
+        """Name the metrics without reading them; the library asks for this when they are registered."""
+        for one in METRICS:
+            yield _family(one)
+
+    def collect(self) -> Iterator[Metric]:
+        """Read everything, and return the samples of each metric."""
+        readings = self._read()
+        for one in METRICS:
+            family = _family(one)
+            for sample in one.read(readings):
+                _add(family, one, readings.device, sample)
+            if family.samples:
+                yield family
+
+
+def _family(one: MetricDefinition) -> Metric:
+    from prometheus_client.metrics_core import Metric
+
+    return Metric(one.name.removesuffix("_total"), one.help, one.kind)
+
+
+def _add(family: Metric, one: MetricDefinition, device: str, sample: Labelled) -> None:
+    labels = dict(zip(("device", *one.labels), (device, *sample[0]), strict=True))
+    value = sample[1]
+    if isinstance(value, StageTimer):
+        _add_histogram(family, one.name, labels, value)
+    else:
+        family.add_sample(one.name, labels, float(value))
+
+
+def _add_histogram(family: Metric, name: str, labels: dict[str, str], timer: StageTimer) -> None:
+    totals = list(accumulate(timer.counts))
+    for bound, total in zip((*map(str, BOUNDS_S), "+Inf"), totals, strict=True):
+        family.add_sample(f"{name}_bucket", {**labels, "le": bound}, float(total))
+    family.add_sample(f"{name}_count", labels, float(totals[-1]))
+    family.add_sample(f"{name}_sum", labels, timer.sum_ns / 1e9)

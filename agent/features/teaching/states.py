@@ -130,7 +130,7 @@ class StreamStates(Teaching["VideoPerception", _Sensor]):
         one.follower, one.track, one.message = before.follower, before.track, before.message
         if one.message is not None and one.head is not None:
             one.message = replace(one.message, values=one.head.values)
-            self._reporter.sensor(one.message)
+            self._reporter.retain(one.message)
 
     def _describe(self, one: _Sensor) -> dict[str, Any]:
         return {
@@ -163,11 +163,11 @@ class StreamStates(Teaching["VideoPerception", _Sensor]):
         self._report(Event("new", sensor.track, "state"), at)
         values = sensor.head.values if sensor.head else ()
         sensor.message = SensorMessage(*self._reporter.place, name, follower.value, score, at, values)
-        self._reporter.sensor(sensor.message)
+        self._reporter.retain(sensor.message)
 
     def _discard(self, one: _Sensor, reason: str) -> None:
         self._end_track(one, reason, datetime.now(UTC))
-        self._reporter.clear_sensor(one.taught.name)
+        self._reporter.clear(SensorMessage, one.taught.name)
         one.follower = StateSensor()
 
     def _end_track(self, sensor: _Sensor, reason: str, at: datetime) -> None:

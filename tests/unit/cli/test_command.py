@@ -14,9 +14,8 @@ from agent.__main__ import main
 from agent.cli import command as module
 from agent.cli.command import command
 from agent.comms.commands import request_command
-from agent.comms.consumer import request
-from agent.comms.consumer.client import BrokerOptions
-from agent.comms.consumer.request import CommandReply, NoAnswerError
+from agent.comms.consumer import client
+from agent.comms.consumer.client import BrokerOptions, CommandReply, NoAnswerError
 from agent.comms.topics import Topics
 from agent.errors import BrokerError
 
@@ -79,7 +78,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
         assert isinstance(answer, CommandReply)
         return answer
 
-    monkeypatch.setattr(request, "send_command", ask)
+    monkeypatch.setattr(client, "send_command", ask)
     return answers
 
 

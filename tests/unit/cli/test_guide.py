@@ -21,14 +21,13 @@ from agent.cli.bundle import read_migrations
 from agent.cli.guide import FOLDER, TOPICS, find, guide, page, summary
 from agent.cli.main import vedette
 from agent.comms.commands import request_command
-from agent.comms.crossings import LineMessage
 from agent.comms.messages import (
     ClipMessage,
     ConditionMessage,
     DetectionsMessage,
     EventMessage,
-    HealthMessage,
     InspectionMessage,
+    LineMessage,
     SensorMessage,
     VerdictMessage,
 )
@@ -38,6 +37,7 @@ from agent.compute.manifest import AudioManifest, check_manifest, read_manifest
 from agent.config.load import parse
 from agent.config.source_uri import SCHEMES
 from agent.config.source_uri import parse as parse_uri
+from agent.health import HealthMessage
 from agent.optimise.recipe import parse_recipe
 from agent.update.fleet import parse as parse_inventory
 from tests.support.documents import Block, blocks, check_command_line, inline_code, links, vedette_lines

@@ -39,7 +39,7 @@ def drawn(*messages: ReceivedMessage) -> str:
 def test_a_host_with_a_password_is_refused_without_it(verb: list[Any]) -> None:
     result = CliRunner().invoke(verb[0], [*verb[1:], "--host", "mqtt://u:S3cr3t@localhost"])
     assert result.exit_code == 2
-    assert "write --host 'localhost'; the port, tls, transport, username and" in result.output
+    assert "write only the name or the IP address of the broker" in result.output
     assert "S3cr3t" not in result.output
 
 
@@ -89,7 +89,7 @@ def test_a_password_file_that_is_no_text_is_a_mistake_in_usage(tmp_path: Path) -
 def test_a_ca_file_that_is_none_is_named(tmp_path: Path) -> None:
     (tmp_path / "ca.pem").write_text("nothing")
     with pytest.raises(
-        BrokerError, match=r"--ca-file = .*ca\.pem: not usable as PEM .*: no certificate or crl found"
+        BrokerError, match=r"--ca-file = .*ca\.pem: not usable as PEM: no certificate or crl found"
     ):
         Subscriber(BrokerOptions(ca_file=str(tmp_path / "ca.pem")))
 

@@ -10,8 +10,8 @@ import pytest
 from agent.cli.watch import DEVICE_COLUMNS, MOST, DeviceStatus, Roster, fleet_lines, follow, follow_fleet
 from agent.comms import messages as payload
 from agent.comms.consumer.subscribe import Kind, ReceivedMessage
-from agent.comms.crossings import LineMessage
-from agent.health import StreamHealth
+from agent.comms.messages import LineMessage
+from agent.health import HealthMessage, SpoolHealth, StreamHealth
 from agent.types import Detection, Verdict
 from tests.support.publishing import event
 
@@ -22,8 +22,8 @@ def message(device: str, kind: Kind, body: bytes, stream: str = "") -> ReceivedM
 
 def health(*states: str, waiting: int = 0, version: str = "0.1.0", **more: object) -> bytes:
     streams = {f"s{n}": StreamHealth(state, fps=10.0) for n, state in enumerate(states)}
-    spool = payload.SpoolHealth(waiting, 0, 0, "disk")
-    told = payload.HealthMessage(version, datetime.now(UTC), 60.0, streams, spool, 90.0, 55.4)
+    spool = SpoolHealth(waiting, 0, 0, "disk")
+    told = HealthMessage(version, datetime.now(UTC), 60.0, streams, spool, 90.0, 55.4)
     return msgspec.json.encode(msgspec.to_builtins(told) | more)
 
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from agent.comms import messages
 from agent.comms.messages import ClipMessage, clip_message
-from agent.health import StreamHealth
+from agent.health import HealthMessage, SpoolHealth, StreamHealth
 from agent.types import Clip, ClipReason, Detection, Keypoint, Stored, Track
 
 unit = st.floats(0.0, 1.0)
@@ -74,12 +74,12 @@ detections = st.builds(
 )
 stream = st.builds(StreamHealth, text, text, milliseconds)
 health = st.builds(
-    messages.HealthMessage,
+    HealthMessage,
     text,
     moment,
     milliseconds,
     st.dictionaries(text, stream, max_size=2),
-    st.builds(messages.SpoolHealth, *[st.integers(0, 2**53)] * 3, st.sampled_from(["disk", "memory"])),
+    st.builds(SpoolHealth, *[st.integers(0, 2**53)] * 3, st.sampled_from(["disk", "memory"])),
     milliseconds,
     st.none() | st.floats(-50, 150),
     st.booleans(),

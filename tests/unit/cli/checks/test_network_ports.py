@@ -8,8 +8,7 @@ from pathlib import Path
 import pytest
 
 from agent.cli.checks.network import check_port
-from agent.comms.http.endpoint import read_access
-from agent.comms.http.server import Access, HttpServer, Page, listen, one_page
+from agent.comms.http import Access, HttpServer, Page, listen, one_page, read_access
 from agent.config.http import MetricsConfig
 from tests.support.certificates import make_certificates
 from tests.support.mosquitto import HOST, free_port

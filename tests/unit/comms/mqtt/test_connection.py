@@ -20,10 +20,20 @@ from typing import Any, Literal
 import pytest
 from msgspec.structs import replace
 from paho.mqtt.packettypes import PacketTypes
+from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
 
-from agent.comms.mqtt.connection import TIMINGS, Connection, ConnectionTimings, WakeupPipe
-from agent.comms.mqtt.paho_client import LARGEST_RECEIVED
+from agent.comms.messages import SCHEMA_VERSION
+from agent.comms.mqtt.connection import (
+    LARGEST_PROPERTIES,
+    LARGEST_RECEIVED,
+    TIMINGS,
+    Connection,
+    ConnectionTimings,
+    Kind,
+    WakeupPipe,
+    publish_properties,
+)
 from agent.comms.mqtt.publisher import Publisher
 from agent.comms.topics import OFFLINE
 from agent.config.mqtt import MqttConfig
@@ -73,7 +83,7 @@ def test_a_peer_that_is_no_broker_harms_nothing(answer: bytes, caplog: pytest.Lo
 
 @pytest.mark.parametrize(
     ("code", "words"),
-    [(0x86, "wrong user name or password"), (0x8A, "banned"), (0x85, "client id")],
+    [(0x86, "bad user name or password"), (0x8A, "banned"), (0x85, "client identifier")],
 )
 def test_a_refusal_is_told_in_plain_words(code: int, words: str) -> None:
     def serve(connection: socket.socket) -> None:
@@ -168,7 +178,7 @@ def test_a_disconnect_by_the_broker_is_told_in_its_words() -> None:
 
     with peer(serve) as port:
         made = publisher(port)
-        wait_for(lambda: "its operator ended the connection" in made.state.detail)
+        wait_for(lambda: "administrative action" in made.state.detail)
         made.stop(1.0)
 
 
@@ -257,13 +267,13 @@ def pauses_of(config: MqttConfig, monkeypatch: pytest.MonkeyPatch, count: int = 
     asked: list[float] = []
     over = threading.Event()
 
-    def wait(self: Publisher, seconds: float, *, by_clock: bool) -> None:
+    def wait(seconds: float) -> None:
         asked.append(seconds)
         over.wait(0.005 if len(asked) < count else 30.0)
 
-    monkeypatch.setattr(Publisher, "_pause", wait)
     monkeypatch.setattr(random, "uniform", lambda least, most: most)
     made = Publisher(config, TOPICS, Kept())
+    monkeypatch.setattr(made._interrupt, "wait", wait)
     made.start()
     wait_for(lambda: len(asked) >= count)
     over.set()
@@ -402,3 +412,53 @@ def test_a_packet_that_is_too_large_ends_the_connection_before_it_is_read(
             connection.turn(1.0)
         connection.drop("it was not noticed")
     assert str(LARGEST_RECEIVED) in connection.lost
+
+
+LONGEST_EXPIRY_S = 4_000_000_000
+
+
+def unpacked(payload: bytes, kind: Kind, expiry_s: int) -> Any:
+    packed = publish_properties(payload, kind, expiry_s).pack()
+    assert len(packed) <= LARGEST_PROPERTIES
+    read, length = Properties(PacketTypes.PUBLISH).unpack(packed)  # type: ignore[no-untyped-call]
+    assert length == len(packed)
+    assert read.UserProperty == [("schema", str(SCHEMA_VERSION))]
+    return read
+
+
+@pytest.mark.parametrize(
+    ("payload", "kind", "content_type", "expiry_s"),
+    [
+        (b"{}", "event", "application/json", LONGEST_EXPIRY_S),
+        (b"{}", "sample", "application/json", 10),
+        (b"{}", "state", "application/json", None),
+        (b"\xff\xd8", "state", "image/jpeg", None),
+        (b"3", "state", "text/plain", None),
+        (b"", "state", "text/plain", None),
+    ],
+)
+def test_properties_tell_what_a_payload_is(
+    payload: bytes, kind: Kind, content_type: str, expiry_s: int | None
+) -> None:
+    read = unpacked(payload, kind, LONGEST_EXPIRY_S)
+    assert read.ContentType == content_type
+    assert getattr(read, "MessageExpiryInterval", None) == expiry_s
+    assert hasattr(read, "PayloadFormatIndicator") == (content_type != "image/jpeg")
+
+
+def test_an_event_never_expires_without_an_expiry() -> None:
+    assert not hasattr(unpacked(b"{}", "event", 0), "MessageExpiryInterval")
+
+
+def test_no_packet_waits_for_the_acknowledgement_of_the_one_before() -> None:
+    def serve(connection: socket.socket) -> None:
+        connection.recv(4096)
+        connection.sendall(CONNACK_5)
+        until_left(connection)
+
+    with peer(serve) as port:
+        connection = Connection(MqttConfig(host=HOST, port=port), "porch", "5", None)
+        connection.open(WakeupPipe(), lambda: 60.0, 60.0)
+        line: Any = connection._client.socket()
+        assert line.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+        connection.farewell(1.0)

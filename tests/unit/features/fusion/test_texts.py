@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as some
 
-from agent.comms.mqtt.paho_client import IncomingMessage
+from agent.comms.mqtt.inbox import IncomingMessage
 from agent.errors import CommandError
 from agent.features.fusion.texts import TEXT_MAX, ReceivedText, TextReceiver, decode_text, said_at
 

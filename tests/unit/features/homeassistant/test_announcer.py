@@ -5,19 +5,18 @@ from __future__ import annotations
 import itertools
 import json
 import logging
-import re
 from collections.abc import Callable
 from typing import Any, cast
 
 import pytest
 from msgspec.structs import replace
 
-from agent.comms.mqtt.paho_client import IncomingMessage
+from agent.comms.mqtt.inbox import IncomingMessage
 from agent.comms.mqtt.publisher import Publisher
 from agent.comms.topics import Topics
 from agent.config import HomeAssistantConfig
-from agent.features.homeassistant.announcer import Announcer
-from agent.features.homeassistant.device import DeviceEntitySource, StreamEntitySource, ZoneLabel
+from agent.features.homeassistant.discovery import DeviceEntitySource, StreamEntitySource, ZoneLabel
+from agent.features.homeassistant.part import Announcer
 
 TOPIC, STATUS = "homeassistant/device/porch/config", "homeassistant/status"
 FRONT = StreamEntitySource("front", "things", ("person", "car"), (ZoneLabel("", "person"),))
@@ -147,21 +146,6 @@ def test_a_stream_that_went_between_two_runs_is_removed(world: World) -> None:
     assert "back.occupancy.person" in removed(parts), "Home Assistant may not have been there yet"
 
 
-def test_a_removed_entity_is_logged_by_the_run_that_removes_it(
-    world: World, caplog: pytest.LogCaptureFixture
-) -> None:
-    caplog.set_level(logging.INFO)
-    world.live(world.announcer())
-    left = replace(DEVICE, streams=(FRONT,))
-    world.live(world.announcer(), left)
-    (removed_by,) = [line for line in caplog.messages if "removed" in line]
-    assert re.fullmatch(r".*: announced \d+ entities to Home Assistant, \d+ removed", removed_by)
-    caplog.clear()
-    (parts,) = world.live(world.announcer(), left)
-    assert removed(parts), "Home Assistant may have been away: the message still removes them"
-    assert [line.endswith(" entities to Home Assistant") for line in caplog.messages] == [True]
-
-
 def test_after_a_start_of_home_assistant_what_was_removed_is_left_out(world: World) -> None:
     announcer, left = world.announcer(), replace(DEVICE, streams=(FRONT,))
     world.live(announcer)
@@ -263,14 +247,10 @@ def test_switched_off_it_touches_nothing_else(
     assert not caplog.messages
 
 
-def test_labels_beyond_the_bound_are_told_once(world: World, caplog: pytest.LogCaptureFixture) -> None:
+def test_labels_beyond_the_bound_become_no_entities(world: World) -> None:
     config = HomeAssistantConfig(max_labels=1)
     seen = (ZoneLabel("", "person"), ZoneLabel("", "car"))
     many = replace(DEVICE, streams=(replace(FRONT, configured_labels=(), counted_labels=seen),))
-    announcer = world.announcer(config, many)
-    (parts,) = world.live(announcer, many)
+    (parts,) = world.live(world.announcer(config, many), many)
+    assert "front.occupancy.person" in parts
     assert "front.occupancy.car" not in parts
-    world.birth()
-    world.live(announcer, many)
-    (said,) = [said for said in caplog.messages if "max_labels" in said]
-    assert "stream front: no entity for car" in said

@@ -19,8 +19,15 @@ from agent.config.inspection import InspectionConfig
 from agent.config.places import LineConfig
 from agent.daemon.parts import EntityPlace, Parts
 from agent.daemon.parts import entities as of_features
-from agent.features.homeassistant.device import DeviceEntitySource, StreamEntitySource, ZoneLabel
-from agent.features.homeassistant.discovery import entities
+from agent.features.homeassistant.discovery import (
+    DeviceEntitySource,
+    StreamEntitySource,
+    ZoneLabel,
+    distinct,
+    entities,
+    node,
+    slug,
+)
 from agent.features.homeassistant.message import _NEEDS, ORIGIN, message, read, topic
 from agent.models.findings import Kind
 
@@ -59,7 +66,7 @@ def device(
 
 
 def told(made: DeviceEntitySource, known: tuple[str, ...] = (), most: int = 16) -> dict[str, dict[str, Any]]:
-    return entities(made, known, most).components
+    return entities(made, known, most)
 
 
 def of_front(subject: StreamEntitySource = FRONT, known: tuple[str, ...] = (), most: int = 16) -> set[str]:
@@ -202,9 +209,8 @@ def test_there_are_no_more_than_so_many_labels_that_nobody_named() -> None:
     seen = tuple(ZoneLabel(zone, label) for label in labels for zone in ("", "drive"))
     many = replace(FRONT, labels=("person", *labels), counted_labels=seen)
     made = entities(device(many), (), 3)
-    assert sum("occupancy.thing" in name for name in made.components) == 3 * 2
-    assert "front.occupancy.person" in made.components, "the configuration names it"
-    assert made.left_out == {"front": list(labels[3:])}
+    assert sum("occupancy.thing" in name for name in made) == 3 * 2
+    assert "front.occupancy.person" in made, "the configuration names it"
 
 
 def _body(made: DeviceEntitySource, gone: dict[str, str] | None = None) -> dict[str, Any]:
@@ -452,3 +458,85 @@ def test_a_text_that_is_read_is_one_sensor_and_part_of_no_topic() -> None:
     assert made["front.text"]["state_topic"] == "vedette/porch/front/events"
     assert "front.picture" in made
     assert not any("/count/" in str(one) for one in made.values())
+
+
+_LABELS = [
+    "person",
+    "traffic light",
+    "Bark",
+    "bark",
+    "Smoke detector, smoke alarm",
+    "Hündchen",
+    "犬",
+    "",
+    "a_b",
+    "a b",
+]
+
+
+@pytest.mark.parametrize(
+    ("text", "made"),
+    [
+        ("person", "person"),
+        ("traffic light", "traffic_light_34d739"),
+        ("Bark", "bark_"),
+        ("Smoke detector, smoke alarm", "smoke_detector_smoke_alarm_"),
+        ("Hündchen", "hundchen_"),
+        ("犬", ""),
+    ],
+)
+def test_a_part_of_an_id_is_plain_and_tells_what_it_is(text: str, made: str) -> None:
+    found = slug(text)
+    assert found == made or (found.startswith(made) and re.fullmatch("[0-9a-f]{6}", found.removeprefix(made)))
+
+
+@given(st.lists(st.one_of(st.text(max_size=60), st.sampled_from(_LABELS)), unique=True, max_size=20))
+def test_two_texts_never_make_the_same_id(texts: list[str]) -> None:
+    made = [slug(text) for text in texts]
+    assert all(re.fullmatch("[a-z0-9_-]{1,47}", one) for one in made)
+    assert len(set(made)) == len(texts)
+
+
+@given(st.text(max_size=40))
+def test_what_was_made_of_a_text_is_not_made_of_itself_unless_it_is_that_text(text: str) -> None:
+    made = slug(text)
+    assert made == text or slug(made) != made
+
+
+@pytest.mark.parametrize("device", ["porch", "Pi_4-B"])
+def test_a_device_is_in_its_topic_as_it_is(device: str) -> None:
+    assert node(device) == device
+
+
+@given(st.lists(st.text(st.characters(categories=["L", "Nd"]), min_size=1, max_size=20), unique=True))
+def test_any_host_name_makes_a_topic_that_home_assistant_takes(devices: list[str]) -> None:
+    made = [node(device) for device in devices]
+    assert all(re.fullmatch("[a-zA-Z0-9_-]+", one) for one in made)
+    assert len(set(made)) == len(devices)
+
+
+def test_names_that_sound_alike_say_what_they_belong_to() -> None:
+    names = {
+        "hot": "Too hot",
+        "too.occupancy.hot": "Too hot",
+        "back-yard.state": "Back yard state",
+        "back_yard.state": "Back yard state",
+        "front.count.a": "Front count",
+        "front.count.b": "Front count",
+        "front.state": "Front state",
+    }
+    assert list(distinct(names).values()) == [
+        "Too hot",
+        "Too hot (too)",
+        "Back yard state (back-yard)",
+        "Back yard state (back_yard)",
+        "Front count (front.count.a)",
+        "Front count (front.count.b)",
+        "Front state",
+    ]
+
+
+@given(st.dictionaries(st.from_regex(r"[ab](\.[ab]{1,2})?", fullmatch=True), st.sampled_from(["A", "a", "B"])))
+def test_of_names_of_streams_no_two_are_the_same(names: dict[str, str]) -> None:
+    told = [name.casefold() for one, name in distinct(names).items() if "." in one]
+    assert len(set(told)) == len(told)

@@ -15,7 +15,7 @@ from agent.config.places import LineConfig
 from agent.daemon.parts import EntityPlace, entities
 from agent.daemon.runtime import Runtime
 from agent.features.homeassistant import part
-from agent.features.homeassistant.device import ZoneLabel
+from agent.features.homeassistant.discovery import ZoneLabel
 from agent.features.homeassistant.part import entity_source, open_device_part
 from agent.storage.spool.spool import Spool
 from tests.support.doubles import person_model
@@ -55,7 +55,7 @@ def test_what_features_give_is_made_anew_after_a_change_alone(
         made.append(place.name)
         return entities(place)
 
-    monkeypatch.setattr(part, "entities", counted)
+    monkeypatch.setattr(part, "entities_of_features", counted)
     front = StreamConfig("test:?size=64x48", str(person_model(tmp_path)), enabled=False)
     storage = StorageConfig(state_dir=str(tmp_path))
     with closing(Spool(tmp_path, storage)) as spool:

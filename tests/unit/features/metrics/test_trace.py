@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 from agent import spans
 from agent.daemon.streams.pipeline import add_stages
 from agent.errors import CommandError
-from agent.features.metrics import trace as module
-from agent.features.metrics.trace import TraceRecording, pack
+from agent.features.metrics import part as module
+from agent.features.metrics.part import TraceRecording, pack
 from agent.spans import SpanRecorder
 from agent.types import StageTimes
 from tests.support.publishing import wait_for

@@ -19,7 +19,7 @@ def said(code: str) -> list[str]:
 
 
 def test_paho_is_imported_without_http_and_email() -> None:
-    assert said(f"import agent.comms.mqtt.paho_client\n{_LOADED}") == [_NOTHING]
+    assert said(f"import agent.comms.mqtt.connection\n{_LOADED}") == [_NOTHING]
 
 
 def test_the_daemon_is_imported_without_tls_and_archives() -> None:

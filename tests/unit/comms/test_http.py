@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import base64
 import http.client
+import logging
 import socket
 import ssl
-import threading
 import time
+import urllib.request
 from collections.abc import Iterator
-from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -17,20 +17,24 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from agent.comms.http.server import (
+from agent.comms.http import (
     Access,
     Answer,
+    HttpEndpoint,
     HttpLimits,
     HttpRequest,
     HttpServer,
     Page,
     Render,
+    check_served,
     listen,
     names_an_address,
     one_page,
 )
+from agent.config.http import MetricsConfig, PageConfig
+from agent.errors import ConfigError
 from tests.support.certificates import make_certificates
-from tests.support.mosquitto import HOST
+from tests.support.mosquitto import HOST, free_port
 from tests.support.publishing import wait_for
 
 PAGE = Page("text/plain; charset=utf-8", b"vedette_up 1\n")
@@ -159,8 +163,8 @@ def test_a_request_that_drips_is_cut_off(server: HttpServer) -> None:
     [
         (b"GET /metrics HTTP/1.1\r\nX: " + b"y" * 3000 + b"\r\n\r\n", b" 431 "),
         (b"GET /metrics HTTP/1.1\r\n" + b"X: y\r\n" * 500 + b"\r\n", b" 431 "),
-        (b"GET /" + b"m" * 3000 + b" HTTP/1.1\r\n\r\n", b" 414 "),
-        (b"G" * 5000, b" 414 "),
+        (b"GET /" + b"m" * 3000 + b" HTTP/1.1\r\n\r\n", b" 431 "),
+        (b"G" * 5000, b" 431 "),
     ],
     ids=["header", "headers", "address", "no end"],
 )
@@ -179,17 +183,6 @@ def test_silent_clients_delay_others_no_longer_than_a_request_may_take(server: H
     assert ask(server)[0] == 200
     for one in silent:
         one.close()
-
-
-def test_clients_that_send_nothing_lose_their_places_to_others() -> None:
-    server = running(limits=HttpLimits(connections=2, request_s=60.0))
-    silent = [socket.create_connection(server.address) for _ in range(4)]
-    try:
-        assert ask(server)[0] == 200
-    finally:
-        for one in silent:
-            one.close()
-        server.close()
 
 
 def test_a_client_that_does_not_read_holds_nobody_up() -> None:
@@ -235,43 +228,6 @@ def test_one_who_does_not_read_a_file_is_cut_off(tmp_path: Path) -> None:
         lazy.sendall(b"GET /clip HTTP/1.1\r\n\r\n")
         assert len(ask(made, "/clip")[1]) == 3_000_006
         wait_for(lambda: open_files() <= before + 1)
-    made.close()
-
-
-def sip(client: socket.socket, stopped: threading.Event) -> None:
-    """Read slowly, but go on, until the server closes."""
-    with suppress(OSError):
-        while not stopped.wait(0.05) and client.recv(2048):
-            pass
-
-
-def test_slow_readers_of_files_give_way_to_others_and_a_fast_one_does_not(tmp_path: Path) -> None:
-    (tmp_path / "clip").write_bytes(b"x" * 3_000_000)
-    limits = HttpLimits(connections=2, fair_s=0.2, piece_bytes=16 * 1024)
-    made, stopped = files(tmp_path / "clip", limits), threading.Event()
-    sipping = []
-    for _ in range(limits.connections):
-        client = socket.socket()
-        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-        client.connect(made.address)
-        client.sendall(b"GET /clip HTTP/1.1\r\n\r\n")
-        sipping.append((client, threading.Thread(target=sip, args=(client, stopped))))
-        sipping[-1][1].start()
-    assert len(ask(made, "/clip")[1]) == 3_000_006
-    stopped.set()
-    for client, thread in sipping:
-        thread.join()
-        client.close()
-    made.close()
-
-
-def test_nobody_is_cut_off_while_nobody_waits(tmp_path: Path) -> None:
-    (tmp_path / "clip").write_bytes(b"x" * 3_000_000)
-    made = files(tmp_path / "clip", HttpLimits(connections=1, fair_s=0.0, piece_bytes=16 * 1024))
-    with socket.create_connection(made.address, timeout=60) as slow:
-        slow.sendall(b"GET /clip HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
-        time.sleep(0.8)
-        assert sum(map(len, iter(lambda: slow.recv(65536), b""))) > 3_000_000
     made.close()
 
 
@@ -325,8 +281,127 @@ def test_a_closed_server_has_freed_its_port() -> None:
     listen(*address).close()
 
 
-def test_a_port_in_use_is_an_error_and_localhost_needs_no_name_server() -> None:
+def test_a_port_in_use_is_an_error() -> None:
     with listen("localhost", 0) as opened, pytest.raises(OSError):
         listen(HOST, opened.getsockname()[1])
-    with pytest.raises(OSError):
-        listen("example.com", 0)
+
+
+@pytest.fixture
+def exporter() -> Iterator[HttpEndpoint]:
+    made = HttpEndpoint("metrics", one_page("/metrics", page), retry_s=0.0)
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def secret(tmp_path: Path) -> str:
+    (tmp_path / "secret").write_text("xyz\n")
+    return str(tmp_path / "secret")
+
+
+def at(port: int, host: str = HOST) -> MetricsConfig:
+    return MetricsConfig(listen=f"{host}:{port}")
+
+
+def answers(port: int) -> bool:
+    try:
+        with urllib.request.urlopen(f"http://{HOST}:{port}/metrics", timeout=60) as answer:
+            return bool(answer.read() == PAGE.body)
+    except OSError:
+        return False
+
+
+@pytest.mark.parametrize("listen", ["0.0.0.0:9469", "[::]:9469", "192.168.1.5:9469", "[fd00::5]:9469"])
+def test_an_address_that_others_reach_needs_a_password(listen: str, secret: str) -> None:
+    with pytest.raises(ConfigError, match="username and password_file"):
+        check_served(MetricsConfig(listen=listen))
+    check_served(MetricsConfig(listen=listen, username="grafana", password_file=secret))
+
+
+@pytest.mark.parametrize("listen", ["127.0.0.1:9469", "[::1]:9469", "localhost:9469", "127.8.9.1:9469"])
+def test_this_machine_alone_needs_none(listen: str) -> None:
+    check_served(MetricsConfig(listen=listen))
+    check_served(None)
+
+
+def test_clips_need_a_login_also_on_this_machine(secret: str) -> None:
+    with pytest.raises(ConfigError, match="username and password_file") as refused:
+        check_served(PageConfig())
+    assert refused.value.keys == ("page", "username")
+    check_served(PageConfig(username="me", password_file=secret))
+
+
+@pytest.mark.parametrize(
+    ("fields", "key"),
+    [
+        ({"username": "x"}, "username"),
+        ({"password_file": "/nowhere/x"}, "password_file"),
+        ({"username": "x", "password_file": "/nowhere/x"}, "password_file"),
+        ({"username": "a:b", "password_file": "/nowhere/x"}, "username"),
+        ({"key_file": "/nowhere/x"}, "key_file"),
+        ({"cert_file": "/nowhere/x"}, "cert_file"),
+        ({"cert_file": "/etc/hostname"}, "cert_file"),
+    ],
+)
+def test_a_key_that_is_wrong_is_named(fields: dict[str, str], key: str) -> None:
+    with pytest.raises(ConfigError) as refused:
+        check_served(MetricsConfig(**fields))
+    assert refused.value.keys == ("metrics", key)
+
+
+def test_a_certificate_and_its_key_are_taken(tmp_path: Path) -> None:
+    make_certificates(tmp_path)
+    files = {"cert_file": str(tmp_path / "server.pem"), "key_file": str(tmp_path / "server.key")}
+    check_served(MetricsConfig(**files))
+    with pytest.raises(ConfigError, match="cert_file"):
+        check_served(MetricsConfig(**{**files, "key_file": str(tmp_path / "client.key")}))
+
+
+def test_a_port_in_use_is_told_once_and_tried_again(
+    exporter: HttpEndpoint, caplog: pytest.LogCaptureFixture
+) -> None:
+    with socket.create_server((HOST, 0)) as other:
+        port = other.getsockname()[1]
+        exporter.configure(at(port))
+        exporter.poll()
+        exporter.poll()
+        assert f"{HOST}:{port}" in exporter.trouble
+        assert [one.levelno for one in caplog.records].count(logging.ERROR) == 1
+    exporter.poll()
+    assert exporter.trouble == ""
+    assert answers(port)
+
+
+def test_a_new_port_replaces_the_old_one_and_a_refused_one_does_not(exporter: HttpEndpoint) -> None:
+    first, second = free_port(), free_port()
+    exporter.configure(at(first))
+    exporter.configure(at(second))
+    assert (answers(first), answers(second)) == (False, True)
+    with socket.create_server((HOST, 0)) as other:
+        exporter.configure(at(other.getsockname()[1]))
+        assert "cannot listen" in exporter.trouble
+        assert answers(second)
+    exporter.configure(at(second))
+    assert exporter.trouble == ""
+    assert answers(second)
+    exporter.configure(None)
+    assert (exporter.trouble, answers(second)) == ("", False)
+
+
+def test_the_same_port_on_another_address_is_taken_over(exporter: HttpEndpoint, secret: str) -> None:
+    port = free_port()
+    exporter.configure(at(port))
+    exporter.configure(replace(at(port, "0.0.0.0"), username="x", password_file=secret))
+    assert exporter.trouble == ""
+    assert not answers(port)  # it asks for the password now
+    exporter.configure(at(port))
+    assert answers(port)
+
+
+def test_a_password_is_read_again_with_each_configuration(exporter: HttpEndpoint, secret: str) -> None:
+    config = replace(at(free_port()), username="x", password_file=secret)
+    exporter.configure(config)
+    Path(secret).unlink()
+    exporter.configure(config)
+    assert "password_file" in exporter.trouble
+    assert "xyz" not in exporter.trouble

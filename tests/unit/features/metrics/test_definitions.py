@@ -15,13 +15,12 @@ from prometheus_client.parser import text_string_to_metric_families
 from agent.board.power import PowerReading
 from agent.board.proc import Memory
 from agent.board.processors import Ticks
-from agent.comms.messages import ClipsHealth
-from agent.comms.mqtt.session import LinkState
+from agent.comms.mqtt.publisher import LinkState
 from agent.daemon.streams.counters import STAGES, StreamMetrics
 from agent.errors import ConfigError
-from agent.features.metrics.definitions import METRICS, MetricDefinition
-from agent.features.metrics.exposition import Exposition, check_installed
-from agent.features.metrics.readings import DaemonReadings, StreamTotals
+from agent.features.metrics.checks import check_installed
+from agent.features.metrics.definitions import METRICS, DaemonReadings, Exposition, MetricDefinition, StreamTotals
+from agent.health import ClipsHealth
 from agent.storage.spool.spool import SpoolStats
 from agent.types import Event, StageTimes, StreamResult, Track
 from tests.unit.comms.test_reporter import NOW
