@@ -142,7 +142,7 @@ def resolved_config(config: Config) -> Effective:
 
 
 def _manifest(stream: StreamConfig) -> Manifest:
-    from agent.compute.infer.vetting.unprivileged import without_root
+    from agent.compute.infer.unprivileged import without_root
     from agent.compute.manifest import Manifest
     from agent.models.files import preloaded
     from agent.models.library import open_model
@@ -252,7 +252,7 @@ def manifest_schema() -> dict[str, Any]:
     from agent.compute.manifest import Manifest
 
     decoders = {name: decoder.options_kind(name) for name in (*decoder.DECODERS, decoder.FEATURES)}
-    frontends = {name: audio_input.options_kind(name) for name in audio_input.FRONTENDS}
+    frontends = {name: kind for name, (kind, _) in audio_input.BUILDERS.items()}
     made = _schema("Vedette model manifest", Manifest, *decoders.values(), *frontends.values())
     output, audio = made["$defs"]["OutputManifest"], made["$defs"]["AudioManifest"]
     labels = output["properties"]["labels"]

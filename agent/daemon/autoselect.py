@@ -24,7 +24,7 @@ from agent.compute.infer.choice import Selection
 from agent.compute.infer.litert import default_threads
 from agent.compute.infer.session import AUTO, CPU, BackendSpec, Session, SessionOptions, SwappableSession
 from agent.compute.infer.sharing import SessionPools, is_shareable
-from agent.compute.infer.vetting.vetting import Vetting
+from agent.compute.infer.vetting import Vetting
 from agent.compute.manifest import Model
 from agent.config import SelectionConfig
 from agent.daemon.measurements import StoredMeasurement, StoredMeasurements, VettingRecord
@@ -118,10 +118,7 @@ class AutoBackend:
         """Warn once that this process opens models as root; models of installed packages are trusted."""
         if os.geteuid() or self._warned_root or model.is_packaged:
             return
-        from agent.compute.infer.vetting.unprivileged import (  # rarely needed: the daemon seldom runs as root
-            is_root,
-            other_user,
-        )
+        from agent.child import is_root, other_user  # rarely needed: the daemon seldom runs as root
 
         self._warned_root = True
         first = f"user {other_user()} has opened and run it first" if is_root() else "there is no other user here"

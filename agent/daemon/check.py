@@ -76,7 +76,7 @@ def problems(path: Path) -> list[str]:
 
 def remarks(path: Path) -> list[str]:
     """Return what was guessed about the models of a valid file, and what is doubtful, a line each."""
-    from agent.compute.infer.vetting.unprivileged import without_root
+    from agent.compute.infer.unprivileged import without_root
     from agent.models.files import preloaded
 
     file = load(path)
@@ -272,7 +272,7 @@ def _stream_problems(file: ConfigFile) -> Iterator[str]:
 
 def _model_problems(streams: dict[str, StreamConfig]) -> dict[str, list[tuple[Keys, str]]]:
     """Return the problems from the zones to the opened model, by stream. Root runs this as another user."""
-    from agent.compute.infer.vetting.unprivileged import without_root
+    from agent.compute.infer.unprivileged import without_root
     from agent.models.files import preloaded
 
     def found() -> dict[str, list[tuple[Keys, str]]]:

@@ -28,7 +28,7 @@ from agent.compute.infer.choice import Measurement, Selection, SplitMeasurement,
 from agent.compute.infer.delegates import DelegateProbe, probe_delegates
 from agent.compute.infer.litert import RUNTIMES, Runtime, load_runtime, runtime_version
 from agent.compute.infer.session import BackendSpec
-from agent.compute.infer.vetting.vetting import HOLDS_S, identity
+from agent.compute.infer.vetting import HOLDS_S, identity
 from agent.compute.manifest import Model
 from agent.config import SelectionConfig
 from agent.errors import NO_JSON, StorageError
@@ -343,7 +343,7 @@ class _Outcome(Struct, frozen=True):
 
 
 class VettingRecord:
-    """Stored outcomes; see `agent.compute.infer.vetting.vetting.Record`. Any thread may use it."""
+    """Stored outcomes; see `agent.compute.infer.vetting.Record`. Any thread may use it."""
 
     def __init__(self, state: Path) -> None:
         self._files, self._has_failed = MeasurementFiles(state, _FOLDER), False

@@ -23,8 +23,6 @@ from msgspec.structs import replace
 
 from agent.compute.decode.decoder import DECODERS, FEATURES, options_kind
 from agent.compute.decode.defaults import Completed, complete, describe_sources, facts_of, lacks_labels, says_all
-from agent.compute.infer.audio_input import FRONTENDS
-from agent.compute.infer.audio_input import options_kind as frontend_options_kind
 from agent.compute.infer.backends import Ends, ends_of
 from agent.compute.infer.choice import Inputs, golden_inputs
 from agent.compute.manifest import AudioManifest, Manifest, Model, Variant
@@ -39,7 +37,7 @@ from agent.text import plain
 from agent.types import Array
 
 if TYPE_CHECKING:
-    from agent.compute.infer.vetting.vetting import Vetting
+    from agent.compute.infer.vetting import Vetting
 
 
 log = logging.getLogger(__name__)
@@ -131,7 +129,7 @@ def open_model(
 
 def open_model_without_root(name_or_path: str, variant: str = "") -> Model:
     """Like `open_model`, for a command of root's: root reads the file, and another user parses it."""
-    from agent.compute.infer.vetting.unprivileged import without_root
+    from agent.compute.infer.unprivileged import without_root
 
     with preloaded([name_or_path]) as size:
         found = without_root(lambda: replace(open_model(name_or_path, variant), path=""), Model, model_bytes=size)
@@ -319,10 +317,7 @@ def _check_options(stated: TomlFile, decoder: str) -> None:
         output.get("options", {}), options_kind(decoder), ("output", "options")
     )
     if audio:
-        name, options = audio["frontend"], audio.get("options", {})
-        problems += _unknown(name, FRONTENDS, "front end", ("audio", "frontend")) or problems_of(
-            options | _rate(name, audio["rate_hz"]), frontend_options_kind(name), ("audio", "options")
-        )
+        problems += _frontend_problems(audio["frontend"], audio.get("options", {}), audio["rate_hz"])
     if problems:
         raise ModelError(*(f"{stated.where(*keys)}: {what}" for keys, what in problems))
 
@@ -333,9 +328,14 @@ def _unknown(name: str, known: Collection[str], what: str, keys: tuple[str, str]
     return [(keys, f"`{'.'.join(keys)}`: no {what} {name!r}{nearest(name, list(known))}")]
 
 
-def _rate(frontend: str, rate_hz: int) -> dict[str, int]:
-    """Return the rate if the front end takes it besides its options."""
-    return {"rate_hz": rate_hz} if "rate_hz" in frontend_options_kind(frontend).__struct_fields__ else {}
+def _frontend_problems(name: str, options: dict[str, Any], rate_hz: int) -> list[Problem]:
+    from agent.compute.infer.audio_input import BUILDERS  # models of pictures need no front end
+
+    if problems := _unknown(name, BUILDERS, "front end", ("audio", "frontend")):
+        return problems
+    kind = BUILDERS[name][0]
+    rate = {"rate_hz": rate_hz} if "rate_hz" in kind.__struct_fields__ else {}
+    return problems_of(options | rate, kind, ("audio", "options"))
 
 
 _Case = Callable[[Path, TensorSpec], Array]

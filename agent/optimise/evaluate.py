@@ -473,7 +473,7 @@ def memory_mb(content: bytes, manifest: Manifest = Manifest()) -> float:  # noqa
     Raises:
         ModelError: it cannot be run.
     """
-    from agent.compute.infer.worker.session import WorkerSession
+    from agent.compute.infer.worker import WorkerSession
 
     sha256 = hashlib.sha256(content).hexdigest()
     model = Model(expand_int4(content, installed_runtime()), sha256, manifest, manifest.name or "model")

@@ -22,7 +22,7 @@ from agent.text import plain
 from agent.types import Array
 
 if TYPE_CHECKING:
-    from agent.compute.infer.vetting.vetting import Vetting
+    from agent.compute.infer.vetting import Vetting
 
 
 def open_session(model: Model, backend: str, options: SessionOptions, vetting: Vetting | None = None) -> Session:
@@ -41,19 +41,19 @@ def open_session(model: Model, backend: str, options: SessionOptions, vetting: V
         from agent.compute.infer.failover import FailoverSession
 
         return FailoverSession(model, spec, options, wait_s=0.0, vetting=vetting)
-    from agent.compute.infer.worker.session import WorkerSession
+    from agent.compute.infer.worker import WorkerSession
 
     return WorkerSession(model, resolve_backend(backend), options)
 
 
 def open_for_command(model: Model, backend: str, options: SessionOptions) -> Session:
     """Open a model for a command like `open_session`, but for root in a worker without root's rights."""
-    from agent.compute.infer.vetting.unprivileged import is_root
+    from agent.child import is_root
 
     if not opens_at_once(backend) or not is_root():
         return open_session(model, backend, options)
-    from agent.compute.infer.vetting.vetting import VETTING
-    from agent.compute.infer.worker.session import PATIENCE_S, WorkerSession
+    from agent.compute.infer.vetting import VETTING
+    from agent.compute.infer.worker import PATIENCE_S, WorkerSession
 
     VETTING.check(model, options)  # first: it limits CPU time, which a worker does not
     return WorkerSession(model, BackendSpec(), options, deadline_s=PATIENCE_S, learns=True)
@@ -83,7 +83,7 @@ def resolve_backend(backend: str) -> BackendSpec:
 
 
 def _cpu(vetting: Vetting | None) -> Backend:
-    from agent.compute.infer.vetting.vetting import VETTING
+    from agent.compute.infer.vetting import VETTING
 
     return vetting or VETTING
 
@@ -197,8 +197,8 @@ def _is_temporary(found: Future[Ends]) -> bool:
 
 
 def _open(model: Model, vetting: Vetting | None, found: Future[Ends]) -> None:
-    from agent.compute.infer.vetting.vetting import OPEN_S, VETTING
-    from agent.compute.infer.worker.session import WorkerSession
+    from agent.compute.infer.vetting import OPEN_S, VETTING
+    from agent.compute.infer.worker import WorkerSession
 
     try:
         # First: it limits CPU time, which a worker does not.

@@ -34,10 +34,9 @@ from agent.compute.infer.choice import (
     output_error,
     tolerance,
 )
-from agent.compute.infer.delegates import DelegateProbe, unsuited
+from agent.compute.infer.delegates import DelegateProbe, software_driver, unsuited
 from agent.compute.infer.session import BackendSpec, SessionOptions
-from agent.compute.infer.vulkan import software_driver
-from agent.compute.infer.worker.session import PATIENCE_S, WorkerSession
+from agent.compute.infer.worker import PATIENCE_S, WorkerSession
 from agent.compute.manifest import Model
 from agent.compute.tflite.read import read_modelfile
 from agent.errors import BackendError, ModelError

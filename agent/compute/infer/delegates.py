@@ -3,16 +3,23 @@
 A delegate that is found is only a candidate: `agent.compute.infer.benchmark` opens it in a worker process, checks
 its answers and measures it. No library is loaded here, because it may end the process.
 
+Vulkan is asked for its devices in a child process, this module run as a program: a driver may crash the process
+that loads it. Structures and numbers: https://registry.khronos.org/vulkan/specs/1.3-extensions/html/
+
 Sources of names and options: each project's own documentation, given in its row.
 """
 
 from __future__ import annotations
 
+import ctypes
+import grp
 import re
 import stat
 import struct
 import subprocess
+import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Literal
@@ -325,6 +332,42 @@ def _usb_node(root: Path, attribute: Path) -> Path:
     return root / f"dev/bus/usb/{bus:03d}/{device:03d}"
 
 
+_GROUPS = ("video", "audio", "render")
+"""Groups of cameras, microphones and GPUs, as in the daemon's unit."""
+_GROUP, _ANYBODY = stat.S_IRGRP | stat.S_IWGRP, stat.S_IROTH | stat.S_IWOTH
+
+
+def device_groups(root: Path = Path("/")) -> list[int]:
+    """List the groups that may use cameras, microphones, GPUs and accelerators here.
+
+    These are the groups of the daemon's unit and those of the accelerators' device nodes: in a container the
+    latter are the host's numbers, without names.
+    """
+    found = {group for node in device_nodes(root=root) if (group := _writers(node))}
+    for name in _GROUPS:
+        with suppress(KeyError):
+            found.add(grp.getgrnam(name).gr_gid)
+    return sorted(found)
+
+
+def only_for_root(backend: str, root: Path = Path("/")) -> Path | None:
+    """Return a device node of a backend that only root may open, whatever a user's groups; None: none."""
+    for node in device_nodes(backend, root):
+        with suppress(OSError):
+            if not _writers(node) and node.stat().st_mode & _ANYBODY != _ANYBODY:
+                return node
+    return None
+
+
+def _writers(node: Path) -> int:
+    """Return the group that may read and write a device node; 0: only root's."""
+    with suppress(OSError):
+        status = node.stat()
+        if status.st_mode & _GROUP == _GROUP:
+            return status.st_gid
+    return 0
+
+
 def _probe(row: DelegateSpec, root: Path, libraries: Libraries) -> DelegateProbe:
     def missing(what: str) -> DelegateProbe:
         return DelegateProbe(row.name, row.title, missing=f"{what}: {row.hint}" if row.hint else what)
@@ -381,3 +424,68 @@ def _begins(path: Path, text: str) -> bool:
         return path.read_text(errors="replace").startswith(text)
     except OSError:
         return False
+
+
+_VULKAN_S = 20.0
+_VULKAN_CPU = 4
+"""VK_PHYSICAL_DEVICE_TYPE_CPU."""
+_PROPERTIES_BYTES, _TYPE_AT, _NAME_AT, _NAME_BYTES = 4096, 16, 20, 256
+"""VkPhysicalDeviceProperties has 824 bytes on a 64-bit system; where the device's type and name begin in it."""
+
+
+def software_driver() -> str:
+    """Return the name of the software driver if Vulkan has no other; empty if it has a GPU, or no driver.
+
+    Such a driver, Mesa's llvmpipe, computes on the CPU. Takes 0.2 to 0.5 s.
+    """
+    try:
+        done = subprocess.run(
+            [sys.executable, "-P", "-m", __name__],
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=_VULKAN_S,
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return done.stdout.strip() if done.returncode == 0 else ""
+
+
+class _InstanceCreateInfo(ctypes.Structure):
+    _fields_ = (
+        ("sType", ctypes.c_int32),
+        ("pNext", ctypes.c_void_p),
+        ("flags", ctypes.c_uint32),
+        ("pApplicationInfo", ctypes.c_void_p),
+        ("enabledLayerCount", ctypes.c_uint32),
+        ("ppEnabledLayerNames", ctypes.c_void_p),
+        ("enabledExtensionCount", ctypes.c_uint32),
+        ("ppEnabledExtensionNames", ctypes.c_void_p),
+    )
+
+
+def _vulkan_devices() -> list[tuple[int, str]]:
+    """Return type and name of each Vulkan device, with its drivers loaded. Raises OSError if there is none."""
+    library = ctypes.CDLL("libvulkan.so.1")
+    instance, count = ctypes.c_void_p(), ctypes.c_uint32()
+    asked = _InstanceCreateInfo(sType=1)  # VK_STRUCTURE_TYPE_INSTANCE_CREATE_INFO
+    if library.vkCreateInstance(ctypes.byref(asked), None, ctypes.byref(instance)):
+        raise OSError("Vulkan has no driver that can be used")
+    library.vkEnumeratePhysicalDevices(instance, ctypes.byref(count), None)
+    handles = (ctypes.c_void_p * count.value)()
+    library.vkEnumeratePhysicalDevices(instance, ctypes.byref(count), handles)
+    return [_described(library, handle) for handle in handles[: count.value]]
+
+
+def _described(library: ctypes.CDLL, handle: int | None) -> tuple[int, str]:
+    found = ctypes.create_string_buffer(_PROPERTIES_BYTES)
+    library.vkGetPhysicalDeviceProperties(ctypes.c_void_p(handle), found)
+    kind = int.from_bytes(found.raw[_TYPE_AT : _TYPE_AT + 4], sys.byteorder)
+    name = found.raw[_NAME_AT : _NAME_AT + _NAME_BYTES].split(b"\0")[0]
+    return kind, name.decode(errors="replace")
+
+
+if __name__ == "__main__":
+    found = _vulkan_devices()
+    if found and all(kind == _VULKAN_CPU for kind, _ in found):
+        print(found[0][1])

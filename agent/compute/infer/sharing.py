@@ -29,7 +29,7 @@ from agent.compute.tflite.model import RECURRENT
 from agent.errors import ModelError
 
 if TYPE_CHECKING:
-    from agent.compute.infer.vetting.vetting import Vetting
+    from agent.compute.infer.vetting import Vetting
     from agent.compute.manifest import Model
     from agent.compute.tflite.model import TensorSpec
     from agent.types import Array
@@ -200,7 +200,7 @@ class SessionPools:
         Raises:
             ModelError, BackendError: see `WorkerSession`.
         """
-        from agent.compute.infer.worker.session import DEADLINE_S, WorkerSession
+        from agent.compute.infer.worker import DEADLINE_S, WorkerSession
 
         opens = partial(WorkerSession, model, plan, options, deadline_s=deadline_s or DEADLINE_S)
         rules = PoolRules(reopens=not deadline_s)

@@ -22,7 +22,7 @@ from agent.compute.infer.chain import ModelChain
 from agent.compute.infer.choice import Inputs, SplitMeasurement, golden_inputs, side_by_side
 from agent.compute.infer.session import BackendSpec, SessionOptions
 from agent.compute.infer.turns import Turns
-from agent.compute.infer.worker.session import PATIENCE_S, WorkerSession
+from agent.compute.infer.worker import PATIENCE_S, WorkerSession
 from agent.compute.manifest import Model
 from agent.errors import BackendError, ModelError, VedetteError
 from agent.text import plural

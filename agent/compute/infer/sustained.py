@@ -23,7 +23,7 @@ from agent.board.thermal import UNDER_VOLTAGE
 from agent.compute.infer.chain import ModelChain
 from agent.compute.infer.choice import Inputs
 from agent.compute.infer.session import BackendSpec, SessionOptions
-from agent.compute.infer.worker.session import PATIENCE_S, WorkerSession
+from agent.compute.infer.worker import PATIENCE_S, WorkerSession
 from agent.compute.manifest import Model
 
 FIRST_S = 60.0

@@ -25,7 +25,7 @@ from agent.types import WHOLE, Box
 if TYPE_CHECKING:
     from agent.compute.hearing import AudioPerception
     from agent.compute.infer.session import Opener, Session, SessionOptions
-    from agent.compute.infer.vetting.vetting import Vetting
+    from agent.compute.infer.vetting import Vetting
     from agent.compute.listening import UtterancePerception
     from agent.compute.vision import VideoPerception
 
@@ -143,7 +143,7 @@ def is_vetted(name: str, config: StreamConfig, model: Model, vetting: Vetting | 
     """
     from agent.compute.infer.backends import opens_at_once
     from agent.compute.infer.session import SessionOptions
-    from agent.compute.infer.vetting.vetting import VETTING
+    from agent.compute.infer.vetting import VETTING
 
     if not opens_at_once(config.backend):
         return True

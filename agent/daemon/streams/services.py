@@ -14,7 +14,7 @@ from agent.comms.topics import Topics
 if TYPE_CHECKING:
     from agent.capture.camera import Cameras
     from agent.compute.infer.session import Opener
-    from agent.compute.infer.vetting.vetting import Vetting
+    from agent.compute.infer.vetting import Vetting
 
 
 State = Literal["starting", "running", "degraded", "lost", "ended", "failed", "disabled"]

@@ -165,7 +165,7 @@ class Shadow(StreamPart):
                 opened.close()
 
     def _open_worker(self, model: Model, _: str, options: SessionOptions) -> Session:
-        from agent.compute.infer.worker.session import WorkerSession
+        from agent.compute.infer.worker import WorkerSession
 
         return WorkerSession(model, self._plan, options)
 

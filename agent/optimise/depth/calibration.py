@@ -228,6 +228,6 @@ def _timed_ms(exits: EarlyExitModel, session: Session, fill: Callable[[Array], N
 
 def _cpu_s(session: Session) -> float:
     """Return the CPU time of this process and of the one that runs a model, s."""
-    from agent.compute.infer.worker.session import WorkerSession
+    from agent.compute.infer.worker import WorkerSession
 
     return time.process_time() + (session.usage().cpu_s if isinstance(session, WorkerSession) else 0.0)

@@ -67,7 +67,7 @@ def is_timed(turns: Sequence[TimingRun], rounds: int) -> bool:
 
 
 def _turn(session: Session) -> TimingRun:
-    from agent.compute.infer.worker.session import WorkerSession
+    from agent.compute.infer.worker import WorkerSession
 
     if isinstance(session, WorkerSession):  # here, the calls to its process would count
         return session.time_turn(_TURN_S)

@@ -13,7 +13,7 @@ import psutil
 import pytest
 from msgspec.structs import replace
 
-from agent.compute.infer.worker.session import WorkerSession
+from agent.compute.infer.worker import WorkerSession
 from agent.config import (
     Config,
     DeviceConfig,

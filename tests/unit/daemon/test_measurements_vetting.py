@@ -15,8 +15,7 @@ import pytest
 from msgspec.structs import replace
 
 from agent.compute.infer.session import SessionOptions
-from agent.compute.infer.vetting import vetting
-from agent.compute.infer.vetting.vetting import HOLDS_S, Outcome, Vetting, identity
+from agent.compute.infer.vetting import HOLDS_S, Outcome, Vetting, identity, vetting
 from agent.compute.manifest import Model
 from agent.daemon import measurements
 from agent.daemon.measurements import VettingRecord

@@ -12,10 +12,10 @@ from msgspec.structs import replace
 
 from agent.cli.checks import examine
 from agent.cli.checks.models import check_survey, findings
+from agent.compute.infer import unprivileged
 from agent.compute.infer.choice import Measurement, decide
 from agent.compute.infer.delegates import DelegateProbe
 from agent.compute.infer.session import BackendSpec
-from agent.compute.infer.vetting import unprivileged
 from agent.config import Config, SelectionConfig, StreamConfig
 from agent.config.load import load
 from agent.daemon.measurements import StoredMeasurement, StoredMeasurements, measurement_key

@@ -19,8 +19,8 @@ from agent.compute.infer.failover import FailoverSession
 from agent.compute.infer.litert import CpuSession
 from agent.compute.infer.session import BackendSpec, Session, SessionOptions
 from agent.compute.infer.sharing import SessionPools, SharedSession, is_shareable
-from agent.compute.infer.vetting.vetting import VETTING
-from agent.compute.infer.worker.session import WorkerSession
+from agent.compute.infer.vetting import VETTING
+from agent.compute.infer.worker import WorkerSession
 from agent.compute.manifest import Model
 from agent.errors import BackendError, ModelError
 from agent.models.library import open_model

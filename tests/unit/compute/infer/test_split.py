@@ -13,7 +13,7 @@ from msgspec.structs import replace
 from agent.compute.infer import split
 from agent.compute.infer.choice import WORTH_A_THREAD, SplitMeasurement, best_split, side_by_side
 from agent.compute.infer.split import measure_splits
-from agent.compute.infer.worker.session import WorkerSession
+from agent.compute.infer.worker import WorkerSession
 from agent.errors import BackendError
 from agent.models.library import open_model
 from tests.support.doubles import person_model

@@ -17,8 +17,7 @@ from msgspec.structs import replace
 
 from agent.comms.topics import Topics
 from agent.compute.infer import backends
-from agent.compute.infer.vetting import vetting
-from agent.compute.infer.vetting.vetting import Vetting
+from agent.compute.infer.vetting import Vetting, vetting
 from agent.compute.vision import VideoPerception
 from agent.config import (
     CaptureConfig,
