@@ -235,7 +235,7 @@ class StoredMeasurements:
         Raises:
             ModelError, BackendError: not even the CPU runs the model.
         """
-        from agent.compute.infer.split import measure_splits
+        from agent.compute.infer.benchmark import measure_splits
 
         splits = measure_splits(
             model,

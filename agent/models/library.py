@@ -23,8 +23,8 @@ from msgspec.structs import replace
 
 from agent.compute.decode.decoder import DECODERS, FEATURES, options_kind
 from agent.compute.decode.defaults import Completed, complete, describe_sources, facts_of, lacks_labels, says_all
-from agent.compute.infer.backends import Ends, ends_of
 from agent.compute.infer.choice import Inputs, golden_inputs
+from agent.compute.infer.tensors import Ends, ends_of
 from agent.compute.manifest import AudioManifest, Manifest, Model, Variant
 from agent.compute.tflite.expand import expand_int4
 from agent.compute.tflite.model import ModelFile, TensorSpec
@@ -105,8 +105,8 @@ def open_model(
         name_or_path: see `agent.models.files.load_file`.
         variant: its name, `auto` or empty, see `agent.compute.manifest.Manifest.exits`; with `+` appended the
             smaller sizes are opened, too.
-        wait_s: longest wait for the runtime, see `agent.compute.infer.backends.ends_of`.
-        vetting: see `agent.compute.infer.backends.ends_of`.
+        wait_s: longest wait for the runtime, see `agent.compute.infer.session.ends_of`.
+        vetting: see `agent.compute.infer.session.ends_of`.
 
     Raises:
         NotYetError: the runtime has not answered in that time.

@@ -112,6 +112,11 @@ def default_threads(cores: int) -> int:
     return min(4, max(1, cores - 1))
 
 
+def side_by_side(cores: int, threads: int) -> int:
+    """Return how many inferences keep the CPU busy: of several threads some wait for the others at times."""
+    return max(1, cores // threads) + (threads > 1)
+
+
 _TENSORS_BYTES = 512 * 1024**2
 _COPIES, _STACKS = 4, 128 * 2**20
 """Copies of the weights, and bytes for the stacks of threads: small models need some 60 MB."""

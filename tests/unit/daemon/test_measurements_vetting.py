@@ -14,8 +14,9 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
+from agent.compute.infer import vetting
 from agent.compute.infer.session import SessionOptions
-from agent.compute.infer.vetting import HOLDS_S, Outcome, Vetting, identity, vetting
+from agent.compute.infer.vetting import HOLDS_S, Outcome, Vetting, identity
 from agent.compute.manifest import Model
 from agent.daemon import measurements
 from agent.daemon.measurements import VettingRecord

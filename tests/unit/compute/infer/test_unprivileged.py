@@ -160,7 +160,7 @@ def test_a_result_has_a_bound_and_a_model_that_is_expected_comes_on_top() -> Non
 @pytest.mark.skipif(not shutil.which("setpriv"), reason="needs setpriv of util-linux")
 def test_a_root_that_may_become_nobody_else_works_as_root() -> None:
     code = """
-    from agent.compute.infer.backends import SessionOptions
+    from agent.compute.infer.session import SessionOptions
     from agent.compute.infer.vetting import VETTING
     sys.executable = sys.argv[1]
     print(without_root(os.geteuid, int), VETTING.check(open_model("small-speech", "3"), SessionOptions()))

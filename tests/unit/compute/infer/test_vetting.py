@@ -19,9 +19,8 @@ import pytest
 from msgspec.structs import replace
 
 from agent.compute.infer import vetting, vetting_process
-from agent.compute.infer.backends import open_session
 from agent.compute.infer.litert import CpuBackend, CpuSession, load_runtime, runtime_version
-from agent.compute.infer.session import AUTO, SessionOptions
+from agent.compute.infer.session import AUTO, SessionOptions, open_session
 from agent.compute.infer.vetting import Vetting, VettingLimits, identity
 from agent.compute.manifest import Manifest, Model, OutputManifest, Variant
 from agent.daemon.streams import perception
@@ -277,7 +276,7 @@ def test_a_daemon_that_is_killed_leaves_no_process_that_tries_a_model(tmp_path: 
     (tmp_path / "slow.toml").write_text('name = "slow"\n[output]\ndecoder = "classify"\n')
     program = """
         import os, subprocess, sys
-        from agent.compute.infer.backends import SessionOptions
+        from agent.compute.infer.session import SessionOptions
         from agent.compute.infer.vetting import VETTING
         from agent.models.library import open_model
         VETTING.check(open_model(sys.argv[1]), SessionOptions(threads=1), 1.0)

@@ -18,10 +18,9 @@ import numpy as np
 import pytest
 
 from agent.child import LOG_BYTES
-from agent.compute.infer.backends import open_session
 from agent.compute.infer.chain import ModelChain
 from agent.compute.infer.choice import golden_inputs
-from agent.compute.infer.session import BackendSpec, SessionOptions
+from agent.compute.infer.session import BackendSpec, SessionOptions, open_session
 from agent.compute.infer.worker import WorkerSession
 from agent.compute.manifest import Model
 from agent.errors import BackendError, ModelError
@@ -372,7 +371,7 @@ def test_a_library_that_is_none_is_named(identity: Model) -> None:
 def test_it_does_not_outlive_its_parent(tmp_path: Path) -> None:
     code = """
 import time
-from agent.compute.infer.backends import SessionOptions, BackendSpec
+from agent.compute.infer.session import SessionOptions, BackendSpec
 from agent.child import LOG_BYTES
 from agent.compute.infer.worker import WorkerSession
 from agent.models.library import open_model

@@ -16,8 +16,8 @@ import pytest
 from msgspec.structs import replace
 
 from agent.comms.topics import Topics
-from agent.compute.infer import backends
-from agent.compute.infer.vetting import Vetting, vetting
+from agent.compute.infer import tensors, vetting
+from agent.compute.infer.vetting import Vetting
 from agent.compute.vision import VideoPerception
 from agent.config import (
     CaptureConfig,
@@ -110,11 +110,11 @@ def without_collector() -> Iterator[None]:
 
 
 def interpreter(session: Any) -> Any:
-    """Return the interpreter of a stream that shares its session with nobody, in its turn or between two."""
+    """Return the interpreter of a stream that shares its session with nobody."""
     pool = session._session._pool
-    with pool._lock:
-        (shared,) = list(pool._turns._free) or [item for item, _ in pool._turns._held.values()]
-        return shared._interpreter
+    shared = pool.take()
+    pool.give_back(shared)
+    return shared._interpreter
 
 
 def large_parts(made: Stream) -> dict[str, weakref.ref[Any]]:
@@ -252,7 +252,7 @@ def test_that_such_a_model_runs_is_remembered_from_one_start_to_the_next(
     path.write_bytes(classifier("int8", shape=(), described=True) + b"kept")
     caplog.set_level("INFO")
     for _ in range(2):
-        for known in (vetting.KNOWN, backends._results, library._completions):
+        for known in (vetting.KNOWN, tensors._results, library._completions):
             known.clear()  # as in a process that has just started
         record = Vetting(VettingRecord(tmp_path / "state"))
         made = Stream("front", StreamConfig(_WALK, str(path)), StreamServices(topics, kept, kept, vetting=record))
