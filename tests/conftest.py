@@ -31,7 +31,7 @@ COMPAT = (
     "unit/comms/mqtt/test_reasons",
     "unit/comms/mqtt/test_session",
     "unit/comms/test_messages",
-    "unit/compute/infer/test_backends",
+    "unit/compute/infer/test_litert",
     "unit/compute/infer/test_unprivileged",
     "unit/compute/infer/test_vetting",
     "unit/compute/infer/test_worker",

@@ -1,18 +1,15 @@
-"""Results of measuring and vetting models on this board, kept in the state folder.
+"""Results of measuring models on this board, kept in the state folder.
 
-A measurement holds for the model, the runtime, the delegates and the board that it was made with. The outcome of
-vetting holds for the bytes of a model, the versions of Vedette and of the runtime, and the processor; a refusal
-lapses after a day, since failing memory or an overheated board may have caused it.
+A measurement holds for the model, the runtime, the delegates and the board that it was made with.
 """
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import logging
-import platform
+import os
 from collections.abc import Callable, Mapping, Sequence
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated
 
@@ -20,22 +17,20 @@ import msgspec
 from msgspec import Meta, Struct
 from msgspec.structs import replace
 
-from agent import __version__
 from agent.board.identity import read_board
 from agent.board.proc import read_memory
 from agent.board.thermal import OtherLoad
 from agent.compute.infer.choice import Measurement, Selection, SplitMeasurement, best_split, decide
 from agent.compute.infer.delegates import DelegateProbe, probe_delegates
-from agent.compute.infer.litert import RUNTIMES, Runtime, load_runtime, runtime_version
+from agent.compute.infer.litert import load_runtime, runtime_version
 from agent.compute.infer.session import BackendSpec
-from agent.compute.infer.vetting import HOLDS_S, identity
 from agent.compute.manifest import Model
 from agent.config import SelectionConfig
 from agent.errors import NO_JSON, StorageError
 from agent.models.library import golden
 from agent.storage.state_file import MeasurementFiles
 from agent.structs import from_json
-from agent.text import plain
+from agent.text import plural
 
 log = logging.getLogger(__name__)
 
@@ -261,13 +256,6 @@ class StoredMeasurements:
         """Write a measurement. Raises StorageError if that fails."""
         self._files.write(model.manifest.name, _key(model), msgspec.json.encode(made))
 
-    def write_anew(self) -> None:
-        """Write all files again, see `MeasurementFiles.write_anew`."""
-        try:
-            self._files.write_anew()
-        except StorageError as error:
-            log.warning("%s; measuring again after the next start", error)
-
     def select(
         self, made: StoredMeasurement, found: Sequence[DelegateProbe], threads: int = 0, streams: int = 1
     ) -> Selection:
@@ -321,85 +309,30 @@ def _key(model: Model) -> str:
     return hashlib.sha256(f"{model.sha256} {variants}".encode()).hexdigest()
 
 
-_VETTED_VERSION = 2
-"""Version of the format and of the vetting; outcomes of another version are void."""
-_HOLDS = timedelta(seconds=HOLDS_S)
-_REASON_MAX = 500
-"""Most characters of a reason."""
-_FOLDER = "vetted"
+def log_splits(model: Model, made: StoredMeasurement, streams: int) -> None:
+    """Log what so many streams of a model get with each number of threads."""
+    for one in made.splits:
+        if one.streams == min(streams, os.cpu_count() or 1):
+            gives = one.refused or f"{one.per_s:.0f} inferences per second, {one.cpu_ms:.2f} ms of CPU time each"
+            log.info(
+                "%s: %s with %s: %s",
+                model.path,
+                plural(one.streams, "stream"),
+                plural(one.threads, "thread"),
+                gives,
+            )
 
 
-class _Outcome(Struct, frozen=True):
-    """Outcome of vetting one model: the reason why it cannot be used, empty if it runs.
-
-    It holds as long as `about`, the digest of what it depends on, is the same.
-    """
-
-    version: int
-    about: str
-    model: str
-    at: Annotated[datetime, Meta(tz=True)]
-    reason: Annotated[str, Meta(max_length=_REASON_MAX)] = ""
-
-
-class VettingRecord:
-    """Stored outcomes; see `agent.compute.infer.vetting.Record`. Any thread may use it."""
-
-    def __init__(self, state: Path) -> None:
-        self._files, self._has_failed = MeasurementFiles(state, _FOLDER), False
-
-    def read(self, model: Model) -> str | None:
-        """Return why a model cannot be used; empty: it runs; None: it must be vetted."""
-        name, about = model.manifest.name, _digest_of(model)
-        try:
-            content = self._files.read(name, about)
-            kept = from_json(content, _Outcome) if content else None
-        except (StorageError, *NO_JSON) as error:
-            path = self._files.path(name, about)
-            self._log_once(f"{path}: {str(error).removeprefix(f'{path}: ')}; vetting {model.path} again")
-            return None
-        if kept is None or (kept.version, kept.about) != (_VETTED_VERSION, about):
-            return None
-        if kept.reason and not timedelta() <= datetime.now(UTC) - kept.at < _HOLDS:
-            return None
-        return plain(kept.reason)
-
-    def write(self, model: Model, reason: str) -> None:
-        """Store an outcome. If that fails, the model is vetted again after the next start."""
-        name, about = model.manifest.name, _digest_of(model)
-        kept = _Outcome(_VETTED_VERSION, about, model.path, datetime.now(UTC), plain(reason)[:_REASON_MAX])
-        try:
-            self._files.write(name, about, msgspec.json.encode(kept))
-        except StorageError as error:
-            self._log_once(f"{error}; new models are vetted again after the next start")
-
-    def write_anew(self) -> None:
-        """Write all files again, see `MeasurementFiles.write_anew`."""
-        try:
-            self._files.write_anew()
-        except StorageError as error:
-            self._log_once(f"{error}; new models are vetted again after the next start")
-
-    def _log_once(self, text: str) -> None:
-        if not self._has_failed:
-            self._has_failed = True
-            log.warning("%s", text)
-
-
-def _digest_of(model: Model) -> str:
-    return hashlib.sha256("\n".join(map(str, (*identity(model), *_environment()))).encode()).hexdigest()
-
-
-@functools.cache
-def _environment() -> tuple[str, ...]:
-    """Describe what an outcome depends on besides the model; constant while this process runs."""
-    board = read_board()
-    features = hashlib.sha256(" ".join(board.features).encode()).hexdigest()
-    return __version__, *map(_installed, RUNTIMES), platform.machine(), board.cpu, features
-
-
-def _installed(name: Runtime) -> str:
-    try:
-        return runtime_version(name)
-    except ImportError:
-        return ""
+def log_selection(model: Model, selected: Selection) -> None:
+    """Log what each backend takes, and which is chosen."""
+    by_cpu = selected.by == "energy"
+    for one in selected.measured:
+        what = f"{one.name} with {plural(one.threads, 'thread')}" if one.threads else one.name
+        if one.p50_ms:
+            cost = f"{one.cpu_ms:.2f} ms of CPU time" if by_cpu else f"{one.p50_ms:.2f} ms"
+            log.info("%s: %s: %s%s", model.path, what, cost, f": {one.refused}" if one.refused else "")
+        elif one.here:
+            log.info("%s: %s: %s", model.path, what, one.refused)
+    plan = selected.chosen
+    on = f"the CPU with {plural(plan.threads, 'thread')}" if plan == selected.cpu else plan.backend
+    log.info("%s: now runs on %s", model.path, on)

@@ -75,7 +75,6 @@ class ModelChain:
 
 _PAUSE_S = 0.01
 """Pause between timed inferences, s."""
-_WARM_RUNS = 3
 _RUNS_MAX = 20_000
 """Most inferences that one turn times: their times must fit into a message."""
 
@@ -128,15 +127,3 @@ def time_turn(session: Session, seconds: float, cpu_s: Callable[[], float]) -> T
         now = time.perf_counter()
         ms.append((now - began) * 1e3)
     return TimingRun(tuple(ms), (cpu_s() - used) * 1e3)
-
-
-def warm_latency_ns(session: Session, variant: str) -> int:
-    """Return the shortest of a few warm inferences of a variant, ns. The variant stays selected."""
-    session.select(variant)
-    session.invoke()
-    times = []
-    for _ in range(_WARM_RUNS):
-        began = time.monotonic_ns()
-        session.invoke()
-        times.append(time.monotonic_ns() - began)
-    return min(times)
