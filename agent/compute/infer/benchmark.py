@@ -14,7 +14,6 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing
 from math import isfinite
-from typing import get_args
 
 import numpy as np
 from msgspec import Struct
@@ -22,14 +21,12 @@ from msgspec.structs import replace
 
 from agent.compute.infer.chain import ModelChain, TimingRun, time_inference
 from agent.compute.infer.choice import (
-    WORTH_A_THREAD,
     By,
     Inputs,
     Measurement,
     Reference,
     Selection,
     SplitMeasurement,
-    best_of,
     decide,
     describe_error,
     golden_inputs,
@@ -45,20 +42,14 @@ from agent.compute.tflite.read import read_modelfile
 from agent.errors import BackendError, ModelError
 from agent.text import plural
 
-_TURN_S = 0.1
-"""Length of a turn, s."""
-_LEAST, _MOST = 10, 30
-"""Number of turns."""
-_PARTS = 5
-"""Stop if the same candidate is best in each of so many parts of the turns."""
+_TURNS, _TURN_S = 20, 0.1
+"""Number and length, s, of the turns of each candidate."""
 _FAR_SLOWER = 4.0
 """A candidate that takes so many times the reference's latency gets no further turn."""
 _HANGS_S, _HANGS = 2.0, 50.0
 """Deadline of an inference: this, s, or so many times the reference's latency if that is longer."""
 
 Progress = Callable[[str], None]
-Judge = Callable[[Sequence[Measurement]], object]
-"""Returns which of these is best, as any comparable value."""
 
 
 class Candidate(Struct, frozen=True):
@@ -80,17 +71,15 @@ def benchmark(
     reference: Reference,
     *,
     patience_s: float = PATIENCE_S,
-    judge: Judge = lambda _: None,
     progress: Progress = lambda _: None,
 ) -> list[Measurement]:
-    """Measure candidates, all of them open at the same time, until it is clear which is best.
+    """Measure candidates, all of them open at the same time.
 
     Args:
         model: to run.
         candidates: to be compared.
         reference: right answers.
         patience_s: timeout for opening one and for its first inference, s.
-        judge: see `Judge`; without one there is the least number of turns.
         progress: called with the label of what is measured next; its errors end the benchmark.
     """
     with ExitStack() as open_:
@@ -98,18 +87,11 @@ def benchmark(
         for candidate in candidates:
             progress(candidate.label)
             trials.append(open_.enter_context(closing(CandidateRun(model, candidate, reference, patience_s))))
-        number = 0
-        while number < _LEAST or (number < _MOST and not _is_decided(trials, judge)):
+        for number in range(_TURNS):
             for trial in trials[:: -1 if number % 2 else 1]:
                 progress(trial.candidate.label)
                 trial.measure()
-            number += 1
         return [trial.result() for trial in trials]
-
-
-def _is_decided(trials: Sequence[CandidateRun], judge: Judge) -> bool:
-    parts = [judge([trial.partial_result(part) for trial in trials]) for part in range(_PARTS)]
-    return all(best == parts[0] for best in parts)
 
 
 class CandidateRun:
@@ -140,27 +122,19 @@ class CandidateRun:
 
     def result(self) -> Measurement:
         """Return the measurement so far."""
-        if self._session is None:
+        if self._session is None or not self._turns:
             return self._known
+        times = np.concatenate([turn.ms for turn in self._turns])
         try:
-            return replace(self._summary(self._turns), rss_mb=self._session.usage().rss_mb)
+            rss_mb = self._session.usage().rss_mb
         except BackendError as error:
             return replace(self._known, refused=str(error))
-
-    def partial_result(self, part: int) -> Measurement:
-        """Return the measurement from one part of the turns, without memory."""
-        ends = [len(self._turns) * end // _PARTS for end in (part, part + 1)]
-        return self._summary(self._turns[slice(*ends)])
-
-    def _summary(self, turns: Sequence[TimingRun]) -> Measurement:
-        if self._known.refused or not turns:
-            return self._known
-        times = np.concatenate([turn.ms for turn in turns])
         return replace(
             self._known,
             p50_ms=float(np.percentile(times, 50)),
             p95_ms=float(np.percentile(times, 95)),
-            cpu_ms=sum(turn.cpu_ms for turn in turns) / len(times),
+            cpu_ms=sum(turn.cpu_ms for turn in self._turns) / len(times),
+            rss_mb=rss_mb,
         )
 
     def close(self) -> None:
@@ -269,7 +243,7 @@ def _survey_cpu(
     measured: list[Measurement] = []
     for first in range(0, threads_max, at_once):
         group = candidates[first : first + at_once]
-        measured += benchmark(model, group, reference, judge=_best_threads, progress=progress)
+        measured += benchmark(model, group, reference, progress=progress)
     return measured
 
 
@@ -308,11 +282,6 @@ def _reference(model: Model, inputs: Inputs) -> Reference:
         raise BackendError(f"{model.path}: too large to be measured with the memory of this board") from None
     finally:
         session.close()
-
-
-def _best_threads(measured: Sequence[Measurement]) -> list[int]:
-    found = (best_of(measured, by, WORTH_A_THREAD) for by in get_args(By))
-    return [0 if one is None else one.threads for one in found]
 
 
 STREAMS_MAX = 64

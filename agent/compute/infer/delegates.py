@@ -15,7 +15,6 @@ import ctypes
 import grp
 import re
 import stat
-import struct
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -201,15 +200,6 @@ _FOLDERS = ("usr/local/lib", "usr/lib/*-linux-gnu*", "usr/lib", "usr/lib64", "li
 _LDCONFIG = "/sbin/ldconfig"
 _LISTED = re.compile(r"^\t(\S+) \(.*\) => (/.*)$", re.MULTILINE)
 _PATIENCE_S = 10.0
-_MACHINES = {3: "x86", 40: "ARM (32-bit)", 62: "x86-64", 183: "ARM (64-bit)", 243: "RISC-V"}
-"""ELF's numbers: https://refspecs.linuxfoundation.org/elf/gabi4+/ch4.eheader.html"""
-_KINDS = {
-    stat.S_IFDIR: "a folder",
-    stat.S_IFIFO: "a pipe",
-    stat.S_IFSOCK: "a socket",
-    stat.S_IFCHR: "a device",
-    stat.S_IFBLK: "a device",
-}
 
 
 class Libraries:
@@ -251,21 +241,15 @@ class Libraries:
 def load_problem(path: Path) -> str:
     """Return the reason why the loader cannot load a file on this machine; empty if it may."""
     try:
-        if kind := _KINDS.get(stat.S_IFMT(path.stat().st_mode)):
-            return f"expected a shared library, found {kind}"
-        with path.open("rb") as file:
-            head = file.read(20)
+        if not stat.S_ISREG(path.stat().st_mode):
+            return "not a shared library"
+        with path.open("rb") as file, Path("/proc/self/exe").open("rb") as program:
+            theirs, ours = file.read(20), program.read(20)
     except OSError as error:
         return f"cannot be read: {reason_of(error)}"
-    if head[:4] != b"\x7fELF" or len(head) < 20:
+    if theirs[:4] != b"\x7fELF" or len(theirs) < 20:
         return "not a shared library"
-    (theirs,) = struct.unpack("<H", head[18:20])
-    with Path("/proc/self/exe").open("rb") as file:
-        (ours,) = struct.unpack("<H", file.read(20)[18:])
-    if theirs == ours:
-        return ""
-    known = _MACHINES.get(theirs, f"machine {theirs}"), _MACHINES.get(ours, f"machine {ours}")
-    return f"built for {known[0]}, but this machine is {known[1]}"
+    return "" if theirs[18:20] == ours[18:20] else "built for another kind of processor"  # e_machine of elf(5)
 
 
 EXTERNAL = "external:"
