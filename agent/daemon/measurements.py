@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated
@@ -23,7 +23,7 @@ from agent.board.thermal import OtherLoad
 from agent.compute.infer.choice import Measurement, Selection, SplitMeasurement, best_split, decide
 from agent.compute.infer.delegates import DelegateProbe, probe_delegates
 from agent.compute.infer.litert import load_runtime, runtime_version
-from agent.compute.infer.session import BackendSpec
+from agent.compute.infer.session import CPU
 from agent.compute.manifest import Model
 from agent.config import SelectionConfig
 from agent.errors import NO_JSON, StorageError
@@ -33,22 +33,6 @@ from agent.structs import from_json
 from agent.text import plural
 
 log = logging.getLogger(__name__)
-
-
-class FileStamp(Struct, frozen=True):
-    """Identity of a file: the digest of its content, and what `stat` returned when it was computed.
-
-    Attributes:
-        size: in bytes.
-        modified_ns, changed_ns, inode: from `stat`.
-        sha256: of the content; empty: it cannot be read.
-    """
-
-    size: int
-    modified_ns: int
-    changed_ns: int
-    inode: int
-    sha256: str
 
 
 class MeasurementKey(Struct, frozen=True):
@@ -81,46 +65,37 @@ class MeasurementKey(Struct, frozen=True):
         return [name for name in self.__struct_fields__ if getattr(self, name) != getattr(other, name)]
 
 
-def measurement_key(
-    model: Model, found: Sequence[DelegateProbe], threads_max: int, files: Mapping[str, FileStamp]
-) -> tuple[MeasurementKey, dict[str, FileStamp]]:
-    """Return the key of a measurement made now, and the stamps of the delegates' files.
-
-    A file that `stat` describes as its stamp in `files` does is not read again.
-    """
+def measurement_key(model: Model, found: Sequence[DelegateProbe], threads_max: int) -> MeasurementKey:
+    """Return the key of a measurement made now."""
     board = read_board()
-    now = {path: _stamp(Path(path), files.get(path)) for one in found for path in one.parts}
     golden = model.manifest.golden
     return MeasurementKey(
         model.sha256,
         tuple(variant.name for variant in model.manifest.variants),
         f"{' '.join(golden.files)} {golden.tolerance}",
         runtime_version(load_runtime()[0]),
-        {one.name: _digest(one, now) for one in found if one.plan is not None},
+        {one.name: _digest(one) for one in found if one.plan is not None},
         threads_max,
         board.kernel,
         f"{board.cpu}; {hashlib.sha256(' '.join(board.features).encode()).hexdigest()[:16]}",
         board.cores,
-    ), now
+    )
 
 
-def _digest(found: DelegateProbe, files: Mapping[str, FileStamp]) -> str:
+def _digest(found: DelegateProbe) -> str:
     assert found.plan is not None
     settings = " ".join(f"{key}={value}" for key, value in found.plan.settings.items())
-    parts = [found.plan.library, settings, *(f"{path} {files[path].sha256}" for path in found.parts)]
+    parts = [found.plan.library, settings, *map(_stamp, found.parts)]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 
-def _stamp(path: Path, before: FileStamp | None) -> FileStamp:
+def _stamp(path: str) -> str:
+    """Return what changes with a file: a driver is measured again when it was installed again."""
     try:
-        stat = path.stat()
-        now = (stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino)
-        if before is not None and now == (before.size, before.modified_ns, before.changed_ns, before.inode):
-            return before
-        with path.open("rb") as file:
-            return FileStamp(*now, hashlib.file_digest(file, "sha256").hexdigest())
+        stat = Path(path).stat()
     except OSError:
-        return FileStamp(0, 0, 0, 0, "")
+        return path
+    return f"{path} {stat.st_size} {stat.st_mtime_ns} {stat.st_ino}"
 
 
 _VERSION = 3
@@ -133,7 +108,6 @@ class StoredMeasurement(Struct, frozen=True):
     Attributes:
         version: of the method.
         circumstances: what the measurement depends on.
-        files: stamps of the delegates' files.
         measured: every candidate that was tried, or is missing on this board.
         at: when, UTC.
         busy: share of the processor that other processes used, 0..1; above about 0.25 the times are unreliable.
@@ -142,7 +116,6 @@ class StoredMeasurement(Struct, frozen=True):
 
     version: int
     circumstances: MeasurementKey
-    files: dict[str, FileStamp]
     measured: tuple[Measurement, ...]
     at: datetime
     busy: Annotated[float, Meta(ge=0.0, le=1.0)]
@@ -173,7 +146,7 @@ class StoredMeasurements:
         before = self._read(model)
         if before is None:
             return None
-        now, _ = measurement_key(model, found, self._threads_max, before.files)
+        now = measurement_key(model, found, self._threads_max)
         if different := before.circumstances.differences(now):
             log.info("%s: %s changed since it was measured", model.path, ", ".join(different))
             return None
@@ -202,7 +175,7 @@ class StoredMeasurements:
         """Like `measure_and_store`, without storing the result."""
         from agent.compute.infer.benchmark import survey
 
-        now, files = measurement_key(model, found, self._threads_max, {})
+        now = measurement_key(model, found, self._threads_max)
         busy = OtherLoad()
         measured = survey(
             model,
@@ -213,7 +186,7 @@ class StoredMeasurements:
             software=False,
             progress=progress,
         )
-        return StoredMeasurement(_VERSION, now, files, measured, datetime.now(UTC), round(busy.share(), 3))
+        return StoredMeasurement(_VERSION, now, measured, datetime.now(UTC), round(busy.share(), 3))
 
     def lacks_split(self, made: StoredMeasurement, streams: int) -> bool:
         """Return True if there is a choice for so many streams, and it was not measured what they get."""
@@ -274,29 +247,21 @@ class StoredMeasurements:
         content = self._files.read(name, key)
         try:
             made = from_json(content, StoredMeasurement) if content else None
-            if made is None or made.version != _VERSION:
-                return None
-            why = _implausible(made)
         except NO_JSON as error:
-            why = str(error)
-        if why:
-            raise StorageError(f"{self._files.path(name, key)}: damaged: {why}")
+            raise StorageError(f"{self._files.path(name, key)}: damaged: {error}") from error
+        if made is None or made.version != _VERSION:
+            return None
+        if not _is_plausible(made):
+            raise StorageError(f"{self._files.path(name, key)}: damaged: its figures cannot be true")
         return made
 
 
-def _implausible(made: StoredMeasurement) -> str:
-    cpu, most = BackendSpec().backend, made.circumstances.threads_max
-    for one in made.measured:
-        if not (1 <= one.threads <= most if one.name == cpu else one.threads == 0):
-            return f"{one.name[:60]!r} with {one.threads} threads; at most {most} were measured"
-        if not one.refused and not (one.here and one.p50_ms > 0.0):
-            return f"{one.name[:60]!r} has no time"
-    for split in made.splits:
-        if not 1 <= split.threads <= most:
-            return f"{split.threads} threads for {split.streams} streams; at most {most} were measured"
-    if all(one.refused for one in made.measured if one.name == cpu):
-        return "no measurement of the CPU"
-    return ""
+def _is_plausible(made: StoredMeasurement) -> bool:
+    """Return True unless a damaged file would start threads that were never measured."""
+    cpu = [one for one in made.measured if one.name == CPU and not one.refused and one.p50_ms > 0.0]
+    most = made.circumstances.threads_max
+    threads = [*(one.threads for one in made.measured), *(split.threads for split in made.splits)]
+    return any(one.threads > 0 for one in cpu) and all(0 <= count <= most for count in threads)
 
 
 def spare_memory_mb() -> float:

@@ -124,7 +124,6 @@ def prepare_perception(
         ConfigError, SourceError, ModelError: see `open_perception`; BackendError: there is no such device here.
     """
     from agent.compute.infer.session import opens_at_once, resolve_backend
-    from agent.compute.infer.tensors import NullBackend
 
     model = model or open_model(config.model, config.variants)
     if opens_at_once(config.backend):
@@ -132,6 +131,8 @@ def prepare_perception(
         ready = ready and not any(one.is_slow for one in open_extra_models(name, config, model))
         return open_perception(name, config, model, opener) if ready else None
     resolve_backend(config.backend)
+    from agent.compute.infer.tensors import NullBackend  # only for an accelerator
+
     open_perception(name, config, model, lambda given, _, options: NullBackend().open(given, options)).close()
     return None
 

@@ -232,7 +232,6 @@ def altered(content: bytes, **fields: object) -> bytes:
         lambda content: altered(content, p50_ms=-5e300),
         lambda content: altered(content, p50_ms=0.0),
         lambda content: altered(content, p50_ms=1e300),
-        lambda content: altered(content, here=False),
         lambda content: altered(content, refused="no"),
         lambda content: altered(content, name="gpu"),
         lambda content: msgspec.json.encode(msgspec.json.decode(content) | {"busy": 1e308}),

@@ -10,7 +10,7 @@ from msgspec.structs import replace
 from agent.compute.infer.delegates import DelegateProbe
 from agent.compute.infer.session import BackendSpec
 from agent.compute.manifest import GoldenManifest
-from agent.daemon.measurements import FileStamp, measurement_key
+from agent.daemon.measurements import measurement_key
 from agent.models.library import open_model
 
 
@@ -26,40 +26,30 @@ def test_the_same_is_the_same_and_each_change_is_named(tmp_path: Path) -> None:
     library = tmp_path / "lib.so"
     library.write_bytes(b"one")
     model = open_model("small-speech", "3")
-    before, files = measurement_key(model, found(library), 2, {})
-    again, files = measurement_key(model, found(library), 2, files)
+    before = measurement_key(model, found(library), 2)
+    again = measurement_key(model, found(library), 2)
     assert before.differences(again) == []
     assert set(before.candidates) == {"stub"}
     assert "litert" in before.runtime or "tflite" in before.runtime
     for changed, names in (
-        (measurement_key(model, found(library, mode="x"), 2, files)[0], ["candidates"]),
-        (measurement_key(model, [], 2, files)[0], ["candidates"]),
-        (measurement_key(model, found(library), 1, files)[0], ["threads_max"]),
-        (measurement_key(open_model("small-speech", "4"), found(library), 2, files)[0], ["variants"]),
-        (measurement_key(replace(model, sha256="0"), found(library), 2, files)[0], ["model"]),
+        (measurement_key(model, found(library, mode="x"), 2), ["candidates"]),
+        (measurement_key(model, [], 2), ["candidates"]),
+        (measurement_key(model, found(library), 1), ["threads_max"]),
+        (measurement_key(open_model("small-speech", "4"), found(library), 2), ["variants"]),
+        (measurement_key(replace(model, sha256="0"), found(library), 2), ["model"]),
     ):
         assert before.differences(changed) == names
     manifest = replace(model.manifest, golden=GoldenManifest(tolerance=0.3))
-    other, _ = measurement_key(replace(model, manifest=manifest), found(library), 2, files)
+    other = measurement_key(replace(model, manifest=manifest), found(library), 2)
     assert before.differences(other) == ["golden"]
 
 
-def test_a_library_is_read_again_only_when_it_was_touched(tmp_path: Path) -> None:
+def test_a_library_that_was_installed_again_is_measured_again(tmp_path: Path) -> None:
     library = tmp_path / "lib.so"
     library.write_bytes(b"one")
     model = open_model("small-speech", "3")
-    before, files = measurement_key(model, found(library), 2, {})
-    known = files[str(library)]
-    believed = {str(library): replace(known, sha256="believed")}
-    assert measurement_key(model, found(library), 2, believed)[1] == believed
-    os.utime(library, ns=(1, 1))  # touched, and the same
-    touched, after = measurement_key(model, found(library), 2, files)
-    assert before.differences(touched) == []
-    assert after[str(library)] != known
-    library.write_bytes(b"two")
-    changed, _ = measurement_key(model, found(library), 2, after)
-    assert before.differences(changed) == ["candidates"]
+    before = measurement_key(model, found(library), 2)
+    os.utime(library, ns=(1, 1))
+    assert before.differences(measurement_key(model, found(library), 2)) == ["candidates"]
     library.unlink()
-    gone, files = measurement_key(model, found(library), 2, files)
-    assert before.differences(gone) == ["candidates"]
-    assert files[str(library)] == FileStamp(0, 0, 0, 0, "")
+    assert before.differences(measurement_key(model, found(library), 2)) == ["candidates"]

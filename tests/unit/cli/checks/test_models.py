@@ -34,8 +34,8 @@ FOUND = [
 
 
 def survey(*measured: Measurement, busy: float = 0.02) -> StoredMeasurement:
-    now, files = measurement_key(open_model("small-speech", "3"), [], 1, {})
-    return StoredMeasurement(1, now, files, measured, datetime(2026, 11, 20, 8, 30, tzinfo=UTC), busy)
+    now = measurement_key(open_model("small-speech", "3"), [], 1)
+    return StoredMeasurement(1, now, measured, datetime(2026, 11, 20, 8, 30, tzinfo=UTC), busy)
 
 
 def test_what_was_chosen_comes_first_and_each_other_has_its_reason() -> None:
