@@ -11,6 +11,7 @@ state between inferences, models of sound and models with exits, whose parts bel
 from __future__ import annotations
 
 import logging
+import math
 import os
 import threading
 import time
@@ -40,8 +41,11 @@ _STATEFUL = RECURRENT | {"ASSIGN_VARIABLE", "CALL_ONCE", "READ_VARIABLE", "VAR_H
 _NUMBERS = frozenset(f"{kind}{bits}" for kind in ("float", "int", "uint") for bits in (8, 16, 32, 64)) | {"bool"}
 _WINDOW_S, _WAITING = 2.0, 0.1
 """Another session is opened if in so long, s, more than so many streams have waited for a turn on average."""
-_TURN_S = 60.0
-"""Longest wait for a turn, s, below the watchdog's timeout: then an inference of another stream hangs."""
+_HANGS_S = 10.0
+"""An inference on the CPU hangs after so long, s, far below the watchdog's timeout."""
+_CHECK_S = 0.5
+_LOST_MAX = 2
+"""Most sessions that may hang at once and be replaced: each holds memory, and another would hang as well."""
 
 
 class _Turn:
@@ -66,7 +70,15 @@ class SessionPool:
         is_over: True if nobody can join: its last member has left, or its session has failed.
     """
 
-    def __init__(self, name: str, opens: Callable[[], Session], limit: int = 1, *, replaces: bool = True) -> None:
+    def __init__(
+        self,
+        name: str,
+        opens: Callable[[], Session],
+        limit: int = 1,
+        *,
+        replaces: bool = True,
+        hangs_s: float = math.inf,
+    ) -> None:
         """Open nothing before the first `join`.
 
         Args:
@@ -75,13 +87,16 @@ class SessionPool:
             limit: most sessions at once.
             replaces: a session that failed is replaced; else all streams get the error, until they open the
                 model again.
+            hangs_s: time after which a session is left to the stream that has it, s.
         """
         self.backend, self.members, self.is_over = "", 0, False
         self._name, self._opens, self._limit, self._replaces = name, opens, limit, replaces
+        self._hangs_s, self._lost = hangs_s, 0
         self._lock, self._joining = threading.Lock(), threading.Lock()
         self._free: list[Session] = []
         self._failed: list[Session] = []
-        self._count = 0  # sessions that are open or being opened
+        self._held: dict[int, float] = {}  # sessions that streams have, by id, and since when
+        self._count = 0  # sessions that are open or being opened, without those that hang
         self._waiting: deque[_Turn] = deque()
         self._error = ""
         self._ends: dict[str, Ends] = {}
@@ -146,7 +161,7 @@ class SessionPool:
             if self._error:
                 raise BackendError(self._error)
             if self._free:
-                return self._free.pop()  # the one used last: its memory is still in the caches
+                return self._hand_out(self._free.pop())  # the one used last: its memory is still in the caches
             turn = None
             if self._count and not self._is_short():
                 turn = _Turn()
@@ -158,23 +173,47 @@ class SessionPool:
     def give_back(self, session: Session, error: str = "") -> None:
         """End a turn; `error`: why its session cannot be used again, empty: it can."""
         with self._lock:
+            is_lost = self._held.pop(id(session), None) is None
+            self._lost -= is_lost
             if error and not self._replaces:
                 self._error, self.is_over = self._error or error, True
                 self._failed.append(session)  # closing it may take long: whoever leaves does that
                 self._refuse(self._error)
                 return
-            if not error and self._count <= min(self._limit, self.members):
+            if not error and self._count + is_lost <= min(self._limit, self.members):
+                self._count += is_lost
                 if self._waiting:
-                    self._waiting.popleft().call(session)
+                    self._waiting.popleft().call(self._hand_out(session))
                 else:
                     self._free.append(session)
                 return
-            self._count -= 1
+            self._count -= not is_lost
         session.close()  # before another is opened: a device may have room for one
         with self._lock:
-            if self._waiting and not self._count:
-                self._count += 1
-                self._waiting.popleft().call(None)
+            self._replace_last()
+
+    def _hand_out(self, session: Session) -> Session:
+        self._held[id(session)] = time.monotonic()
+        return session
+
+    def _replace_last(self) -> None:
+        """Let the first stream in the queue open a session if there is none."""
+        if self._waiting and not self._count:
+            self._count += 1
+            self._waiting.popleft().call(None)
+
+    def _revoke_hanging(self) -> None:
+        """Leave sessions that hang to their streams."""
+        since_s = time.monotonic() - self._hangs_s
+        for key in [key for key, began_s in self._held.items() if began_s < since_s]:
+            del self._held[key]
+            self._count, self._lost = self._count - 1, self._lost + 1
+            what = f"an inference on {self.backend} takes longer than {self._hangs_s:.0f} s"
+            log.error("%s: %s; the other streams go on without its session", self._name, what)
+        if self._lost > _LOST_MAX and not self._count:
+            self._refuse(f"{self._name}: {self._lost} inferences on {self.backend} hang")
+        else:
+            self._replace_last()
 
     def _is_short(self) -> bool:
         """Return True if another session would help: streams have waited much in the span that has just ended."""
@@ -187,12 +226,9 @@ class SessionPool:
 
     def _wait(self, turn: _Turn) -> Session:
         began_s = time.monotonic()
-        if not turn.called.acquire(timeout=_TURN_S):
+        while not turn.called.acquire(timeout=_CHECK_S):
             with self._lock:
-                if turn in self._waiting:
-                    self._waiting.remove(turn)
-                    why = f"no turn in {_TURN_S:g} s: an inference of another stream hangs on {self.backend}"
-                    raise BackendError(f"{self._name}: {why}")
+                self._revoke_hanging()
         with self._lock:
             self._waited_s += time.monotonic() - began_s
         if turn.error:
@@ -202,7 +238,7 @@ class SessionPool:
     def _open_another(self) -> Session:
         """Open a session, which is counted already, or wait for another one if that fails."""
         try:
-            return self._opens()
+            session = self._opens()
         except (VedetteError, OSError) as error:
             with self._lock:
                 self._count -= 1
@@ -212,6 +248,8 @@ class SessionPool:
                 self._limit = self._count  # what there is must do
             log.warning("%s: no other session on %s: %s", self._name, self.backend, reason_of(error))
             return self.take()
+        with self._lock:
+            return self._hand_out(session)
 
     def _refuse(self, error: str) -> None:
         """Let the turns of all who wait fail."""
@@ -300,7 +338,8 @@ class SessionPools:
         opens = partial(vetting.open, model, options)
         # An inference of a less important stream runs with less weight: no other may wait for it.
         settings = ("cpu", threads, options.priority)
-        return self._open(settings, model, options, opens, side_by_side(self._cores, threads))
+        makes = partial(SessionPool, model.path, opens, side_by_side(self._cores, threads), hangs_s=_HANGS_S)
+        return self._open(settings, model, options, makes, opens)
 
     def open_worker(
         self, model: Model, plan: BackendSpec, options: SessionOptions, deadline_s: float = 0.0
@@ -322,17 +361,16 @@ class SessionPools:
         opens = partial(WorkerSession, model, plan, options, deadline_s=deadline_s or DEADLINE_S)
         named = plan.backend, plan.kind, plan.library, tuple(sorted(plan.settings.items()))
         settings = (named, options.threads or plan.threads, deadline_s > 0.0)
-        return self._open(settings, model, options, opens, replaces=not deadline_s)
+        makes = partial(SessionPool, model.path, opens, replaces=not deadline_s)
+        return self._open(settings, model, options, makes, opens)
 
     def _open(
         self,
         settings: object,
         model: Model,
         options: SessionOptions,
+        makes: Callable[[], SessionPool],
         opens: Callable[[], Session],
-        limit: int = 1,
-        *,
-        replaces: bool = True,
     ) -> Session:
         if not _is_of_pictures(model):
             return opens()
@@ -343,7 +381,7 @@ class SessionPools:
                 self._pools = {other: pool for other, pool in self._pools.items() if not pool.is_over}
                 is_first = key not in self._pools
                 if is_first:
-                    self._pools[key] = SessionPool(model.path, opens, limit, replaces=replaces)
+                    self._pools[key] = makes()
                 pool = self._pools[key]
             if not is_first and not _is_stateless(model):  # reading the file again costs 10 ms
                 return opens()

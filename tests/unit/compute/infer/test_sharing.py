@@ -26,6 +26,7 @@ from agent.errors import BackendError, ModelError
 from agent.models.library import open_model
 from tests.support import tflite_builder as build
 from tests.support.delegates import COMPILER, NO_COMPILER
+from tests.support.hanging import Inferences
 from tests.support.publishing import wait_for
 
 needs_compiler = pytest.mark.skipif(COMPILER is None, reason=NO_COMPILER)
@@ -92,6 +93,29 @@ def test_a_stream_that_fails_takes_no_other_with_it(identity: Model, monkeypatch
         monkeypatch.setattr(CpuSession, "invoke", real)
         answers(second, 2)
         answers(first, 1)
+
+
+def test_a_stream_that_hangs_takes_no_other_with_it(
+    identity: Model, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("agent.compute.infer.sharing._HANGS_S", 0.2)
+    monkeypatch.setattr(sharing, "_CHECK_S", 0.05)
+    inferences = Inferences(monkeypatch)
+    with opened(SessionPools(cores=1), identity, 2) as (first, second):
+        hanging = threading.Thread(target=answers, args=(first, 1))
+        inferences._answers.clear()
+        hanging.start()
+        wait_for(lambda: inferences.hanging == 1)
+        other = threading.Thread(target=answers, args=(second, 2))
+        other.start()
+        wait_for(lambda: inferences.hanging == 2)  # on another session
+        inferences.answer()
+        hanging.join(60.0)
+        other.join(60.0)
+        assert not hanging.is_alive()
+        assert not other.is_alive()
+        answers(first, 3)
+    assert "takes longer than" in caplog.text
 
 
 def test_only_what_is_the_same_is_shared(identity: Model) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -62,9 +63,11 @@ class Opener:
         return [not one.closed for one in self.opened]
 
 
-def joined(limit: int = 1, members: int = 3, *, replaces: bool = True) -> tuple[SessionPool, Opener]:
+def joined(
+    limit: int = 1, members: int = 3, *, replaces: bool = True, hangs_s: float = math.inf
+) -> tuple[SessionPool, Opener]:
     opener = Opener()
-    pool = SessionPool("model", opener, limit, replaces=replaces)
+    pool = SessionPool("model", opener, limit, replaces=replaces, hangs_s=hangs_s)
     assert all(pool.join() for _ in range(members))
     return pool, opener
 
@@ -163,14 +166,29 @@ def test_with_a_fallback_nobody_waits_for_a_device_that_failed() -> None:
     assert opener.is_open == [False]
 
 
-def test_who_waits_for_one_that_hangs_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sharing, "_TURN_S", 0.1)
-    pool, opener = joined()
+def test_one_that_hangs_is_left_and_comes_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sharing, "_CHECK_S", 0.02)
+    pool, opener = joined(hangs_s=0.1)
     session = pool.take()
-    with pytest.raises(BackendError, match=r"^model: no turn in 0\.1 s: an inference of another stream hangs"):
-        pool.take()
-    pool.give_back(session)
-    assert pool.take() is opener.opened[0]
+    with waiting(pool) as result:
+        assert result() is opener.opened[1]
+    pool.give_back(session)  # at last: one is enough
+    assert sorted(opener.is_open) == [False, True]
+    assert pool.take() is opener.opened[1]
+
+
+def test_after_many_that_hang_those_who_wait_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sharing, "_CHECK_S", 0.01)
+    pool, opener = joined(members=5, hangs_s=0.05)
+    sessions = [pool.take() for _ in range(sharing._LOST_MAX + 1)]
+    assert len(opener.opened) == sharing._LOST_MAX + 1
+    with waiting(pool) as result:
+        error = result()
+        assert isinstance(error, BackendError)
+        assert "3 inferences on cpu hang" in str(error)
+    for session in sessions:
+        pool.give_back(session)
+    assert opener.is_open.count(True) == 1
 
 
 @pytest.mark.parametrize("members", [2, 4, 7])
