@@ -19,7 +19,7 @@ import numpy as np
 from msgspec import Struct
 from msgspec.structs import replace
 
-from agent.compute.infer.chain import ModelChain, TimingRun, time_inference
+from agent.compute.infer.chain import PAUSE_S, ModelChain, TimingRun, time_runs
 from agent.compute.infer.choice import (
     By,
     Inputs,
@@ -116,7 +116,7 @@ class CandidateRun:
             if self.candidate.plan.kind == "cpu":
                 self._turns.append(session.time_model(_TURN_S))
             else:
-                self._turns.append(time_inference(self._chain, _TURN_S, lambda: session.usage().cpu_s))
+                self._turns.append(time_runs(self._chain.invoke, _TURN_S, lambda: session.usage().cpu_s, PAUSE_S))
         except BackendError as error:
             self._refuse(str(error))
 

@@ -13,13 +13,12 @@ from __future__ import annotations
 
 import ctypes
 import grp
-import re
 import stat
 import subprocess
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
-from functools import cached_property, partial
+from functools import partial
 from pathlib import Path
 from typing import Literal
 from urllib.parse import parse_qsl
@@ -197,9 +196,6 @@ def unsuited(name: str, file: ModelFile) -> str:
 
 
 _FOLDERS = ("usr/local/lib", "usr/lib/*-linux-gnu*", "usr/lib", "usr/lib64", "lib")
-_LDCONFIG = "/sbin/ldconfig"
-_LISTED = re.compile(r"^\t(\S+) \(.*\) => (/.*)$", re.MULTILINE)
-_PATIENCE_S = 10.0
 
 
 class Libraries:
@@ -216,26 +212,8 @@ class Libraries:
         if "/" in name:
             path = self._root / name.lstrip("/")
             return str(path) if path.exists() or path.is_symlink() else ""
-        usual = [str(path) for folder in _FOLDERS for path in sorted(self._root.glob(f"{folder}/{name}"))]
-        usable = next((path for path in usual if not load_problem(Path(path))), "")
-        if usable:
-            return usable
-        others = self._listed.get(name, [])
-        return next((path for path in others if not load_problem(Path(path))), next(iter((*usual, *others)), ""))
-
-    @cached_property
-    def _listed(self) -> dict[str, list[str]]:
-        """Libraries that the loader knows besides those in the usual folders, by `/etc/ld.so.conf`."""
-        listed: dict[str, list[str]] = {}
-        if self._root != Path("/"):
-            return listed
-        try:
-            done = subprocess.run([_LDCONFIG, "-p"], capture_output=True, timeout=_PATIENCE_S, check=False)
-        except (OSError, subprocess.TimeoutExpired):  # there is none without glibc
-            return listed
-        for name, path in _LISTED.findall(done.stdout.decode(errors="replace")):
-            listed.setdefault(name, []).append(path)
-        return listed
+        found = [str(path) for folder in _FOLDERS for path in sorted(self._root.glob(f"{folder}/{name}"))]
+        return next((path for path in found if not load_problem(Path(path))), next(iter(found), ""))
 
 
 def load_problem(path: Path) -> str:

@@ -86,7 +86,7 @@ class TimeModel(Struct, frozen=True, tag=True):
     """Run all exits of the model, as `ModelChain` does; answered by `TimingRun`.
 
     Attributes:
-        seconds: see `agent.compute.infer.chain.time_inference`, s; 0: run once, untimed.
+        seconds: see `agent.compute.infer.chain.time_runs`, s; 0: run once, untimed.
     """
 
     seconds: float
@@ -96,7 +96,7 @@ class TimeTurn(Struct, frozen=True, tag=True):
     """Run the selected variant on its inputs for a while; answered by `TimingRun`. Its outputs are not copied.
 
     Attributes:
-        seconds: see `agent.compute.infer.chain.time_turn`, s.
+        seconds: see `agent.compute.infer.chain.time_runs`, s.
     """
 
     seconds: float
@@ -237,11 +237,11 @@ class WorkerSession:
         return self._request(GetUsage(), Usage, self._patience_s)
 
     def time_model(self, seconds: float) -> TimingRun:
-        """Time inferences of all exits of the model in the worker process, see `time_inference`."""
+        """Time inferences of all exits of the model in the worker process, with pauses, see `time_runs`."""
         return self._timed(TimeModel(seconds), seconds)
 
     def time_turn(self, seconds: float) -> TimingRun:
-        """Time inferences of the selected variant in the worker process, see `chain.time_turn`."""
+        """Time inferences of the selected variant in the worker process, see `time_runs`."""
         self._select_remotely()
         return self._timed(TimeTurn(seconds), seconds)
 

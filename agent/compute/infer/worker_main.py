@@ -35,7 +35,7 @@ from agent.child import (
     send,
     trim_log,
 )
-from agent.compute.infer.chain import ModelChain, TimingRun, time_inference, time_turn
+from agent.compute.infer.chain import PAUSE_S, ModelChain, TimingRun, time_runs
 from agent.compute.infer.litert import CpuBackend, keep_stderr, load_runtime, memory_max, runtime_version
 from agent.compute.infer.session import BackendSpec, Session, SessionOptions
 from agent.compute.infer.worker import (
@@ -122,7 +122,7 @@ class _Server:
             return self._time(request)
         if isinstance(request, TimeTurn):
             self._write_inputs()
-            return time_turn(self._session, request.seconds, time.process_time)
+            return time_runs(self._session.invoke, request.seconds, time.process_time)
         used = resource.getrusage(resource.RUSAGE_SELF)
         return Usage(used.ru_utime + used.ru_stime, _resident_mb())
 
@@ -151,7 +151,7 @@ class _Server:
             chain.set_input(self._mapped[chain.first][1])
             run = TimingRun((), 0.0)
             if request.seconds:
-                run = time_inference(chain, request.seconds, time.process_time)
+                run = time_runs(chain.invoke, request.seconds, time.process_time, PAUSE_S)
             else:
                 chain.invoke()
             self._select(chain.last)

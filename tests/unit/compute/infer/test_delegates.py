@@ -1,10 +1,7 @@
 from __future__ import annotations
 
 import os
-import shutil
 import struct
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,7 +11,6 @@ from agent.compute.infer.delegates import ROWS, probe_delegates, unsuited
 from agent.compute.tflite.read import read_modelfile
 from agent.errors import BackendError
 from tests.support import tflite_builder as build
-from tests.support.delegates import COMPILER, NO_COMPILER, compiled
 
 OURS = struct.unpack("<H", Path("/proc/self/exe").read_bytes()[18:20])[0]
 
@@ -126,33 +122,6 @@ def test_a_library_of_another_machine_does_not_hide_ours(tmp_path: Path) -> None
     (found,) = probe_delegates(["vx"], tmp_path)
     assert found.plan is not None
     assert found.plan.library == str(tmp_path / "usr/lib/x86_64-linux-gnu/libvx_delegate.so")
-
-
-LOOK = """
-from agent.compute.infer.delegates import probe_delegates
-(found,) = probe_delegates(["external:libstub_delegate.so"])
-print(found.missing or found.plan.library)
-"""
-
-
-@pytest.mark.skipif(COMPILER is None, reason=NO_COMPILER)
-def test_a_library_that_only_the_loader_knows_is_named_by_its_full_path(tmp_path: Path) -> None:
-    (tmp_path / "vendor").mkdir()
-    library = compiled(tmp_path / "vendor")
-    (tmp_path / "here").mkdir()
-    (tmp_path / "here" / library.name).write_text("is in the way, in the current folder")
-    (tmp_path / "conf").write_text(f"{library.parent}\n")
-    cache = tmp_path / "cache"
-    script = (
-        f"/sbin/ldconfig -X -f {tmp_path / 'conf'} -C {cache}"
-        f' && mount --bind {cache} /etc/ld.so.cache && exec "$@"'
-    )
-    mounted = ["unshare", "-rm", "sh", "-c", script, "sh"]
-    if shutil.which("unshare") is None or subprocess.run([*mounted, "true"], capture_output=True).returncode:
-        pytest.skip("no namespace may be made here")
-    command = [*mounted, sys.executable, "-c", LOOK]
-    done = subprocess.run(command, cwd=tmp_path / "here", capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == str(library)
 
 
 def test_models_that_are_nothing_for_a_row() -> None:
