@@ -13,8 +13,8 @@ from __future__ import annotations
 
 import ctypes
 import grp
+import os
 import stat
-import subprocess
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
@@ -25,6 +25,7 @@ from urllib.parse import parse_qsl
 
 from msgspec import Struct
 
+from agent.child import ChildError, ChildProcess, init_child, send
 from agent.compute.infer.session import BackendSpec
 from agent.compute.tflite.model import ModelFile
 from agent.config.toml import nearest
@@ -401,16 +402,24 @@ def software_driver() -> str:
     Such a driver, Mesa's llvmpipe, computes on the CPU. Takes 0.2 to 0.5 s.
     """
     try:
-        done = subprocess.run(
-            [sys.executable, "-P", "-m", __name__],
-            capture_output=True,
-            text=True,
-            errors="replace",
-            timeout=_VULKAN_S,
-        )
-    except (OSError, subprocess.TimeoutExpired):
+        process = ChildProcess("agent.compute.infer.delegates")
+    except OSError:
         return ""
-    return done.stdout.strip() if done.returncode == 0 else ""
+    try:
+        return process.ask(within_s=_VULKAN_S, what="Vulkan").decode(errors="replace")
+    except ChildError:
+        return ""
+    finally:
+        process.end()
+
+
+def main(_: int, answers_to: int, life: int) -> None:
+    """Send the name of the software driver, see `ChildProcess`."""
+    init_child(life)
+    found = _vulkan_devices()
+    is_software = found and all(kind == _VULKAN_CPU for kind, _ in found)
+    send(answers_to, found[0][1].encode() if is_software else b"")
+    os._exit(0)
 
 
 class _InstanceCreateInfo(ctypes.Structure):
@@ -448,6 +457,4 @@ def _described(library: ctypes.CDLL, handle: int | None) -> tuple[int, str]:
 
 
 if __name__ == "__main__":
-    found = _vulkan_devices()
-    if found and all(kind == _VULKAN_CPU for kind, _ in found):
-        print(found[0][1])
+    main(*map(int, sys.argv[1:]))
