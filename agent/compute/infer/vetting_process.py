@@ -59,13 +59,16 @@ from agent.text import plain
 from agent.types import Array
 
 log = logging.getLogger(__name__)
+_AT_ONCE = 2 if (os.cpu_count() or 1) >= 4 else 1
+"""Most models that are vetted at once."""
 _LINGER_S = 2.0
-"""How long the process waits for another model, s."""
+"""How long an idle process is kept for another model, s."""
 _CRASHES = (signal.SIGSEGV, signal.SIGILL, signal.SIGABRT, signal.SIGFPE, signal.SIGTRAP, signal.SIGSYS)
 _LASTING = (*_CRASHES, signal.SIGXCPU)
 """Signals that a model causes. Others come from outside: SIGKILL when memory runs out, SIGBUS from a failing
 disk, SIGTERM from systemd."""
 _NO_MEMORY = "bad_alloc"
+_MODULE = "agent.compute.infer.vetting_process"
 _ADVICE = "use another version of this model, or convert it again"
 
 
@@ -114,13 +117,12 @@ class Trial(NamedTuple):
 
 
 class _Trials:
-    """The vettings under way, one after the other in one process, which ends when there is nothing to do."""
+    """The vettings under way, in the order in which they came; the processes end when there is nothing to do."""
 
     def __init__(self) -> None:
         self._under_way: dict[Identity, Future[str]] = {}
         self._queue: queue.SimpleQueue[tuple[Trial, Future[str]]] = queue.SimpleQueue()
-        self._lock, self._is_running = threading.Lock(), False
-        self._process: ChildProcess | None = None
+        self._lock, self._threads = threading.Lock(), 0
 
     def outcome(self, trial: Trial) -> Future[str]:
         """Start a trial, unless one of the same model is under way; return its outcome."""
@@ -129,63 +131,59 @@ class _Trials:
             if (found := self._under_way.get(key)) is not None:
                 return found
             found = Future()
-            if not self._is_running:
+            if self._threads < _AT_ONCE:
                 try:
                     threading.Thread(target=self._run, name="vetting", daemon=True).start()
                 except RuntimeError as error:  # no more threads
                     found.set_exception(BackendError(f"{trial.model.path}: cannot be vetted: {error}"))
                     return found
-            self._is_running, self._under_way[key] = True, found
+                self._threads += 1
+            self._under_way[key] = found
             self._queue.put((trial, found))
         return found
 
     def _run(self) -> None:
+        process: ChildProcess | None = None
         while True:
             try:
                 trial, found = self._queue.get(timeout=_LINGER_S)
             except queue.Empty:
                 with self._lock:
-                    if self._queue.empty():
-                        self._is_running = False
-                        self._end_process()
-                        return
-            else:
-                self._try(trial, found)
+                    if not self._queue.empty():
+                        continue
+                    self._threads -= 1
+                if process is not None:
+                    process.end()
+                return
+            try:
+                process = process or ChildProcess(_MODULE)
+                self._try(process, trial, found)
+            except OSError as error:
+                why = f"no process: {reason_of(error)}"
+                self._end(trial, found, BackendError(f"{trial.model.path}: cannot be vetted: {why}"))
+            except ChildError as error:
+                if process is not None:
+                    process.end()
+                process = None
+                why = f"its process {error}"
+                self._end(trial, found, BackendError(f"{trial.model.path}: cannot be vetted: {why}"))
+            except BaseException as error:
+                self._end(trial, found, error)
 
-    def _try(self, trial: Trial, found: Future[str]) -> None:
-        key = identity(trial.model)
-        try:
-            reason = self._vet(trial)
-            KNOWN[key] = Outcome(reason, time.monotonic())
-            if trial.record is not None:
-                trial.record.write(trial.model, reason)
-        except BaseException as error:
-            found.set_exception(error)
-        else:
-            found.set_result(reason)
+    def _try(self, process: ChildProcess, trial: Trial, found: Future[str]) -> None:
+        reason = _vet_in(process, trial)
+        KNOWN[identity(trial.model)] = Outcome(reason, time.monotonic())
+        if trial.record is not None:
+            trial.record.write(trial.model, reason)
+        self._end(trial, found, reason)
+
+    def _end(self, trial: Trial, found: Future[str], outcome: str | BaseException) -> None:
         with self._lock:
-            del self._under_way[key]
-
-    def _vet(self, trial: Trial) -> str:
-        model, limits = trial.model, trial.limits
-        log.info("%s: new model, testing it in a separate process first", model.path)
-        request = Vet(trial.options.threads, model.manifest, plain(model.path), limits.cpu_s, limits.memory)
-        try:
-            process = self._process = self._process or ChildProcess(__name__)
-            since = process.log_end
-            answer = process.ask(encode(request), model.content, within_s=limits.within_s, what="vetting")
-            reply = from_json(answer, VettingReply)
-        except OSError as error:
-            raise BackendError(f"{model.path}: cannot be vetted: no process: {reason_of(error)}") from error
-        except (ChildError, *NO_JSON) as error:
-            self._end_process()
-            raise BackendError(f"{model.path}: cannot be vetted: its process {error}") from None
-        return _refusal(reply, process.last_log_line(since), trial)
-
-    def _end_process(self) -> None:
-        process, self._process = self._process, None
-        if process is not None:
-            process.end()
+            del self._under_way[identity(trial.model)]
+        if isinstance(outcome, str):
+            found.set_result(outcome)
+        else:
+            found.set_exception(outcome)
 
 
 _TRIALS = _Trials()
@@ -197,6 +195,20 @@ def outcome(model: Model, options: SessionOptions, limits: VettingLimits, record
     The future raises the errors of `Vetting.check`. `record` stores the outcome.
     """
     return _TRIALS.outcome(Trial(model, options, limits, record))
+
+
+def _vet_in(process: ChildProcess, trial: Trial) -> str:
+    """Return why the model is refused; empty: it runs."""
+    model, limits = trial.model, trial.limits
+    log.info("%s: new model, testing it in a separate process first", model.path)
+    request = Vet(trial.options.threads, model.manifest, plain(model.path), limits.cpu_s, limits.memory)
+    since = process.log_end
+    answer = process.ask(encode(request), model.content, within_s=limits.within_s, what="vetting")
+    try:
+        reply = from_json(answer, VettingReply)
+    except NO_JSON as error:
+        raise ChildError(f"sent an invalid answer: {error}") from None
+    return _refusal(reply, process.last_log_line(since), trial)
 
 
 def _refusal(reply: VettingReply, log_line: str, trial: Trial) -> str:

@@ -206,6 +206,7 @@ def test_tensors_that_no_board_has_memory_for_are_refused_before_the_runtime_see
 
 
 def test_few_models_are_tried_at_once_in_the_order_in_which_they_came(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(vetting_process, "_AT_ONCE", 1)
     monkeypatch.setattr(vetting_process, "_TRIALS", vetting_process._Trials())
     sound = open_whole_model("small-speech")
     models = [replace(sound, content=sound.content + bytes(n)) for n in range(11, 16)]
