@@ -27,6 +27,7 @@ MODULES_MAX = 20
 
 BASE = {
     "agent.backoff",
+    "agent.child",
     "agent.types",
     "agent.errors",
     "agent.health",
@@ -239,11 +240,11 @@ WRITERS = {
     "capture/hardware/recording.py": "a container in memory, for trials of decoders",
     "capture/hardware/trial.py": "a clip in memory, for the trial of a decoder",
     "capture/media.py": "a container in memory, for its header",
+    "child.py": "a setting of the process in /proc",
     "cli/main.py": "/dev/null in place of a closed stdout",
     "cli/update.py": "/dev/null in place of a closed stdout",
     "compute/av_encoding.py": "a container in memory, for its header",
-    "compute/infer/vetting/unprivileged.py": "a pipe to the parent, and /dev/null",
-    "compute/infer/worker/main.py": "a setting of the process in /proc",
+    "compute/infer/unprivileged.py": "a pipe to the parent",
 }
 """Modules that open something for writing that is not a file."""
 
@@ -345,7 +346,7 @@ def test_no_folder_has_too_many_modules() -> None:
 
 
 def test_models_are_opened_in_this_process_after_they_ran_in_another() -> None:
-    may = {"litert.py", "vetting/vetting.py", "vetting/main.py", "worker/main.py"}
+    may = {"litert.py", "vetting.py", "vetting_process.py", "worker_main.py"}
     users = {path for path in AGENT.rglob("*.py") if "CpuBackend(" in path.read_text(encoding="utf-8")}
     profiler = AGENT / "optimise" / "profile_worker.py"
     assert users <= {AGENT / "compute" / "infer" / name for name in may} | {profiler}

@@ -28,8 +28,7 @@ _FIT_S = 60.0
 _GAP_S = 60.0
 """After a longer time without a reading what was known is forgotten, s."""
 _JUMP_C = 15.0
-"""More than a chip can change between two readings, °C, beside `_JUMP_C_PER_S`."""
-_JUMP_C_PER_S = 1.0
+"""More than a chip can change between two readings, °C, beside 1 °C/s."""
 _NOISE_C = 0.15
 """Standard deviation of a reading in steps of 0.5 °C."""
 _FITS_C = 0.5
@@ -71,7 +70,7 @@ class Curve(Struct, frozen=True):
         return self.tau_s * math.log(self.offset_c / (limit_c - self.settled_c))
 
 
-def robust_slope(readings: Sequence[Reading]) -> float:
+def _robust_slope(readings: Sequence[Reading]) -> float:
     """Return the slope of readings, °C/s, after Theil and Sen; 0 without two that lie apart.
 
     Only pairs at least a third of the whole time apart count: the steps of a sensor make close ones worthless.
@@ -87,7 +86,7 @@ def robust_slope(readings: Sequence[Reading]) -> float:
     return median(slopes) if (slopes := list(pairs)) else 0.0
 
 
-def fit_curve(readings: Sequence[Reading]) -> Curve | None:
+def _fit_curve(readings: Sequence[Reading]) -> Curve | None:
     """Fit one exponential to readings, with time 0 at the last one; None: they do not tell where it settles."""
     fits = [_fit(readings, tau_s) for tau_s in _TAUS_S]
     best, error = min(fits, key=lambda fit: fit[1])
@@ -115,7 +114,7 @@ def _fit(readings: Sequence[Reading], tau_s: float) -> tuple[Curve, float]:
 
 
 class HeatModel:
-    """Learns from readings how the temperature goes on. A reading that cannot be is left out.
+    """Learns from readings how the temperature goes on.
 
     Example:
         heat = HeatModel()
@@ -126,7 +125,6 @@ class HeatModel:
 
     def __init__(self) -> None:
         self._readings: deque[Reading] = deque()
-        self._odd: Reading | None = None
         self._curve: Curve | None = None
         self._settles: float | None = None
         self._slope = 0.0
@@ -135,8 +133,8 @@ class HeatModel:
     def add(self, t_s: float, celsius: float) -> None:
         """Add a reading.
 
-        After a gap of a minute, a clock that went back, or two readings in a row that are far from those before
-        (a suspended board, another sensor), it begins anew.
+        After a gap of a minute, a clock that went back, or a temperature far from that before (a suspended board,
+        another sensor), it begins anew.
 
         Args:
             t_s: monotonic time, s.
@@ -144,41 +142,16 @@ class HeatModel:
         """
         if not (math.isfinite(t_s) and PLAUSIBLE_C[0] < celsius < PLAUSIBLE_C[1]):
             return
-        last = self._readings[-1] if self._readings else None
-        if last and 0 <= t_s - last[0] < _SPACING_S:
-            return
-        if last and not 0 < t_s - last[0] <= _GAP_S:
-            self._begin_anew()
-        elif last and _is_jump(last, (t_s, celsius)) and not self._confirms(t_s, celsius):
-            self._odd = (t_s, celsius)
-            return
-        self._append(t_s, celsius)
-
-    def _confirms(self, t_s: float, celsius: float) -> bool:
-        """Begin anew with the odd reading before, if this one is near it."""
-        odd = self._odd
-        if odd is None or not odd[0] < t_s or _is_jump(odd, (t_s, celsius)):
-            return False
-        self._begin_anew()
-        self._readings.append(odd)
-        return True
-
-    def _append(self, t_s: float, celsius: float) -> None:
-        self._odd = None
+        if self._readings:
+            after_s, change_c = t_s - self._readings[-1][0], abs(celsius - self._readings[-1][1])
+            if 0 <= after_s < _SPACING_S:
+                return
+            if not 0 < after_s <= _GAP_S or change_c > _JUMP_C + after_s:
+                self._readings.clear()
         self._readings.append((t_s, celsius))
         while t_s - self._readings[0][0] > _WINDOW_S:
             self._readings.popleft()
         self._stale = True
-
-    def _begin_anew(self) -> None:
-        self._readings.clear()
-        self._odd = None
-
-    @property
-    def celsius(self) -> float | None:
-        """Temperature at the last reading, °C, smoothed; None: no reading."""
-        self._learn()
-        return self._curve.at(0.0) if self._curve else None
 
     @property
     def slope_c_per_s(self) -> float:
@@ -206,33 +179,22 @@ class HeatModel:
 
     def _learn(self) -> None:
         """Fit the longest time up to now that one exponential describes; else let the slope fade."""
-        if not self._readings:
-            self._curve, self._settles, self._slope = None, None, 0.0
-        if not self._readings or not self._stale:
+        if not self._stale:
             return
         self._stale = False
         recent = self._since(_SLOPE_S)
-        self._slope = robust_slope(recent) if _spans(recent, _SLOPE_S / 4) else 0.0
-        fitted = self._fitted()
+        self._slope = _robust_slope(recent) if _spans(recent, _SLOPE_S / 4) else 0.0
+        fitted, window_s = None, _WINDOW_S
+        while fitted is None and window_s >= _FIT_S:
+            readings = self._since(window_s)
+            fitted = _fit_curve(readings) if _spans(readings, _FIT_S * 0.75) else None
+            window_s /= 2
         self._settles = fitted.settled_c if fitted else None
         self._curve = fitted or _fading(recent, self._slope)
-
-    def _fitted(self) -> Curve | None:
-        window_s = _WINDOW_S
-        while window_s >= _FIT_S:
-            readings = self._since(window_s)
-            if _spans(readings, _FIT_S * 0.75) and (curve := fit_curve(readings)):
-                return curve
-            window_s /= 2
-        return None
 
     def _since(self, seconds: float) -> list[Reading]:
         after_s = self._readings[-1][0] - seconds
         return [reading for reading in self._readings if reading[0] >= after_s]
-
-
-def _is_jump(before: Reading, after: Reading) -> bool:
-    return abs(after[1] - before[1]) > _JUMP_C + _JUMP_C_PER_S * (after[0] - before[0])
 
 
 def _spans(readings: Sequence[Reading], seconds: float) -> bool:

@@ -69,7 +69,7 @@ if TYPE_CHECKING:
 @click.option(
     "--sustained",
     metavar="TIME",
-    help="Run the model at full rate for so long, such as 10m, and tell the rate that the board can hold.",
+    help="Run the model at full rate for so long, such as 10m, and print rate and temperature per minute.",
 )
 @click.option(
     "--streams",
@@ -86,7 +86,7 @@ if TYPE_CHECKING:
     type=NumberRange(0.5, 600.0),
     help="With --decode: length of the video, s; default: 10.",
 )
-@picture_option("the latencies, or with --sustained rate and temperature,")
+@picture_option("the latencies")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
 @click.option("--loadgen", is_flag=True, help="Run MLPerf LoadGen's SingleStream and Offline, too.")
 @click.option(
@@ -127,8 +127,8 @@ def bench(
     With --board nothing is measured: what each variant takes on that board's CPU is predicted from published
     times of other networks, with an interval.
 
-    With --sustained one backend, the CPU unless --backend names another, is kept busy, and rate, temperature,
-    frequency and power are told over time. Ctrl-C ends it with what was measured until then.
+    With --sustained one backend, the CPU unless --backend names another, is kept busy, and rate, temperature and
+    throttling are printed per minute. Ctrl-C ends it with what was measured until then.
 
     With --streams so many streams ask for inferences on the CPU without a pause, and take turns as in the daemon.
 
@@ -157,9 +157,7 @@ def bench(
 
         if len(backends) > 1:
             raise click.UsageError("--sustained runs one backend: name one")
-        bench_sustained(
-            model, variant, "".join(backends), sustained, picture, patience_s=patience, as_json=as_json
-        )
+        bench_sustained(model, variant, "".join(backends), sustained, patience_s=patience, as_json=as_json)
         return
     from agent.compute.infer.benchmark import choose
     from agent.daemon.measurements import spare_memory_mb
@@ -198,7 +196,7 @@ _MODES = {
     "--decode": {"--seconds"},
     "--board": {"MODEL", "--variant", "--fps"},
     "--streams": {"MODEL", "--variant", "--backend", "--by", "--patience"},
-    "--sustained": {"MODEL", "--variant", "--backend", "--patience", "--picture"},
+    "--sustained": {"MODEL", "--variant", "--backend", "--patience"},
 }
 """Options of which each is a measurement of its own, and what it takes besides `--json`."""
 

@@ -25,9 +25,9 @@ _THREADS = 4
 
 def bench_streams(model: str, variant: str, streams: int, by: By, *, patience_s: float, as_json: bool) -> None:
     """Measure what so many streams get with each number of threads, and print it."""
+    from agent.compute.infer.benchmark import measure_splits
     from agent.compute.infer.choice import best_split
     from agent.compute.infer.sharing import is_shareable
-    from agent.compute.infer.split import measure_splits
     from agent.daemon.measurements import spare_memory_mb
     from agent.models.library import golden, open_model_without_root
 
@@ -60,17 +60,16 @@ def bench_streams(model: str, variant: str, streams: int, by: By, *, patience_s:
 
 def _print_splits(found: tuple[SplitMeasurement, ...], best: SplitMeasurement | None) -> None:
     out = console(100, markup=False)
-    figures = ("threads", "at once", "per s", "per stream", "answer ms", "CPU ms", "least share")
+    figures = ("threads", "at once", "per s", "per stream", "answer ms", "CPU ms")
     table = open_table("", *figures, right=figures)
     for one in found:
-        cells = [NO_VALUE] * 5
+        cells = [NO_VALUE] * 4
         if not one.refused:
             cells = [
                 f"{one.per_s:.1f}",
                 f"{one.per_s / one.streams:.1f}",
                 f"{one.latency_ms:.1f}",
                 f"{one.cpu_ms:.2f}",
-                f"{one.least_share:.0%}",
             ]
         table.add_row("→" if one is best else "", str(one.threads), str(one.at_once), *cells)
     out.print(table)

@@ -1,16 +1,21 @@
-"""`vedette bench --sustained`: run a model at full rate for minutes, and print rate, heat and power over time."""
+"""`vedette bench --sustained`: run a model at full rate for minutes, and print rate, temperature and throttling.
+
+A board that warms up may show for a minute a rate that it cannot keep: when it is too hot, the kernel or the
+firmware slows its processors.
+"""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Generator
 from contextlib import closing
-from itertools import groupby
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
+from msgspec import Struct
 
+from agent.board.firmware import UNDER_VOLTAGE
 from agent.cli.optimise.progress import show_progress
 from agent.cli.options import duration
 from agent.cli.output import NO_VALUE, console, open_table, print_json
@@ -18,46 +23,55 @@ from agent.text import plain
 
 if TYPE_CHECKING:
     from agent.compute.infer.session import BackendSpec
-    from agent.compute.infer.sustained import RateSample, SustainedRun
+    from agent.compute.manifest import Model
 
 _LEAST_S, _MOST_S = 1.0, 24 * 3600.0
-_ROWS = 12
-"""Most rows of the table."""
-_SAMPLES = 60
-"""Stretches of a run: 10 s each of 10 minutes."""
-_LEAST_STRETCH_S = 0.1
+_STRETCH_S = 60.0
 _THREADS = 4
 """Most threads of the CPU, as `vedette bench` measures."""
+_HANGS_S, _HANGS = 2.0, 50.0
+"""An inference hangs if it takes longer than this, s, and longer than this factor times the first ones."""
+
+
+class Stretch(Struct, frozen=True):
+    """One minute of the run.
+
+    Attributes:
+        at_s: time of its end since the run began, s.
+        per_s: inferences per second within it.
+        celsius: of the processor's hottest zone at its end, °C; None: unknown.
+        throttled: what slows the processors at its end, such as heat or under-voltage.
+    """
+
+    at_s: float
+    per_s: float
+    celsius: float | None
+    throttled: tuple[str, ...]
 
 
 def bench_sustained(
-    model: str, variant: str, backend: str, time: str, picture: Path | None, *, patience_s: float, as_json: bool
+    model: str, variant: str, backend: str, text: str, *, patience_s: float, as_json: bool
 ) -> None:
-    """Run a model for a time, print the result, and draw it into a picture unless None."""
-    from agent.compute.infer.sustained import BoardSampler, judge_run, sustain
-    from agent.models.library import golden, open_model_without_root
+    """Run a model for a time, and print a row for each minute."""
+    from agent.models.library import open_model_without_root
 
-    seconds = _seconds(time)
-    if picture is not None:
-        from agent.cli.chart import check
-
-        check(picture)
-    plan, opened, sampler = _plan(backend), open_model_without_root(model, variant), BoardSampler()
-    idle, stretch_s = sampler.read(), max(_LEAST_STRETCH_S, seconds / _SAMPLES)
-    stretches = sustain(
-        opened, plan, seconds, stretch_s, sampler.read, inputs=golden(opened), patience_s=patience_s
-    )
-    with closing(stretches):
-        samples = _collect(stretches, seconds)
-    run = judge_run(plan, seconds, idle, samples)
-    if picture is not None and samples:
-        from agent.cli.chart import draw_sustained
-
-        draw_sustained(run, f"{opened.manifest.name} at full rate on {plan.backend}", picture)
+    seconds = _seconds(text)
+    plan, opened = _plan(backend), open_model_without_root(model, variant)
+    stretches: list[Stretch] = []
+    with closing(_run(opened, plan, seconds, patience_s, _board_reader())) as running:
+        try:
+            for stretch in running:
+                stretches.append(stretch)
+                show_progress(f"{stretch.at_s:.0f} of {seconds:.0f} s: {stretch.per_s:.1f} per s")
+        except KeyboardInterrupt:
+            if not stretches:
+                raise
+        finally:
+            show_progress("")
     if as_json:
-        print_json(run)
+        print_json({"backend": plan.backend, "threads": plan.threads, "asked_s": seconds, "stretches": stretches})
     else:
-        _print(run)
+        _print(plan, stretches)
 
 
 def _seconds(text: str) -> float:
@@ -71,84 +85,78 @@ def _seconds(text: str) -> float:
 
 
 def _plan(backend: str) -> BackendSpec:
-    from agent.compute.infer.delegates import probe_delegates
-    from agent.compute.infer.session import CPU, BackendSpec
-    from agent.errors import BackendError
+    from agent.compute.infer.session import CPU, BackendSpec, resolve_backend
 
     if backend in ("", CPU):
         return BackendSpec(threads=min(_THREADS, len(os.sched_getaffinity(0))))
-    (found,) = probe_delegates([backend], besides=[CPU])
-    if found.plan is None:
-        raise BackendError(f"{backend}: {found.missing}")
-    return found.plan
+    return resolve_backend(backend)
 
 
-def _collect(stretches: Iterator[RateSample], seconds: float) -> list[RateSample]:
-    """Return the samples until the end or Ctrl-C, and show the progress."""
-    samples: list[RateSample] = []
-    try:
-        for sample in stretches:
-            samples.append(sample)
-            show_progress(f"{sample.at_s:.0f} of {seconds:.0f} s: {sample.per_s:.1f} per s{_warmth(sample)}")
-    except KeyboardInterrupt:
-        if not samples:
-            raise
-    finally:
-        show_progress("")
-    return samples
+_Reader = Callable[[], tuple[float | None, tuple[str, ...]]]
 
 
-def _warmth(sample: RateSample) -> str:
-    return "" if sample.board.celsius is None else f", {sample.board.celsius:.1f} °C"
+def _board_reader() -> _Reader:
+    """Return a function that reads the temperature, °C, and what slows the processors."""
+    from agent.board.monitor import PowerMonitor
+    from agent.board.sensors import BoardSensors
+
+    sensors = BoardSensors(supply_every_s=0.0)
+    power = PowerMonitor(every_s=0.0, sensors=sensors)
+
+    def read() -> tuple[float | None, tuple[str, ...]]:
+        zone = sensors.hottest()
+        power.poll()
+        return zone.temperature_c if zone else None, tuple(power.supply.now) if power.supply else ()
+
+    return read
 
 
-def _print(run: SustainedRun) -> None:
+def _run(
+    model: Model, plan: BackendSpec, seconds: float, patience_s: float, read: _Reader
+) -> Generator[Stretch, None, None]:
+    """Run a model back to back in a process of its own, and yield what was measured while it runs."""
+    from agent.compute.infer.chain import ModelChain
+    from agent.compute.infer.session import SessionOptions
+    from agent.compute.infer.worker import WorkerSession
+    from agent.models.library import golden
+
+    options = SessionOptions(threads=plan.threads)
+    opened = WorkerSession(model, plan, options, deadline_s=patience_s, patience_s=patience_s)
+    with closing(opened) as session:
+        chain = ModelChain(session, model.manifest)
+        chain.set_input(golden(model)(chain.inputs)[0])
+        chain.invoke()
+        began_s = time.monotonic()
+        chain.invoke()
+        session.deadline_s = max(_HANGS_S, _HANGS * (time.monotonic() - began_s))
+        began_s = since_s = now_s = time.monotonic()
+        while now_s - began_s < seconds:
+            count, until_s = 0, min(since_s + _STRETCH_S, began_s + seconds)
+            while now_s < until_s or not count:
+                chain.invoke()
+                count, now_s = count + 1, time.monotonic()
+            yield Stretch(round(now_s - began_s, 3), count / (now_s - since_s), *read())
+            since_s = now_s
+
+
+def _print(plan: BackendSpec, stretches: list[Stretch]) -> None:
     out = console(100, markup=False)
-    columns = ("time", "per s", "°C", "MHz", "W")
-    table = open_table(*columns, "", right=columns)
-    for samples in _rows(run.samples):
-        table.add_row(*_cells(samples))
+    table = open_table("time", "per s", "°C", "", right=("time", "per s", "°C"))
+    for stretch in stretches:
+        at_s = round(stretch.at_s)
+        celsius = NO_VALUE if stretch.celsius is None else f"{stretch.celsius:.1f}"
+        table.add_row(
+            f"{at_s // 60}:{at_s % 60:02}", f"{stretch.per_s:.1f}", celsius, ", ".join(stretch.throttled)
+        )
     out.print(table)
-    for line in verdict_lines(run):
-        out.print(line)
-
-
-def _rows(samples: Sequence[RateSample]) -> Iterator[list[RateSample]]:
-    """Yield the samples in at most `_ROWS` groups, of a second or more."""
-    rows = min(_ROWS, max(1, int(samples[-1].at_s))) if samples else _ROWS
-    each = -(-len(samples) // rows)
-    for _, group in groupby(enumerate(samples), lambda numbered: numbered[0] // each):
-        yield [sample for _, sample in group]
-
-
-def _cells(samples: Sequence[RateSample]) -> tuple[str, ...]:
-    last, at_s = samples[-1].board, round(samples[-1].at_s)
-    power = NO_VALUE if last.watts is None else f"{last.watts:.2f}{'~' if last.power_from == 'estimate' else ''}"
-    remarks = {
-        "throttled": any(one.board.throttled for one in samples),
-        "under-voltage": any(one.board.under_voltage for one in samples),
-    }
-    return (
-        f"{at_s // 60}:{at_s % 60:02}",
-        f"{sum(one.per_s for one in samples) / len(samples):.1f}",
-        NO_VALUE if last.celsius is None else f"{last.celsius:.1f}",
-        str(last.mhz or NO_VALUE),
-        power,
-        ", ".join(name for name, told in remarks.items() if told),
+    threads = f" with {plan.threads} threads" if plan.threads > 1 else ""
+    first, last = stretches[0], stretches[-1]
+    out.print(
+        f"{plain(plan.backend)}{threads}: {first.per_s:.1f} per s in the first minute, "
+        f"{last.per_s:.1f} in the last"
     )
-
-
-def verdict_lines(run: SustainedRun) -> Iterator[str]:
-    """Yield the lines below the table: rates of the first minute and for ever, and what is estimated."""
-    threads = f" with {run.threads} threads" if run.threads > 1 else ""
-    if not run.complete and run.samples:
-        yield f"interrupted after {run.samples[-1].at_s:.0f} of {run.asked_s:.0f} s"
-    if run.first_per_s is not None:
-        yield f"first minute: {run.first_per_s:.1f} per s on {plain(run.backend)}{threads}"
-    held = run.held
-    rate = "unknown" if held.per_s is None else f"{held.per_s:.1f} per s"
-    yield f"holds for ever: {rate} ({held.why})"
-    if held.limited_in_s is not None:
-        yield f"throttling would begin {held.limited_in_s / 60:.1f} min after the end of this run"
-    if any(one.board.power_from == "estimate" for one in run.samples):
-        yield "~ estimated from the load and published figures, not measured"
+    if (slowed := next((stretch for stretch in stretches if stretch.throttled), None)) is not None:
+        cause = "under-voltage" if UNDER_VOLTAGE in slowed.throttled else "heat"
+        out.print(f"throttled by {cause} from minute {slowed.at_s / 60:.0f} on: the last rate is what it holds")
+    else:
+        out.print("not throttled; the rate holds if the temperature no longer rises")

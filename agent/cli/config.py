@@ -172,7 +172,7 @@ def manifest_schema() -> dict[str, Any]:
     from agent.compute.manifest import Manifest
 
     decoders = {name: decoder.options_kind(name) for name in (*decoder.DECODERS, decoder.FEATURES)}
-    frontends = {name: audio_input.options_kind(name) for name in audio_input.FRONTENDS}
+    frontends = {name: kind for name, (kind, _) in audio_input.BUILDERS.items()}
     made = _schema("Vedette model manifest", Manifest, *decoders.values(), *frontends.values())
     output, audio = made["$defs"]["OutputManifest"], made["$defs"]["AudioManifest"]
     labels = output["properties"]["labels"]

@@ -33,7 +33,7 @@ def profile(model: str, variant: str, runs: int, threads: int | None, as_json: b
     Needs LiteRT: tflite-runtime has no profiler. It runs in a process of its own. Nothing is changed.
     Times are wall times: other work on this board, such as the service, makes them longer, and is not told.
     """
-    from agent.compute.infer.vetting.unprivileged import without_root
+    from agent.compute.infer.unprivileged import without_root
     from agent.models.library import open_model_without_root
     from agent.optimise.profile import ModelProfile
     from agent.optimise.profile import profile as measured

@@ -16,8 +16,7 @@ import numpy as np
 from agent.compute.gate.utterances import Utterance, UtteranceFinder
 from agent.compute.gate.voice import PreRoll, VoiceGate
 from agent.compute.infer.audio_input import AudioInput, Rows, build_frontend
-from agent.compute.infer.backends import open_session
-from agent.compute.infer.session import Opener, SessionOptions
+from agent.compute.infer.session import Opener, SessionOptions, open_session
 from agent.compute.manifest import AudioManifest, Model
 from agent.compute.track.tracker import Tracker
 from agent.compute.track.zones import Zones

@@ -14,9 +14,8 @@ from msgspec.structs import replace
 from agent.compute.cascade import EarlyExitModel
 from agent.compute.decode.decoder import build_decoder
 from agent.compute.gate.motion import OFF, GateDecision, MotionGate
-from agent.compute.infer.backends import open_session
 from agent.compute.infer.image_input import ImageInput, Placement
-from agent.compute.infer.session import Opener, Session, SessionOptions
+from agent.compute.infer.session import Opener, Session, SessionOptions, open_session
 from agent.compute.manifest import Model
 from agent.compute.states import EMBEDDING_CELLS, Floats, is_feature_map, pool_region
 from agent.compute.track.filters import DetectionFilters, check_polygons

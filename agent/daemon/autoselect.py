@@ -14,24 +14,36 @@ import threading
 import time
 import weakref
 from collections import deque
+from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from msgspec import Struct
 from msgspec.structs import replace
 
-from agent.compute.infer.backends import fallback_spec, opens_at_once, resolve_backend
-from agent.compute.infer.choice import Selection
 from agent.compute.infer.litert import default_threads
-from agent.compute.infer.session import AUTO, CPU, BackendSpec, Session, SessionOptions, SwappableSession
-from agent.compute.infer.sharing import SessionPools, is_shareable
-from agent.compute.infer.vetting.vetting import Vetting
+from agent.compute.infer.session import (
+    AUTO,
+    CPU,
+    BackendSpec,
+    Session,
+    SessionOptions,
+    fallback_spec,
+    opens_at_once,
+    resolve_backend,
+)
+from agent.compute.infer.sharing import SessionPools, SwappableSession, is_shareable
+from agent.compute.infer.vetting import Vetting
 from agent.compute.manifest import Model
 from agent.config import SelectionConfig
-from agent.daemon.measurements import StoredMeasurement, StoredMeasurements, VettingRecord
-from agent.errors import VedetteError
+from agent.daemon.vetting_record import VettingRecord
+from agent.errors import StorageError, VedetteError
 from agent.models.library import golden
 from agent.storage.state import MeasurementFiles
-from agent.text import plural
+
+if TYPE_CHECKING:
+    from agent.compute.infer.choice import Selection
+    from agent.daemon.measurements import StoredMeasurements
 
 log = logging.getLogger(__name__)
 
@@ -66,10 +78,7 @@ class AutoBackend:
 
     def __init__(self, selection: SelectionConfig, state: Path) -> None:
         """Prepare; nothing is measured before a session is opened. `state` is the state folder."""
-        self._measurements, self._vetted = (
-            StoredMeasurements(MeasurementFiles(state), selection),
-            VettingRecord(state),
-        )
+        self._selection, self._files, self._vetted = selection, MeasurementFiles(state), VettingRecord(state)
         self.vetting, self._pools = Vetting(self._vetted), SessionPools()
         self._queued: queue.SimpleQueue[_Candidate | None] = queue.SimpleQueue()
         self._waiting: deque[_Candidate] = deque()
@@ -81,7 +90,7 @@ class AutoBackend:
         self._due = time.monotonic() + selection.after_s
 
     def open(self, model: Model, backend: str, options: SessionOptions) -> Session:
-        """Open a model for a stream. Raises as `agent.compute.infer.backends.open_session`."""
+        """Open a model for a stream. Raises as `agent.compute.infer.session.open_session`."""
         if opens_at_once(backend):
             self._warn_if_root(model)
         if (plan := fallback_spec(backend)) is not None:
@@ -91,10 +100,7 @@ class AutoBackend:
         if backend != AUTO:
             return self._pools.open_worker(model, resolve_backend(backend), options)
         self.vetting.check(model, options)  # first: also the runtime may end the process that imports it
-        found = self._measurements.delegates()
-        made = self._measurements.load_valid(model, found)
-        streams = 1 + len(self._others(model, options))
-        selected = None if made is None else self._measurements.select(made, found, options.threads, streams)
+        selected = self._selected(model, options) if self._may_be_measured else None
         session = self._on_cpu(model, BackendSpec() if selected is None else selected.cpu, options)
         job = _Candidate(weakref.ref(session), weakref.ref(model), options)
         with self._lock:
@@ -105,6 +111,25 @@ class AutoBackend:
         for other in others:  # with one more stream, other threads may suit all of them
             self._queue(other)
         return session
+
+    @cached_property
+    def _measurements(self) -> StoredMeasurements:
+        from agent.daemon.measurements import (
+            StoredMeasurements,  # with what measures; a new board has no need yet
+        )
+
+        return StoredMeasurements(self._files, self._selection)
+
+    @property
+    def _may_be_measured(self) -> bool:
+        """True if this board has measurements."""
+        return self._files.path("", "").parent.is_dir()
+
+    def _selected(self, model: Model, options: SessionOptions) -> Selection | None:
+        found = self._measurements.delegates()
+        made = self._measurements.load_valid(model, found)
+        streams = 1 + len(self._others(model, options))
+        return None if made is None else self._measurements.select(made, found, options.threads, streams)
 
     def _others(self, model: Model, options: SessionOptions, own: _Candidate | None = None) -> list[_Candidate]:
         """Return the open sessions, besides a stream's own, that take turns with it on the CPU."""
@@ -118,10 +143,7 @@ class AutoBackend:
         """Warn once that this process opens models as root; models of installed packages are trusted."""
         if os.geteuid() or self._warned_root or model.is_packaged:
             return
-        from agent.compute.infer.vetting.unprivileged import (  # rarely needed: the daemon seldom runs as root
-            is_root,
-            other_user,
-        )
+        from agent.child import is_root, other_user  # rarely needed: the daemon seldom runs as root
 
         self._warned_root = True
         first = f"user {other_user()} has opened and run it first" if is_root() else "there is no other user here"
@@ -134,7 +156,8 @@ class AutoBackend:
 
     def configure(self, selection: SelectionConfig) -> None:
         """Use another configuration, and what other processes have measured."""
-        self._measurements.selection = selection
+        self._selection = selection
+        self.__dict__.pop("_measurements", None)
         with self._lock:
             jobs = list(self._open)
         for job in jobs:
@@ -142,7 +165,10 @@ class AutoBackend:
 
     def write_anew(self) -> None:
         """Write the results of measuring and vetting again: the state folder was deleted."""
-        self._measurements.write_anew()
+        try:
+            self._files.write_anew()
+        except StorageError as error:
+            log.warning("%s; measuring again after the next start", error)
         self._vetted.write_anew()
 
     def close(self) -> None:
@@ -184,6 +210,11 @@ class AutoBackend:
             log.exception("%s: stays on the CPU: internal error (please report)", model.path)
 
     def _upgrade(self, job: _Candidate, model: Model, *, measure: bool) -> None:
+        if not measure and not self._may_be_measured:
+            self._waiting.append(job)
+            return
+        from agent.daemon.measurements import log_selection, log_splits
+
         found = self._measurements.delegates()
         made = self._measurements.load_valid(model, found)
         if made is None and not measure:
@@ -192,7 +223,7 @@ class AutoBackend:
         if made is None:
             log.info("%s: measuring the backends of this board", model.path)
             made = self._measurements.measure_and_store(model, found, self._check_open)
-            _log_selection(model, self._measurements.select(made, found, job.options.threads))
+            log_selection(model, self._measurements.select(made, found, job.options.threads))
         streams = 1 + len(self._others(model, job.options, job))
         selected = self._measurements.select(made, found, job.options.threads, streams)
         if selected.chosen == selected.cpu and self._measurements.lacks_split(made, streams):
@@ -201,7 +232,7 @@ class AutoBackend:
                 return
             log.info("%s: measuring how %d streams share the cores", model.path, streams)
             made = self._measurements.measure_splits_and_store(model, made, streams, self._check_open)
-            _log_splits(model, made, streams)
+            log_splits(model, made, streams)
             selected = self._measurements.select(made, found, job.options.threads, streams)
         self._exchange(job, model, selected)
 
@@ -232,30 +263,3 @@ class AutoBackend:
             session.swap_to(self._pools.open_cpu(model, options, self.vetting), plan)
         else:
             session.swap_to(self._failover(model, plan, options), plan)
-
-
-def _log_splits(model: Model, made: StoredMeasurement, streams: int) -> None:
-    for one in made.splits:
-        if one.streams == min(streams, os.cpu_count() or 1):
-            gives = one.refused or f"{one.per_s:.0f} inferences per second, {one.cpu_ms:.2f} ms of CPU time each"
-            log.info(
-                "%s: %s with %s: %s",
-                model.path,
-                plural(one.streams, "stream"),
-                plural(one.threads, "thread"),
-                gives,
-            )
-
-
-def _log_selection(model: Model, selected: Selection) -> None:
-    by_cpu = selected.by == "energy"
-    for one in selected.measured:
-        what = f"{one.name} with {plural(one.threads, 'thread')}" if one.threads else one.name
-        if one.p50_ms:
-            cost = f"{one.cpu_ms:.2f} ms of CPU time" if by_cpu else f"{one.p50_ms:.2f} ms"
-            log.info("%s: %s: %s%s", model.path, what, cost, f": {one.refused}" if one.refused else "")
-        elif one.here:
-            log.info("%s: %s: %s", model.path, what, one.refused)
-    plan = selected.chosen
-    on = f"the CPU with {plural(plan.threads, 'thread')}" if plan == selected.cpu else plan.backend
-    log.info("%s: now runs on %s", model.path, on)

@@ -71,7 +71,7 @@ def problems(path: Path) -> list[str]:
 
 def remarks(path: Path) -> list[str]:
     """Return what was guessed about the models of a valid file, a line each."""
-    from agent.compute.infer.vetting.unprivileged import without_root
+    from agent.compute.infer.unprivileged import without_root
     from agent.models.files import preloaded
 
     file = load(path)
@@ -231,7 +231,7 @@ def _stream_problems(file: ConfigFile) -> Iterator[str]:
 
 def _model_problems(streams: dict[str, StreamConfig]) -> dict[str, list[tuple[Keys, str]]]:
     """Return the problems from the zones to the opened model, by stream. Root runs this as another user."""
-    from agent.compute.infer.vetting.unprivileged import without_root
+    from agent.compute.infer.unprivileged import without_root
     from agent.models.files import preloaded
 
     def found() -> dict[str, list[tuple[Keys, str]]]:
@@ -268,7 +268,7 @@ def _steps_of_each(
 
 def _steps(name: str, stream: StreamConfig, opens: _Opens, wait_s: float | None = None) -> Iterator[Step]:
     """Yield the steps from the zones to the opened model; `wait_s` as for `open_model`."""
-    from agent.compute.infer.backends import resolve_backend
+    from agent.compute.infer.session import resolve_backend
 
     yield from _steps_of_each("zones", stream.zones, check_zones)
     yield from _steps_of_each("lines", stream.lines, check_lines)
@@ -325,7 +325,7 @@ def _steps(name: str, stream: StreamConfig, opens: _Opens, wait_s: float | None 
 
 
 def _open_perception(name: str, stream: StreamConfig) -> Perception:
-    from agent.compute.infer.backends import open_for_command
+    from agent.compute.infer.session import open_for_command
 
     return open_perception(name, stream, opener=open_for_command)
 

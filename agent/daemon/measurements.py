@@ -1,18 +1,15 @@
-"""Results of measuring and vetting models on this board, kept in the state folder.
+"""Results of measuring models on this board, kept in the state folder.
 
-A measurement holds for the model, the runtime, the delegates and the board that it was made with. The outcome of
-vetting holds for the bytes of a model, the versions of Vedette and of the runtime, and the processor; a refusal
-lapses after a day, since failing memory or an overheated board may have caused it.
+A measurement holds for the model, the runtime, the delegates and the board that it was made with.
 """
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import logging
-import platform
-from collections.abc import Callable, Mapping, Sequence
-from datetime import UTC, datetime, timedelta
+import os
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated
 
@@ -20,40 +17,22 @@ import msgspec
 from msgspec import Meta, Struct
 from msgspec.structs import replace
 
-from agent import __version__
 from agent.board.identity import read_board
 from agent.board.proc import read_memory
 from agent.board.processors import OtherLoad
 from agent.compute.infer.choice import Measurement, Selection, SplitMeasurement, best_split, decide
 from agent.compute.infer.delegates import DelegateProbe, probe_delegates
-from agent.compute.infer.litert import RUNTIMES, Runtime, load_runtime, runtime_version
-from agent.compute.infer.session import BackendSpec
-from agent.compute.infer.vetting.vetting import HOLDS_S, identity
+from agent.compute.infer.litert import load_runtime, runtime_version
+from agent.compute.infer.session import CPU
 from agent.compute.manifest import Model
 from agent.config import SelectionConfig
 from agent.errors import NO_JSON, StorageError
 from agent.models.library import golden
 from agent.storage.state import MeasurementFiles
 from agent.structs import from_json
-from agent.text import plain
+from agent.text import plural
 
 log = logging.getLogger(__name__)
-
-
-class FileStamp(Struct, frozen=True):
-    """Identity of a file: the digest of its content, and what `stat` returned when it was computed.
-
-    Attributes:
-        size: in bytes.
-        modified_ns, changed_ns, inode: from `stat`.
-        sha256: of the content; empty: it cannot be read.
-    """
-
-    size: int
-    modified_ns: int
-    changed_ns: int
-    inode: int
-    sha256: str
 
 
 class MeasurementKey(Struct, frozen=True):
@@ -86,46 +65,37 @@ class MeasurementKey(Struct, frozen=True):
         return [name for name in self.__struct_fields__ if getattr(self, name) != getattr(other, name)]
 
 
-def measurement_key(
-    model: Model, found: Sequence[DelegateProbe], threads_max: int, files: Mapping[str, FileStamp]
-) -> tuple[MeasurementKey, dict[str, FileStamp]]:
-    """Return the key of a measurement made now, and the stamps of the delegates' files.
-
-    A file that `stat` describes as its stamp in `files` does is not read again.
-    """
+def measurement_key(model: Model, found: Sequence[DelegateProbe], threads_max: int) -> MeasurementKey:
+    """Return the key of a measurement made now."""
     board = read_board()
-    now = {path: _stamp(Path(path), files.get(path)) for one in found for path in one.parts}
     golden = model.manifest.golden
     return MeasurementKey(
         model.sha256,
         tuple(variant.name for variant in model.manifest.variants),
         f"{' '.join(golden.files)} {golden.tolerance}",
         runtime_version(load_runtime()[0]),
-        {one.name: _digest(one, now) for one in found if one.plan is not None},
+        {one.name: _digest(one) for one in found if one.plan is not None},
         threads_max,
         board.kernel,
         f"{board.cpu}; {hashlib.sha256(' '.join(board.features).encode()).hexdigest()[:16]}",
         board.cores,
-    ), now
+    )
 
 
-def _digest(found: DelegateProbe, files: Mapping[str, FileStamp]) -> str:
+def _digest(found: DelegateProbe) -> str:
     assert found.plan is not None
     settings = " ".join(f"{key}={value}" for key, value in found.plan.settings.items())
-    parts = [found.plan.library, settings, *(f"{path} {files[path].sha256}" for path in found.parts)]
+    parts = [found.plan.library, settings, *map(_stamp, found.parts)]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 
-def _stamp(path: Path, before: FileStamp | None) -> FileStamp:
+def _stamp(path: str) -> str:
+    """Return what changes with a file: a driver is measured again when it was installed again."""
     try:
-        stat = path.stat()
-        now = (stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino)
-        if before is not None and now == (before.size, before.modified_ns, before.changed_ns, before.inode):
-            return before
-        with path.open("rb") as file:
-            return FileStamp(*now, hashlib.file_digest(file, "sha256").hexdigest())
+        stat = Path(path).stat()
     except OSError:
-        return FileStamp(0, 0, 0, 0, "")
+        return path
+    return f"{path} {stat.st_size} {stat.st_mtime_ns} {stat.st_ino}"
 
 
 _VERSION = 3
@@ -138,7 +108,6 @@ class StoredMeasurement(Struct, frozen=True):
     Attributes:
         version: of the method.
         circumstances: what the measurement depends on.
-        files: stamps of the delegates' files.
         measured: every candidate that was tried, or is missing on this board.
         at: when, UTC.
         busy: share of the processor that other processes used, 0..1; above about 0.25 the times are unreliable.
@@ -147,7 +116,6 @@ class StoredMeasurement(Struct, frozen=True):
 
     version: int
     circumstances: MeasurementKey
-    files: dict[str, FileStamp]
     measured: tuple[Measurement, ...]
     at: datetime
     busy: Annotated[float, Meta(ge=0.0, le=1.0)]
@@ -178,7 +146,7 @@ class StoredMeasurements:
         before = self._read(model)
         if before is None:
             return None
-        now, _ = measurement_key(model, found, self._threads_max, before.files)
+        now = measurement_key(model, found, self._threads_max)
         if different := before.circumstances.differences(now):
             log.info("%s: %s changed since it was measured", model.path, ", ".join(different))
             return None
@@ -207,7 +175,7 @@ class StoredMeasurements:
         """Like `measure_and_store`, without storing the result."""
         from agent.compute.infer.benchmark import survey
 
-        now, files = measurement_key(model, found, self._threads_max, {})
+        now = measurement_key(model, found, self._threads_max)
         busy = OtherLoad()
         measured = survey(
             model,
@@ -218,7 +186,7 @@ class StoredMeasurements:
             software=False,
             progress=progress,
         )
-        return StoredMeasurement(_VERSION, now, files, measured, datetime.now(UTC), round(busy.share(), 3))
+        return StoredMeasurement(_VERSION, now, measured, datetime.now(UTC), round(busy.share(), 3))
 
     def lacks_split(self, made: StoredMeasurement, streams: int) -> bool:
         """Return True if there is a choice for so many streams, and it was not measured what they get."""
@@ -235,7 +203,7 @@ class StoredMeasurements:
         Raises:
             ModelError, BackendError: not even the CPU runs the model.
         """
-        from agent.compute.infer.split import measure_splits
+        from agent.compute.infer.benchmark import measure_splits
 
         splits = measure_splits(
             model,
@@ -261,13 +229,6 @@ class StoredMeasurements:
         """Write a measurement. Raises StorageError if that fails."""
         self._files.write(model.manifest.name, _key(model), msgspec.json.encode(made))
 
-    def write_anew(self) -> None:
-        """Write all files again, see `MeasurementFiles.write_anew`."""
-        try:
-            self._files.write_anew()
-        except StorageError as error:
-            log.warning("%s; measuring again after the next start", error)
-
     def select(
         self, made: StoredMeasurement, found: Sequence[DelegateProbe], threads: int = 0, streams: int = 1
     ) -> Selection:
@@ -286,29 +247,21 @@ class StoredMeasurements:
         content = self._files.read(name, key)
         try:
             made = from_json(content, StoredMeasurement) if content else None
-            if made is None or made.version != _VERSION:
-                return None
-            why = _implausible(made)
         except NO_JSON as error:
-            why = str(error)
-        if why:
-            raise StorageError(f"{self._files.path(name, key)}: damaged: {why}")
+            raise StorageError(f"{self._files.path(name, key)}: damaged: {error}") from error
+        if made is None or made.version != _VERSION:
+            return None
+        if not _is_plausible(made):
+            raise StorageError(f"{self._files.path(name, key)}: damaged: its figures cannot be true")
         return made
 
 
-def _implausible(made: StoredMeasurement) -> str:
-    cpu, most = BackendSpec().backend, made.circumstances.threads_max
-    for one in made.measured:
-        if not (1 <= one.threads <= most if one.name == cpu else one.threads == 0):
-            return f"{one.name[:60]!r} with {one.threads} threads; at most {most} were measured"
-        if not one.refused and not (one.here and one.p50_ms > 0.0):
-            return f"{one.name[:60]!r} has no time"
-    for split in made.splits:
-        if not 1 <= split.threads <= most:
-            return f"{split.threads} threads for {split.streams} streams; at most {most} were measured"
-    if all(one.refused for one in made.measured if one.name == cpu):
-        return "no measurement of the CPU"
-    return ""
+def _is_plausible(made: StoredMeasurement) -> bool:
+    """Return True unless a damaged file would start threads that were never measured."""
+    cpu = [one for one in made.measured if one.name == CPU and not one.refused and one.p50_ms > 0.0]
+    most = made.circumstances.threads_max
+    threads = [*(one.threads for one in made.measured), *(split.threads for split in made.splits)]
+    return any(one.threads > 0 for one in cpu) and all(0 <= count <= most for count in threads)
 
 
 def spare_memory_mb() -> float:
@@ -321,85 +274,30 @@ def _key(model: Model) -> str:
     return hashlib.sha256(f"{model.sha256} {variants}".encode()).hexdigest()
 
 
-_VETTED_VERSION = 2
-"""Version of the format and of the vetting; outcomes of another version are void."""
-_HOLDS = timedelta(seconds=HOLDS_S)
-_REASON_MAX = 500
-"""Most characters of a reason."""
-_FOLDER = "vetted"
+def log_splits(model: Model, made: StoredMeasurement, streams: int) -> None:
+    """Log what so many streams of a model get with each number of threads."""
+    for one in made.splits:
+        if one.streams == min(streams, os.cpu_count() or 1):
+            gives = one.refused or f"{one.per_s:.0f} inferences per second, {one.cpu_ms:.2f} ms of CPU time each"
+            log.info(
+                "%s: %s with %s: %s",
+                model.path,
+                plural(one.streams, "stream"),
+                plural(one.threads, "thread"),
+                gives,
+            )
 
 
-class _Outcome(Struct, frozen=True):
-    """Outcome of vetting one model: the reason why it cannot be used, empty if it runs.
-
-    It holds as long as `about`, the digest of what it depends on, is the same.
-    """
-
-    version: int
-    about: str
-    model: str
-    at: Annotated[datetime, Meta(tz=True)]
-    reason: Annotated[str, Meta(max_length=_REASON_MAX)] = ""
-
-
-class VettingRecord:
-    """Stored outcomes; see `agent.compute.infer.vetting.vetting.Record`. Any thread may use it."""
-
-    def __init__(self, state: Path) -> None:
-        self._files, self._has_failed = MeasurementFiles(state, _FOLDER), False
-
-    def read(self, model: Model) -> str | None:
-        """Return why a model cannot be used; empty: it runs; None: it must be vetted."""
-        name, about = model.manifest.name, _digest_of(model)
-        try:
-            content = self._files.read(name, about)
-            kept = from_json(content, _Outcome) if content else None
-        except (StorageError, *NO_JSON) as error:
-            path = self._files.path(name, about)
-            self._log_once(f"{path}: {str(error).removeprefix(f'{path}: ')}; vetting {model.path} again")
-            return None
-        if kept is None or (kept.version, kept.about) != (_VETTED_VERSION, about):
-            return None
-        if kept.reason and not timedelta() <= datetime.now(UTC) - kept.at < _HOLDS:
-            return None
-        return plain(kept.reason)
-
-    def write(self, model: Model, reason: str) -> None:
-        """Store an outcome. If that fails, the model is vetted again after the next start."""
-        name, about = model.manifest.name, _digest_of(model)
-        kept = _Outcome(_VETTED_VERSION, about, model.path, datetime.now(UTC), plain(reason)[:_REASON_MAX])
-        try:
-            self._files.write(name, about, msgspec.json.encode(kept))
-        except StorageError as error:
-            self._log_once(f"{error}; new models are vetted again after the next start")
-
-    def write_anew(self) -> None:
-        """Write all files again, see `MeasurementFiles.write_anew`."""
-        try:
-            self._files.write_anew()
-        except StorageError as error:
-            self._log_once(f"{error}; new models are vetted again after the next start")
-
-    def _log_once(self, text: str) -> None:
-        if not self._has_failed:
-            self._has_failed = True
-            log.warning("%s", text)
-
-
-def _digest_of(model: Model) -> str:
-    return hashlib.sha256("\n".join(map(str, (*identity(model), *_environment()))).encode()).hexdigest()
-
-
-@functools.cache
-def _environment() -> tuple[str, ...]:
-    """Describe what an outcome depends on besides the model; constant while this process runs."""
-    board = read_board()
-    features = hashlib.sha256(" ".join(board.features).encode()).hexdigest()
-    return __version__, *map(_installed, RUNTIMES), platform.machine(), board.cpu, features
-
-
-def _installed(name: Runtime) -> str:
-    try:
-        return runtime_version(name)
-    except ImportError:
-        return ""
+def log_selection(model: Model, selected: Selection) -> None:
+    """Log what each backend takes, and which is chosen."""
+    by_cpu = selected.by == "energy"
+    for one in selected.measured:
+        what = f"{one.name} with {plural(one.threads, 'thread')}" if one.threads else one.name
+        if one.p50_ms:
+            cost = f"{one.cpu_ms:.2f} ms of CPU time" if by_cpu else f"{one.p50_ms:.2f} ms"
+            log.info("%s: %s: %s%s", model.path, what, cost, f": {one.refused}" if one.refused else "")
+        elif one.here:
+            log.info("%s: %s: %s", model.path, what, one.refused)
+    plan = selected.chosen
+    on = f"the CPU with {plural(plan.threads, 'thread')}" if plan == selected.cpu else plan.backend
+    log.info("%s: now runs on %s", model.path, on)

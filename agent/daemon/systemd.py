@@ -86,7 +86,7 @@ def _is_ours(environment: Mapping[str, str]) -> bool:
 
 HANGS_S = 150.0
 """A stream without progress for so long is stuck, s. Longer than any single step may take: a device has two
-minutes to open a model (`agent.compute.infer.worker.session.PATIENCE_S`)."""
+minutes to open a model (`agent.compute.infer.worker.PATIENCE_S`)."""
 _FEEDS = 4
 """Notifications per watchdog period."""
 _RUNNING = ("running", "degraded")

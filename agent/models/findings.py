@@ -73,7 +73,7 @@ def all_findings(streams: Mapping[str, StreamConfig]) -> dict[str, Findings]:
 
 def findings_without_root(streams: Mapping[str, StreamConfig]) -> dict[str, Findings]:
     """Return the same as `all_findings`. Root reads the models as another user."""
-    from agent.compute.infer.vetting.unprivileged import without_root
+    from agent.compute.infer.unprivileged import without_root
     from agent.models.files import preloaded
 
     with preloaded(stream.model for stream in streams.values()):

@@ -23,12 +23,7 @@ from msgspec.structs import replace
 
 from agent.compute.decode.decoder import DECODERS, FEATURES, options_kind
 from agent.compute.decode.defaults import Completed, complete, describe_sources, facts_of, lacks_labels, says_all
-from agent.compute.infer.audio_input import FRONTENDS
-from agent.compute.infer.audio_input import options_kind as frontend_options_kind
-from agent.compute.infer.backends import Ends, ends_of
-from agent.compute.infer.choice import Inputs, golden_inputs
 from agent.compute.manifest import AudioManifest, Manifest, Model, Variant
-from agent.compute.tflite.expand import expand_int4
 from agent.compute.tflite.model import ModelFile, TensorSpec
 from agent.compute.tflite.read import Runtime, incompatibilities, only_signature, read_modelfile
 from agent.config.toml import Problem, TomlFile, nearest, problems_of
@@ -39,7 +34,9 @@ from agent.text import plain
 from agent.types import Array
 
 if TYPE_CHECKING:
-    from agent.compute.infer.vetting.vetting import Vetting
+    from agent.compute.infer.choice import Inputs
+    from agent.compute.infer.tensors import Ends
+    from agent.compute.infer.vetting import Vetting
 
 
 log = logging.getLogger(__name__)
@@ -107,8 +104,8 @@ def open_model(
         name_or_path: see `agent.models.files.load_file`.
         variant: its name, `auto` or empty, see `agent.compute.manifest.Manifest.exits`; with `+` appended the
             smaller sizes are opened, too.
-        wait_s: longest wait for the runtime, see `agent.compute.infer.backends.ends_of`.
-        vetting: see `agent.compute.infer.backends.ends_of`.
+        wait_s: longest wait for the runtime, see `agent.compute.infer.tensors.ends_of`.
+        vetting: see `agent.compute.infer.tensors.ends_of`.
 
     Raises:
         NotYetError: the runtime has not answered in that time.
@@ -131,7 +128,7 @@ def open_model(
 
 def open_model_without_root(name_or_path: str, variant: str = "") -> Model:
     """Like `open_model`, for a command of root's: root reads the file, and another user parses it."""
-    from agent.compute.infer.vetting.unprivileged import without_root
+    from agent.compute.infer.unprivileged import without_root
 
     with preloaded([name_or_path]) as size:
         found = without_root(lambda: replace(open_model(name_or_path, variant), path=""), Model, model_bytes=size)
@@ -173,7 +170,7 @@ def look_up(
         before = _completions.get(name_or_path)
         if before is None or before[:2] != (sha256, keys):
             with prefixed_errors(name_or_path):
-                ask = partial(ends_of, content, sha256, name_or_path, wait_s, vetting)
+                ask = partial(_ask_runtime, content, sha256, name_or_path, wait_s, vetting)
                 completed = complete_manifest(content, stated, name_or_path, ask)
                 before = sha256, copy.deepcopy(keys), completed
             _completions[name_or_path] = before
@@ -183,14 +180,24 @@ def look_up(
     return Known(content, sha256, len(file), stated, completed)
 
 
+def _ask_runtime(*args: Any) -> Ends:
+    from agent.compute.infer.tensors import ends_of  # few files leave shapes to the runtime
+
+    return ends_of(*args)
+
+
 def _expand(file: bytes, sha256: str) -> bytes:
     """Expand INT4 weights, see `expand_int4`. A file without any is parsed for that only once."""
     if sha256 in _without_int4:
         return file
-    content = expand_int4(file, installed_runtime())
-    if content is file:
-        _without_int4.add(sha256)
-    return content
+    if file[4:8] == b"TFL3" and read_modelfile(file).int4:
+        from agent.compute.tflite.expand import expand_int4
+
+        content = expand_int4(file, installed_runtime())
+        if content is not file:
+            return content
+    _without_int4.add(sha256)
+    return file
 
 
 @contextmanager
@@ -319,10 +326,7 @@ def _check_options(stated: TomlFile, decoder: str) -> None:
         output.get("options", {}), options_kind(decoder), ("output", "options")
     )
     if audio:
-        name, options = audio["frontend"], audio.get("options", {})
-        problems += _unknown(name, FRONTENDS, "front end", ("audio", "frontend")) or problems_of(
-            options | _rate(name, audio["rate_hz"]), frontend_options_kind(name), ("audio", "options")
-        )
+        problems += _frontend_problems(audio["frontend"], audio.get("options", {}), audio["rate_hz"])
     if problems:
         raise ModelError(*(f"{stated.where(*keys)}: {what}" for keys, what in problems))
 
@@ -333,9 +337,14 @@ def _unknown(name: str, known: Collection[str], what: str, keys: tuple[str, str]
     return [(keys, f"`{'.'.join(keys)}`: no {what} {name!r}{nearest(name, list(known))}")]
 
 
-def _rate(frontend: str, rate_hz: int) -> dict[str, int]:
-    """Return the rate if the front end takes it besides its options."""
-    return {"rate_hz": rate_hz} if "rate_hz" in frontend_options_kind(frontend).__struct_fields__ else {}
+def _frontend_problems(name: str, options: dict[str, Any], rate_hz: int) -> list[Problem]:
+    from agent.compute.infer.audio_input import BUILDERS  # models of pictures need no front end
+
+    if problems := _unknown(name, BUILDERS, "front end", ("audio", "frontend")):
+        return problems
+    kind = BUILDERS[name][0]
+    rate = {"rate_hz": rate_hz} if "rate_hz" in kind.__struct_fields__ else {}
+    return problems_of(options | rate, kind, ("audio", "options"))
 
 
 _Case = Callable[[Path, TensorSpec], Array]
@@ -350,6 +359,8 @@ def golden(model: Model) -> Inputs:
         ModelError: a golden file is not beside the manifest. From the function: a file cannot be used, or the
             inputs are too large.
     """
+    from agent.compute.infer.choice import golden_inputs  # needed only where something is measured
+
     files = golden_paths(model.path, model.manifest)
 
     def cases(specs: Sequence[TensorSpec]) -> list[list[Array]]:

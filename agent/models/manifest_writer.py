@@ -16,7 +16,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from agent.compute.decode.defaults import lacks_labels
-from agent.compute.infer.backends import ends_of
+from agent.compute.infer.tensors import ends_of
 from agent.compute.manifest import Manifest
 from agent.config.toml import Keys, TomlFile, to_toml
 from agent.errors import ModelError, NormalisationError

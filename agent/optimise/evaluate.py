@@ -25,10 +25,9 @@ from msgspec.structs import replace
 from numpy.typing import NDArray
 
 from agent.compute.decode.decoder import Labels, ShapeMismatchError, assign_scores, build_decoder
-from agent.compute.infer.backends import open_for_command
 from agent.compute.infer.choice import golden_inputs
 from agent.compute.infer.image_input import Placement
-from agent.compute.infer.session import CPU, BackendSpec, Session, SessionOptions
+from agent.compute.infer.session import CPU, BackendSpec, Session, SessionOptions, open_for_command
 from agent.compute.manifest import Manifest, Model
 from agent.compute.tflite.expand import expand_int4
 from agent.compute.tflite.model import TensorSpec
@@ -473,7 +472,7 @@ def memory_mb(content: bytes, manifest: Manifest = Manifest()) -> float:  # noqa
     Raises:
         ModelError: it cannot be run.
     """
-    from agent.compute.infer.worker.session import WorkerSession
+    from agent.compute.infer.worker import WorkerSession
 
     sha256 = hashlib.sha256(content).hexdigest()
     model = Model(expand_int4(content, installed_runtime()), sha256, manifest, manifest.name or "model")

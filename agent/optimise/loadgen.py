@@ -24,7 +24,7 @@ from msgspec import Struct
 from agent.compute.infer.chain import ModelChain
 from agent.compute.infer.choice import Inputs
 from agent.compute.infer.session import BackendSpec, SessionOptions
-from agent.compute.infer.worker.session import PATIENCE_S, WorkerSession
+from agent.compute.infer.worker import PATIENCE_S, WorkerSession
 from agent.compute.manifest import Model
 from agent.errors import BackendError, ModelError, VedetteError, reason_of
 from agent.types import Array

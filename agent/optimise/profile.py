@@ -12,12 +12,11 @@ from collections.abc import Iterator, Sequence
 import msgspec
 from msgspec import Struct
 
-from agent.compute.infer.worker.process import ChildProcess
-from agent.compute.infer.worker.protocol import ClosedError, Failed, InvalidMessageError
+from agent.child import ChildError, ChildProcess, Failed, encode
 from agent.compute.manifest import Manifest, Model
 from agent.compute.tflite.model import CUSTOM, Operation, Subgraph, multiply_adds_of
 from agent.compute.tflite.read import read_modelfile
-from agent.errors import NO_JSON, BackendError, ModelError
+from agent.errors import NO_JSON, BackendError
 from agent.optimise.advice import OperatorContext, advice
 from agent.optimise.report import short_number
 from agent.structs import from_json
@@ -334,24 +333,19 @@ def _ask(request: ProfileRequest, model: Model, patience_s: float) -> ProfileRep
     except NO_JSON as error:
         raise BackendError(f"{model.path}: the profiler sent an invalid reply: {error}") from error
     if isinstance(reply, Failed):
-        kind = ModelError if reply.model else BackendError
-        raise kind(reply.text if reply.text.startswith(plain(model.path)) else f"{model.path}: {reply.text}")
+        failure = reply.error()
+        raise failure if str(failure).startswith(plain(model.path)) else type(failure)(f"{model.path}: {failure}")
     return reply
 
 
 def _exchange(request: ProfileRequest, model: Model, patience_s: float) -> bytes:
     process = ChildProcess("agent.optimise.profile_worker")
     try:
-        process.send(msgspec.json.encode(request), patience_s)
-        process.send(model.content, patience_s)
-        return process.receive(patience_s, _REPLY_MAX)
-    except TimeoutError:
-        late = f"took longer than {patience_s:g} s: give it fewer runs or more patience"
-        raise BackendError(f"{model.path}: profiling {late}{process.last_log_line()}") from None
-    except ClosedError:
-        raise BackendError(f"{model.path}: the profiler {process.exit_reason()}") from None
-    except InvalidMessageError as error:
-        raise BackendError(f"{model.path}: the profiler sent an invalid reply: {error}") from None
+        return process.ask(
+            encode(request), model.content, within_s=patience_s, what="profiling", largest=_REPLY_MAX
+        )
+    except ChildError as error:
+        raise BackendError(f"{model.path}: the profiler {error}") from None
     finally:
         process.end()
 

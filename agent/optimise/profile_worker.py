@@ -19,14 +19,19 @@ from ctypes import POINTER, Structure, byref, c_char_p, c_int, c_int32, c_size_t
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import numpy as np
 
+from agent.child import LARGEST_REQUEST, describe_failure, drop_root, encode, init_child, receive, send
 from agent.compute.infer.choice import golden_inputs
-from agent.compute.infer.litert import CpuBackend, CpuSession, default_threads, load_runtime, runtime_version
+from agent.compute.infer.litert import (
+    CpuBackend,
+    CpuSession,
+    default_threads,
+    keep_stderr,
+    load_runtime,
+    runtime_version,
+)
 from agent.compute.infer.session import SessionOptions
-from agent.compute.infer.worker import protocol
-from agent.compute.infer.worker.main import describe_failure, drop_root_rights, init_child
 from agent.compute.manifest import Model
 from agent.compute.tflite.model import ModelFile, TensorSpec
 from agent.compute.tflite.read import read_modelfile
@@ -216,16 +221,17 @@ _OUTLIER, _GRAIN_MS = 2.0, 0.002
 def main(requests: int, replies: int, life: int) -> None:
     """Read a request, profile, and send the reply."""
     init_child(life)
+    keep_stderr()
     try:
         library()
         for late in ("numpy.ma", "numpy.random"):  # the other user may lack the right to read them
             importlib.import_module(late)
-        drop_root_rights()
-        ask = from_json(protocol.receive(requests), ProfileRequest)
-        reply: object = _profile(ask, protocol.receive(requests, largest=protocol.LARGEST_REQUEST))
+        drop_root()
+        ask = from_json(receive(requests), ProfileRequest)
+        reply: object = _profile(ask, receive(requests, largest=LARGEST_REQUEST))
     except Exception as error:
         reply = describe_failure(error)
-    protocol.send(replies, msgspec.json.encode(reply))
+    send(replies, encode(reply))
     # Skip the teardown: libraries may crash in it.
     os._exit(0)
 

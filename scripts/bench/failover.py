@@ -24,7 +24,7 @@ sys.path.insert(0, str(common.ROOT))
 from agent.compute.infer.delegates import probe_delegates
 from agent.compute.infer.failover import FailoverSession
 from agent.compute.infer.session import BackendSpec, SessionOptions
-from agent.compute.infer.worker.session import WorkerSession
+from agent.compute.infer.worker import WorkerSession
 from agent.compute.manifest import Model
 from agent.models.library import open_model
 from tests.support.delegates import compiled, identity_model

@@ -131,9 +131,9 @@ def busy_s() -> float:
 
 def openers(name: str) -> Opener:
     """Return what opens the streams' sessions."""
-    from agent.compute.infer.backends import open_session
+    from agent.compute.infer.session import open_session
     from agent.compute.infer.sharing import SessionPools
-    from agent.compute.infer.vetting.vetting import VETTING
+    from agent.compute.infer.vetting import VETTING
 
     if name == "own":
         return open_session

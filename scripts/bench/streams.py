@@ -56,8 +56,8 @@ def threads_max() -> int:
 
 def choose(model: str, count: str, turns: str) -> None:
     """Print the number of threads that the daemon chooses."""
+    from agent.compute.infer.benchmark import measure_splits
     from agent.compute.infer.choice import best_split
-    from agent.compute.infer.split import measure_splits
     from agent.models.library import golden, open_model
 
     opened, cores = open_model(model), len(os.sched_getaffinity(0))

@@ -12,7 +12,7 @@ from speech_graph import FRAMES, MELS
 from speech_mix import Kind, Pcm, Strength, example, mixed, to_pcm
 from speech_noise import Random, noise
 
-from agent.compute.infer.audio_features import LogMel, LogMelOptions
+from agent.compute.infer.audio_input import LogMel, LogMelOptions
 
 OPTIONS = LogMelOptions(
     rate_hz=8000, window_ms=25.0, hop_ms=10.0, mels=MELS, low_hz=60.0, high_hz=3800.0, offset=1e-7

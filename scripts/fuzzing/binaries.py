@@ -14,13 +14,14 @@ from contextlib import suppress
 from target import FOLDER, ROOT
 
 from agent.capture.audio_file import read_whole
+from agent.child import Failed, encode
 from agent.compute.decode.defaults import complete, facts_of
+from agent.compute.infer import worker
 from agent.compute.infer.chain import TimingRun
 from agent.compute.infer.litert import load_runtime
 from agent.compute.infer.session import SessionOptions
-from agent.compute.infer.vetting.process import outcome
-from agent.compute.infer.vetting.vetting import KNOWN, VettingLimits, identity
-from agent.compute.infer.worker import protocol
+from agent.compute.infer.vetting import KNOWN, VettingLimits, identity
+from agent.compute.infer.vetting_process import outcome
 from agent.compute.manifest import Manifest, Model, OutputManifest, Variant
 from agent.compute.tflite.model import ModelFile, TensorSpec
 from agent.compute.tflite.read import Runtime, incompatibilities, read_modelfile
@@ -198,24 +199,24 @@ def bundle_seeds() -> list[bytes]:
 
 def answer(data: bytes) -> None:
     """Decode an answer of a worker process; tensors that are accepted can be mapped."""
-    said = protocol.decode_answer(data)
-    region = said.region if isinstance(said, protocol.ModelOpened) else said
-    if isinstance(region, protocol.TensorRegion):
-        memory = protocol.create_shared_memory()
+    said = worker.decode_answer(data)
+    region = said.region if isinstance(said, worker.ModelOpened) else said
+    if isinstance(region, worker.TensorRegion):
+        memory = worker.create_shared_memory()
         try:
-            protocol.map_tensors(memory, region)
+            worker.map_tensors(memory, region)
         finally:
             os.close(memory)
 
 
 def answer_seeds() -> list[bytes]:
     specs = TensorSpec("image", (1, 4, 4, 3), "uint8", 0.5, -1), TensorSpec("scores", (1, 8), "float32")
-    region = protocol.TensorRegion(specs[:1], specs[1:], 4096, protocol.region_bytes(specs))
+    region = worker.TensorRegion(specs[:1], specs[1:], 4096, worker.region_bytes(specs))
     made = (
         region,
-        protocol.ModelOpened("litert 2.3.0", 12, 3, region),
-        protocol.Usage(1.5, 40.0),
+        worker.ModelOpened("litert 2.3.0", 12, 3, region),
+        worker.Usage(1.5, 40.0),
         TimingRun((1.5, 2.5), 4.0),
-        protocol.Failed("no such operation", model=True),
+        Failed("no such operation", model=True),
     )
-    return [protocol.encode(one) for one in made]
+    return [encode(one) for one in made]

@@ -8,7 +8,7 @@ import sent
 import written
 from target import JSON, TOML, Target
 
-from agent.compute.infer.worker import protocol
+from agent.child import InvalidMessageError
 
 _DAMAGED = (msgspec.MsgspecError, ValueError, RecursionError)
 """For one of these `agent.comms.mqtt.outbox` drops a row of the spool."""
@@ -35,7 +35,7 @@ TARGETS: dict[str, Target] = {
         "an answer of a worker process, JSON",
         binaries.answer,
         binaries.answer_seeds,
-        (protocol.InvalidMessageError,),
+        (InvalidMessageError,),
         JSON,
     ),
     "sound": Target(

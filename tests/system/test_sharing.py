@@ -37,7 +37,7 @@ def workers(pid: int) -> list[int]:
     for task in Path(f"/proc/{pid}/task").iterdir():
         for child in task.joinpath("children").read_text().split():
             line = Path(f"/proc/{child}/cmdline")
-            if line.exists() and b"infer.worker.main" in line.read_bytes():
+            if line.exists() and b"infer.worker_main" in line.read_bytes():
                 found.append(int(child))
     return found
 

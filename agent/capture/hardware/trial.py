@@ -14,7 +14,6 @@ from fractions import Fraction
 from typing import cast
 
 import av
-import msgspec
 import numpy as np
 from av.packet import Packet
 from av.stream import Stream
@@ -27,7 +26,8 @@ from msgspec.structs import replace
 from agent.capture.hardware.decoders import DecoderError, PictureDecoder, open_decoder
 from agent.capture.hardware.failover import SmallPicture, picture_difference, small_picture
 from agent.capture.hardware.table import SOFTWARE, DecoderTrial
-from agent.capture.hardware.trials import HEAD, TrialRequest
+from agent.capture.hardware.trials import TrialRequest
+from agent.child import LARGEST_REQUEST, encode, init_child, receive, send
 from agent.structs import from_json
 
 _PICTURES, _FPS, _SIZE = 60, 15, (640, 480)
@@ -39,16 +39,14 @@ _MISSING = 0.9
 """Least share of the pictures that a decoder must give."""
 
 
-def main() -> None:
-    """Read a request and a clip from standard input, and write the outcome to standard output."""
+def main(asked_by: int, answers_to: int, life: int) -> None:
+    """Receive a request and a clip, and send the outcome. The arguments are descriptors, see `ChildProcess`."""
+    init_child(life)
     os.nice(5)
     av.logging.set_level(None)
-    content = sys.stdin.buffer.read()
-    size = int.from_bytes(content[:HEAD])
-    request = from_json(content[HEAD : HEAD + size], TrialRequest)
-    outcome = try_decoder(request.decoder, request.codec, content[HEAD + size :])
-    sys.stdout.buffer.write(msgspec.json.encode(outcome))
-    sys.stdout.buffer.flush()
+    request = from_json(receive(asked_by), TrialRequest)
+    clip = receive(asked_by, largest=LARGEST_REQUEST)
+    send(answers_to, encode(try_decoder(request.decoder, request.codec, clip)))
     os._exit(0)  # closing the device may hang
 
 
@@ -179,4 +177,4 @@ def _refusal(trial: DecoderTrial, expected: int) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    main(*map(int, sys.argv[1:]))

@@ -2,24 +2,18 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from collections.abc import Callable
-from contextlib import suppress
 
-import msgspec
 from msgspec import Struct
 from msgspec.structs import replace
 
 from agent.capture.hardware.table import SOFTWARE, DecoderTrial, candidates
+from agent.child import ChildError, ChildProcess, encode
 from agent.errors import NO_JSON, reason_of
 from agent.structs import from_json
 from agent.text import plain
 
-HEAD = 4
-"""Bytes of the length of a request."""
 _WITHIN_S = 60.0
-_END_S = 2.0
 _LARGEST = 16 * 1024
 _MODULE = "agent.capture.hardware.trial"
 
@@ -71,30 +65,18 @@ def run_trial(
         module: that the process runs.
     """
     trial = DecoderTrial(name, codec)
-    head = msgspec.json.encode(TrialRequest(name, codec))
-    command = [sys.executable, "-P", "-m", module]  # `-P`: another user may own the working folder
     try:
-        process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
-        )
+        process = ChildProcess(module)
     except OSError as error:
         return replace(trial, refused=f"its process cannot be started: {reason_of(error)}")
     try:
-        written, _ = process.communicate(len(head).to_bytes(HEAD) + head + clip, within_s)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        with suppress(subprocess.TimeoutExpired):  # stuck in a driver
-            process.wait(_END_S)
-        return replace(trial, refused=f"it hangs: no result within {within_s:g} s")
-    if process.returncode < 0:
-        return replace(trial, refused=f"it crashed: its process was killed by signal {-process.returncode}")
-    return _outcome(trial, written, process.returncode)
-
-
-def _outcome(trial: DecoderTrial, written: bytes, status: int) -> DecoderTrial:
-    if not status and len(written) <= _LARGEST:
-        with suppress(*NO_JSON):
-            made = from_json(written, DecoderTrial)
-            if (made.name, made.codec) == (trial.name, trial.codec):
-                return replace(made, refused=plain(made.refused))
-    return replace(trial, refused=f"it crashed: its process ended with exit status {status}")
+        request = encode(TrialRequest(name, codec))
+        answer = process.ask(request, clip, within_s=within_s, what="the trial", largest=_LARGEST)
+        made = from_json(answer, DecoderTrial)
+    except ChildError as error:
+        return replace(trial, refused=f"it {plain(str(error))}")
+    except NO_JSON as error:
+        return replace(trial, refused=f"it sent an invalid answer: {plain(str(error))}")
+    finally:
+        process.end()
+    return replace(made, name=name, codec=codec, refused=plain(made.refused))

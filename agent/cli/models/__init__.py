@@ -80,7 +80,7 @@ def list_(files: tuple[str, ...], task: str, as_json: bool) -> None:
     `models pull` lists those that can be fetched.
     """
     from agent.cli.models.inspection import Listed, listed
-    from agent.compute.infer.vetting.unprivileged import without_root
+    from agent.compute.infer.unprivileged import without_root
     from agent.models.catalogue import TASKS, check_task
     from agent.models.files import bundled, preloaded
 
@@ -118,7 +118,7 @@ def inspect(file: str, as_json: bool, write: bool, path: str, force: bool) -> No
     or if its decoder is not known.
     """
     from agent.cli.models.inspection import ModelInspection, inspection
-    from agent.compute.infer.vetting.unprivileged import without_root
+    from agent.compute.infer.unprivileged import without_root
     from agent.models.files import preloaded
 
     with preloaded([file]):
@@ -271,7 +271,7 @@ def _write_manifest(file: str, path: str, force: bool) -> None:
     Raises:
         ModelError: the decoder is not known, or a manifest exists and `force` is not set.
     """
-    from agent.compute.infer.vetting.unprivileged import without_root
+    from agent.compute.infer.unprivileged import without_root
     from agent.models.files import preloaded
     from agent.models.manifest_writer import Draft, draft, write_new
 

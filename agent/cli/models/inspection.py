@@ -220,7 +220,7 @@ def _open_variants(known: Known, file: str) -> dict[str, _Ends]:
         ModelError: the model does not fit its decoder or front end. BackendError: the runtime cannot run it.
     """
     from agent.compute.infer.session import BackendSpec, SessionOptions
-    from agent.compute.infer.worker.session import WorkerSession
+    from agent.compute.infer.worker import WorkerSession
 
     model, tensors = Model(known.content, known.sha256, known.manifest, file), dict[str, _Ends]()
     session = WorkerSession(model, BackendSpec(), SessionOptions())
@@ -250,7 +250,7 @@ def check_decoder_fits(session: Session, model: Model) -> None:
         UtterancePerception("inspect", config, model, lambda *_: session)
         return
     from agent.compute.hearing import AudioPerception
-    from agent.compute.infer.backends import open_for_command
+    from agent.compute.infer.session import open_for_command
     from agent.features.verification.models import open_verifier
 
     with ExitStack() as opened:

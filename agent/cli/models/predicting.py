@@ -38,7 +38,7 @@ def predict_and_print(model: str, board: str, variant: str, fps: float, *, as_js
     Raises:
         ModelError: see `agent.models.predict.predict_model`.
     """
-    from agent.compute.infer.vetting.unprivileged import without_root
+    from agent.compute.infer.unprivileged import without_root
     from agent.models.files import preloaded
     from agent.models.predict import ModelPrediction, find_board, predict_model
 

@@ -60,7 +60,7 @@ def recommend_and_print(task: str, board: str, fps: float, memory: int, *, as_js
     Raises:
         ModelError: there is no such task or board.
     """
-    from agent.compute.infer.vetting.unprivileged import without_root
+    from agent.compute.infer.unprivileged import without_root
     from agent.models.files import preloaded
     from agent.models.recommend import Recommendation, bundled_for, recommend
 

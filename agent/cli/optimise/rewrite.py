@@ -9,7 +9,7 @@ import click
 
 from agent.cli.optimise.progress import show_progress
 from agent.cli.output import console, open_table, print_json
-from agent.compute.infer.vetting.unprivileged import without_root
+from agent.compute.infer.unprivileged import without_root
 from agent.errors import ModelError
 from agent.models.files import load_file
 from agent.models.library import prefixed_errors

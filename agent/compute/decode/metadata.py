@@ -20,7 +20,7 @@ import msgspec
 from msgspec import Struct
 from msgspec.structs import replace
 
-from agent.compute.tflite.flatbuffer import ByteSource, FlatTable
+from agent.compute.tflite.read import ByteSource, FlatTable
 from agent.errors import ModelError
 
 log = logging.getLogger(__name__)

@@ -1,4 +1,4 @@
-"""Measures the backends that can run a model and chooses the best.
+"""Measures the backends that can run a model and chooses the best, and how several streams use the cores best.
 
 Each candidate runs in a worker process: the CPU with each number of threads, and each delegate that is found. Its
 answers are checked first. Candidates that are compared take turns, so that what slows the board down for a moment
@@ -11,52 +11,45 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing
 from math import isfinite
-from typing import get_args
 
 import numpy as np
 from msgspec import Struct
 from msgspec.structs import replace
 
-from agent.compute.infer.chain import ModelChain, TimingRun, time_inference
+from agent.compute.infer.chain import PAUSE_S, ModelChain, TimingRun, time_runs
 from agent.compute.infer.choice import (
-    WORTH_A_THREAD,
     By,
     Inputs,
     Measurement,
     Reference,
     Selection,
-    best_of,
+    SplitMeasurement,
     decide,
     describe_error,
     golden_inputs,
     output_error,
     tolerance,
 )
-from agent.compute.infer.delegates import DelegateProbe, unsuited
+from agent.compute.infer.delegates import DelegateProbe, software_driver, unsuited
+from agent.compute.infer.litert import side_by_side
 from agent.compute.infer.session import BackendSpec, SessionOptions
-from agent.compute.infer.vulkan import software_driver
-from agent.compute.infer.worker.session import PATIENCE_S, WorkerSession
+from agent.compute.infer.worker import PATIENCE_S, WorkerSession
 from agent.compute.manifest import Model
 from agent.compute.tflite.read import read_modelfile
 from agent.errors import BackendError, ModelError
 from agent.text import plural
 
-_TURN_S = 0.1
-"""Length of a turn, s."""
-_LEAST, _MOST = 10, 30
-"""Number of turns."""
-_PARTS = 5
-"""Stop if the same candidate is best in each of so many parts of the turns."""
+_TURNS, _TURN_S = 20, 0.1
+"""Number and length, s, of the turns of each candidate."""
 _FAR_SLOWER = 4.0
 """A candidate that takes so many times the reference's latency gets no further turn."""
 _HANGS_S, _HANGS = 2.0, 50.0
 """Deadline of an inference: this, s, or so many times the reference's latency if that is longer."""
 
 Progress = Callable[[str], None]
-Judge = Callable[[Sequence[Measurement]], object]
-"""Returns which of these is best, as any comparable value."""
 
 
 class Candidate(Struct, frozen=True):
@@ -78,17 +71,15 @@ def benchmark(
     reference: Reference,
     *,
     patience_s: float = PATIENCE_S,
-    judge: Judge = lambda _: None,
     progress: Progress = lambda _: None,
 ) -> list[Measurement]:
-    """Measure candidates, all of them open at the same time, until it is clear which is best.
+    """Measure candidates, all of them open at the same time.
 
     Args:
         model: to run.
         candidates: to be compared.
         reference: right answers.
         patience_s: timeout for opening one and for its first inference, s.
-        judge: see `Judge`; without one there is the least number of turns.
         progress: called with the label of what is measured next; its errors end the benchmark.
     """
     with ExitStack() as open_:
@@ -96,18 +87,11 @@ def benchmark(
         for candidate in candidates:
             progress(candidate.label)
             trials.append(open_.enter_context(closing(CandidateRun(model, candidate, reference, patience_s))))
-        number = 0
-        while number < _LEAST or (number < _MOST and not _is_decided(trials, judge)):
+        for number in range(_TURNS):
             for trial in trials[:: -1 if number % 2 else 1]:
                 progress(trial.candidate.label)
                 trial.measure()
-            number += 1
         return [trial.result() for trial in trials]
-
-
-def _is_decided(trials: Sequence[CandidateRun], judge: Judge) -> bool:
-    parts = [judge([trial.partial_result(part) for trial in trials]) for part in range(_PARTS)]
-    return all(best == parts[0] for best in parts)
 
 
 class CandidateRun:
@@ -132,33 +116,25 @@ class CandidateRun:
             if self.candidate.plan.kind == "cpu":
                 self._turns.append(session.time_model(_TURN_S))
             else:
-                self._turns.append(time_inference(self._chain, _TURN_S, lambda: session.usage().cpu_s))
+                self._turns.append(time_runs(self._chain.invoke, _TURN_S, lambda: session.usage().cpu_s, PAUSE_S))
         except BackendError as error:
             self._refuse(str(error))
 
     def result(self) -> Measurement:
         """Return the measurement so far."""
-        if self._session is None:
+        if self._session is None or not self._turns:
             return self._known
+        times = np.concatenate([turn.ms for turn in self._turns])
         try:
-            return replace(self._summary(self._turns), rss_mb=self._session.usage().rss_mb)
+            rss_mb = self._session.usage().rss_mb
         except BackendError as error:
             return replace(self._known, refused=str(error))
-
-    def partial_result(self, part: int) -> Measurement:
-        """Return the measurement from one part of the turns, without memory."""
-        ends = [len(self._turns) * end // _PARTS for end in (part, part + 1)]
-        return self._summary(self._turns[slice(*ends)])
-
-    def _summary(self, turns: Sequence[TimingRun]) -> Measurement:
-        if self._known.refused or not turns:
-            return self._known
-        times = np.concatenate([turn.ms for turn in turns])
         return replace(
             self._known,
             p50_ms=float(np.percentile(times, 50)),
             p95_ms=float(np.percentile(times, 95)),
-            cpu_ms=sum(turn.cpu_ms for turn in turns) / len(times),
+            cpu_ms=sum(turn.cpu_ms for turn in self._turns) / len(times),
+            rss_mb=rss_mb,
         )
 
     def close(self) -> None:
@@ -267,7 +243,7 @@ def _survey_cpu(
     measured: list[Measurement] = []
     for first in range(0, threads_max, at_once):
         group = candidates[first : first + at_once]
-        measured += benchmark(model, group, reference, judge=_best_threads, progress=progress)
+        measured += benchmark(model, group, reference, progress=progress)
     return measured
 
 
@@ -308,6 +284,100 @@ def _reference(model: Model, inputs: Inputs) -> Reference:
         session.close()
 
 
-def _best_threads(measured: Sequence[Measurement]) -> list[int]:
-    found = (best_of(measured, by, WORTH_A_THREAD) for by in get_args(By))
-    return [0 if one is None else one.threads for one in found]
+STREAMS_MAX = 64
+"""Most streams that are measured at once."""
+SPLIT_TURNS, SPLIT_TURN_S = 8, 0.5
+"""Number and length, s, of the turns of each way to use the cores."""
+_SLOW_S = 10.0
+"""Deadline of an inference, s: several run at once, and a model may be slow."""
+
+
+class _Split:
+    """A number of threads for an inference, with as many worker processes as run side by side."""
+
+    def __init__(self, model: Model, known: SplitMeasurement, inputs: Inputs, patience_s: float) -> None:
+        """Open the model in each process. Raises as `WorkerSession`."""
+        self.known, self._runs = known, list[TimingRun]()
+        self._sessions: list[WorkerSession] = []
+        plan, options = BackendSpec(threads=known.threads), SessionOptions(threads=known.threads)
+        try:
+            for _ in range(known.at_once):
+                session = WorkerSession(model, plan, options, deadline_s=_SLOW_S, patience_s=patience_s)
+                self._sessions.append(session)
+                for index, array in enumerate(inputs(session.inputs)[0]):
+                    np.copyto(session.input(index), array)
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        for session in self._sessions:
+            session.close()
+
+    def run(self, seconds: float) -> None:
+        """Let all processes run without a pause, side by side."""
+        if self.known.refused:
+            return
+        try:
+            with ThreadPoolExecutor(len(self._sessions)) as threads:
+                self._runs += threads.map(lambda session: session.time_turn(seconds), self._sessions)
+        except BackendError as error:
+            self.known = replace(self.known, refused=str(error))
+
+    def result(self) -> SplitMeasurement:
+        """Return the measurement so far."""
+        if self.known.refused:
+            return self.known
+        count = sum(len(run.ms) for run in self._runs)
+        per_s = len(self._sessions) * count / sum(sum(run.ms) for run in self._runs) * 1e3
+        cpu_ms = sum(run.cpu_ms for run in self._runs) / count
+        return replace(self.known, per_s=per_s, latency_ms=self.known.streams / per_s * 1e3, cpu_ms=cpu_ms)
+
+
+def measure_splits(
+    model: Model,
+    streams: int,
+    cores: int,
+    threads_max: int,
+    *,
+    inputs: Inputs = golden_inputs,
+    patience_s: float = PATIENCE_S,
+    spare_mb: float = math.inf,
+    turns: int = SPLIT_TURNS,
+    progress: Progress = lambda _: None,
+) -> tuple[SplitMeasurement, ...]:
+    """Measure what so many streams of a model get with 1 thread for an inference, with 2, and so on.
+
+    With few threads more inferences run side by side. The ways take turns.
+
+    Args:
+        model: to run; without exits.
+        streams: that ask for inferences without a pause, 1 to `STREAMS_MAX`.
+        cores: of the CPU that can be used.
+        threads_max: most threads of an inference.
+        inputs: returns the inputs, of which the first is used.
+        patience_s: longest time to open a model, and of an inference, s.
+        spare_mb: memory for processes, MB; if it is short, the ways are measured one after the other.
+        turns: of `SPLIT_TURN_S` for each way.
+        progress: called with what is measured next; its errors end the measurement.
+
+    Raises:
+        ModelError, BackendError: the CPU does not run the model.
+    """
+    ways = [
+        SplitMeasurement(streams, threads, min(streams, side_by_side(cores, threads)))
+        for threads in range(1, min(cores, threads_max) + 1)
+    ]
+    at_once = sum(way.at_once for way in ways) * _reference(model, inputs).rss_mb <= spare_mb
+    found: list[SplitMeasurement] = []
+    for group in [ways] if at_once else [[way] for way in ways]:
+        with ExitStack() as opened:
+            splits = [opened.enter_context(closing(_Split(model, way, inputs, patience_s))) for way in group]
+            for number in range(turns):
+                for split in splits[:: -1 if number % 2 else 1]:
+                    progress(f"{plural(streams, 'stream')}, {plural(split.known.threads, 'thread')} each")
+                    split.run(SPLIT_TURN_S)
+            found += [split.result() for split in splits]
+    if all(one.refused for one in found):
+        raise BackendError(found[0].refused)
+    return tuple(found)

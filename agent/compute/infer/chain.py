@@ -73,9 +73,10 @@ class ModelChain:
             session.invoke()
 
 
-_PAUSE_S = 0.01
-"""Pause between timed inferences, s."""
-_WARM_RUNS = 3
+PAUSE_S = 0.01
+"""Pause between timed inferences that are to take as long as in a stream, s."""
+_RUNS_MAX = 20_000
+"""Most inferences that one turn times: their times must fit into a message."""
 
 
 class TimingRun(Struct, frozen=True, tag=True):
@@ -85,56 +86,27 @@ class TimingRun(Struct, frozen=True, tag=True):
     cpu_ms: float
 
 
-def time_inference(chain: ModelChain, seconds: float, cpu_s: Callable[[], float]) -> TimingRun:
-    """Time inferences on what the input holds, after one that does not count.
+def time_runs(
+    invoke: Callable[[], None], seconds: float, cpu_s: Callable[[], float], pause_s: float = 0.0
+) -> TimingRun:
+    """Time inferences on what the inputs hold, after one that does not count.
 
     Args:
-        chain: the model.
-        seconds: for how long, s. At least one inference is timed; the last one may end later.
-        cpu_s: returns the CPU time used so far by the process that runs the model, s.
-    """
-    chain.invoke()  # what ran before has left the caches cold
-    ms: list[float] = []
-    used, now = cpu_s(), time.perf_counter()
-    until = now + seconds
-    while not ms or now < until:
-        time.sleep(_PAUSE_S)
-        began = time.perf_counter()
-        chain.invoke()
-        now = time.perf_counter()
-        ms.append((now - began) * 1e3)
-    return TimingRun(tuple(ms), (cpu_s() - used) * 1e3)
-
-
-def time_turn(session: Session, seconds: float, cpu_s: Callable[[], float]) -> TimingRun:
-    """Time inferences of the selected variant on what its inputs hold, after one that does not count.
-
-    There are no pauses between them, so that a short turn can pass without another process on the core.
-
-    Args:
-        session: of the model.
+        invoke: runs an inference.
         seconds: for how long, s. At least one inference is timed; the last one may end later.
         cpu_s: returns the CPU time used so far by the thread or process that runs the model, s.
+        pause_s: pause between inferences, s; 0: none, so that a short turn can pass without another process on
+            the core.
     """
-    session.invoke()  # what ran before has left the caches cold
+    invoke()  # what ran before has left the caches cold
     ms: list[float] = []
     used, now = cpu_s(), time.perf_counter()
     until = now + seconds
-    while not ms or now < until:
+    while not ms or (now < until and len(ms) < _RUNS_MAX):
+        if pause_s:
+            time.sleep(pause_s)
         began = time.perf_counter()
-        session.invoke()
+        invoke()
         now = time.perf_counter()
         ms.append((now - began) * 1e3)
     return TimingRun(tuple(ms), (cpu_s() - used) * 1e3)
-
-
-def warm_latency_ns(session: Session, variant: str) -> int:
-    """Return the shortest of a few warm inferences of a variant, ns. The variant stays selected."""
-    session.select(variant)
-    session.invoke()
-    times = []
-    for _ in range(_WARM_RUNS):
-        began = time.monotonic_ns()
-        session.invoke()
-        times.append(time.monotonic_ns() - began)
-    return min(times)

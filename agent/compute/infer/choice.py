@@ -162,7 +162,6 @@ class SplitMeasurement(Struct, frozen=True):
         per_s: inferences per second of all streams together.
         latency_ms: mean time that a stream waits for its answer, with the wait for a turn.
         cpu_ms: CPU time of one inference.
-        least_share: inferences of the stream that got the fewest, by the mean of all.
         refused: why it could not be measured; empty: it was.
     """
 
@@ -172,13 +171,7 @@ class SplitMeasurement(Struct, frozen=True):
     per_s: _Amount = 0.0
     latency_ms: _Amount = 0.0
     cpu_ms: _Amount = 0.0
-    least_share: Annotated[float, Meta(ge=0.0, le=1.0)] = 0.0
     refused: str = ""
-
-
-def side_by_side(cores: int, threads: int) -> int:
-    """Return how many inferences keep the CPU busy: of several threads some wait for the others at times."""
-    return max(1, cores // threads) + (threads > 1)
 
 
 def best_split(measured: Sequence[SplitMeasurement], streams: int, by: By) -> SplitMeasurement | None:

@@ -3,23 +3,29 @@
 A delegate that is found is only a candidate: `agent.compute.infer.benchmark` opens it in a worker process, checks
 its answers and measures it. No library is loaded here, because it may end the process.
 
+Vulkan is asked for its devices in a child process, this module run as a program: a driver may crash the process
+that loads it. Structures and numbers: https://registry.khronos.org/vulkan/specs/1.3-extensions/html/
+
 Sources of names and options: each project's own documentation, given in its row.
 """
 
 from __future__ import annotations
 
-import re
+import ctypes
+import grp
+import os
 import stat
-import struct
-import subprocess
+import sys
 from collections.abc import Sequence
-from functools import cached_property, partial
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Literal
 from urllib.parse import parse_qsl
 
 from msgspec import Struct
 
+from agent.child import ChildError, ChildProcess, init_child, send
 from agent.compute.infer.session import BackendSpec
 from agent.compute.tflite.model import ModelFile
 from agent.config.toml import nearest
@@ -191,18 +197,6 @@ def unsuited(name: str, file: ModelFile) -> str:
 
 
 _FOLDERS = ("usr/local/lib", "usr/lib/*-linux-gnu*", "usr/lib", "usr/lib64", "lib")
-_LDCONFIG = "/sbin/ldconfig"
-_LISTED = re.compile(r"^\t(\S+) \(.*\) => (/.*)$", re.MULTILINE)
-_PATIENCE_S = 10.0
-_MACHINES = {3: "x86", 40: "ARM (32-bit)", 62: "x86-64", 183: "ARM (64-bit)", 243: "RISC-V"}
-"""ELF's numbers: https://refspecs.linuxfoundation.org/elf/gabi4+/ch4.eheader.html"""
-_KINDS = {
-    stat.S_IFDIR: "a folder",
-    stat.S_IFIFO: "a pipe",
-    stat.S_IFSOCK: "a socket",
-    stat.S_IFCHR: "a device",
-    stat.S_IFBLK: "a device",
-}
 
 
 class Libraries:
@@ -219,46 +213,22 @@ class Libraries:
         if "/" in name:
             path = self._root / name.lstrip("/")
             return str(path) if path.exists() or path.is_symlink() else ""
-        usual = [str(path) for folder in _FOLDERS for path in sorted(self._root.glob(f"{folder}/{name}"))]
-        usable = next((path for path in usual if not load_problem(Path(path))), "")
-        if usable:
-            return usable
-        others = self._listed.get(name, [])
-        return next((path for path in others if not load_problem(Path(path))), next(iter((*usual, *others)), ""))
-
-    @cached_property
-    def _listed(self) -> dict[str, list[str]]:
-        """Libraries that the loader knows besides those in the usual folders, by `/etc/ld.so.conf`."""
-        listed: dict[str, list[str]] = {}
-        if self._root != Path("/"):
-            return listed
-        try:
-            done = subprocess.run([_LDCONFIG, "-p"], capture_output=True, timeout=_PATIENCE_S, check=False)
-        except (OSError, subprocess.TimeoutExpired):  # there is none without glibc
-            return listed
-        for name, path in _LISTED.findall(done.stdout.decode(errors="replace")):
-            listed.setdefault(name, []).append(path)
-        return listed
+        found = [str(path) for folder in _FOLDERS for path in sorted(self._root.glob(f"{folder}/{name}"))]
+        return next((path for path in found if not load_problem(Path(path))), next(iter(found), ""))
 
 
 def load_problem(path: Path) -> str:
     """Return the reason why the loader cannot load a file on this machine; empty if it may."""
     try:
-        if kind := _KINDS.get(stat.S_IFMT(path.stat().st_mode)):
-            return f"expected a shared library, found {kind}"
-        with path.open("rb") as file:
-            head = file.read(20)
+        if not stat.S_ISREG(path.stat().st_mode):
+            return "not a shared library"
+        with path.open("rb") as file, Path("/proc/self/exe").open("rb") as program:
+            theirs, ours = file.read(20), program.read(20)
     except OSError as error:
         return f"cannot be read: {reason_of(error)}"
-    if head[:4] != b"\x7fELF" or len(head) < 20:
+    if theirs[:4] != b"\x7fELF" or len(theirs) < 20:
         return "not a shared library"
-    (theirs,) = struct.unpack("<H", head[18:20])
-    with Path("/proc/self/exe").open("rb") as file:
-        (ours,) = struct.unpack("<H", file.read(20)[18:])
-    if theirs == ours:
-        return ""
-    known = _MACHINES.get(theirs, f"machine {theirs}"), _MACHINES.get(ours, f"machine {ours}")
-    return f"built for {known[0]}, but this machine is {known[1]}"
+    return "" if theirs[18:20] == ours[18:20] else "built for another kind of processor"  # e_machine of elf(5)
 
 
 EXTERNAL = "external:"
@@ -325,6 +295,42 @@ def _usb_node(root: Path, attribute: Path) -> Path:
     return root / f"dev/bus/usb/{bus:03d}/{device:03d}"
 
 
+_GROUPS = ("video", "audio", "render")
+"""Groups of cameras, microphones and GPUs, as in the daemon's unit."""
+_GROUP, _ANYBODY = stat.S_IRGRP | stat.S_IWGRP, stat.S_IROTH | stat.S_IWOTH
+
+
+def device_groups(root: Path = Path("/")) -> list[int]:
+    """List the groups that may use cameras, microphones, GPUs and accelerators here.
+
+    These are the groups of the daemon's unit and those of the accelerators' device nodes: in a container the
+    latter are the host's numbers, without names.
+    """
+    found = {group for node in device_nodes(root=root) if (group := _writers(node))}
+    for name in _GROUPS:
+        with suppress(KeyError):
+            found.add(grp.getgrnam(name).gr_gid)
+    return sorted(found)
+
+
+def only_for_root(backend: str, root: Path = Path("/")) -> Path | None:
+    """Return a device node of a backend that only root may open, whatever a user's groups; None: none."""
+    for node in device_nodes(backend, root):
+        with suppress(OSError):
+            if not _writers(node) and node.stat().st_mode & _ANYBODY != _ANYBODY:
+                return node
+    return None
+
+
+def _writers(node: Path) -> int:
+    """Return the group that may read and write a device node; 0: only root's."""
+    with suppress(OSError):
+        status = node.stat()
+        if status.st_mode & _GROUP == _GROUP:
+            return status.st_gid
+    return 0
+
+
 def _probe(row: DelegateSpec, root: Path, libraries: Libraries) -> DelegateProbe:
     def missing(what: str) -> DelegateProbe:
         return DelegateProbe(row.name, row.title, missing=f"{what}: {row.hint}" if row.hint else what)
@@ -381,3 +387,74 @@ def _begins(path: Path, text: str) -> bool:
         return path.read_text(errors="replace").startswith(text)
     except OSError:
         return False
+
+
+_VULKAN_S = 20.0
+_VULKAN_CPU = 4
+"""VK_PHYSICAL_DEVICE_TYPE_CPU."""
+_PROPERTIES_BYTES, _TYPE_AT, _NAME_AT, _NAME_BYTES = 4096, 16, 20, 256
+"""VkPhysicalDeviceProperties has 824 bytes on a 64-bit system; where the device's type and name begin in it."""
+
+
+def software_driver() -> str:
+    """Return the name of the software driver if Vulkan has no other; empty if it has a GPU, or no driver.
+
+    Such a driver, Mesa's llvmpipe, computes on the CPU. Takes 0.2 to 0.5 s.
+    """
+    try:
+        process = ChildProcess("agent.compute.infer.delegates")
+    except OSError:
+        return ""
+    try:
+        return process.ask(within_s=_VULKAN_S, what="Vulkan").decode(errors="replace")
+    except ChildError:
+        return ""
+    finally:
+        process.end()
+
+
+def main(_: int, answers_to: int, life: int) -> None:
+    """Send the name of the software driver, see `ChildProcess`."""
+    init_child(life)
+    found = _vulkan_devices()
+    is_software = found and all(kind == _VULKAN_CPU for kind, _ in found)
+    send(answers_to, found[0][1].encode() if is_software else b"")
+    os._exit(0)
+
+
+class _InstanceCreateInfo(ctypes.Structure):
+    _fields_ = (
+        ("sType", ctypes.c_int32),
+        ("pNext", ctypes.c_void_p),
+        ("flags", ctypes.c_uint32),
+        ("pApplicationInfo", ctypes.c_void_p),
+        ("enabledLayerCount", ctypes.c_uint32),
+        ("ppEnabledLayerNames", ctypes.c_void_p),
+        ("enabledExtensionCount", ctypes.c_uint32),
+        ("ppEnabledExtensionNames", ctypes.c_void_p),
+    )
+
+
+def _vulkan_devices() -> list[tuple[int, str]]:
+    """Return type and name of each Vulkan device, with its drivers loaded. Raises OSError if there is none."""
+    library = ctypes.CDLL("libvulkan.so.1")
+    instance, count = ctypes.c_void_p(), ctypes.c_uint32()
+    asked = _InstanceCreateInfo(sType=1)  # VK_STRUCTURE_TYPE_INSTANCE_CREATE_INFO
+    if library.vkCreateInstance(ctypes.byref(asked), None, ctypes.byref(instance)):
+        raise OSError("Vulkan has no driver that can be used")
+    library.vkEnumeratePhysicalDevices(instance, ctypes.byref(count), None)
+    handles = (ctypes.c_void_p * count.value)()
+    library.vkEnumeratePhysicalDevices(instance, ctypes.byref(count), handles)
+    return [_described(library, handle) for handle in handles[: count.value]]
+
+
+def _described(library: ctypes.CDLL, handle: int | None) -> tuple[int, str]:
+    found = ctypes.create_string_buffer(_PROPERTIES_BYTES)
+    library.vkGetPhysicalDeviceProperties(ctypes.c_void_p(handle), found)
+    kind = int.from_bytes(found.raw[_TYPE_AT : _TYPE_AT + 4], sys.byteorder)
+    name = found.raw[_NAME_AT : _NAME_AT + _NAME_BYTES].split(b"\0")[0]
+    return kind, name.decode(errors="replace")
+
+
+if __name__ == "__main__":
+    main(*map(int, sys.argv[1:]))

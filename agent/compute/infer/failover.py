@@ -19,8 +19,8 @@ from agent.compute.infer.chain import ModelChain
 from agent.compute.infer.choice import Inputs, describe_error, golden_inputs, output_error, tolerance
 from agent.compute.infer.session import BackendSpec, Session, SessionOptions
 from agent.compute.infer.sharing import SessionPools
-from agent.compute.infer.vetting.vetting import VETTING, Vetting
-from agent.compute.infer.worker.session import DEADLINE_S, PATIENCE_S, WorkerSession
+from agent.compute.infer.vetting import VETTING, Vetting
+from agent.compute.infer.worker import DEADLINE_S, PATIENCE_S, WorkerSession
 from agent.compute.manifest import Model
 from agent.compute.tflite.model import TensorSpec
 from agent.errors import BackendError, ModelError, VedetteError, reason_of
@@ -183,7 +183,7 @@ class FailoverSession:
             check_s: interval at which the CPU checks an answer of the device, s.
             retry_s: pause before the device is reopened for the first time, s.
             wait_s: time to wait for the device, s. The CPU answers until it is open.
-            vetting: see `agent.compute.infer.backends.open_session`.
+            vetting: see `agent.compute.infer.session.open_session`.
             pools: of the sessions that streams share, both on the CPU and on the device; None: it shares none.
 
         Raises:

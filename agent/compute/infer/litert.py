@@ -25,7 +25,6 @@ from msgspec import Struct
 
 from agent.board.process import STDERR_TURN
 from agent.compute.infer.session import BackendSpec, SessionOptions
-from agent.compute.infer.worker import protocol
 from agent.compute.manifest import Model
 from agent.compute.tflite.model import ModelFile, TensorSpec
 from agent.errors import BackendError, ModelError
@@ -113,9 +112,27 @@ def default_threads(cores: int) -> int:
     return min(4, max(1, cores - 1))
 
 
+def side_by_side(cores: int, threads: int) -> int:
+    """Return how many inferences keep the CPU busy: of several threads some wait for the others at times."""
+    return max(1, cores // threads) + (threads > 1)
+
+
+_TENSORS_BYTES = 512 * 1024**2
+_COPIES, _STACKS = 4, 128 * 2**20
+"""Copies of the weights, and bytes for the stacks of threads: small models need some 60 MB."""
+
+
+def memory_max(model_bytes: int) -> int:
+    """Return the memory that a process may add to open and run a model of this size, bytes.
+
+    Runtimes copy its weights, unpacked to 8 bits or more.
+    """
+    return tensors_max() + _COPIES * model_bytes + _STACKS
+
+
 def tensors_max() -> int:
     """Return the memory that the tensors of a model may take on this board, bytes."""
-    return min(protocol.TENSORS_BYTES, os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 3)
+    return min(_TENSORS_BYTES, os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 3)
 
 
 def _too_large(needed: int) -> list[str]:

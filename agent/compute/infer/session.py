@@ -1,16 +1,22 @@
-"""Protocols of sessions and backends, by which a model is opened and run, and a session that can be replaced."""
+"""Sessions and backends: their protocols, and the opening of a model on a named backend.
+
+Backends never know a model family.
+"""
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable
-from typing import Literal, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
 from msgspec import Struct
 
 from agent.compute.manifest import Model
 from agent.compute.tflite.model import TensorSpec
+from agent.errors import BackendError, ModelError
 from agent.types import Array
+
+if TYPE_CHECKING:
+    from agent.compute.infer.vetting import Vetting
 
 AUTO, CPU = "auto", "cpu"
 CPU_FALLBACK = ",cpu"
@@ -120,80 +126,68 @@ Opener = Callable[[Model, str, SessionOptions], Session]
 """Opens a model on the named backend, as `open_session` does."""
 
 
-class SwappableSession:
-    """Session that runs another one until a better backend is ready. A stateful model then loses its state.
+BACKENDS = (AUTO, CPU)
+"""Names of the CPU."""
 
-    Attributes:
-        plan: backend of the session that runs.
-        closed: True after `close`.
+
+class NotYetError(ModelError):
+    """The model's tensors are not known yet."""
+
+
+def open_session(model: Model, backend: str, options: SessionOptions, vetting: Vetting | None = None) -> Session:
+    """Open a model on the named backend. An explicit name never falls back.
+
+    `auto` is the CPU here; the daemon replaces it by what was measured. With `NAME,cpu` the CPU answers when NAME
+    fails. Every backend but the CPU runs in a worker process, because it may crash or hang. A model on the CPU
+    has run in a vetting process before; without `vetting` its outcome is not recorded on disk.
+
+    Raises:
+        ModelError, BackendError: see `Backend.open` and `Vetting.open`.
     """
+    if backend in BACKENDS:
+        from agent.compute.infer.vetting import VETTING
 
-    def __init__(self, session: Session, plan: BackendSpec) -> None:
-        self._session, self.plan = session, plan
-        self._next: Session | None = None
-        self._lock = threading.Lock()
-        self.closed = False
+        return (vetting or VETTING).open(model, options)
+    if (spec := fallback_spec(backend)) is not None:
+        from agent.compute.infer.failover import FailoverSession
 
-    def swap_to(self, session: Session, plan: BackendSpec) -> None:
-        """Use `session` from the next input on, or close it if this one is closed. Any thread may call this."""
-        with self._lock:
-            unused: Session | None = session
-            if not self.closed:
-                self.plan = plan
-                unused, self._next = self._next, session
-        if unused is not None:
-            unused.close()
+        return FailoverSession(model, spec, options, wait_s=0.0, vetting=vetting)
+    from agent.compute.infer.worker import WorkerSession
 
-    @property
-    def backend(self) -> str:
-        return self._session.backend
+    return WorkerSession(model, resolve_backend(backend), options)
 
-    @property
-    def variant(self) -> str:
-        return self._session.variant
 
-    @property
-    def inputs(self) -> tuple[TensorSpec, ...]:
-        return self._session.inputs
+def open_for_command(model: Model, backend: str, options: SessionOptions) -> Session:
+    """Open a model for a command like `open_session`, but for root in a worker without root's rights."""
+    from agent.child import is_root
 
-    @property
-    def outputs(self) -> tuple[TensorSpec, ...]:
-        return self._session.outputs
+    if not opens_at_once(backend) or not is_root():
+        return open_session(model, backend, options)
+    from agent.compute.infer.vetting import VETTING
+    from agent.compute.infer.worker import PATIENCE_S, WorkerSession
 
-    @property
-    def degraded(self) -> str:
-        return self._session.degraded
+    VETTING.check(model, options)  # first: it limits CPU time, which a worker does not
+    return WorkerSession(model, BackendSpec(), options, deadline_s=PATIENCE_S, learns=True)
 
-    def select(self, variant: str) -> None:
-        self._session.select(variant)
 
-    def input(self, index: int) -> Array:
-        if index == 0 and self._next is not None:
-            self._swap()
-        return self._session.input(index)
+def opens_at_once(backend: str) -> bool:
+    """Return True if the backend opens without waiting for an accelerator (CPU, or CPU fallback)."""
+    return backend in BACKENDS or backend.endswith(CPU_FALLBACK)
 
-    def invoke(self) -> None:
-        self._session.invoke()
 
-    def output(self, index: int) -> Array:
-        return self._session.output(index)
+def fallback_spec(backend: str) -> BackendSpec | None:
+    """Resolve the accelerator of a backend with CPU fallback; None: it has none. Raises as `resolve_backend`."""
+    name = backend.removesuffix(CPU_FALLBACK)
+    return resolve_backend(name) if name != backend else None
 
-    def close(self) -> None:
-        with self._lock:
-            self.closed, after, self._next = True, self._next, None
-        if after is not None:
-            after.close()
-        self._session.close()
 
-    def _swap(self) -> None:
-        with self._lock:
-            session, self._next = self._next, None
-        if session is None:
-            return
-        try:
-            session.select(self._session.variant)
-        except BaseException:
-            session.close()
-            raise
-        before, self._session = self._session, session
-        before.close()
+def resolve_backend(backend: str) -> BackendSpec:
+    """Find the named backend on this board. Raises BackendError if it is unknown or not on this board."""
+    from agent.compute.infer.delegates import probe_delegates
+
+    if backend in BACKENDS:
+        return BackendSpec()
+    (found,) = probe_delegates([backend.removesuffix(CPU_FALLBACK)], besides=(AUTO, CPU))
+    if found.plan is None:
+        raise BackendError(f"backend {backend!r} cannot be used here: {found.missing}")
+    return found.plan

@@ -1,168 +1,325 @@
 """Streams with the same model share its sessions and take turns on them, one inference each.
 
-A turn begins when a stream runs the inference. What the stream writes before and reads after that is its own
-memory, so that pictures are prepared and answers decoded beside the inferences of others. A stream that shares
-with nobody writes into the tensor's own memory: its turn begins with that.
+Who has waited longest goes first. A stream writes its input into memory of its own, and reads its answer from
+there: pictures are prepared and answers decoded beside the inferences of others.
 
 An accelerator has one session. On the CPU, streams of one priority share. It has at most as many sessions as keep
-it busy, and the second and further ones are opened only once streams have to wait for each other. Not shared are
-models that keep a state between inferences, models of sound and models with exits, whose parts belong to one
-input.
+it busy, and another one is opened only once streams have waited for each other. Not shared are models that keep a
+state between inferences, models of sound and models with exits, whose parts belong to one input.
 """
 
 from __future__ import annotations
 
+import logging
+import math
 import os
 import threading
+import time
+from collections import deque
 from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
-from msgspec import Struct
-from msgspec.structs import replace
 
-from agent.compute.infer.choice import side_by_side
-from agent.compute.infer.pool import PoolRules, SessionPool, Ticket, described
+from agent.compute.infer.litert import default_threads, side_by_side
 from agent.compute.infer.session import BackendSpec, Session, SessionOptions
 from agent.compute.tflite.model import RECURRENT
-from agent.errors import ModelError
+from agent.errors import BackendError, ModelError, VedetteError, reason_of
 
 if TYPE_CHECKING:
-    from agent.compute.infer.vetting.vetting import Vetting
+    from agent.compute.infer.vetting import Vetting
     from agent.compute.manifest import Model
     from agent.compute.tflite.model import TensorSpec
     from agent.types import Array
 
+    Ends = tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]
+
+log = logging.getLogger(__name__)
 _STATEFUL = RECURRENT | {"ASSIGN_VARIABLE", "CALL_ONCE", "READ_VARIABLE", "VAR_HANDLE"}
 """Operations that keep tensors from one inference to the next."""
 _NUMBERS = frozenset(f"{kind}{bits}" for kind in ("float", "int", "uint") for bits in (8, 16, 32, 64)) | {"bool"}
+_WINDOW_S, _WAITING = 2.0, 0.1
+"""Another session is opened if in so long, s, more than so many streams have waited for a turn on average."""
 _HANGS_S = 10.0
-"""Shortest inference on the CPU that counts as hanging, s; far below the watchdog's timeout."""
+"""An inference on the CPU hangs after so long, s, far below the watchdog's timeout."""
+_CHECK_S = 0.5
+_LOST_MAX = 2
+"""Most sessions that may hang at once and be replaced: each holds memory, and another would hang as well."""
 
 
-class _Tensors:
-    """Memory of one stream for the tensors of a variant.
+class _Turn:
+    """A stream's place in the queue of a pool: it gets a session, or an error, or neither to open a session."""
+
+    def __init__(self) -> None:
+        self.session: Session | None = None
+        self.error = ""
+        self.called = threading.Semaphore(0)
+
+    def call(self, session: Session | None, error: str = "") -> None:
+        self.session, self.error = session, error
+        self.called.release()
+
+
+class SessionPool:
+    """The sessions of one model on one backend. Any thread may use it.
 
     Attributes:
-        is_filled: True if the input of the newest inference is in it.
+        backend: name of it.
+        members: number of streams.
+        is_over: True if nobody can join: its last member has left, or its session has failed.
     """
 
-    def __init__(self, inputs: tuple[TensorSpec, ...], outputs: tuple[TensorSpec, ...]) -> None:
-        self.is_filled = False
-        self._specs = inputs
-        self._inputs: list[Array] = []
-        self._outputs = [np.zeros(spec.shape, spec.dtype) for spec in outputs]
+    def __init__(
+        self,
+        name: str,
+        opens: Callable[[], Session],
+        limit: int = 1,
+        *,
+        replaces: bool = True,
+        hangs_s: float = math.inf,
+    ) -> None:
+        """Open nothing before the first `join`.
 
-    def input(self, index: int) -> Array:
-        """Return the memory of an input, which a stream without others never needs."""
-        self.is_filled = True
-        if not self._inputs:
-            self._inputs = [np.zeros(spec.shape, spec.dtype) for spec in self._specs]
-        return self._inputs[index]
+        Args:
+            name: the model's path, for messages.
+            opens: opens a session.
+            limit: most sessions at once.
+            replaces: a session that failed is replaced; else all streams get the error, until they open the
+                model again.
+            hangs_s: time after which a session is left to the stream that has it, s.
+        """
+        self.backend, self.members, self.is_over = "", 0, False
+        self._name, self._opens, self._limit, self._replaces = name, opens, limit, replaces
+        self._hangs_s, self._lost = hangs_s, 0
+        self._lock, self._joining = threading.Lock(), threading.Lock()
+        self._free: list[Session] = []
+        self._failed: list[Session] = []
+        self._held: dict[int, float] = {}  # sessions that streams have, by id, and since when
+        self._count = 0  # sessions that are open or being opened, without those that hang
+        self._waiting: deque[_Turn] = deque()
+        self._error = ""
+        self._ends: dict[str, Ends] = {}
+        self._since_s, self._waited_s = time.monotonic(), 0.0
 
-    def output(self, index: int) -> Array:
-        return self._outputs[index]
+    def join(self) -> bool:
+        """Add a stream, for the first one with a session; return False if the pool is over. Raises as `opens`."""
+        with self._joining:
+            with self._lock:
+                if self.is_over:
+                    return False
+                self.members += 1
+            if not self.backend:
+                try:
+                    session = self._opens()
+                except BaseException:
+                    self.leave()
+                    raise
+                self.backend, self._ends[session.variant] = session.backend, (session.inputs, session.outputs)
+                with self._lock:
+                    self._count += 1
+                    self._free.append(session)
+        if self.members > 1:
+            log.info("%s: %d streams share its sessions on %s", self._name, self.members, self.backend)
+        return True
 
-    def write_inputs(self, session: Session) -> None:
-        for index, array in enumerate(self._inputs):
-            np.copyto(session.input(index), array)
+    def leave(self) -> None:
+        """Remove a stream, which has no turn. Close the sessions that are no longer needed."""
+        with self._lock:
+            self.members -= 1
+            if not self.members:
+                self.is_over, self._opens = True, _closed  # frees the model
+            unused, self._failed = self._failed, []
+            while self._free and self._count > min(self._limit, self.members):
+                unused.append(self._free.pop())
+                self._count -= 1
+        for session in unused:
+            session.close()
 
-    def read_outputs(self, session: Session) -> None:
-        for index, array in enumerate(self._outputs):
-            found = session.output(index)
-            if found.shape == array.shape:
-                np.copyto(array, found)
-            else:  # known only after an inference
-                self._outputs[index] = np.array(found)
+    def ends(self, variant: str) -> Ends:
+        """Return the inputs and outputs of a variant. Takes a turn if they are not known yet."""
+        if variant not in self._ends:
+            session, error = self.take(), ""
+            try:
+                session.select(variant)
+                self._ends[variant] = session.inputs, session.outputs
+            except BaseException as caught:
+                is_refusal = isinstance(caught, ModelError) and not isinstance(caught, BackendError)
+                error = "" if is_refusal else _described(caught)
+                raise
+            finally:
+                self.give_back(session, error)
+        return self._ends[variant]
+
+    def take(self) -> Session:
+        """Wait for a turn, and return the session to use until `give_back`.
+
+        Raises:
+            BackendError: there is no session, and none can be opened, or the turn did not come.
+        """
+        with self._lock:
+            if self._error:
+                raise BackendError(self._error)
+            if self._free:
+                return self._hand_out(self._free.pop())  # the one used last: its memory is still in the caches
+            turn = None
+            if self._count and not self._is_short():
+                turn = _Turn()
+                self._waiting.append(turn)
+            else:
+                self._count += 1
+        return self._open_another() if turn is None else self._wait(turn)
+
+    def give_back(self, session: Session, error: str = "") -> None:
+        """End a turn; `error`: why its session cannot be used again, empty: it can."""
+        with self._lock:
+            is_lost = self._held.pop(id(session), None) is None
+            self._lost -= is_lost
+            if error and not self._replaces:
+                self._error, self.is_over = self._error or error, True
+                self._failed.append(session)  # closing it may take long: whoever leaves does that
+                self._refuse(self._error)
+                return
+            if not error and self._count + is_lost <= min(self._limit, self.members):
+                self._count += is_lost
+                if self._waiting:
+                    self._waiting.popleft().call(self._hand_out(session))
+                else:
+                    self._free.append(session)
+                return
+            self._count -= not is_lost
+        session.close()  # before another is opened: a device may have room for one
+        with self._lock:
+            self._replace_last()
+
+    def _hand_out(self, session: Session) -> Session:
+        self._held[id(session)] = time.monotonic()
+        return session
+
+    def _replace_last(self) -> None:
+        """Let the first stream in the queue open a session if there is none."""
+        if self._waiting and not self._count:
+            self._count += 1
+            self._waiting.popleft().call(None)
+
+    def _revoke_hanging(self) -> None:
+        """Leave sessions that hang to their streams."""
+        since_s = time.monotonic() - self._hangs_s
+        for key in [key for key, began_s in self._held.items() if began_s < since_s]:
+            del self._held[key]
+            self._count, self._lost = self._count - 1, self._lost + 1
+            what = f"an inference on {self.backend} takes longer than {self._hangs_s:.0f} s"
+            log.error("%s: %s; the other streams go on without its session", self._name, what)
+        if self._lost > _LOST_MAX and not self._count:
+            self._refuse(f"{self._name}: {self._lost} inferences on {self.backend} hang")
+        else:
+            self._replace_last()
+
+    def _is_short(self) -> bool:
+        """Return True if another session would help: streams have waited much in the span that has just ended."""
+        now_s = time.monotonic()
+        elapsed_s = now_s - self._since_s
+        if elapsed_s < _WINDOW_S or self._count >= min(self._limit, self.members):
+            return False
+        waited_s, self._waited_s, self._since_s = self._waited_s, 0.0, now_s
+        return waited_s > _WAITING * elapsed_s
+
+    def _wait(self, turn: _Turn) -> Session:
+        began_s = time.monotonic()
+        while not turn.called.acquire(timeout=_CHECK_S):
+            with self._lock:
+                self._revoke_hanging()
+        with self._lock:
+            self._waited_s += time.monotonic() - began_s
+        if turn.error:
+            raise BackendError(turn.error)
+        return self._open_another() if turn.session is None else turn.session
+
+    def _open_another(self) -> Session:
+        """Open a session, which is counted already, or wait for another one if that fails."""
+        try:
+            session = self._opens()
+        except (VedetteError, OSError) as error:
+            with self._lock:
+                self._count -= 1
+                if not self._count:
+                    self._refuse(reason_of(error))
+                    raise BackendError(reason_of(error)) from error
+                self._limit = self._count  # what there is must do
+            log.warning("%s: no other session on %s: %s", self._name, self.backend, reason_of(error))
+            return self.take()
+        with self._lock:
+            return self._hand_out(session)
+
+    def _refuse(self, error: str) -> None:
+        """Let the turns of all who wait fail."""
+        while self._waiting:
+            self._waiting.popleft().call(None, error)
+
+
+def _closed() -> Session:
+    raise BackendError("closed")
+
+
+def _described(error: BaseException) -> str:
+    return str(error) or type(error).__name__
 
 
 class SharedSession:
-    """One stream's session among others of the same model. For one thread at a time.
-
-    The inputs of a variant are written from the first on. They can be read after `invoke`, unless the pool is
-    exclusive.
-    """
+    """One stream's session among others of the same model. For one thread at a time."""
 
     degraded = ""
 
     def __init__(self, pool: SessionPool, variant: str) -> None:
-        self._pool, self._ticket = pool, Ticket()
-        self._tensors: dict[str, _Tensors] = {}
-        self._own: Session | None = None  # held while its input is written
+        self._pool = pool
+        self._tensors: dict[str, tuple[list[Array], list[Array]]] = {}
         self._is_closed = False
-        self._activate(variant)
+        self.select(variant)
 
     @property
     def backend(self) -> str:
         return self._pool.backend
 
     def select(self, variant: str) -> None:
-        if variant != self.variant:
-            self._give_back()
-            self._activate(variant)
+        self.inputs, self.outputs = self._pool.ends(variant)
+        self.variant = variant
+        if variant not in self._tensors:
+            ends = self.inputs, self.outputs
+            inputs, outputs = ([np.zeros(spec.shape, spec.dtype) for spec in specs] for specs in ends)
+            self._tensors[variant] = inputs, outputs
+        self._inputs, self._outputs = self._tensors[variant]
 
     def input(self, index: int) -> Array:
-        if index == 0 and self._own is None and self._pool.is_exclusive:
-            self._own, self._now.is_filled = self._take(), False
-        return self._now.input(index) if self._own is None else self._own.input(index)
+        return self._inputs[index]
 
     def invoke(self) -> None:
-        session, error = self._own or self._take(), ""
+        session, error = self._pool.take(), ""
         try:
-            if self._now.is_filled:
-                self._now.write_inputs(session)
+            if session.variant != self.variant:
+                session.select(self.variant)
+            for index, array in enumerate(self._inputs):
+                np.copyto(session.input(index), array)
             session.invoke()
-            self._now.read_outputs(session)
+            for index, array in enumerate(self._outputs):
+                found = session.output(index)
+                if found.shape == array.shape:
+                    np.copyto(array, found)
+                else:  # known only after an inference
+                    self._outputs[index] = np.array(found)
+                del found
         except BaseException as caught:
-            error = described(caught)
+            error = _described(caught)
             raise
         finally:
-            self._own = None
-            self._pool.give_back(self._ticket, session, error)
+            self._pool.give_back(session, error)
 
     def output(self, index: int) -> Array:
-        return self._now.output(index)
+        return self._outputs[index]
 
     def close(self) -> None:
         if not self._is_closed:
             self._is_closed = True
-            self._give_back()
             self._pool.leave()
-
-    def _activate(self, variant: str) -> None:
-        self.inputs, self.outputs = self._pool.ends(variant)
-        self.variant = variant
-        if variant not in self._tensors:
-            self._tensors[variant] = _Tensors(self.inputs, self.outputs)
-        self._now = self._tensors[variant]
-
-    def _take(self) -> Session:
-        session = self._pool.take(self._ticket)
-        try:
-            if session.variant != self.variant:
-                session.select(self.variant)
-        except BaseException as caught:
-            self._pool.give_back(self._ticket, session, described(caught))
-            raise
-        return session
-
-    def _give_back(self) -> None:
-        session, self._own = self._own, None
-        if session is not None:
-            self._pool.give_back(self._ticket, session)
-
-
-class _Key(Struct, frozen=True):
-    """What streams must have in common to share sessions; `content` is the size of the opened content."""
-
-    sha256: str
-    content: int
-    variants: tuple[tuple[str, str], ...]
-    plan: tuple[str, str, str, tuple[tuple[str, str], ...]]
-    threads: int
-    priority: int = 0
-    in_failover: bool = False
 
 
 class SessionPools:
@@ -171,19 +328,18 @@ class SessionPools:
     def __init__(self, cores: int = 0) -> None:
         """Open nothing. `cores`: of the CPU, 0: as many as this process may use."""
         self._cores = cores or len(os.sched_getaffinity(0))
-        self._pools: dict[_Key, SessionPool] = {}
+        self._pools: dict[object, SessionPool] = {}
         self._lock = threading.Lock()
 
     def open_cpu(self, model: Model, options: SessionOptions, vetting: Vetting) -> Session:
         """Open a model on the CPU, or join those who have. Raises as `Vetting.open`."""
-        from agent.compute.infer.litert import default_threads
-
         vetting.check(model, options)  # first: a broken file is refused there
         threads = options.threads or default_threads(self._cores)
-        rules = PoolRules(side_by_side(self._cores, threads), hangs_s=_HANGS_S)
+        opens = partial(vetting.open, model, options)
         # An inference of a less important stream runs with less weight: no other may wait for it.
-        key = replace(_key(model, BackendSpec(threads=threads), options), priority=options.priority)
-        return self._open(key, model, options, partial(vetting.open, model, options), rules)
+        settings = ("cpu", threads, options.priority)
+        makes = partial(SessionPool, model.path, opens, side_by_side(self._cores, threads), hangs_s=_HANGS_S)
+        return self._open(settings, model, options, makes, opens)
 
     def open_worker(
         self, model: Model, plan: BackendSpec, options: SessionOptions, deadline_s: float = 0.0
@@ -200,47 +356,42 @@ class SessionPools:
         Raises:
             ModelError, BackendError: see `WorkerSession`.
         """
-        from agent.compute.infer.worker.session import DEADLINE_S, WorkerSession
+        from agent.compute.infer.worker import DEADLINE_S, WorkerSession
 
         opens = partial(WorkerSession, model, plan, options, deadline_s=deadline_s or DEADLINE_S)
-        rules = PoolRules(reopens=not deadline_s)
-        key = _key(model, plan, options, in_failover=deadline_s > 0.0)
-        return self._open(key, model, options, opens, rules)
+        named = plan.backend, plan.kind, plan.library, tuple(sorted(plan.settings.items()))
+        settings = (named, options.threads or plan.threads, deadline_s > 0.0)
+        makes = partial(SessionPool, model.path, opens, replaces=not deadline_s)
+        return self._open(settings, model, options, makes, opens)
 
     def _open(
         self,
-        key: _Key,
+        settings: object,
         model: Model,
         options: SessionOptions,
+        makes: Callable[[], SessionPool],
         opens: Callable[[], Session],
-        rules: PoolRules,
     ) -> Session:
         if not _is_of_pictures(model):
             return opens()
+        variants = tuple((one.name, one.signature) for one in model.manifest.variants)
+        key = model.sha256, len(model.content), variants, settings
         while True:
             with self._lock:
                 self._pools = {other: pool for other, pool in self._pools.items() if not pool.is_over}
                 is_first = key not in self._pools
-                pool = self._pools.setdefault(key, SessionPool(model.path, opens, rules))
+                if is_first:
+                    self._pools[key] = makes()
+                pool = self._pools[key]
             if not is_first and not _is_stateless(model):  # reading the file again costs 10 ms
                 return opens()
             if pool.join():
-                return _shared(pool, options.variant or model.manifest.variants[0].name)
-
-
-def _shared(pool: SessionPool, variant: str) -> SharedSession:
-    try:
-        return SharedSession(pool, variant)
-    except BaseException:
-        pool.leave()
-        raise
-
-
-def _key(model: Model, plan: BackendSpec, options: SessionOptions, *, in_failover: bool = False) -> _Key:
-    variants = tuple((one.name, one.signature) for one in model.manifest.variants)
-    settings = plan.backend, plan.kind, plan.library, tuple(sorted(plan.settings.items()))
-    threads = options.threads or plan.threads
-    return _Key(model.sha256, len(model.content), variants, settings, threads, in_failover=in_failover)
+                break
+        try:
+            return SharedSession(pool, options.variant or model.manifest.variants[0].name)
+        except BaseException:
+            pool.leave()
+            raise
 
 
 def is_shareable(model: Model) -> bool:
@@ -264,3 +415,82 @@ def _is_stateless(model: Model) -> bool:
         return False  # opening it reports that
     stateful = any(operation.name in _STATEFUL for _, operation in file.steps())
     return not stateful and all(spec.dtype in _NUMBERS for spec in ends)
+
+
+class SwappableSession:
+    """Session that runs another one until a better backend is ready. A stateful model then loses its state.
+
+    Attributes:
+        plan: backend of the session that runs.
+        closed: True after `close`.
+    """
+
+    def __init__(self, session: Session, plan: BackendSpec) -> None:
+        self._session, self.plan = session, plan
+        self._next: Session | None = None
+        self._lock = threading.Lock()
+        self.closed = False
+
+    def swap_to(self, session: Session, plan: BackendSpec) -> None:
+        """Use `session` from the next input on, or close it if this one is closed. Any thread may call this."""
+        with self._lock:
+            unused: Session | None = session
+            if not self.closed:
+                self.plan = plan
+                unused, self._next = self._next, session
+        if unused is not None:
+            unused.close()
+
+    @property
+    def backend(self) -> str:
+        return self._session.backend
+
+    @property
+    def variant(self) -> str:
+        return self._session.variant
+
+    @property
+    def inputs(self) -> tuple[TensorSpec, ...]:
+        return self._session.inputs
+
+    @property
+    def outputs(self) -> tuple[TensorSpec, ...]:
+        return self._session.outputs
+
+    @property
+    def degraded(self) -> str:
+        return self._session.degraded
+
+    def select(self, variant: str) -> None:
+        self._session.select(variant)
+
+    def input(self, index: int) -> Array:
+        if index == 0 and self._next is not None:
+            self._swap()
+        return self._session.input(index)
+
+    def invoke(self) -> None:
+        self._session.invoke()
+
+    def output(self, index: int) -> Array:
+        return self._session.output(index)
+
+    def close(self) -> None:
+        with self._lock:
+            self.closed, after, self._next = True, self._next, None
+        if after is not None:
+            after.close()
+        self._session.close()
+
+    def _swap(self) -> None:
+        with self._lock:
+            session, self._next = self._next, None
+        if session is None:
+            return
+        try:
+            session.select(self._session.variant)
+        except BaseException:
+            session.close()
+            raise
+        before, self._session = self._session, session
+        before.close()

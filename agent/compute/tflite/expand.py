@@ -17,9 +17,8 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from agent.compute.tflite.flatbuffer import ByteSource, FlatTable
 from agent.compute.tflite.model import TYPES, ModelFile, TensorInfo
-from agent.compute.tflite.read import Runtime, read_modelfile
+from agent.compute.tflite.read import ByteSource, FlatTable, Runtime, read_modelfile
 
 _GRAPHS, _BUFFERS, _TENSORS = 2, 4, 0
 _TYPE, _BUFFER, _DATA = 1, 2, 0

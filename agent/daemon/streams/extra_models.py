@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from agent.compute.infer.backends import NotYetError
+from agent.compute.infer.session import NotYetError
 from agent.compute.manifest import Manifest, Model
 from agent.config import StreamConfig
 from agent.config.places import BLUR_VARIANTS, blur_models

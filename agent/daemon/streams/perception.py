@@ -25,7 +25,7 @@ from agent.types import WHOLE, Box
 if TYPE_CHECKING:
     from agent.compute.hearing import AudioPerception
     from agent.compute.infer.session import Opener, Session, SessionOptions
-    from agent.compute.infer.vetting.vetting import Vetting
+    from agent.compute.infer.vetting import Vetting
     from agent.compute.listening import UtterancePerception
     from agent.compute.vision import VideoPerception
 
@@ -92,7 +92,7 @@ def _open_first(name: str, config: StreamConfig, model: Model, opener: Opener) -
 @contextmanager
 def _closing(opener: Opener | None) -> Iterator[Opener]:
     """Yield an opener whose sessions are closed if the block fails: a session may be a process."""
-    from agent.compute.infer.backends import open_session
+    from agent.compute.infer.session import open_session
 
     with ExitStack() as opened:
 
@@ -123,7 +123,7 @@ def prepare_perception(
     Raises:
         ConfigError, SourceError, ModelError: see `open_perception`; BackendError: there is no such device here.
     """
-    from agent.compute.infer.backends import NullBackend, opens_at_once, resolve_backend
+    from agent.compute.infer.session import opens_at_once, resolve_backend
 
     model = model or open_model(config.model, config.variants)
     if opens_at_once(config.backend):
@@ -131,6 +131,8 @@ def prepare_perception(
         ready = ready and not any(one.is_slow for one in open_extra_models(name, config, model))
         return open_perception(name, config, model, opener) if ready else None
     resolve_backend(config.backend)
+    from agent.compute.infer.tensors import NullBackend  # only for an accelerator
+
     open_perception(name, config, model, lambda given, _, options: NullBackend().open(given, options)).close()
     return None
 
@@ -141,9 +143,8 @@ def is_vetted(name: str, config: StreamConfig, model: Model, vetting: Vetting | 
     Raises:
         ModelError: the model crashed the runtime, or cannot run. BackendError: it could not be tried now.
     """
-    from agent.compute.infer.backends import opens_at_once
-    from agent.compute.infer.session import SessionOptions
-    from agent.compute.infer.vetting.vetting import VETTING
+    from agent.compute.infer.session import SessionOptions, opens_at_once
+    from agent.compute.infer.vetting import VETTING
 
     if not opens_at_once(config.backend):
         return True

@@ -19,7 +19,7 @@ from agent.capture.source import check_login, check_uri
 from agent.capture.supervisor import CaptureStats
 from agent.comms.messages import ModelId
 from agent.comms.reporter import Reporter
-from agent.compute.infer.backends import NotYetError
+from agent.compute.infer.session import NotYetError
 from agent.compute.manifest import Model
 from agent.config import PublishConfig, StreamConfig
 from agent.config.places import check_masks

@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING, Any, cast
 from msgspec import Struct
 from msgspec.structs import replace
 
-from agent.compute.infer.backends import resolve_backend
-from agent.compute.infer.session import SwappableSession
+from agent.compute.infer.session import resolve_backend
+from agent.compute.infer.sharing import SwappableSession
 from agent.compute.manifest import Model
 from agent.config import StreamConfig
 from agent.daemon.parts import DevicePart, Parts, StreamPart
@@ -165,7 +165,7 @@ class Shadow(StreamPart):
                 opened.close()
 
     def _open_worker(self, model: Model, _: str, options: SessionOptions) -> Session:
-        from agent.compute.infer.worker.session import WorkerSession
+        from agent.compute.infer.worker import WorkerSession
 
         return WorkerSession(model, self._plan, options)
 

@@ -17,8 +17,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from agent.compute.cascade import EarlyExitModel
-from agent.compute.infer.backends import open_session
-from agent.compute.infer.session import CPU, Session, SessionOptions
+from agent.compute.infer.session import CPU, Session, SessionOptions, open_session
 from agent.compute.manifest import Manifest, Model
 from agent.config import StreamConfig
 from agent.errors import ModelError
@@ -228,6 +227,6 @@ def _timed_ms(exits: EarlyExitModel, session: Session, fill: Callable[[Array], N
 
 def _cpu_s(session: Session) -> float:
     """Return the CPU time of this process and of the one that runs a model, s."""
-    from agent.compute.infer.worker.session import WorkerSession
+    from agent.compute.infer.worker import WorkerSession
 
     return time.process_time() + (session.usage().cpu_s if isinstance(session, WorkerSession) else 0.0)

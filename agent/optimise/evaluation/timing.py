@@ -14,7 +14,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from agent.compute.infer.chain import TimingRun, time_turn
+from agent.compute.infer.chain import TimingRun, time_runs
 from agent.compute.infer.session import Session
 
 _TURN_S, _TURNS = 0.002, 10
@@ -67,11 +67,11 @@ def is_timed(turns: Sequence[TimingRun], rounds: int) -> bool:
 
 
 def _turn(session: Session) -> TimingRun:
-    from agent.compute.infer.worker.session import WorkerSession
+    from agent.compute.infer.worker import WorkerSession
 
     if isinstance(session, WorkerSession):  # here, the calls to its process would count
         return session.time_turn(_TURN_S)
-    return time_turn(session, _TURN_S, time.thread_time)
+    return time_runs(session.invoke, _TURN_S, time.thread_time)
 
 
 def inference_ms(turn: TimingRun) -> float:

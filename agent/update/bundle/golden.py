@@ -13,7 +13,7 @@ import numpy as np
 from agent.compute.infer.chain import ModelChain
 from agent.compute.infer.choice import describe_error, golden_inputs, output_error, tolerance
 from agent.compute.infer.session import BackendSpec, SessionOptions
-from agent.compute.infer.worker.session import PATIENCE_S, WorkerSession
+from agent.compute.infer.worker import PATIENCE_S, WorkerSession
 from agent.compute.manifest import Manifest, Model
 from agent.compute.tflite.model import TensorSpec
 from agent.errors import GoldenError, VedetteError

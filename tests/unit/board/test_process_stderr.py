@@ -81,7 +81,7 @@ def test_a_model_opens_while_portaudio_hangs(tmp_path: Path) -> None:
     program = """
 import os, sys, threading, time
 from agent.capture.portaudio import PORTAUDIO
-from agent.compute.infer.backends import SessionOptions
+from agent.compute.infer.session import SessionOptions
 from agent.compute.infer.litert import CpuBackend
 from agent.models.library import open_model
 

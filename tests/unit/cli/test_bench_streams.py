@@ -9,13 +9,13 @@ import pytest
 from click.testing import CliRunner, Result
 
 from agent.cli.main import vedette
-from agent.compute.infer import split
+from agent.compute.infer import benchmark
 from tests.support.doubles import person_model
 
 
 @pytest.fixture(autouse=True)
 def short(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(split, "TURN_S", 0.05)
+    monkeypatch.setattr(benchmark, "SPLIT_TURN_S", 0.05)
 
 
 def call(*args: object) -> Result:
@@ -37,7 +37,7 @@ def test_json(tmp_path: Path) -> None:
     found = json.loads(done.stdout)
     assert found["streams"] == 2
     assert found["threads"] in {one["threads"] for one in found["measured"]}
-    assert all(one["per_s"] > 0 and 0.0 < one["least_share"] <= 1.0 for one in found["measured"])
+    assert all(one["per_s"] > 0 for one in found["measured"])
 
 
 @pytest.mark.parametrize(

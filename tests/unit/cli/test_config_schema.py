@@ -12,7 +12,7 @@ from msgspec import Struct
 from agent.cli.config import config_schema, described, manifest_schema, structs_by_name
 from agent.cli.main import vedette
 from agent.compute.decode.decoder import DECODERS, FEATURES
-from agent.compute.infer.audio_input import FRONTENDS
+from agent.compute.infer.audio_input import BUILDERS
 
 SCHEMAS = {"config": config_schema(), "models": manifest_schema()}
 
@@ -36,7 +36,7 @@ def test_no_docstring_describes_a_key_that_does_not_exist(name: str) -> None:
 def test_the_manifest_schema_has_the_options_of_every_decoder_and_front_end() -> None:
     tables: dict[str, Any] = SCHEMAS["models"]["$defs"]
     assert tables["OutputManifest"]["properties"]["decoder"]["enum"] == ["", *DECODERS, FEATURES]
-    assert tables["AudioManifest"]["properties"]["frontend"]["enum"] == list(FRONTENDS)
+    assert tables["AudioManifest"]["properties"]["frontend"]["enum"] == list(BUILDERS)
     rules = [*tables["OutputManifest"]["allOf"], *tables["AudioManifest"]["allOf"]]
     for rule in rules:
         assert rule["then"]["properties"]["options"]["$ref"].removeprefix("#/$defs/") in tables

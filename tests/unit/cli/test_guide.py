@@ -147,7 +147,7 @@ def check_example_manifest(block: Block) -> None:
     check_manifest(manifest)
     msgspec.convert(output.get("options", {}), decoder.options_kind(output["decoder"]))
     if audio is not None:
-        audio_input.options(msgspec.convert(audio, AudioManifest), audio_input.options_kind(audio["frontend"]))
+        audio_input.options(msgspec.convert(audio, AudioManifest), audio_input.BUILDERS[audio["frontend"]][0])
 
 
 def test_every_decoder_and_every_front_end_has_an_example() -> None:
@@ -155,7 +155,7 @@ def test_every_decoder_and_every_front_end_has_an_example() -> None:
     assert {one["output"]["decoder"] for one in manifests} == set(decoder.DECODERS)
     assert set(re.findall(r"^## Decoder `(\w+)`$", page("models"), re.MULTILINE)) == set(decoder.DECODERS)
     assert set(re.findall(r"^\| `(\w+)` \|", page("models").partition("## Sound")[2], re.MULTILINE)) >= set(
-        audio_input.FRONTENDS
+        audio_input.BUILDERS
     )
 
 

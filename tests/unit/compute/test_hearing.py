@@ -12,7 +12,7 @@ import pytest
 from agent.capture.audio_file import read_whole
 from agent.compute import hearing as module
 from agent.compute.hearing import AudioPerception
-from agent.compute.infer.backends import NullBackend
+from agent.compute.infer.tensors import NullBackend
 from agent.compute.track.keywords import answers_move
 from agent.config import CascadeConfig, DecodeConfig, GateConfig, StreamConfig, ZoneConfig
 from agent.errors import ConfigError, ModelError

@@ -20,14 +20,12 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from agent.board.identity import read_board
-from agent.compute.infer import benchmark as selecting
-from agent.compute.infer import split as splitting
-from agent.compute.infer.backends import open_session
+from agent.compute.infer import benchmark
 from agent.compute.infer.choice import Measurement, SplitMeasurement
 from agent.compute.infer.failover import FailoverSession
 from agent.compute.infer.litert import CpuSession
-from agent.compute.infer.session import Session, SessionOptions, SwappableSession
-from agent.compute.infer.sharing import SharedSession
+from agent.compute.infer.session import Session, SessionOptions, open_session
+from agent.compute.infer.sharing import SharedSession, SwappableSession
 from agent.compute.manifest import Model
 from agent.config import SelectionConfig
 from agent.daemon import measurements
@@ -104,7 +102,7 @@ def no_measuring(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object, **__: object) -> None:
         raise AssertionError("measured again")
 
-    monkeypatch.setattr(selecting, "survey", refuse)
+    monkeypatch.setattr(benchmark, "survey", refuse)
 
 
 def test_a_stream_starts_on_the_cpu_and_goes_over_when_it_is_known_what_is_best(
@@ -149,7 +147,7 @@ def test_streams_that_share_go_over_to_one_device_together(state: Path, library:
     inner = [cast("FailoverSession", one._session) for one in sessions]
     for part in ("_device", "_cpu"):
         pools = {cast("SharedSession", getattr(one, part))._pool for one in inner}
-        assert [(pool.members, pool._turns.items) for pool in pools] == [(3, 1)]
+        assert [(pool.members, pool._count) for pool in pools] == [(3, 1)]
     for session in sessions:
         session.close()
     chooser.close()
@@ -234,7 +232,6 @@ def altered(content: bytes, **fields: object) -> bytes:
         lambda content: altered(content, p50_ms=-5e300),
         lambda content: altered(content, p50_ms=0.0),
         lambda content: altered(content, p50_ms=1e300),
-        lambda content: altered(content, here=False),
         lambda content: altered(content, refused="no"),
         lambda content: altered(content, name="gpu"),
         lambda content: msgspec.json.encode(msgspec.json.decode(content) | {"busy": 1e308}),
@@ -433,7 +430,7 @@ def test_a_model_that_cannot_be_measured_stays_on_the_cpu(
         asked.append(1)
         raise BackendError("no memory")
 
-    monkeypatch.setattr(selecting, "survey", fail)
+    monkeypatch.setattr(benchmark, "survey", fail)
     chooser = AutoBackend(selection(library), tmp_path)
     one, other = opened(chooser, model), opened(chooser, model)
     wait_for(lambda: "stays on the CPU: no memory" in caplog.text)
@@ -462,8 +459,8 @@ def test_streams_of_one_model_get_the_threads_that_suit_all_of_them(
         counts.append(streams)
         return tuple(SplitMeasurement(streams, count, 2, per_s=100.0 / count) for count in (1, 2))
 
-    monkeypatch.setattr(selecting, "survey", lambda *_, **__: alone)
-    monkeypatch.setattr(splitting, "measure_splits", measure_splits)
+    monkeypatch.setattr(benchmark, "survey", lambda *_, **__: alone)
+    monkeypatch.setattr(benchmark, "measure_splits", measure_splits)
     monkeypatch.setattr(measurements, "read_board", lambda: replace(read_board(), cores=2))
     chooser = AutoBackend(SelectionConfig(candidates=(), threads_max=2, after_s=0.0), tmp_path)
     first = opened(chooser, model)
@@ -491,9 +488,9 @@ def test_streams_that_run_as_measured_already_do_not_open_their_model_again(
 
     monkeypatch.setattr("agent.daemon.autoselect.default_threads", lambda _: 1)
     monkeypatch.setattr(
-        selecting, "survey", lambda *_, **__: (Measurement("cpu", threads=1, p50_ms=10.0, cpu_ms=10.0),)
+        benchmark, "survey", lambda *_, **__: (Measurement("cpu", threads=1, p50_ms=10.0, cpu_ms=10.0),)
     )
-    monkeypatch.setattr(splitting, "measure_splits", measure_splits)
+    monkeypatch.setattr(benchmark, "measure_splits", measure_splits)
     monkeypatch.setattr(measurements, "read_board", lambda: replace(read_board(), cores=2))
     chooser = AutoBackend(SelectionConfig(candidates=(), threads_max=2, after_s=0.0), tmp_path)
     sessions = [opened(chooser, model) for _ in range(2)]

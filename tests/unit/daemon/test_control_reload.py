@@ -13,7 +13,7 @@ import psutil
 import pytest
 from msgspec.structs import replace
 
-from agent.compute.infer.worker.session import WorkerSession
+from agent.compute.infer.worker import WorkerSession
 from agent.config import (
     Config,
     DeviceConfig,
@@ -222,7 +222,7 @@ def test_no_more_than_two_threads_of_a_stream_hang_however_often_it_is_reloaded(
 
 def device_processes() -> list[psutil.Process]:
     """Those that run models; others may still try one."""
-    return [one for one in psutil.Process().children() if any("worker.main" in word for word in one.cmdline())]
+    return [one for one in psutil.Process().children() if any("worker_main" in word for word in one.cmdline())]
 
 
 @pytest.mark.skipif(COMPILER is None, reason=NO_COMPILER)

@@ -138,7 +138,7 @@ _READ = "head -c 100000 </proc/self/fd/$4 >/dev/null; "
     [
         ("echo INFO: well >&2; echo no luck >&2; kill -SEGV $$", "killed by SIGSEGV; last log line: no luck"),
         ("exit 3", "ended by itself with exit status 3"),
-        ("exec sleep 20", "took longer than 0.5 s: give it fewer runs or more patience"),
+        ("exec sleep 20", "hangs: profiling took longer than 0.5 s"),
         (_READ + r"printf '\7\0\0\0rubbish' >/proc/self/fd/$5; exec sleep 20", "invalid reply"),
     ],
 )

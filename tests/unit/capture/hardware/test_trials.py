@@ -45,9 +45,10 @@ def test_a_clip_without_video_refuses_every_decoder() -> None:
     ("code", "why"),
     [
         ("import time; time.sleep(60)", "hangs"),
-        ("import os, signal; os.kill(os.getpid(), signal.SIGSEGV)", "signal 11"),
+        ("import os, signal; os.kill(os.getpid(), signal.SIGSEGV)", "killed by SIGSEGV"),
         ("raise SystemExit(3)", "exit status 3"),
         ("print('x' * 100000)", "exit status 0"),
+        ("import os, sys; os.write(int(sys.argv[2]), b'xxxx')", "invalid answer"),
     ],
 )
 def test_whatever_happens_to_the_process_is_why_the_decoder_is_refused(

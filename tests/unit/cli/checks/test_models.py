@@ -12,10 +12,10 @@ from msgspec.structs import replace
 
 from agent.cli.checks import check_configuration
 from agent.cli.checks.models import Tried, check_models, check_survey
+from agent.compute.infer import unprivileged
 from agent.compute.infer.choice import Measurement, decide
 from agent.compute.infer.delegates import DelegateProbe
 from agent.compute.infer.session import BackendSpec
-from agent.compute.infer.vetting import unprivileged
 from agent.config import Config, SelectionConfig, StreamConfig
 from agent.config.load import load
 from agent.daemon.measurements import StoredMeasurement, StoredMeasurements, measurement_key
@@ -34,8 +34,8 @@ FOUND = [
 
 
 def survey(*measured: Measurement, busy: float = 0.02) -> StoredMeasurement:
-    now, files = measurement_key(open_model("small-speech", "3"), [], 1, {})
-    return StoredMeasurement(1, now, files, measured, datetime(2026, 11, 20, 8, 30, tzinfo=UTC), busy)
+    now = measurement_key(open_model("small-speech", "3"), [], 1)
+    return StoredMeasurement(1, now, measured, datetime(2026, 11, 20, 8, 30, tzinfo=UTC), busy)
 
 
 def test_what_was_chosen_comes_first_and_each_other_has_its_reason() -> None:

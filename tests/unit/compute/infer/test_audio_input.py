@@ -7,8 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent.compute.infer.audio_features import Raw
-from agent.compute.infer.audio_input import AudioInput, Rows
+from agent.compute.infer.audio_input import AudioInput, Raw, Rows
 from agent.compute.manifest import AudioManifest
 from agent.compute.tflite.model import TensorSpec
 from agent.errors import ModelError

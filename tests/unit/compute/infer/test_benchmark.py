@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from agent.compute.infer.benchmark import Candidate, _reference, benchmark, choose, survey
+from agent.compute.infer.benchmark import choose, survey
 from agent.compute.infer.choice import (
     By,
     Measurement,
@@ -114,19 +114,6 @@ def test_numbers_of_threads_take_turns() -> None:
     one, two, three = (f"cpu, {number} thread{'s' * (number > 1)}" for number in (1, 2, 3))
     assert told[:9] == [one, two, three, one, two, three, three, two, one]
     assert len(set(map(told.count, (one, two, three)))) == 1
-
-
-def test_what_is_not_plain_has_more_turns() -> None:
-    model, way = open_model("small-speech", "3"), Candidate(BackendSpec(threads=1), "CPU")
-    reference = _reference(model, golden_inputs)
-    turns = []
-    for judge in (lambda some: [one.name for one in some], lambda some: [one.p50_ms for one in some]):
-        told: list[str] = []
-        (one,) = benchmark(model, [way], reference, judge=judge, progress=told.append)
-        assert one.refused == ""
-        assert one.p50_ms > 0.0
-        turns.append(len(told) - 1)
-    assert turns == [10, 30]
 
 
 def test_where_memory_is_short_they_run_one_after_the_other() -> None:

@@ -10,7 +10,7 @@ from agent.compute.infer.chain import ModelChain
 from agent.compute.infer.choice import golden_inputs
 from agent.compute.infer.litert import CpuBackend
 from agent.compute.infer.session import BackendSpec, SessionOptions
-from agent.compute.infer.worker.session import WorkerSession
+from agent.compute.infer.worker import WorkerSession
 from agent.compute.manifest import HIDDEN
 from agent.errors import ModelError
 from agent.models.library import open_whole_model

@@ -1,10 +1,7 @@
 from __future__ import annotations
 
 import os
-import shutil
 import struct
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,7 +11,6 @@ from agent.compute.infer.delegates import ROWS, probe_delegates, unsuited
 from agent.compute.tflite.read import read_modelfile
 from agent.errors import BackendError
 from tests.support import tflite_builder as build
-from tests.support.delegates import COMPILER, NO_COMPILER, compiled
 
 OURS = struct.unpack("<H", Path("/proc/self/exe").read_bytes()[18:20])[0]
 
@@ -82,7 +78,7 @@ def test_a_usb_device_is_known_by_its_vendor(tmp_path: Path) -> None:
 def test_a_library_of_another_machine_is_not_loaded(tmp_path: Path) -> None:
     board(tmp_path, "dev/galcore", "usr/lib/libvx_delegate.so", machine=40)
     (found,) = probe_delegates(["vx"], tmp_path)
-    assert "built for ARM (32-bit), but this machine is " in found.missing
+    assert "built for another kind of processor" in found.missing
     (tmp_path / "usr/lib/libvx_delegate.so").write_text("!<arch>")
     assert "not a shared library" in probe_delegates(["vx"], tmp_path)[0].missing
 
@@ -102,9 +98,9 @@ def test_an_external_delegate_by_its_path(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("make", "told"),
     [
-        (Path.mkdir, "expected a shared library, found a folder"),
-        (os.mkfifo, "expected a shared library, found a pipe"),
-        (lambda path: path.symlink_to("/dev/zero"), "expected a shared library, found a device"),
+        (Path.mkdir, "not a shared library"),
+        (os.mkfifo, "not a shared library"),
+        (lambda path: path.symlink_to("/dev/zero"), "not a shared library"),
         (lambda path: path.symlink_to(path), "cannot be read: Too many levels of symbolic links"),
         (lambda path: path.symlink_to("nowhere"), "cannot be read: No such file or directory"),
         (lambda path: path.write_bytes(b""), "not a shared library"),
@@ -126,33 +122,6 @@ def test_a_library_of_another_machine_does_not_hide_ours(tmp_path: Path) -> None
     (found,) = probe_delegates(["vx"], tmp_path)
     assert found.plan is not None
     assert found.plan.library == str(tmp_path / "usr/lib/x86_64-linux-gnu/libvx_delegate.so")
-
-
-LOOK = """
-from agent.compute.infer.delegates import probe_delegates
-(found,) = probe_delegates(["external:libstub_delegate.so"])
-print(found.missing or found.plan.library)
-"""
-
-
-@pytest.mark.skipif(COMPILER is None, reason=NO_COMPILER)
-def test_a_library_that_only_the_loader_knows_is_named_by_its_full_path(tmp_path: Path) -> None:
-    (tmp_path / "vendor").mkdir()
-    library = compiled(tmp_path / "vendor")
-    (tmp_path / "here").mkdir()
-    (tmp_path / "here" / library.name).write_text("is in the way, in the current folder")
-    (tmp_path / "conf").write_text(f"{library.parent}\n")
-    cache = tmp_path / "cache"
-    script = (
-        f"/sbin/ldconfig -X -f {tmp_path / 'conf'} -C {cache}"
-        f' && mount --bind {cache} /etc/ld.so.cache && exec "$@"'
-    )
-    mounted = ["unshare", "-rm", "sh", "-c", script, "sh"]
-    if shutil.which("unshare") is None or subprocess.run([*mounted, "true"], capture_output=True).returncode:
-        pytest.skip("no namespace may be made here")
-    command = [*mounted, sys.executable, "-c", LOOK]
-    done = subprocess.run(command, cwd=tmp_path / "here", capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == str(library)
 
 
 def test_models_that_are_nothing_for_a_row() -> None:

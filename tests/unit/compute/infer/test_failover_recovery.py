@@ -8,7 +8,7 @@ from typing import cast
 import pytest
 
 from agent.compute.infer.failover import DeviceReopener
-from agent.compute.infer.worker.session import WorkerSession
+from agent.compute.infer.worker import WorkerSession
 from agent.errors import BackendError
 from tests.support.publishing import wait_for
 

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from agent.compute.infer.litert import CpuBackend
-from agent.compute.infer.session import BackendSpec, Session, SessionOptions, SwappableSession
+from agent.compute.infer.session import BackendSpec, Session, SessionOptions
+from agent.compute.infer.sharing import SwappableSession
 from agent.compute.manifest import Model
 from agent.errors import ModelError
 from agent.models.library import open_whole_model

@@ -14,13 +14,13 @@ import numpy as np
 import pytest
 from msgspec.structs import replace
 
-from agent.compute.infer import pool as pooling
+from agent.compute.infer import sharing
 from agent.compute.infer.failover import FailoverSession
 from agent.compute.infer.litert import CpuSession
 from agent.compute.infer.session import BackendSpec, Session, SessionOptions
 from agent.compute.infer.sharing import SessionPools, SharedSession, is_shareable
-from agent.compute.infer.vetting.vetting import VETTING
-from agent.compute.infer.worker.session import WorkerSession
+from agent.compute.infer.vetting import VETTING
+from agent.compute.infer.worker import WorkerSession
 from agent.compute.manifest import Model
 from agent.errors import BackendError, ModelError
 from agent.models.library import open_model
@@ -64,7 +64,7 @@ def test_streams_at_once_get_their_own_answers_and_no_session_runs_twice_at_once
         running.discard(id(session))
 
     monkeypatch.setattr(CpuSession, "invoke", invoke)
-    monkeypatch.setattr(pooling, "_WINDOW_S", 0.01)
+    monkeypatch.setattr(sharing, "_WINDOW_S", 0.01)
     errors: list[BaseException] = []
 
     def run(session: Session, number: int) -> None:
@@ -84,45 +84,6 @@ def test_streams_at_once_get_their_own_answers_and_no_session_runs_twice_at_once
         assert 1 <= len(used) <= 2
 
 
-def test_a_stream_that_shares_with_nobody_writes_into_the_tensor_itself(identity: Model) -> None:
-    with opened(SessionPools(), identity, 1) as (session,):
-        assert isinstance(session, SharedSession)
-        answers(session, 1)
-        view = session.input(0)
-        (inner,) = (item for item, _ in session._pool._turns._held.values())
-        assert np.shares_memory(view, inner.input(0))
-        del view
-
-
-def test_who_fails_to_write_its_input_keeps_nobody_waiting(identity: Model) -> None:
-    with opened(SessionPools(), identity, 2) as (first, second):
-        first.input(0)[...] = 7  # and then its picture turns out to be broken
-        answers(second, 2)
-        answers(first, 1)
-
-
-def test_a_stream_that_is_joined_while_it_writes_is_waited_for(identity: Model) -> None:
-    pools = SessionPools()
-    with opened(pools, identity, 1) as (first,):
-        first.input(0)[...] = 1
-        with opened(pools, identity, 1) as (second,):
-            thread = threading.Thread(target=answers, args=(second, 2))
-            thread.start()
-            first.invoke()
-            thread.join(60.0)
-            assert not thread.is_alive()
-            assert np.all(first.output(0) == 1)
-
-
-def test_a_stream_that_ends_while_it_writes_keeps_nobody_waiting(identity: Model) -> None:
-    pools = SessionPools()
-    with opened(pools, identity, 1) as (first,):
-        first.input(0)[...] = 1
-        with opened(pools, identity, 1) as (second,):
-            first.close()
-            answers(second, 2)
-
-
 def test_a_stream_that_fails_takes_no_other_with_it(identity: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     real = CpuSession.invoke
     with opened(SessionPools(cores=1), identity, 2) as (first, second):
@@ -138,7 +99,7 @@ def test_a_stream_that_hangs_takes_no_other_with_it(
     identity: Model, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr("agent.compute.infer.sharing._HANGS_S", 0.2)
-    monkeypatch.setattr(pooling, "_HANGS", 0.0)
+    monkeypatch.setattr(sharing, "_CHECK_S", 0.05)
     inferences = Inferences(monkeypatch)
     with opened(SessionPools(cores=1), identity, 2) as (first, second):
         hanging = threading.Thread(target=answers, args=(first, 1))
@@ -225,7 +186,7 @@ def test_streams_share_the_process_of_a_device(library: Path, identity: Model) -
             answers(session, number)
         (process,) = {one._pool for one in sessions if isinstance(one, SharedSession)}
         assert process.members == 3
-        assert process._turns.items == 1
+        assert process._count == 1
 
 
 @needs_compiler
@@ -236,7 +197,7 @@ def test_a_process_that_was_killed_is_replaced_for_the_others(library: Path, ide
         first, second = (stack.enter_context(closing(opens())) for _ in range(2))
         answers(first, 1)
         assert isinstance(first, SharedSession)
-        worker = first._pool._turns._free[0]
+        worker = first._pool._free[0]
         assert isinstance(worker, WorkerSession)
         os.kill(worker.pid, signal.SIGKILL)
         with pytest.raises(BackendError):
@@ -258,7 +219,7 @@ def test_when_a_shared_device_fails_every_stream_has_its_answer_and_all_come_bac
         assert [one.backend for one in streams] == ["stub"] * 3
         devices = [one._device for one in streams]
         (pool,) = {one._pool for one in devices if isinstance(one, SharedSession)}
-        worker = pool._turns._free[0]
+        worker = pool._free[0]
         assert isinstance(worker, WorkerSession)
         os.kill(worker.pid, signal.SIGKILL)
         for number, session in enumerate(streams):

@@ -13,8 +13,7 @@ from numpy.typing import NDArray
 
 from agent.compute.infer.litert import load_runtime
 from agent.compute.tflite.expand import expand_int4, expandable, unpack_int4
-from agent.compute.tflite.flatbuffer import ByteSource
-from agent.compute.tflite.read import Runtime, incompatibilities, read_modelfile
+from agent.compute.tflite.read import ByteSource, Runtime, incompatibilities, read_modelfile
 from agent.errors import ModelError
 from agent.models.files import load_file
 from tests.support.int4_models import SHAPES, int4_model, packed

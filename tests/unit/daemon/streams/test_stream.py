@@ -16,9 +16,8 @@ import pytest
 from msgspec.structs import replace
 
 from agent.comms.topics import Topics
-from agent.compute.infer import backends
-from agent.compute.infer.vetting import vetting
-from agent.compute.infer.vetting.vetting import Vetting
+from agent.compute.infer import tensors, vetting
+from agent.compute.infer.vetting import Vetting
 from agent.compute.vision import VideoPerception
 from agent.config import (
     CaptureConfig,
@@ -34,11 +33,11 @@ from agent.config import (
 from agent.config.inspection import InspectionConfig
 from agent.daemon.autoselect import AutoBackend
 from agent.daemon.check import keys_of
-from agent.daemon.measurements import VettingRecord
 from agent.daemon.overrides import settings_of
 from agent.daemon.streams import perception
 from agent.daemon.streams.services import StreamServices
 from agent.daemon.streams.stream import Stream
+from agent.daemon.vetting_record import VettingRecord
 from agent.errors import BackendError, ModelError, SourceError
 from agent.models import library
 from agent.models.findings import findings_of
@@ -111,11 +110,11 @@ def without_collector() -> Iterator[None]:
 
 
 def interpreter(session: Any) -> Any:
-    """Return the interpreter of a stream that shares its session with nobody, in its turn or between two."""
+    """Return the interpreter of a stream that shares its session with nobody."""
     pool = session._session._pool
-    with pool._lock:
-        (shared,) = list(pool._turns._free) or [item for item, _ in pool._turns._held.values()]
-        return shared._interpreter
+    shared = pool.take()
+    pool.give_back(shared)
+    return shared._interpreter
 
 
 def large_parts(made: Stream) -> dict[str, weakref.ref[Any]]:
@@ -253,7 +252,7 @@ def test_that_such_a_model_runs_is_remembered_from_one_start_to_the_next(
     path.write_bytes(classifier("int8", shape=(), described=True) + b"kept")
     caplog.set_level("INFO")
     for _ in range(2):
-        for known in (vetting.KNOWN, backends._results, library._completions):
+        for known in (vetting.KNOWN, tensors._results, library._completions):
             known.clear()  # as in a process that has just started
         record = Vetting(VettingRecord(tmp_path / "state"))
         made = Stream("front", StreamConfig(_WALK, str(path)), StreamServices(topics, kept, kept, vetting=record))

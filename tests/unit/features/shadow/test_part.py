@@ -15,7 +15,7 @@ from msgspec.structs import replace
 
 from agent.compute.hearing import AudioPerception
 from agent.compute.infer.session import BackendSpec
-from agent.compute.infer.worker.session import WorkerSession
+from agent.compute.infer.worker import WorkerSession
 from agent.config import Config, DecodeConfig, GateConfig, StorageConfig, StreamConfig
 from agent.config.mqtt import MqttConfig
 from agent.daemon.control import ConfigManager

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from agent.compute.infer.chain import TimingRun
 from agent.compute.infer.litert import CpuBackend
 from agent.compute.infer.session import BackendSpec, SessionOptions
-from agent.compute.infer.worker.session import WorkerSession
+from agent.compute.infer.worker import WorkerSession
 from agent.models.library import open_whole_model
 from agent.optimise.evaluation.timing import busy_remark, has_waited, inference_ms, is_timed, least_ms, time_turns
 

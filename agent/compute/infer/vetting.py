@@ -1,7 +1,7 @@
 """Vetting: a model is opened and run in another process before this process opens it.
 
 A file that our reader accepts may still crash or hang the runtime. The exact bytes that this process will open
-are run by a fork of the vetting process (`agent.compute.infer.vetting.process`). A crash there is an error of
+are run by a fork of the vetting process (`agent.compute.infer.vetting_process`). A crash there is an error of
 that model. One whose time or memory depends on its input could harm later: it always runs in a worker process.
 
 Outcomes are cached in this process, and longer by a `Record`; a refusal expires after `HOLDS_S`. Temporary
@@ -45,7 +45,7 @@ class VettingLimits(Struct, frozen=True):
     Attributes:
         within_s: wall time, s; less than the watchdog's timeout for a stream.
         cpu_s: CPU time, s; unlike wall time it does not depend on the board's load.
-        memory: data memory, bytes; 0: see `agent.compute.infer.worker.main.limit_memory`.
+        memory: data memory, bytes; 0: see `agent.compute.infer.litert.memory_max`.
     """
 
     within_s: float = 120.0
@@ -93,7 +93,7 @@ class Vetting:
         self.check(model, options)
         if model.is_packaged or read_modelfile(model.content).has_fixed_cost:
             return CpuBackend().open(model, options)
-        from agent.compute.infer.worker.session import PATIENCE_S, WorkerSession  # few models need it
+        from agent.compute.infer.worker import PATIENCE_S, WorkerSession  # few models need it
 
         return WorkerSession(model, BackendSpec(), options, deadline_s=PATIENCE_S, patience_s=OPEN_S, learns=True)
 
@@ -108,7 +108,7 @@ class Vetting:
         """
         reason = self._known(model)
         if reason is None:
-            from agent.compute.infer.vetting.process import outcome  # most starts need none of it
+            from agent.compute.infer.vetting_process import outcome  # most starts need none of it
 
             try:
                 reason = outcome(model, options, self._limits, self._record).result(within_s)

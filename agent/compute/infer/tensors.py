@@ -1,102 +1,31 @@
-"""Opens models: on a named backend, without computing, or once to learn the shapes that only the runtime knows.
-
-Backends never know a model family.
-"""
+"""The tensors of a model without its answers: a backend that computes nothing, and what the runtime reports."""
 
 from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
 from concurrent.futures import Future
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from agent.compute.infer.session import AUTO, CPU, CPU_FALLBACK, Backend, BackendSpec, Session, SessionOptions
+from agent.compute.infer.session import BackendSpec, NotYetError, SessionOptions
 from agent.compute.manifest import Manifest, Model
 from agent.compute.tflite.model import ModelFile, TensorSpec
+from agent.compute.tflite.read import read_modelfile
 from agent.errors import BackendError, ModelError
 from agent.text import plain
 from agent.types import Array
 
 if TYPE_CHECKING:
-    from agent.compute.infer.vetting.vetting import Vetting
-
-
-def open_session(model: Model, backend: str, options: SessionOptions, vetting: Vetting | None = None) -> Session:
-    """Open a model on the named backend. An explicit name never falls back.
-
-    `auto` is the CPU here; the daemon replaces it by what was measured. With `NAME,cpu` the CPU answers when NAME
-    fails. Every backend but the CPU runs in a worker process, because it may crash or hang. A model on the CPU
-    has run in a vetting process before; without `vetting` its outcome is not recorded on disk.
-
-    Raises:
-        ModelError, BackendError: see `Backend.open` and `Vetting.open`.
-    """
-    if backend in BACKENDS:
-        return BACKENDS[backend](vetting).open(model, options)
-    if (spec := fallback_spec(backend)) is not None:
-        from agent.compute.infer.failover import FailoverSession
-
-        return FailoverSession(model, spec, options, wait_s=0.0, vetting=vetting)
-    from agent.compute.infer.worker.session import WorkerSession
-
-    return WorkerSession(model, resolve_backend(backend), options)
-
-
-def open_for_command(model: Model, backend: str, options: SessionOptions) -> Session:
-    """Open a model for a command like `open_session`, but for root in a worker without root's rights."""
-    from agent.compute.infer.vetting.unprivileged import is_root
-
-    if not opens_at_once(backend) or not is_root():
-        return open_session(model, backend, options)
-    from agent.compute.infer.vetting.vetting import VETTING
-    from agent.compute.infer.worker.session import PATIENCE_S, WorkerSession
-
-    VETTING.check(model, options)  # first: it limits CPU time, which a worker does not
-    return WorkerSession(model, BackendSpec(), options, deadline_s=PATIENCE_S, learns=True)
-
-
-def opens_at_once(backend: str) -> bool:
-    """Return True if the backend opens without waiting for an accelerator (CPU, or CPU fallback)."""
-    return backend in BACKENDS or backend.endswith(CPU_FALLBACK)
-
-
-def fallback_spec(backend: str) -> BackendSpec | None:
-    """Resolve the accelerator of a backend with CPU fallback; None: it has none. Raises as `resolve_backend`."""
-    name = backend.removesuffix(CPU_FALLBACK)
-    return resolve_backend(name) if name != backend else None
-
-
-def resolve_backend(backend: str) -> BackendSpec:
-    """Find the named backend on this board. Raises BackendError if it is unknown or not on this board."""
-    from agent.compute.infer.delegates import probe_delegates
-
-    if backend in BACKENDS:
-        return BackendSpec()
-    (found,) = probe_delegates([backend.removesuffix(CPU_FALLBACK)], besides=(AUTO, CPU))
-    if found.plan is None:
-        raise BackendError(f"backend {backend!r} cannot be used here: {found.missing}")
-    return found.plan
-
-
-def _cpu(vetting: Vetting | None) -> Backend:
-    from agent.compute.infer.vetting.vetting import VETTING
-
-    return vetting or VETTING
-
-
-BACKENDS: dict[str, Callable[[Vetting | None], Backend]] = {AUTO: _cpu, CPU: _cpu}
+    from agent.compute.infer.vetting import Vetting
 
 
 class NullBackend:
     """Opens models that compute nothing, for checks and to measure everything else."""
 
     def open(self, model: Model, options: SessionOptions) -> NullSession:
-        from agent.compute.tflite.read import read_modelfile
-
         return NullSession(model, read_modelfile(model.content), options.variant)
 
 
@@ -149,10 +78,6 @@ _results: dict[str, tuple[Future[Ends], float]] = {}
 _lock = threading.Lock()
 
 
-class NotYetError(ModelError):
-    """The model's tensors are not known yet."""
-
-
 def ends_of(content: bytes, sha256: str, path: str, wait_s: float | None, vetting: Vetting | None = None) -> Ends:
     """Return the inputs and outputs that the runtime reports for a `.tflite` file of this digest and path.
 
@@ -197,8 +122,8 @@ def _is_temporary(found: Future[Ends]) -> bool:
 
 
 def _open(model: Model, vetting: Vetting | None, found: Future[Ends]) -> None:
-    from agent.compute.infer.vetting.vetting import OPEN_S, VETTING
-    from agent.compute.infer.worker.session import WorkerSession
+    from agent.compute.infer.vetting import OPEN_S, VETTING
+    from agent.compute.infer.worker import WorkerSession
 
     try:
         # First: it limits CPU time, which a worker does not.

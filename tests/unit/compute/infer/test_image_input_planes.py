@@ -9,8 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent.compute.infer.image_input import ImageInput, Placement
-from agent.compute.infer.plane_input import PlaneShrink
+from agent.compute.infer.image_input import ImageInput, Placement, PlaneShrink
 from agent.compute.manifest import InputManifest
 from agent.compute.tflite.model import TensorSpec
 from agent.types import WHOLE, Box, Image, Planes

@@ -10,10 +10,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from agent.compute.infer import split
-from agent.compute.infer.choice import WORTH_A_THREAD, SplitMeasurement, best_split, side_by_side
-from agent.compute.infer.split import measure_splits
-from agent.compute.infer.worker.session import WorkerSession
+from agent.compute.infer import benchmark
+from agent.compute.infer.benchmark import measure_splits
+from agent.compute.infer.chain import TimingRun
+from agent.compute.infer.choice import WORTH_A_THREAD, SplitMeasurement, best_split
+from agent.compute.infer.litert import side_by_side
+from agent.compute.infer.worker import WorkerSession
 from agent.errors import BackendError
 from agent.models.library import open_model
 from tests.support.doubles import person_model
@@ -31,7 +33,7 @@ measurements = st.builds(
 
 @pytest.fixture(autouse=True)
 def short(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(split, "TURN_S", 0.05)
+    monkeypatch.setattr(benchmark, "SPLIT_TURN_S", 0.05)
 
 
 @pytest.mark.parametrize("spare_mb", [1e9, 1.0])
@@ -45,25 +47,16 @@ def test_each_way_is_measured_with_all_streams(tmp_path: Path, spare_mb: float) 
     assert set(told) == {"3 streams, 1 thread each", "3 streams, 2 threads each"}
 
 
-def test_streams_take_turns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(split, "TURN_S", 0.3)
-    model = open_model(str(person_model(tmp_path)))
-    (found,) = measure_splits(model, 5, 1, 1, turns=2)
-    assert found.least_share > 0.8
-
-
 def test_a_way_that_fails_is_refused_and_the_others_go_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model, real = open_model(str(person_model(tmp_path))), WorkerSession.invoke
-    count: dict[int, int] = {}
+    model, real = open_model(str(person_model(tmp_path))), WorkerSession.time_turn
     threads: dict[int, int] = {}
 
-    def invoke(session: WorkerSession) -> None:
-        count[session.pid] = count.get(session.pid, 0) + 1
-        if threads[session.pid] == 2 and count[session.pid] > 3:
+    def time_turn(session: WorkerSession, seconds: float) -> TimingRun:
+        if threads[session.pid] == 2:
             raise BackendError("it crashed")
-        real(session)
+        return real(session, seconds)
 
     init = WorkerSession.__init__
 
@@ -72,18 +65,18 @@ def test_a_way_that_fails_is_refused_and_the_others_go_on(
         threads[session.pid] = args[2].threads
 
     monkeypatch.setattr(WorkerSession, "__init__", remember)
-    monkeypatch.setattr(WorkerSession, "invoke", invoke)
+    monkeypatch.setattr(WorkerSession, "time_turn", time_turn)
     one, two = measure_splits(model, 2, 2, 2, turns=2)
     assert (one.refused, two.refused) == ("", "it crashed")
     assert best_split([one, two], 2, "latency") == one
 
 
 def test_where_none_runs_the_reason_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def invoke(session: WorkerSession) -> None:
+    def time_turn(session: WorkerSession, seconds: float) -> TimingRun:
         raise BackendError("it crashed")
 
     model = open_model(str(person_model(tmp_path)))
-    monkeypatch.setattr(WorkerSession, "invoke", invoke)
+    monkeypatch.setattr(WorkerSession, "time_turn", time_turn)
     with pytest.raises(BackendError, match="crashed"):
         measure_splits(model, 2, 2, 2)
 

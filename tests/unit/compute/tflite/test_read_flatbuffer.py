@@ -6,7 +6,7 @@ from collections import deque
 import flatbuffers
 import pytest
 
-from agent.compute.tflite.flatbuffer import ByteSource
+from agent.compute.tflite.read import ByteSource
 from agent.errors import ModelError
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -9,9 +10,9 @@ from contextlib import contextmanager
 
 import pytest
 
-from agent.compute.infer import pool as pooling
-from agent.compute.infer.pool import PoolRules, SessionPool, Ticket
+from agent.compute.infer import sharing
 from agent.compute.infer.session import Session
+from agent.compute.infer.sharing import SessionPool
 from agent.compute.tflite.model import TensorSpec
 from agent.errors import BackendError, ModelError
 from agent.types import Array
@@ -62,9 +63,11 @@ class Opener:
         return [not one.closed for one in self.opened]
 
 
-def joined(rules: PoolRules, members: int = 3) -> tuple[SessionPool, Opener]:
+def joined(
+    limit: int = 1, members: int = 3, *, replaces: bool = True, hangs_s: float = math.inf
+) -> tuple[SessionPool, Opener]:
     opener = Opener()
-    pool = SessionPool("model", opener, rules)
+    pool = SessionPool("model", opener, limit, replaces=replaces, hangs_s=hangs_s)
     assert all(pool.join() for _ in range(members))
     return pool, opener
 
@@ -75,14 +78,13 @@ def waiting(pool: SessionPool) -> Iterator[Callable[[], Session | Exception]]:
     results: list[Session | Exception] = []
 
     def wait() -> None:
-        ticket = Ticket()
         try:
-            session = pool.take(ticket)
+            session = pool.take()
         except Exception as error:
             results.append(error)
         else:
             results.append(session)
-            pool.give_back(ticket, session)
+            pool.give_back(session)
 
     def result() -> Session | Exception:
         wait_for(lambda: results)
@@ -90,39 +92,38 @@ def waiting(pool: SessionPool) -> Iterator[Callable[[], Session | Exception]]:
 
     thread = threading.Thread(target=wait)
     thread.start()
-    wait_for(lambda: pool._turns.is_awaited or results)
+    wait_for(lambda: pool._waiting or results)
     yield result
     thread.join(60.0)
     assert not thread.is_alive()
 
 
-def test_all_streams_have_one_session_until_they_wait_for_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
-    pool, opener = joined(PoolRules(limit=2))
-    holder = Ticket()
-    session = pool.take(holder)
+def test_all_streams_have_one_session_until_they_have_waited_for_each_other(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    pool, opener = joined(2)
+    session = pool.take()
     with waiting(pool) as result:
-        assert len(opener.opened) == 1
-        pool.give_back(holder, session)
+        time.sleep(0.2)
+        pool.give_back(session)
         assert result() is session
-    monkeypatch.setattr(pooling, "_WINDOW_S", 0.0)
-    session = pool.take(holder)
+    assert len(opener.opened) == 1
+    monkeypatch.setattr(sharing, "_WINDOW_S", 0.1)
+    session = pool.take()
     with waiting(pool) as result:
-        time.sleep(0.2)  # a wait that is long by itself opens none: the next one to wait sees that
-        with waiting(pool) as other:
-            assert {id(result()), id(other())} == {id(opener.opened[1])}
-    pool.give_back(holder, session)
+        assert result() is opener.opened[1]
+    pool.give_back(session)
     assert opener.is_open == [True, True]
 
 
 def test_the_sessions_go_with_the_streams(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pooling, "_WINDOW_S", 0.0)
-    monkeypatch.setattr(pooling, "_WAITING", -1.0)
-    pool, opener = joined(PoolRules(limit=2), members=2)
-    holder = Ticket()
-    session = pool.take(holder)
+    monkeypatch.setattr(sharing, "_WINDOW_S", 0.0)
+    monkeypatch.setattr(sharing, "_WAITING", -1.0)
+    pool, opener = joined(2, members=2)
+    session = pool.take()
     with waiting(pool) as result:
         assert result() is opener.opened[1]
-    pool.give_back(holder, session)
+    pool.give_back(session)
     pool.leave()
     assert sorted(opener.is_open) == [False, True]
     pool.leave()
@@ -131,72 +132,89 @@ def test_the_sessions_go_with_the_streams(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_a_session_that_failed_is_replaced_for_the_others() -> None:
-    pool, opener = joined(PoolRules())
-    holder = Ticket()
-    session = pool.take(holder)
+    pool, opener = joined()
+    session = pool.take()
     with waiting(pool) as result:
-        pool.give_back(holder, session, "it broke")
+        pool.give_back(session, "it broke")
         assert result() is opener.opened[1]
     assert opener.is_open == [False, True]
 
 
 def test_one_that_cannot_be_replaced_fails_those_who_wait_and_is_tried_again() -> None:
-    pool, opener = joined(PoolRules())
-    holder = Ticket()
-    session = pool.take(holder)
+    pool, opener = joined()
+    session = pool.take()
     opener.error = ModelError("no memory")
     with waiting(pool) as result:
-        pool.give_back(holder, session, "it broke")
+        pool.give_back(session, "it broke")
         error = result()
         assert isinstance(error, BackendError)
         assert str(error) == "no memory"
     opener.error = None
-    assert pool.take(holder) is opener.opened[1]
+    assert pool.take() is opener.opened[1]
 
 
 def test_with_a_fallback_nobody_waits_for_a_device_that_failed() -> None:
-    pool, opener = joined(PoolRules(reopens=False))
-    holder = Ticket()
-    session = pool.take(holder)
+    pool, opener = joined(replaces=False)
+    session = pool.take()
     with waiting(pool) as result:
-        pool.give_back(holder, session, "it crashed")
+        pool.give_back(session, "it crashed")
         assert isinstance(result(), BackendError)
     with pytest.raises(BackendError, match="it crashed"):
-        pool.take(holder)
+        pool.take()
     assert not pool.join()
     pool.leave()
     assert opener.is_open == [False]
 
 
-def test_one_that_hangs_is_left_and_comes_back() -> None:
-    pool, opener = joined(PoolRules(hangs_s=0.1, check_s=0.02))
-    hanging = Ticket()
-    session = pool.take(hanging)
+def test_one_that_hangs_is_left_and_comes_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sharing, "_CHECK_S", 0.02)
+    pool, opener = joined(hangs_s=0.1)
+    session = pool.take()
     with waiting(pool) as result:
         assert result() is opener.opened[1]
-    pool.give_back(hanging, session)  # at last: one is enough
+    pool.give_back(session)  # at last: one is enough
     assert sorted(opener.is_open) == [False, True]
-    assert pool.take(hanging) is opener.opened[1]
+    assert pool.take() is opener.opened[1]
 
 
-def test_after_many_that_hang_those_who_wait_are_told() -> None:
-    pool, opener = joined(PoolRules(hangs_s=0.05, check_s=0.01), members=5)
-    hanging = [Ticket() for _ in range(pooling._LOST_MAX + 1)]
-    sessions = [pool.take(one) for one in hanging]
-    assert len(opener.opened) == pooling._LOST_MAX + 1
+def test_after_many_that_hang_those_who_wait_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sharing, "_CHECK_S", 0.01)
+    pool, opener = joined(members=5, hangs_s=0.05)
+    sessions = [pool.take() for _ in range(sharing._LOST_MAX + 1)]
+    assert len(opener.opened) == sharing._LOST_MAX + 1
     with waiting(pool) as result:
         error = result()
         assert isinstance(error, BackendError)
         assert "3 inferences on cpu hang" in str(error)
-    for ticket, session in zip(hanging, sessions, strict=True):
-        pool.give_back(ticket, session)
+    for session in sessions:
+        pool.give_back(session)
     assert opener.is_open.count(True) == 1
+
+
+@pytest.mark.parametrize("members", [2, 4, 7])
+def test_members_who_always_want_more_get_equal_shares(members: int) -> None:
+    pool, _ = joined(2, members)
+    counts, until = [0] * members, time.monotonic() + 0.4
+
+    def run(number: int) -> None:
+        while time.monotonic() < until:
+            session = pool.take()
+            time.sleep(0.002)
+            pool.give_back(session)
+            counts[number] += 1
+
+    threads = [threading.Thread(target=run, args=(number,)) for number in range(members)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert max(counts) - min(counts) <= 0.2 * max(counts) + 2
 
 
 def test_a_model_that_cannot_be_opened_is_nobodys() -> None:
     opener = Opener()
     opener.error = ModelError("broken")
-    pool = SessionPool("model", opener, PoolRules())
+    pool = SessionPool("model", opener)
     with pytest.raises(ModelError, match="broken"):
         pool.join()
     assert not pool.join()

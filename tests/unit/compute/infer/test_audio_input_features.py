@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent.compute.infer.audio_features import LogMel, LogMelOptions, Mfcc, MfccOptions, Micro, mel_filters
+from agent.compute.infer.audio_input import LogMel, LogMelOptions, Mfcc, MfccOptions, Micro, mel_filters
 
 pytestmark = pytest.mark.numerics
 

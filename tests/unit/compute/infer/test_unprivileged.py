@@ -16,9 +16,10 @@ from typing import Literal
 
 import pytest
 
+from agent.compute.infer.delegates import device_groups, only_for_root
 from agent.compute.infer.session import BackendSpec, SessionOptions
-from agent.compute.infer.vetting.unprivileged import device_groups, only_for_root, without_root
-from agent.compute.infer.worker.session import WorkerSession
+from agent.compute.infer.unprivileged import without_root
+from agent.compute.infer.worker import WorkerSession
 from agent.errors import BackendError, ModelError, VedetteError
 from agent.models.files import ZOO
 from agent.models.library import open_model
@@ -28,8 +29,9 @@ needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="root gives up its rig
 _BEGIN = """
 import os, signal, sys
 from pathlib import Path
-from agent.compute.infer.vetting import unprivileged
-from agent.compute.infer.vetting.unprivileged import without_root
+from agent import child
+from agent.compute.infer import unprivileged
+from agent.compute.infer.unprivileged import without_root
 from agent.errors import ModelError
 from agent.models.library import open_model
 from agent.compute.manifest import Model
@@ -66,12 +68,12 @@ def test_root_gives_up_every_right_and_the_daemons_user_is_preferred(tmp_path: P
     print(0 in without_root(ids, list[int]))
     print(tried(lambda: os.setuid(0), None))
     os.chown(sys.argv[1], 4711, 4712)
-    unprivileged._STATE = Path(sys.argv[1])
+    child._STATE = Path(sys.argv[1])
     print(*without_root(ids, list[int])[:6])
     """
     no, error, daemon, said = alone(code, str(tmp_path))
     assert no == "False"
-    assert error == "the process without root's rights ended early, with exit status 1"
+    assert error == "the process without root's rights ended by itself with exit status 1"
     assert daemon == "4711 4711 4711 4712 4712 4712"
     assert said == "without root: PermissionError: [Errno 1] Operation not permitted"
 
@@ -107,7 +109,7 @@ def test_a_death_is_an_error_and_a_python_that_others_may_not_start_is_roots() -
     print(unprivileged.parsed_as_root)
     """
     death, user, again, why = alone(code)
-    assert death == "the process without root's rights ended early, with signal 9"
+    assert death == "the process without root's rights was killed by SIGKILL"
     assert (user, again) == ("0", "0")
     assert why == "user nobody may not run /root/python"
 
@@ -158,8 +160,8 @@ def test_a_result_has_a_bound_and_a_model_that_is_expected_comes_on_top() -> Non
 @pytest.mark.skipif(not shutil.which("setpriv"), reason="needs setpriv of util-linux")
 def test_a_root_that_may_become_nobody_else_works_as_root() -> None:
     code = """
-    from agent.compute.infer.backends import SessionOptions
-    from agent.compute.infer.vetting.vetting import VETTING
+    from agent.compute.infer.session import SessionOptions
+    from agent.compute.infer.vetting import VETTING
     sys.executable = sys.argv[1]
     print(without_root(os.geteuid, int), VETTING.check(open_model("small-speech", "3"), SessionOptions()))
     """
@@ -259,7 +261,7 @@ def test_a_source_in_a_folder_that_this_user_may_not_enter_is_one_problem(tmp_pa
     os.chdir("/")
     os.chmod(Path(sys.argv[1]).parent, 0o755)
     unprivileged._import_all()
-    unprivileged.drop_root()
+    child.drop_root()
     try:
         check.check_there(source)
     except SourceError as error:

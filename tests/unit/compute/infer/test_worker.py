@@ -17,12 +17,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from agent.compute.infer.backends import open_session
+from agent.child import LOG_BYTES
 from agent.compute.infer.chain import ModelChain
 from agent.compute.infer.choice import golden_inputs
-from agent.compute.infer.session import BackendSpec, SessionOptions
-from agent.compute.infer.worker.process import LOG_BYTES
-from agent.compute.infer.worker.session import WorkerSession
+from agent.compute.infer.session import BackendSpec, SessionOptions, open_session
+from agent.compute.infer.worker import WorkerSession
 from agent.compute.manifest import Model
 from agent.errors import BackendError, ModelError
 from agent.models.library import open_model, open_whole_model
@@ -372,9 +371,9 @@ def test_a_library_that_is_none_is_named(identity: Model) -> None:
 def test_it_does_not_outlive_its_parent(tmp_path: Path) -> None:
     code = """
 import time
-from agent.compute.infer.backends import SessionOptions, BackendSpec
-from agent.compute.infer.worker.process import LOG_BYTES
-from agent.compute.infer.worker.session import WorkerSession
+from agent.compute.infer.session import SessionOptions, BackendSpec
+from agent.child import LOG_BYTES
+from agent.compute.infer.worker import WorkerSession
 from agent.models.library import open_model
 print(WorkerSession(open_model("small-speech"), BackendSpec("apart"), SessionOptions()).pid, flush=True)
 time.sleep(60)
@@ -395,7 +394,7 @@ time.sleep(60)
 def test_a_process_that_stops_ends_a_command_by_the_time_of_its_first_inference(
     identity: Model, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("agent.compute.infer.worker.session.HANGS_S", 0.1)
+    monkeypatch.setattr("agent.compute.infer.worker.HANGS_S", 0.1)
     with closing(WorkerSession(identity, CPU, SessionOptions(), deadline_s=120.0, learns=True)) as session:
         assert session.deadline_s == 120.0
         session.invoke()

@@ -1,1 +1,0 @@
-"""Runs a model in a worker process, which may crash or hang."""
