@@ -307,8 +307,9 @@ class StreamReaders:
         self._readers = {name: one for name, one in self._readers.items() if streams.get(name) is one.stream}
         readings = {}
         for name, stream in streams.items():
-            reader = self._readers.setdefault(name, StreamReader(stream))
-            reading = reader.read(self.variants.get(name, ""), is_starved=idle < RESERVE)
+            if name not in self._readers:
+                self._readers[name] = StreamReader(stream)
+            reading = self._readers[name].read(self.variants.get(name, ""), is_starved=idle < RESERVE)
             if reading is not None:
                 readings[name] = reading
         return self._with_cameras(readings)

@@ -31,7 +31,7 @@ from agent.features.governor.part import (
     shares_between,
 )
 from agent.features.governor.readings import StreamReaders, StreamReading
-from agent.types import DiskLoad, LinkLoad
+from agent.types import DiskLoad, LinkLoad, StageTimes, StreamResult
 from tests.support.boards import write
 
 RTSP = "rtsp://192.0.2.1/yard"
@@ -127,6 +127,15 @@ def test_a_camera_that_gives_less_than_is_promised_is_told_once(
         rates.append(readers.read({"front": front}, 1.0)["front"].fps)
     assert (rates[59], rates[-1]) == (9.0, 10.0)
     assert said(caplog) == ["stream front: promised 10 pictures per second, of 9 that its source gives"]
+
+
+def test_what_a_stream_infers_between_two_readings_counts() -> None:
+    front, readers = stream(RTSP), StreamReaders()
+    readers.read({"front": front}, 1.0)
+    for number in range(12):
+        front.metrics.meter.add(StreamResult([], [], StageTimes()), number * 10**8, 0)
+    found = readers.read({"front": front}, 1.0)["front"]
+    assert found.inferred_fps == pytest.approx(12 / 1.1)
 
 
 def test_clips_of_copied_packets_cannot_be_reduced() -> None:
