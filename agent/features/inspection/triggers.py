@@ -17,29 +17,19 @@ from collections.abc import Iterable
 from contextlib import ExitStack
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 import msgspec
 
 from agent.config.inspection import InspectionConfig
 from agent.errors import CommandError, StorageError
-from agent.features.inspection.rules import (
-    ClosedPart,
-    Counters,
-    at_shift,
-    counted,
-)
+from agent.features.inspection.rules import ClosedPart, Counters, at_shift, counted
 from agent.storage.files import CLOCK_SET
 from agent.storage.part_pictures import PartPictures
 from agent.storage.state_file import StateFile
 from agent.structs import from_json
 from agent.text import plural
-from agent.types import (
-    PartVerdict,
-)
-
-if TYPE_CHECKING:
-    pass
+from agent.types import PartVerdict
 
 log = logging.getLogger(__name__)
 _WRITE_S = 60.0

@@ -12,7 +12,7 @@ import math
 import threading
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -22,6 +22,7 @@ from msgspec.structs import replace
 from agent.comms.reporter import Reporter
 from agent.compute.manifest import Model
 from agent.compute.states import EXAMPLES_MIN, Floats, Head, leave_one_out
+from agent.daemon.parts import StreamPart
 from agent.errors import NO_JSON, CommandError, StorageError
 from agent.features.teaching.taught import (
     STATES_MAX,
@@ -36,7 +37,7 @@ from agent.storage.files import make_folder
 from agent.storage.state_file import StateFile
 from agent.structs import from_json
 from agent.text import plural
-from agent.types import WHOLE, Box
+from agent.types import WHOLE, Box, Event
 
 log = logging.getLogger(__name__)
 PATIENCE_S = 60.0
@@ -102,7 +103,7 @@ PerceptionT = TypeVar("PerceptionT", bound=TeachablePerception)
 HeadT = TypeVar("HeadT", bound=TaughtHead)
 
 
-class Teaching(ABC, Generic[PerceptionT, HeadT]):
+class Teaching(StreamPart, ABC, Generic[PerceptionT, HeadT]):
     """All that one stream was taught, and the lesson that is going on.
 
     What takes examples, `poll` and `finish` are for the stream's thread; the rest is for any thread.
@@ -201,6 +202,9 @@ class Teaching(ABC, Generic[PerceptionT, HeadT]):
             del self._damaged[state]
 
     def describe(self) -> dict[str, Any]:
+        return {"states": self.describe_states()}
+
+    def describe_states(self) -> dict[str, Any]:
         """Return what is known of each state, by name: examples by value, why it is silent, and more."""
         lost: dict[str, dict[str, Any]] = {
             name: {
@@ -222,7 +226,6 @@ class Teaching(ABC, Generic[PerceptionT, HeadT]):
 
     @property
     def trouble(self) -> str:
-        """Which states are lost, in a line; empty: none."""
         return "; ".join(f"state {name} is lost: {path} is damaged" for name, path in self.lost.items())
 
     @property
@@ -243,6 +246,9 @@ class Teaching(ABC, Generic[PerceptionT, HeadT]):
         if course is not None and is_late and len(course.taken) < course.lesson.examples:
             asked, taken = plural(course.lesson.examples, self.noun), len(course.taken)
             self._end(course, None, f"{taken} of {asked} came, and none for {self._patience_s:.0f} s")
+
+    def end(self, events: Sequence[Event], reason: str) -> None:
+        self.finish(reason)
 
     def finish(self, reason: str) -> None:
         """End what is open."""
