@@ -30,7 +30,6 @@ from agent.features.teaching.taught import (
     Lesson,
     TaughtState,
     check_lesson,
-    damaged_states,
     read_state,
 )
 from agent.storage.files import make_folder
@@ -141,8 +140,6 @@ class Teaching(StreamPart, ABC, Generic[PerceptionT, HeadT]):
         self._course: Course | None = None
         self._is_closed, self._stale = False, set[str]()
         self._heads = read_states(folder, stream, self._open)
-        found = damaged_states(folder, stream)
-        self._damaged = {name.removeprefix(f"{stream}."): path for name, path in found.items()}
 
     def teach(self, lesson: Lesson, done: Done) -> None:
         """Begin a lesson; `done` is called at its end, from another thread.
@@ -173,9 +170,6 @@ class Teaching(StreamPart, ABC, Generic[PerceptionT, HeadT]):
         """
         with self._lock:
             if (one := self._heads.get(state)) is None:
-                if state in self._damaged:
-                    self._forget_damaged(state)
-                    return
                 raise CommandError(f"no state {state!r} is taught; there are: {', '.join(self._heads) or 'none'}")
             if value and value not in one.counts:
                 raise CommandError(f"{state} has no value {value!r}; it has: {', '.join(one.counts)}")
@@ -193,40 +187,14 @@ class Teaching(StreamPart, ABC, Generic[PerceptionT, HeadT]):
             self._file(state).write(b"")
             self._discard(one, "forgotten")
             del self._heads[state]
-            self._forget_damaged(state)
-
-    def _forget_damaged(self, state: str) -> None:
-        """Delete what is left of a damaged file, if there is any."""
-        if (path := self._damaged.get(state)) is not None:
-            StateFile(path).write(b"")
-            del self._damaged[state]
 
     def describe(self) -> dict[str, Any]:
         return {"states": self.describe_states()}
 
     def describe_states(self) -> dict[str, Any]:
         """Return what is known of each state, by name: examples by value, why it is silent, and more."""
-        lost: dict[str, dict[str, Any]] = {
-            name: {
-                "value": None,
-                "score": 0.0,
-                "examples": {},
-                "detail": f"{path} is damaged: teach or forget it",
-            }
-            for name, path in self.lost.items()
-        }
         with self._lock:
-            return lost | {name: self._describe(one) for name, one in self._heads.items()}
-
-    @property
-    def lost(self) -> dict[str, Path]:
-        """Damaged files by state, of those that were not taught again."""
-        with self._lock:
-            return {name: path for name, path in self._damaged.items() if name not in self._heads}
-
-    @property
-    def trouble(self) -> str:
-        return "; ".join(f"state {name} is lost: {path} is damaged" for name, path in self.lost.items())
+            return {name: self._describe(one) for name, one in self._heads.items()}
 
     @property
     def values(self) -> dict[str, tuple[str, ...]]:

@@ -381,27 +381,6 @@ def test_a_damaged_file_is_kept_aside_and_the_others_are_used(
     assert not (stream.folder / "front.door.json").exists()
 
 
-def test_a_damaged_state_is_named_until_it_is_taught_again_or_forgotten(
-    stream: Stream, caplog: pytest.LogCaptureFixture
-) -> None:
-    stream.folder.mkdir()
-    (stream.folder / "front.gate.json").write_bytes(b"{}")
-    (stream.folder / "front.door.json").write_bytes(b"{}")
-    Stream(stream.folder, stream.vision)
-    assert "a taught state is lost" in caplog.text
-    caplog.clear()
-    again = Stream(stream.folder, stream.vision)
-    assert not caplog.records, "it is logged once"
-    assert "front.gate.json.damaged is damaged" in again.states.describe_states()["gate"]["detail"]
-    assert "front.gate.json.damaged" in again.states.trouble
-    assert again.teach("open")[0] is not None
-    assert again.states.describe_states()["gate"]["examples"] == {"open": 5}
-    again.states.forget("door", "")
-    assert again.states.trouble == ""
-    again.states.forget("gate", "")
-    assert not list(stream.folder.iterdir())
-
-
 def test_the_oldest_examples_make_room() -> None:
     state = TaughtState("gate", WHOLE, "m", "v", 4000)
     for number in range(90):
