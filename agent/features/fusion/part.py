@@ -41,22 +41,14 @@ _RETRY_NS = 10_000_000_000
 """Time until an event whose condition has failed is tried again, unless evidence comes before."""
 
 
-class FusionServices(Struct, frozen=True):
-    """Services that a `FusionRunner` publishes through."""
-
-    topics: Topics
-    events: EventSink
-    board: RetainedSink
-
-
 class _Fused:
     """One fused event with its reporter. For the fusion's thread."""
 
-    def __init__(self, name: str, planned: FusedEvent, services: FusionServices) -> None:
+    def __init__(
+        self, name: str, planned: FusedEvent, topics: Topics, events: EventSink, board: RetainedSink
+    ) -> None:
         self.planned, config = planned, planned.config
-        self.reporter = Reporter(
-            services.topics, name, PublishConfig(), planned.model, services.events, services.board
-        )
+        self.reporter = Reporter(topics, name, PublishConfig(), planned.model, events, board)
         times = FusionTimes.of_seconds(config.window_s, config.late_s, config.hold_s, config.update_every_s)
         self.fusion = Fusion(name, planned.condition, times)
         self.reporter.counts({name: 0}, {})
@@ -99,8 +91,8 @@ class FusionRunner:
         texts: receivers by name of the text input.
     """
 
-    def __init__(self, services: FusionServices) -> None:
-        self._services = services
+    def __init__(self, topics: Topics, events: EventSink, board: RetainedSink) -> None:
+        self._topics, self._events, self._board = topics, events, board
         self._fused: dict[str, _Fused] = {}
         self._present: dict[str, bool] = {}
         self._health: dict[str, FusionHealth] = {}
@@ -202,10 +194,10 @@ class FusionRunner:
             del self._fused[name]
             one.publish(one.fusion.finish(now_ns, now, "reloaded"), now)
             if name not in wanted:
-                self._services.board.retain(self._services.topics.count(name, name), b"")
+                self._board.retain(self._topics.count(name, name), b"")
         for name, planned in wanted.items():
             if name not in self._fused:
-                self._fused[name] = _Fused(name, planned, self._services)
+                self._fused[name] = _Fused(name, planned, self._topics, self._events, self._board)
                 self._begin(self._fused[name], tracks, now_ns, now)
 
     def _finish(self, now_ns: int, now: datetime) -> None:
@@ -257,7 +249,7 @@ class FusionPart(DevicePart):
     def __init__(self, runtime: Runtime) -> None:
         """Listen to texts, before the connection to the broker is made; the thread starts later."""
         self._runtime = runtime
-        self.runner = FusionRunner(FusionServices(runtime.topics, runtime.spool, runtime.mqtt))
+        self.runner = FusionRunner(runtime.topics, runtime.spool, runtime.mqtt)
         self._texts: dict[str, TextReceiver] = {}
         self.configure(runtime.config)
 

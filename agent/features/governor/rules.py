@@ -314,13 +314,14 @@ class Governor(Budgets):
         stream of this priority. Key frames alone are decoded after everything else: what moves is hardly tracked
         then.
         """
-        is_lower, has_given = self._streams[name].priority < priority, False
+        stream, has_given = self._streams[name], False
+        is_lower, others = stream.priority < priority, self._givings("processors")
         for giving in self._config.order:
-            if giving == "clips" and self._streams[name].has_clips:
+            if giving in others and getattr(stream, f"has_{giving}"):
                 has_given |= self._take(name, giving, why, "processors")
                 while takes_all and self._take(name, giving, why, "processors"):
                     pass
-            if giving == "inference":
+            elif giving == "inference":
                 kept = 0.0 if takes_all and is_lower else _HALF
                 has_given |= self._set_step(name, self._cheaper(name, self._step(name).cost * kept), why)
             if has_given and not takes_all:
@@ -354,6 +355,11 @@ class Governor(Budgets):
                 continue
             if self._sync < len(SYNC_S) - 1 and self._may_change(FOR_PROMISES):
                 self._set_sync(self._sync + 1, why)
+
+    def _givings(self, domain: Domain) -> list[Giving]:
+        """Return what relieves a shortage, the first to be given up first; decoding comes after all else."""
+        order = [giving for giving in self._config.order if giving not in ("inference", "decoding")]
+        return [giving for giving in order if domain in REDUCTIONS[giving].relieves]
 
     def _take_least(self, giving: Giving, why: str, domain: Domain) -> bool:
         able = {
