@@ -286,10 +286,7 @@ class CameraCondition:
             self._follower.moved = False
             return
         self._moved_ns = now_ns if self._moved_ns is None else self._moved_ns
-        accept_s = self._config.accept_after_s
-        if accept_s is None:
-            accept_s = 0.0 if self._zones else _ACCEPT_S
-        if 0.0 < accept_s <= (now_ns - self._moved_ns) / 1e9:
+        if not self._zones and now_ns - self._moved_ns >= _ACCEPT_S * 1e9:
             self._accept()
 
     def _accept(self) -> None:
