@@ -384,7 +384,7 @@ def test_only_models_and_the_gate_are_shown_pictures_without_masks() -> None:
     """What stores, sends or shows pictures takes `Frame.image`, which is always masked."""
     masked_here = {"agent/types.py", "agent/capture/camera.py", "agent/capture/streams.py"}
     perceives = {"agent/compute/vision.py"}
-    perceives |= {"agent/features/inspection/vision.py", "agent/features/shadow/part.py"}
+    perceives |= {"agent/features/inspection/part.py", "agent/features/shadow/part.py"}
     words = re.compile(r"\b(unmasked|model_image)\b")
     found = {
         str(path.relative_to(ROOT)) for path in (ROOT / "agent").rglob("*.py") if words.search(path.read_text())

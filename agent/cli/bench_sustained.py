@@ -100,7 +100,7 @@ def _board_reader() -> _Reader:
     from agent.board.monitor import PowerMonitor
     from agent.board.sensors import BoardSensors
 
-    sensors = BoardSensors(supply_every_s=0.0)
+    sensors = BoardSensors()
     power = PowerMonitor(every_s=0.0, sensors=sensors)
 
     def read() -> tuple[float | None, tuple[str, ...]]:

@@ -13,7 +13,7 @@ from agent.errors import ConfigError, StorageError
 
 if TYPE_CHECKING:
     from agent.features.fusion.checks import FusedEvent
-    from agent.features.fusion.odds import FusionCalibration
+    from agent.features.fusion.expression import FusionCalibration
     from agent.features.fusion.rules import FusionTimes
     from agent.optimise.late_fusion.recording import FusionScore, Recorded, Span
     from agent.types import Event

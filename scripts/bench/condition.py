@@ -371,7 +371,7 @@ def cost_of_checks(folder: Path, cameras: Photographs) -> float:
     from agent.compute.gate.motion import MotionGate
     from agent.config import GateConfig
     from agent.features.condition.camera import CameraCondition
-    from agent.features.condition.looks import CHECK_S
+    from agent.features.condition.view import CHECK_S
 
     gate, camera = MotionGate(GateConfig()), CameraCondition(ConditionConfig())
     looked, watched, clock = list[int](), list[int](), list[int]()

@@ -230,10 +230,10 @@ def daemon(config: Path, root: Path, group: Group | None) -> Iterator[list[tuple
     """Run the daemon, which reads temperatures below `root`. Gives log lines about budgets with their times."""
     code = (
         "import sys, logging; from pathlib import Path; logging.basicConfig(level=20, format='%(message)s');"
-        "logging.getLogger('agent.features.governor.reports').setLevel(10);"
+        "logging.getLogger('agent.features.governor.governing').setLevel(10);"
         "from agent.config.load import load; from agent.daemon.daemon import Daemon;"
-        "from agent.features.governor import part;"
-        "board = part.BoardLoad(Path(sys.argv[2])); part.BoardLoad = lambda sensors: board;"
+        "from agent.features.governor import governing;"
+        "board = governing.BoardLoad(Path(sys.argv[2])); governing.BoardLoad = lambda sensors: board;"
         "import signal; d = Daemon(load(Path(sys.argv[1])).config);"
         "signal.signal(signal.SIGTERM, lambda *_: d.request_stop()); d.run()"
     )
@@ -359,23 +359,21 @@ def simulate() -> dict[str, float]:
 
 def simulated_hour(*, governed: bool) -> dict[str, float]:
     """One hour of four streams that need 3.6 of a Pi's cores, in simulated time."""
-    from agent.board.processors import Ticks
     from agent.config import Config
     from agent.config.governor import GovernorConfig
-    from agent.features.governor.readings import Readings, StreamReading, VariantCost
+    from agent.features.governor.readings import BoardLoad, Readings, StreamReading, VariantCost
     from agent.features.governor.rules import Governor
-    from agent.features.governor.watch import BoardLoad
 
     variants = (VariantCost(), VariantCost("320", 0.59), VariantCost("256", 0.38))
     cost_ms, fps, rest = 150.0, 6.0, 0.2
-    pi, now_s, ticks = SimulatedPi(rest), 0.0, Ticks()
+    pi, now_s, busy = SimulatedPi(rest), 0.0, 0.0
     governor = Governor(GovernorConfig(enabled=governed))
     used = dict.fromkeys(PRIORITIES, (1, 1.0))
     inferred, changes, hottest = dict.fromkeys(PRIORITIES, 0.0), 0, 0.0
     with tempfile.TemporaryDirectory() as name:
         root = Path(name)
         pi.show(root)
-        load = BoardLoad(root, lambda: now_s, lambda: ticks, cores=CORES)
+        load = BoardLoad(root, lambda: now_s)
         while now_s < 3600.0:
             need = sum(fps * cost_ms / 1e3 * share / stride for stride, share in used.values())
             asked = need * FULL_MHZ / pi.mhz
@@ -383,8 +381,9 @@ def simulated_hour(*, governed: bool) -> dict[str, float]:
             for _ in range(10):
                 pi.step(0.1, rest + asked * done)
             now_s += 1.0
-            ticks = Ticks(ticks.total + CORES, ticks.idle + CORES - rest - asked * done, ticks.own + asked * done)
+            before, busy = busy, rest + asked * done
             pi.show(root)
+            idle = 1.0 - (before + busy) / 2.0 / CORES  # of the last two seconds
             hottest = max(hottest, pi.celsius)
             readings = {
                 one: StreamReading(
@@ -397,7 +396,7 @@ def simulated_hour(*, governed: bool) -> dict[str, float]:
                 )
                 for one, priority in PRIORITIES.items()
             }
-            decision = governor.decide(Readings(now_s, load.read(Config()), readings))
+            decision = governor.decide(Readings(now_s, load.read(Config(), CORES, idle, rest / CORES), readings))
             if decision.changes:
                 load.load_changed()
             changes += len(decision.changes)

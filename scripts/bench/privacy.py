@@ -38,7 +38,7 @@ from agent.compute.blur import BlurFinder
 from agent.compute.infer.session import open_session
 from agent.config.places import BLUR_VARIANTS, PrivacyMask, blur_models
 from agent.config.toml import to_toml
-from agent.features.condition.looks import CameraMemory, unpack_looks
+from agent.features.condition.camera import CameraMemory, unpack_looks
 from agent.models.library import open_model
 from agent.types import Box
 

@@ -30,7 +30,7 @@ from agent.compute.hearing import AudioPerception
 from agent.compute.infer.session import open_session
 from agent.compute.track.keywords import KeywordSpotter
 from agent.config import GateConfig, StreamConfig
-from agent.features.verification.verifier import Verification, VerificationHead, WordVerifier
+from agent.features.verification.models import Verification, VerificationHead, WordVerifier
 from agent.models.library import open_model
 from agent.types import AudioChunk, Event
 
@@ -242,7 +242,7 @@ class Trainer:
 
 
 def write(layers: Sequence[tuple[Floats, Floats]], path: Path) -> None:
-    """Write a head for `agent.features.verification.verifier.read_head`."""
+    """Write a head for `agent.features.verification.models.read_head`."""
     arrays: dict[str, Any] = {
         "labels": np.array(_LABELS),
         "ends_s": np.array(ENDS_S),

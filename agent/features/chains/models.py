@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,7 +11,6 @@ from agent.config import StreamConfig
 from agent.config.secondary import SecondaryConfig
 from agent.daemon.streams.extra_models import ExtraModels, OpenModel
 from agent.errors import ConfigError, ModelError
-from agent.features.chains.gallery import GalleryFolder
 from agent.models.findings import DEEPEST, MOST, secondary_configs
 from agent.models.library import open_model, prefixed_errors
 
@@ -84,16 +82,12 @@ def open_secondary(
         return ()
     _check_stream(stream, config, model)
     names: list[str] = []
-    with _prefixed(stream):
-        opened = tuple(_opened(configs, model, (model.path,), open_one, names))
-        _check_names(names)  # at last: a circle of manifests has no two names either
-        return opened
-
-
-@contextmanager
-def _prefixed(stream: str) -> Iterator[None]:
     try:
-        yield
+        opened = tuple(_opened(configs, model, (model.path,), open_one, names))
+        # At last: a circle of manifests has no two names either.
+        if twice := [name for number, name in enumerate(names) if name in names[:number]]:
+            raise ConfigError(f"{twice[0]!r} is the name of two models: rename one")
+        return opened
     except ConfigError as error:
         raise ConfigError(f"stream {stream}: secondary {error}") from None
 
@@ -117,14 +111,16 @@ def _opened(
     open_one: OpenModel,
     names: list[str],
 ) -> Iterator[SecondaryModel]:
-    from agent.features.chains.stage import SecondaryModel
+    from agent.features.chains.stage import GalleryFolder, SecondaryModel
 
     for config in configs:
         if config.model in path:
             raise ModelError(
                 f"secondary {config.name}: is run on what it has found itself: a circle of manifests"
             )
-        _add_name(names, config.name)
+        if len(names) >= MOST:  # before it is opened: manifests may name any number
+            raise ConfigError(f"{config.name}: a stream runs at most {MOST} secondary models")
+        names.append(config.name)
         _check_labels(config, before)
         model = open_one(config.model, config.variant)
         with prefixed_errors(config.model):
@@ -132,18 +128,6 @@ def _opened(
         then = _opened(model.manifest.secondary, model, (*path, config.model), open_one, names)
         gallery = GalleryFolder(Path(config.gallery)) if config.gallery else None
         yield SecondaryModel(config, model, tuple(then), gallery)
-
-
-def _add_name(names: list[str], name: str) -> None:
-    """Count a model before it is opened: manifests may name any number."""
-    if len(names) >= MOST:
-        raise ConfigError(f"{name}: a stream runs at most {MOST} secondary models")
-    names.append(name)
-
-
-def _check_names(names: Sequence[str]) -> None:
-    if twice := [name for number, name in enumerate(names) if name in names[:number]]:
-        raise ConfigError(f"{twice[0]!r} is the name of two models: rename one")
 
 
 def _check_labels(config: SecondaryConfig, before: Model) -> None:

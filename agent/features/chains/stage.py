@@ -5,10 +5,11 @@ One picture costs at most `max_objects` runs of each model: what appears comes f
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime
-from typing import Protocol
+from pathlib import Path
 
 import numpy as np
 from msgspec import Struct
@@ -21,8 +22,9 @@ from agent.compute.track.tracker import Tracker
 from agent.compute.vision import build_detector
 from agent.config import DecodeConfig, StreamConfig
 from agent.config.secondary import SecondaryConfig
-from agent.errors import ModelError
+from agent.errors import ModelError, SourceError, reason_of
 from agent.features.chains.rules import AttributeVotes, area_of, chosen, crop_of, shorter_side
+from agent.text import is_plain
 from agent.types import WHOLE, Attribute, Box, Detection, Event, Frame, Image, Track
 
 REASON = "attribute"
@@ -31,17 +33,92 @@ _LESS = ("clearer", "still here")
 """Reasons of updates that tell less than that."""
 
 
-class Gallery(Protocol):
-    """Pictures of known things."""
+log = logging.getLogger(__name__)
+MOST, LARGEST_PIXELS = 200, 4_000_000
+"""Most pictures of a gallery, and pixels of each: all are run through the model when the stream is opened, within
+the time after which a stream counts as stuck."""
+_HEAD = 65_536
+"""Bytes of a file in which the size of its picture is looked for."""
+
+
+class GalleryFolder:
+    """Pictures of a gallery, in the order of their paths. They are read when they are asked for."""
+
+    def __init__(self, folder: Path) -> None:
+        """Find the pictures.
+
+        Raises:
+            ModelError: there is no such folder, it cannot be read, or it has no pictures in sub-folders, or too
+                many.
+        """
+        from agent.capture.images import SUFFIXES
+
+        self._folder = folder
+        try:
+            if not folder.is_dir():
+                raise ModelError(f"gallery {folder}: there is no such folder")
+            found = self._files()
+        except OSError as error:
+            raise ModelError(f"gallery {folder}: cannot be read: {reason_of(error)}") from error
+        if not found:
+            raise ModelError(
+                f"gallery {folder}: no pictures ({', '.join(SUFFIXES)}); expected a sub-folder for each name, "
+                f"such as {folder / 'anna' / '1.jpg'}"
+            )
+        if len(found) > MOST:
+            raise ModelError(f"gallery {folder}: {len(found)} pictures; at most {MOST} can be used")
+        for path in found:
+            if not is_plain(path.parent.name):
+                raise ModelError(f"gallery {folder}: the folder {path.parent.name!r} is no name that can be told")
+
+    def _files(self) -> list[Path]:
+        from agent.capture.images import SUFFIXES
+
+        paths = (path for path in sorted(self._folder.glob("*/*")) if path.suffix.lower() in SUFFIXES)
+        return [path for path in paths if path.is_file()]  # a pipe would block
 
     @property
-    def state(self) -> object:
-        """Equal as long as the pictures are the same."""
-        ...
+    def state(self) -> tuple[tuple[str, int, int], ...]:
+        """Path, size and time of change of each picture now; empty: the folder cannot be read."""
+        try:
+            files = ((path, path.stat()) for path in self._files())
+            return tuple((str(path), status.st_size, status.st_mtime_ns) for path, status in files)
+        except OSError:
+            return ()
 
-    def read(self) -> Iterable[tuple[str, Image]]:
-        """Yield name and picture, H×W×3 uint8 BGR, of each. Raises ModelError."""
-        ...
+    def read(self) -> Iterator[tuple[str, Image]]:
+        """Yield the name and the picture, H×W×3 uint8 BGR, of each file; warn of files that are left out.
+
+        Raises:
+            ModelError: no file is a picture that can be used.
+        """
+        from agent.capture.images import read_picture
+
+        used = 0
+        for path in self._files():
+            try:
+                _check_size(path)
+                image = read_picture(path)
+                if image is None:
+                    raise SourceError("cannot be decoded as a picture")
+            except (SourceError, OSError) as error:
+                log.warning("gallery: %s is left out: %s", path, error)
+                continue
+            used += 1
+            yield path.parent.name, image
+        if not used:
+            raise ModelError(f"gallery {self._folder}: none of its files is a picture that can be used")
+
+
+def _check_size(path: Path) -> None:
+    from agent.capture.source import header_size
+
+    with path.open("rb") as file:
+        width, height = header_size(file.read(_HEAD)) or (0, 0)
+    if width * height > LARGEST_PIXELS:
+        raise SourceError(
+            f"{width}x{height} pixels; expected at most {LARGEST_PIXELS // 10**6} megapixels: crop it"
+        )
 
 
 class KnownVectors:
@@ -83,7 +160,7 @@ class SecondaryModel(Struct, frozen=True):
     config: SecondaryConfig
     model: Model
     then: tuple[SecondaryModel, ...] = ()
-    gallery: Gallery | None = None
+    gallery: GalleryFolder | None = None
 
     def names(self) -> Iterator[str]:
         """Yield the names of the attributes that it and the models after it give."""
@@ -91,7 +168,7 @@ class SecondaryModel(Struct, frozen=True):
         for one in self.then:
             yield from one.names()
 
-    def galleries(self) -> Iterator[Gallery]:
+    def galleries(self) -> Iterator[GalleryFolder]:
         """Yield the galleries of it and of the models after it."""
         if self.gallery is not None:
             yield self.gallery
@@ -178,14 +255,8 @@ def _named(path: str) -> Iterator[None]:
         raise type(error)(first if first.startswith(path) else f"{path}: {first}", *more) from None
 
 
-class _Known:
-    """Holds the votes about one object, by name of the attribute."""
-
-    def __init__(self, configs: Mapping[str, SecondaryConfig]) -> None:
-        self.votes = {name: AttributeVotes(config) for name, config in configs.items()}
-
-    def attributes(self) -> dict[str, Attribute]:
-        return {name: one.attribute for name, one in self.votes.items() if one.attribute is not None}
+_Votes = dict[str, AttributeVotes]
+"""Answers about one object, by name of the attribute."""
 
 
 class SecondaryStage:
@@ -195,7 +266,7 @@ class SecondaryStage:
         """Open the models, on the stream's backend; see `SecondaryDetector` for what is raised."""
         self._whole = stream.crop
         self._configs = [dict(_configs(one)) for one in models]
-        self._known: dict[str, list[_Known]] = {}
+        self._known: dict[str, list[_Votes]] = {}
         options = SessionOptions(threads=stream.threads, priority=stream.service.priority)
         self._detectors = [SecondaryDetector(one, opener, stream.backend, options) for one in models]
 
@@ -231,21 +302,20 @@ class SecondaryStage:
         }
         first = detector.config.name
         waits = [
-            (self._of(name, number).votes[first].due_in(now_ns, area_of(box)), name)
-            for name, box in boxes.items()
+            (self._of(name, number)[first].due_in(now_ns, area_of(box)), name) for name, box in boxes.items()
         ]
         for name in chosen(waits, detector.config.max_objects):
             answers: Answers = {}
             detector.run(frame, boxes[name], answers)
-            votes, area = self._of(name, number).votes, area_of(boxes[name])
+            votes, area = self._of(name, number), area_of(boxes[name])
             for one, found in answers.items():
                 if votes[one].add(found, now_ns, area):
                     changed.add(name)
         return changed
 
-    def _of(self, track: str, number: int) -> _Known:
+    def _of(self, track: str, number: int) -> _Votes:
         if track not in self._known:
-            self._known[track] = [_Known(configs) for configs in self._configs]
+            self._known[track] = [_votes(configs) for configs in self._configs]
         return self._known[track][number]
 
     def run_once(self, frame: Frame, detections: Iterable[Detection]) -> list[dict[str, Attribute]]:
@@ -256,11 +326,11 @@ class SecondaryStage:
             for detector in self._detectors:
                 if not detector.config.labels or one.label in detector.config.labels:
                     detector.run(frame, one.box or self._whole, answers)
-            told = [_Known({name: config}) for configs in self._configs for name, config in configs.items()]
-            for known in told:
-                for name, votes in known.votes.items():
-                    votes.add(answers.get(name, ()), frame.captured_ns, 1.0)
-            found.append(_joined(told))
+            votes = [_votes(configs) for configs in self._configs]
+            for some in votes:
+                for name, vote in some.items():
+                    vote.add(answers.get(name, ()), frame.captured_ns, 1.0)
+            found.append(_joined(votes))
         return found
 
     @property
@@ -289,8 +359,12 @@ def _configs(secondary: SecondaryModel) -> Iterator[tuple[str, SecondaryConfig]]
         yield from _configs(one)
 
 
-def _joined(known: Iterable[_Known]) -> dict[str, Attribute]:
-    return {name: one for part in known for name, one in part.attributes().items()}
+def _votes(configs: Mapping[str, SecondaryConfig]) -> _Votes:
+    return {name: AttributeVotes(config) for name, config in configs.items()}
+
+
+def _joined(votes: Iterable[_Votes]) -> dict[str, Attribute]:
+    return {name: one.attribute for some in votes for name, one in some.items() if one.attribute is not None}
 
 
 def _with_attributes(

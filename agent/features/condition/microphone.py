@@ -8,20 +8,16 @@ from __future__ import annotations
 
 import math
 from collections import deque
+from collections.abc import Callable
 
 import numpy as np
 
 from agent.config.condition import ConditionConfig, Problem
-from agent.features.condition.rules import Delays, ProblemTimers
-from agent.types import Array, Samples
+from agent.features.condition.rules import ProblemTimers, Watcher
+from agent.types import Array, AudioChunk, Samples, StreamResult
 
 _CHECK_S, _BLOCK_S, _HUM_EVERY = 2.0, 1.0, 4
 """Time between two examined blocks, and their length, s; every fourth one is searched for a hum."""
-_DELAYS: dict[Problem, Delays] = {
-    "silent": Delays(24.0, 4.0),
-    "clipped": Delays(4.0, 60.0),
-    "humming": Delays(32.0, 20.0),
-}
 _FULL = 32768.0
 _DEAD = 1
 """Greatest deviation from the mean of a block without any sound, of 32768."""
@@ -51,11 +47,13 @@ _HUM_LOW_HZ = 30.0
 """Lower sound is left out: wind, and what a cheap microphone adds."""
 
 
-class MicrophoneCondition:
-    """Watches the sound of one stream. For one thread."""
+class MicrophoneCondition(Watcher):
+    """Watches the sound of one stream. A microphone is known in three minutes, so nothing is kept of it."""
 
-    def __init__(self, config: ConditionConfig, rate_hz: int) -> None:
-        self._timers = ProblemTimers(_DELAYS, config.ignore)
+    def __init__(self, config: ConditionConfig, rate_hz: int, alarm: Callable[[], str] = lambda: "") -> None:
+        """Watch sound of this rate; `alarm` returns why the model gives one answer, empty: it does not."""
+        self._timers, self._alarm = ProblemTimers(config.ignore), alarm
+        self._ignores_constant = "constant" in config.ignore
         self._size, self._gap = round(_BLOCK_S * rate_hz), round((_CHECK_S - _BLOCK_S) * rate_hz)
         self._parts: list[Samples] = []
         self._held = self._skip = self._blocks = 0
@@ -82,10 +80,15 @@ class MicrophoneCondition:
         """Record a gap: the next sound does not continue the one before."""
         self._parts, self._held = [], 0
 
+    def watch(self, item: AudioChunk, result: StreamResult) -> None:
+        self.update(item.samples, item.captured_ns)
+
     @property
     def problems(self) -> dict[Problem, str]:
-        """Problems that last, each with what is known about it."""
-        return {name: f"{self._hum.mains_hz:g} Hz" if name == "humming" else "" for name in self._timers.active()}
+        found = {name: f"{self._hum.mains_hz:g} Hz" if name == "humming" else "" for name in self._timers}
+        if not self._ignores_constant and (why := self._alarm()):
+            found["constant"] = why
+        return found
 
     def _check(self, block: Samples, now_ns: int) -> None:
         sound = block.astype(np.float32)
@@ -96,11 +99,9 @@ class MicrophoneCondition:
         level_db = 20.0 * math.log10(float(np.sqrt(np.vdot(sound, sound) / sound.size)) / _FULL + 1e-7)
         is_low = not is_dead and self._quietest.update(level_db)
         self._timers.update("silent", self._habit.is_unusual(now_ns) if is_dead else is_low, now_ns)
-        if peak >= _LOUD * _FULL:
-            self._clipped.append(is_clipped(sound, peak))
-            self._timers.update("clipped", sum(self._clipped) >= _CLIPPED_BLOCKS, now_ns)
-        elif self._timers["clipped"].active:  # it ends in quiet, too
-            self._clipped.append(False)
+        is_loud = peak >= _LOUD * _FULL
+        if is_loud or "clipped" in self._timers:  # it ends in quiet, too
+            self._clipped.append(is_loud and is_clipped(sound, peak))
             self._timers.update("clipped", sum(self._clipped) >= _CLIPPED_BLOCKS, now_ns)
         self._blocks += 1
         if self._blocks % _HUM_EVERY == 0:

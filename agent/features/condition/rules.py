@@ -1,76 +1,124 @@
-"""Problems of a stream's camera, microphone or model, and the delay with which each begins and ends."""
+"""Problems of a stream's camera, microphone or model: one row each, and when each begins and ends."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 from msgspec import Struct
 
+from agent.config import StreamConfig
 from agent.config.condition import Problem
+from agent.errors import CommandError
+from agent.types import Event, StreamResult
 
 GAP_S = 30.0
 """After so long without inputs the delays start anew, s."""
 
 
-class Delays(Struct, frozen=True):
-    """Time for which a sign must be there until its problem begins, and be away until it ends, s."""
+class ProblemRule(Struct, frozen=True):
+    """One problem.
 
-    begin_s: float
-    end_s: float
-
-
-class ProblemTimer:
-    """One problem that begins and ends with a delay. For one thread.
-
-    `active` is True while it lasts.
+    Attributes:
+        text: for people.
+        begin_s, end_s: time for which its sign must be there until it begins, and be away until it ends, s.
+        suspends: zones are left out while it lasts.
     """
 
-    def __init__(self, delays: Delays) -> None:
-        self._begin_ns, self._end_ns = round(delays.begin_s * 1e9), round(delays.end_s * 1e9)
-        self._since_ns: int | None = None
-        self.active = False
+    text: str
+    begin_s: float = 0.0
+    end_s: float = 0.0
+    suspends: bool = False
 
-    def update(self, sign: bool | None, now_ns: int) -> None:
-        """Record whether the sign is there; None: it cannot be told, so nothing changes now."""
-        if sign is None or sign is self.active:
-            self._since_ns = None
-            return
-        if self._since_ns is None:
-            self._since_ns = now_ns
-        if now_ns - self._since_ns >= (self._end_ns if self.active else self._begin_ns):
-            self.active, self._since_ns = sign, None
 
-    def restart(self) -> None:
-        """Begin the delay anew."""
-        self._since_ns = None
-
-    def set(self, active: bool) -> None:
-        """Begin or end the problem at once."""
-        self.active, self._since_ns = active, None
+PROBLEMS: Mapping[Problem, ProblemRule] = {
+    "dark": ProblemRule("the picture is dark", 20.0, 10.0),
+    "frozen": ProblemRule("the camera repeats one picture", 0.0, 4.0),
+    "blurred": ProblemRule("the picture is blurred", 20.0, 10.0),
+    "covered": ProblemRule("the camera is covered", 12.0, 10.0),
+    "moved": ProblemRule("the camera has moved", 0.0, 10.0, suspends=True),
+    "tilted": ProblemRule("the camera is tilted", 0.0, 10.0, suspends=True),
+    "silent": ProblemRule("the sound is silent", 24.0, 4.0),
+    "clipped": ProblemRule("the sound is clipped", 4.0, 60.0),
+    "humming": ProblemRule("the sound hums", 32.0, 20.0),
+    "constant": ProblemRule("the model gives one answer to everything"),
+    "drift": ProblemRule("the model's answers have changed"),
+}
 
 
 class ProblemTimers:
-    """Timers of several problems, of which some are ignored. For one thread."""
+    """Follows which problems last, of which some are ignored. For one thread."""
 
-    def __init__(self, delays: Mapping[Problem, Delays], ignored: tuple[Problem, ...]) -> None:
-        self._timers = {name: ProblemTimer(one) for name, one in delays.items()}
+    def __init__(self, ignored: tuple[Problem, ...]) -> None:
         self._ignored = frozenset(ignored)
+        self._active: dict[Problem, None] = {}
+        self._since_ns: dict[Problem, int] = {}
         self._before_ns: int | None = None
 
-    def __getitem__(self, problem: Problem) -> ProblemTimer:
-        return self._timers[problem]
+    def __contains__(self, problem: Problem) -> bool:
+        return problem in self._active
+
+    def __iter__(self) -> Iterator[Problem]:
+        return (problem for problem in PROBLEMS if problem in self._active)
 
     def begin_check(self, now_ns: int) -> None:
         """Start the delays anew if inputs were missing for long, or the time runs backwards."""
         before_ns, self._before_ns = self._before_ns, now_ns
         if before_ns is not None and not 0 <= now_ns - before_ns <= GAP_S * 1e9:
-            for timer in self._timers.values():
-                timer.restart()
+            self._since_ns.clear()
 
     def update(self, problem: Problem, sign: bool | None, now_ns: int) -> None:
-        """Record whether the sign of a problem is there; that of an ignored one never is."""
-        self._timers[problem].update(sign and problem not in self._ignored, now_ns)
+        """Record whether the sign of a problem is there; None: it cannot be told, so nothing changes now."""
+        sign = sign and problem not in self._ignored
+        if sign is None or sign is (problem in self):
+            self._since_ns.pop(problem, None)
+            return
+        rule, since_ns = PROBLEMS[problem], self._since_ns.setdefault(problem, now_ns)
+        if now_ns - since_ns >= (rule.begin_s if sign else rule.end_s) * 1e9:
+            self.set(problem, sign)
 
-    def active(self) -> Iterator[Problem]:
-        """Yield the problems that last."""
-        return (name for name, timer in self._timers.items() if timer.active)
+    def set(self, problem: Problem, active: bool) -> None:
+        """Begin or end a problem at once."""
+        self._since_ns.pop(problem, None)
+        if active:
+            self._active[problem] = None
+        else:
+            self._active.pop(problem, None)
+
+
+class Watcher:
+    """Finds the problems of one stream. For the stream's thread, but for `accept`."""
+
+    @property
+    def problems(self) -> Mapping[Problem, str]:
+        """Problems that last, each with what is known about it."""
+        return {}
+
+    def watch(self, item: Any, result: StreamResult) -> None:
+        """Watch an input, and what the model has answered."""
+
+    def configure(self, config: StreamConfig) -> None:
+        """Use other zones."""
+
+    def suspend_zones(self, suspended: bool) -> bool:
+        """Leave the zones out, or use them again; return False if there are none."""
+        return False
+
+    def accept(self) -> None:
+        """Take what the camera sees now for its right view. Any thread may call this."""
+        raise CommandError("a microphone has no view")
+
+    def pause(self) -> None:
+        """Record that no inputs come."""
+
+    def observe(self, events: Sequence[Event]) -> None:
+        """Learn from what the model has found."""
+
+    def pass_time(self, now_ns: int) -> None:
+        """Let time pass, up to the capture of the newest input, ns."""
+
+    def store(self, now_ns: int, *, at_once: bool) -> None:
+        """Write what was learned, if that is due."""
+
+    def close(self) -> None:
+        """Write what was learned: the stream ends."""

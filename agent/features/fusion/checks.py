@@ -12,8 +12,7 @@ from agent.comms.messages import ModelId
 from agent.comms.topics import TEXT
 from agent.config import Config, FusionConfig, TextConfig
 from agent.errors import ConfigError, VedetteError
-from agent.features.fusion.expression import EvidenceSource, Rule
-from agent.features.fusion.odds import LogOdds, read_calibration
+from agent.features.fusion.expression import EvidenceSource, LogOdds, Rule, read_calibration
 from agent.features.fusion.rules import Condition
 from agent.models.files import read
 from agent.models.findings import ModelReader, all_findings

@@ -13,18 +13,25 @@ that `not person` is not true while nobody can see.
 
 from __future__ import annotations
 
+import ast
+import math
 import re
 import unicodedata
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal, NamedTuple
 
+import msgspec
 from msgspec import Struct
 
 from agent.errors import ConfigError
+from agent.structs import from_json
 
 RULE_MAX, TERMS_MAX, DEPTH_MAX = 1000, 32, 32
 """Characters and different terms of a rule, and levels of its parentheses."""
-_TOKEN = re.compile(r'\s*(?:(?P<sign>[():])|"(?P<quoted>[^"]*)"|(?P<word>[^\W_][\w-]*)|(?P<other>\S))')
+_TOKEN = re.compile(
+    r"""\s*(?:(?P<sign>[()])|(?:(?P<source>[^\W_][\w-]*)\s*:\s*)?"""
+    r"""(?:"(?P<quoted>[^"]*)"|(?P<word>[^\W_][\w-]*))|(?P<other>\S))"""
+)
 _WORDS = re.compile(r"\w+(?:['’]\w+)*")
 _KEYWORDS = ("and", "or", "not")
 
@@ -102,28 +109,6 @@ def phrases_in(text: str, phrases: Iterable[str]) -> list[str]:
     return [phrase for phrase in phrases if f" {phrase} " in words]
 
 
-class _Token(NamedTuple):
-    kind: str
-    text: str
-    column: int
-
-
-class _Leaf(NamedTuple):
-    number: int
-
-
-class _Not(NamedTuple):
-    inner: _Node
-
-
-class _Joined(NamedTuple):
-    is_and: bool
-    parts: tuple[_Node, ...]
-
-
-_Node = _Leaf | _Not | _Joined
-
-
 class _Wanted(NamedTuple):
     """A term as it was parsed: the name before the colon, the label, and if that was in quotes."""
 
@@ -152,10 +137,9 @@ class Rule:
             ConfigError: it is no rule, names a stream or a label that there is not, or would be true while
                 nothing is seen or heard. The message has the column.
         """
-        parser = _Parser(text)
-        self._root = parser.parse()
-        self.terms = tuple(_tied(wanted, sources) for wanted in parser.wanted)
-        self.is_monotone = not _has_not(self._root)
+        self._root, wanted = _parse(text)
+        self.terms = tuple(_tied(one, sources) for one in wanted)
+        self.is_monotone = not any(isinstance(node, ast.Not) for node in ast.walk(self._root))
         nothing = [Reading(present=False, known=True, score=0.0)] * len(self.terms)
         if self.judge(nothing).truth:
             raise ConfigError('would be true while nothing is seen or heard; join `not` to something with "and"')
@@ -165,96 +149,64 @@ class Rule:
         return _judge(self._root, readings)
 
 
-class _Parser:
-    """A recursive descent parser. `wanted` has the different terms in the order in which they are written."""
+def _parse(text: str) -> tuple[ast.expr, list[_Wanted]]:
+    """Parse a rule. Return it with the number of its term in each name, `_0` and so on, and the different terms.
 
-    def __init__(self, text: str) -> None:
-        if len(text) > RULE_MAX:
-            raise ConfigError(f"a rule has at most {RULE_MAX} characters; found {len(text)}")
-        self.wanted: list[_Wanted] = []
-        self._tokens, self._at, self._depth = list(_tokens(text)), 0, 0
-
-    def parse(self) -> _Node:
-        root = self._joined("or", lambda: self._joined("and", self._not))
-        if self._next.kind != "end":
-            raise self._error('expected "and", "or" or the end')
-        return root
-
-    @property
-    def _next(self) -> _Token:
-        return self._tokens[self._at]
-
-    def _accept(self, kind: str, text: str = "") -> _Token | None:
-        token = self._next
-        if token.kind != kind or (text and token.text != text):
-            return None
-        self._at += 1
-        return token
-
-    def _joined(self, word: str, part: Callable[[], _Node]) -> _Node:
-        parts = [part()]
-        while self._accept("keyword", word):
-            parts.append(part())
-        return parts[0] if len(parts) == 1 else _Joined(word == "and", tuple(parts))
-
-    def _not(self) -> _Node:
-        self._depth += 1
-        if self._depth > DEPTH_MAX:
-            raise self._error(f"more than {DEPTH_MAX} levels")
-        if self._accept("keyword", "not"):
-            node: _Node = _Not(self._not())
-        elif self._accept("sign", "("):
-            node = self._joined("or", lambda: self._joined("and", self._not))
-            if not self._accept("sign", ")"):
-                raise self._error('expected ")"')
-        else:
-            node = self._term()
-        self._depth -= 1
-        return node
-
-    def _term(self) -> _Node:
-        column, source = self._next.column, ""
-        label = self._accept("word") or self._accept("quoted")
-        if label is not None and label.kind == "word" and self._accept("sign", ":"):
-            source, label = label.text, self._accept("word") or self._accept("quoted")
-        if label is None:
-            after = f" after {source}:" if source else ", a word in quotes, or ("
-            raise self._error(f"expected a label{after}")
-        return self._leaf(_Wanted(source, label.text, label.kind == "quoted", column))
-
-    def _leaf(self, wanted: _Wanted) -> _Node:
-        if not plain_words(wanted.label):
-            raise ConfigError(f"column {wanted.column}: {wanted}: there is no word in it")
-        for index, known in enumerate(self.wanted):
-            if str(known) == str(wanted):
-                return _Leaf(index)
-        if len(self.wanted) == TERMS_MAX:
-            raise ConfigError(f"column {wanted.column}: more than {TERMS_MAX} different terms")
-        self.wanted.append(wanted)
-        return _Leaf(len(self.wanted) - 1)
-
-    def _error(self, what: str) -> ConfigError:
-        token = self._next
-        found = "the end" if token.kind == "end" else repr(token.text)
-        return ConfigError(f"column {token.column}: {what}; found {found}")
-
-
-def _tokens(text: str) -> Iterable[_Token]:
-    end = len(text.rstrip())
-    at = 0
-    while at < end:
-        found = _TOKEN.match(text, at)
-        assert found is not None
+    `and`, `or`, `not` and parentheses are those of Python, whose parser knows which binds closer.
+    """
+    if len(text) > RULE_MAX:
+        raise ConfigError(f"a rule has at most {RULE_MAX} characters; found {len(text)}")
+    wanted: dict[str, _Wanted] = {}
+    code, depth, takes_term = list[str](), 0, True
+    text = text.rstrip()
+    for found in _TOKEN.finditer(text):
         kind = found.lastgroup or "other"
-        token = _Token(kind, found[kind], found.start(kind) + 1 - (kind == "quoted"))
+        token, column = found[kind], found.start(kind) + 1 - (kind == "quoted")
+        word = token.lower() if kind == "word" and token.lower() in _KEYWORDS else ""
         if kind == "other":
-            hint = 'a closing " is missing' if token.text == '"' else "use letters, digits, _ and -, or quotes"
-            raise ConfigError(f"column {token.column}: {token.text!r} cannot be read; {hint}")
-        if kind == "word" and token.text.lower() in _KEYWORDS:
-            token = _Token("keyword", token.text.lower(), token.column)
-        yield token
-        at = found.end()
-    yield _Token("end", "", end + 1)
+            hint = 'a closing " is missing' if token == '"' else "use letters, digits, _ and -, or quotes"
+            raise ConfigError(f"column {column}: {token!r} cannot be read; {hint}")
+        if word and found["source"]:
+            raise ConfigError(f"column {column}: expected a label after {found['source']}:; found {token!r}")
+        if takes_term and kind != "sign" and not word:
+            one = _Wanted(found["source"] or "", token, kind == "quoted", found.start("source") + 1 or column)
+            code.append(f"_{_number(one, wanted)}")
+            takes_term = False
+        elif takes_term and token == "(":
+            depth += 1
+            code.append("(")
+        elif takes_term and word == "not":
+            code.append("not")
+        elif not takes_term and word in ("and", "or"):
+            code.append(word)
+            takes_term = True
+        elif not takes_term and token == ")" and depth:
+            depth -= 1
+            code.append(")")
+        else:
+            raise _unexpected(column, repr(token), takes_term=takes_term)
+        if depth > DEPTH_MAX:
+            raise ConfigError(f"column {column}: more than {DEPTH_MAX} levels")
+    if takes_term:
+        raise _unexpected(len(text) + 1, "the end", takes_term=True)
+    if depth:
+        raise ConfigError(f'column {len(text) + 1}: expected ")"; found the end')
+    return ast.parse(" ".join(code), mode="eval").body, list(wanted.values())
+
+
+def _unexpected(column: int, found: str, *, takes_term: bool) -> ConfigError:
+    expected = "a label, a word in quotes, or (" if takes_term else '"and", "or" or the end'
+    return ConfigError(f"column {column}: expected {expected}; found {found}")
+
+
+def _number(term: _Wanted, wanted: dict[str, _Wanted]) -> int:
+    """Return the number of a term, which is added unless it is known."""
+    if not plain_words(term.label):
+        raise ConfigError(f"column {term.column}: {term}: there is no word in it")
+    known = wanted.setdefault(str(term), term)
+    if len(wanted) > TERMS_MAX:
+        raise ConfigError(f"column {term.column}: more than {TERMS_MAX} different terms")
+    return list(wanted.values()).index(known)
 
 
 def parse_term(text: str, sources: Mapping[str, EvidenceSource]) -> Term:
@@ -263,10 +215,10 @@ def parse_term(text: str, sources: Mapping[str, EvidenceSource]) -> Term:
     Raises:
         ConfigError: see `Rule`; or it is more than a term.
     """
-    parser = _Parser(text)
-    if not isinstance(parser.parse(), _Leaf):
+    root, wanted = _parse(text)
+    if not isinstance(root, ast.Name):
         raise ConfigError(f"{text!r}: expected a single label or word")
-    return _tied(parser.wanted[0], sources)
+    return _tied(wanted[0], sources)
 
 
 def _tied(wanted: _Wanted, sources: Mapping[str, EvidenceSource]) -> Term:
@@ -305,23 +257,138 @@ def _missing(wanted: _Wanted, allowed: Mapping[str, EvidenceSource]) -> str:
     return f"nothing gives this label; known: {shown}{hint}"
 
 
-def _has_not(node: _Node) -> bool:
-    if isinstance(node, _Joined):
-        return any(map(_has_not, node.parts))
-    return isinstance(node, _Not)
-
-
-def _judge(node: _Node, readings: Sequence[Reading]) -> Judgement:
-    if isinstance(node, _Leaf):
-        one = readings[node.number]
+def _judge(node: ast.expr, readings: Sequence[Reading]) -> Judgement:
+    if isinstance(node, ast.Name):
+        one = readings[int(node.id[1:])]
         return Judgement(True if one.present else False if one.known else None, one.score if one.present else 0.0)
-    if isinstance(node, _Not):
-        truth, score = _judge(node.inner, readings)
+    if isinstance(node, ast.UnaryOp):
+        truth, score = _judge(node.operand, readings)
         return Judgement(None if truth is None else not truth, 1.0 - score)
-    found = [_judge(part, readings) for part in node.parts]
-    decisive = not node.is_and  # one true part decides `or`, one false part decides `and`
+    assert isinstance(node, ast.BoolOp)
+    is_and = isinstance(node.op, ast.And)
+    found = [_judge(part, readings) for part in node.values]
+    decisive = not is_and  # one true part decides `or`, one false part decides `and`
     truths = [one.truth for one in found]
     truth = decisive if decisive in truths else None if None in truths else not decisive
-    if node.is_and:
+    if is_and:
         return Judgement(truth, min(one.score for one in found))
     return Judgement(truth, max((one.score for one in found if one.truth), default=0.0))
+
+
+LOGIT_MAX = 6.0
+"""Scores are taken between 0.0025 and 0.9975: a model that says 1 is not certain."""
+_WEIGHT_MAX = 100.0
+
+
+class TermWeights(Struct, frozen=True, forbid_unknown_fields=True):
+    """Weights that one term adds to the log-odds.
+
+    Attributes:
+        term: such as `front:person` or `"help"`.
+        absent: if nothing is there, and its sources are.
+        present: if there is evidence.
+        score: times the logit of the highest score, if there is evidence.
+    """
+
+    term: str
+    absent: float
+    present: float
+    score: float = 0.0
+
+    def adds(self, reading: Reading) -> float:
+        """Return the log-odds that a reading adds."""
+        if reading.present:
+            return self.present + self.score * logit(reading.score)
+        return self.absent if reading.known else 0.0
+
+
+class FusionCalibration(Struct, frozen=True, forbid_unknown_fields=True):
+    """A calibration file, JSON.
+
+    Attributes:
+        terms: weights, in their order.
+        prior: log-odds before any evidence.
+        window_s: window that the weights were fitted with, s.
+        situations, moments: number of situations and of moments that it was fitted on.
+        log_loss: mean on moments that were held out, nats; lower is better.
+        calibration_error: mean distance of probability and share of truth there, 0..1.
+    """
+
+    terms: tuple[TermWeights, ...]
+    prior: float
+    window_s: float
+    situations: int = 0
+    moments: int = 0
+    log_loss: float = 0.0
+    calibration_error: float = 0.0
+
+
+def logit(score: float) -> float:
+    """Return the log-odds of a score, between ±`LOGIT_MAX`."""
+    low = 1.0 / (1.0 + math.exp(LOGIT_MAX))
+    bounded = min(1.0 - low, max(low, score))
+    return math.log(bounded / (1.0 - bounded))
+
+
+def read_calibration(content: bytes) -> FusionCalibration:
+    """Read a calibration file.
+
+    Raises:
+        ConfigError: it is none, or its numbers cannot be used.
+    """
+    try:
+        found = from_json(content, FusionCalibration)
+    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
+        raise ConfigError(f"no calibration of a fusion: {error}") from None
+    numbers = [found.prior, *(value for one in found.terms for value in (one.absent, one.present, one.score))]
+    if not found.terms or len(found.terms) > TERMS_MAX:
+        raise ConfigError(f"expected 1 to {TERMS_MAX} terms; found {len(found.terms)}")
+    if not all(math.isfinite(value) and abs(value) <= _WEIGHT_MAX for value in numbers):
+        raise ConfigError(f"expected weights between ±{_WEIGHT_MAX:g}")
+    return found
+
+
+def terms_of(calibration: FusionCalibration, sources: Mapping[str, EvidenceSource]) -> tuple[Term, ...]:
+    """Return the terms of a calibration, tied to their sources. Raises ConfigError as `Rule` does."""
+    return tuple(parse_term(one.term, sources) for one in calibration.terms)
+
+
+class LogOdds:
+    """The condition that the probability of a situation is at least a threshold.
+
+    Attributes:
+        terms: tied to their sources.
+        is_monotone: more evidence never lowers the probability.
+    """
+
+    def __init__(
+        self, calibration: FusionCalibration, threshold: float, sources: Mapping[str, EvidenceSource]
+    ) -> None:
+        """Tie the terms to their sources.
+
+        Raises:
+            ConfigError: a term cannot be given, see `Rule`; or the probability reaches the threshold without any
+                evidence.
+        """
+        self._weights, self._prior = calibration.terms, calibration.prior
+        self._least = logit(threshold)
+        self.terms = terms_of(calibration, sources)
+        self.is_monotone = all(
+            one.score >= 0.0 and one.present - LOGIT_MAX * one.score >= max(one.absent, 0.0)
+            for one in calibration.terms
+        ) and all(one.absent <= 0.0 for one in calibration.terms)
+        unseen = self._prior + sum(max(0.0, one.absent) for one in calibration.terms)
+        if unseen >= self._least:
+            share = probability(unseen)
+            raise ConfigError(f"the probability without any evidence is {share:.3f}: use a higher threshold")
+
+    def judge(self, readings: Sequence[Reading]) -> Judgement:
+        """Judge the readings of the terms; the score is the probability."""
+        added = (one.adds(reading) for one, reading in zip(self._weights, readings, strict=True))
+        odds = self._prior + sum(added)
+        return Judgement(odds >= self._least, probability(odds))
+
+
+def probability(odds: float) -> float:
+    """Return the probability of log-odds."""
+    return 1.0 / (1.0 + math.exp(-max(-500.0, min(500.0, odds))))

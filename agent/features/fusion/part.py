@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import logging
 import queue
+import re
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import msgspec
 from msgspec import Struct
 
 from agent.comms.reporter import EventSink, Reporter, RetainedSink
@@ -22,12 +24,15 @@ from agent.comms.topics import Topics
 from agent.config import Config, PublishConfig, TextConfig
 from agent.daemon.parts import DevicePart
 from agent.daemon.runtime import Runtime
-from agent.errors import ConfigError
+from agent.errors import CommandError, ConfigError
 from agent.features.fusion.checks import FusedEvent, FusionPlan, plan_fusion
 from agent.features.fusion.rules import Evidence, Fusion, FusionTimes, text_evidence
-from agent.features.fusion.texts import TextReceiver
 from agent.health import FusionHealth
+from agent.structs import from_json
 from agent.types import Event, StageTimes, Track
+
+if TYPE_CHECKING:
+    from agent.comms.mqtt.inbox import IncomingMessage
 
 log = logging.getLogger(__name__)
 _AHEAD_NS, _BEHIND_NS = 1_000_000_000, 60_000_000_000
@@ -36,22 +41,14 @@ _RETRY_NS = 10_000_000_000
 """Time until an event whose condition has failed is tried again, unless evidence comes before."""
 
 
-class FusionServices(Struct, frozen=True):
-    """Services that a `FusionRunner` publishes through."""
-
-    topics: Topics
-    events: EventSink
-    board: RetainedSink
-
-
 class _Fused:
     """One fused event with its reporter. For the fusion's thread."""
 
-    def __init__(self, name: str, planned: FusedEvent, services: FusionServices) -> None:
+    def __init__(
+        self, name: str, planned: FusedEvent, topics: Topics, events: EventSink, board: RetainedSink
+    ) -> None:
         self.planned, config = planned, planned.config
-        self.reporter = Reporter(
-            services.topics, name, PublishConfig(), planned.model, services.events, services.board
-        )
+        self.reporter = Reporter(topics, name, PublishConfig(), planned.model, events, board)
         times = FusionTimes.of_seconds(config.window_s, config.late_s, config.hold_s, config.update_every_s)
         self.fusion = Fusion(name, planned.condition, times)
         self.reporter.counts({name: 0}, {})
@@ -94,8 +91,8 @@ class FusionRunner:
         texts: receivers by name of the text input.
     """
 
-    def __init__(self, services: FusionServices) -> None:
-        self._services = services
+    def __init__(self, topics: Topics, events: EventSink, board: RetainedSink) -> None:
+        self._topics, self._events, self._board = topics, events, board
         self._fused: dict[str, _Fused] = {}
         self._present: dict[str, bool] = {}
         self._health: dict[str, FusionHealth] = {}
@@ -197,10 +194,10 @@ class FusionRunner:
             del self._fused[name]
             one.publish(one.fusion.finish(now_ns, now, "reloaded"), now)
             if name not in wanted:
-                self._services.board.retain(self._services.topics.count(name, name), b"")
+                self._board.retain(self._topics.count(name, name), b"")
         for name, planned in wanted.items():
             if name not in self._fused:
-                self._fused[name] = _Fused(name, planned, self._services)
+                self._fused[name] = _Fused(name, planned, self._topics, self._events, self._board)
                 self._begin(self._fused[name], tracks, now_ns, now)
 
     def _finish(self, now_ns: int, now: datetime) -> None:
@@ -252,7 +249,7 @@ class FusionPart(DevicePart):
     def __init__(self, runtime: Runtime) -> None:
         """Listen to texts, before the connection to the broker is made; the thread starts later."""
         self._runtime = runtime
-        self.runner = FusionRunner(FusionServices(runtime.topics, runtime.spool, runtime.mqtt))
+        self.runner = FusionRunner(runtime.topics, runtime.spool, runtime.mqtt)
         self._texts: dict[str, TextReceiver] = {}
         self.configure(runtime.config)
 
@@ -293,3 +290,110 @@ class FusionPart(DevicePart):
 def open_device_part(runtime: Runtime) -> FusionPart:
     """Run the fused events of a configuration."""
     return FusionPart(runtime)
+
+
+TEXT_MAX = 4096
+"""Largest payload, bytes."""
+
+
+class ReceivedText(Struct, frozen=True):
+    """A text.
+
+    Attributes:
+        text: as sent.
+        at: UTC at which it was said, by the sender's clock; None: the sender does not tell.
+    """
+
+    text: str
+    at: datetime | None = None
+
+
+class _Body(Struct, frozen=True):
+    text: str
+    at: datetime | float | None = None
+
+
+def decode_text(payload: bytes) -> ReceivedText:
+    """Decode a payload.
+
+    Raises:
+        CommandError: it is too large, not UTF-8, or no such JSON object. The message does not quote it.
+    """
+    if len(payload) > TEXT_MAX:
+        raise CommandError(f"{len(payload)} bytes, at most {TEXT_MAX} are taken")
+    try:
+        text = payload.decode()
+    except UnicodeDecodeError as error:
+        raise CommandError(f"not UTF-8 at byte {error.start}") from None
+    if not text.lstrip().startswith("{"):
+        return ReceivedText(text)
+    try:
+        body = from_json(payload, _Body)
+        return ReceivedText(body.text, _utc(body.at))
+    except (msgspec.MsgspecError, ValueError, OverflowError, RecursionError):
+        raise CommandError('expected JSON with "text", and "at" as a time, or plain text') from None
+
+
+def _utc(at: datetime | float | None) -> datetime | None:
+    if at is None:
+        return None
+    if isinstance(at, datetime):
+        if at.tzinfo is None:
+            raise ValueError("a time without its offset")
+        return at.astimezone(UTC)
+    return datetime.fromtimestamp(at, UTC)
+
+
+def said_at(text: ReceivedText, arrived_at: datetime, clock_within_s: float) -> datetime:
+    """Return when a text was said: its own time if that is near enough, and not ahead; else its arrival."""
+    if text.at is None or abs(text.at - arrived_at) > timedelta(seconds=clock_within_s):
+        return arrived_at
+    return min(text.at, arrived_at)
+
+
+class TextReceiver:
+    """Receives the texts of one topic. For the connection's thread; each kind of refusal is logged once.
+
+    Attributes:
+        clock_within_s: see `agent.config.TextConfig`.
+        refused: number of messages that were refused.
+    """
+
+    def __init__(self, name: str, clock_within_s: float, on_text: Callable[[str, str, datetime], None]) -> None:
+        """Pass on the name of the text input, the text, and the UTC at which it was said."""
+        self._name, self.clock_within_s, self._on_text = name, clock_within_s, on_text
+        self.refused, self._reasons = 0, set[str]()
+        self._clock_logged = False
+
+    def receive(self, received: IncomingMessage) -> None:
+        """Pass a message on, or refuse it."""
+        if received.retained:  # it would count again at every start
+            if received.payload:
+                self._refuse("retained by the broker; send it without the retain flag")
+            return
+        arrived_at = datetime.now(UTC)
+        try:
+            text = decode_text(received.payload)
+        except CommandError as error:
+            self._refuse(str(error))
+            return
+        if text.at is not None and abs((text.at - arrived_at).total_seconds()) > self.clock_within_s:
+            self._log_clock((text.at - arrived_at).total_seconds())
+        self._on_text(self._name, text.text, said_at(text, arrived_at, self.clock_within_s))
+
+    def _refuse(self, why: str) -> None:
+        self.refused += 1
+        kind = re.sub(r"\d+", "", why)
+        if kind not in self._reasons:
+            self._reasons.add(kind)
+            log.warning("text %s: refused: %s; more of this kind are counted in health", self._name, why)
+
+    def _log_clock(self, ahead_s: float) -> None:
+        if not self._clock_logged:
+            self._clock_logged = True
+            log.warning(
+                "text %s: the sender's clock is %.1f s %s of this device's: the time of arrival counts instead",
+                self._name,
+                abs(ahead_s),
+                "ahead" if ahead_s > 0 else "behind",
+            )

@@ -1,4 +1,4 @@
-"""Governs a device: reads board and streams once a second, sets budgets, and logs what changes.
+"""Governs a device: watches the load and the heat of the board, and who runs nicer than whom, once a second.
 
 What decides is loaded when something may have to give way for the first time.
 """
@@ -10,62 +10,63 @@ import math
 import os
 import threading
 import time
-from collections.abc import Mapping
+from collections import deque
+from collections.abc import Callable, Mapping
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from msgspec.structs import replace
-
+from agent.board.proc import read_memory
+from agent.board.processors import Quota, Ticks, read_quota, read_ticks, usable_processors
+from agent.board.thermal import firmware_limit_c
 from agent.capture.streams import FrameStream
-from agent.config.governor import GovernorConfig
 from agent.daemon.parts import DevicePart
-from agent.features.governor.readings import (
-    RESERVE,
-    BoardReading,
-    Decision,
-    Readings,
-    StreamReading,
-    needs_decision,
-)
-from agent.features.governor.watch import RUNNING, BoardLoad, StreamWatch
+from agent.types import DiskLoad, LinkLoad
 
 if TYPE_CHECKING:
     from agent.daemon.runtime import Runtime
     from agent.daemon.streams.stream import Stream
-    from agent.features.governor.reports import BrokenPromises, ChangeLog
-    from agent.features.governor.rules import Governor
+    from agent.features.governor.governing import Governing
 
 log = logging.getLogger(__name__)
 _EVERY_S = 1.0
 """Time between two decisions, s."""
-_LATE_S = 3.0
-"""A decision that comes so much later than it should is told: something keeps the daemon from running, s."""
-_TOLD_S = 600.0
-"""Time for which that is not told again, s."""
+_LATE_S, _TOLD_S = 3.0, 600.0
+"""A decision that comes so much later than it should is logged, s, and not again for the second time."""
 _NICE, _DECODING_NICE = 5, 10
 """Niceness of the threads of streams below the highest priority: a third of the weight beside an equal rival; and
 of those that decode: a tenth, since each of many cameras has one."""
 _SOME = 0.3
 """Share of the processors that counts: where so much is idle, a late thread could have had it; where less is, and
 others use less, the daemon itself fills them."""
+_SIGN_C = 18.0
+"""So far below the lowest limit a temperature is the first sign of heat, °C."""
+_QUOTA_S = 10.0
+"""Time between two searches for a quota while there is none, s: the files of all groups take most of a ms."""
+_READINGS = 2
+"""Those over which shares of processors are taken."""
+_MEMORY_FREE = 0.05
+"""Memory is short below this free share."""
+_COMMIT_MS, _WAITING_S, _BEHIND_S = 400.0, 1.5, 2.0
+"""The disk is too slow from these times on: of a commit, of a waiting event, of a picture of a clip."""
+_UNSENT_BYTES, _OLDEST_S = 65_536, 2.0
+"""The network is too slow from so many waiting bytes, or such an age of an unacknowledged event, on."""
 
 
 class GovernorPart(DevicePart):
     """Governs the streams of a runtime in a thread of its own.
 
     Attributes:
-        board: its newest reading.
+        processors: the newest shares.
     """
 
-    def __init__(self, runtime: Runtime, load: BoardLoad) -> None:
-        self._runtime, self._load = runtime, load
-        self._watched: dict[str, StreamWatch] = {}
+    def __init__(self, runtime: Runtime, meter: ProcessorMeter | None = None) -> None:
+        self._runtime, self._meter = runtime, meter or ProcessorMeter()
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
-        self._rules: tuple[Governor, BrokenPromises, ChangeLog] | None = None
-        self._decision: Decision | None = None
-        self._unmet = ""
-        self.board = BoardReading()
+        self._governing: Governing | None = None
+        self._unmet, self._firmware_c = "", firmware_limit_c()
+        self.processors = ProcessorShares()
 
     @property
     def trouble(self) -> str:
@@ -99,41 +100,48 @@ class GovernorPart(DevicePart):
                 log.exception("governor: internal error (please report); going on")
             if late_s > _LATE_S and due_s - told_s > _TOLD_S:
                 told_s = due_s
-                log.warning("governor: it ran %.1f s late; %s", late_s, _meanwhile(self.board))
+                log.warning(
+                    "governor: it ran %.1f s late; meanwhile other programs used %.0f %% of the processors, and "
+                    "%.0f %% were idle",
+                    late_s,
+                    100.0 * self.processors.others,
+                    100.0 * self.processors.idle,
+                )
 
     def _govern(self) -> None:
-        config = self._runtime.config.governor
-        self._set_nice(dict(self._runtime.streams), governed=config.enabled)
-        readings = self._read()
-        if self._rules is None:
-            if not needs_decision(readings, config):
-                return
-            self._rules = _load_rules(config)
-        governor, promises, changes = self._rules
-        governor.configure(config)
-        decision = governor.decide(readings)
-        if decision.changes:
-            self._load.load_changed()
-        changes.update(decision.changes, self._watched, time.monotonic())
-        promises.update(decision, readings.streams if config.enabled else None, time.monotonic())
-        self._unmet = promises.why("")
-        self._apply(decision, promises)
-
-    def _apply(self, decision: Decision, promises: BrokenPromises) -> None:
-        self._runtime.spool.set_sync_interval(decision.sync_every_s)
-        for name, watch in self._watched.items():
-            if (budget := decision.budgets.get(name)) is not None:
-                watch.stream.budget = budget
-            watch.stream.reduced = decision.reduced.get(name, "")
-            watch.stream.unmet = promises.why(name)
-        self._decision = decision
-
-    def _read(self) -> Readings:
         runtime = self._runtime
-        streams, everyone = self._read_streams(), frozenset(self._watched)
-        loads = runtime.disk_load(), runtime.mqtt.load()
-        self.board = self._load.read(runtime.config)
-        return Readings(time.monotonic(), self.board, streams, *loads, known=everyone)
+        streams, is_governed = dict(runtime.streams), runtime.config.governor.enabled
+        self.processors = self._meter.read()
+        self._set_nice(streams, governed=is_governed)
+        shortages = find_shortages(self._memory_free(), runtime.disk_load(), runtime.mqtt.load())
+        if self._governing is None:
+            if not is_governed or not (any(shortages.values()) or self._may_need_less(streams)):
+                return
+            from agent.features.governor.governing import Governing
+
+            self._governing = Governing(runtime)
+        self._unmet = self._governing.govern(streams, self.processors, shortages)
+
+    def _may_need_less(self, streams: Mapping[str, Stream]) -> bool:
+        """Return True if a stream is promised something, or at the first sign of heat or of a weak supply."""
+        config, sensors = self._runtime.config, self._runtime.board.sensors
+        if any(one.config.service.min_fps or one.config.service.max_latency_ms for one in streams.values()):
+            return True
+        chip, battery = sensors.chip(), sensors.energy().battery
+        if chip.brakes or (chip.supply is not None and chip.supply.now):
+            return True
+        charge = battery.percent if battery is not None and battery.feeds_board else None
+        if charge is not None and charge < config.governor.save_below_percent:
+            return True
+        limits = config.governor.max_temperature_c, config.thermal.warn_c, self._firmware_c
+        return any(
+            zone.temperature_c >= min(limit for limit in (*limits, zone.limit_c) if limit is not None) - _SIGN_C
+            for zone in chip.zones.values()
+        )
+
+    def _memory_free(self) -> float | None:
+        memory = read_memory()
+        return memory.available_mb / memory.total_mb if memory.total_mb else None
 
     def _set_nice(self, streams: Mapping[str, Stream], *, governed: bool) -> None:
         """Let the kernel prefer the streams of the highest priority, also before the governor notices a load.
@@ -143,9 +151,9 @@ class GovernorPart(DevicePart):
 
         Without privileges, or the unit's LimitNICE, a thread can only become nicer.
         """
-        running = [one for one in streams.values() if one.status[0] in RUNNING]
+        running = [one for one in streams.values() if one.status[0] in ("running", "degraded")]
         highest = max((one.config.service.priority for one in running), default=0)
-        is_full = governed and max(self.board.idle, self.board.others) < _SOME
+        is_full = governed and max(self.processors.idle, self.processors.others) < _SOME
         for stream in streams.values():
             is_less = governed and stream.config.service.priority < highest
             _make_nice(stream.thread_id, is_less * (_DECODING_NICE if is_full else _NICE))
@@ -153,43 +161,10 @@ class GovernorPart(DevicePart):
             if isinstance(source, FrameStream):
                 _make_nice(source.decoder_thread_id, _DECODING_NICE * is_full)
 
-    def _read_streams(self) -> dict[str, StreamReading]:
-        streams = dict(self._runtime.streams)
-        self._watched = {name: one for name, one in self._watched.items() if streams.get(name) is one.stream}
-        readings = {}
-        for name, stream in streams.items():
-            watch = self._watched[name] = self._watched.get(name) or StreamWatch(stream)
-            used = self._decision.budgets.get(name) if self._decision is not None else None
-            is_starved = self.board.idle < RESERVE
-            reading = watch.read(used.variant if used is not None else "", is_starved=is_starved)
-            if reading is not None:
-                readings[name] = reading
-        return self._with_cameras(readings)
-
-    def _with_cameras(self, readings: dict[str, StreamReading]) -> dict[str, StreamReading]:
-        """Mark the streams that share a camera: less of it is decoded if all of them can do with less."""
-        users: dict[object, list[str]] = {}
-        for name, watch in self._watched.items():
-            if (camera := watch.camera) is not None:
-                users.setdefault(camera, []).append(name)
-        for names in users.values():
-            if len(names) > 1:
-                can = all(one in readings and readings[one].has_decoding for one in names)
-                for one in readings.keys() & names:
-                    readings[one] = replace(readings[one], camera=names[0], has_decoding=can)
-        return readings
-
 
 def open_device_part(runtime: Runtime) -> GovernorPart:
     """Govern the streams of a runtime."""
-    return GovernorPart(runtime, BoardLoad(sensors=runtime.board.sensors))
-
-
-def _load_rules(config: GovernorConfig) -> tuple[Governor, BrokenPromises, ChangeLog]:
-    from agent.features.governor.reports import BrokenPromises, ChangeLog
-    from agent.features.governor.rules import Governor
-
-    return Governor(config), BrokenPromises(), ChangeLog()
+    return GovernorPart(runtime)
 
 
 def _make_nice(thread: int | None, steps: int) -> None:
@@ -202,9 +177,99 @@ def _make_nice(thread: int | None, steps: int) -> None:
             os.setpriority(os.PRIO_PROCESS, thread, wanted)
 
 
-def _meanwhile(board: BoardReading) -> str:
-    """Return how the processors were used while this thread did not run."""
-    used = f"meanwhile other programs used {board.others:.0%} of the processors"
-    if board.idle >= _SOME:
-        return f"{used}, and {board.idle:.0%} were idle: the daemon was stopped, or waited for the disk or memory"
-    return f"{used}, the daemon {max(0.0, 1.0 - board.idle - board.others):.0%}"
+def find_shortages(memory_free: float | None, disk: DiskLoad, link: LinkLoad) -> dict[str, str]:
+    """Return how memory, disk and link are short; empty texts: they are not.
+
+    Args:
+        memory_free: share of the memory that programs can still have, 0..1; None: unknown.
+        disk: how busy storage is.
+        link: how busy communication is.
+    """
+    memory, slow, late = "", "", ""
+    if memory_free is not None and memory_free < _MEMORY_FREE:
+        memory = f"{memory_free:.0%} of the memory are free"
+    if disk.commit_ms is not None and disk.commit_ms > _COMMIT_MS:
+        slow = f"the disk takes {disk.commit_ms:.0f} ms to store an event"
+    elif disk.waiting_s > _WAITING_S:
+        slow = f"an event has been waiting for the disk for {disk.waiting_s:.1f} s"
+    elif disk.clips_behind_s > _BEHIND_S:
+        slow = f"pictures of clips have been waiting for the disk for {disk.clips_behind_s:.1f} s"
+    if link.connected and link.oldest_s > _OLDEST_S:
+        late = f"the broker has not acknowledged an event for {link.oldest_s:.1f} s"
+    elif link.connected and link.unsent_bytes > _UNSENT_BYTES:
+        late = f"{link.unsent_bytes // 1024} kB are waiting to be sent"
+    return {"memory": memory, "disk": slow, "link": late}
+
+
+class ProcessorShares(NamedTuple):
+    """How the processors were used in the last two seconds.
+
+    Attributes:
+        cores: processors that this process may use.
+        idle: share of them that it may still use, 0..1: its quota may leave less than was idle.
+        others: share of them that other programs used, 0..1.
+        quota: processors that its control group may use; None: all of them.
+    """
+
+    cores: int = 1
+    idle: float = 1.0
+    others: float = 0.0
+    quota: float | None = None
+
+
+class ProcessorMeter:
+    """Reads how the processors that this process may use were used."""
+
+    def __init__(
+        self,
+        root: Path = Path("/"),
+        clock: Callable[[], float] = time.monotonic,
+        ticks: Callable[[], Ticks] | None = None,
+    ) -> None:
+        """Read for the first time.
+
+        Args:
+            root: of the file system.
+            clock: monotonic, s.
+            ticks: returns the times of the processors until now; None: they are read below `root`.
+        """
+        self._root, self._clock, self._ticks = root, clock, ticks or self.read_ticks
+        self._quota: Quota | None = None
+        self._due_s = -math.inf
+        self._known = deque([self._ticks()], maxlen=_READINGS + 1)
+
+    def read(self) -> ProcessorShares:
+        """Return the newest shares; they begin anew when this process may use other processors."""
+        now = self._ticks()
+        if now.usable != self._known[-1].usable:
+            self._known.clear()
+        self._known.append(now)
+        return shares_between(self._known[0], now, len(now.usable) or len(usable_processors()))
+
+    def read_ticks(self) -> Ticks:
+        """Return the times of the processors until now, with the quota: without one it is rarely looked for."""
+        now_s, usable = self._clock(), usable_processors()
+        if self._quota is not None or now_s >= self._due_s:
+            self._quota, self._due_s = read_quota(self._root), now_s + _QUOTA_S
+        ticks = read_ticks(self._root / "proc/stat", usable)
+        return Ticks(ticks.total, ticks.idle, ticks.own, usable, self._quota, now_s)
+
+
+def shares_between(first: Ticks, last: Ticks, cores: int) -> ProcessorShares:
+    """Return how processors were used between two readings of the same ones."""
+    total = max(1e-3, last.total - first.total)
+    idle = min(1.0, max(0.0, (last.idle - first.idle) / total))
+    others = min(1.0, max(0.0, 1.0 - idle - (last.own - first.own) / total))
+    if last.quota is None or last.quota.processors >= cores:
+        return ProcessorShares(cores, idle, others)
+    left = max(0.0, last.quota.processors - _used(first, last))
+    return ProcessorShares(cores, min(idle, left / cores), others, last.quota.processors)
+
+
+def _used(first: Ticks, last: Ticks) -> float:
+    """Return the processors that a quota's group used; where that is not known, what this process did."""
+    seconds, used_s = last.at_s - first.at_s, last.own - first.own
+    if first.quota is not None and last.quota is not None and first.quota.group == last.quota.group:
+        before, now = first.quota.used_s, last.quota.used_s
+        used_s = now - before if before is not None and now is not None else used_s
+    return used_s / seconds if seconds > 0.0 else 0.0

@@ -1,14 +1,32 @@
-"""Readings of the board and its streams once a second, what is wrong in them, and what is decided from them."""
+"""Reads the board and its streams once a second, and which promises the newest window breaks."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+import logging
+import math
+import re
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from statistics import median
+from typing import TYPE_CHECKING
 
 from msgspec import Struct
+from msgspec.structs import replace
 
-from agent.config.governor import GovernorConfig
-from agent.types import DiskLoad, LinkLoad, StreamBudget
+from agent.board.heat import HeatModel
+from agent.board.sensors import BoardSensors, ChipReading, LostHeat
+from agent.board.thermal import Zone, firmware_limit_c
+from agent.compute.manifest import AUTO
+from agent.config import Config
+from agent.config.source_uri import parse
+from agent.daemon.streams.counters import Window, joined
 
+if TYPE_CHECKING:
+    from agent.daemon.streams.stream import Stream
+
+log = logging.getLogger(__name__)
 RESERVE = 0.08
 """Share of all processors that stays idle when something comes back."""
 COLD_C = 15.0
@@ -23,12 +41,21 @@ _AHEAD_S, _NEAR_S = 90.0, 45.0
 """The load is reduced if the limit would be reached within this time, s: by a curve, and by the slope alone."""
 _WARM_C = 6.0
 """Nearer to its limit than this, the slope of the temperature alone is reason enough to reduce the load, °C."""
-_COMMIT_MS, _WAITING_S, _BEHIND_S = 400.0, 1.5, 2.0
-"""The disk is too slow from these times on: of a commit, of a waiting event, of a picture of a clip."""
-_MEMORY_FREE = 0.05
-"""Memory is short below this free share."""
-_UNSENT_BYTES, _OLDEST_S = 65_536, 2.0
-"""The network is too slow from so many waiting bytes, or such an age of an unacknowledged event, on."""
+_MARGIN_C = 3.0
+"""The limit lies so far below the temperature at which the kernel throttles, °C."""
+_WINDOW_S = 1.0
+"""Open time from which on a rate of inferences is taken, s."""
+_WINDOWS, _LATELY, _OPEN_WINDOWS, _RATES = 2, 10, 30, 60
+"""Windows over which the newest rates and those of lately are taken; over which the share of open gates is the
+greatest; over which the rate of the source is the upper quartile."""
+_MEAN = 5
+"""Windows that are taken together for the rate of the source."""
+_NEWEST = 0.2
+"""Weight of the newest window in the cost of an inference."""
+_KEYS_ALONE = 50
+"""Pictures of an opened camera, all of them key frames, after which no others are expected."""
+_FIGURE = re.compile(r"(?<![\w.-])\d+(\.\d+)?(?![\w-])")
+"""Number that is no part of a name, in a reason that stays the same while it changes."""
 
 
 class VariantCost(Struct, frozen=True, gc=False):
@@ -36,6 +63,9 @@ class VariantCost(Struct, frozen=True, gc=False):
 
     name: str = ""
     cost: float = 1.0
+
+
+_ALL = (VariantCost(),)
 
 
 class StreamReading(Struct, frozen=True):
@@ -46,11 +76,10 @@ class StreamReading(Struct, frozen=True):
         min_fps: inferences per second that it is to have while its gate is open; 0: none are promised.
         max_latency_ms: from the capture of a picture to its result that it is to keep, ms; 0: none is promised.
         fps: pictures per second that its source gives when nothing disturbs it.
-        fps_now: pictures per second that it has given in the window.
+        fps_now, fps_lately: pictures per second that it has given in the newest two and ten windows.
         open_share: share of them that the gate lets through, 0..1: the most of the last half minute.
-        inferred_fps: inferences per second while the gate was open; None: it was closed for most of the window.
-        inferred_lately: the same over the last ten windows; None: it was closed for most of them, or too few.
-        fps_lately: pictures per second that its source has given in these.
+        inferred_fps, inferred_lately: inferences per second while the gate was open, in the newest two and ten
+            windows; None: it was closed for most of the time.
         latency_ms: 95th percentile of capture to result; None: nothing was inferred.
         cost_ms: processor time of an inference of the largest variant when nothing disturbs it, ms.
         least_ms: shortest time in which the smallest variant can answer here, ms; 0: unknown.
@@ -76,7 +105,7 @@ class StreamReading(Struct, frozen=True):
     cost_ms: float = 0.0
     least_ms: float = 0.0
     handled_fps: float = 0.0
-    variants: tuple[VariantCost, ...] = (VariantCost(),)
+    variants: tuple[VariantCost, ...] = _ALL
     has_samples: bool = False
     has_snapshots: bool = False
     has_clips: bool = False
@@ -88,33 +117,26 @@ class BoardReading(Struct, frozen=True, gc=False):
     """The board in the newest window.
 
     Attributes:
-        cores: processors that the daemon may use.
-        idle: share of them that was idle, 0..1; with a quota no more than it leaves.
-        others: share of them that other programs used, 0..1.
+        cores, idle, others, quota: see `ProcessorShares`.
         celsius: temperature of the zone that is nearest to its limit, °C; None: unknown.
         limit_c: temperature that this zone is not to exceed, °C.
         settles_c: temperature that the present load leads to, °C; None: unknown.
         limit_in_s: time until `limit_c` is reached under the present load, s; None: never, or unknown.
         slowed: why the hardware reduces its clock now; empty: it does not, or that is unknown.
-        memory_free: share of the memory that programs can still have, 0..1; None: unknown.
         battery_percent: charge of the battery that the board runs on, 0..100; None: it runs on none, or it is
             unknown.
-        is_supply_known: False while warnings of the supply, which were known before, cannot be read.
-        quota: processors that the daemon's control group may use; None: all of `cores`.
     """
 
     cores: int = 1
     idle: float = 1.0
     others: float = 0.0
+    quota: float | None = None
     celsius: float | None = None
     limit_c: float = 80.0
     settles_c: float | None = None
     limit_in_s: float | None = None
     slowed: str = ""
-    memory_free: float | None = None
     battery_percent: float | None = None
-    quota: float | None = None
-    is_supply_known: bool = True
 
 
 class Readings(Struct, frozen=True):
@@ -124,75 +146,20 @@ class Readings(Struct, frozen=True):
         now_s: CLOCK_MONOTONIC, s.
         board: see `BoardReading`.
         streams: that run, by name.
-        disk, link: how busy storage and communication are.
+        shortages: how `memory`, `disk` and `link` are short; empty or missing: they are not.
         known: names of streams that do not run now and may come back, and of those that run.
     """
 
     now_s: float
     board: BoardReading
     streams: dict[str, StreamReading]
-    disk: DiskLoad = DiskLoad()
-    link: LinkLoad = LinkLoad()
+    shortages: Mapping[str, str] = {}
     known: frozenset[str] = frozenset()
 
 
-class Change(Struct, frozen=True):
-    """A change of what a stream may use.
-
-    Attributes:
-        stream: its name; empty: the change is one of the event queue.
-        now: what holds now.
-        why: its reason.
-        is_more: True if that is more than before, and not yet everything.
-    """
-
-    stream: str
-    now: str
-    why: str
-    is_more: bool = False
-
-    @property
-    def what(self) -> str:
-        """Text of what holds now, and whether that is more."""
-        return f"{'more, now ' if self.is_more else ''}{self.now}"
-
-    @property
-    def text(self) -> str:
-        """Text of what holds now, and why."""
-        return f"{self.what}: {self.why}"
-
-
-class Decision(Struct, frozen=True):
-    """Budgets that hold from now on, and what has changed.
-
-    Attributes:
-        budgets: by stream.
-        sync_every_s: time that an event may wait for others to be synced to the disk with it, s.
-        changes: since the decision before.
-        reduced: why a stream has less than everything, by stream.
-        unmet: why a promise cannot be kept, by stream; empty name: the board.
-        broken: which promise is not kept now, by stream, whatever can still give way for it; empty name: why the
-            board is too hot, or its supply too weak.
-        waiting: streams of `unmet` for which others give way as soon as decisions may change something again.
-    """
-
-    budgets: dict[str, StreamBudget]
-    sync_every_s: float
-    changes: tuple[Change, ...]
-    reduced: dict[str, str]
-    unmet: dict[str, str]
-    broken: Mapping[str, str] = {}
-    waiting: Collection[str] = ()
-
-
-def needs_decision(readings: Readings, config: GovernorConfig) -> bool:
-    """Return True if something may have to give way, now or when a warm board cannot be read any more."""
-    board = readings.board
-    is_warm = board.celsius is not None and board.celsius >= board.limit_c - COLD_C
-    is_low = board.battery_percent is not None and board.battery_percent < config.save_below_percent
-    is_short = memory_trouble(board) or disk_trouble(readings.disk) or link_trouble(readings.link)
-    troubled = is_warm or is_low or is_short or heat_trouble(board)
-    return config.enabled and bool(troubled or any(map(broken_promise, readings.streams.values())))
+def without_figures(reason: str) -> str:
+    """Return a reason without its numbers: two that differ in these alone are of one kind."""
+    return _FIGURE.sub("", reason)
 
 
 def broken_promise(stream: StreamReading) -> str:
@@ -238,38 +205,271 @@ def heat_trouble(board: BoardReading) -> str:
         return ""
     if board.celsius >= board.limit_c:
         return f"the board is at {board.celsius:.0f} °C"
-    near = board.settles_c is None and board.celsius >= board.limit_c - _WARM_C
-    if board.limit_in_s is not None and board.limit_in_s <= (_NEAR_S if near else _AHEAD_S):
-        if board.settles_c is None and not near:
-            return ""
+    is_near = board.celsius >= board.limit_c - _WARM_C
+    ahead_s = _AHEAD_S if board.settles_c is not None else _NEAR_S if is_near else -1.0
+    if board.limit_in_s is not None and board.limit_in_s <= ahead_s:
         return f"the board would reach {board.limit_c:.0f} °C in {board.limit_in_s:.0f} s"
     return ""
 
 
-def memory_trouble(board: BoardReading) -> str:
-    """Return how memory is short; empty: it is not, or that is unknown."""
-    if board.memory_free is None or board.memory_free >= _MEMORY_FREE:
-        return ""
-    return f"{board.memory_free:.0%} of the memory are free"
+class BoardLoad:
+    """Follows the temperature, the supply and the battery. For one thread."""
+
+    def __init__(
+        self,
+        root: Path = Path("/"),
+        clock: Callable[[], float] = time.monotonic,
+        sensors: BoardSensors | None = None,
+    ) -> None:
+        """Start.
+
+        Args:
+            root: of the file system with the board's sensors.
+            clock: monotonic, s.
+            sensors: of the board; None: those below `root`, read whenever this is.
+        """
+        self._clock, self._heat = clock, dict[str, HeatModel]()
+        self._firmware_c = firmware_limit_c(root)
+        self._sensors = sensors or BoardSensors(root, clock)
+        self._lost = LostHeat(COLD_C, BLIND_S)
+
+    def load_changed(self) -> None:
+        """Forget how the temperature went on: the load is another one from now on."""
+        self._heat = {}
+
+    def read(
+        self, config: Config, cores: int = 1, idle: float = 1.0, others: float = 0.0, quota: float | None = None
+    ) -> BoardReading:
+        """Return the board now, with these shares of the processors; the limit is the configuration's."""
+        chip, battery = self._sensors.chip(), self._sensors.energy().battery
+        zone, limit_c = self._nearest_to_limit(chip, config)
+        settles_c = limit_in_s = None
+        if zone is not None:
+            heat = self._heat[zone.name]
+            settles_c, left_s = heat.settles_at(), heat.seconds_until(limit_c)
+            limit_in_s = left_s if left_s != math.inf else None
+        return BoardReading(
+            cores,
+            idle,
+            others,
+            quota,
+            zone.temperature_c if zone is not None else None,
+            limit_c,
+            settles_c,
+            limit_in_s,
+            _why_slow(chip),
+            battery.percent if battery is not None and battery.feeds_board else None,
+        )
+
+    def _nearest_to_limit(self, chip: ChipReading, config: Config) -> tuple[Zone | None, float]:
+        """Return the zone that is nearest to its limit, and this limit, °C; no zone: the configured one.
+
+        A zone that was warm and cannot be read makes the temperature unknown, unless another one is warm.
+        """
+        now_s = self._clock()
+        for zone in chip.zones.values():
+            self._heat.setdefault(zone.name, HeatModel()).add(now_s, zone.temperature_c)
+        lost = self._lost.update(chip.zones, lambda zone: self._limit_c(zone, config), now_s)
+        if lost is not None:
+            return None, self._limit_c(lost, config)
+        nearest = max(
+            chip.zones.values(), key=lambda one: one.temperature_c - self._limit_c(one, config), default=None
+        )
+        return nearest, self._limit_c(nearest, config)
+
+    def _limit_c(self, zone: Zone | None, config: Config) -> float:
+        if config.governor.max_temperature_c is not None:
+            return config.governor.max_temperature_c
+        limit_c = zone.limit_c if zone is not None and zone.limit_c is not None else self._firmware_c
+        return config.thermal.warn_c if limit_c is None else min(config.thermal.warn_c, limit_c - _MARGIN_C)
 
 
-def disk_trouble(disk: DiskLoad) -> str:
-    """Return how the disk is too slow; empty: it is not."""
-    if disk.commit_ms is not None and disk.commit_ms > _COMMIT_MS:
-        return f"the disk takes {disk.commit_ms:.0f} ms to store an event"
-    if disk.waiting_s > _WAITING_S:
-        return f"an event has been waiting for the disk for {disk.waiting_s:.1f} s"
-    if disk.clips_behind_s > _BEHIND_S:
-        return f"pictures of clips have been waiting for the disk for {disk.clips_behind_s:.1f} s"
-    return ""
+def _why_slow(chip: ChipReading) -> str:
+    if chip.supply is not None and chip.supply.now:
+        return f"the firmware reports: {', '.join(chip.supply.now)}"
+    return f"the kernel has slowed {chip.brakes[0].name} down" if chip.brakes else ""
 
 
-def link_trouble(link: LinkLoad) -> str:
-    """Return how the connection to the broker is too slow; empty: it is not, or there is none."""
-    if not link.connected:
-        return ""
-    if link.oldest_s > _OLDEST_S:
-        return f"the broker has not acknowledged an event for {link.oldest_s:.1f} s"
-    if link.unsent_bytes > _UNSENT_BYTES:
-        return f"{link.unsent_bytes // 1024} kB are waiting to be sent"
-    return ""
+class StreamReaders:
+    """Reads all streams.
+
+    Attributes:
+        variants: size that each may use now, by name; empty: the configured one.
+    """
+
+    def __init__(self) -> None:
+        self._readers: dict[str, StreamReader] = {}
+        self.variants: Mapping[str, str] = {}
+
+    def read(self, streams: Mapping[str, Stream], idle: float) -> dict[str, StreamReading]:
+        """Return the readings of the streams that run; `idle`: share of the processors, 0..1."""
+        self._readers = {name: one for name, one in self._readers.items() if streams.get(name) is one.stream}
+        readings = {}
+        for name, stream in streams.items():
+            if name not in self._readers:
+                self._readers[name] = StreamReader(stream)
+            reading = self._readers[name].read(self.variants.get(name, ""), is_starved=idle < RESERVE)
+            if reading is not None:
+                readings[name] = reading
+        return self._with_cameras(readings)
+
+    def _with_cameras(self, readings: dict[str, StreamReading]) -> dict[str, StreamReading]:
+        """Mark the streams that share a camera: less of it is decoded if all of them can do with less."""
+        users: dict[object, list[str]] = {}
+        for name, reader in self._readers.items():
+            if (camera := reader.camera) is not None:
+                users.setdefault(camera, []).append(name)
+        for names in users.values():
+            if len(names) > 1:
+                can = all(one in readings and readings[one].has_decoding for one in names)
+                for one in readings.keys() & names:
+                    readings[one] = replace(readings[one], camera=names[0], has_decoding=can)
+        return readings
+
+
+class StreamReader:
+    """Follows one stream, and makes its readings. For the governor's thread."""
+
+    def __init__(self, stream: Stream) -> None:
+        self.stream = stream
+        self._windows: deque[Window] = deque(maxlen=_LATELY)
+        self._open: deque[float] = deque(maxlen=_OPEN_WINDOWS)
+        self._captured, self._captured_at = 0, math.nan
+        self._rates: deque[float] = deque(maxlen=_RATES)
+        self._cost_ms: float | None = None
+        self._least_ms: deque[float] = deque(maxlen=_OPEN_WINDOWS)
+        self._too_slow_for, self._has_inter_coded = 0.0, False
+        stream.metrics.meter.take()
+
+    def read(self, variant: str, *, is_starved: bool = False) -> StreamReading | None:
+        """Return the stream's newest reading; None: it does not run.
+
+        Args:
+            variant: that it may use.
+            is_starved: no processor is idle, so that a source may be read too late.
+        """
+        stream = self.stream
+        if stream.status[0] not in ("running", "degraded") or stream.model is None or stream.has_sound:
+            return None
+        window = stream.metrics.meter.take()
+        self._windows.append(window)
+        if seen_s := window.open_s + window.closed_s:
+            self._open.append(window.open_s / seen_s)
+        variants = self._variants()
+        self._update_captured()
+        if not is_starved:
+            self._log_slow_camera()
+        self._update_cost(window, next((one.cost for one in variants if one.name == variant), 1.0))
+        now, lately = joined(list(self._windows)[-_WINDOWS:]), joined(self._windows)
+        service, publish = stream.config.service, stream.config.publish
+        latencies = sorted(now.latencies_ms)
+        is_long = len(self._windows) == _LATELY and lately.open_s >= 0.5 * _LATELY * _WINDOW_S
+        return StreamReading(
+            priority=service.priority,
+            min_fps=service.min_fps,
+            max_latency_ms=service.max_latency_ms,
+            fps=self._fps,
+            fps_now=self._fps_of(_WINDOWS),
+            open_share=max(self._open, default=0.0),
+            inferred_fps=now.inferred / now.open_s if now.open_s >= _WINDOW_S else None,
+            inferred_lately=lately.inferred / lately.open_s if is_long else None,
+            fps_lately=self._fps_of(_LATELY),
+            latency_ms=latencies[(len(latencies) * 19 - 1) // 20] if latencies else None,
+            cost_ms=(self._cost_ms or 0.0) if self._gives_way else 0.0,
+            least_ms=min(self._least_ms, default=0.0) * variants[-1].cost,
+            handled_fps=now.inputs / seen_s if (seen_s := now.open_s + now.closed_s) else 0.0,
+            variants=variants,
+            has_samples=publish.detections,
+            has_snapshots=publish.snapshot,
+            has_clips=stream.encodes_clips,
+            has_decoding=self._decodes_as_needed and not service.min_fps,
+        )
+
+    @property
+    def _fps(self) -> float:
+        """Pictures per second that the source gives when nothing disturbs it; one window has whole pictures."""
+        rates = list(self._rates)
+        means = sorted(sum(rates[at : at + _MEAN]) / _MEAN for at in range(len(rates) - _MEAN + 1))
+        return means[3 * len(means) // 4] if means else self._fps_of(_MEAN)
+
+    def _fps_of(self, windows: int) -> float:
+        newest = list(self._rates)[-windows:]
+        return sum(newest) / len(newest) if newest else 0.0
+
+    @property
+    def _gives_way(self) -> bool:
+        """False for a stream that must infer every picture: of parts, or of a replay that waits."""
+        return self.stream.config.inspection is None and not parse(self.stream.config.source).lossless
+
+    @property
+    def _decodes_as_needed(self) -> bool:
+        """True for a camera on the network whose decoding is left to the stream, if that need not infer all.
+
+        It must give others than key frames: those of MJPEG, of raw video and of some encoders are all key frames.
+        """
+        config = self.stream.config
+        is_free = config.capture.decode in ("auto", "saving") and self._has_inter_coded
+        return self._gives_way and is_free and parse(config.source).on_network
+
+    @property
+    def camera(self) -> object:
+        """Value that is equal for streams that share a camera; None: this stream has none now."""
+        config, is_over = self.stream.config, self.stream.status[0] in ("ended", "failed", "disabled")
+        if self.stream.captured is None or is_over or self.stream.has_sound or parse(config.source).lossless:
+            return None
+        return config.source, replace(config.capture, max_fps=0.0)
+
+    def _update_captured(self) -> None:
+        """Follow the rate of the source over a minute, and whether it gives others than key frames.
+
+        Under load its reader, too, comes too late. A camera that is lost is taken as it was.
+        """
+        captured, now_s = self.stream.captured, time.monotonic()
+        frames = captured.frames if captured is not None else 0
+        if captured is not None:
+            packets = captured.decoded + captured.undecoded
+            if captured.undecoded:
+                frames = packets  # what is left encoded comes when it is wanted
+            if captured.inter_coded or packets >= _KEYS_ALONE:
+                self._has_inter_coded = captured.inter_coded > 0
+        if now_s > self._captured_at:  # False for NaN
+            most = self.stream.config.capture.max_fps or math.inf
+            rate = (frames - self._captured) / (now_s - self._captured_at)
+            self._rates.append(max(0.0, min(rate, most)))
+        self._captured, self._captured_at = frames, now_s
+
+    def _log_slow_camera(self) -> None:
+        """Log once that the source gives less than is promised: then no more can be kept than it gives."""
+        promised = self.stream.config.service.min_fps
+        if len(self._rates) < _OPEN_WINDOWS or not promised:
+            return
+        if self._fps >= _NEARLY * promised:
+            self._too_slow_for = 0.0
+        elif self._too_slow_for != promised:
+            self._too_slow_for = promised
+            text = "stream %s: promised %g pictures per second, of %.3g that its source gives"
+            log.warning(text, self.stream.name, promised, self._fps)
+
+    def _update_cost(self, window: Window, relative: float) -> None:
+        """Follow the processor time of an inference of the largest variant. All threads take about as much."""
+        if window.least_ms is not None:
+            self._least_ms.append(window.least_ms / max(0.01, relative))
+        if not window.costs_ms:
+            return
+        threads = self.stream.config.threads or 1
+        now = median(window.costs_ms) * threads / max(0.01, relative)
+        self._cost_ms = now if self._cost_ms is None else self._cost_ms + _NEWEST * (now - self._cost_ms)
+
+    def _variants(self) -> tuple[VariantCost, ...]:
+        """Return the sizes that may be used; the configured one alone if states were taught with it."""
+        stream, model = self.stream, self.stream.model
+        assert model is not None
+        if not stream.config.service.smaller_variants or any(part.pins_variant for part in stream.parts):
+            return _ALL
+        chosen = model.manifest.variant("" if stream.config.variant == AUTO else stream.config.variant)
+        if chosen.after or not chosen.multiply_adds:
+            return _ALL
+        most, others = chosen.multiply_adds, model.manifest.variants
+        smaller = [one for one in others if 0 < one.multiply_adds < most and not one.after]
+        smaller.sort(key=lambda one: -one.multiply_adds)
+        return (_ALL[0], *(VariantCost(one.name, one.multiply_adds / most) for one in smaller))

@@ -2,35 +2,47 @@
 
 from __future__ import annotations
 
+import logging
+import math
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from datetime import datetime
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast, get_args
+from typing import TYPE_CHECKING, Any, NamedTuple, cast, get_args
 
+import numpy as np
 from msgspec.structs import replace
 
 from agent.capture.decode_policy import DecodeMode, Demand
 from agent.comms.entities import Component, button, display_name, entity, stream_id
+from agent.comms.messages import InspectionMessage
 from agent.comms.reporter import Reporter
 from agent.config import PublishConfig
 from agent.daemon.parts import Asked, EntityPlace, Parts, Reply, StreamContext, StreamPart
 from agent.daemon.streams.pipeline import show_snapshot
 from agent.errors import CommandError
+from agent.features.inspection.rules import ClosedPart, Inspector, ViewJudgement, judge_view
+from agent.features.inspection.triggers import Inspection
+from agent.storage.part_pictures import picture_name
 from agent.types import (
+    Box,
     Detection,
     Event,
     Frame,
+    Image,
+    PartVerdict,
+    StageTimes,
     StreamBudget,
     StreamResult,
     Verdict,
 )
 
 if TYPE_CHECKING:
+    from agent.compute.gate.barrier import BarrierReading
+    from agent.compute.manifest import Model
+    from agent.compute.track.tracker import Tracker
     from agent.compute.vision import VideoPerception
-
-
-from agent.features.inspection.triggers import Inspection
-from agent.features.inspection.vision import InspectedVision
 
 
 class InspectionPart(StreamPart):
@@ -140,3 +152,183 @@ def entities(place: EntityPlace) -> Iterator[tuple[str, Component]]:
         )
     newest = {"device_class": "enum", "options": [*get_args(Verdict)], "value_template": "{{ value_json.last }}"}
     yield stream_id(name, "verdict"), entity("sensor", display_name(name, "verdict"), **topic, **newest)
+
+
+log = logging.getLogger(__name__)
+_QUALITY = 90
+"""Quality of the JPEG of a part, 1..100: a model may learn from it."""
+
+
+class _Kept(NamedTuple):
+    """The picture of a part that is to be kept: its first that is `ng`, else `unsure`, else its newest."""
+
+    image: Image
+    verdict: str
+    frame: Frame
+
+
+def _cropped(image: Image, crop: Box) -> Image:
+    """Return the part of a picture that the model is shown, at least a pixel."""
+    height, width = image.shape[:2]
+    left, top = min(round(crop[0] * width), width - 1), min(round(crop[1] * height), height - 1)
+    right, bottom = max(left + 1, round(crop[2] * width)), max(top + 1, round(crop[3] * height))
+    return np.ascontiguousarray(image[top:bottom, left:right])
+
+
+class InspectedVision:
+    """Perception of a stream that judges parts: waits for a part, judges its pictures, and concludes on it.
+
+    Attributes:
+        snapshot_asked: the next picture is inferred, whether it shows a part or not.
+        shows: called with the picture of a part that is not ok.
+    """
+
+    def __init__(self, vision: VideoPerception, reporter: Reporter, inspection: Inspection) -> None:
+        self._vision, self._reporter, self._inspection = vision, reporter, inspection
+        self._config = config = inspection.config
+        self._inspector = Inspector(config)
+        self._barrier = None
+        if config.region is not None:
+            from agent.compute.gate.barrier import LightBarrier
+
+            self._barrier = LightBarrier(config.region, config.region_cover, config.crop)
+        self._kept: _Kept | None = None
+        self._is_warm = self.snapshot_asked = self._has_dropped = False
+        self._seq: int | None = None
+        self.shows: Callable[[Frame, Sequence[Detection]], None] = lambda *_: None
+        self._report_counters()
+
+    @property
+    def model(self) -> Model:
+        return self._vision.model
+
+    @property
+    def tracker(self) -> Tracker:
+        return self._vision.tracker
+
+    @property
+    def answered_by(self) -> tuple[str, str]:
+        return self._vision.answered_by
+
+    @property
+    def wait_s(self) -> float:
+        """Longest wait for the next picture, s: a part may have to be closed before."""
+        due_ns = self._inspector.next_due_ns
+        return math.inf if due_ns is None else max(0.001, (due_ns - time.monotonic_ns()) / 1e9)
+
+    def process(self, frame: Frame) -> StreamResult:
+        """Judge a frame if it shows a part. The very first one is judged in any case, to warm the model up."""
+        self._note_dropped(frame)
+        began = time.monotonic_ns()
+        reading = self._barrier.read(frame.model_image, frame.captured_ns) if self._barrier else None
+        self._open_parts(frame, reading)
+        self._conclude(self._inspector.overtaken(frame.captured_ns))
+        self._conclude(self._inspector.due(time.monotonic_ns()))
+        wanted = self._inspector.wants(frame.captured_ns)
+        gate = time.monotonic_ns() - began
+        if not wanted and self._is_warm and not self.snapshot_asked:
+            return StreamResult([], None, StageTimes(queue=began - frame.read_ns, gate=gate))
+        self._is_warm = True
+        found = self._vision.infer_crop(frame, self._config.crop)
+        stages = StageTimes(began - frame.read_ns, gate, found.prepare, found.infer, found.decode)
+        if wanted:
+            is_cut = reading is not None and reading.covered and reading.is_cut
+            self._judge(frame, judge_view(found.detections, self._config, is_cut=is_cut))
+        return StreamResult([], found.detections, stages)
+
+    def finish(self, at_ns: int, at: datetime, reason: str) -> list[Event]:
+        """Close all parts; after `reason`, unless the camera is only lost, no more are taken."""
+        if reason != "stall":
+            self._inspection.stop()
+        self.take_waiting()
+        self._conclude(self._inspector.finish(reason))
+        return []
+
+    def idle(self) -> None:
+        """Close what is due while no frame comes."""
+        self.take_waiting()
+        self._conclude(self._inspector.due(time.monotonic_ns()))
+        self.write_counters()
+
+    def take_waiting(self) -> None:
+        while (one := self._inspection.next()) is not None:
+            self._conclude(self._inspector.trigger(one.key, one.part, one.now_ns, one.now_ns, one.at))
+
+    def _note_dropped(self, frame: Frame) -> None:
+        """Tell once if pictures that are parts come faster than they are judged."""
+        before, self._seq = self._seq, frame.seq
+        is_gap = before is not None and frame.seq > before + 1
+        if is_gap and self._config.trigger == "every" and not self._has_dropped:
+            self._has_dropped = True
+            name = self._inspection.stream
+            log.warning(
+                "stream %s: pictures come faster than they are judged: those in between get no verdict", name
+            )
+
+    def _open_parts(self, frame: Frame, reading: BarrierReading | None) -> None:
+        self.take_waiting()
+        if self._config.trigger == "every" or (reading is not None and reading.crossed):
+            # From when it is taken up: a folder that is read fast waits in a queue, which is no delay of a line.
+            one = self._inspection.make("", time.monotonic_ns(), frame.captured_at)
+            opened = self._inspector.trigger(one.key, one.part, frame.captured_ns, one.now_ns, one.at)
+            self._conclude(opened)
+
+    def _judge(self, frame: Frame, view: ViewJudgement) -> None:
+        self._remember(frame, view)
+        closed = self._inspector.add(frame.captured_ns, time.monotonic_ns(), view)
+        self._conclude([closed] if closed else [])
+
+    def _remember(self, frame: Frame, view: ViewJudgement) -> None:
+        """Copy a picture that may have to be kept: the frame's memory is used again."""
+        ranks = ("ok", "unsure", "ng")
+        if (
+            self._kept is None
+            or self._kept.verdict == "ok"
+            or ranks.index(view.verdict) > ranks.index(self._kept.verdict)
+        ):
+            needed = view.verdict != "ok" or self._config.views > 1 or self._config.keep_ok
+            copied = replace(frame, lease=None)
+            self._kept = _Kept(frame.image.copy(), view.verdict, copied) if needed else None
+
+    def _conclude(self, parts: Iterable[ClosedPart]) -> None:
+        """Reject, publish and count closed parts; of several, the first alone has views and so a picture."""
+        for part in parts:
+            kept, self._kept = (self._kept, None) if part.verdict.views else (None, self._kept)
+            verdict = replace(part.verdict, rejected=self._rejects(part))
+            judged_ms = (time.monotonic_ns() - part.triggered_ns) / 1e6
+            path = self._keep(verdict, kept)
+            self._reporter.verdict(verdict, judged_ms, path, *self._vision.answered_by)
+            self._inspection.counters.add(verdict)
+            self._report_counters()
+            if kept is not None and verdict.verdict != "ok":
+                shown = replace(kept.frame, pixels=kept.image, unmasked=None)
+                self.shows(shown, verdict.detections)
+
+    def _rejects(self, part: ClosedPart) -> bool:
+        """Tell the reject output of a verdict; return True if it acts."""
+        output, verdict = self._inspection.reject, part.verdict.verdict
+        is_unsure = verdict == "unsure" and self._config.reject_unsure
+        return output is not None and output.decide(part, reject=verdict == "ng" or is_unsure)
+
+    def _keep(self, verdict: PartVerdict, kept: _Kept | None) -> str:
+        """Keep the picture of a part that is not ok; return its path, empty: none is kept."""
+        is_wanted = verdict.verdict != "ok" or self._config.keep_ok
+        if kept is None or not is_wanted or not self._config.keep_bytes:
+            return ""
+        from agent.compute.drawing import jpeg
+
+        name = picture_name(verdict.triggered_at, verdict.verdict, verdict.part)
+        shown = _cropped(kept.image, self._config.crop)
+        return str(self._inspection.store.keep(name, partial(jpeg, shown, _QUALITY, kept.frame.order)) or "")
+
+    def _report_counters(self) -> None:
+        one = self._inspection.counters.counters
+        parts = one.ok + one.ng + one.unsure
+        place, counts = self._reporter.place, (parts, one.ok, one.ng, one.unsure, one.rejected)
+        self._reporter.retain(InspectionMessage(*place, one.began_at, *counts, one.reasons, one.last))
+
+    def write_counters(self) -> None:
+        if self._inspection.counters.begin_shift():
+            self._report_counters()
+        if self._inspection.counters.is_due:
+            self._inspection.store.run(self._inspection.counters.write)

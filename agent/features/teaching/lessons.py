@@ -12,7 +12,7 @@ import math
 import threading
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -22,6 +22,7 @@ from msgspec.structs import replace
 from agent.comms.reporter import Reporter
 from agent.compute.manifest import Model
 from agent.compute.states import EXAMPLES_MIN, Floats, Head, leave_one_out
+from agent.daemon.parts import StreamPart
 from agent.errors import NO_JSON, CommandError, StorageError
 from agent.features.teaching.taught import (
     STATES_MAX,
@@ -29,14 +30,13 @@ from agent.features.teaching.taught import (
     Lesson,
     TaughtState,
     check_lesson,
-    damaged_states,
     read_state,
 )
 from agent.storage.files import make_folder
 from agent.storage.state import StateFile
 from agent.structs import from_json
 from agent.text import plural
-from agent.types import WHOLE, Box
+from agent.types import WHOLE, Box, Event
 
 log = logging.getLogger(__name__)
 PATIENCE_S = 60.0
@@ -102,7 +102,7 @@ PerceptionT = TypeVar("PerceptionT", bound=TeachablePerception)
 HeadT = TypeVar("HeadT", bound=TaughtHead)
 
 
-class Teaching(ABC, Generic[PerceptionT, HeadT]):
+class Teaching(StreamPart, ABC, Generic[PerceptionT, HeadT]):
     """All that one stream was taught, and the lesson that is going on.
 
     What takes examples, `poll` and `finish` are for the stream's thread; the rest is for any thread.
@@ -140,8 +140,6 @@ class Teaching(ABC, Generic[PerceptionT, HeadT]):
         self._course: Course | None = None
         self._is_closed, self._stale = False, set[str]()
         self._heads = read_states(folder, stream, self._open)
-        found = damaged_states(folder, stream)
-        self._damaged = {name.removeprefix(f"{stream}."): path for name, path in found.items()}
 
     def teach(self, lesson: Lesson, done: Done) -> None:
         """Begin a lesson; `done` is called at its end, from another thread.
@@ -172,9 +170,6 @@ class Teaching(ABC, Generic[PerceptionT, HeadT]):
         """
         with self._lock:
             if (one := self._heads.get(state)) is None:
-                if state in self._damaged:
-                    self._forget_damaged(state)
-                    return
                 raise CommandError(f"no state {state!r} is taught; there are: {', '.join(self._heads) or 'none'}")
             if value and value not in one.counts:
                 raise CommandError(f"{state} has no value {value!r}; it has: {', '.join(one.counts)}")
@@ -192,38 +187,14 @@ class Teaching(ABC, Generic[PerceptionT, HeadT]):
             self._file(state).write(b"")
             self._discard(one, "forgotten")
             del self._heads[state]
-            self._forget_damaged(state)
-
-    def _forget_damaged(self, state: str) -> None:
-        """Delete what is left of a damaged file, if there is any."""
-        if (path := self._damaged.get(state)) is not None:
-            StateFile(path).write(b"")
-            del self._damaged[state]
 
     def describe(self) -> dict[str, Any]:
+        return {"states": self.describe_states()}
+
+    def describe_states(self) -> dict[str, Any]:
         """Return what is known of each state, by name: examples by value, why it is silent, and more."""
-        lost: dict[str, dict[str, Any]] = {
-            name: {
-                "value": None,
-                "score": 0.0,
-                "examples": {},
-                "detail": f"{path} is damaged: teach or forget it",
-            }
-            for name, path in self.lost.items()
-        }
         with self._lock:
-            return lost | {name: self._describe(one) for name, one in self._heads.items()}
-
-    @property
-    def lost(self) -> dict[str, Path]:
-        """Damaged files by state, of those that were not taught again."""
-        with self._lock:
-            return {name: path for name, path in self._damaged.items() if name not in self._heads}
-
-    @property
-    def trouble(self) -> str:
-        """Which states are lost, in a line; empty: none."""
-        return "; ".join(f"state {name} is lost: {path} is damaged" for name, path in self.lost.items())
+            return {name: self._describe(one) for name, one in self._heads.items()}
 
     @property
     def values(self) -> dict[str, tuple[str, ...]]:
@@ -243,6 +214,9 @@ class Teaching(ABC, Generic[PerceptionT, HeadT]):
         if course is not None and is_late and len(course.taken) < course.lesson.examples:
             asked, taken = plural(course.lesson.examples, self.noun), len(course.taken)
             self._end(course, None, f"{taken} of {asked} came, and none for {self._patience_s:.0f} s")
+
+    def end(self, events: Sequence[Event], reason: str) -> None:
+        self.finish(reason)
 
     def finish(self, reason: str) -> None:
         """End what is open."""

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import logging
-import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -18,79 +17,16 @@ from agent.comms.entities import (
 )
 from agent.compute.states import UNSURE
 from agent.config import StreamConfig
-from agent.daemon.parts import Asked, EntityPlace, Parts, Reply, StreamContext, StreamPart
+from agent.daemon.parts import Asked, EntityPlace, Parts, Reply, StreamContext
 from agent.errors import CommandError
 from agent.features.teaching.taught import FOLDER, stored_values
-from agent.types import AudioChunk, Event, Frame, StageTimes, StreamResult, Track
 
 if TYPE_CHECKING:
     from agent.compute.listening import UtterancePerception
     from agent.compute.vision import VideoPerception
-    from agent.features.teaching.states import StreamStates
-    from agent.features.teaching.words import StreamWords
+    from agent.features.teaching.lessons import Teaching
 
 log = logging.getLogger(__name__)
-
-
-class StatesPart(StreamPart):
-    """States of what a camera sees."""
-
-    def __init__(self, taught: StreamStates) -> None:
-        self.taught = taught
-
-    @property
-    def trouble(self) -> str:
-        return self.taught.trouble
-
-    @property
-    def pins_variant(self) -> bool:
-        return bool(self.taught.describe())
-
-    @property
-    def shown(self) -> Sequence[Track]:
-        return self.taught.tracks
-
-    def describe(self) -> dict[str, Any]:
-        return {"states": self.taught.describe()}
-
-    def process(self, item: Frame, result: StreamResult) -> None:
-        if result.detections is not None:
-            self.taught.process(item)
-        self.taught.poll(item.captured_ns)
-
-    def idle(self, events: Sequence[Event], *, lost: bool) -> None:
-        if lost:
-            self.taught.suspend()
-        self.taught.poll(time.monotonic_ns())
-
-    def end(self, events: Sequence[Event], reason: str) -> None:
-        self.taught.finish(reason)
-
-
-class WordsPart(StreamPart):
-    """Words that a microphone hears."""
-
-    def __init__(self, taught: StreamWords, hearing: UtterancePerception) -> None:
-        self.taught, self._hearing = taught, hearing
-
-    @property
-    def trouble(self) -> str:
-        return self.taught.trouble
-
-    def describe(self) -> dict[str, Any]:
-        return {"states": self.taught.describe()}
-
-    def process(self, item: AudioChunk, result: StreamResult) -> None:
-        self.taught.poll(time.monotonic_ns())
-        self.taught.process(self._hearing.utterances, item.captured_at, result.stages)
-
-    def idle(self, events: Sequence[Event], *, lost: bool) -> None:
-        self.taught.poll(time.monotonic_ns())
-
-    def end(self, events: Sequence[Event], reason: str) -> None:
-        if self._hearing.utterances:
-            self.taught.process(self._hearing.utterances, self._hearing.utterances[-1].ended, StageTimes())
-        self.taught.finish(reason)
 
 
 def may_be_taught(config: StreamConfig) -> bool:
@@ -107,7 +43,7 @@ def known_values(name: str, config: StreamConfig, state: Path) -> dict[str, tupl
     return stored_values(state / FOLDER, name) if may_be_taught(config) else {}
 
 
-def open_part(context: StreamContext, _: Parts) -> StatesPart | WordsPart | None:
+def open_part(context: StreamContext, _: Parts) -> Teaching[Any, Any] | None:
     """Read what a stream was taught; None: it can be taught nothing."""
     manifest = context.perception.model.manifest
     if not may_be_taught(context.config) or (manifest.audio is not None and not manifest.is_embedding):
@@ -117,11 +53,11 @@ def open_part(context: StreamContext, _: Parts) -> StatesPart | WordsPart | None
         from agent.features.teaching.words import StreamWords
 
         hearing = cast("UtterancePerception", context.perception)
-        return WordsPart(StreamWords(context.name, folder, hearing, context.reporter), hearing)
+        return StreamWords(context.name, folder, hearing, context.reporter)
     from agent.features.teaching.states import StreamStates
 
     vision = cast("VideoPerception", context.perception)
-    return StatesPart(StreamStates(context.name, folder, vision, context.reporter))
+    return StreamStates(context.name, folder, vision, context.reporter)
 
 
 def teach(asked: Asked) -> None:
@@ -151,7 +87,7 @@ def _taught(stream: Any, what: str) -> Any:
     if not stream.is_at_work:
         raise CommandError(f"stream {stream.name} is {state}, so nothing is {what}{detail and f': {detail}'}")
     if (part := stream.open_part("teaching")) is not None:
-        return part.taught
+        return part
     if config.hides and not config.mask_model:
         raise CommandError(
             f"stream {stream.name}: mask_model is false: what is taught would be of what is hidden"
@@ -169,7 +105,7 @@ _STATE = "{{ value_json.value if value_json is defined else 'None' }}"
 def entities(place: EntityPlace) -> Iterator[tuple[str, Component]]:
     """Yield the entities of a stream, by id."""
     topics, name, publish = place.topics, place.name, place.config.publish
-    taught = _values(place)
+    taught = place.part.values if place.part is not None else known_values(name, place.config, place.state)
     if place.kind == "words":
         if taught and publish.events:
             words = tuple(dict.fromkeys(word for words in taught.values() for word in words))
@@ -179,10 +115,3 @@ def entities(place: EntityPlace) -> Iterator[tuple[str, Component]]:
         topic = {"state_topic": topics.sensor(name, state), **while_watching(topics, name)}
         value = {"device_class": "enum", "options": [*values, UNSURE], "value_template": _STATE}
         yield stream_id(name, "sensor", state), entity("sensor", display_name(name, state), **value, **topic)
-
-
-def _values(place: EntityPlace) -> dict[str, tuple[str, ...]]:
-    if place.part is not None:
-        return dict(place.part.taught.values)
-
-    return known_values(place.name, place.config, place.state)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,7 +17,7 @@ from agent.comms.reporter import Reporter
 from agent.compute.states import UNSURE, Floats, Head, StateHead, StateSensor, confused_values, vary
 from agent.features.teaching.lessons import PATIENCE_S, Course, TaughtHead, Teaching
 from agent.features.teaching.taught import TaughtState
-from agent.types import WHOLE, Event, Frame, StageTimes, Track
+from agent.types import WHOLE, Event, Frame, StageTimes, StreamResult, Track
 
 if TYPE_CHECKING:
     from agent.compute.vision import VideoPerception
@@ -46,10 +46,7 @@ class _Sensor(TaughtHead):
 
 
 class StreamStates(Teaching["VideoPerception", _Sensor]):
-    """State sensors of one stream.
-
-    `process`, `poll`, `suspend` and `finish` are for the stream's thread; the rest is for any thread.
-    """
+    """State sensors of one stream."""
 
     def __init__(
         self,
@@ -66,12 +63,25 @@ class StreamStates(Teaching["VideoPerception", _Sensor]):
         self._processed_ns = -_SETTLING_NS
 
     @property
-    def tracks(self) -> list[Track]:
-        """The values that are known now, each with its region, to be drawn."""
+    def pins_variant(self) -> bool:
+        return bool(self.describe_states())
+
+    @property
+    def shown(self) -> list[Track]:
         with self._lock:
             return [one.track for one in self._heads.values() if one.track is not None]
 
-    def process(self, frame: Frame) -> None:
+    def process(self, item: Frame, result: StreamResult) -> None:
+        if result.detections is not None:
+            self.classify(item)
+        self.poll(item.captured_ns)
+
+    def idle(self, events: Sequence[Event], *, lost: bool) -> None:
+        if lost:
+            self.suspend()
+        self.poll(time.monotonic_ns())
+
+    def classify(self, frame: Frame) -> None:
         """Classify the frame that was inferred last, and take an example of it if one is due."""
         if self._perception.last_crop != WHOLE:
             return

@@ -15,7 +15,7 @@ from agent.compute.words import WordHead
 from agent.errors import CommandError
 from agent.features.teaching.lessons import PATIENCE_S, Course, TaughtHead, Teaching
 from agent.features.teaching.taught import Lesson, TaughtState
-from agent.types import Event, StageTimes, Track
+from agent.types import AudioChunk, Event, StageTimes, StreamResult, Track
 
 if TYPE_CHECKING:
     from agent.compute.listening import HeardUtterance, UtterancePerception
@@ -33,10 +33,7 @@ class _Words(TaughtHead):
 
 
 class StreamWords(Teaching["UtterancePerception", _Words]):
-    """Taught words of one stream.
-
-    `process`, `poll` and `finish` are for the stream's thread; the rest is for any thread.
-    """
+    """Taught words of one stream."""
 
     values_min = 1
     noun = "word"
@@ -54,7 +51,19 @@ class StreamWords(Teaching["UtterancePerception", _Words]):
         super().__init__(stream, folder, hearing, reporter, delay_s, patience_s)
         self._prefix, self._number = f"{stream}-{secrets.token_hex(4)}-w", 0
 
-    def process(self, utterances: Sequence[HeardUtterance], now: datetime, stages: StageTimes) -> None:
+    def process(self, item: AudioChunk, result: StreamResult) -> None:
+        self.poll(time.monotonic_ns())
+        self.hear(self._perception.utterances, item.captured_at, result.stages)
+
+    def idle(self, events: Sequence[Event], *, lost: bool) -> None:
+        self.poll(time.monotonic_ns())
+
+    def end(self, events: Sequence[Event], reason: str) -> None:
+        if utterances := self._perception.utterances:
+            self.hear(utterances, utterances[-1].ended, StageTimes())
+        self.finish(reason)
+
+    def hear(self, utterances: Sequence[HeardUtterance], now: datetime, stages: StageTimes) -> None:
         """Report the words among utterances that have ended; while a lesson goes on they are its examples.
 
         Args:

@@ -23,8 +23,7 @@ from agent.compute.manifest import Model
 from agent.compute.track.keywords import KeywordSpotter
 from agent.config import DecodeConfig, StreamConfig
 from agent.errors import ModelError
-from agent.features.verification.models import open_verifier
-from agent.features.verification.verifier import WordVerifier
+from agent.features.verification.models import WordVerifier, open_verifier
 from agent.optimise.evaluate import PATIENT
 from agent.optimise.evaluation.keyword_rates import (
     AFTER_S,

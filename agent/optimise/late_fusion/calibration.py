@@ -16,8 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from agent.errors import ConfigError
-from agent.features.fusion.expression import Judgement, Reading, Term
-from agent.features.fusion.odds import FusionCalibration, TermWeights, logit
+from agent.features.fusion.expression import FusionCalibration, Judgement, Reading, Term, TermWeights, logit
 from agent.features.fusion.rules import Fusion, FusionTimes
 from agent.optimise.late_fusion.recording import Recorded, Span, replay, within
 

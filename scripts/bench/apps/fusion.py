@@ -38,10 +38,9 @@ from agent.compute.vision import VideoPerception
 from agent.config import Config, GateConfig, StreamConfig, TextConfig
 from agent.errors import ConfigError
 from agent.features.fusion.checks import evidence_sources
-from agent.features.fusion.expression import EvidenceSource, Rule
-from agent.features.fusion.odds import LogOdds
+from agent.features.fusion.expression import EvidenceSource, LogOdds, Rule
+from agent.features.fusion.part import ReceivedText, decode_text, said_at
 from agent.features.fusion.rules import Condition, Evidence, Fusion, FusionTimes, text_evidence
-from agent.features.fusion.texts import ReceivedText, decode_text, said_at
 from agent.features.verification.models import open_verifier
 from agent.models.library import open_model
 from agent.optimise.late_fusion.calibration import calibrate

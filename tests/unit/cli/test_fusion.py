@@ -12,7 +12,7 @@ from click.shell_completion import ShellComplete
 from click.testing import CliRunner
 
 from agent.cli.main import vedette
-from agent.features.fusion.odds import FusionCalibration
+from agent.features.fusion.expression import FusionCalibration
 from tests.unit.optimise.late_fusion.staged import write
 
 CONFIG = """

@@ -152,4 +152,4 @@ def test_damaged_files_of_taught_states_are_named(tmp_path: Path) -> None:
     assert [one.state for one in found] == ["problem", "problem"]
     assert str(folder / "front.gate.json") in found[0].value
     assert str(folder / "mic.command.json.damaged") in found[1].value
-    assert "vedette teach mic command --forget" in found[1].advice
+    assert "teach command of mic again" in found[1].advice

@@ -19,7 +19,7 @@ from agent.daemon.check import problems, warnings
 from agent.daemon.streams.extra_models import BlurModels, models_changed
 from agent.daemon.streams.perception import open_perception
 from agent.errors import BackendError, BlurModelError, ConfigError
-from agent.features.condition.part import _origin
+from agent.features.condition.camera import _origin
 from agent.models.library import open_model
 from agent.types import Box, ChannelOrder, Frame, Image
 from tests.support.doubles import Kept, person_model

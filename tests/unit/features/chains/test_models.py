@@ -14,9 +14,9 @@ from agent.config.inspection import InspectionConfig
 from agent.config.secondary import SecondaryConfig
 from agent.daemon.check import check_stream
 from agent.errors import ConfigError, ModelError, VedetteError
-from agent.features.chains.gallery import MOST as MOST_PICTURES
-from agent.features.chains.gallery import GalleryFolder
 from agent.features.chains.models import open_secondary
+from agent.features.chains.stage import MOST as MOST_PICTURES
+from agent.features.chains.stage import GalleryFolder
 from agent.models.findings import DEEPEST, MOST, attribute_names
 from agent.models.library import open_model
 from tests.support.chains import chained_model, tint_model

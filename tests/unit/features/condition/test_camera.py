@@ -12,8 +12,13 @@ from hypothesis import strategies as st
 from agent.compute.gate.motion import MotionGate
 from agent.config import GateConfig
 from agent.config.condition import ConditionConfig
-from agent.features.condition.camera import CameraCondition, describe_move
-from agent.features.condition.looks import CameraMemory, PackedView, unpack_looks
+from agent.features.condition.camera import (
+    CameraCondition,
+    CameraMemory,
+    PackedView,
+    describe_move,
+    unpack_looks,
+)
 from agent.features.condition.view import Displacement, describe, match, search
 from agent.types import Image
 from tests.support.staged_camera import HEIGHT, WIDTH, StagedCamera

@@ -20,8 +20,7 @@ from agent.daemon.parts import Parts, StreamContext
 from agent.daemon.streams.pipeline import VideoPipeline
 from agent.daemon.streams.services import StreamServices
 from agent.features import is_watched
-from agent.features.condition.part import FOLDER, open_part
-from agent.features.condition.problems import StreamCondition
+from agent.features.condition.part import FOLDER, StreamCondition, open_part
 from agent.models.library import open_model
 from agent.types import Event, Frame, Image, Track
 from tests.support.doubles import FrameList, Kept, person_model, snapshots

@@ -3,7 +3,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
-from typing import Any
 
 import msgspec
 import pytest
@@ -11,51 +10,41 @@ import pytest
 from agent.comms.messages import ConditionMessage, ModelId
 from agent.comms.reporter import Reporter
 from agent.comms.topics import Topics
-from agent.config import PublishConfig, StreamConfig
+from agent.config import PublishConfig
 from agent.config.condition import Problem
 from agent.errors import CommandError
-from agent.features.condition.problems import TEXTS, StreamCondition
-from agent.types import Event, StreamResult, Track
+from agent.features.condition.part import StreamCondition
+from agent.features.condition.rules import PROBLEMS, Watcher
+from agent.types import Event, Track
 from tests.support.doubles import Kept
 
 BEGAN = datetime(2026, 11, 28, 12, tzinfo=UTC)
 TOPIC = "vedette/porch/front/condition"
 
 
-class Problems:
+class Problems(Watcher):
     """A watcher that finds what it is told to."""
 
     def __init__(self, *, zones: bool = True) -> None:
-        self.problems: Mapping[Problem, str] = {}
+        self.found: Mapping[Problem, str] = {}
         self.suspensions: list[bool] = []
         self._has_zones = zones
         self.stored: list[bool] = []
         self.observed, self.closed = 0, False
 
-    def watch(self, item: Any, result: StreamResult) -> None:
-        """Nothing is watched: the problems are set."""
-
-    def configure(self, config: StreamConfig) -> None:
-        """There are no zones."""
+    @property
+    def problems(self) -> Mapping[Problem, str]:
+        return self.found
 
     def suspend_zones(self, suspended: bool) -> bool:
         self.suspensions.append(suspended)
         return self._has_zones
-
-    def accept(self) -> None:
-        raise CommandError("a microphone has no view")
-
-    def pause(self) -> None:
-        """Nothing is compared."""
 
     def observe(self, events: Sequence[Event]) -> None:
         self.observed += len(events)
 
     def close(self) -> None:
         self.closed = True
-
-    def pass_time(self, now_ns: int) -> None:
-        """Nothing takes time."""
 
     def store(self, now_ns: int, *, at_once: bool) -> None:
         self.stored.append(at_once)
@@ -71,7 +60,7 @@ class Told:
         self.condition = StreamCondition("front", self.watcher, self.reporter)
 
     def poll(self, at_s: float, **problems: str) -> None:
-        self.watcher.problems = problems  # type: ignore[assignment]
+        self.watcher.found = problems  # type: ignore[assignment]
         self.condition.poll(round(at_s * 1e9), BEGAN + timedelta(seconds=at_s))
 
     @property
@@ -99,7 +88,7 @@ def test_a_problem_is_told_once_when_it_begins_and_once_when_it_ends(caplog: pyt
 
 
 def test_every_problem_has_a_text() -> None:
-    assert set(TEXTS) == set(Problem.__args__)  # type: ignore[attr-defined]
+    assert set(PROBLEMS) == set(Problem.__args__)  # type: ignore[attr-defined]
 
 
 def test_the_zones_of_a_moved_camera_are_suspended_until_it_is_back() -> None:

@@ -22,7 +22,7 @@ from agent.daemon.runtime import Runtime
 from agent.errors import BackendError, ConfigError
 from agent.features.fusion.checks import evidence_sources, plan_fusion
 from agent.features.fusion.expression import Judgement
-from agent.features.fusion.part import FusionRunner, FusionServices
+from agent.features.fusion.part import FusionRunner
 from agent.storage.spool.spool import Spool
 from agent.types import Event, EventKind, OpenTrack, Track
 
@@ -68,7 +68,7 @@ def board() -> Board:
 
 @pytest.fixture
 def runner(board: Board) -> Iterator[FusionRunner]:
-    made = FusionRunner(FusionServices(TOPICS, board, board))
+    made = FusionRunner(TOPICS, board, board)
     made.start()
     made.set_present({"front": True, "mic": True, "gate": True})
     yield made

@@ -27,7 +27,7 @@ from agent.daemon.check_device import device_problems
 from agent.daemon.parts import Parts
 from agent.daemon.streams.pipeline import VideoPipeline
 from agent.errors import CommandError, StorageError
-from agent.features.inspection import triggers, vision
+from agent.features.inspection import part, triggers
 from agent.features.inspection.part import InspectionPart
 from agent.features.inspection.triggers import CounterFile, Inspection
 from agent.models.library import open_model
@@ -431,7 +431,7 @@ def test_a_threshold_above_the_score_of_a_defect_hides_none(tmp_path: Path) -> N
 @pytest.mark.parametrize("crop", [(0.0, 0.0, 0.05, 0.05), (0.95, 0.95, 1.0, 1.0), (0.0, 0.95, 1.0, 1.0)])
 def test_the_smallest_crop_of_the_smallest_picture_has_a_pixel(crop: Any) -> None:
     for height, width in ((1, 1), (1, 30), (48, 64)):
-        found = vision._cropped(np.zeros((height, width, 3), np.uint8), crop)
+        found = part._cropped(np.zeros((height, width, 3), np.uint8), crop)
         assert min(found.shape) >= 1
 
 

@@ -13,15 +13,14 @@ from hypothesis import strategies as st
 
 from agent.config.inspection import InspectionConfig
 from agent.errors import ConfigError
+from agent.features.inspection.checks import InspectedModel, check_inspection
 from agent.features.inspection.rules import (
     OPEN_MAX,
     ClosedPart,
     Counters,
-    InspectedModel,
     Inspector,
     ViewJudgement,
     at_shift,
-    check_inspection,
     counted,
     judge_view,
     shift_of,
@@ -224,13 +223,9 @@ BAD: dict[str, tuple[dict[str, Any], InspectedModel]] = {
     "views": ({"trigger": "every", "views": 2}, KNOWN),
     "delay_s": ({"trigger": "every", "delay_s": 0.1}, KNOWN),
     "reject": ({"trigger": "gpio:17", "reject": "gpio:17"}, KNOWN),
-    "no `reject`": ({"reject_after_s": 5.0}, KNOWN),
-    "active_low": ({"active_low": True}, KNOWN),
-    "keep_ok": ({"keep_ok": True, "keep_bytes": 0}, KNOWN),
     "reject_after_s": ({"reject": "gpio:22", "reject_after_s": 0.5}, KNOWN),
     "deadline_s": ({"views": 5, "view_every_s": 0.3}, KNOWN),
     "ng_labels": ({"ng_labels": ("a",), "ok_labels": ("a",)}, KNOWN),
-    "shifts": ({"shifts": ("06:00", "06:00")}, KNOWN),
     "never finds 'wrong'": ({"ng_labels": ("wrong",)}, KNOWN),
     "ng_score": ({}, InspectedModel((), threshold=0.9)),
     "ok_labels: the model tells": ({}, InspectedModel(("bad", "good"), tells_classes=True)),

@@ -74,7 +74,7 @@ class Stream:
             )
             self.states.poll(at_ns)
             self.vision.process(frame)
-            self.states.process(frame)
+            self.states.classify(frame)
 
     def teach(self, value: str, count: int = 5, state: str = "gate") -> tuple[dict[str, Any] | None, str]:
         before = len(self.answers)
@@ -129,7 +129,7 @@ def test_a_state_is_taught_and_told_with_an_event_for_each_change(stream: Stream
     assert stream.sensor() == "closed"
     stream.show("open", 4)
     assert stream.sensor() == "open"
-    assert [(one.label, one.box) for one in stream.states.tracks] == [("gate open", REGION)]
+    assert [(one.label, one.box) for one in stream.states.shown] == [("gate open", REGION)]
     stream.show("strange", 14)
     assert stream.sensor() == "unsure"
     stream.states.finish("shutdown")
@@ -167,7 +167,7 @@ def test_what_was_taught_is_read_again_and_holds_no_picture(stream: Stream, tmp_
     assert again.states.values == {"gate": ("open", "closed")}
     again.show("closed", 3)
     assert again.sensor() == "closed"
-    assert again.states.describe()["gate"]["examples"] == {"open": 5, "closed": 5}
+    assert again.states.describe_states()["gate"]["examples"] == {"open": 5, "closed": 5}
     assert read_states(stream.folder, "other", lambda one: TaughtHead(one, None)) == {}
 
 
@@ -218,7 +218,7 @@ def test_a_full_disk_refuses_a_lesson_and_keeps_what_was_known(stream: Stream) -
     result, why = stream.teach("closed")
     assert result is None
     assert "front.gate.json" in why
-    assert stream.states.describe()["gate"]["examples"] == {"open": 5, "closed": 5}
+    assert stream.states.describe_states()["gate"]["examples"] == {"open": 5, "closed": 5}
     file.rmdir()
     file.write_bytes(content)
 
@@ -255,7 +255,7 @@ def test_another_region_is_refused_until_the_state_is_forgotten(stream: Stream) 
         stream.states.forget("gate", "ajar")
     stream.states.forget("gate", "open")
     assert stream.sensor() == ""
-    assert "a second value" in stream.states.describe()["gate"]["detail"]
+    assert "a second value" in stream.states.describe_states()["gate"]["detail"]
     stream.states.forget("gate", "")
     assert not list(stream.folder.glob("*.json"))
     assert stream.kept.kinds() == ["new", "end"]
@@ -271,7 +271,7 @@ def test_a_state_of_another_model_is_silent_until_it_is_forgotten(stream: Stream
     again = Stream(stream.folder, stream.vision)
     again.show("closed", 4)
     assert again.sensor() == ""
-    assert "teach it again" in again.states.describe()["gate"]["detail"]
+    assert "teach it again" in again.states.describe_states()["gate"]["detail"]
     with pytest.raises(CommandError, match="forget it"):
         again.states.teach(Lesson("gate", "open", 5, REGION), lambda *answer: None)
     again.states.forget("gate", "")
@@ -289,7 +289,7 @@ def test_a_file_of_quite_another_model_is_not_learned_and_what_is_stored_is_know
     (stream.folder / "front.door.json").write_bytes(msgspec.json.encode({**whole, **other}))
     again = Stream(stream.folder, stream.vision)
     assert set(again.states.values) == {"gate"}
-    assert "teach it again" in again.states.describe()["door"]["detail"]
+    assert "teach it again" in again.states.describe_states()["door"]["detail"]
     (stream.folder / "front.door.json").write_bytes(b"{")
     assert stored_values(stream.folder, "front") == {"gate": ("open", "closed")}
 
@@ -300,7 +300,7 @@ def test_a_value_with_too_few_examples_leaves_the_others_at_work(stream: Stream)
     result, _ = stream.teach("strange", 2)
     assert result is not None
     assert set(result["check"]) == {"open", "closed"}
-    assert stream.states.describe()["gate"]["detail"] == "'strange' needs 3 more examples"
+    assert stream.states.describe_states()["gate"]["detail"] == "'strange' needs 3 more examples"
     assert stream.sensor() == "closed"
     stream.show("open", 4)
     assert stream.sensor() == "open"
@@ -330,7 +330,7 @@ def test_another_value_is_refused_where_the_examples_of_others_would_be_too_few(
     monkeypatch.setattr("agent.features.teaching.taught.BYTES_MAX", 11 * 3 * 2 * 2560)
     result, why = stream.teach("strange")
     assert (result, "forget one" in why) == (None, True)
-    assert stream.states.describe()["gate"]["examples"] == {"open": 5, "closed": 5}
+    assert stream.states.describe_states()["gate"]["examples"] == {"open": 5, "closed": 5}
 
 
 def test_a_forget_that_the_disk_refuses_leaves_the_value(stream: Stream, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -381,27 +381,6 @@ def test_a_damaged_file_is_kept_aside_and_the_others_are_used(
     assert not (stream.folder / "front.door.json").exists()
 
 
-def test_a_damaged_state_is_named_until_it_is_taught_again_or_forgotten(
-    stream: Stream, caplog: pytest.LogCaptureFixture
-) -> None:
-    stream.folder.mkdir()
-    (stream.folder / "front.gate.json").write_bytes(b"{}")
-    (stream.folder / "front.door.json").write_bytes(b"{}")
-    Stream(stream.folder, stream.vision)
-    assert "a taught state is lost" in caplog.text
-    caplog.clear()
-    again = Stream(stream.folder, stream.vision)
-    assert not caplog.records, "it is logged once"
-    assert "front.gate.json.damaged is damaged" in again.states.describe()["gate"]["detail"]
-    assert "front.gate.json.damaged" in again.states.trouble
-    assert again.teach("open")[0] is not None
-    assert again.states.describe()["gate"]["examples"] == {"open": 5}
-    again.states.forget("door", "")
-    assert again.states.trouble == ""
-    again.states.forget("gate", "")
-    assert not list(stream.folder.iterdir())
-
-
 def test_the_oldest_examples_make_room() -> None:
     state = TaughtState("gate", WHOLE, "m", "v", 4000)
     for number in range(90):
@@ -420,7 +399,7 @@ def test_two_values_that_look_the_same_are_not_learned(stream: Stream, monkeypat
     assert stream.teach("open")[0] is not None
     result, why = stream.teach("closed")
     assert (result, "alike" in why) == (None, True)
-    assert stream.states.describe()["gate"]["examples"] == {"open": 5}
+    assert stream.states.describe_states()["gate"]["examples"] == {"open": 5}
 
 
 def test_values_that_their_examples_do_not_tell_apart_stay_unsure(stream: Stream) -> None:
@@ -430,7 +409,7 @@ def test_values_that_their_examples_do_not_tell_apart_stay_unsure(stream: Stream
         wait_for(lambda: len(stream.answers) == 1 + (value == "closed"))  # noqa: B023 - awaited here
     stream.show("open", 20)
     assert stream.sensor() == "unsure"
-    assert "look the same" in stream.states.describe()["gate"]["detail"]
+    assert "look the same" in stream.states.describe_states()["gate"]["detail"]
     again = Stream(stream.folder, stream.vision)
     again.show("open", 20)
     assert again.sensor() == "unsure"

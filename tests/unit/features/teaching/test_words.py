@@ -20,7 +20,6 @@ from agent.config import DecodeConfig, PublishConfig, StreamConfig
 from agent.daemon.parts import Parts
 from agent.daemon.streams.pipeline import AudioPipeline
 from agent.errors import CommandError
-from agent.features.teaching.part import WordsPart
 from agent.features.teaching.taught import Lesson
 from agent.features.teaching.words import StreamWords
 from agent.models.library import open_model
@@ -83,7 +82,7 @@ class Mic:
         pipeline = AudioPipeline(
             Sound(np.concatenate([quiet(1.5), *parts, quiet(0.8)])), self.hearing, self.reporter
         )
-        pipeline.parts.attach("teaching", WordsPart(self.words, self.hearing))
+        pipeline.parts.attach("teaching", self.words)
         while not pipeline._source.ended:
             item = pipeline._source.take(0.0)
             assert item is not None
@@ -126,7 +125,7 @@ def test_words_are_taught_and_heard_and_others_are_not(mic: Mic) -> None:
     (event, _) = mic.kept.events()
     assert 0.5 <= event.track.score <= 1.0
     assert timedelta(seconds=0.4) <= event.track.last_seen - event.track.first_seen <= timedelta(seconds=1.2)
-    told = mic.words.describe()["command"]
+    told = mic.words.describe_states()["command"]
     assert (told["value"], told["detail"]) == ("alexa", "")
     assert mic.words.values == {"command": TAUGHT}
 
@@ -142,7 +141,7 @@ def test_one_word_alone_is_enough(mic: Mic) -> None:
 def test_fewer_than_five_examples_say_so_and_more_may_follow(mic: Mic) -> None:
     result, _ = mic.teach("alexa", 3)
     assert result == {"examples": {"alexa": 3}}
-    assert "'alexa' needs 2 more examples" in mic.words.describe()["command"]["detail"]
+    assert "'alexa' needs 2 more examples" in mic.words.describe_states()["command"]["detail"]
     mic.hear(said("alexa", 31))
     assert mic.heard() == []
     mic.teach("alexa", 4)
@@ -178,7 +177,7 @@ def test_a_damaged_file_is_set_aside(mic: Mic) -> None:
     taught(mic)
     (file,) = mic.folder.glob("*.json")
     file.write_bytes(file.read_bytes()[:100])
-    assert "is damaged" in Mic(mic.folder, mic.hearing).words.describe()["command"]["detail"]
+    assert Mic(mic.folder, mic.hearing).words.describe_states() == {}
     assert list(mic.folder.glob("mic.command.json*")) != [file]
 
 
@@ -188,7 +187,7 @@ def test_words_are_forgotten_one_by_one_and_together(mic: Mic) -> None:
     mic.hear(said("alexa", 31), said("okay nabu", 31))
     assert mic.heard() == ["okay nabu"]
     mic.words.forget("command", "")
-    assert mic.words.describe() == {}
+    assert mic.words.describe_states() == {}
     with pytest.raises(CommandError, match="no state 'command'"):
         mic.words.forget("command", "")
 
@@ -234,6 +233,6 @@ def test_the_last_word_of_a_recording_is_heard(mic: Mic) -> None:
     mic.hearing._next = 0
     sound = Sound(np.concatenate([quiet(1.5), said("alexa", 31, pause_s=0.1)]))
     parts = Parts()
-    parts.attach("teaching", WordsPart(mic.words, mic.hearing))
+    parts.attach("teaching", mic.words)
     AudioPipeline(sound, mic.hearing, mic.reporter, parts).run(threading.Event())
     assert mic.heard() == ["alexa"]

@@ -9,8 +9,14 @@ import numpy as np
 import pytest
 
 from agent.errors import ConfigError
-from agent.features.fusion.expression import EvidenceSource, Reading, Rule
-from agent.features.fusion.odds import FusionCalibration, LogOdds, read_calibration
+from agent.features.fusion.expression import (
+    EvidenceSource,
+    FusionCalibration,
+    LogOdds,
+    Reading,
+    Rule,
+    read_calibration,
+)
 from agent.features.fusion.rules import Fusion, FusionTimes
 from agent.optimise.late_fusion.calibration import (
     calibrate,

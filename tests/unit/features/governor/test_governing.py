@@ -1,4 +1,4 @@
-"""What the log tells of the governor's changes: each at first, and what comes and goes now and then."""
+"""What the log has of the governor's changes and of broken promises."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent.features.governor.budgets import EVERYTHING, OFF, ROOM, without_figures
-from agent.features.governor.readings import Change
-from agent.features.governor.reports import ChangeLog
+from agent.features.governor.governing import BrokenPromises, ChangeLog
+from agent.features.governor.readings import without_figures
+from agent.features.governor.steps import EVERYTHING, OFF, ROOM, Change, Decision
+from agent.types import StreamBudget
 
 NAMES = ("front", "back", "yard")
 WHY = "front infers 1.3 of 5 pictures per second"
@@ -52,11 +53,10 @@ def test_steps_within_a_minute_are_told_together_with_their_number(
     log.update([stride("back", 4)], NAMES, 8.0)
     for second in range(9, 200):
         log.update([], NAMES, second)
-    (told,) = caplog.messages[1:]
-    assert told.startswith(
-        "stream front: one picture in 3 is inferred; stream back: one picture in 4 is inferred ("
-    )
-    assert told.endswith(f"(3 changes in 60 s): {WHY}")
+    assert caplog.messages[1:] == [
+        "stream front: one picture in 3 is inferred; stream back: one picture in 4 is inferred "
+        f"(3 changes): {WHY}"
+    ]
 
 
 def test_the_event_queue_is_told_without_a_name(log: ChangeLog, caplog: pytest.LogCaptureFixture) -> None:
@@ -114,19 +114,6 @@ def test_streams_that_flap_for_an_hour_fill_no_log(flaps: list[tuple[str, int]],
     assert lines.count <= 11 * len({name for name, _ in flaps})
 
 
-def test_a_reason_that_was_not_told_lately_is_told_at_once(
-    log: ChangeLog, caplog: pytest.LogCaptureFixture
-) -> None:
-    for second in range(0, 60, 10):
-        log.update([stride("back", 2 + second % 20)], NAMES, second)
-    before = len(caplog.messages)
-    log.update([stride("back", 8, "the board has 84 °C")], NAMES, 65.0)
-    log.update([stride("back", 4, "the board has 82 °C")], NAMES, 70.0)
-    assert caplog.messages[before:] == [
-        "stream back: one picture in 8 is inferred (6 changes in 65 s): the board has 84 °C"
-    ]
-
-
 def test_numbers_in_names_are_no_figures(log: ChangeLog, caplog: pytest.LogCaptureFixture) -> None:
     changes = [stride("back", 2, "cam1 infers 5.2 of 8"), stride("yard", 2, "cam2 infers 1 of 4")]
     log.update(changes, NAMES, 0.0)
@@ -135,3 +122,61 @@ def test_numbers_in_names_are_no_figures(log: ChangeLog, caplog: pytest.LogCaptu
         "stream yard: one picture in 2 is inferred: cam2 infers 1 of 4",
     ]
     assert without_figures("cam-1 and 2-b: 84.5 °C, 3 of 10; 7%") == "cam-1 and 2-b:  °C,  of ; %"
+
+
+FULL = {"front": StreamBudget()}
+SLOW, OTHERS = "infers 5.0 of 8: this board is too slow for it", "infers 5.0 of 8: other programs use 60%"
+
+
+def decided(unmet: dict[str, str], broken: dict[str, str] | None = None, *, is_there: bool = True) -> Decision:
+    return Decision(FULL if is_there else {}, 0.0, (), {}, unmet, unmet if broken is None else broken)
+
+
+def test_a_broken_promise_is_told_once_with_its_newest_figures_until_it_is_kept(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.INFO)
+    promises = BrokenPromises()
+    for second in range(30):
+        helped = {"front": f"infers {second} of 8: others give way for it"}
+        unmet = {} if second % 4 == 3 else {"front": f"infers {second} of 8: this board is too slow for it"}
+        promises.update(decided(unmet, unmet or helped), second)
+        assert promises.why("front") == (unmet or helped)["front"]
+    for second in range(30, 45):
+        promises.update(decided({}), second)
+    assert promises.why("front") == ""
+    assert caplog.messages == [
+        "stream front: infers 0 of 8: this board is too slow for it",
+        "stream front: as promised again, after 30 s",
+    ]
+
+
+def test_a_promise_that_others_can_help_is_not_told_before_nothing_is_left(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    promises = BrokenPromises()
+    promises.update(decided({}, {"front": "infers 5.0 of 8: others give way for it"}), 0.0)
+    assert promises.why("front") == ""
+    assert caplog.messages == []
+
+
+def test_a_stream_that_comes_and_goes_with_a_broken_promise_is_told_every_ten_minutes(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    promises = BrokenPromises()
+    for second in range(1200):
+        is_there = second % 12 < 6
+        promises.update(
+            decided({"front": SLOW if second % 2 else OTHERS} if is_there else {}, is_there=is_there), second
+        )
+        assert bool(promises.why("front")) is is_there
+    assert len(caplog.messages) == 2
+
+
+def test_the_board_is_told_to_be_within_its_limits_again(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    promises = BrokenPromises()
+    promises.update(decided({"": "the board is at 90 °C"}), 0.0)
+    for second in range(1, 12):
+        promises.update(decided({}), second)
+    assert caplog.messages == ["the board is at 90 °C", "the board is within its limits again, after 1 s"]

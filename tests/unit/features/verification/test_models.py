@@ -20,9 +20,16 @@ from agent.config import GateConfig, StreamConfig
 from agent.daemon.streams.extra_models import models_changed
 from agent.daemon.streams.perception import open_perception
 from agent.errors import ModelError
-from agent.features.verification import verifier as module
-from agent.features.verification.models import open_verification, open_verifier
-from agent.features.verification.verifier import LARGEST, WordVerifier, read_head, resampled, stands_alone
+from agent.features.verification import models as module
+from agent.features.verification.models import (
+    LARGEST,
+    WordVerifier,
+    open_verification,
+    open_verifier,
+    read_head,
+    resampled,
+    stands_alone,
+)
 from agent.models.library import open_model
 from agent.types import Samples
 from agent.update.bundle.build import gather

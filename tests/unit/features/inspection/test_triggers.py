@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from agent.config.inspection import InspectionConfig
-from agent.features.inspection.reject_output import RejectOutput, Trigger
 from agent.features.inspection.rules import ClosedPart
+from agent.features.inspection.triggers import RejectOutput, Trigger
 from agent.types import PartVerdict
 from tests.support.publishing import wait_for
 

@@ -6,10 +6,11 @@ import msgspec
 import pytest
 
 from agent.errors import ConfigError
-from agent.features.fusion.expression import EvidenceSource, Reading
-from agent.features.fusion.odds import (
+from agent.features.fusion.expression import (
+    EvidenceSource,
     FusionCalibration,
     LogOdds,
+    Reading,
     TermWeights,
     logit,
     probability,

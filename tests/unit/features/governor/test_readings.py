@@ -1,35 +1,25 @@
-"""Load and heat of the board, from the files of a kernel."""
+"""Heat, supply and battery of the board, from the files of a kernel."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
-from msgspec.structs import replace
 
-from agent.board.processors import Quota, Ticks
 from agent.config import Config, ThermalConfig
 from agent.config.governor import GovernorConfig
-from agent.features.governor.readings import BoardReading
-from agent.features.governor.watch import (
-    BoardLoad,
-    ProcessorShares,
-    UsableTicks,
-    processor_shares,
-)
-from tests.support.boards import battery, write
+from agent.features.governor.readings import BoardLoad, BoardReading
+from tests.support.boards import battery
 
 CONFIG = Config(thermal=ThermalConfig(warn_c=85.0))
 
 
 class Kernel:
-    """Files below a root, and times of processors, that a test changes."""
+    """Files below a root that a test changes."""
 
     def __init__(self, root: Path) -> None:
-        self.root, self.now_s, self.ticks = root, 0.0, Ticks()
-        self.load = BoardLoad(root, lambda: self.now_s, lambda: self.ticks, cores=4)
+        self.root, self.now_s = root, 0.0
+        self.load = BoardLoad(root, lambda: self.now_s)
 
     def lose_zone(self, at: int = 0) -> None:
         (self.root / f"sys/class/thermal/thermal_zone{at}/temp").unlink()
@@ -53,24 +43,10 @@ class Kernel:
         self.now_s += seconds
         return self.load.read(CONFIG)
 
-    def second(self, busy: float, own: float) -> None:
-        """Let a second pass, with shares of four processors."""
-        self.now_s += 1.0
-        before = self.ticks
-        self.ticks = Ticks(before.total + 4.0, before.idle + 4.0 * (1.0 - busy), before.own + 4.0 * own)
-
 
 @pytest.fixture
 def kernel(tmp_path: Path) -> Kernel:
     return Kernel(tmp_path)
-
-
-def test_the_shares_of_the_processors_are_those_of_the_last_two_seconds(kernel: Kernel) -> None:
-    for busy, own in ((1.0, 1.0), (0.5, 0.25), (0.75, 0.5)):
-        kernel.second(busy, own)
-        board = kernel.load.read(CONFIG)
-    assert board.cores == 4
-    assert (board.idle, board.others) == pytest.approx((0.375, 0.25))
 
 
 def test_the_limit_lies_below_the_kernels_unless_it_is_configured(kernel: Kernel) -> None:
@@ -102,8 +78,7 @@ def test_a_limit_that_cannot_be_is_none(kernel: Kernel, limit_c: float) -> None:
 def test_a_board_that_warms_up_is_told_when_it_reaches_the_limit(kernel: Kernel) -> None:
     for second in range(100):
         kernel.zone(50.0 + 0.2 * second, limit_c=80.0)
-        kernel.second(0.5, 0.5)
-        board = kernel.load.read(CONFIG)
+        board = kernel.after(1.0)
     assert board.limit_in_s is not None
     assert 20.0 < board.limit_in_s < 120.0
     kernel.load.load_changed()
@@ -172,26 +147,7 @@ def test_the_firmwares_warning_is_passed_on_and_ends(kernel: Kernel) -> None:
     assert kernel.load.read(CONFIG).slowed == "the firmware reports: under-voltage, throttled"
     kernel.firmware("50000")
     assert kernel.load.read(CONFIG).slowed, "it is asked again after two seconds"
-    kernel.second(0.1, 0.1)
-    kernel.second(0.1, 0.1)
-    assert kernel.load.read(CONFIG).slowed == ""
-
-
-def test_the_firmware_is_asked_where_no_file_has_its_warnings(tmp_path: Path) -> None:
-    (tmp_path / "dev").mkdir()
-    (tmp_path / "dev/vcio").touch()
-    asked: list[str] = []
-
-    def ask(command: str) -> str:
-        asked.append(command)
-        return "throttled=0x4"
-
-    kernel = Kernel(tmp_path)
-    kernel.load = BoardLoad(tmp_path, lambda: kernel.now_s, lambda: kernel.ticks, cores=4, ask=ask)
-    for _ in range(6):
-        assert kernel.load.read(CONFIG).slowed == "the firmware reports: throttled"
-        kernel.second(0.1, 0.1)
-    assert len(asked) == 2, "once in five seconds"
+    assert kernel.after(2.0).slowed == ""
 
 
 def test_a_battery_counts_while_the_board_runs_on_it(kernel: Kernel) -> None:
@@ -218,71 +174,3 @@ def test_trouble_of_the_supply_holds_for_a_minute_while_it_is_unknown(kernel: Ke
     kernel.firmware("zz")
     assert kernel.after(30.0).slowed
     assert kernel.after(31.0).slowed == ""
-
-
-def quota(processors: float, used_s: float | None = None, group: str = "/a") -> Quota:
-    return Quota(processors, used_s, group)
-
-
-def test_a_quota_leaves_no_more_than_its_group_has_not_used() -> None:
-    first = Ticks(100.0, 50.0, 10.0, quota=quota(0.5, 20.0), at_s=0.0)
-    last = Ticks(108.0, 57.0, 10.1, quota=quota(0.5, 20.6), at_s=2.0)
-    shares = processor_shares(first, last, cores=4)
-    assert shares.quota == 0.5
-    assert shares.idle == pytest.approx((0.5 - 0.3) / 4)
-    assert shares.others == pytest.approx(1.0 - 7.0 / 8.0 - 0.1 / 8.0)
-
-
-def test_a_quota_without_an_account_is_compared_with_this_process() -> None:
-    first = Ticks(100.0, 50.0, 10.0, quota=quota(0.5), at_s=0.0)
-    last = Ticks(108.0, 57.0, 10.8, quota=quota(0.5), at_s=2.0)
-    assert processor_shares(first, last, cores=4).idle == pytest.approx(0.1 / 4)
-
-
-def test_a_quota_of_all_processors_is_none() -> None:
-    first, last = Ticks(100.0, 50.0, 10.0), Ticks(108.0, 57.0, 10.8, quota=quota(4.0), at_s=2.0)
-    assert processor_shares(first, last, cores=4) == processor_shares(first, replace(last, quota=None), cores=4)
-    assert processor_shares(first, last, cores=4).quota is None
-
-
-@given(*[st.floats(0.0, 1e6)] * 6, st.integers(1, 64))
-def test_shares_are_shares_whatever_the_kernel_counts(
-    total: float, idle: float, own: float, limit: float, used_s: float, at_s: float, cores: int
-) -> None:
-    shares = processor_shares(Ticks(), Ticks(total, idle, own, quota=quota(limit, used_s), at_s=at_s), cores)
-    assert isinstance(shares, ProcessorShares)
-    assert 0.0 <= shares.idle <= 1.0
-    assert 0.0 <= shares.others <= 1.0
-
-
-def test_a_quota_that_is_set_while_it_runs_is_found(tmp_path: Path) -> None:
-    now_s = [0.0]
-    files = {"proc/self/cgroup": "0::/a\n", "proc/stat": "cpu  9 0 0 9\ncpu0 9 0 0 9\n"}
-    ticks = UsableTicks(write(tmp_path, files), lambda: now_s[0])
-    assert ticks.read().quota is None
-    write(tmp_path, {"sys/fs/cgroup/a/cpu.max": "50000 100000"})
-    now_s[0] = 11.0
-    assert ticks.read().quota == Quota(0.5, None, "/a")
-    write(tmp_path, {"sys/fs/cgroup/a/cpu.max": "max 100000"})
-    now_s[0] = 12.0
-    assert ticks.read().quota is None
-
-
-def test_processors_are_those_that_may_be_used_and_a_change_begins_anew(tmp_path: Path) -> None:
-    ticks = [Ticks(10.0, 5.0, 1.0, usable=frozenset({0, 1}))]
-    load = BoardLoad(tmp_path, lambda: 0.0, lambda: ticks[-1])
-    ticks.append(Ticks(12.0, 6.0, 1.0, usable=frozenset({0, 1})))
-    board = load.read(CONFIG)
-    assert (board.cores, board.idle) == (2, 0.5)
-    ticks.append(Ticks(500.0, 100.0, 1.0, usable=frozenset({3})))
-    load.read(CONFIG)
-    ticks.append(Ticks(501.0, 101.0, 1.0, usable=frozenset({3})))
-    board = load.read(CONFIG)
-    assert (board.cores, board.idle, board.quota) == (1, 1.0, None)
-
-
-def test_the_free_memory_is_a_share(kernel: Kernel) -> None:
-    assert kernel.load.read(CONFIG).memory_free is None
-    (kernel.root / "proc").mkdir()
-    (kernel.root / "proc/meminfo").write_text("MemTotal: 4096 kB\nMemAvailable: 1024 kB\n")
-    assert kernel.load.read(CONFIG).memory_free == 0.25

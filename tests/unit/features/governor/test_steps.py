@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent.features.governor.budgets import cheaper, cost_of, dearer, longest_stride, smaller_variant, steps
 from agent.features.governor.readings import StreamReading, VariantCost
+from agent.features.governor.steps import cheaper, cost_of, dearer, longest_stride, smaller_variant, steps
 
 SIZES = (VariantCost(), VariantCost("320", 0.6), VariantCost("256", 0.4))
 
@@ -57,7 +57,7 @@ def test_a_cheaper_step_costs_less_until_there_is_none(reading: StreamReading, m
     ladder = steps(reading, most)
     at = ladder[0]
     for _ in range(len(ladder)):
-        step = cheaper(ladder, at, at_most)
+        step = cheaper(reading, most, at, at_most)
         assert step.cost < at.cost or step == at
         at = step
     assert at == ladder[-1] or at.cost <= at_most
@@ -68,7 +68,7 @@ def test_dearer_steps_lead_back_to_everything(reading: StreamReading, most: int)
     ladder = steps(reading, most)
     at = ladder[-1]
     for _ in range(len(ladder)):
-        at = dearer(ladder, at)
+        at = dearer(reading, most, at)
     assert at == ladder[0]
 
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as some
 
 from agent.comms.mqtt.inbox import IncomingMessage
 from agent.errors import CommandError
-from agent.features.fusion.texts import TEXT_MAX, ReceivedText, TextReceiver, decode_text, said_at
+from agent.features.fusion.part import TEXT_MAX, ReceivedText, TextReceiver, decode_text, said_at
 
 NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
 
