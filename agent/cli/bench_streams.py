@@ -5,13 +5,11 @@ from __future__ import annotations
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING
-from urllib.parse import urlsplit
 
 import click
 
 from agent.cli.optimise.progress import show_progress
 from agent.cli.output import NO_VALUE, console, open_table, print_json
-from agent.errors import SourceError
 from agent.text import plain, plural
 
 if TYPE_CHECKING:
@@ -90,7 +88,7 @@ def bench_decode(source: str, seconds: float, *, as_json: bool) -> None:
     from agent.capture.hardware.trials import measure_decoders
     from agent.config.source_uri import mask
 
-    address = _address_of(source)
+    address = f"file:{source}" if Path(source).is_file() else source
     show_progress(f"recording {seconds:g} s")
     video = record_video(address, seconds)
     found = measure_decoders(video.codec, video.content, progress=lambda name: show_progress(f"measuring {name}"))
@@ -110,25 +108,6 @@ def bench_decode(source: str, seconds: float, *, as_json: bool) -> None:
         )
     else:
         _print_trials(video, found, best or "software")
-
-
-def _address_of(source: str) -> str:
-    """Return the URI of a path or a URI.
-
-    Raises:
-        SourceError: it is a path, and there is no file.
-    """
-    path = Path(source)
-    if not source:
-        raise SourceError("--decode: expected a video file or a camera on the network; found nothing")
-    if path.is_file():
-        return f"file:{source}"
-    if path.is_dir():
-        raise SourceError(f"{source}: expected a video file; found a folder")
-    is_address = bool(urlsplit(source).scheme) or "@" in source  # one without a scheme may have a password
-    if not path.exists() and not is_address:
-        raise SourceError(f"{source}: there is no such file")
-    return source
 
 
 def _print_trials(video: RecordedVideo, found: tuple[DecoderTrial, ...], best: str) -> None:

@@ -176,6 +176,11 @@ def _print(found: BundleInspection) -> None:
         for name, value in found.summary().items():
             click.echo(f"{name:<11} {plain(value)}")
     if found.description is not None:
+        import tomli_w
+
+        from agent.update.bundle import without_files
+
+        click.echo(plain(tomli_w.dumps(without_files(found.description)), keep="\n"))
         for path, file in sorted(found.description.files.items()):
             click.echo(f"{file.size:>11} {file.sha256[:12]} {path}")
     if found.error:

@@ -20,18 +20,6 @@ if TYPE_CHECKING:
 
 
 _VERBS = ("status", "reload", "doctor")
-_VALUES = {
-    "enabled": "on, off or default",
-    "zone": "on, off or default",
-    "line": "on, off or default",
-    "filter": "on, off or default",
-    "only_moving": "on, off or default",
-    "motion_masks": "on, off or default",
-    "threshold": "a number from 0 to 1, or default",
-    "variant": "the name of a variant, auto or default",
-    "record": "a time, such as 20s",
-}
-"""Value that a word needs, for the message that it is missing."""
 _PATIENCE_S, _DOCTOR_S = 10.0, 310.0
 _REFUSED = 1
 
@@ -109,11 +97,9 @@ def _request(words: tuple[str, ...]) -> tuple[str, dict[str, Any]]:
         return "inspect", {"stream": stream, "part": value}
     if what == "reset" and len(words) in (2, 3):
         return "reset", {"stream": stream, "line": value}
-    if len(words) == 2 and (needed := _VALUES.get(what.partition("/")[0])):
-        raise click.UsageError(f"{what} needs {needed}")
     if len(words) != 3:
         raise click.UsageError(
-            f"{' '.join(words)!r} is no command: expected {', '.join(_VERBS)}, or STREAM WHAT VALUE"
+            f"{' '.join(words)!r} is no command: expected {', '.join(_VERBS)}, or STREAM WHAT VALUE; see --help"
         )
     if what == "record":
         return "record", {"stream": stream, "seconds": duration(value)}

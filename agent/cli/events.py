@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property
 from itertools import chain, islice
@@ -74,12 +73,17 @@ def _history(path: Path | None, folder: Path | None) -> History:
     return History(folder)
 
 
-def _query(choice: dict[str, Any]) -> HistoryQuery:
-    return HistoryQuery(**{name: value for name, value in choice.items() if value is not None})
-
-
-def _items(messages: Iterable[HistoryEntry], query: HistoryQuery) -> Iterator[HistoryRow]:
-    return (item for item in map(HistoryRow, messages) if item in query)
+def _selected(messages: Iterable[HistoryEntry], choice: dict[str, Any]) -> Iterator[HistoryRow]:
+    """Yield the messages that the options of `_selection` select."""
+    since, until = choice["since"] or float("-inf"), choice["until"] or float("inf")
+    for row in map(HistoryRow, messages):
+        if (
+            since <= row.past.stored.put_at < until
+            and choice["stream"] in ("", row.stream)
+            and choice["kind"] in ("", row.kind)
+            and (not choice["label"] or choice["label"] in row.labels)
+        ):
+            yield row
 
 
 @events.command()
@@ -94,17 +98,17 @@ def tail(count: int, follow: bool, as_json: bool, path: Path | None, folder: Pat
 
     They are kept within [storage] history_max_bytes. Messages that are only in memory are not shown.
     """
-    history, query = _history(path, folder), _query(choice)
+    history = _history(path, folder)
     newest = next(history.backwards(), None)
     last = newest.stored.seq if newest else 0
-    found = list(islice(_items(history.backwards(), query), count))
+    found = list(islice(_selected(history.backwards(), choice), count))
     if not as_json:
         click.echo(event_header())
     for item in reversed([item for item in found if item.past.stored.seq <= last]):
         waits = "" if item.past.acknowledged else "  (waits)"
         click.echo(item.json() if as_json else item.text() + waits)
     if follow:
-        for item in _items(_new(history, last), query):
+        for item in _selected(_new(history, last), choice):
             click.echo(item.json() if as_json else item.text())
 
 
@@ -135,35 +139,10 @@ def export(output: IO[str], path: Path | None, folder: Path | None, **choice: An
     Each has the fields that a subscriber receives, and whether the broker has acknowledged it.
     `latency_ms.publish` is 0, because it is not stored.
     """
-    items = _items(_history(path, folder).after(0), _query(choice))
+    items = _selected(_history(path, folder).after(0), choice)
     first = next(items, None)  # a database that cannot be read leaves an old file as it is
     found = chain([first] if first else [], items)
     output.writelines(item.json() + "\n" for item in found)
-
-
-@dataclass(frozen=True)
-class HistoryQuery:
-    """Selects messages.
-
-    Attributes:
-        stream, kind, label: select only these; empty: all.
-        since, until: select what was queued at or after, and before, Unix time, s.
-    """
-
-    stream: str = ""
-    kind: str = ""
-    label: str = ""
-    since: float = float("-inf")
-    until: float = float("inf")
-
-    def __contains__(self, item: HistoryRow) -> bool:
-        """Return True if a message is selected."""
-        return (
-            self.since <= item.past.stored.put_at < self.until
-            and self.stream in ("", item.stream)
-            and self.kind in ("", item.kind)
-            and (not self.label or self.label in item.labels)
-        )
 
 
 class HistoryRow:

@@ -66,4 +66,4 @@ def test_a_whole_bundle_is_the_same_bytes_each_time_and_installs_without_network
         [installed, "bundle", "inspect", str(first)], capture_output=True, text=True, check=False
     )
     assert told.returncode == 0, told.stderr
-    assert f"vedette {described.version}, counter 1, full" in told.stdout
+    assert f'version = "{described.version}"\ncounter = 1\nkind = "full"' in told.stdout

@@ -71,62 +71,47 @@ def check_models(
         try:
             model = open_model_without_root(name, variant)
         except VedetteError as error:
-            yield _unusable(name, error, config)
+            if wanted.streams:
+                yield Finding(without_login(name), "cannot be used: see the section of the configuration")
+            else:
+                yield Finding(name, str(error), "problem", f"{name} cannot be used: {error}")
             continue
-
-        def report(what: str, name: str = name) -> None:
-            progress(f"{name}, {what}")
-
-        yield from _check_model(measurements, name, model, fresh, report)
+        yield from _check_model(measurements, name, model, fresh, progress)
     if why := unprivileged.parsed_as_root:
         advice = "install Vedette where that user may read it, such as /opt"
         yield Finding("model files", f"are parsed as root, because {why}", "warning", advice)
 
 
 def _check_model(
-    measurements: StoredMeasurements, name: str, model: Model, fresh: bool, report: Callable[[str], None]
+    measurements: StoredMeasurements, name: str, model: Model, fresh: bool, progress: Callable[[str], None]
 ) -> Iterator[Finding]:
     """Report one model's measurement, or why there is none."""
+
+    def measure() -> StoredMeasurement:
+        return measurements.measure(model, found, lambda what: progress(f"{name}, {what}"))
+
     try:
         found = measurements.delegates()
-        made = _measured(measurements, model, found, report) if fresh else measurements.load(model, found)
-    except StorageError as error:
-        yield _unreadable(name, error)
-    except VedetteError as error:
-        yield Finding(name, str(error), "problem", f"{name} cannot be used: {error}")
-    else:
+        if fresh:
+            made: StoredMeasurement | None = without_root(measure, StoredMeasurement, _MEASURE_S)
+        else:
+            made = measurements.load(model, found)
         if made is None:
             yield Finding(name, f"not measured on this board, or something has changed since: {_FRESH}")
             return
         yield from check_survey(model, made, measurements.select(made, found), found)
         if fresh:
-            yield from _store(measurements, model, made)
-
-
-def _measured(
-    measurements: StoredMeasurements, model: Model, found: Sequence[DelegateProbe], report: Callable[[str], None]
-) -> StoredMeasurement:
-    return without_root(lambda: measurements.measure(model, found, report), StoredMeasurement, _MEASURE_S)
-
-
-def _unusable(name: str, error: VedetteError, config: Config | None) -> Finding:
-    if config is not None and config.streams:
-        return Finding(without_login(name), "cannot be used: see the section of the configuration")
-    return Finding(name, str(error), "problem", f"{name} cannot be used: {error}")
-
-
-def _unreadable(name: str, error: StorageError) -> Finding:
-    if isinstance(error.__cause__, PermissionError):  # only the daemon may read it
-        return Finding(name, f"{error}; sudo vedette doctor may read it")
-    return Finding(name, str(error), "warning", _FRESH)
-
-
-def _store(measurements: StoredMeasurements, model: Model, made: StoredMeasurement) -> Iterator[Finding]:
-    try:
-        measurements.store(model, made)
+            measurements.store(model, made)
     except StorageError as error:
-        value = f"was measured, but cannot be stored: {error}"
-        yield Finding(model.path, value, "warning", f"make the state folder writable: {error}")
+        if fresh:
+            value = f"was measured, but cannot be stored: {error}"
+            yield Finding(model.path, value, "warning", f"make the state folder writable: {error}")
+        elif isinstance(error.__cause__, PermissionError):  # only the daemon may read it
+            yield Finding(name, f"{error}; sudo vedette doctor may read it")
+        else:
+            yield Finding(name, str(error), "warning", _FRESH)
+    except VedetteError as error:
+        yield Finding(name, str(error), "problem", f"{name} cannot be used: {error}")
 
 
 def check_survey(

@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import http.client
 import os
 import secrets
-import socket
-import ssl
 import time
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
-from urllib.parse import unquote
 
 from msgspec.structs import replace
 
 from agent.capture.source import check_login, open_source
 from agent.cli.checks import Finding, Job, run_parallel
-from agent.comms.http import SERVER, listen, server_header
+from agent.comms.http import listen
 from agent.comms.mqtt.connection import WakeupPipe
 from agent.comms.mqtt.endpoint import address, brokers_of, check_host, commands_off
 from agent.comms.mqtt.publisher import BrokerEndpoint
@@ -25,10 +21,8 @@ from agent.config import Config, StreamConfig
 from agent.config.http import ServedConfig
 from agent.config.mqtt import MqttConfig
 from agent.config.source_uri import parse
-from agent.daemon.runtime import device_name
 from agent.errors import BrokerError, ConfigError, SoundAloneError, SourceError, reason_of
 from agent.health import HEALTH_FILE, DaemonHealth, StreamReport
-from agent.text import plain
 from agent.update.install.health_check import read_health
 
 TRY_S = 5.0
@@ -49,7 +43,7 @@ def check_network(config: Config, root: Path) -> Iterator[Finding]:
         jobs += [("commands", partial(_check_anonymous, one)) for one in brokers]
     for served in (config.metrics, config.page):
         if served is not None:
-            jobs.append((served.TABLE, partial(check_port, served, device_name(config))))
+            jobs.append((served.TABLE, partial(check_port, served, is_running=health is not None)))
     for name, stream in config.streams.items():
         at = None if health is None or name not in health.streams else health.streams[name]
         jobs.append((f"stream {name}", partial(_check_source, f"stream {name}", stream.source, stream, at)))
@@ -153,11 +147,8 @@ def _timed_out(name: str, limit_s: float) -> Finding:
     return Finding(name, value, "problem", f"{name}: check its name, the network and the name server")
 
 
-_PORT_S = 3.0
-
-
-def check_port(config: ServedConfig, device: str) -> Iterator[Finding]:
-    """Report who uses the port of a device, which has this name. Nothing is left listening on it."""
+def check_port(config: ServedConfig, *, is_running: bool) -> Iterator[Finding]:
+    """Report whether a port is free, or in use while a daemon runs. Nothing is left listening on it."""
     where, name = config.listen, config.TABLE
     try:
         host, port = config.address
@@ -166,44 +157,13 @@ def check_port(config: ServedConfig, device: str) -> Iterator[Finding]:
     try:
         listen(host, port).close()
     except OSError as error:
-        server = _server_of(host, port, encrypted=bool(config.cert_file))
-        if server == server_header(device):
-            yield Finding(name, f"{where}: served by the running daemon")
+        if is_running:
+            yield Finding(name, f"{where}: in use; the daemon runs, and logs if it is not its own")
             return
-        is_other = server.startswith(f"{SERVER} (")
-        other = plain(unquote(server.removeprefix(f"{SERVER} (").removesuffix(")")))
-        why = f"used by the daemon of the device {other!r}" if is_other else reason_of(error)
+        why = reason_of(error)
         advice = (
             f"[{name}] listen = {where!r} cannot be used: {why}; end the other program, or choose another port"
         )
         yield Finding(name, f"{where}: {why}", "problem", advice)
         return
     yield Finding(name, f"{where}: free; no daemon serves it now")
-
-
-def _server_of(host: str, port: int, *, encrypted: bool) -> str:
-    """Return the header `Server` of who answers there, with or without letting this program in; empty: none."""
-    connection: http.client.HTTPConnection
-    target = _reachable(host)
-    if encrypted:
-        trusting = ssl.create_default_context()
-        trusting.check_hostname, trusting.verify_mode = False, ssl.CERT_NONE  # nothing is sent that is secret
-        connection = http.client.HTTPSConnection(target, port, timeout=_PORT_S, context=trusting)
-    else:
-        connection = http.client.HTTPConnection(target, port, timeout=_PORT_S)
-    try:
-        connection.request("HEAD", "/")
-        return connection.getresponse().getheader("Server") or ""
-    except (OSError, http.client.HTTPException):
-        return ""
-    finally:
-        connection.close()
-
-
-def _reachable(host: str) -> str:
-    """Return an address at which a server on `host` answers: nobody connects to the unspecified one."""
-    try:
-        packed = socket.inet_pton(socket.AF_INET6 if ":" in host else socket.AF_INET, host)
-    except OSError:
-        return "127.0.0.1"  # localhost
-    return ("::1" if ":" in host else "127.0.0.1") if not any(packed) else host

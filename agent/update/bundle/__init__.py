@@ -181,11 +181,17 @@ def render(description: Description) -> bytes:
     description = _converted(
         msgspec.to_builtins(description), Description
     )  # equal values give equal text: 60 and 60.0
-    table = {key: value for key, value in msgspec.to_builtins(description).items() if value not in (None, [])}
-    files = table.pop("files")
+    table = without_files(description)
+    files = msgspec.to_builtins(description.files)
     rendered = tomli_w.dumps({**table, "files": dict(sorted(files.items()))}).encode()
     parse(rendered)  # as a board will
     return rendered
+
+
+def without_files(description: Description) -> dict[str, Any]:
+    """Return what `bundle.toml` says besides its files."""
+    table: dict[str, Any] = msgspec.to_builtins(description)
+    return {key: value for key, value in table.items() if key != "files" and value not in (None, [])}
 
 
 def check_description(description: Description) -> None:

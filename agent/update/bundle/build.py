@@ -259,8 +259,6 @@ class BundleInspection(Struct, frozen=True):
         lines = {"bundle": self.path}
         if self.file is not None:
             lines |= {"size": f"{self.file.size / 1e6:.1f} MB", "sha256": self.file.sha256}
-        if self.description is not None:
-            lines |= _about(self.description)
         if self.signer is not None:
             return lines | {"signed by": f"{self.signer.principal}, {self.signer.key}"}
         if self.asked:
@@ -290,24 +288,3 @@ def inspection(path: Path, signers: Path | None = None, revoked: Path | None = N
         error = str(refused)
     signed = signature.is_file()
     return BundleInspection(plain(str(path)), file, description, signed, signer, error, signers is not None)
-
-
-def _about(description: Description) -> dict[str, str]:
-    target, counter = description.target, description.counter
-    lines = {
-        "version": f"{description.name} {description.version}, counter {counter}, {description.kind}",
-        "for": wheels.describe_target(target) if target else "any board",
-        "boards": ", ".join(target.boards if target else ()) or "any",
-        "models": ", ".join(description.models) or "none",
-        "health": _shown(description.health),
-    }
-    if description.shadow is not None:
-        lines["shadow"] = _shown(description.shadow)
-    if description.migrations:
-        changes = (f"{one.op} {one.key} {one.to}".rstrip() for one in description.migrations)
-        lines["migrations"] = ", ".join(changes)
-    return lines
-
-
-def _shown(gate: HealthGate | ShadowGate) -> str:
-    return ", ".join(f"{key} = {value:g}" for key, value in msgspec.structs.asdict(gate).items())

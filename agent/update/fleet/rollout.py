@@ -67,20 +67,14 @@ class Ended(Struct, frozen=True, tag="ended"):
     outcome: BoardOutcome
 
 
-class Stopped(Struct, frozen=True, tag="stopped"):
-    """The rollout stopped before its end."""
-
-    at: datetime
-    reason: str
-
-
 class Done(Struct, frozen=True, tag="done"):
-    """All batches were tried."""
+    """All batches were tried, or the rollout stopped before its end for a reason."""
 
     at: datetime
+    reason: str = ""
 
 
-Entry = Begun | Resumed | Started | Ended | Stopped | Done
+Entry = Begun | Resumed | Started | Ended | Done
 
 
 class RolloutProgress(Struct, frozen=True):
@@ -128,10 +122,8 @@ def _after(before: RolloutProgress, entry: Entry) -> RolloutProgress:
             return msgspec.structs.replace(before, outcomes=outcomes)
         case Resumed():
             return msgspec.structs.replace(before, reason="", done=False)
-        case Stopped(_, reason):
-            return msgspec.structs.replace(before, reason=reason)
-        case Done():
-            return msgspec.structs.replace(before, done=True)
+        case Done(_, reason):
+            return msgspec.structs.replace(before, reason=reason, done=not reason)
     return before
 
 
@@ -343,7 +335,7 @@ class Rollout:
             outcomes = await self._batch(batch, watch, show)
             share = self._inventory.policy.stop_share
             if reason := stop_reason(outcomes, share, canary=number == 0):
-                self._ledger.add(Stopped(datetime.now(UTC), reason))
+                self._ledger.add(Done(datetime.now(UTC), reason))
                 break
         else:
             self._ledger.add(Done(datetime.now(UTC)))

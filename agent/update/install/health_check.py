@@ -1,4 +1,4 @@
-"""Rules for the trial of a version or of models, and for the shadow that may come before it. No I/O.
+"""The daemon under an update: its service and health, and rules for its trial and the shadow before that.
 
 A trial is committed when for `steady_s` without a break every stream that inferred before infers, none much
 slower than before, and the memory is within its limit. An unreachable broker does not count, nor does a camera

@@ -305,9 +305,10 @@ class Rollback:
 
     def _to_models(self, running: Slot, before: int) -> Update:
         home = self._slots.path(running)
-        sets, health, service = ModelSets(home), read_health(self._where.health), self._service.state()
+        sets, health = ModelSets(home), read_health(self._where.health)
         if before:
             check_models(self._where, home, before)
+        service = self._service.state()
         update = self._rollback(running, running, str(before), str(sets.current), health)
         update = replace(
             update,

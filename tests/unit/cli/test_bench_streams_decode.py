@@ -55,22 +55,13 @@ def test_a_model_and_a_video_are_two_measurements(arguments: list[str], named: s
     assert named in done.stderr
 
 
-@pytest.mark.parametrize("source", ["nothing.mp4", "v4l2:/dev/video0", "file:/dev/null", "rtsp://127.0.0.1:9/x"])
+@pytest.mark.parametrize(
+    "source", ["nothing.mp4", "", "/tmp", "v4l2:/dev/video0", "file:/dev/null", "rtsp://127.0.0.1:9/x"]
+)
 def test_a_source_without_encoded_video_is_refused(source: str) -> None:
     done = CliRunner().invoke(vedette, ["bench", "--decode", source])
     assert done.exit_code != 0
     assert done.exception is not None
-
-
-def test_a_path_without_a_video_is_told_without_a_suggestion(tmp_path: Path) -> None:
-    for source, why in (
-        ("clips/none.mp4", "clips/none.mp4: there is no such file"),
-        (str(tmp_path), f"{tmp_path}: expected a video file; found a folder"),
-        ("", "--decode: expected a video file or a camera on the network; found nothing"),
-    ):
-        done = CliRunner().invoke(vedette, ["bench", "--decode", source])
-        assert done.exit_code != 0
-        assert str(done.exception) == why
 
 
 def test_a_file_that_is_no_video_is_told_from_one_that_cannot_be_read(tmp_path: Path) -> None:

@@ -53,9 +53,9 @@ def test_other_words_are_wrong_usage(words: str) -> None:
 @pytest.mark.parametrize(
     ("words", "why"),
     [
-        ("front record", "a time, such as 20s"),
-        ("front enabled", "on, off"),
-        ("front zone/drive", "on, off"),
+        ("front record", "STREAM WHAT VALUE"),
+        ("front enabled", "STREAM WHAT VALUE"),
+        ("front zone/drive", "STREAM WHAT VALUE"),
         ("front snapshot 5", "snapshot takes no value"),
     ],
 )

@@ -11,7 +11,7 @@ from hypothesis import strategies as some
 
 from agent.errors import FleetError
 from agent.update.fleet.board import KINDS, BoardOutcome
-from agent.update.fleet.rollout import Begun, Done, Ended, Entry, Ledger, Resumed, Started, Stopped, replay
+from agent.update.fleet.rollout import Begun, Done, Ended, Entry, Ledger, Resumed, Started, replay
 
 AT = datetime(2026, 11, 25, tzinfo=UTC)
 BATCHES = [("a",), ("b", "c"), ("d", "e", "f")]
@@ -21,7 +21,7 @@ OUTCOMES = some.builds(BoardOutcome, some.sampled_from(NAMES), some.sampled_from
 LATER = some.one_of(
     OUTCOMES.map(lambda one: Ended(AT, one)),
     some.sampled_from(NAMES).map(lambda name: Started(AT, name)),
-    some.sampled_from([Resumed(AT), Stopped(AT, "enough"), Done(AT)]),
+    some.sampled_from([Resumed(AT), Done(AT, "enough"), Done(AT)]),
 )
 ENTRIES = some.lists(LATER, max_size=25).map(lambda later: [BEGUN, *later])
 
@@ -50,7 +50,7 @@ def test_of_two_rollouts_the_newer_counts(one: list[Entry], other: list[Entry]) 
 
 @given(ENTRIES)
 def test_going_on_takes_back_that_it_was_stopped(entries: list[Entry]) -> None:
-    found = replay([*entries, Stopped(AT, "enough"), Resumed(AT)])
+    found = replay([*entries, Done(AT, "enough"), Resumed(AT)])
     assert found is not None
     assert (found.reason, found.done) == ("", False)
 
