@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import suppress
 
 from agent.comms.http import check_served
 from agent.config import Config
@@ -12,19 +13,11 @@ from agent.models.findings import ModelReader
 
 def device_problems(config: Config, _: ModelReader) -> Iterator[ConfigError]:
     """Yield what keeps the page from being served."""
-    for check in (_check_page, _check_port):
-        try:
-            check(config)
-        except ConfigError as error:
-            yield error
-
-
-def _check_page(config: Config) -> None:
-    check_served(config.page)
-
-
-def _check_port(config: Config) -> None:
-    """Refuse the port of another table. Raises ConfigError."""
-    metrics, page = config.metrics, config.page
-    if metrics is not None and page is not None and metrics.address[1] == page.address[1]:
-        raise page.wrong("listen", f"= {page.listen!r}: [metrics] has this port; choose another")
+    page, metrics = config.page, config.metrics
+    try:
+        check_served(page)
+    except ConfigError as error:
+        yield error
+    with suppress(ConfigError):  # of an address that is none, which is told with its own table
+        if metrics is not None and page is not None and metrics.address[1] == page.address[1]:
+            yield page.wrong("listen", f"= {page.listen!r}: [metrics] has this port; choose another")

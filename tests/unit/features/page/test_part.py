@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agent.comms.http import Answer, HttpRequest
-from agent.features.page.clips_page import ON_A_PAGE, ClipsPage, wanted_range
+from agent.features.page.part import ON_A_PAGE, ClipsPage, wanted_range
 from agent.storage.clips.retention import CONTINUOUS
 from tests.support.clip_pictures import BEGAN
 from tests.support.stored_clips import begin_clip, store_clip
