@@ -118,9 +118,8 @@ def read_access(config: ServedConfig) -> Access:
         raise config.wrong("username", f"= {config.username!r}: basic authentication allows no colon in it")
     if not config.username and (config.NEEDS_LOGIN or not is_loopback(host)):
         who = "every user of this machine" if is_loopback(host) else "others on the network"
-        raise config.wrong(
-            "username", f"is not set, so {who} could read what is served; set username and password_file"
-        )
+        key, value = ("username", "") if config.NEEDS_LOGIN else ("listen", config.listen)
+        raise config.wrong(key, f"= {value!r}: {who} could read what is served; set username and password_file")
     password, tls = "", None
     if config.password_file:
         password = secret_file.read_password(config.password_file, partial(config.wrong, "password_file"))

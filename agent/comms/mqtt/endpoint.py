@@ -50,8 +50,8 @@ def check_host(config: MqttConfig) -> None:
 
 
 def shown_host(host: str) -> str:
-    """Return a host as messages show it: without what may be a password."""
-    return f"***@{host.rpartition('@')[2]}" if "@" in host else host
+    """Return a host as messages show it: what is none may hold a password."""
+    return host if _is_address(host) or _is_name(host) else "***"
 
 
 def _is_address(host: str) -> bool:

@@ -250,8 +250,6 @@ _KEPT = 64
 """Samples, and replies, that wait while the network is slow; of more, the oldest are dropped."""
 _SAMPLE_AGE_S = 1.0
 """Age from which a sample is dropped instead of sent: it is of use only now."""
-
-
 _SHORT_REPLY = 8192
 """Bytes of a reply that is sent at once, also on a slow network."""
 
@@ -309,17 +307,19 @@ class TransientQueue:
         while self._replies and (room > 0 or len(self._replies[0][1]) <= _SHORT_REPLY):
             topic, payload, correlation = self._replies.popleft()
             room -= len(payload)
-            self._send_reply(connection, topic, payload, correlation)
+            try:
+                connection.check_size(topic, payload + correlation)
+                connection.answer(topic, payload, correlation)
+            except ValueError as error:
+                log.warning("the reply on %.100r cannot be sent: %s", topic, error)
         while room > 0 and (sample := self._next()) is not None:
             room -= len(sample[1])
-            self._send_sample(connection, *sample)
-
-    def _send_reply(self, connection: Connection, topic: str, payload: bytes, correlation: bytes) -> None:
-        try:
-            connection.check_size(topic, payload + correlation)
-            connection.answer(topic, payload, correlation)
-        except ValueError as error:
-            log.warning("the reply on %.100r cannot be sent: %s", topic, error)
+            try:
+                connection.check_size(*sample)
+                connection.publish(*sample, qos=0, kind="sample")
+            except ValueError:
+                with self._lock:
+                    self.dropped += 1
 
     def _next(self) -> tuple[str, bytes] | None:
         with self._lock:
@@ -329,14 +329,6 @@ class TransientQueue:
                     return topic, payload
                 self.dropped += 1
         return None
-
-    def _send_sample(self, connection: Connection, topic: str, payload: bytes) -> None:
-        try:
-            connection.check_size(topic, payload)
-            connection.publish(topic, payload, qos=0, kind="sample")
-        except ValueError:
-            with self._lock:
-                self.dropped += 1
 
 
 _LARGE = 8192
@@ -382,19 +374,18 @@ class RetainedTopics:
     def set_if_new(self, topic: str, payload: bytes) -> bool:
         """Set a topic unless it is set. Return True if it was not."""
         with self._lock:
-            if topic in self._payloads:
-                return False
-            self._payloads[topic] = payload
-            self._due.setdefault(topic, time.monotonic())
-            return True
+            is_new = topic not in self._payloads
+            if is_new:
+                self._payloads[topic], self._due[topic] = payload, time.monotonic()
+            return is_new
 
     def repeat(self, topic: str) -> bool:
         """Send a topic again. Return False if it is not set."""
         with self._lock:
-            if topic not in self._payloads:
-                return False
-            self._due.setdefault(topic, time.monotonic())
-            return True
+            is_set = topic in self._payloads
+            if is_set:
+                self._due.setdefault(topic, time.monotonic())
+            return is_set
 
     def all(self) -> dict[str, bytes]:
         with self._lock:
