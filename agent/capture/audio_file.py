@@ -4,17 +4,44 @@ from __future__ import annotations
 
 import importlib
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 from urllib.parse import quote
 
 import numpy as np
 from msgspec.structs import replace
 
-from agent.capture.source import Block, mono, status
+from agent.capture.source import status
 from agent.config.source_uri import SourceUri, parse_sound
 from agent.errors import SourceError
 from agent.text import plural
-from agent.types import Samples
+from agent.types import Array, Samples
+
+
+class Block(NamedTuple):
+    """One block of audio from a source.
+
+    Attributes:
+        samples: N int16, one channel; empty if nothing came for a moment.
+        lost: samples missing right before these.
+        captured_ns, read_ns: of the last sample, see `AudioChunk`; 0 for a recording, whose time is counted.
+    """
+
+    samples: Samples
+    lost: int = 0
+    captured_ns: int = 0
+    read_ns: int = 0
+
+
+def mono(frames: Array, channel: int | None) -> Array:
+    """Return one channel [N] of frames [N, C], int16 or float32: the given one, or the rounded mean of all."""
+    if frames.shape[1] == 1 or channel is not None:
+        picked: Array = np.ascontiguousarray(frames[:, channel or 0])
+        return picked
+    if frames.dtype != np.int16:
+        return cast(Array, frames.mean(axis=1, dtype=frames.dtype))
+    count = frames.shape[1]
+    return cast(Array, ((frames.sum(axis=1, dtype=np.int32) + count // 2) // count).astype(np.int16))
+
 
 _SCALE = 32768.0
 

@@ -9,22 +9,82 @@ stream gets it. Where that fails, the stream fails, and gets nothing.
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Sequence
+from datetime import UTC, datetime, timedelta
 from typing import NamedTuple, Protocol
 
 import numpy as np
 from msgspec import Struct
 from msgspec.structs import replace
 
-from agent.capture.decode_policy import DecodeMode, Demand
-from agent.capture.handoff import FrameBufferPool
 from agent.capture.privacy import MaskPainter, Privacy
-from agent.capture.reader import FrameReader, Timestamps
-from agent.capture.supervisor import SourceSupervisor
+from agent.capture.source import DecodeChoice, DecodeMode, Demand, Source, open_source
+from agent.capture.supervisor import SourceSupervisor, SourceThread
 from agent.config import CaptureConfig
-from agent.config.source_uri import parse_picture
-from agent.errors import SourceError
+from agent.config.source_uri import opener, parse, parse_picture
+from agent.errors import SoundAloneError, SourceError
 from agent.types import ChannelOrder, Image, MediaPacket, Pixels
+
+
+class FrameRateLimiter:
+    """Limits pictures per second, evenly on average."""
+
+    def __init__(self, max_fps: float) -> None:
+        self._period_s = 1.0 / max_fps if max_fps > 0 else 0.0
+        self._due_s = float("-inf")
+
+    def passes(self, now_s: float) -> bool:
+        """Return True if the current picture is handed on."""
+        if self._period_s == 0.0:
+            return True
+        if now_s < self._due_s - 1e-6:
+            return False
+        late = now_s - self._due_s
+        self._due_s = now_s + self._period_s if late > self._period_s else self._due_s + self._period_s
+        return True
+
+
+class Timestamps(Struct, frozen=True, gc=False):
+    """When a picture was captured and read; see `Frame`. A `late` one must not be replaced by a newer one."""
+
+    captured_ns: int
+    captured_at: datetime
+    read_ns: int
+    late: bool = False
+
+
+_KEPT = 6
+"""Buffers kept: one being read, up to four queued at `pace=fast`, one in use."""
+
+
+class FrameBufferPool:
+    """Frame memory to use again, so that no frame is allocated in steady state.
+
+    Each method is a single list operation and needs no lock.
+    """
+
+    def __init__(self) -> None:
+        self._free: list[Image] = []
+        self._room = _KEPT
+
+    def take(self) -> Image | None:
+        """Return memory of an earlier frame, or None if the reader has to allocate."""
+        try:
+            return self._free.pop()
+        except IndexError:
+            return None
+
+    def give(self, image: Image) -> None:
+        """Keep the memory of a frame that is no longer in use, unless it belongs to a decoder."""
+        if image.flags.owndata and len(self._free) < self._room:
+            self._free.append(image)
+
+    def close(self) -> None:
+        """Free the memory, also that of frames that are given back from now on."""
+        self._room = 0
+        self._free.clear()
+
 
 BestDecoder = Callable[[str], str]
 """Returns the best hardware decoder of this board for a codec; empty: there is none, or it is not known yet."""
@@ -111,7 +171,7 @@ class Camera:
         self._consumers: tuple[FrameConsumer, ...] = ()
         self._wanting: tuple[FrameConsumer, ...] = ()
         self._held: dict[int, _Held] = {}
-        self._started = self._closed = self._private = self._lacks_pictures = False
+        self._started = self._closed = self._private = False
         self._pool, self._address = FrameBufferPool(), parse_picture(uri)
         self._pools: dict[object, FrameBufferPool] = {}
         self.supervisor = SourceSupervisor(
@@ -121,7 +181,6 @@ class Camera:
             open_next=self._reader,
             finish=self._finish,
             on_change=self._change,
-            on_pictures=self._change_pictures,
         )
 
     def attach(self, consumer: FrameConsumer) -> bool:
@@ -168,14 +227,7 @@ class Camera:
             _give(self._pool, held.picture.unmasked, wiped=True)
 
     def _reader(self) -> FrameReader:
-        return FrameReader(
-            self._uri,
-            self._pool,
-            self,
-            self.supervisor.woken,
-            config=self._config,
-            name=f"read-{self._stream}",
-        )
+        return FrameReader(self, self._uri, self._config, self._pool, f"read-{self._stream}")
 
     @property
     def demand(self) -> Demand:
@@ -289,18 +341,8 @@ class Camera:
             one.finish(SourceError(f"{self._address.masked}: {why}"))
 
     def _change(self, state: str, reason: str) -> None:
-        """Tell the streams of an outage; of one that they know as of the pictures alone, only those that hear."""
-        told, self._lacks_pictures = self._lacks_pictures and state == "lost", False
         for one in self._consumers:
-            if not told or one.demand.mode is DecodeMode.NOTHING:
-                one.change(state, reason)
-
-    def _change_pictures(self, state: str, reason: str) -> None:
-        """Tell those who want pictures of an outage that does not concern the sound."""
-        self._lacks_pictures = state == "lost"
-        for one in self._consumers:
-            if one.demand.mode is not DecodeMode.NOTHING:
-                one.change(state, reason)
+            one.change(state, reason)
 
     def _finish(self, error: SourceError | None) -> None:
         with self._lock:
@@ -340,6 +382,135 @@ def _by_kind(streams: Sequence[FrameConsumer]) -> dict[object, list[FrameConsume
     for one in streams:
         found.setdefault(_kind(one), []).append(one)
     return found
+
+
+_STEADY_S = 5.0
+"""An outage of a recorded camera ends when packets have come for so long, s: one that drops each connection is
+still lost."""
+
+
+class FrameReader(SourceThread[Source]):
+    """Reads one opening of a picture source."""
+
+    def __init__(self, camera: Camera, uri: str, config: CaptureConfig, pool: FrameBufferPool, name: str) -> None:
+        super().__init__(uri, camera.supervisor.woken, name)
+        self.goes_on, self._key_s = False, 0.0
+        self._camera, self._config, self._pool = camera, config, pool
+        self._fast = parse(uri).lossless
+
+    def _open(self) -> Source:
+        self._asked_ns = 0  # the time to load a library is not the source's
+        opener(parse(self._uri))
+        self._asked_ns = time.monotonic_ns()
+        stall_s = self._config.stall_s
+        try:
+            return open_source(self._uri, stall_s=stall_s, login=self._config)
+        except SoundAloneError:
+            if not self._hears_only:
+                raise
+        from agent.capture.sound_decoder import open_sound_alone
+
+        self._asked_ns = time.monotonic_ns()
+        return open_sound_alone(self._uri, stall_s=stall_s, login=self._config)
+
+    @property
+    def _hears_only(self) -> bool:
+        """True if nobody wants pictures, encoded or not."""
+        return self.demand.mode is DecodeMode.NOTHING and not self.wants_packets
+
+    @property
+    def decode(self) -> DecodeChoice:
+        return self._config.decode
+
+    @property
+    def demand(self) -> Demand:
+        return self._camera.demand
+
+    @property
+    def wants_packets(self) -> bool:
+        return self._camera.wants_packets
+
+    @property
+    def wants_sound(self) -> bool:
+        return self._camera.wants_sound
+
+    def decoder(self, codec: str) -> str:
+        choice = self._config.decoder
+        if choice == "auto":
+            return self._camera.best_decoder(codec)
+        return "" if choice == "software" else choice
+
+    def take_packet(self, packet: MediaPacket) -> None:
+        if self._abandoned.is_set():
+            return
+        self._camera.take_packet(self, packet)
+        if self.demand.mode is DecodeMode.NOTHING:
+            self._count_packet(packet)
+
+    def _count_packet(self, packet: MediaPacket) -> None:
+        """Count a packet where no picture is decoded: sound that is heard, or video from a key frame on."""
+        now_s, is_video = time.monotonic(), packet.track.kind == "video"
+        if is_video and packet.keyframe and not self._key_s:
+            self._key_s = now_s
+        if self._hears_only and not is_video:
+            self.goes_on = True
+            self._count()
+        elif is_video and self._key_s and not self._hears_only:
+            self.goes_on = self.goes_on or now_s - self._key_s >= _STEADY_S
+            self._count()
+
+    def _read(self, source: Source) -> None:
+        source.follow(self)
+        self.has_sound = source.has_sound
+        due_s, number, paced = time.monotonic(), 0, source.pace_s > 0
+        while not self._abandoned.is_set():
+            if paced:
+                due_s = self._pace(due_s, source.pace_s)
+            self._asked_ns = time.monotonic_ns()
+            if not source.grab():
+                return
+            self.decoding, self.undecoded = source.decoding, source.undecoded
+            self.decoded += source.holds
+            self.inter_coded, self.waits_for = source.inter_coded, source.waits_for
+            if not source.holds:
+                continue
+            self.description = source.description
+            now_ns = time.monotonic_ns()
+            recorded_s = number * source.period_s if self._fast else 0.0
+            number += 1
+            if number == 2:  # also where `max_fps` leaves it out
+                self.goes_on = True
+                self._woken.set()
+            stamp = self._stamp(source, now_ns, recorded_s)
+            if self._camera.passes(stamp.captured_ns / 1e9) and not self._deliver_all(source, stamp):
+                return
+
+    def _pace(self, due_s: float, pace_s: float) -> float:
+        """Wait until a picture is due. Return when the next one is."""
+        now_s = time.monotonic()
+        if due_s > now_s:
+            self._asked_ns = 0
+            self._abandoned.wait(due_s - now_s)
+        return max(due_s, now_s - 1.0) + pace_s
+
+    def _stamp(self, source: Source, read_ns: int, recorded_s: float) -> Timestamps:
+        """Return the source's times, or the present; of a fast replay, its start plus recorded time."""
+        now = datetime.now(UTC)
+        if source.captured_ns:
+            at = now - timedelta(microseconds=max(0, read_ns - source.captured_ns) // 1000)
+            return Timestamps(source.captured_ns, at, source.read_ns, source.late)
+        if recorded_s <= 0.0:
+            self._origin = Timestamps(read_ns, now, read_ns)
+            return self._origin
+        captured_ns = self._origin.captured_ns + round(recorded_s * 1e9)
+        return Timestamps(captured_ns, self._origin.captured_at + timedelta(seconds=recorded_s), read_ns)
+
+    def _deliver_all(self, source: Source, stamp: Timestamps) -> bool:
+        image: Pixels = source.deferred() or source.picture(self._pool.take())
+        self._asked_ns = 0
+        wanted = self._camera.deliver(self, image, stamp, source.order)
+        self._count()
+        return wanted
 
 
 _Key = tuple[str, CaptureConfig]

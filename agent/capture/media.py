@@ -11,28 +11,22 @@ import io
 from collections.abc import Iterator
 from contextlib import suppress
 from fractions import Fraction
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import av
 import av._core
 import av.logging
 import msgspec
-from av.audio.stream import AudioStream
 from av.container import InputContainer
 from av.packet import Packet
 from av.stream import Stream
 from av.video.stream import VideoStream
 
-from agent.capture.pictures.parameters import (
-    PARAMETERS,
-    SLICES,
-    TrackParameters,
-    first_slice_at,
-    parameter_sets,
-    with_parameters,
-)
 from agent.capture.source import LARGEST_PIXELS
 from agent.types import MediaPacket, MediaTrack
+
+if TYPE_CHECKING:
+    from agent.capture.nal import TrackParameters
 
 _FRAGMENTED = {"movflags": "frag_keyframe+empty_moov+default_base_moof"}
 _FASTEST_FPS = 1000
@@ -60,7 +54,6 @@ class Media:
     """An open file or stream with one track of video and at most one of sound. For one thread.
 
     Attributes:
-        video: the first track of video.
         sound: the first track of sound; None: there is none.
         width, height: of the pictures as announced, pixels; 0: unknown.
         changed_size: width and height by parameters that came later, pixels; None: none came, or it is unknown.
@@ -69,38 +62,63 @@ class Media:
         frames: number of pictures as announced, perhaps estimated; 0: unknown.
     """
 
-    def __init__(self, target: str, options: dict[str, str], timeout_s: float | None = None) -> None:
+    def __init__(
+        self,
+        target: str,
+        options: dict[str, str],
+        timeout_s: float | None = None,
+        *,
+        sound_alone: bool = False,
+    ) -> None:
         """Open a file or an address.
 
         Args:
             target: path or address; may hold credentials.
             options: of FFmpeg's demultiplexer.
             timeout_s: limit for each step of the opening, and for each packet, s; None: wait.
+            sound_alone: only its sound is of use.
 
         Raises:
-            OpenError: it cannot be opened, or has no video.
+            OpenError: it cannot be opened, or has no video, or no sound if that is wanted alone.
         """
         self._container = _opened(target, options, timeout_s)
-        found = [one for one in self._container.streams.video if not one.disposition & _COVER]
-        if not found:
+        videos = [one for one in self._container.streams.video if not one.disposition & _COVER]
+        self._video = videos[0] if videos and not sound_alone else None
+        self.sound = next(iter(self._container.streams.audio), None)
+        if sound_alone and self.sound is None:
+            self.close()
+            raise OpenError("it has no sound")
+        if not videos and not sound_alone:
             kinds = tuple(one.codec_context.name for one in self._container.streams.audio)
             self.close()
             only = f", only {', '.join(kinds)}" if kinds else ""
             raise OpenError(f"it has no video{only}", kinds=kinds)
-        self.video: VideoStream = found[0]
-        self.sound = next(iter(self._container.streams.audio), None)
-        self.width, self.height = self.video.codec_context.width, self.video.codec_context.height
-        self.fps = _rate(self.video)
         self.is_timed = self._container.format.name not in _UNTIMED
-        self.frames = self.video.frames or self._estimated_frames()
         self._tracks: dict[int, MediaTrack] = {}
-        codec, extradata = self.video.codec_context.name, self.video.codec_context.extradata or b""
-        # Only packets with start codes hold parameters; extradata that begins with a 1 is that of the other form.
-        has_parameters = codec in PARAMETERS and extradata[:1] != b"\1"
-        self._parameters = TrackParameters(codec, extradata) if has_parameters else None
+        self._parameters: TrackParameters | None = None
         self.changed_size: tuple[int, int] | None = None
-        self._described = self._parameters.newest if self._parameters else {}
-        """Parameters that the header of the track was made of."""
+        self.width = self.height = self.frames = 0
+        self.fps, self._described = 0.0, b""
+        if self._video is not None:
+            self._describe(self._video)
+
+    def _describe(self, video: VideoStream) -> None:
+        context = video.codec_context
+        self.width, self.height, self.fps = context.width, context.height, _rate(video)
+        self.frames = video.frames or self._estimated_frames()
+        codec, extradata = context.name, context.extradata or b""
+        # Only packets with start codes hold parameters; extradata that begins with a 1 is that of the other form.
+        if codec in ("h264", "hevc") and extradata[:1] != b"\1":
+            from agent.capture.nal import TrackParameters
+
+            self._parameters = TrackParameters(codec, extradata)
+            self._described = self._parameters.newest  # what the header of the track was made of
+
+    @property
+    def video(self) -> VideoStream:
+        """The first track of video."""
+        assert self._video is not None, "only its sound is of use"
+        return self._video
 
     def packets(self) -> Iterator[Packet[Stream]]:
         """Read packet by packet; at the end an empty packet of each track.
@@ -108,15 +126,17 @@ class Media:
         Raises:
             av.FFmpegError: the connection broke, or no packet came in time. Its text may hold credentials.
         """
-        packets = self._container.demux(*(one for one in (self.video, self.sound) if one is not None))
+        packets = self._container.demux(*(one for one in (self._video, self.sound) if one is not None))
         return packets if self._parameters is None else self._learning(packets, self._parameters)
 
     def _learning(
         self, packets: Iterator[Packet[Stream]], parameters: TrackParameters
     ) -> Iterator[Packet[Stream]]:
+        from agent.capture.nal import may_hold_parameters
+
         index = self.video.index
         for packet in packets:
-            if packet.stream_index == index and _may_hold_parameters(parameters.codec, packet):
+            if packet.stream_index == index and may_hold_parameters(parameters.codec, packet):
                 self._learn(packet, parameters)
             yield packet
 
@@ -131,11 +151,13 @@ class Media:
 
     def _learn(self, packet: Packet[Stream], parameters: TrackParameters) -> None:
         """Learn the parameters of a picture, and give the newest to decoders that are opened from now on."""
+        from agent.capture.nal import with_parameters
+
         known, learn = parameters.newest, parameters.add if packet.is_keyframe else parameters.add_other
         learn(bytes(packet))
         if parameters.newest != known:
-            self.video.codec_context.extradata = parameters.extradata
-            data = with_parameters(parameters.codec, bytes(packet), parameters.extradata)
+            self.video.codec_context.extradata = parameters.newest
+            data = with_parameters(parameters.codec, bytes(packet), parameters.newest)
             if (found := _read_key_frame(parameters.codec, data)) is not None:
                 self.changed_size = found[1:]
 
@@ -146,7 +168,9 @@ class Media:
         is_known = track.header and track.width and parameters.newest == self._described
         if is_known or not parameters.newest:
             return track
-        key_frame = with_parameters(track.codec, key_frame, parameters.extradata)
+        from agent.capture.nal import with_parameters
+
+        key_frame = with_parameters(track.codec, key_frame, parameters.newest)
         if (read := _read_parameters(track, key_frame)) is not track:
             self._described = parameters.newest
         return read
@@ -158,35 +182,6 @@ class Media:
     def _estimated_frames(self) -> int:
         duration_us = self._container.duration
         return int(duration_us / 1e6 * self.fps) if duration_us and duration_us > 0 else 0
-
-
-class SoundMedia:
-    """An open stream of which only a track of sound is of use. For one thread.
-
-    Attributes:
-        sound: the first track of sound.
-    """
-
-    def __init__(self, target: str, options: dict[str, str], timeout_s: float | None = None) -> None:
-        """Open an address, see `Media`. Raises OpenError if it cannot be opened, or has no sound."""
-        self._container = _opened(target, options, timeout_s)
-        found = next(iter(self._container.streams.audio), None)
-        if found is None:
-            self.close()
-            raise OpenError("it has no sound")
-        self.sound, self._track = found, _track(found, found.time_base)
-
-    def packets(self) -> Iterator[Packet[AudioStream]]:
-        """Read packet by packet, see `Media.packets`."""
-        return self._container.demux(self.sound)
-
-    def media_packet(self, packet: Packet[AudioStream], captured_ns: int, began_ns: int) -> MediaPacket:
-        """Return a packet as plain data; the times are those of `MediaPacket`."""
-        return _plain(packet, self._track, captured_ns, began_ns)
-
-    def close(self) -> None:
-        """Close it. May be called twice."""
-        self._container.close()
 
 
 _LARGEST_BYTES = 192 * 1024 * 1024
@@ -268,52 +263,3 @@ def mp4_header(stream: Stream) -> bytes:
         return b""
     # The container is never closed: that would add an index of fragments.
     return memory.getvalue()
-
-
-_HEAD, _KEY_HEAD = 512, 4096
-"""Bytes of a packet, and of a key frame, within which its first slice begins."""
-
-
-def is_disposable(codec: str, packet: Packet[Stream]) -> bool:
-    """Return True if no other picture is predicted from a packet of H.264 or H.265 with start codes.
-
-    Sources: ITU-T H.264, 7.4.1 (nal_ref_idc); ITU-T H.265, table 7-1 (sub-layer non-reference pictures).
-    """
-    if codec not in SLICES or (unit := _first_slice(codec, packet, _HEAD)) is None:
-        return False
-    if codec == "h264":
-        return unit >> 5 & 3 == 0
-    kind = unit >> 1 & 0x3F
-    return kind < 16 and kind % 2 == 0
-
-
-def is_refresh(codec: str, packet: Packet[Stream]) -> bool:
-    """Return True if no picture after a key frame of H.264 or H.265 is predicted from one before it.
-
-    FFmpeg takes points for key frames, too, from which on a picture is mended bit by bit. Sources: ITU-T H.264,
-    7.4.1.2.4 (IDR pictures); ITU-T H.265, table 7-1 (pictures of random access).
-    """
-    if codec not in SLICES or (unit := _first_slice(codec, packet, _KEY_HEAD)) is None:
-        return False
-    return unit & 0x1F == 5 if codec == "h264" else 16 <= unit >> 1 & 0x3F <= 21
-
-
-def is_mending(codec: str, packet: Packet[Stream]) -> bool:
-    """Return True if a key frame of H.264 or H.265 is one from which on the picture is mended bit by bit.
-
-    Key frames of groups whose first pictures are predicted from those before it look alike.
-    """
-    is_known = codec in SLICES and _first_slice(codec, packet, _KEY_HEAD) is not None
-    return is_known and not is_refresh(codec, packet)
-
-
-def _may_hold_parameters(codec: str, packet: Packet[Stream]) -> bool:
-    """Return True for a key frame, and for another picture of H.264 or H.265 that begins with parameters."""
-    return packet.is_keyframe or bool(parameter_sets(codec, bytes(memoryview(packet)[:_HEAD])))
-
-
-def _first_slice(codec: str, packet: Packet[Stream], longest: int) -> int | None:
-    """Return the first byte of the first slice; None: there is none in the first bytes of the packet."""
-    head = bytes(memoryview(packet)[:longest])
-    at = first_slice_at(codec, head)
-    return None if at is None else head[at]

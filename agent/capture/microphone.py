@@ -14,8 +14,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from agent.capture.audio_file import Block, mono
 from agent.capture.portaudio import PORTAUDIO, Format, Input, SampleRateEstimator, choose, explain, find_format
-from agent.capture.source import Block, mono
 from agent.config.source_uri import SourceUri
 from agent.errors import SourceError
 from agent.text import plural

@@ -26,9 +26,7 @@ from agent.config.source_uri import SourceUri
 from agent.errors import SourceError
 
 log = logging.getLogger(__name__)
-
 _CARDS = Path("/proc/asound/cards")
-
 T = TypeVar("T")
 
 
@@ -228,7 +226,6 @@ def _silence_alsa() -> None:
 
 RATES_HZ = (8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000, 88200, 96000, 192000)
 """Rates that sound devices offer, Hz."""
-
 _TOLERANCE, _SAME = 0.05, 0.02
 _WINDOW_S, _BURSTS = 4.0, 50
 """A window lasts so long, and so many of the longest pauses in it: sound comes in bursts, and a window that

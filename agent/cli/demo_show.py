@@ -22,7 +22,8 @@ from urllib.parse import parse_qsl
 from msgspec import Struct
 from msgspec.structs import replace
 
-from agent.capture.source import open_sound, open_source
+from agent.capture.sound import open_sound
+from agent.capture.source import open_source
 from agent.comms.consumer.client import BrokerOptions
 from agent.comms.consumer.subscribe import ReceivedMessage, Subscriber
 from agent.config import (

@@ -11,7 +11,7 @@ import msgspec
 from msgspec import Struct
 from msgspec.structs import replace
 
-from agent.capture.hardware.table import SOFTWARE, DecoderTrial, candidates
+from agent.capture.hardware.decoders import SOFTWARE, DecoderTrial, candidates
 from agent.errors import NO_JSON, reason_of
 from agent.structs import from_json
 from agent.text import plain

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, cast, get_args
 
 from msgspec.structs import replace
 
-from agent.capture.decode_policy import DecodeMode, Demand
+from agent.capture.source import DecodeMode, Demand
 from agent.comms.entities import Component, button, display_name, entity, stream_id
 from agent.comms.reporter import Reporter
 from agent.config import PublishConfig

@@ -11,8 +11,7 @@ import soundfile
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from agent.capture.source import open_sound
-from agent.capture.streams import AudioStream
+from agent.capture.sound import AudioStream, open_sound
 from agent.config import CaptureConfig
 from agent.errors import SourceError
 from agent.types import AudioChunk, Samples

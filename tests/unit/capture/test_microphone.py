@@ -17,9 +17,9 @@ import pytest
 
 from agent.capture import microphone as microphones
 from agent.capture import portaudio
+from agent.capture.audio_file import Block
 from agent.capture.microphone import Microphone, open_microphone
-from agent.capture.source import Block
-from agent.capture.streams import AudioStream
+from agent.capture.sound import AudioStream
 from agent.compute.infer.litert import native_stderr
 from agent.config import CaptureConfig
 from agent.config.source_uri import parse

@@ -10,14 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agent.capture.media import Media
-from agent.capture.pictures.parameters import (
-    PARAMETERS,
-    TrackParameters,
-    first_slice_at,
-    is_whole,
-    parameter_sets,
-    with_parameters,
-)
+from agent.capture.nal import TrackParameters, is_whole, leading_parameters, with_parameters
 from tests.support.packet_camera import encode, pattern
 
 OPTIONS = {"h264": "keyint=1:scenecut=0:weightp=1", "hevc": "keyint=1:scenecut=0:log-level=none:bframes=0"}
@@ -40,9 +33,8 @@ def bare(codec: str, key_frame: bytes) -> bytes:
 
 def damaged(codec: str, key_frame: bytes, rest: bytes) -> bytes:
     """A key frame whose first slice has lost its begin: the rest of it is a part of the last parameters."""
-    at = first_slice_at(codec, key_frame)
-    assert at is not None
-    return key_frame[:at].removesuffix(b"\0\0\1").removesuffix(b"\0") + rest
+    first_slice = with_parameters(codec, key_frame, b"")[4:]
+    return key_frame.removesuffix(first_slice).removesuffix(b"\0\0\1").removesuffix(b"\0") + rest
 
 
 CODECS = pytest.mark.parametrize("codec", ["h264", "hevc"])
@@ -53,8 +45,8 @@ def test_a_key_frame_without_parameters_is_decoded_with_the_newest(codec: str) -
     first, second = key_frames(codec)
     parameters = TrackParameters(codec, b"")
     parameters.add(first)
-    assert parameters.newest == parameter_sets(codec, first)
-    assert is_whole(codec, second, parameters.extradata)
+    assert parameters.newest == leading_parameters(codec, first)
+    assert is_whole(codec, second, parameters.newest)
     assert not is_whole(codec, second, b"")
 
 
@@ -65,7 +57,9 @@ def test_other_parameters_that_come_once_count(codec: str) -> None:
     first, second = key_frames(codec, other=True)
     parameters.add(first)
     parameters.add(second)
-    assert parameters.newest == parameter_sets(codec, first) != parameter_sets(codec, key_frames(codec)[0])
+    assert (
+        parameters.newest == leading_parameters(codec, first) != leading_parameters(codec, key_frames(codec)[0])
+    )
 
 
 @given(st.binary(max_size=200), st.booleans())
@@ -73,7 +67,7 @@ def test_the_rest_of_a_slice_changes_no_parameters(rest: bytes, comes_again: boo
     first, second = key_frames("h264")
     parameters = TrackParameters("h264", b"")
     parameters.add(first)
-    known = dict(parameters.newest)
+    known = parameters.newest
     parameters.add(damaged("h264", first, rest.replace(b"\0", b"\1")))
     assert parameters.newest == known
     parameters.add(first if comes_again else second)
@@ -86,16 +80,16 @@ def test_parameters_of_a_damaged_key_frame_count_if_the_next_one_needs_them() ->
     parameters.add(key_frames("h264")[0])
     first, second = key_frames("h264", other=True)
     parameters.add(first[: len(first) // 2])
-    assert parameters.newest != parameter_sets("h264", first)
+    assert parameters.newest != leading_parameters("h264", first)
     parameters.add(second)
-    assert parameters.newest == parameter_sets("h264", first)
+    assert parameters.newest == leading_parameters("h264", first)
 
 
 @CODECS
 def test_a_damaged_sps_changes_nothing_unless_it_comes_again(codec: str) -> None:
     first, second = key_frames(codec)
-    known = parameter_sets(codec, first)
-    sps = known[PARAMETERS[codec][0], 0]
+    known = leading_parameters(codec, first)
+    sps = known.split(b"\0\0\0\1")[{"h264": 1, "hevc": 2}[codec]]
     at = {"h264": 6, "hevc": 19}[codec]
     bad = first.replace(sps, sps[:at] + bytes([sps[at] ^ 0x24]) + sps[at + 1 :])
     assert not is_whole(codec, bad, b"")
@@ -106,42 +100,23 @@ def test_a_damaged_sps_changes_nothing_unless_it_comes_again(codec: str) -> None
             assert parameters.newest == known
     parameters.add(bad)
     parameters.add(bad)
-    assert parameters.newest == parameter_sets(codec, bad)
-
-
-@CODECS
-def test_a_damaged_sps_with_which_its_key_frame_is_decoded_counts_unless_the_next_one_is_as_before(
-    codec: str,
-) -> None:
-    first, second = key_frames(codec)
-    known = parameter_sets(codec, first)
-    sps = known[PARAMETERS[codec][0], 0]
-    level = {"h264": 3, "hevc": 14}[codec]
-    bad = first.replace(sps, sps[:level] + bytes([sps[level] ^ 1]) + sps[level + 1 :])
-    assert is_whole(codec, bad, b"")
-    for after, expected in ((first, first), (bad, bad), (second, bad)):
-        parameters = TrackParameters(codec, b"")
-        for key_frame in (first, bad):
-            parameters.add(key_frame)
-            assert parameters.newest == known
-        parameters.add(after)
-        assert parameters.newest == parameter_sets(codec, expected)
+    assert parameters.newest == leading_parameters(codec, bad)
 
 
 def test_parameters_between_key_frames_count_if_they_come_again_or_the_next_key_frame_needs_them() -> None:
     old, new = key_frames("h264"), key_frames("h264", other=True)
-    ahead = b"".join(b"\0\0\1" + one for one in parameter_sets("h264", new[0]).values()) + b"\0\0\1\x41slice"
+    ahead = leading_parameters("h264", new[0]) + b"\0\0\1\x41slice"
     for after, expected in ((old[1], old[0]), (new[1], new[0])):
         parameters = TrackParameters("h264", b"")
         parameters.add(old[0])
         parameters.add_other(ahead)
-        assert parameters.newest == parameter_sets("h264", old[0])
+        assert parameters.newest == leading_parameters("h264", old[0])
         parameters.add(after)
-        assert parameters.newest == parameter_sets("h264", expected)
+        assert parameters.newest == leading_parameters("h264", expected)
     parameters = TrackParameters("h264", b"")
     for _ in range(2):
         parameters.add_other(ahead)
-    assert parameters.newest == parameter_sets("h264", new[0])
+    assert parameters.newest == leading_parameters("h264", new[0])
 
 
 def test_a_track_has_parameters_that_came_with_the_picture_before_its_key_frame(tmp_path: Path) -> None:
@@ -152,7 +127,7 @@ def test_a_track_has_parameters_that_came_with_the_picture_before_its_key_frame(
         )
         for cabac in (1, 0)
     )
-    pps = parameter_sets("h264", new[0].data)[8, 0]
+    pps = leading_parameters("h264", new[0].data).split(b"\0\0\0\1")[2]
     pictures = [*(one.data for one in old[:3]), b"\0\0\0\1" + pps + old[3].data]
     pictures += [bare("h264", new[0].data), *(one.data for one in new[1:])]
     (path := tmp_path / "yard.h264").write_bytes(b"".join(pictures))
@@ -160,31 +135,6 @@ def test_a_track_has_parameters_that_came_with_the_picture_before_its_key_frame(
     tracks = [media.media_packet(one, 0).track for one in media.packets() if one.size]
     media.close()
     assert [pps in track.header for track in tracks] == [False] * 4 + [True] * 4
-
-
-@pytest.mark.parametrize("layers", [1, 3])
-def test_parameters_of_h265_have_their_numbers(layers: int) -> None:
-    """The first byte of each has the number of the VPS, and the SPS has a profile of each layer but one."""
-    flags = b"\xf0\0" + bytes(24) if layers > 1 else b""
-    level = bytes([0x01, 0x60, 0, 0, 3, 0x90, *bytes(8)])  # 12 bytes, and one that prevents a start code
-    sps = bytes([33 << 1, 1, 0x20 | layers - 1 << 1]) + level[:-1] + flags + b"\x4f"
-    vps, pps = b"\x40\1\x2c\xff", b"\x44\1\x6f"
-    key_frame = b"".join(b"\0\0\1" + one for one in (vps, sps, pps, b"\x26\1slice"))
-    assert parameter_sets("hevc", key_frame) == {(32, 2): vps, (33, 1): sps, (34, 2): pps}
-
-
-def test_parameters_of_another_number_are_no_change() -> None:
-    options = {"preset": "ultrafast", "tune": "zerolatency"}
-    one, other = (
-        encode(pattern(1, 160, 128), options={**options, "x264-params": f"sps-id={number}"})[0].data
-        for number in (0, 3)
-    )
-    parameters, seen = TrackParameters("h264", b""), list[object]()
-    for key_frame in (one, other, one, other):
-        parameters.add(key_frame)
-        seen.append(parameters.newest)
-    assert sorted(parameters.newest) == [(7, 0), (7, 3), (8, 0), (8, 3)]
-    assert seen[1:] == seen[1:2] * 3
 
 
 def test_parameters_of_a_damaged_first_key_frame_are_not_sure() -> None:
@@ -195,12 +145,12 @@ def test_parameters_of_a_damaged_first_key_frame_are_not_sure() -> None:
     sure = [parameters.are_sure]
     parameters.add(first)
     assert [*sure, parameters.are_sure] == [False, True]
-    assert parameters.newest == parameter_sets("h264", first)
-    assert is_whole("h264", second, parameters.extradata)
+    assert parameters.newest == leading_parameters("h264", first)
+    assert is_whole("h264", second, parameters.newest)
 
 
 def test_parameters_of_the_description_are_known_before_any_key_frame() -> None:
     first, second = key_frames("h264")
     parameters = TrackParameters("h264", first)
     parameters.add(second)
-    assert (parameters.newest, parameters.are_sure) == (parameter_sets("h264", first), True)
+    assert (parameters.newest, parameters.are_sure) == (leading_parameters("h264", first), True)

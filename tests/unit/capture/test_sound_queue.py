@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent.capture.handoff import AudioQueue
+from agent.capture.sound import AudioQueue
 from agent.errors import SourceError
 from agent.types import AudioChunk
 

@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 import pytest
 
-from agent.capture import opencv
+from agent.capture import local
 from agent.capture.source import open_source
 from agent.config.source_uri import SourceOptions
 from agent.errors import SourceError
@@ -52,7 +52,7 @@ def test_what_the_camera_gives_otherwise_is_reported(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     device = Device()
-    monkeypatch.setattr(opencv, "open_capture", lambda *_: device)
+    monkeypatch.setattr(local, "open_capture", lambda *_: device)
     monkeypatch.setattr(Path, "exists", lambda _: True)
     source = open_source("v4l2:/dev/null?size=1280x720&fps=60&format=MJPG", stall_s=1)
     assert source.description == "640x480 at 30 fps"
@@ -69,7 +69,7 @@ def test_what_the_camera_gives_otherwise_is_reported(
 
 @pytest.mark.parametrize("options", [SourceOptions(), SourceOptions((640, 480), 30.0, "YUYV")])
 def test_a_camera_that_does_as_asked_is_not_mentioned(options: SourceOptions) -> None:
-    assert opencv.differences(Device(), options) == []  # type: ignore[arg-type]
+    assert local.differences(Device(), options) == []  # type: ignore[arg-type]
 
 
 def test_a_picture_that_is_larger_than_announced_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -77,7 +77,7 @@ def test_a_picture_that_is_larger_than_announced_is_refused(monkeypatch: pytest.
         def retrieve(self, into: Image | None) -> tuple[bool, Image]:
             return True, np.broadcast_to(np.uint8(0), (8000, 8000, 3))
 
-    monkeypatch.setattr(opencv, "open_capture", lambda *_: Growing())
+    monkeypatch.setattr(local, "open_capture", lambda *_: Growing())
     source = open_source("v4l2:/dev/null", stall_s=1)
     with pytest.raises(SourceError, match="8000x8000 pixels, 64 megapixels; expected at most 50 megapixels"):
         source.picture(None)
@@ -95,7 +95,7 @@ def test_a_camera_with_too_large_pictures_is_refused_and_closed(monkeypatch: pyt
             self.released = True
 
     device = Large()
-    monkeypatch.setattr(opencv, "open_capture", lambda *_: device)
+    monkeypatch.setattr(local, "open_capture", lambda *_: device)
     with pytest.raises(
         SourceError, match=r"/dev/null: its pictures have 9248x6944 pixels, 64.2 megapixels; expected"
     ):

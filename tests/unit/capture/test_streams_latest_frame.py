@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent.capture.handoff import FrameBufferPool, LatestFrame
+from agent.capture.camera import FrameBufferPool
+from agent.capture.streams import LatestFrame
 from agent.errors import SourceError
 from agent.types import Frame
 
@@ -147,7 +148,7 @@ def test_the_producer_of_late_frames_waits_for_the_consumer() -> None:
 def test_a_consumer_that_hangs_does_not_hold_up_the_producer_of_late_frames(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("agent.capture.handoff._LATE_S", 0.05)
+    monkeypatch.setattr("agent.capture.streams._LATE_S", 0.05)
     slot = LatestFrame(lossless=False)
     frames = [frame(at) for at in range(6)]
     back = [slot.put(one, keep=True) for one in frames]

@@ -1,10 +1,8 @@
-"""Decodes encoded sound, by PyAV: of packets, and of files that hold video.
-
-Only what opens an encoded source may import this module.
-"""
+"""Decodes encoded sound, by PyAV: of packets, of files that hold video, and of streams without pictures."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from contextlib import suppress
 from fractions import Fraction
@@ -17,12 +15,16 @@ import numpy as np
 from av.audio.frame import AudioFrame
 from av.container import InputContainer
 
-from agent.capture.audio_file import to_int16
-from agent.capture.source import Block, mono, status
-from agent.config.source_uri import SourceUri
-from agent.errors import SourceError
+from agent.capture.audio_file import Block, mono, to_int16
+from agent.capture.media import Media
+from agent.capture.network import describe_encryption, open_medium
+from agent.capture.packet_clock import MediaClock
+from agent.capture.source import DecodeMode, Source, SourceListener, status, with_login
+from agent.config import CaptureConfig
+from agent.config.source_uri import SourceUri, parse
+from agent.errors import SoundAloneError, SourceError
 from agent.text import plural
-from agent.types import MediaPacket, MediaTrack, Samples
+from agent.types import Image, MediaPacket, MediaTrack, Samples
 
 _ERRORS = (av.FFmpegError, OSError, ValueError, TypeError, MemoryError)
 
@@ -166,3 +168,66 @@ def open_file_sound(address: SourceUri, stall_s: float, rate_hz: int) -> FileSou
         SourceError: it is missing, cannot be read, or has no sound.
     """
     return FileSound(address)
+
+
+_S = 1_000_000_000
+
+
+class SoundAlone(Source):
+    """Packets of sound, handed to a listener; no picture is ever held."""
+
+    order = "bgr"
+    holds, has_sound = False, True
+
+    def __init__(self, media: Media, address: SourceUri, stall_s: float) -> None:
+        """Take an open medium of the address, which gives a packet every `stall_s`."""
+        self._media, self._shown, self._stall_s = media, address.masked, stall_s
+        self.live, self.pace_s, self.period_s = True, 0.0, 0.0
+        codec = media.sound.codec_context.name if media.sound is not None else ""
+        self.description = f"sound alone, {codec}{describe_encryption(address)}"
+        self._packets, self._clock = media.packets(), MediaClock()
+        self._listener: SourceListener | None = None
+
+    def follow(self, listener: SourceListener) -> None:
+        self._listener = listener
+
+    def grab(self) -> bool:
+        """Hand a packet to the listener.
+
+        Raises:
+            SourceError: none came in time, or the server stopped sending; SoundAloneError: somebody wants
+                pictures now.
+        """
+        listener = self._listener
+        if listener is None or listener.demand.mode is not DecodeMode.NOTHING:
+            raise SoundAloneError(f"{self._shown}: expected a video stream; it has sound alone")
+        began_s = time.monotonic()
+        try:
+            packet = next(self._packets, None)
+        except av.FFmpegError:
+            packet = None
+        if time.monotonic() - began_s >= self._stall_s:
+            raise SourceError(f"{self._shown}: no sound for {self._stall_s:g} s")
+        if packet is None or not packet.size:
+            raise SourceError(f"{self._shown}: expected the next sound; the server stopped sending")
+        tick_s, read_ns = float(packet.time_base), time.monotonic_ns()
+        pts_ns = None if packet.pts is None else round(packet.pts * tick_s * _S)
+        began_ns = self._clock.captured_ns(0, pts_ns, read_ns, round((packet.duration or 0) * tick_s * _S))
+        listener.take_packet(self._media.media_packet(packet, read_ns, began_ns))
+        return True
+
+    def picture(self, into: Image | None) -> Image:
+        raise SourceError(f"{self._shown}: it has sound alone")
+
+    def close(self) -> None:
+        self._media.close()
+
+
+def open_sound_alone(uri: str, *, stall_s: float, login: CaptureConfig) -> SoundAlone:
+    """Open a stream of the network that has sound alone.
+
+    Raises:
+        SourceError: it cannot be opened within `stall_s`, or has no sound.
+    """
+    address = with_login(parse(uri), login)
+    return SoundAlone(open_medium(address, stall_s, sound_alone=True), address, stall_s)

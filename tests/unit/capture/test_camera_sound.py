@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from agent.capture.camera_sound.decoder import SoundDecoder, samples_of
-from agent.capture.camera_sound.packet_sound import PacketSound
+from agent.capture.camera_sound import PacketSound
+from agent.capture.sound_decoder import SoundDecoder, samples_of
 from agent.errors import SourceError
 from agent.types import MediaPacket, MediaTrack
 

@@ -6,7 +6,7 @@ import itertools
 
 import pytest
 
-from agent.capture.network.liveness import Liveness
+from agent.capture.liveness import Liveness
 
 STALL_S = 10.0
 
@@ -92,7 +92,7 @@ def test_a_camera_that_never_sends_a_key_frame_is_lost_for_that() -> None:
 
 def test_sound_keeps_a_camera_alive_that_is_only_heard() -> None:
     life = Liveness(STALL_S, 0.0)
-    life.add_sound(50.0, alone=True)
+    life.add_sound(50.0)
     assert life.trouble(59.0) == ""
     assert life.trouble(60.0) != ""
 
@@ -100,7 +100,7 @@ def test_sound_keeps_a_camera_alive_that_is_only_heard() -> None:
 def test_who_wants_pictures_of_a_camera_that_was_heard_waits_for_a_key_frame() -> None:
     life = begun()
     life.begin_again(20.0)  # nobody wants pictures
-    life.add_sound(299.0, alone=True)
+    life.add_sound(299.0)
     assert not life.awaits_key_frame(299.0)
     life.begin_again(300.0)  # somebody wants them
     for second in range(300, 360):
@@ -109,42 +109,6 @@ def test_who_wants_pictures_of_a_camera_that_was_heard_waits_for_a_key_frame() -
         assert life.trouble(float(second)) == ""
         assert life.awaits_key_frame(float(second)) == (second >= 303)
     assert life.trouble(360.0) == "no key frame for 60 s"
-
-
-def test_a_key_frame_that_does_not_come_costs_who_hears_the_camera_nothing() -> None:
-    life = begun()
-    life.begin_again(0.0)
-    for second in range(100):
-        life.add_packet(float(second), keyframe=False, counts=True)
-        if second < 80:
-            life.add_sound(float(second), alone=False)
-        assert life.trouble(float(second)) == ("no key frame for 60 s" if second >= 89 else "")
-        assert life.why_no_picture(float(second)) == ("no key frame for 60 s" if 60 <= second < 89 else "")
-    life.add_packet(100.0, keyframe=True, counts=True)
-    assert life.trouble(100.0) == life.why_no_picture(100.0) == ""
-
-
-@pytest.mark.parametrize("coming", [False, True], ids=["no packets", "packets that cannot be decoded"])
-def test_pictures_that_end_while_the_camera_is_heard_are_told_and_it_is_opened_anew_after_minutes(
-    coming: bool,
-) -> None:
-    life = begun()
-    for second in range(1, 310):
-        if coming:
-            life.add_packet(float(second), keyframe=second % 4 == 0, counts=True)
-            life.add_step(float(second), gave=False, keyframe=second % 4 == 0)
-        life.add_sound(float(second), alone=False)
-        assert bool(life.why_no_picture(float(second))) == (second >= (11 if coming else 10))
-        assert bool(life.trouble(float(second))) == (second >= (301 if coming else 300))
-    life.add_picture(310.0)
-    assert life.trouble(310.0) == life.why_no_picture(310.0) == ""
-
-
-def test_a_camera_whose_sound_ends_with_its_pictures_is_lost() -> None:
-    life = begun()
-    life.add_sound(15.0, alone=False)
-    assert life.trouble(24.9) == ""
-    assert life.trouble(25.0) == "no picture for 10 s"
 
 
 def lost_after(distances: list[float], then_s: float, *, needs_keys: bool = True) -> tuple[float, str] | None:
@@ -171,12 +135,7 @@ def test_key_frames_that_stop_are_missed_where_they_alone_are_decoded() -> None:
     assert lost_after([1.0] * 20, 2000.0, needs_keys=False) is None
 
 
-def test_who_has_seen_too_few_key_frames_waits_longer_for_the_next() -> None:
-    assert lost_after([], 1000.0) == (600.0, "no key frame for 600 s")
-    assert lost_after([5.0], 1000.0) == (600.0, "no key frame for 600 s")
-
-
-@pytest.mark.parametrize("usual_s", [1.0, 60.0, 61.0, 240.0, 590.0])
+@pytest.mark.parametrize("usual_s", [1.0, 60.0, 61.0, 110.0])
 def test_no_camera_with_regular_key_frames_is_lost_nor_one_that_sends_another_at_once(usual_s: float) -> None:
     assert lost_after([usual_s] * 10, usual_s) is None
     assert lost_after([1.0] + [usual_s] * 10, usual_s) is None
@@ -231,7 +190,8 @@ def test_one_damaged_key_frame_is_no_outage_before_the_next_one_should_have_come
 
 def test_key_frames_that_cannot_be_decoded_alone_are_named() -> None:
     life = begun()
+    life.needs_keys = True
     for second in (5, 15):
         life.add_packet(float(second), keyframe=True, counts=True)
-        life.add_step(float(second), gave=False, keyframe=True, mends=True)
+        life.add_step(float(second), gave=False, keyframe=True)
     assert "intra refresh" in life.trouble(15.0)

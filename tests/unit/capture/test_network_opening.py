@@ -16,7 +16,7 @@ import cv2
 import numpy as np
 import pytest
 
-from agent.capture.network.opening import demuxer_options
+from agent.capture.network import demuxer_options
 from agent.capture.source import open_source, with_login
 from agent.config import CaptureConfig
 from agent.config.source_uri import parse

@@ -10,7 +10,8 @@ from av.video.reformatter import VideoReformatter
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent.capture.pictures.bgr import BgrConverter
+from agent.capture.video import PictureConverter
+from agent.errors import SourceError
 from tests.support.packet_camera import pattern
 
 FORMATS = ("yuv420p", "yuvj420p", "yuv422p", "yuv444p", "nv12", "yuv420p10le", "gray", "bgr24", "rgb24")
@@ -18,10 +19,6 @@ FORMATS = ("yuv420p", "yuvj420p", "yuv422p", "yuv444p", "nv12", "yuv420p10le", "
 
 def picture(form: str = "yuv420p", width: int = 320, height: int = 240) -> VideoFrame:
     return av.VideoFrame.from_ndarray(pattern(1, width, height)[0], format="bgr24").reformat(format=form)
-
-
-def pixels(bgr: VideoFrame) -> np.ndarray:
-    return bgr.to_ndarray(format="bgr24")
 
 
 @given(
@@ -36,29 +33,29 @@ def test_pictures_are_converted_as_pyav_does(form: str, space: int, colours: int
     frame = known.reformat(format=form)
     frame.colorspace, frame.color_range = space, colours
     expected = VideoReformatter().reformat(frame, format="bgr24", threads=1)
-    assert np.array_equal(pixels(BgrConverter().convert(frame)), pixels(expected))
+    assert np.array_equal(PictureConverter("rtsp://cam").convert(frame), expected.to_ndarray(format="bgr24"))
 
 
 def test_a_source_may_change_its_size_and_format() -> None:
-    converter = BgrConverter()
+    converter = PictureConverter("rtsp://cam")
     for frame in (picture(), picture(width=176, height=144), picture("nv12"), picture()):
-        assert pixels(converter.convert(frame)).shape == (frame.height, frame.width, 3)
+        assert converter.convert(frame).shape == (frame.height, frame.width, 3)
 
 
 def test_a_picture_stays_while_later_ones_are_converted() -> None:
-    converter = BgrConverter()
+    converter = PictureConverter("rtsp://cam")
     first = converter.convert(picture())
-    before = pixels(first).copy()
+    before = first.copy()
     dark = av.VideoFrame.from_ndarray(np.zeros((240, 320, 3), np.uint8), format="bgr24").reformat(
         format="yuv420p"
     )
     for _ in range(5):
         converter.convert(dark)
-    assert np.array_equal(pixels(first), before)
+    assert np.array_equal(first, before)
 
 
 def test_memory_of_pictures_is_used_again() -> None:
-    converter, frame = BgrConverter(), picture(width=1920, height=1088)
+    converter, frame = PictureConverter("rtsp://cam"), picture(width=1920, height=1088)
     converter.convert(frame)
     before = resource.getrusage(resource.RUSAGE_THREAD).ru_minflt
     for _ in range(10):
@@ -67,7 +64,7 @@ def test_memory_of_pictures_is_used_again() -> None:
 
 
 def test_no_memory_is_kept_while_pictures_are_rare() -> None:
-    converter = BgrConverter()
+    converter = PictureConverter("rtsp://cam")
     converter.convert(picture())
     converter.keep(False)
     assert converter._graph is None
@@ -79,7 +76,7 @@ def test_no_memory_is_kept_while_pictures_are_rare() -> None:
 
 
 def test_after_an_error_pictures_are_converted_again() -> None:
-    converter, frame = BgrConverter(), picture()
+    converter, frame = PictureConverter("rtsp://cam"), picture()
     converter.convert(frame)
 
     class Broken:
@@ -87,6 +84,6 @@ def test_after_an_error_pictures_are_converted_again() -> None:
             raise ValueError("no room")
 
     converter._graph = Broken()  # type: ignore[assignment]
-    with pytest.raises(ValueError, match="no room"):
+    with pytest.raises(SourceError, match="damaged"):
         converter.convert(frame)
-    assert pixels(converter.convert(frame)).shape == (240, 320, 3)
+    assert converter.convert(frame).shape == (240, 320, 3)

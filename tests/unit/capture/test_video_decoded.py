@@ -18,12 +18,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agent.capture.camera import Cameras
-from agent.capture.pictures.decoded import DecodedImage, PictureConverter
 from agent.capture.privacy import Privacy
 from agent.capture.streams import FrameStream
+from agent.capture.video import DecodedImage, PictureConverter
 from agent.config import CaptureConfig
 from agent.config.privacy import PrivacyMask
-from agent.config.source_uri import parse
 from agent.errors import SourceError
 from agent.types import Frame, Image
 from tests.support.packet_camera import PacketCamera, encode, pattern
@@ -177,19 +176,6 @@ def _first(stream: FrameStream) -> Frame:
     raise AssertionError("no frame came")
 
 
-def test_a_hardware_decoders_few_buffers_are_not_kept(tmp_path: Path) -> None:
-    from agent.capture.video import open_clip
-
-    source = open_clip(parse(f"file:{_h264(tmp_path)}?pace=fast"), 1.0)
-    assert source.grab()
-    assert source.deferred() is not None
-    source._decoder.name = "h264_v4l2m2m"
-    assert source.grab()
-    assert source.deferred() is None
-    source._decoder.name = ""
-    source.close()
-
-
 def test_a_picture_that_cannot_be_converted_is_a_failure_of_the_source(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -197,7 +183,7 @@ def test_a_picture_that_cannot_be_converted_is_a_failure_of_the_source(
         raise ValueError("no such format")
 
     converter = PictureConverter("yard")
-    monkeypatch.setattr(converter._bgr, "convert", refuse)
+    monkeypatch.setattr("agent.capture.video._graph", refuse)
     with pytest.raises(SourceError, match="yard: expected a picture that can be decoded"):
         DecodedImage(_decoded(64, 48), converter).image()
 

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent.capture.pictures.loop_filter import LoopFilterRule
+from agent.capture.decode_policy import LoopFilterRule
 
 
 def seen(*groups: int) -> LoopFilterRule:
