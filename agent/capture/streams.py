@@ -385,7 +385,7 @@ class PacketStream:
             SourceError: the URI is wrong, or names a source of sound.
         """
         self._camera = Camera(f"{stream}-record", uri, config)
-        self.take_packet, self.change = on_packet, on_change
+        self._on_packet, self.change, self._packets = on_packet, on_change, 0
 
     def start(self) -> None:
         """Open and read the camera in other threads."""
@@ -397,8 +397,12 @@ class PacketStream:
 
     @property
     def stats(self) -> CaptureStats:
-        """State as of now."""
-        return self._camera.supervisor.stats(0, 0)
+        """Number of packets, and state as of now."""
+        return self._camera.supervisor.stats(self._packets, 0)
+
+    def take_packet(self, packet: MediaPacket) -> None:
+        self._packets += 1
+        self._on_packet(packet)
 
     def passes(self, now_s: float) -> bool:
         return False

@@ -152,7 +152,7 @@ def test_the_other_source_of_an_abandoned_stream_is_closed(doubled: Camera) -> N
         config = StreamConfig("test:", "nanodet", clips=ClipsConfig(record_source=main.uri))
         other = doubled.stream.other_source = open_record_source("front", config, doubled.stream.add_packet)
         assert other is not None
-        wait_for(lambda: other.stats.state == "running")
+        wait_for(lambda: other.stats.frames)
         connection = other._camera.supervisor.current
         assert connection is not None
         doubled.stream.abandon()
