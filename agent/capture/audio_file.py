@@ -175,7 +175,7 @@ def open_recording(address: SourceUri, stall_s: float, rate_hz: int) -> AudioFil
     except (OSError, RuntimeError) as error:
         raise SourceError(f"{shown}: expected a sound file; {_describe_content(path, error)}") from None
     try:
-        _check_content(file, path, address)
+        _check_content(file, address)
     except SourceError:
         file.close()
         raise
@@ -190,7 +190,7 @@ def _check_path(path: Path, address: SourceUri) -> None:
         raise SourceError(f"{shown}: expected a sound file; found {'a folder' if path.is_dir() else 'none'}")
 
 
-def _check_content(file: Any, path: Path, address: SourceUri) -> None:
+def _check_content(file: Any, address: SourceUri) -> None:
     if not file.frames:
         raise SourceError(f"{address.masked}: expected sound; the file has no samples: cut off?")
     _check_header(file, address.masked)
@@ -198,12 +198,6 @@ def _check_content(file: Any, path: Path, address: SourceUri) -> None:
     if channel is not None and channel >= file.channels:
         found = f"found {plural(file.channels, 'channel')}, which count from 0"
         raise SourceError(f"{address.masked}: expected a channel {channel}; {found}")
-    promised = _promised(path)
-    if promised > path.stat().st_size:
-        size = path.stat().st_size
-        raise SourceError(
-            f"{address.masked}: expected {promised:,} bytes, as the file says; found {size:,}: cut off"
-        )
 
 
 def _check_header(file: Any, shown: str) -> None:
@@ -213,21 +207,6 @@ def _check_header(file: Any, shown: str) -> None:
         raise SourceError(f"{shown}: {expected}; its header says {rate_hz} Hz: record it anew")
     if channels > _MOST_CHANNELS:
         raise SourceError(f"{shown}: expected at most {_MOST_CHANNELS} channels; its header says {channels}")
-
-
-def _promised(path: Path) -> int:
-    """Return how long a WAV file must be for the samples that its header announces, bytes; 0: not stated."""
-    with path.open("rb") as file:
-        if file.read(4) != b"RIFF":
-            return 0
-        file.seek(12)
-        while len(head := file.read(8)) == 8:
-            size = int.from_bytes(head[4:], "little")
-            if head[:4] == b"data":
-                # A recorder that wrote to a pipe did not know the length, and wrote 0 or the maximum.
-                return 0 if size >= 0x7FFFF000 else file.tell() + size
-            file.seek(size + size % 2, 1)
-    return 0
 
 
 def _describe_content(path: Path, error: Exception) -> str:

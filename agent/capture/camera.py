@@ -12,37 +12,19 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import numpy as np
 from msgspec import Struct
 from msgspec.structs import replace
 
-from agent.capture.privacy import MaskPainter, Privacy
-from agent.capture.source import DecodeChoice, DecodeMode, Demand, Source, open_source
+from agent.capture.privacy import NO_PRIVACY, MaskPainter
+from agent.capture.source import DecodeChoice, DecodeMode, Demand, FrameBufferPool, Source, open_source
 from agent.capture.supervisor import SourceSupervisor, SourceThread
 from agent.config import CaptureConfig
 from agent.config.source_uri import opener, parse, parse_picture
 from agent.errors import SoundAloneError, SourceError
 from agent.types import ChannelOrder, Image, MediaPacket, Pixels
-
-
-class FrameRateLimiter:
-    """Limits pictures per second, evenly on average."""
-
-    def __init__(self, max_fps: float) -> None:
-        self._period_s = 1.0 / max_fps if max_fps > 0 else 0.0
-        self._due_s = float("-inf")
-
-    def passes(self, now_s: float) -> bool:
-        """Return True if the current picture is handed on."""
-        if self._period_s == 0.0:
-            return True
-        if now_s < self._due_s - 1e-6:
-            return False
-        late = now_s - self._due_s
-        self._due_s = now_s + self._period_s if late > self._period_s else self._due_s + self._period_s
-        return True
 
 
 class Timestamps(Struct, frozen=True, gc=False):
@@ -54,43 +36,18 @@ class Timestamps(Struct, frozen=True, gc=False):
     late: bool = False
 
 
-_KEPT = 6
-"""Buffers kept: one being read, up to four queued at `pace=fast`, one in use."""
-
-
-class FrameBufferPool:
-    """Frame memory to use again, so that no frame is allocated in steady state.
-
-    Each method is a single list operation and needs no lock.
-    """
-
-    def __init__(self) -> None:
-        self._free: list[Image] = []
-        self._room = _KEPT
-
-    def take(self) -> Image | None:
-        """Return memory of an earlier frame, or None if the reader has to allocate."""
-        try:
-            return self._free.pop()
-        except IndexError:
-            return None
-
-    def give(self, image: Image) -> None:
-        """Keep the memory of a frame that is no longer in use, unless it belongs to a decoder."""
-        if image.flags.owndata and len(self._free) < self._room:
-            self._free.append(image)
-
-    def close(self) -> None:
-        """Free the memory, also that of frames that are given back from now on."""
-        self._room = 0
-        self._free.clear()
-
-
 BestDecoder = Callable[[str], str]
 """Returns the best hardware decoder of this board for a codec; empty: there is none, or it is not known yet."""
 
 
-class FrameConsumer(Protocol):
+class Picture(Struct, frozen=True):
+    """A picture for one stream or several; `unmasked` is its copy without masks, for their models alone."""
+
+    image: Pixels
+    unmasked: Image | None = None
+
+
+class FrameConsumer:
     """Takes the frames of a camera: one stream. The methods are called by the camera's threads.
 
     Attributes:
@@ -101,15 +58,14 @@ class FrameConsumer(Protocol):
         painter: of its masks; None: it has none.
     """
 
-    wants_packets: bool
-    wants_sound: bool
-    demand: Demand
-    privacy: Privacy
-    painter: MaskPainter | None
+    wants_packets = wants_sound = False
+    demand = Demand()
+    privacy = NO_PRIVACY
+    painter: MaskPainter | None = None
 
     def passes(self, now_s: float) -> bool:
         """Return True if the stream takes the picture that is captured now."""
-        ...
+        return False
 
     def deliver(self, picture: Picture, stamp: Timestamps, order: ChannelOrder, *, shared: bool) -> Pixels | None:
         """Take a picture, whose image is to be released, and which others take if it is `shared`.
@@ -117,26 +73,16 @@ class FrameConsumer(Protocol):
         Returns:
             the image that is dropped for it, or its own; None: there is none.
         """
-        ...
+        return picture.image
 
     def take_packet(self, packet: MediaPacket) -> None:
         """Take a packet of an encoded source, before the picture in it; must not wait."""
-        ...
 
     def change(self, state: str, reason: str) -> None:
         """Take news of an outage, as `agent.capture.supervisor.OnChange` does."""
-        ...
 
     def finish(self, error: SourceError | None) -> None:
         """Take nothing more: a finite source is over, or has failed."""
-        ...
-
-
-class Picture(Struct, frozen=True):
-    """A picture for one stream or several; `unmasked` is its copy without masks, for their models alone."""
-
-    image: Pixels
-    unmasked: Image | None = None
 
 
 class _Held(NamedTuple):
@@ -154,13 +100,7 @@ class Camera:
     def __init__(
         self, stream: str, uri: str, config: CaptureConfig, best_decoder: BestDecoder | None = None
     ) -> None:
-        """Prepare it; nothing is opened yet.
-
-        Args:
-            stream: that it was made for, for the names of threads.
-            uri: see `agent.capture.source`.
-            config: of the stream; `max_fps` is each consumer's own.
-            best_decoder: see `BestDecoder`; None: there is no hardware decoder.
+        """Prepare it; nothing is opened yet. `stream` names its threads; `max_fps` is each consumer's own.
 
         Raises:
             SourceError: the URI is wrong, or names a source of sound.
@@ -235,23 +175,19 @@ class Camera:
         consumers = self._consumers
         if len(consumers) == 1:
             return consumers[0].demand
-        demands = [one.demand for one in consumers]
-        mode = max((one.mode for one in demands), default=DecodeMode.PACKETS)
-        most = max((one.most for one in demands), default=DecodeMode.FULL)
-        moved, exact = any(one.moved for one in demands), any(one.exact for one in demands)
-        return Demand(mode, moved, most, exact)
+        demands = [one.demand for one in consumers] or [Demand(DecodeMode.PACKETS)]
+        mode, most = max(one.mode for one in demands), max(one.most for one in demands)
+        return Demand(mode, any(one.moved for one in demands), most, any(one.exact for one in demands))
 
     @property
     def wants_packets(self) -> bool:
         """True if a consumer takes all packets."""
-        consumers = self._consumers
-        return consumers[0].wants_packets if len(consumers) == 1 else any(one.wants_packets for one in consumers)
+        return any(one.wants_packets for one in self._consumers)
 
     @property
     def wants_sound(self) -> bool:
         """True if a consumer takes packets of sound."""
-        consumers = self._consumers
-        return consumers[0].wants_sound if len(consumers) == 1 else any(one.wants_sound for one in consumers)
+        return any(one.wants_sound for one in self._consumers)
 
     def best_decoder(self, codec: str) -> str:
         """Return the best hardware decoder of this board for a codec; empty: there is none."""

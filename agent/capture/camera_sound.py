@@ -16,15 +16,13 @@ from agent.types import MediaPacket, MediaTrack, Samples
 
 if TYPE_CHECKING:
     from agent.capture.sound_decoder import SoundDecoder
-from agent.capture.camera import Camera, Cameras, Picture, Timestamps
-from agent.capture.privacy import NO_PRIVACY, MaskPainter
+from agent.capture.camera import Camera, Cameras, FrameConsumer
 from agent.capture.sound import AudioBlock, AudioReader, SoundSource, SoundStream
 from agent.capture.source import DecodeMode, Demand
 from agent.capture.supervisor import CaptureStats, OnChange, SourceState, SourceSupervisor
 from agent.config import CaptureConfig
 from agent.config.source_uri import parse_sound
 from agent.errors import SoundAloneError
-from agent.types import ChannelOrder, Pixels
 
 _S = 1_000_000_000
 _MOMENT_S = 0.2
@@ -212,7 +210,7 @@ class PacketAudioReader(AudioReader):
         self._on_end(self.error)
 
 
-class CameraSoundStream(SoundStream):
+class CameraSoundStream(SoundStream, FrameConsumer):
     """Sound of a camera on the network, which other streams may share, see `agent.capture.camera`.
 
     No picture is decoded for it. If more than 5 s were not taken, the oldest sound is dropped. Its times are on
@@ -221,9 +219,7 @@ class CameraSoundStream(SoundStream):
     has sound alone, and that another stream wants pictures of, it opens a connection of its own.
     """
 
-    wants_packets, wants_sound = False, True
-    demand, privacy = Demand(DecodeMode.NOTHING, most=DecodeMode.KEYFRAMES), NO_PRIVACY
-    painter: MaskPainter | None = None
+    wants_sound, demand = True, Demand(DecodeMode.NOTHING, most=DecodeMode.KEYFRAMES)
 
     def __init__(
         self,
@@ -292,13 +288,6 @@ class CameraSoundStream(SoundStream):
         if wait:
             self._reader.join(_STOP_S)
         self._queue.clear()
-
-    def passes(self, now_s: float) -> bool:
-        return False
-
-    def deliver(self, picture: Picture, stamp: Timestamps, order: ChannelOrder, *, shared: bool) -> Pixels | None:
-        """Give a picture back: this stream asks for none."""
-        return picture.image
 
     def take_packet(self, packet: MediaPacket) -> None:
         self._sound.put(packet)

@@ -247,6 +247,38 @@ class Source(Protocol):
         ...
 
 
+_KEPT = 6
+"""Buffers kept: one being read, up to four queued at `pace=fast`, one in use."""
+
+
+class FrameBufferPool:
+    """Frame memory to use again, so that no frame is allocated in steady state.
+
+    Each method is a single list operation and needs no lock.
+    """
+
+    def __init__(self) -> None:
+        self._free: list[Image] = []
+        self._room = _KEPT
+
+    def take(self) -> Image | None:
+        """Return memory of an earlier frame, or None if the reader has to allocate."""
+        try:
+            return self._free.pop()
+        except IndexError:
+            return None
+
+    def give(self, image: Image) -> None:
+        """Keep the memory of a frame that is no longer in use, unless it belongs to a decoder."""
+        if image.flags.owndata and len(self._free) < self._room:
+            self._free.append(image)
+
+    def close(self) -> None:
+        """Free the memory, also that of frames that are given back from now on."""
+        self._room = 0
+        self._free.clear()
+
+
 Opener = Callable[[SourceUri, float], Source]
 _STALL_S, _RATE_HZ = 1.0, 16_000
 """Stall time, s, and rate, Hz: arguments that openers of files and folders ignore."""

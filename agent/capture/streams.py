@@ -11,7 +11,7 @@ from typing import Any, Generic, TypeVar
 
 from msgspec.structs import replace
 
-from agent.capture.camera import Camera, Cameras, FrameRateLimiter, Picture, Timestamps
+from agent.capture.camera import Camera, Cameras, FrameConsumer, Picture, Timestamps
 from agent.capture.privacy import NO_PRIVACY, MaskPainter, Privacy, blur
 from agent.capture.source import DecodeMode, Demand
 from agent.capture.supervisor import CaptureStats, OnChange, SourceSupervisor, SourceThread
@@ -201,7 +201,25 @@ class SourceStream(ABC, Generic[T]):
         return supervisor.stats(self._delivered, self._dropped)
 
 
-class FrameStream(SourceStream[Frame]):
+class FrameRateLimiter:
+    """Limits pictures per second, evenly on average."""
+
+    def __init__(self, max_fps: float) -> None:
+        self._period_s = 1.0 / max_fps if max_fps > 0 else 0.0
+        self._due_s = float("-inf")
+
+    def passes(self, now_s: float) -> bool:
+        """Return True if the current picture is handed on."""
+        if self._period_s == 0.0:
+            return True
+        if now_s < self._due_s - 1e-6:
+            return False
+        late = now_s - self._due_s
+        self._due_s = now_s + self._period_s if late > self._period_s else self._due_s + self._period_s
+        return True
+
+
+class FrameStream(SourceStream[Frame], FrameConsumer):
     """Frames of one source, which other streams may share, see `agent.capture.camera`.
 
     A live source, and a replay with `pace=realtime`, hands on its newest frame only, and frames that were decoded
@@ -356,12 +374,10 @@ class FrameStream(SourceStream[Frame]):
         return self._camera.supervisor if self._camera is not None else None
 
 
-class PacketStream:
+class PacketStream(FrameConsumer):
     """Packets of a camera whose pictures nobody needs: its second source, which is recorded and not decoded."""
 
-    wants_packets, wants_sound = True, False
-    demand, privacy = Demand(DecodeMode.NOTHING), NO_PRIVACY
-    painter: MaskPainter | None = None
+    wants_packets, demand = True, Demand(DecodeMode.NOTHING)
 
     def __init__(
         self,
@@ -385,7 +401,7 @@ class PacketStream:
             SourceError: the URI is wrong, or names a source of sound.
         """
         self._camera = Camera(f"{stream}-record", uri, config)
-        self._on_packet, self.change, self._packets = on_packet, on_change, 0
+        self._on_packet, self._on_change, self._packets = on_packet, on_change, 0
 
     def start(self) -> None:
         """Open and read the camera in other threads."""
@@ -404,11 +420,5 @@ class PacketStream:
         self._packets += 1
         self._on_packet(packet)
 
-    def passes(self, now_s: float) -> bool:
-        return False
-
-    def deliver(self, picture: Picture, stamp: Timestamps, order: ChannelOrder, *, shared: bool) -> Pixels | None:
-        return picture.image
-
-    def finish(self, error: SourceError | None) -> None:
-        """A camera never ends."""
+    def change(self, state: str, reason: str) -> None:
+        self._on_change(state, reason)

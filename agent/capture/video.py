@@ -440,29 +440,15 @@ def open_clip(address: SourceUri, stall_s: float) -> VideoFile:
 
 def open_file(address: SourceUri) -> Media:
     """Open the medium of a video file. Raises SourceError: it is missing, cannot be read, or is no video."""
-    path = Path(address.target)
-    if status(address) is None:
-        raise SourceError(f"{address.masked}: expected a video file; there is no {path.absolute()}")
+    path, expected = Path(address.target), f"{address.masked}: expected a video file"
+    if (found := status(address)) is None:
+        raise SourceError(f"{expected}; there is no {path.absolute()}")
     if path.is_dir():
-        raise SourceError(
-            f"{address.masked}: expected a video file; found a folder; for pictures write dir:{path}"
-        )
+        raise SourceError(f"{expected}; found a folder; for pictures write dir:{path}")
     try:
         return Media(f"file:{path}", {})
     except OpenError as error:
-        raise SourceError(f"{address.masked}: expected a video file; {_describe_content(path, error)}") from None
-
-
-def _describe_content(path: Path, error: OpenError) -> str:
-    if error.kinds:
-        return str(error)
-    if not path.is_file():
-        return "found a device or pipe that gives no video"
-    try:
-        with path.open("rb"):
-            size = path.stat().st_size
-    except OSError as problem:
-        return f"it cannot be read: {problem.strerror}; check its owner and mode"
-    if size == 0:
-        return "found an empty file"
-    return f"found {size:,} bytes that are none that FFmpeg can read: cut off, or another kind of file"
+        if error.cause is None:
+            raise SourceError(f"{expected}; {error}") from None
+        why = getattr(error.cause, "strerror", None) or type(error.cause).__name__
+        raise SourceError(f"{expected}; found {found.st_size:,} bytes that cannot be read: {why}") from None

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent.capture.camera import FrameBufferPool
+from agent.capture.source import FrameBufferPool
 from agent.capture.streams import LatestFrame
 from agent.errors import SourceError
 from agent.types import Frame

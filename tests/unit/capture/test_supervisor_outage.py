@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent.capture.camera import FrameRateLimiter
+from agent.capture.streams import FrameRateLimiter
 from agent.capture.supervisor import SourceState
 
 
