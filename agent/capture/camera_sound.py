@@ -11,18 +11,17 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from agent.capture.audio_file import Block
-from agent.errors import SourceError
-from agent.types import MediaPacket, MediaTrack, Samples
-
-if TYPE_CHECKING:
-    from agent.capture.sound_decoder import SoundDecoder
 from agent.capture.camera import Camera, Cameras, FrameConsumer
 from agent.capture.sound import AudioBlock, AudioReader, SoundSource, SoundStream
 from agent.capture.source import DecodeMode, Demand
 from agent.capture.supervisor import CaptureStats, OnChange, SourceState, SourceSupervisor
 from agent.config import CaptureConfig
 from agent.config.source_uri import parse_sound
-from agent.errors import SoundAloneError
+from agent.errors import SoundAloneError, SourceError
+from agent.types import MediaPacket, MediaTrack, Samples
+
+if TYPE_CHECKING:
+    from agent.capture.sound_decoder import SoundDecoder
 
 _S = 1_000_000_000
 _MOMENT_S = 0.2

@@ -16,6 +16,7 @@ from av.packet import Packet
 from av.stream import Stream
 from msgspec import Struct
 
+from agent.capture.arrivals import Liveness, MediaClock, ParsedArrivals, ReadPauses
 from agent.capture.decode_policy import (
     BurstThinner,
     DecodePolicy,
@@ -23,12 +24,10 @@ from agent.capture.decode_policy import (
     LoopFilterRule,
     PacketFacts,
 )
-from agent.capture.liveness import WAITS, Liveness
-from agent.capture.media import Media, OpenError
-from agent.capture.nal import is_disposable, is_refresh
-from agent.capture.packet_clock import MediaClock, ParsedArrivals, ReadPauses
+from agent.capture.media import Media, OpenError, is_disposable, is_refresh
 from agent.capture.source import (
     LARGEST_PIXELS,
+    WAITS,
     DecodeMode,
     Demand,
     FilteredPictures,
@@ -151,7 +150,6 @@ class _Arrived(Struct, frozen=True, gc=False):
     times: _Arrival
 
 
-NO_SOUND = "expected sound; it has none, only pictures: turn its sound on"
 _HEARD_NS, _UNHEARD_NS = 140_000_000, 210_000_000
 """Longest time for which packets wait to be read, ns: while their sound is heard, about as long as
 `agent.capture.camera_sound` gathers it; and else."""
@@ -260,7 +258,7 @@ class NetworkStream(Video):
         """Return the next packet; an empty one at the end. FFmpeg may end a silence with one from before it."""
         began_s = time.monotonic()
         if self._hears_only and not self.has_sound:
-            raise SourceError(f"{self._shown}: {NO_SOUND}")
+            raise SourceError(f"{self._shown}: expected sound; it has none, only pictures: turn its sound on")
         self._asked_ns = self._now_ns()
         try:
             packet = self._next_packet()

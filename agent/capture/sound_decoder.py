@@ -15,10 +15,10 @@ import numpy as np
 from av.audio.frame import AudioFrame
 from av.container import InputContainer
 
+from agent.capture.arrivals import MediaClock
 from agent.capture.audio_file import Block, mono, to_int16
 from agent.capture.media import Media
 from agent.capture.network import describe_encryption, open_medium
-from agent.capture.packet_clock import MediaClock
 from agent.capture.source import DecodeMode, Source, SourceListener, status, with_login
 from agent.config import CaptureConfig
 from agent.config.source_uri import SourceUri, parse

@@ -135,6 +135,10 @@ def _wrong(address: SourceUri, key: str, what: str) -> SourceError:
     return SourceError(f"{address.masked}: capture.{key} {what}")
 
 
+WAITS = "waiting for a key frame"
+"""What a source waits for whose packets come, see `Source.waits_for`."""
+
+
 class SourceListener(Protocol):
     """Takes the packets of an encoded source, decoded or not, and tells what is to be decoded."""
 

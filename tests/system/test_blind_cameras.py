@@ -12,9 +12,9 @@ from typing import Literal
 import numpy as np
 import pytest
 
+from agent.capture.arrivals import Liveness
 from agent.capture.camera import Cameras
 from agent.capture.camera_sound import CameraSoundStream
-from agent.capture.liveness import Liveness
 from agent.capture.source import DecodeMode, Demand
 from agent.capture.streams import FrameStream
 from agent.config import CaptureConfig

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from msgspec.structs import replace
 
-from agent.capture.liveness import Liveness
+from agent.capture.arrivals import Liveness
 from agent.capture.network import NetworkStream, open_medium
 from agent.capture.source import DecodeChoice, DecodeMode, Demand, Source, open_source
 from agent.capture.streams import FrameStream

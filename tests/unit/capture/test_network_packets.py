@@ -14,7 +14,7 @@ import pytest
 from av.packet import Packet
 from msgspec.structs import replace
 
-from agent.capture.nal import is_refresh, leading_parameters
+from agent.capture.media import is_refresh, leading_parameters
 from agent.capture.streams import PacketStream
 from agent.config import CaptureConfig
 from agent.storage.clips.mp4 import Mp4Muxer

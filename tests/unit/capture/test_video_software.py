@@ -13,7 +13,7 @@ from av.packet import Packet
 from av.stream import Stream
 from av.video.stream import VideoStream
 
-from agent.capture.nal import TrackParameters, with_parameters
+from agent.capture.media import TrackParameters, with_parameters
 from agent.capture.video import SoftwareDecoder
 from tests.support.h264 import without_order
 from tests.support.packet_camera import encode, pattern

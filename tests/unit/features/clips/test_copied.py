@@ -14,7 +14,7 @@ import av
 import msgspec
 import pytest
 
-from agent.capture.liveness import Liveness
+from agent.capture.arrivals import Liveness
 from agent.capture.supervisor import CaptureStats
 from agent.config import CaptureConfig, ClipsConfig, StorageConfig, StreamConfig
 from agent.errors import CommandError

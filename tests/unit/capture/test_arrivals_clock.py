@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent.capture.packet_clock import MediaClock, PacketClock, ParsedArrivals, ReadPauses
+from agent.capture.arrivals import MediaClock, PacketClock, ParsedArrivals, ReadPauses
 
 S, MS = 1_000_000_000, 1_000_000
 LONGEST_NS = 210 * MS

@@ -9,8 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent.capture.media import Media
-from agent.capture.nal import TrackParameters, is_whole, leading_parameters, with_parameters
+from agent.capture.media import Media, TrackParameters, is_whole, leading_parameters, with_parameters
 from tests.support.packet_camera import encode, pattern
 
 OPTIONS = {"h264": "keyint=1:scenecut=0:weightp=1", "hevc": "keyint=1:scenecut=0:log-level=none:bframes=0"}

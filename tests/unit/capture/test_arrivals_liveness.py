@@ -6,7 +6,7 @@ import itertools
 
 import pytest
 
-from agent.capture.liveness import Liveness
+from agent.capture.arrivals import Liveness
 
 STALL_S = 10.0
 
