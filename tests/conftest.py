@@ -21,7 +21,7 @@ settings.load_profile("default")
 _HERE = Path(__file__).parent
 COMPAT = (
     "unit/board/test_process",
-    "unit/capture/test_handoff",
+    "unit/capture/test_streams",
     "unit/capture/test_supervisor",
     "unit/cli/test_main",
     "unit/cli/test_run",

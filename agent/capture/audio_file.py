@@ -4,17 +4,44 @@ from __future__ import annotations
 
 import importlib
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 from urllib.parse import quote
 
 import numpy as np
 from msgspec.structs import replace
 
-from agent.capture.source import Block, mono, status
+from agent.capture.source import status
 from agent.config.source_uri import SourceUri, parse_sound
 from agent.errors import SourceError
 from agent.text import plural
-from agent.types import Samples
+from agent.types import Array, Samples
+
+
+class Block(NamedTuple):
+    """One block of audio from a source.
+
+    Attributes:
+        samples: N int16, one channel; empty if nothing came for a moment.
+        lost: samples missing right before these.
+        captured_ns, read_ns: of the last sample, see `AudioChunk`; 0 for a recording, whose time is counted.
+    """
+
+    samples: Samples
+    lost: int = 0
+    captured_ns: int = 0
+    read_ns: int = 0
+
+
+def mono(frames: Array, channel: int | None) -> Array:
+    """Return one channel [N] of frames [N, C], int16 or float32: the given one, or the rounded mean of all."""
+    if frames.shape[1] == 1 or channel is not None:
+        picked: Array = np.ascontiguousarray(frames[:, channel or 0])
+        return picked
+    if frames.dtype != np.int16:
+        return cast(Array, frames.mean(axis=1, dtype=frames.dtype))
+    count = frames.shape[1]
+    return cast(Array, ((frames.sum(axis=1, dtype=np.int32) + count // 2) // count).astype(np.int16))
+
 
 _SCALE = 32768.0
 
@@ -148,7 +175,7 @@ def open_recording(address: SourceUri, stall_s: float, rate_hz: int) -> AudioFil
     except (OSError, RuntimeError) as error:
         raise SourceError(f"{shown}: expected a sound file; {_describe_content(path, error)}") from None
     try:
-        _check_content(file, path, address)
+        _check_content(file, address)
     except SourceError:
         file.close()
         raise
@@ -163,7 +190,7 @@ def _check_path(path: Path, address: SourceUri) -> None:
         raise SourceError(f"{shown}: expected a sound file; found {'a folder' if path.is_dir() else 'none'}")
 
 
-def _check_content(file: Any, path: Path, address: SourceUri) -> None:
+def _check_content(file: Any, address: SourceUri) -> None:
     if not file.frames:
         raise SourceError(f"{address.masked}: expected sound; the file has no samples: cut off?")
     _check_header(file, address.masked)
@@ -171,12 +198,6 @@ def _check_content(file: Any, path: Path, address: SourceUri) -> None:
     if channel is not None and channel >= file.channels:
         found = f"found {plural(file.channels, 'channel')}, which count from 0"
         raise SourceError(f"{address.masked}: expected a channel {channel}; {found}")
-    promised = _promised(path)
-    if promised > path.stat().st_size:
-        size = path.stat().st_size
-        raise SourceError(
-            f"{address.masked}: expected {promised:,} bytes, as the file says; found {size:,}: cut off"
-        )
 
 
 def _check_header(file: Any, shown: str) -> None:
@@ -186,21 +207,6 @@ def _check_header(file: Any, shown: str) -> None:
         raise SourceError(f"{shown}: {expected}; its header says {rate_hz} Hz: record it anew")
     if channels > _MOST_CHANNELS:
         raise SourceError(f"{shown}: expected at most {_MOST_CHANNELS} channels; its header says {channels}")
-
-
-def _promised(path: Path) -> int:
-    """Return how long a WAV file must be for the samples that its header announces, bytes; 0: not stated."""
-    with path.open("rb") as file:
-        if file.read(4) != b"RIFF":
-            return 0
-        file.seek(12)
-        while len(head := file.read(8)) == 8:
-            size = int.from_bytes(head[4:], "little")
-            if head[:4] == b"data":
-                # A recorder that wrote to a pipe did not know the length, and wrote 0 or the maximum.
-                return 0 if size >= 0x7FFFF000 else file.tell() + size
-            file.seek(size + size % 2, 1)
-    return 0
 
 
 def _describe_content(path: Path, error: Exception) -> str:

@@ -9,28 +9,45 @@ stream gets it. Where that fails, the stream fails, and gets nothing.
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Sequence
-from typing import NamedTuple, Protocol
+from datetime import UTC, datetime, timedelta
+from typing import NamedTuple
 
 import numpy as np
 from msgspec import Struct
 from msgspec.structs import replace
 
-from agent.capture.decode_policy import DecodeMode, Demand
-from agent.capture.handoff import FrameBufferPool
-from agent.capture.privacy import MaskPainter, Privacy
-from agent.capture.reader import FrameReader, Timestamps
-from agent.capture.supervisor import SourceSupervisor
+from agent.capture.privacy import NO_PRIVACY, MaskPainter
+from agent.capture.source import DecodeChoice, DecodeMode, Demand, FrameBufferPool, Source, open_source
+from agent.capture.supervisor import SourceSupervisor, SourceThread
 from agent.config import CaptureConfig
-from agent.config.source_uri import parse_picture
-from agent.errors import SourceError
+from agent.config.source_uri import opener, parse, parse_picture
+from agent.errors import SoundAloneError, SourceError
 from agent.types import ChannelOrder, Image, MediaPacket, Pixels
+
+
+class Timestamps(Struct, frozen=True, gc=False):
+    """When a picture was captured and read; see `Frame`. A `late` one must not be replaced by a newer one."""
+
+    captured_ns: int
+    captured_at: datetime
+    read_ns: int
+    late: bool = False
+
 
 BestDecoder = Callable[[str], str]
 """Returns the best hardware decoder of this board for a codec; empty: there is none, or it is not known yet."""
 
 
-class FrameConsumer(Protocol):
+class Picture(Struct, frozen=True):
+    """A picture for one stream or several; `unmasked` is its copy without masks, for their models alone."""
+
+    image: Pixels
+    unmasked: Image | None = None
+
+
+class FrameConsumer:
     """Takes the frames of a camera: one stream. The methods are called by the camera's threads.
 
     Attributes:
@@ -41,15 +58,14 @@ class FrameConsumer(Protocol):
         painter: of its masks; None: it has none.
     """
 
-    wants_packets: bool
-    wants_sound: bool
-    demand: Demand
-    privacy: Privacy
-    painter: MaskPainter | None
+    wants_packets = wants_sound = False
+    demand = Demand()
+    privacy = NO_PRIVACY
+    painter: MaskPainter | None = None
 
     def passes(self, now_s: float) -> bool:
         """Return True if the stream takes the picture that is captured now."""
-        ...
+        return False
 
     def deliver(self, picture: Picture, stamp: Timestamps, order: ChannelOrder, *, shared: bool) -> Pixels | None:
         """Take a picture, whose image is to be released, and which others take if it is `shared`.
@@ -57,26 +73,16 @@ class FrameConsumer(Protocol):
         Returns:
             the image that is dropped for it, or its own; None: there is none.
         """
-        ...
+        return picture.image
 
     def take_packet(self, packet: MediaPacket) -> None:
         """Take a packet of an encoded source, before the picture in it; must not wait."""
-        ...
 
     def change(self, state: str, reason: str) -> None:
         """Take news of an outage, as `agent.capture.supervisor.OnChange` does."""
-        ...
 
     def finish(self, error: SourceError | None) -> None:
         """Take nothing more: a finite source is over, or has failed."""
-        ...
-
-
-class Picture(Struct, frozen=True):
-    """A picture for one stream or several; `unmasked` is its copy without masks, for their models alone."""
-
-    image: Pixels
-    unmasked: Image | None = None
 
 
 class _Held(NamedTuple):
@@ -94,13 +100,7 @@ class Camera:
     def __init__(
         self, stream: str, uri: str, config: CaptureConfig, best_decoder: BestDecoder | None = None
     ) -> None:
-        """Prepare it; nothing is opened yet.
-
-        Args:
-            stream: that it was made for, for the names of threads.
-            uri: see `agent.capture.source`.
-            config: of the stream; `max_fps` is each consumer's own.
-            best_decoder: see `BestDecoder`; None: there is no hardware decoder.
+        """Prepare it; nothing is opened yet. `stream` names its threads; `max_fps` is each consumer's own.
 
         Raises:
             SourceError: the URI is wrong, or names a source of sound.
@@ -111,7 +111,7 @@ class Camera:
         self._consumers: tuple[FrameConsumer, ...] = ()
         self._wanting: tuple[FrameConsumer, ...] = ()
         self._held: dict[int, _Held] = {}
-        self._started = self._closed = self._private = self._lacks_pictures = False
+        self._started = self._closed = self._private = False
         self._pool, self._address = FrameBufferPool(), parse_picture(uri)
         self._pools: dict[object, FrameBufferPool] = {}
         self.supervisor = SourceSupervisor(
@@ -121,7 +121,6 @@ class Camera:
             open_next=self._reader,
             finish=self._finish,
             on_change=self._change,
-            on_pictures=self._change_pictures,
         )
 
     def attach(self, consumer: FrameConsumer) -> bool:
@@ -168,14 +167,7 @@ class Camera:
             _give(self._pool, held.picture.unmasked, wiped=True)
 
     def _reader(self) -> FrameReader:
-        return FrameReader(
-            self._uri,
-            self._pool,
-            self,
-            self.supervisor.woken,
-            config=self._config,
-            name=f"read-{self._stream}",
-        )
+        return FrameReader(self, self._uri, self._config, self._pool, f"read-{self._stream}")
 
     @property
     def demand(self) -> Demand:
@@ -183,23 +175,19 @@ class Camera:
         consumers = self._consumers
         if len(consumers) == 1:
             return consumers[0].demand
-        demands = [one.demand for one in consumers]
-        mode = max((one.mode for one in demands), default=DecodeMode.PACKETS)
-        most = max((one.most for one in demands), default=DecodeMode.FULL)
-        moved, exact = any(one.moved for one in demands), any(one.exact for one in demands)
-        return Demand(mode, moved, most, exact)
+        demands = [one.demand for one in consumers] or [Demand(DecodeMode.PACKETS)]
+        mode, most = max(one.mode for one in demands), max(one.most for one in demands)
+        return Demand(mode, any(one.moved for one in demands), most, any(one.exact for one in demands))
 
     @property
     def wants_packets(self) -> bool:
         """True if a consumer takes all packets."""
-        consumers = self._consumers
-        return consumers[0].wants_packets if len(consumers) == 1 else any(one.wants_packets for one in consumers)
+        return any(one.wants_packets for one in self._consumers)
 
     @property
     def wants_sound(self) -> bool:
         """True if a consumer takes packets of sound."""
-        consumers = self._consumers
-        return consumers[0].wants_sound if len(consumers) == 1 else any(one.wants_sound for one in consumers)
+        return any(one.wants_sound for one in self._consumers)
 
     def best_decoder(self, codec: str) -> str:
         """Return the best hardware decoder of this board for a codec; empty: there is none."""
@@ -289,18 +277,8 @@ class Camera:
             one.finish(SourceError(f"{self._address.masked}: {why}"))
 
     def _change(self, state: str, reason: str) -> None:
-        """Tell the streams of an outage; of one that they know as of the pictures alone, only those that hear."""
-        told, self._lacks_pictures = self._lacks_pictures and state == "lost", False
         for one in self._consumers:
-            if not told or one.demand.mode is DecodeMode.NOTHING:
-                one.change(state, reason)
-
-    def _change_pictures(self, state: str, reason: str) -> None:
-        """Tell those who want pictures of an outage that does not concern the sound."""
-        self._lacks_pictures = state == "lost"
-        for one in self._consumers:
-            if one.demand.mode is not DecodeMode.NOTHING:
-                one.change(state, reason)
+            one.change(state, reason)
 
     def _finish(self, error: SourceError | None) -> None:
         with self._lock:
@@ -340,6 +318,135 @@ def _by_kind(streams: Sequence[FrameConsumer]) -> dict[object, list[FrameConsume
     for one in streams:
         found.setdefault(_kind(one), []).append(one)
     return found
+
+
+_STEADY_S = 5.0
+"""An outage of a recorded camera ends when packets have come for so long, s: one that drops each connection is
+still lost."""
+
+
+class FrameReader(SourceThread[Source]):
+    """Reads one opening of a picture source."""
+
+    def __init__(self, camera: Camera, uri: str, config: CaptureConfig, pool: FrameBufferPool, name: str) -> None:
+        super().__init__(uri, camera.supervisor.woken, name)
+        self.goes_on, self._key_s = False, 0.0
+        self._camera, self._config, self._pool = camera, config, pool
+        self._fast = parse(uri).lossless
+
+    def _open(self) -> Source:
+        self._asked_ns = 0  # the time to load a library is not the source's
+        opener(parse(self._uri))
+        self._asked_ns = time.monotonic_ns()
+        stall_s = self._config.stall_s
+        try:
+            return open_source(self._uri, stall_s=stall_s, login=self._config)
+        except SoundAloneError:
+            if not self._hears_only:
+                raise
+        from agent.capture.sound_decoder import open_sound_alone
+
+        self._asked_ns = time.monotonic_ns()
+        return open_sound_alone(self._uri, stall_s=stall_s, login=self._config)
+
+    @property
+    def _hears_only(self) -> bool:
+        """True if nobody wants pictures, encoded or not."""
+        return self.demand.mode is DecodeMode.NOTHING and not self.wants_packets
+
+    @property
+    def decode(self) -> DecodeChoice:
+        return self._config.decode
+
+    @property
+    def demand(self) -> Demand:
+        return self._camera.demand
+
+    @property
+    def wants_packets(self) -> bool:
+        return self._camera.wants_packets
+
+    @property
+    def wants_sound(self) -> bool:
+        return self._camera.wants_sound
+
+    def decoder(self, codec: str) -> str:
+        choice = self._config.decoder
+        if choice == "auto":
+            return self._camera.best_decoder(codec)
+        return "" if choice == "software" else choice
+
+    def take_packet(self, packet: MediaPacket) -> None:
+        if self._abandoned.is_set():
+            return
+        self._camera.take_packet(self, packet)
+        if self.demand.mode is DecodeMode.NOTHING:
+            self._count_packet(packet)
+
+    def _count_packet(self, packet: MediaPacket) -> None:
+        """Count a packet where no picture is decoded: sound that is heard, or video from a key frame on."""
+        now_s, is_video = time.monotonic(), packet.track.kind == "video"
+        if is_video and packet.keyframe and not self._key_s:
+            self._key_s = now_s
+        if self._hears_only and not is_video:
+            self.goes_on = True
+            self._count()
+        elif is_video and self._key_s and not self._hears_only:
+            self.goes_on = self.goes_on or now_s - self._key_s >= _STEADY_S
+            self._count()
+
+    def _read(self, source: Source) -> None:
+        source.follow(self)
+        self.has_sound = source.has_sound
+        due_s, number, paced = time.monotonic(), 0, source.pace_s > 0
+        while not self._abandoned.is_set():
+            if paced:
+                due_s = self._pace(due_s, source.pace_s)
+            self._asked_ns = time.monotonic_ns()
+            if not source.grab():
+                return
+            self.decoding, self.undecoded = source.decoding, source.undecoded
+            self.decoded += source.holds
+            self.inter_coded, self.waits_for = source.inter_coded, source.waits_for
+            if not source.holds:
+                continue
+            self.description = source.description
+            now_ns = time.monotonic_ns()
+            recorded_s = number * source.period_s if self._fast else 0.0
+            number += 1
+            if number == 2:  # also where `max_fps` leaves it out
+                self.goes_on = True
+                self._woken.set()
+            stamp = self._stamp(source, now_ns, recorded_s)
+            if self._camera.passes(stamp.captured_ns / 1e9) and not self._deliver_all(source, stamp):
+                return
+
+    def _pace(self, due_s: float, pace_s: float) -> float:
+        """Wait until a picture is due. Return when the next one is."""
+        now_s = time.monotonic()
+        if due_s > now_s:
+            self._asked_ns = 0
+            self._abandoned.wait(due_s - now_s)
+        return max(due_s, now_s - 1.0) + pace_s
+
+    def _stamp(self, source: Source, read_ns: int, recorded_s: float) -> Timestamps:
+        """Return the source's times, or the present; of a fast replay, its start plus recorded time."""
+        now = datetime.now(UTC)
+        if source.captured_ns:
+            at = now - timedelta(microseconds=max(0, read_ns - source.captured_ns) // 1000)
+            return Timestamps(source.captured_ns, at, source.read_ns, source.late)
+        if recorded_s <= 0.0:
+            self._origin = Timestamps(read_ns, now, read_ns)
+            return self._origin
+        captured_ns = self._origin.captured_ns + round(recorded_s * 1e9)
+        return Timestamps(captured_ns, self._origin.captured_at + timedelta(seconds=recorded_s), read_ns)
+
+    def _deliver_all(self, source: Source, stamp: Timestamps) -> bool:
+        image: Pixels = source.deferred() or source.picture(self._pool.take())
+        self._asked_ns = 0
+        wanted = self._camera.deliver(self, image, stamp, source.order)
+        self._count()
+        return wanted
 
 
 _Key = tuple[str, CaptureConfig]

@@ -11,26 +11,18 @@ import io
 from collections.abc import Iterator
 from contextlib import suppress
 from fractions import Fraction
-from typing import Any
+from typing import Any, cast
 
 import av
 import av._core
 import av.logging
 import msgspec
-from av.audio.stream import AudioStream
 from av.container import InputContainer
 from av.packet import Packet
 from av.stream import Stream
+from av.video.codeccontext import VideoCodecContext
 from av.video.stream import VideoStream
 
-from agent.capture.pictures.parameters import (
-    PARAMETERS,
-    SLICES,
-    TrackParameters,
-    first_slice_at,
-    parameter_sets,
-    with_parameters,
-)
 from agent.capture.source import LARGEST_PIXELS
 from agent.types import MediaPacket, MediaTrack
 
@@ -60,7 +52,6 @@ class Media:
     """An open file or stream with one track of video and at most one of sound. For one thread.
 
     Attributes:
-        video: the first track of video.
         sound: the first track of sound; None: there is none.
         width, height: of the pictures as announced, pixels; 0: unknown.
         changed_size: width and height by parameters that came later, pixels; None: none came, or it is unknown.
@@ -69,38 +60,61 @@ class Media:
         frames: number of pictures as announced, perhaps estimated; 0: unknown.
     """
 
-    def __init__(self, target: str, options: dict[str, str], timeout_s: float | None = None) -> None:
+    def __init__(
+        self,
+        target: str,
+        options: dict[str, str],
+        timeout_s: float | None = None,
+        *,
+        sound_alone: bool = False,
+    ) -> None:
         """Open a file or an address.
 
         Args:
             target: path or address; may hold credentials.
             options: of FFmpeg's demultiplexer.
             timeout_s: limit for each step of the opening, and for each packet, s; None: wait.
+            sound_alone: only its sound is of use.
 
         Raises:
-            OpenError: it cannot be opened, or has no video.
+            OpenError: it cannot be opened, or has no video, or no sound if that is wanted alone.
         """
         self._container = _opened(target, options, timeout_s)
-        found = [one for one in self._container.streams.video if not one.disposition & _COVER]
-        if not found:
+        videos = [one for one in self._container.streams.video if not one.disposition & _COVER]
+        self._video = videos[0] if videos and not sound_alone else None
+        self.sound = next(iter(self._container.streams.audio), None)
+        if sound_alone and self.sound is None:
+            self.close()
+            raise OpenError("it has no sound")
+        if not videos and not sound_alone:
             kinds = tuple(one.codec_context.name for one in self._container.streams.audio)
             self.close()
             only = f", only {', '.join(kinds)}" if kinds else ""
             raise OpenError(f"it has no video{only}", kinds=kinds)
-        self.video: VideoStream = found[0]
-        self.sound = next(iter(self._container.streams.audio), None)
-        self.width, self.height = self.video.codec_context.width, self.video.codec_context.height
-        self.fps = _rate(self.video)
         self.is_timed = self._container.format.name not in _UNTIMED
-        self.frames = self.video.frames or self._estimated_frames()
         self._tracks: dict[int, MediaTrack] = {}
-        codec, extradata = self.video.codec_context.name, self.video.codec_context.extradata or b""
-        # Only packets with start codes hold parameters; extradata that begins with a 1 is that of the other form.
-        has_parameters = codec in PARAMETERS and extradata[:1] != b"\1"
-        self._parameters = TrackParameters(codec, extradata) if has_parameters else None
+        self._parameters: TrackParameters | None = None
         self.changed_size: tuple[int, int] | None = None
-        self._described = self._parameters.newest if self._parameters else {}
-        """Parameters that the header of the track was made of."""
+        self.width = self.height = self.frames = 0
+        self.fps, self._described = 0.0, b""
+        if self._video is not None:
+            self._describe(self._video)
+
+    def _describe(self, video: VideoStream) -> None:
+        context = video.codec_context
+        self.width, self.height, self.fps = context.width, context.height, _rate(video)
+        self.frames = video.frames or self._estimated_frames()
+        codec, extradata = context.name, context.extradata or b""
+        # Only packets with start codes hold parameters; extradata that begins with a 1 is that of the other form.
+        if codec in ("h264", "hevc") and extradata[:1] != b"\1":
+            self._parameters = TrackParameters(codec, extradata)
+            self._described = self._parameters.newest  # what the header of the track was made of
+
+    @property
+    def video(self) -> VideoStream:
+        """The first track of video."""
+        assert self._video is not None, "only its sound is of use"
+        return self._video
 
     def packets(self) -> Iterator[Packet[Stream]]:
         """Read packet by packet; at the end an empty packet of each track.
@@ -108,7 +122,7 @@ class Media:
         Raises:
             av.FFmpegError: the connection broke, or no packet came in time. Its text may hold credentials.
         """
-        packets = self._container.demux(*(one for one in (self.video, self.sound) if one is not None))
+        packets = self._container.demux(*(one for one in (self._video, self.sound) if one is not None))
         return packets if self._parameters is None else self._learning(packets, self._parameters)
 
     def _learning(
@@ -116,7 +130,7 @@ class Media:
     ) -> Iterator[Packet[Stream]]:
         index = self.video.index
         for packet in packets:
-            if packet.stream_index == index and _may_hold_parameters(parameters.codec, packet):
+            if packet.stream_index == index and may_hold_parameters(parameters.codec, packet):
                 self._learn(packet, parameters)
             yield packet
 
@@ -134,8 +148,8 @@ class Media:
         known, learn = parameters.newest, parameters.add if packet.is_keyframe else parameters.add_other
         learn(bytes(packet))
         if parameters.newest != known:
-            self.video.codec_context.extradata = parameters.extradata
-            data = with_parameters(parameters.codec, bytes(packet), parameters.extradata)
+            self.video.codec_context.extradata = parameters.newest
+            data = with_parameters(parameters.codec, bytes(packet), parameters.newest)
             if (found := _read_key_frame(parameters.codec, data)) is not None:
                 self.changed_size = found[1:]
 
@@ -146,7 +160,7 @@ class Media:
         is_known = track.header and track.width and parameters.newest == self._described
         if is_known or not parameters.newest:
             return track
-        key_frame = with_parameters(track.codec, key_frame, parameters.extradata)
+        key_frame = with_parameters(track.codec, key_frame, parameters.newest)
         if (read := _read_parameters(track, key_frame)) is not track:
             self._described = parameters.newest
         return read
@@ -158,35 +172,6 @@ class Media:
     def _estimated_frames(self) -> int:
         duration_us = self._container.duration
         return int(duration_us / 1e6 * self.fps) if duration_us and duration_us > 0 else 0
-
-
-class SoundMedia:
-    """An open stream of which only a track of sound is of use. For one thread.
-
-    Attributes:
-        sound: the first track of sound.
-    """
-
-    def __init__(self, target: str, options: dict[str, str], timeout_s: float | None = None) -> None:
-        """Open an address, see `Media`. Raises OpenError if it cannot be opened, or has no sound."""
-        self._container = _opened(target, options, timeout_s)
-        found = next(iter(self._container.streams.audio), None)
-        if found is None:
-            self.close()
-            raise OpenError("it has no sound")
-        self.sound, self._track = found, _track(found, found.time_base)
-
-    def packets(self) -> Iterator[Packet[AudioStream]]:
-        """Read packet by packet, see `Media.packets`."""
-        return self._container.demux(self.sound)
-
-    def media_packet(self, packet: Packet[AudioStream], captured_ns: int, began_ns: int) -> MediaPacket:
-        """Return a packet as plain data; the times are those of `MediaPacket`."""
-        return _plain(packet, self._track, captured_ns, began_ns)
-
-    def close(self) -> None:
-        """Close it. May be called twice."""
-        self._container.close()
 
 
 _LARGEST_BYTES = 192 * 1024 * 1024
@@ -270,6 +255,14 @@ def mp4_header(stream: Stream) -> bytes:
     return memory.getvalue()
 
 
+_PARAMETERS = {"h264": (7, 8), "hevc": (32, 33, 34)}
+"""Types of units with parameters: SPS and PPS of H.264, and VPS, SPS and PPS of H.265: table 7-1 of each."""
+_SPS = {"h264": 7, "hevc": 33}
+_SLICES = {"h264": (0, 0x1F, range(1, 6)), "hevc": (1, 0x3F, range(32))}
+"""Where a unit of H.264 and H.265 has its type in its first byte: shift and mask; and the types of slices."""
+_START_CODE = b"\0\0\1"
+_LONGEST = 1024
+"""Bytes that a parameter set hardly exceeds, even with tables of scaling: longer ones are damaged."""
 _HEAD, _KEY_HEAD = 512, 4096
 """Bytes of a packet, and of a key frame, within which its first slice begins."""
 
@@ -279,7 +272,7 @@ def is_disposable(codec: str, packet: Packet[Stream]) -> bool:
 
     Sources: ITU-T H.264, 7.4.1 (nal_ref_idc); ITU-T H.265, table 7-1 (sub-layer non-reference pictures).
     """
-    if codec not in SLICES or (unit := _first_slice(codec, packet, _HEAD)) is None:
+    if (unit := _first_slice(codec, packet, _HEAD)) is None:
         return False
     if codec == "h264":
         return unit >> 5 & 3 == 0
@@ -293,27 +286,138 @@ def is_refresh(codec: str, packet: Packet[Stream]) -> bool:
     FFmpeg takes points for key frames, too, from which on a picture is mended bit by bit. Sources: ITU-T H.264,
     7.4.1.2.4 (IDR pictures); ITU-T H.265, table 7-1 (pictures of random access).
     """
-    if codec not in SLICES or (unit := _first_slice(codec, packet, _KEY_HEAD)) is None:
+    if (unit := _first_slice(codec, packet, _KEY_HEAD)) is None:
         return False
     return unit & 0x1F == 5 if codec == "h264" else 16 <= unit >> 1 & 0x3F <= 21
 
 
-def is_mending(codec: str, packet: Packet[Stream]) -> bool:
-    """Return True if a key frame of H.264 or H.265 is one from which on the picture is mended bit by bit.
-
-    Key frames of groups whose first pictures are predicted from those before it look alike.
-    """
-    is_known = codec in SLICES and _first_slice(codec, packet, _KEY_HEAD) is not None
-    return is_known and not is_refresh(codec, packet)
-
-
-def _may_hold_parameters(codec: str, packet: Packet[Stream]) -> bool:
+def may_hold_parameters(codec: str, packet: Packet[Stream]) -> bool:
     """Return True for a key frame, and for another picture of H.264 or H.265 that begins with parameters."""
-    return packet.is_keyframe or bool(parameter_sets(codec, bytes(memoryview(packet)[:_HEAD])))
+    return packet.is_keyframe or bool(leading_parameters(codec, bytes(memoryview(packet)[:_HEAD])))
 
 
 def _first_slice(codec: str, packet: Packet[Stream], longest: int) -> int | None:
     """Return the first byte of the first slice; None: there is none in the first bytes of the packet."""
+    if codec not in _SLICES:
+        return None
     head = bytes(memoryview(packet)[:longest])
-    at = first_slice_at(codec, head)
+    at = _first_slice_at(codec, head)
     return None if at is None else head[at]
+
+
+def _first_slice_at(codec: str, data: bytes) -> int | None:
+    """Return where the first slice begins, after its start code; None: there is none."""
+    shift, mask, kinds = _SLICES[codec]
+    at = data.find(_START_CODE)
+    while 0 <= at < len(data) - 3:
+        if (data[at + 3] >> shift & mask) in kinds:
+            return at + 3
+        at = data.find(_START_CODE, at + 3)
+    return None
+
+
+def leading_parameters(codec: str, picture: bytes) -> bytes:
+    """Return the parameter sets before the first slice of a picture, with start codes; empty: there are none."""
+    return b"".join(b"\0\0\0\1" + unit for unit in _parameter_units(codec, picture))
+
+
+def _parameter_units(codec: str, picture: bytes) -> list[bytes]:
+    shift, mask, slices = _SLICES[codec]
+    units = []
+    at = picture.find(_START_CODE)
+    while 0 <= at < len(picture) - 3 and (kind := picture[at + 3] >> shift & mask) not in slices:
+        end = picture.find(_START_CODE, at + 3)
+        if kind in _PARAMETERS[codec]:
+            units.append(picture[at + 3 : end if end >= 0 else None].rstrip(b"\0"))
+        at = end
+    return units
+
+
+def with_parameters(codec: str, key_frame: bytes, parameters: bytes) -> bytes:
+    """Return a key frame with these parameters instead of its own, both with start codes."""
+    at = _first_slice_at(codec, key_frame)
+    return parameters if at is None else parameters + b"\0" + _START_CODE + key_frame[at:]
+
+
+class TrackParameters:
+    """Knows the newest parameters of a track of H.264 or H.265 with start codes. For one thread.
+
+    Cameras send parameters with each key frame, or once, when they change them; perhaps some pictures before the
+    key frame. What clips say of a track, and each decoder that is opened, needs the newest ones. A lost
+    datagram may damage them, though: where the first of a slice is lost, FFmpeg appends the rest of it to the
+    unit before, mostly a PPS.
+
+    Those of a key frame count at once if it can be decoded with them. Others, as those of other pictures, count
+    if they come again, or if the next key frame comes without any and cannot be decoded with those known before.
+
+    Attributes:
+        codec: h264 or hevc.
+        newest: those that count, with start codes, as a decoder takes them; empty: none are known.
+        are_sure: False while nothing but those of a damaged key frame is known.
+    """
+
+    def __init__(self, codec: str, extradata: bytes) -> None:
+        """Begin with what FFmpeg knows, which may be of a damaged first key frame."""
+        self.codec, self.newest, self.are_sure = codec, leading_parameters(codec, extradata), True
+        self._has_counted = False
+        self._last = self._doubtful = b""
+
+    def add(self, key_frame: bytes) -> None:
+        """Add a key frame."""
+        found, doubtful = self._found(key_frame), self._doubtful
+        self._doubtful = b""
+        if found is None:
+            self.are_sure = self._has_counted
+        elif not found:
+            if (doubtful or not self.are_sure) and is_whole(self.codec, key_frame, self.newest):
+                self.are_sure = self._has_counted = True
+            elif doubtful:
+                self._take(doubtful)
+        elif self._has_counted and found in self.newest:
+            self._last = found
+        elif found == self._last or is_whole(self.codec, key_frame, self._completed(found)):
+            self._take(found)
+        else:
+            self._doubtful, self._last, self.are_sure = found, found, self._has_counted
+
+    def add_other(self, picture: bytes) -> None:
+        """Add a picture that is no key frame: parameters in it may be those of later ones."""
+        if not (found := self._found(picture)) or found in self.newest:
+            return
+        if found == self._last:
+            self._take(found)
+        else:
+            self._doubtful = self._last = found
+
+    def _found(self, picture: bytes) -> bytes | None:
+        """Return the parameters of a picture, empty if it has none; None: they are damaged for certain."""
+        is_long = any(len(unit) > _LONGEST for unit in _parameter_units(self.codec, picture))
+        return None if is_long else leading_parameters(self.codec, picture)
+
+    def _completed(self, found: bytes) -> bytes:
+        """Return new parameters, after those known if they are of pictures only."""
+        shift, mask, _ = _SLICES[self.codec]
+        kinds = {unit[0] >> shift & mask for unit in _parameter_units(self.codec, found)}
+        return found if _SPS[self.codec] in kinds else self.newest + found
+
+    def _take(self, found: bytes) -> None:
+        self.newest, self._last = self._completed(found), found
+        self.are_sure, self._has_counted = True, True
+
+
+def is_whole(codec: str, key_frame: bytes, parameters: bytes) -> bool:
+    """Return True if a key frame with start codes can be decoded without error, from the top on.
+
+    Its own parameters go before the given ones. FFmpeg tells no error where the first slice is missing. A slice
+    begins with the number of its first block (H.264, 7.3.3), or whether it is the first (H.265, 7.3.6.1): of the
+    first, both begin with a 1.
+    """
+    at = _first_slice_at(codec, key_frame)
+    if at is None or key_frame[at + (1 if codec == "h264" else 2) :][:1] < b"\x80":
+        return False
+    context = cast(VideoCodecContext, av.CodecContext.create(codec, "r"))
+    context.options, context.thread_count = {"err_detect": "explode"}, 1
+    try:
+        return bool(context.decode(Packet(parameters + key_frame)) + context.decode(None))
+    except (av.FFmpegError, ValueError):
+        return False

@@ -26,9 +26,7 @@ from agent.config.source_uri import SourceUri
 from agent.errors import SourceError
 
 log = logging.getLogger(__name__)
-
 _CARDS = Path("/proc/asound/cards")
-
 T = TypeVar("T")
 
 
@@ -53,7 +51,6 @@ class _ClosingStream(NamedTuple):
 
     shown: str
     stream: Any
-    closed: Callable[[], None]
 
 
 class PortAudio:
@@ -94,16 +91,15 @@ class PortAudio:
             library = self._refreshed(shown)
             return do(library, inputs(library))
 
-    def close(self, shown: str, timeout_s: float, stream: Any, closed: Callable[[], None]) -> None:
+    def close(self, shown: str, timeout_s: float, stream: Any) -> None:
         """Close a stream that `open` gave. If PortAudio hangs in another stream, it is closed when that answers.
 
         Args:
             shown: what is closed, for messages.
             timeout_s: longest wait for other threads that open or close, s.
             stream: to be closed.
-            closed: called, from any thread, when no callback of the stream can follow.
         """
-        self._leaving.append(_ClosingStream(shown, stream, closed))
+        self._leaving.append(_ClosingStream(shown, stream))
         if self._turn.acquire(timeout=timeout_s):
             self._release()
         else:
@@ -151,7 +147,6 @@ class PortAudio:
             finally:
                 self._users -= 1
                 self._turn.notify_all()
-                leaving.closed()
 
     def _refreshed(self, shown: str) -> Any:
         """Return the library, with a fresh list of devices if no stream is open."""
@@ -228,59 +223,6 @@ def _silence_alsa() -> None:
 
 RATES_HZ = (8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000, 88200, 96000, 192000)
 """Rates that sound devices offer, Hz."""
-
-_TOLERANCE, _SAME = 0.05, 0.02
-_WINDOW_S, _BURSTS = 4.0, 50
-"""A window lasts so long, and so many of the longest pauses in it: sound comes in bursts, and a window that
-begins or ends within one is wrong by its length."""
-
-
-class SampleRateEstimator:
-    """Measures the rate that a device delivers, and reports it if it is not the claimed one.
-
-    Two windows in a row must differ from the claim by more than 5 % and agree within 2 %: a single hiccup does
-    not count. Contains rules only: the time is passed in.
-    """
-
-    def __init__(self, claimed_hz: float) -> None:
-        self._claimed_hz, self._before_hz = claimed_hz, 0.0
-        self.restart()
-
-    def restart(self) -> None:
-        """Start again after audio was lost."""
-        self._began_s = self._last_s = self._pause_s = 0.0
-        self._count = 0
-
-    def add(self, count: int, now_s: float) -> int | None:
-        """Return the real rate, once it is certain and differs from the claimed one.
-
-        Args:
-            count: number of samples received.
-            now_s: of any monotonic clock, s.
-
-        Returns:
-            Hz; one of `RATES_HZ` if one is near. None: nothing to report.
-        """
-        if not self._began_s:
-            self._began_s = self._last_s = now_s
-            return None
-        self._count += count
-        self._pause_s = max(self._pause_s, now_s - self._last_s)
-        self._last_s = now_s
-        if now_s - self._began_s < max(_WINDOW_S, _BURSTS * self._pause_s):
-            return None
-        return self._end_window(self._count / (now_s - self._began_s))
-
-    def _end_window(self, measured_hz: float) -> int | None:
-        self.restart()
-        before_hz, self._before_hz = self._before_hz, measured_hz
-        honest = abs(measured_hz - self._claimed_hz) <= _TOLERANCE * self._claimed_hz
-        if honest or abs(measured_hz - before_hz) > _SAME * measured_hz:
-            return None
-        nearest = min(RATES_HZ, key=lambda rate: abs(rate - measured_hz))
-        return nearest if abs(nearest - measured_hz) <= _SAME * nearest else round(measured_hz)
-
-
 CHANNELS_MAX = 8
 """Most channels of a microphone: a device with more is a sound server, which mixes by itself."""
 _INVALID_RATE, _UNAVAILABLE = -9997, -9985

@@ -25,19 +25,56 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Callable
+from enum import IntEnum
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol, cast
+from typing import Any, Literal, Protocol, cast
 from urllib.parse import quote, unquote, urlsplit
 
-import numpy as np
+from msgspec import Struct
 from msgspec.structs import replace
 
-from agent.capture.decode_policy import DecodeChoice, Demand
 from agent.config import CaptureConfig, secret_file
-from agent.config.source_uri import SourceUri, opener, parse, parse_picture, parse_sound, sound_opener
+from agent.config.source_uri import SourceUri, opener, parse, parse_picture, sound_opener
 from agent.errors import SourceError, reason_of
-from agent.types import Array, ChannelOrder, DeferredImage, Image, MediaPacket, Samples
+from agent.types import ChannelOrder, DeferredImage, Image, MediaPacket
+
+
+class DecodeMode(IntEnum):
+    """How much of a stream is decoded."""
+
+    NOTHING = 0
+    """No picture at all: only the sound is of use."""
+    PACKETS = 1
+    """A key frame now and then; the sizes of packets tell when more is needed."""
+    KEYFRAMES = 2
+    """Every key frame."""
+    FULL = 3
+    """Every picture."""
+
+
+DecodeChoice = Literal["auto", "full", "keyframes", "saving"]
+"""Values of `capture.decode`."""
+FilteredPictures = Literal["all", "keyframes", "none"]
+"""Pictures that get the loop filter of H.264 and H.265."""
+
+
+class Demand(Struct, frozen=True, gc=False):
+    """Least that a consumer wants to be decoded.
+
+    Attributes:
+        mode: see `DecodeMode`.
+        moved: whether it wants that because something moves in the newest picture.
+        most: what is decoded at most, while that is left to the source: `KEYFRAMES` or `FULL`.
+        exact: whether pictures must be as the camera meant them, because parts of them are looked at closely; see
+            `agent.capture.decode_policy`.
+    """
+
+    mode: DecodeMode = DecodeMode.FULL
+    moved: bool = False
+    most: DecodeMode = DecodeMode.FULL
+    exact: bool = False
+
 
 _ON_DISK = ("file", "dir", "wav")
 """Schemes of sources that are files or folders."""
@@ -98,6 +135,10 @@ def _wrong(address: SourceUri, key: str, what: str) -> SourceError:
     return SourceError(f"{address.masked}: capture.{key} {what}")
 
 
+WAITS = "waiting for a key frame"
+"""What a source waits for whose packets come, see `Source.waits_for`."""
+
+
 class SourceListener(Protocol):
     """Takes the packets of an encoded source, decoded or not, and tells what is to be decoded."""
 
@@ -144,7 +185,6 @@ class Source(Protocol):
         late: whether the held picture was decoded later than it came, and must not be replaced by a newer one.
         decoding: what is decoded now, `packets`, `keyframes` or `full`; empty: the source is not encoded.
         waits_for: why no picture can come yet although the source sends, for people; empty: it can.
-        lacks: why it counts as lost for those who want pictures, although its sound goes on; empty: it does not.
         undecoded: number of pictures that were left encoded.
         inter_coded: number of pictures that can only be decoded after others: all but the key frames.
         has_sound: whether it has a track of sound that a listener can take.
@@ -161,7 +201,6 @@ class Source(Protocol):
     late: bool = False
     decoding: str = ""
     waits_for: str = ""
-    lacks: str = ""
     undecoded: int = 0
     inter_coded: int = 0
     has_sound: bool = False
@@ -210,6 +249,38 @@ class Source(Protocol):
     def close(self) -> None:
         """Free the device or file. May be called twice."""
         ...
+
+
+_KEPT = 6
+"""Buffers kept: one being read, up to four queued at `pace=fast`, one in use."""
+
+
+class FrameBufferPool:
+    """Frame memory to use again, so that no frame is allocated in steady state.
+
+    Each method is a single list operation and needs no lock.
+    """
+
+    def __init__(self) -> None:
+        self._free: list[Image] = []
+        self._room = _KEPT
+
+    def take(self) -> Image | None:
+        """Return memory of an earlier frame, or None if the reader has to allocate."""
+        try:
+            return self._free.pop()
+        except IndexError:
+            return None
+
+    def give(self, image: Image) -> None:
+        """Keep the memory of a frame that is no longer in use, unless it belongs to a decoder."""
+        if image.flags.owndata and len(self._free) < self._room:
+            self._free.append(image)
+
+    def close(self) -> None:
+        """Free the memory, also that of frames that are given back from now on."""
+        self._room = 0
+        self._free.clear()
 
 
 Opener = Callable[[SourceUri, float], Source]
@@ -282,80 +353,6 @@ def open_source(uri: str, *, stall_s: float, login: CaptureConfig | None = None)
     if login is not None:
         address = with_login(address, login)
     return cast(Opener, opener(address))(address, stall_s)
-
-
-class Block(NamedTuple):
-    """One block of audio from a source.
-
-    Attributes:
-        samples: N int16, one channel; empty if nothing came for a moment.
-        lost: samples missing right before these.
-        captured_ns, read_ns: of the last sample, see `AudioChunk`; 0 for a recording, whose time is counted.
-    """
-
-    samples: Samples
-    lost: int = 0
-    captured_ns: int = 0
-    read_ns: int = 0
-
-
-class SoundSource(Protocol):
-    """Audio, block by block. Used by one thread at a time.
-
-    Attributes:
-        live: whether it continues unread.
-        paced: whether it is a recording to be replayed at its own pace.
-        rate_hz: samples per second; may change between two blocks.
-        description: rate and channels, for people.
-    """
-
-    live: bool
-    paced: bool
-    rate_hz: int
-    description: str
-
-    def read(self) -> Block | None:
-        """Return the next block within a fraction of a second, or None at the end of a recording.
-
-        Raises:
-            SourceError: the source broke.
-        """
-        ...
-
-    def close(self) -> None:
-        """Free the device or file. May be called twice."""
-        ...
-
-
-SoundOpener = Callable[[SourceUri, float, int], SoundSource]
-
-
-def open_sound(uri: str, rate_hz: int, *, stall_s: float) -> SoundSource:
-    """Open a microphone or a file; of a camera on the network see `agent.capture.camera_sound`.
-
-    Args:
-        uri: see the module.
-        rate_hz: preferred rate; the source may give another.
-        stall_s: a microphone that gives nothing for this long has failed, s.
-
-    Raises:
-        SourceError: the URI is wrong or names pictures or a camera, or the source cannot be opened.
-    """
-    address = parse_sound(uri)
-    if address.on_network:
-        raise SourceError(f"{address.masked}: expected a microphone or a file; its sound comes with its pictures")
-    return cast(SoundOpener, sound_opener(address))(address, stall_s, rate_hz)
-
-
-def mono(frames: Array, channel: int | None) -> Array:
-    """Return one channel [N] of frames [N, C], int16 or float32: the given one, or the rounded mean of all."""
-    if frames.shape[1] == 1 or channel is not None:
-        picked: Array = np.ascontiguousarray(frames[:, channel or 0])
-        return picked
-    if frames.dtype != np.int16:
-        return cast(Array, frames.mean(axis=1, dtype=frames.dtype))
-    count = frames.shape[1]
-    return cast(Array, ((frames.sum(axis=1, dtype=np.int32) + count // 2) // count).astype(np.int16))
 
 
 LARGEST_PIXELS = 50_000_000

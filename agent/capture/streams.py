@@ -2,23 +2,154 @@
 
 from __future__ import annotations
 
+import threading
 from abc import ABC, abstractmethod
+from collections import deque
 from collections.abc import Callable
 from functools import partial
-from typing import Any, Generic
+from typing import Any, Generic, TypeVar
 
 from msgspec.structs import replace
 
-from agent.capture.camera import Camera, Cameras, Picture
-from agent.capture.decode_policy import Demand
-from agent.capture.handoff import AudioQueue, HandoffQueue, LatestFrame, T
+from agent.capture.camera import Camera, Cameras, FrameConsumer, Picture, Timestamps
 from agent.capture.privacy import NO_PRIVACY, MaskPainter, Privacy, blur
-from agent.capture.reader import AudioBlock, AudioReader, FrameRateLimiter, SourceThread, Timestamps
-from agent.capture.supervisor import CaptureStats, OnChange, SourceSupervisor
+from agent.capture.source import DecodeMode, Demand
+from agent.capture.supervisor import CaptureStats, OnChange, SourceSupervisor, SourceThread
 from agent.config import CaptureConfig
-from agent.config.source_uri import parse_picture, parse_sound
+from agent.config.source_uri import parse_picture
 from agent.errors import BlurError, SourceError
-from agent.types import AudioChunk, ChannelOrder, Frame, Lease, MediaPacket, Pixels
+from agent.types import ChannelOrder, Frame, Lease, MediaPacket, Pixels
+
+T = TypeVar("T")
+
+
+class HandoffQueue(Generic[T]):
+    """A closable queue between two threads."""
+
+    def __init__(self, lossless: tuple[int, int] | None) -> None:
+        """Create an empty queue.
+
+        Args:
+            lossless: how many items a lossless queue holds, and at how few a waiting producer continues; None for
+                a live queue.
+        """
+        self._lossless = lossless
+        self._items: deque[T] = deque()
+        self._changed = threading.Condition(threading.Lock())
+        self._closed = False
+        self._error: SourceError | None = None
+
+    def _wait_for_room(self) -> None:
+        """Let the producer of a lossless queue wait. Called with the lock held."""
+        if self._lossless and len(self._items) >= self._lossless[0]:
+            while len(self._items) > self._lossless[1] and not self._closed:
+                self._changed.wait()
+
+    def _next(self) -> T:
+        """Take from `_items`, which is not empty. Called with the lock held."""
+        item = self._items.popleft()
+        if self._lossless and len(self._items) == self._lossless[1]:
+            self._changed.notify()
+        return item
+
+    def take(self, timeout_s: float) -> T | None:
+        """Return the next item; None if none came in time, or the queue is closed and empty.
+
+        Raises:
+            SourceError: the one that the queue was closed with, after the last item.
+        """
+        with self._changed:
+            if not self._items and not self._closed:
+                self._changed.wait(timeout_s)
+            if self._items:
+                return self._next()
+            if self._error is not None:
+                raise self._error
+            return None
+
+    def close(self, error: SourceError | None = None) -> None:
+        """Refuse further items. Items in the queue can still be taken."""
+        with self._changed:
+            self._closed, self._error = True, error
+            self._changed.notify_all()
+
+    def pop(self) -> T | None:
+        """Return an item without waiting; None: there is none."""
+        with self._changed:
+            return self._items.popleft() if self._items else None
+
+    def clear(self) -> None:
+        """Drop the items in the queue."""
+        with self._changed:
+            self._items.clear()
+
+    @property
+    def drained(self) -> bool:
+        """True if the queue was closed without an error and everything was taken."""
+        with self._changed:
+            return self._closed and not self._items and self._error is None
+
+
+_CHUNKS, _FRAMES = (8, 2), (4, 1)
+"""Limits of lossless queues: a producer that found one full continues when it is nearly empty, not at every free
+place. It then reads several items in a row at less cost each: fewer wake-ups, and its caches stay warm."""
+_LATE_MAX, _LATE_S = 1, 2.0
+"""Most frames that were decoded late in a live queue, each of which may take 6 MB or more, and longest time that
+the producer waits for room, s."""
+
+
+class LatestFrame(HandoffQueue[Frame]):
+    """Frames between two threads, in the order of their capture.
+
+    A live queue holds the newest frame only, and those before it that are to be kept; a lossless one makes the
+    producer wait while it is full.
+    """
+
+    def __init__(self, *, lossless: bool) -> None:
+        super().__init__(_FRAMES if lossless else None)
+        self._newest_ns = -1
+        self._kept = 0
+
+    def put(self, frame: Frame, *, keep: bool = False) -> Frame | None:
+        """Add a frame. Return the frame that is dropped for it, if any.
+
+        The frame itself is dropped if the queue is closed, or if it was captured before an earlier one: a reader
+        that hung and came back must not deliver old frames.
+
+        Args:
+            frame: to add.
+            keep: no later frame replaces it in a live queue, whose producer waits for a while if too many are
+                kept; if the consumer takes none of them in this time, they are replaced all the same.
+        """
+        with self._changed:
+            self._wait_for_room()
+            if keep and not self._lossless:
+                self._wait_for_late()
+            if self._closed or frame.captured_ns < self._newest_ns:
+                return frame
+            self._newest_ns = frame.captured_ns
+            replaced = None
+            if len(self._items) > self._kept and not self._lossless:
+                replaced = self._items.pop()
+            self._items.append(frame)
+            self._kept += keep
+            self._changed.notify()
+            return replaced
+
+    def _wait_for_late(self) -> None:
+        """Wait until there is room for a frame to keep, or the consumer hangs. Called with the lock held."""
+        if not self._changed.wait_for(lambda: self._kept < _LATE_MAX or self._closed, _LATE_S):
+            self._kept -= 1  # it is replaced
+
+    def _next(self) -> Frame:
+        self._kept = max(0, self._kept - 1)
+        if not self._lossless:
+            self._changed.notify_all()
+        return super()._next()
+
+    def pop(self) -> Frame | None:
+        self._kept = 0
+        return super().pop()
 
 
 class SourceStream(ABC, Generic[T]):
@@ -70,7 +201,25 @@ class SourceStream(ABC, Generic[T]):
         return supervisor.stats(self._delivered, self._dropped)
 
 
-class FrameStream(SourceStream[Frame]):
+class FrameRateLimiter:
+    """Limits pictures per second, evenly on average."""
+
+    def __init__(self, max_fps: float) -> None:
+        self._period_s = 1.0 / max_fps if max_fps > 0 else 0.0
+        self._due_s = float("-inf")
+
+    def passes(self, now_s: float) -> bool:
+        """Return True if the current picture is handed on."""
+        if self._period_s == 0.0:
+            return True
+        if now_s < self._due_s - 1e-6:
+            return False
+        late = now_s - self._due_s
+        self._due_s = now_s + self._period_s if late > self._period_s else self._due_s + self._period_s
+        return True
+
+
+class FrameStream(SourceStream[Frame], FrameConsumer):
     """Frames of one source, which other streams may share, see `agent.capture.camera`.
 
     A live source, and a replay with `pace=realtime`, hands on its newest frame only, and frames that were decoded
@@ -136,15 +285,9 @@ class FrameStream(SourceStream[Frame]):
                 undecoded=max(0, now.undecoded - before.undecoded),
                 inter_coded=max(0, now.inter_coded - before.inter_coded),
             )
-        if opening is not None and opening.lacks and now.state != "lost":
-            return replace(now, state="lost", detail=opening.lacks)
         if opening is None or now.state != "running" or now.frames:
             return now
         return replace(now, state="starting", detail=opening.waits_for)
-
-    @property
-    def lost(self) -> bool:
-        return super().lost or ((opening := self._opening) is not None and bool(opening.lacks))
 
     @property
     def decoder_thread_id(self) -> int | None:
@@ -231,87 +374,51 @@ class FrameStream(SourceStream[Frame]):
         return self._camera.supervisor if self._camera is not None else None
 
 
-class SoundStream(SourceStream[AudioChunk]):
-    """Audio: int16, one channel, at exactly the rate that was asked for."""
+class PacketStream(FrameConsumer):
+    """Packets of a camera whose pictures nobody needs: its second source, which is recorded and not decoded."""
 
-    def __init__(self, stream: str, rate_hz: int, *, lossless: bool) -> None:
-        """Prepare the stream, whose `rate_hz` is in samples per second."""
-        self._stream, self._rate_hz = stream, rate_hz
-        self._chunks = AudioQueue(rate_hz, lossless=lossless)
-        super().__init__(self._chunks)
-        self._end = 0
-
-    def _hand_on(self, sound: AudioBlock, lost: int) -> None:
-        """Hand audio on, before which so many samples are missing."""
-        first = self._end + lost
-        self._end = first + len(sound.samples)
-        self._delivered += len(sound.samples)
-        stamps = sound.captured_ns, sound.captured_at, sound.read_ns
-        chunk = AudioChunk(sound.samples, self._rate_hz, self._stream, first, *stamps)
-        self._dropped += sound.lost + self._chunks.put(chunk)
-
-
-class AudioStream(SoundStream):
-    """Audio of a microphone or a file.
-
-    A microphone, and a replay with `pace=realtime`, does not wait: if more than 5 s were not taken, the oldest
-    is dropped. A replay with `pace=fast` waits, and hands on every sample in chunks of about 0.1 s, the same ones
-    in every run. Other sources give the audio since the last `take`, up to 1 s.
-    """
+    wants_packets, demand = True, Demand(DecodeMode.NOTHING)
 
     def __init__(
-        self, stream: str, uri: str, config: CaptureConfig, rate_hz: int, *, on_change: OnChange
+        self,
+        stream: str,
+        uri: str,
+        config: CaptureConfig,
+        *,
+        on_packet: Callable[[MediaPacket], None],
+        on_change: OnChange,
     ) -> None:
         """Prepare the stream; nothing is opened yet.
 
         Args:
-            stream: name of the stream, for chunks and threads.
-            uri: see `agent.capture.source`.
-            config: of the stream; `max_fps` is not used.
-            rate_hz: samples per second to hand on.
+            stream: its name, for threads.
+            uri: of a camera on the network.
+            config: of the stream.
+            on_packet: called with every packet, from the thread that reads it; must not wait.
             on_change: see `OnChange`.
 
         Raises:
-            SourceError: the URI is wrong, or names a source of pictures.
+            SourceError: the URI is wrong, or names a source of sound.
         """
-        address = parse_sound(uri)
-        super().__init__(stream, rate_hz, lossless=address.lossless)
-        self._config, self._uri, self._end_ns = config, uri, 0
-        self._newest_reader: AudioReader | None = None
-        self._source = SourceSupervisor(
-            stream, address, config, open_next=self._reader, finish=self._queue.close, on_change=on_change
-        )
-
-    @property
-    def _supervisor(self) -> SourceSupervisor:
-        return self._source
+        self._camera = Camera(f"{stream}-record", uri, config)
+        self._on_packet, self._on_change, self._packets = on_packet, on_change, 0
 
     def start(self) -> None:
-        self._source.start()
+        """Open and read the camera in other threads."""
+        self._camera.attach(self)
 
     def stop(self, *, wait: bool = True) -> None:
-        self._queue.close()
-        self._source.stop(wait=wait)
-        # A reader that hangs may hold a reference to this object; free the memory now.
-        self._queue.clear()
+        """Close the camera, see `SourceSupervisor.stop`."""
+        self._camera.detach(self, wait=wait)
 
-    def _reader(self) -> AudioReader:
-        woken, name = self._supervisor.woken, f"read-{self._stream}"
-        stall_s = self._config.stall_s
-        return AudioReader(self._uri, self._rate_hz, self._deliver, woken, stall_s=stall_s, name=name)
+    @property
+    def stats(self) -> CaptureStats:
+        """Number of packets, and state as of now."""
+        return self._camera.supervisor.stats(self._packets, 0)
 
-    def _deliver(self, reader: AudioReader, sound: AudioBlock) -> bool:
-        """Hand audio on, from a reader's thread. Return False if this reader's audio is no longer wanted."""
-        if reader is not self._supervisor.current:
-            return False
-        lost = sound.lost
-        if reader is not self._newest_reader and self._newest_reader is not None:
-            lost = max(lost, self._silence(sound))
-        self._newest_reader, self._end_ns = reader, sound.captured_ns
-        self._hand_on(sound, lost)
-        return not self._supervisor.stopped
+    def take_packet(self, packet: MediaPacket) -> None:
+        self._packets += 1
+        self._on_packet(packet)
 
-    def _silence(self, sound: AudioBlock) -> int:
-        """Estimate by the clock how many samples an outage lost."""
-        gone_s = (sound.captured_ns - self._end_ns) / 1e9
-        return max(1, round(gone_s * self._rate_hz) - len(sound.samples))
+    def change(self, state: str, reason: str) -> None:
+        self._on_change(state, reason)

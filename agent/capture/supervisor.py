@@ -5,19 +5,20 @@ A source has stalled when it delivers nothing for `stall_s`; `SourceSupervisor` 
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Generic, Literal, Protocol, TypeVar
 
 from msgspec import Struct
 from msgspec.structs import replace
 
 from agent.backoff import Backoff
-from agent.capture.reader import SourceThread
 from agent.config import CaptureConfig
-from agent.config.source_uri import SourceUri, is_local
+from agent.config.source_uri import SourceUri, is_local, mask
 from agent.errors import SourceError
 
 CaptureState = Literal["starting", "running", "lost", "ended"]
@@ -29,13 +30,12 @@ class SourceState:
     Attributes:
         state: starting, until its first picture or first failure; running; lost; ended.
         detail: why it is lost, what it waits for, or size and rate, for people.
-        lost_s: when the newest outage began, by the clock that is passed in.
     """
 
     def __init__(self) -> None:
         self.state: CaptureState = "starting"
         self.detail = ""
-        self.lost_s, self._explained = 0.0, False
+        self._lost_s, self._explained = 0.0, False
 
     def mark_lost(self, now_s: float, reason: str, *, explains: bool = True) -> bool:
         """Mark the source as lost.
@@ -51,7 +51,7 @@ class SourceState:
         self.detail = reason
         is_news = self.state != "lost" or (explains and not self._explained)
         if self.state != "lost":
-            self.state, self.lost_s, self._explained = "lost", now_s, False
+            self.state, self._lost_s, self._explained = "lost", now_s, False
         self._explained = self._explained or explains
         return is_news
 
@@ -64,12 +64,130 @@ class SourceState:
 
     def mark_running(self, now_s: float, description: str) -> str | None:
         """Mark the source as running. Return a message if it had been lost."""
-        news = f"back after {now_s - self.lost_s:.0f} s" if self.state == "lost" else None
+        news = f"back after {now_s - self._lost_s:.0f} s" if self.state == "lost" else None
         self.state, self.detail = "running", description
         return news
 
     def mark_ended(self) -> None:
         self.state, self.detail = "ended", ""
+
+
+class Opened(Protocol):
+    """An open source of pictures or sound; `description` says what it gives, for people."""
+
+    description: str
+
+    def close(self) -> None:
+        """Free the device or file. May be called twice."""
+        ...
+
+
+S = TypeVar("S", bound=Opened)
+
+
+class SourceThread(ABC, Generic[S]):
+    """Opens and reads a source in a thread, so that no other thread waits for a device.
+
+    Attributes:
+        delivered: number of deliveries.
+        goes_on: whether the source has given more than one picture; always true for audio.
+        description: what the source gives, once it is open.
+        decoding: what is decoded now, see `Source`.
+        decoded: number of pictures that the source has given, also those that `max_fps` leaves out.
+        undecoded: number of pictures that it has left encoded.
+        inter_coded: number of pictures that are no key frames, see `Source`.
+        has_sound: whether an open source of pictures has a track of sound, too; None: not known yet.
+        waits_for: why no picture can come yet although the source sends, see `Source`.
+        error: why it ended; None: at its end, or not yet.
+        over: whether it will deliver nothing more.
+    """
+
+    def __init__(self, uri: str, woken: threading.Event, name: str) -> None:
+        """Prepare the thread.
+
+        Args:
+            uri: of the source, for messages.
+            woken: set at the first delivery, when `goes_on` becomes true, and at the end.
+            name: of the thread.
+        """
+        self._uri, self._woken = uri, woken
+        self._abandoned = threading.Event()
+        self._asked_ns = time.monotonic_ns()
+        self.delivered, self.description, self.finished, self.goes_on = 0, "", False, True
+        self.decoding, self.decoded, self.undecoded, self.inter_coded = "", 0, 0, 0
+        self.waits_for = ""
+        self.error: SourceError | None = None
+        self.has_sound: bool | None = None
+        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+
+    def start(self) -> None:
+        self._asked_ns = time.monotonic_ns()
+        self._thread.start()
+
+    @property
+    def thread_id(self) -> int | None:
+        """The kernel's id of the thread; None: it does not run."""
+        return self._thread.native_id if self._thread.is_alive() else None
+
+    def waiting_s(self) -> float:
+        """Return for how long the source has not answered, s; 0 while this thread itself is busy."""
+        asked_ns = self._asked_ns
+        return (time.monotonic_ns() - asked_ns) / 1e9 if asked_ns else 0.0
+
+    def abandon(self) -> None:
+        """Close the source as soon as it answers, and deliver nothing more."""
+        self._abandoned.set()
+
+    def join(self, timeout_s: float) -> bool:
+        """Return True if the thread ended in time with the source closed, or was never started."""
+        if self._thread.ident is None:
+            return True
+        self._thread.join(timeout_s)
+        return not self._thread.is_alive()
+
+    @abstractmethod
+    def _open(self) -> S:
+        """Open the source.
+
+        Raises:
+            SourceError: it cannot be opened.
+        """
+
+    @abstractmethod
+    def _read(self, source: S) -> None:
+        """Read to the end or until abandoned. `_asked_ns` holds when the pending read began.
+
+        Raises:
+            SourceError: the source broke.
+        """
+
+    def _count(self) -> None:
+        self.delivered += 1
+        if self.delivered == 1:
+            self._woken.set()
+
+    def _describe_error(self, error: Exception) -> str:
+        """Describe a library's error; for a network source without its text, which may quote the address."""
+        if mask(self._uri) == self._uri:
+            return f"{type(error).__name__}: {error}"
+        return getattr(error, "strerror", None) or type(error).__name__
+
+    def _run(self) -> None:
+        source: S | None = None
+        try:
+            source = self._open()
+            self.description = source.description
+            self._read(source)
+        except SourceError as error:
+            self.error = error
+        except Exception as error:  # map a library's error to SourceError
+            self.error = SourceError(f"{mask(self._uri)}: {self._describe_error(error)}")
+        self._asked_ns, self.finished = 0, True
+        self._woken.set()
+        # After the report: closing a camera that is gone takes as long as waiting for its frame.
+        if source is not None:
+            with contextlib.suppress(Exception):
+                source.close()
 
 
 _SOUND = Path("/dev/snd")
@@ -116,10 +234,8 @@ _LIBRARY_S = 0.5
 """Time after `stall_s` in which a library may still give a picture that came before, s."""
 _PROBE_S = 0.5
 """Time between two checks for a device that was plugged in, s."""
-
 _REOPEN_MAX_S, _REOPEN_LOCAL_MAX_S = 30.0, 5.0
 """Longest pauses between two attempts to reopen, s, where the configuration does not say."""
-
 OnChange = Callable[[str, str], None]
 """Called with (`starting`, what it waits for) if its first picture cannot come yet, with (`lost`, reason) once
 per outage and (`running`, `back after 12 s`) once after it, from the supervisor's thread. If the first reason
@@ -178,7 +294,6 @@ class SourceSupervisor:
         open_next: Callable[[], SourceThread[Any]],
         finish: Callable[[SourceError | None], None],
         on_change: OnChange,
-        on_pictures: OnChange | None = None,
     ) -> None:
         """Prepare the supervisor; nothing is opened yet.
 
@@ -189,7 +304,6 @@ class SourceSupervisor:
             open_next: makes an opening that has not been started.
             finish: called once, when a finite source is over, with its error if it failed.
             on_change: see `OnChange`.
-            on_pictures: the same for outages of pictures alone, while the sound goes on; None: there are none.
         """
         self._address = address
         self._live, self._config = address.live, config
@@ -197,8 +311,7 @@ class SourceSupervisor:
             f"{address.masked}: no {'picture' if address.gives_pictures else 'sound'} for {config.stall_s:g} s"
         )
         self._open_next, self._finish_with, self._on_change = open_next, finish, on_change
-        self._state, self._pictures, self._seen = SourceState(), SourceState(), 0
-        self._on_pictures = on_pictures
+        self._state = SourceState()
         self._backoff = Backoff(_FIRST_PAUSE_S, longest_pause_s(address, config), jitter=0.5)
         self._stopped, self.woken = threading.Event(), threading.Event()
         self._reopened = self._opened = 0
@@ -273,7 +386,6 @@ class SourceSupervisor:
             seen = delivered
             if (waits_for := opening.waits_for) and self._state.mark_waiting(waits_for):
                 self._on_change("starting", waits_for)
-            self._follow_pictures(opening)
             if over:
                 return str(opening.error or "")
             if waiting_s > stall_s:
@@ -288,18 +400,6 @@ class SourceSupervisor:
             self.woken.clear()
         return ""
 
-    def _follow_pictures(self, opening: SourceThread[Any]) -> None:
-        """Tell if pictures alone are missing, and when they are back."""
-        if self.lost:  # told already, and not over before a picture
-            return
-        now_s, news, pictures = time.monotonic(), "", self._pictures
-        if (why := opening.lacks) and pictures.mark_lost(now_s, why):
-            self._seen, news = opening.decoded, why
-        elif not why and pictures.state == "lost" and opening.decoded > self._seen:
-            news = pictures.mark_running(now_s, opening.description) or ""
-        if news and self._on_pictures is not None:
-            self._on_pictures(pictures.state, news)
-
     def _mark_running(self, opening: SourceThread[Any], *, again: bool) -> None:
         self._reopened += again
         news = self._state.mark_running(time.monotonic(), opening.description)
@@ -307,10 +407,7 @@ class SourceSupervisor:
             self._on_change("running", news)
 
     def _mark_lost(self, reason: str) -> None:
-        pictures, self._pictures = self._pictures, SourceState()
-        # Who wants pictures was told when they ended; who hears the camera measures its silence himself.
-        began_s = pictures.lost_s if pictures.state == "lost" else time.monotonic()
-        if self._state.mark_lost(began_s, reason, explains=reason != self._missed):
+        if self._state.mark_lost(time.monotonic(), reason, explains=reason != self._missed):
             self._on_change("lost", reason)
 
     def _finish(self, opening: SourceThread[Any], reason: str) -> None:

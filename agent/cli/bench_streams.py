@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import io
 import os
+import time
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import click
 
 from agent.cli.optimise.progress import show_progress
 from agent.cli.output import NO_VALUE, console, open_table, print_json
+from agent.errors import SourceError
 from agent.text import plain, plural
 
 if TYPE_CHECKING:
-    from agent.capture.hardware.recording import RecordedVideo
-    from agent.capture.hardware.table import DecoderTrial
+    from agent.capture.hardware.decoders import DecoderTrial
+    from agent.capture.media import Media
     from agent.compute.infer.choice import By, SplitMeasurement
+
 
 _THREADS = 4
 """Most threads of the CPU, as `vedette bench` measures."""
@@ -81,10 +85,85 @@ def _print_splits(found: tuple[SplitMeasurement, ...], best: SplitMeasurement | 
         )
 
 
+_STALL_S = 10.0
+_LARGEST = 256 * 1024 * 1024
+
+
+class RecordedVideo(NamedTuple):
+    """A clip in memory.
+
+    Attributes:
+        codec: FFmpeg's name.
+        width, height: of its pictures, px.
+        content: Matroska; begins with a key frame.
+        pictures: encoded in it.
+    """
+
+    codec: str
+    width: int
+    height: int
+    content: bytes
+    pictures: int
+
+
+def record_video(uri: str, seconds: float) -> RecordedVideo:
+    """Record a camera on the network, or the beginning of a file.
+
+    Args:
+        uri: `file:`, `rtsp:` or `http:`.
+        seconds: length, s.
+
+    Raises:
+        SourceError: it cannot be opened, has no key frame, or is no encoded video.
+    """
+    import av
+
+    from agent.capture.network import open_medium
+    from agent.capture.video import open_file
+    from agent.config.source_uri import parse_picture
+
+    address = parse_picture(uri)
+    if not (address.on_network or address.scheme == "file"):
+        raise SourceError(f"{address.masked}: expected a camera on the network or a video file")
+    media = open_medium(address, _STALL_S) if address.on_network else open_file(address)
+    try:
+        return _recorded(media, seconds, address.masked)
+    except (av.FFmpegError, ValueError):  # without its text, which may hold the address
+        raise SourceError(f"{address.masked}: its packets cannot be read or recorded") from None
+    finally:
+        media.close()
+
+
+def _recorded(media: Media, seconds: float, shown: str) -> RecordedVideo:
+    import av
+
+    memory, count, size, began_s = io.BytesIO(), 0, 0, time.monotonic()
+    base = media.video.time_base
+    first: int | None = None
+    with av.open(memory, "w", format="matroska") as container:
+        track = container.add_stream_from_template(media.video)
+        for packet in media.packets():
+            if packet.stream_index != media.video.index or not packet.size or packet.dts is None:
+                continue
+            if count == 0 and not packet.is_keyframe:
+                if time.monotonic() - began_s > seconds + _STALL_S:
+                    break
+                continue
+            first = packet.dts if first is None else first
+            if (base is not None and (packet.dts - first) * base > seconds) or size > _LARGEST:
+                break
+            packet.stream = track
+            size, count = size + packet.size, count + 1
+            container.mux(packet)
+    if not count:
+        raise SourceError(f"{shown}: it sent no key frame")
+    codec = media.video.codec_context.name
+    return RecordedVideo(codec, media.width, media.height, memory.getvalue(), count)
+
+
 def bench_decode(source: str, seconds: float, *, as_json: bool) -> None:
     """Record a video into memory, have every decoder of its codec decode it, and print what they need."""
-    from agent.capture.hardware.recording import record_video
-    from agent.capture.hardware.table import best_decoder
+    from agent.capture.hardware.decoders import best_decoder
     from agent.capture.hardware.trials import measure_decoders
     from agent.config.source_uri import mask
 

@@ -244,7 +244,8 @@ def _check_readable(uri: str) -> None:
     Raises:
         SourceError: the source cannot be read.
     """
-    from agent.capture.source import open_sound, open_source
+    from agent.capture.sound import open_sound
+    from agent.capture.source import open_source
     from agent.config.source_uri import parse
 
     address = parse(uri)

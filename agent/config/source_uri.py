@@ -154,7 +154,7 @@ class Scheme(Struct, frozen=True):
 
 _SOUND_FILES = (".wav", ".flac", ".ogg")
 _STREAM = Scheme(
-    "agent.capture.network.stream:open_stream",
+    "agent.capture.network:open_stream",
     "a host, such as //camera.local:554/path",
     live=True,
     network=True,
@@ -162,14 +162,14 @@ _STREAM = Scheme(
 
 SCHEMES: dict[str, Scheme] = {
     "v4l2": Scheme(
-        "agent.capture.opencv:open_camera",
+        "agent.capture.local:open_camera",
         "a device, such as /dev/video0",
         ("size", "fps", "format"),
         live=True,
         pattern=r"/dev/.+",
     ),
     "libcamera": Scheme(
-        "agent.capture.picamera:open_picamera",
+        "agent.capture.local:open_picamera",
         "a camera's number, such as 0",
         ("size", "fps"),
         live=True,
@@ -183,16 +183,16 @@ SCHEMES: dict[str, Scheme] = {
         "agent.capture.video:open_clip",
         "a video file, such as clip.mp4",
         ("pace", "loop"),
-        sound_opener="agent.capture.camera_sound.decoder:open_file_sound",
+        sound_opener="agent.capture.sound_decoder:open_file_sound",
     ),
     "dir": Scheme(
-        "agent.capture.images:open_pictures",
+        "agent.capture.local:open_pictures",
         "a folder of pictures, such as images/",
         ("pace", "fps", "loop"),
         pace="fast",
     ),
     "test": Scheme(
-        "agent.capture.images:open_pattern",
+        "agent.capture.local:open_pattern",
         "nothing, as in test:?size=640x480",
         ("size", "fps", "frames", "pace"),
         pattern=r"",

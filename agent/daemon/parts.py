@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from msgspec import Struct
 from msgspec.structs import replace
 
-from agent.capture.decode_policy import DecodeMode, Demand
+from agent.capture.source import DecodeMode, Demand
 from agent.config import Config, StreamConfig
 from agent.config.condition import Problem
 from agent.config.toml import Keys

@@ -12,7 +12,7 @@ import socket
 import time
 from collections.abc import Mapping
 
-from agent.capture.network.liveness import WAITS
+from agent.capture.source import WAITS
 from agent.daemon.streams.stream import Stream
 from agent.errors import reason_of
 from agent.text import plural

@@ -374,7 +374,7 @@ def golden(model: Model) -> Inputs:
 
 
 def _picture(model: Model) -> _Case:
-    from agent.capture.images import read_picture
+    from agent.capture.local import read_picture
     from agent.compute.infer.image_input import ImageInput
 
     def case(file: Path, spec: TensorSpec) -> Array:

@@ -22,9 +22,9 @@ from gate import Sink
 from msgspec import Struct
 from numpy.typing import NDArray
 
-from agent.capture.decode_policy import DecodeChoice, Demand
 from agent.capture.media import Media
-from agent.capture.network.stream import NetworkStream
+from agent.capture.network import NetworkStream
+from agent.capture.source import DecodeChoice, Demand
 from agent.comms.messages import ModelId
 from agent.comms.reporter import Reporter
 from agent.comms.topics import Topics

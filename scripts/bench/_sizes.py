@@ -14,7 +14,8 @@ import numpy as np
 from _visits import Visit
 from msgspec import Struct
 
-from agent.capture.decode_policy import DecodeChoice, DecodeMode, DecodePolicy, DecodeStep, Demand, PacketFacts
+from agent.capture.decode_policy import DecodePolicy, DecodeStep, PacketFacts
+from agent.capture.source import DecodeChoice, DecodeMode, Demand
 
 _BUSY_S = 2.0
 """Time for which the gate stays open after the last movement, s."""

@@ -20,7 +20,8 @@ import common
 
 if TYPE_CHECKING:
     from agent.capture.camera import Cameras
-    from agent.capture.streams import FrameStream, SoundStream
+    from agent.capture.sound import SoundStream
+    from agent.capture.streams import FrameStream
     from agent.types import Image
 
 FPS, RATE_HZ, HEARD_HZ, EVERY = 15, 8000, 16_000, 30
@@ -104,7 +105,7 @@ def beeps() -> bytes:
 
 def hearing(uri: str, cameras: Cameras | None = None) -> SoundStream:
     """A started stream that hears."""
-    from agent.capture.camera_sound.stream import open_sound_stream
+    from agent.capture.sound import open_sound_stream
     from agent.config import CaptureConfig
 
     stream = open_sound_stream("hear", uri, CaptureConfig(), HEARD_HZ, on_change=print, cameras=cameras)

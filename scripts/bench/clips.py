@@ -30,7 +30,7 @@ import numpy as np
 sys.path.insert(0, str(common.ROOT))
 
 from agent.capture.media import Media
-from agent.capture.packets import PacketStream
+from agent.capture.streams import PacketStream
 from agent.compute.av_encoding import PictureEncoder, SoundTranscoder
 from agent.config import CaptureConfig, ClipsConfig, StorageConfig
 from agent.features.clips.part import StreamClips

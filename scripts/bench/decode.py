@@ -41,7 +41,7 @@ from _stillness import read
 from _visits import Street, Visit, Weather, plan
 from msgspec import Struct
 
-from agent.capture.decode_policy import DecodeMode, Demand
+from agent.capture.source import DecodeMode, Demand
 from agent.capture.streams import FrameStream
 from agent.compute.gate.motion import MotionGate
 from agent.compute.infer.image_input import ImageInput

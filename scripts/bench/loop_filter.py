@@ -26,9 +26,8 @@ from av.packet import Packet
 from av.stream import Stream
 from msgspec import Struct
 
-from agent.capture.pictures.decoded import DecodedImage, PictureConverter
-from agent.capture.pictures.loop_filter import FilteredPictures
-from agent.capture.pictures.software import SoftwareDecoder
+from agent.capture.source import FilteredPictures
+from agent.capture.video import DecodedImage, PictureConverter, SoftwareDecoder
 from agent.compute.gate.motion import MotionGate
 from agent.compute.track.association import iou
 from agent.compute.vision import VideoPerception
@@ -145,7 +144,7 @@ def decoded(stream: bytes, film: Film, filtered: FilteredPictures) -> Iterator[D
                 has_turn = not has_turn or film.gop <= GOP
                 decoder.filter_pictures(filtered if has_turn else "all")
             for one in decoder.decode(cast("Packet[Stream]", packet) if packet.size else None):
-                yield DecodedImage(one, converter)
+                yield DecodedImage(one.frame, converter)
 
 
 def timed(stream: bytes, film: Film, filtered: FilteredPictures) -> float:

@@ -26,7 +26,7 @@ from msgspec import Struct
 
 sys.path.insert(0, str(common.ROOT))
 
-from agent.capture.streams import AudioStream
+from agent.capture.sound import AudioStream
 from agent.comms.consumer.client import BrokerOptions
 from agent.comms.consumer.subscribe import Subscriber
 from agent.comms.messages import EventMessage

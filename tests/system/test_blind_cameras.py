@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import socket
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -13,10 +12,10 @@ from typing import Literal
 import numpy as np
 import pytest
 
+from agent.capture.arrivals import Liveness
 from agent.capture.camera import Cameras
-from agent.capture.camera_sound.stream import CameraSoundStream
-from agent.capture.decode_policy import DecodeMode, Demand
-from agent.capture.network.liveness import Liveness
+from agent.capture.camera_sound import CameraSoundStream
+from agent.capture.source import DecodeMode, Demand
 from agent.capture.streams import FrameStream
 from agent.config import CaptureConfig
 from tests.support.packet_camera import PacketCamera, Unit, encode, pattern
@@ -82,7 +81,7 @@ def test_packets_that_cannot_be_decoded_are_an_outage_until_others_come(decode: 
     with Recovering(good, bad) as camera, watching(camera.uri, decode) as (stream, news):
         until(lambda: news, stream)
         assert news[0][0] == "lost"
-        assert news[0][1].endswith("packets come, but none can be decoded for 4 s")
+        assert "packets come, but none can be decoded for 4 s" in news[0][1]
         until(lambda: len(news) > 1, stream)
         assert news[1][0] == "running"
         assert stream.stats.detail == "160x128 at 15 fps"
@@ -100,7 +99,7 @@ def test_a_camera_that_refreshes_its_picture_bit_by_bit_is_not_blind_while_it_sa
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """A key frame is waited for as long as for any picture, plus 4 s."""
-    monkeypatch.setattr("agent.capture.network.stream.Liveness", partial(Liveness, key_frame_s=8.0))
+    monkeypatch.setattr("agent.capture.network.Liveness", partial(Liveness, key_frame_s=8.0))
 
 
 @pytest.mark.usefixtures("impatient")
@@ -174,110 +173,12 @@ def test_who_wants_pictures_of_a_camera_that_is_heard_waits_for_a_key_frame_and_
         assert camera.viewers == 1
 
 
-@pytest.mark.usefixtures("impatient")
-def test_a_key_frame_that_does_not_come_is_an_outage_of_pictures_and_not_of_the_sound() -> None:
-    units, cameras = encode(pattern(20 * FPS), options=gop(20 * FPS, ":repeat-headers=1")), Cameras()
-    config = CaptureConfig(stall_s=4.0, reopen_max_s=0.3)
-    heard, seen = list[tuple[str, str]](), list[tuple[str, str]]()
-    with PacketCamera(units, sound=True) as camera:
-        hears = partial(CameraSoundStream, "gate", camera.uri, config, 16_000, cameras=cameras)
-        gate = hears(on_change=lambda state, why: heard.append((state, why)))
-        sees = partial(FrameStream, "yard", camera.uri, config, cameras=cameras)
-        yard = sees(on_change=lambda state, why: seen.append((state, why)))
-        yard.set_demand(QUIET)
-        gate.start()
-        try:
-            until(lambda: gate.take(0.1) is not None, yard)
-            yard.start()
-            until(lambda: yard.lost, yard)
-            assert yard.stats.state == "lost"
-            assert yard.stats.detail.endswith("no key frame for 8 s")
-            until(lambda: seen, yard)
-            taken = gate.stats.frames
-            until(lambda: gate.take(0.1) is not None and gate.stats.frames > taken + 16_000, yard)
-            until(lambda: yard.stats.state == "running", yard)
-            until(lambda: len(seen) > 1, yard)
-        finally:
-            yard.stop()
-            gate.stop()
-        assert [state for state, _ in seen] == ["lost", "running"]
-        assert heard == []
-        assert camera.viewers == 1
-
-
-@contextmanager
-def hearing_and_seeing(uri: str) -> Iterator[tuple[CameraSoundStream, list[str], FrameStream, list[str]]]:
-    """Two started streams that share a camera, and what they report."""
-    cameras, config = Cameras(), CaptureConfig(stall_s=4.0, reopen_max_s=0.3)
-    heard, seen = list[str](), list[str]()
-    hears = partial(CameraSoundStream, "gate", uri, config, 16_000, cameras=cameras)
-    gate = hears(on_change=lambda state, why: heard.append(f"{state}: {why}"))
-    sees = partial(FrameStream, "yard", uri, config, cameras=cameras)
-    yard = sees(on_change=lambda state, why: seen.append(f"{state}: {why}"))
-    yard.set_demand(QUIET)
-    gate.start()
-    yard.start()
-    try:
-        yield gate, heard, yard, seen
-    finally:
-        yard.stop()
-        gate.stop()
-
-
-@contextmanager
-def losing_pictures() -> Iterator[tuple[PacketCamera, threading.Event]]:
-    """A camera with sound whose pictures are lost on the way while the event is set."""
-    units, are_lost = encode(pattern(2 * FPS, 160, 128), options=gop(FPS, ":repeat-headers=1")), threading.Event()
-    with PacketCamera(units, sound=True, lost=lambda number: are_lost.is_set()) as camera:
-        yield camera, are_lost
-
-
-def test_pictures_that_end_are_an_outage_of_pictures_and_not_of_the_sound() -> None:
-    with (
-        losing_pictures() as (camera, are_lost),
-        hearing_and_seeing(camera.uri) as (gate, heard, yard, seen),
-    ):
-        until(lambda: gate.take(0.1) is not None and yard.stats.frames, yard)
-        are_lost.set()
-        until(lambda: seen, yard)
-        assert yard.stats.state == "lost"
-        assert seen[0].endswith(": no picture for 4 s")
-        taken = gate.stats.frames
-        until(lambda: gate.take(0.1) is not None and gate.stats.frames > taken + 5 * 16_000, yard)
-        are_lost.clear()
-        until(lambda: len(seen) > 1, yard)
-        assert seen[1].startswith("running: back after ")
-        assert (heard, gate.stats.dropped, camera.viewers) == ([], 0, 1)
-
-
-def test_a_camera_that_is_opened_anew_for_its_pictures_is_heard_and_its_silence_told(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr("agent.capture.network.liveness._HEARD_S", 8.0)
-    monkeypatch.setattr("agent.capture.network.stream.Liveness", partial(Liveness, key_frame_s=4.0))
-    with (
-        losing_pictures() as (camera, are_lost),
-        hearing_and_seeing(camera.uri) as (gate, heard, yard, seen),
-    ):
-        until(lambda: gate.take(0.1) is not None and yard.stats.frames, yard)
-        are_lost.set()
-        until(lambda: gate.take(0.1) is not None and camera.viewers > 1, yard)
-        until(lambda: gate.take(0.1) is not None and len(heard) > 1, yard)
-        assert heard[0].endswith(": no picture for 4 s")
-        assert heard[1].startswith("running: back after ")
-        camera.__exit__(None, None, None)
-        until(lambda: gate.take(0.1) is None and gate.lost, yard)
-        assert len([one for one in seen if one.endswith(": no picture for 4 s")]) == 1
-
-
 def test_key_frames_that_cannot_be_decoded_alone_are_told() -> None:
     units = encode(pattern(20 * FPS, 160, 128), options=gop(FPS, ":intra-refresh=1"))
     with PacketCamera(units) as camera, watching(camera.uri, "keyframes") as (stream, news):
         until(lambda: news, stream)
         assert news[0][0] == "lost"
-        assert news[0][1].endswith(
-            'its key frames cannot be decoded alone (intra refresh): set capture.decode = "auto"'
-        )
+        assert news[0][1].endswith('(intra refresh): set capture.decode = "auto"')
 
 
 class Unheard(PacketCamera):

@@ -15,8 +15,9 @@ import numpy as np
 import pytest
 
 from agent.capture.camera import Cameras
-from agent.capture.camera_sound.stream import CameraSoundStream, open_sound_stream
-from agent.capture.decode_policy import DecodeMode, Demand
+from agent.capture.camera_sound import CameraSoundStream
+from agent.capture.sound import open_sound_stream
+from agent.capture.source import DecodeMode, Demand
 from agent.capture.streams import FrameStream
 from agent.config import CaptureConfig
 from agent.types import AudioChunk, Frame, Samples
@@ -225,7 +226,7 @@ def test_a_camera_without_sound_is_told_once_and_tried_again(still: list[Unit]) 
         assert stream.lost
         assert stream.stats.detail == news[0].removeprefix("lost: ")
         assert len(news) == 1
-        assert "expected sound; it has none, only pictures (h264): turn its sound on" in news[0]
+        assert "expected sound; it has none, only pictures: turn its sound on" in news[0]
 
 
 def test_pictures_go_on_if_their_camera_has_no_sound(still: list[Unit]) -> None:
@@ -351,10 +352,10 @@ def test_a_stream_of_pictures_and_one_of_words_share_a_camera(tmp_path: Path, br
 
 def test_who_hears_a_camera_loads_no_opencv_and_who_hears_a_microphone_no_pyav() -> None:
     code = (
-        "import sys; import agent.capture.camera_sound.stream, agent.daemon.streams.pipeline;"
+        "import sys; import agent.capture.camera_sound, agent.daemon.streams.pipeline;"
         " import agent.compute.hearing;"
         " print(*('cv2' in sys.modules, 'av' in sys.modules));"
-        " import agent.capture.network.stream, agent.capture.camera_sound.decoder; print('cv2' in sys.modules)"
+        " import agent.capture.network, agent.capture.sound_decoder; print('cv2' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
     assert done.stdout.split() == ["False", "False", "False"]

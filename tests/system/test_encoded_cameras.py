@@ -10,11 +10,9 @@ import cv2
 import numpy as np
 import pytest
 
-from agent.capture.decode_policy import DecodeMode, Demand
-from agent.capture.hardware.failover import FailoverDecoder
-from agent.capture.pictures.loop_filter import FilteredPictures
-from agent.capture.source import open_source
+from agent.capture.source import DecodeMode, Demand, FilteredPictures, open_source
 from agent.capture.streams import FrameStream
+from agent.capture.video import SoftwareDecoder
 from agent.config import CaptureConfig
 from agent.errors import SourceError
 from agent.types import Frame, MediaPacket
@@ -265,13 +263,13 @@ def test_the_sound_of_a_camera_is_handed_on_in_packets() -> None:
 def filtered(monkeypatch: pytest.MonkeyPatch) -> list[FilteredPictures]:
     """What decoders are told at each key frame that is decoded."""
     told: list[FilteredPictures] = []
-    real = FailoverDecoder.filter_pictures
+    real = SoftwareDecoder.filter_pictures
 
-    def recording(decoder: FailoverDecoder, filtered: FilteredPictures) -> None:
+    def recording(decoder: SoftwareDecoder, filtered: FilteredPictures) -> None:
         told.append(filtered)
         real(decoder, filtered)
 
-    monkeypatch.setattr(FailoverDecoder, "filter_pictures", recording)
+    monkeypatch.setattr(SoftwareDecoder, "filter_pictures", recording)
     return told
 
 

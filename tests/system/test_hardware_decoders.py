@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import threading
 import time
-from functools import partial
 from pathlib import Path
 
 import pytest
 
-from agent.capture.hardware.failover import DecoderRecord, FailoverDecoder
+from agent.capture.hardware import decoders
 from agent.capture.streams import FrameStream
 from agent.config import CaptureConfig
 from tests.support.decoders import Tamper, failing, green, hanging, opener, right
@@ -51,8 +50,8 @@ def test_a_camera_goes_on_whatever_its_hardware_decoder_does(
         "green": green,
         "hanging": hanging(20, released),
     }
-    pretended = partial(FailoverDecoder, open_hardware=opener(tampers[kind]), record=DecoderRecord())
-    monkeypatch.setattr("agent.capture.network.stream.FailoverDecoder", pretended)
+    monkeypatch.setattr(decoders, "open_decoder", opener(tampers[kind]))
+    monkeypatch.setattr(decoders, "_FAILED", set())
     try:
         with PacketCamera(encode(pattern(4 * FPS), fps=FPS, options=OPTIONS), fps=FPS) as camera:
             times, told = shown(camera, 5.0)

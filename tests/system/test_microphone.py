@@ -14,8 +14,7 @@ from statistics import median
 import numpy as np
 import pytest
 
-from agent.capture.source import open_sound
-from agent.capture.streams import AudioStream
+from agent.capture.sound import AudioStream, open_sound
 from agent.config import CaptureConfig
 from agent.errors import SourceError
 from agent.types import Array, AudioChunk, Samples

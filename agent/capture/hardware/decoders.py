@@ -1,27 +1,106 @@
-"""Hardware decoders that FFmpeg can use, as a table, and their opening.
+"""Hardware decoders that FFmpeg can use: as a table, their choice, and a camera's pictures from one of them.
 
 V4L2's memory-to-memory devices are in /dev/video*: `bcm2835-codec` of a Raspberry Pi 4B, `venus` of Snapdragon.
 """
 
 from __future__ import annotations
 
+import logging
+import queue
+import threading
+import time
+from collections.abc import Callable, Sequence
 from fractions import Fraction
 from pathlib import Path
-from typing import Protocol, cast
+from typing import NamedTuple, Protocol, cast
 
 import av
 import av.codec.hwaccel
+import numpy as np
 from av.packet import Packet
 from av.stream import Stream
 from av.video.codeccontext import VideoCodecContext
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
+from msgspec import Struct
 
-from agent.capture.hardware.table import DECODERS, DecoderKind
-from agent.capture.source import LARGEST_PIXELS
+from agent.capture.source import LARGEST_PIXELS, FilteredPictures
+from agent.capture.video import UNDECODED, DecodedPicture, SoftwareDecoder
+from agent.types import Array
 
-TIME_BASE = Fraction(1, 1_000_000)
-"""Unit of the time stamps of packets for hardware decoders, s."""
+log = logging.getLogger(__name__)
+
+SOFTWARE = "software"
+"""Name of FFmpeg's own decoders."""
+
+
+class DecoderKind(Struct, frozen=True):
+    """A hardware decoder.
+
+    Attributes:
+        name: as `capture.decoder` has it.
+        codecs: that it is for, by FFmpeg's names.
+        nodes: pattern of its nodes in /dev.
+        device: FFmpeg's type of device; empty: it is a decoder of FFmpeg with this name.
+    """
+
+    name: str
+    codecs: tuple[str, ...]
+    nodes: str
+    device: str = ""
+
+
+DECODERS = {
+    kind.name: kind
+    for kind in (
+        DecoderKind("h264_v4l2m2m", ("h264",), "video*"),
+        DecoderKind("hevc_v4l2m2m", ("hevc",), "video*"),
+        DecoderKind("drm", ("h264", "hevc"), "dri/*", "drm"),
+    )
+}
+
+
+class DecoderTrial(Struct, frozen=True):
+    """Result of the trial of one decoder.
+
+    Attributes:
+        name: of `DECODERS`, or `SOFTWARE`.
+        codec: FFmpeg's name.
+        pictures: that it gave.
+        ms, cpu_ms: per picture, decoded and converted as for a stream: time, and processor time.
+        difference: largest mean difference of a picture to the software decoder's, of 255; None: not compared.
+        refused: why it is not used; empty: it may be.
+    """
+
+    name: str
+    codec: str
+    pictures: int = 0
+    ms: float = 0.0
+    cpu_ms: float = 0.0
+    difference: float | None = None
+    refused: str = ""
+
+
+def candidates(codec: str) -> list[str]:
+    """Return the names of the hardware decoders for a codec."""
+    return [kind.name for kind in DECODERS.values() if codec in kind.codecs]
+
+
+_WORTH = 0.8
+"""Share of the software decoder's processor time from which on a hardware decoder is worth it."""
+_SLOWEST_MS = 33.0
+"""Time per picture, ms, that a decoder may take, or the software decoder's if that is longer."""
+
+
+def best_decoder(trials: Sequence[DecoderTrial]) -> str:
+    """Return the decoder that takes least processor time; empty: the software decoder."""
+    software = next((trial for trial in trials if trial.name == SOFTWARE and not trial.refused), None)
+    if software is None:
+        return ""
+    slowest_ms, most_ms = max(_SLOWEST_MS, software.ms), _WORTH * software.cpu_ms
+    fit = [trial for trial in trials if trial.name != SOFTWARE and not trial.refused]
+    fit = [trial for trial in fit if trial.ms <= slowest_ms and trial.cpu_ms <= most_ms]
+    return min(fit, key=lambda trial: trial.cpu_ms).name if fit else ""
 
 
 class DecoderError(Exception):
@@ -40,6 +119,10 @@ class PictureDecoder(Protocol):
         ...
 
 
+_TIME_BASE = Fraction(1, 1_000_000)
+"""Unit of the time stamps of packets for hardware decoders, s."""
+
+
 def open_decoder(name: str, track: VideoStream) -> PictureDecoder:
     """Open a hardware decoder for a track of video. It may hang, or end the process.
 
@@ -50,8 +133,7 @@ def open_decoder(name: str, track: VideoStream) -> PictureDecoder:
     Raises:
         DecoderError: there is no such decoder here, or it is not for this codec.
     """
-    kind = DECODERS[name]
-    known = track.codec_context
+    kind, known = DECODERS[name], track.codec_context
     codec = known.name
     if codec not in kind.codecs:
         raise DecoderError(f"it is for {' and '.join(kind.codecs)}; the camera sends {codec}")
@@ -60,7 +142,7 @@ def open_decoder(name: str, track: VideoStream) -> PictureDecoder:
     context = _context(kind, codec)
     context.extradata, context.width, context.height = known.extradata, known.width, known.height
     # Without it, FFmpeg's V4L2 decoders lose the time stamps; what a stamp counts is all the same to them.
-    time_base = f"{TIME_BASE.numerator}/{TIME_BASE.denominator}"
+    time_base = f"{_TIME_BASE.numerator}/{_TIME_BASE.denominator}"
     context.options = {"pkt_timebase": time_base, "max_pixels": str(LARGEST_PIXELS)}
     try:
         context.open()
@@ -74,10 +156,236 @@ def _context(kind: DecoderKind, codec: str) -> VideoCodecContext:
     try:
         if not kind.device:
             return cast(VideoCodecContext, av.CodecContext.create(kind.name, "r"))
-        found = av.Codec(codec, "r").hardware_configs
-        if not any(one.device_type.name == kind.device and one.is_supported for one in found):
+        configs = av.Codec(codec, "r").hardware_configs
+        if not any(one.device_type.name == kind.device and one.is_supported for one in configs):
             raise DecoderError(f"the FFmpeg in PyAV {av.__version__} has no decoder of {codec} for it")
         device = av.codec.hwaccel.HWAccel(kind.device, allow_software_fallback=False)
         return cast(VideoCodecContext, av.CodecContext.create(codec, "r", device))
     except (av.FFmpegError, ValueError, NotImplementedError, RuntimeError) as error:
         raise DecoderError(f"FFmpeg cannot open it: {error}") from None
+
+
+class SmallPicture(NamedTuple):
+    """A picture in small, RGB, with the size that it had, px."""
+
+    size: tuple[int, int]
+    pixels: Array
+
+
+def small_picture(picture: VideoFrame) -> SmallPicture:
+    """Return a picture in small."""
+    small = picture.reformat(width=64, height=36, format="rgb24", threads=1)
+    return SmallPicture((picture.width, picture.height), small.to_ndarray().astype(np.int16))
+
+
+def picture_difference(one: SmallPicture, other: SmallPicture) -> float:
+    """Return the mean difference of two pictures, 0..255; 255 if their sizes differ."""
+    return float(np.abs(one.pixels - other.pixels).mean()) if one.size == other.size else 255.0
+
+
+_DIFFERENCE = 10.0
+"""Mean difference of the first picture to the software decoder's, of 255, beyond which a decoder is wrong."""
+_SILENT_PACKETS, _SILENT_S = 40, 1.0
+"""A decoder that gives no picture for so many packets, and so long, has failed."""
+_KEPT_BYTES, _KEPT_PACKETS = 8 * 1024 * 1024, 1500
+"""Most that is kept since the newest key frame, for the software decoder to go on with."""
+_STEP = 40_000
+"""Distance of the time stamps of packets, in `_TIME_BASE`: drivers may expect a usual rate."""
+_FAILED: set[str] = set()
+"""Decoders that have failed in this process, which are not opened again."""
+
+
+def hardware_decoder(
+    name: str, track: VideoStream, shown: str, software: SoftwareDecoder, answer_s: float
+) -> HardwareDecoder | None:
+    """Return a hardware decoder of a camera; None: it has failed before.
+
+    Args:
+        name: of `DECODERS`.
+        track: of the camera.
+        shown: name of the source, for the log.
+        software: decodes key frames alone, and everything after a failure.
+        answer_s: longest time until it has taken a packet, s; three times that for its opening and first one.
+    """
+    return None if name in _FAILED else HardwareDecoder(name, track, shown, software, answer_s)
+
+
+class HardwareDecoder:
+    """Decodes a camera with a hardware decoder, and in software after that has failed.
+
+    It has failed when it reports an error, does not answer, keeps giving no picture, or shows the first key frame
+    differently than the software decoder. Software then goes on from the newest key frame, so that no picture is
+    missing. The decoder runs in a thread of its own, which is left behind if it hangs. For one thread.
+
+    Attributes:
+        name: of the hardware decoder; empty: software decodes.
+    """
+
+    def __init__(
+        self, name: str, track: VideoStream, shown: str, software: SoftwareDecoder, answer_s: float
+    ) -> None:
+        self.name, self._shown, self._software, self._answer_s = name, shown, software, answer_s
+        self._thread = _DecoderThread(lambda: open_decoder(name, track), name)
+        self._expected: tuple[int | None, SmallPicture | None] | None = None
+        """Time stamp and picture of the first key frame by the software decoder; None: it did not come yet."""
+        self._kept: list[Packet[Stream]] = []
+        self._kept_bytes = self._stamp = self._silent = 0
+        self._opaque: dict[int, object] = {}
+        self._silent_s = 0.0
+        self._waits = False
+        """True while the software decoder lacks the packets before the next one, and waits for a key frame."""
+
+    def decode(self, packet: Packet[Stream] | None) -> list[DecodedPicture]:
+        """Decode the next packet; None: the end."""
+        if not self.name:
+            if self._waits and packet is not None and not packet.is_keyframe:
+                return []
+            self._waits = False
+            return self._software.decode(packet)
+        if packet is None:  # draining could wait for a driver; the opening is over
+            return []
+        self._keep(packet)
+        try:
+            return self._decoded(packet)
+        except DecoderError as error:
+            return self._fail(str(error))
+
+    def decode_alone(self, packet: Packet[Stream]) -> list[DecodedPicture]:
+        """Return the picture of a key frame at once. Software does that: hardware may wait for more packets."""
+        return self._software.decode_alone(packet)
+
+    def filter_pictures(self, filtered: FilteredPictures) -> None:
+        """Have software apply the loop filter to these pictures, see `SoftwareDecoder.filter_pictures`."""
+        self._software.filter_pictures(filtered)
+
+    def restart(self) -> None:
+        """Forget what came before: the next packet is a key frame."""
+        self._software.restart()
+        if self.name:
+            self._thread.flush()
+        self._forget()
+
+    def close(self) -> None:
+        """Close the hardware decoder, as soon as it answers. May be called twice."""
+        self._thread.end()
+        self.name = ""
+
+    def _decoded(self, packet: Packet[Stream]) -> list[DecodedPicture]:
+        numbered = self._numbered(packet)
+        if packet.is_keyframe and self._expected is None:
+            first = [small_picture(picture.frame) for picture in self.decode_alone(packet)[:1]]
+            self._expected = numbered.pts, first[0] if first else None
+        pictures = []
+        for frame in self._thread.decode(numbered, self._answer_s):
+            # A driver keeps no opaque data, and may give pictures from before a restart.
+            if (pts := cast(int, frame.pts)) in self._opaque:
+                self._check(frame)
+                pictures.append(DecodedPicture(frame, self._opaque.pop(pts)))
+        self._watch(has_picture=bool(pictures))
+        return pictures
+
+    def _numbered(self, packet: Packet[Stream]) -> Packet[Stream]:
+        """Return a copy whose time stamp tells its picture: a camera's may be missing, or come twice."""
+        self._stamp += _STEP
+        numbered: Packet[Stream] = Packet(bytes(packet))
+        numbered.time_base, numbered.pts, numbered.dts = _TIME_BASE, self._stamp, self._stamp
+        numbered.is_keyframe = packet.is_keyframe
+        self._opaque[self._stamp] = packet.opaque
+        while len(self._opaque) > _KEPT_PACKETS:
+            self._opaque.pop(next(iter(self._opaque)))
+        return numbered
+
+    def _check(self, frame: VideoFrame) -> None:
+        """Raise DecoderError if a picture is that of the first key frame, and looks different."""
+        if self._expected is None or (expected := self._expected[1]) is None or frame.pts != self._expected[0]:
+            return
+        difference = picture_difference(small_picture(frame), expected)
+        if difference > _DIFFERENCE:
+            raise DecoderError(f"its pictures are wrong: they differ by {difference:.0f} of 255")
+
+    def _watch(self, *, has_picture: bool) -> None:
+        """Raise DecoderError after too many packets without a picture."""
+        if has_picture or not self._silent:
+            self._silent_s = time.monotonic()
+        self._silent = 0 if has_picture else self._silent + 1
+        if self._silent >= _SILENT_PACKETS and time.monotonic() - self._silent_s >= _SILENT_S:
+            raise DecoderError(f"it gave no picture for {self._silent} packets")
+
+    def _keep(self, packet: Packet[Stream]) -> None:
+        if packet.is_keyframe:
+            self._kept, self._kept_bytes = [], 0
+        self._kept_bytes += packet.size
+        if self._kept_bytes > _KEPT_BYTES or len(self._kept) >= _KEPT_PACKETS:
+            self._kept = []
+        elif self._kept or packet.is_keyframe:
+            self._kept.append(packet)
+
+    def _fail(self, why: str) -> list[DecodedPicture]:
+        """Go on in software; return the pictures since the newest key frame."""
+        log.warning("%s: hardware decoder %s: %s; decoding in software", self._shown, self.name, why)
+        _FAILED.add(self.name)
+        kept = self._kept
+        self.close()
+        self._forget()
+        self._waits = not kept
+        self._software.restart()
+        return [picture for packet in kept for picture in self._software.decode(packet)]
+
+    def _forget(self) -> None:
+        self._kept, self._kept_bytes, self._silent, self._waits = [], 0, 0, False
+        self._opaque.clear()
+
+
+_Answer = list[VideoFrame] | Exception
+
+
+class _DecoderThread:
+    """A hardware decoder in a thread of its own."""
+
+    def __init__(self, make: Callable[[], PictureDecoder], name: str) -> None:
+        self._requests: queue.SimpleQueue[Callable[[PictureDecoder], list[VideoFrame]] | None] = (
+            queue.SimpleQueue()
+        )
+        self._answers: queue.SimpleQueue[_Answer] = queue.SimpleQueue()
+        self._is_first = True
+        threading.Thread(target=self._run, args=(make,), name=f"decode-{name}", daemon=True).start()
+
+    def decode(self, packet: Packet[Stream], answer_s: float) -> list[VideoFrame]:
+        """Decode a packet. Raises DecoderError if it fails, or there is no answer in time."""
+        self._requests.put(lambda decoder: decoder.decode(packet))
+        try:
+            answer = self._answers.get(timeout=3.0 * answer_s if self._is_first else answer_s)
+        except queue.Empty:
+            raise DecoderError("it does not answer") from None
+        self._is_first = False
+        if isinstance(answer, DecoderError):
+            raise answer
+        if isinstance(answer, UNDECODED):
+            return []
+        if isinstance(answer, Exception):
+            raise DecoderError(getattr(answer, "strerror", None) or type(answer).__name__)
+        return answer
+
+    def flush(self) -> None:
+        """Have it forget what came before, ahead of the next packet."""
+        self._requests.put(_flush)
+
+    def end(self) -> None:
+        """Close the decoder, as soon as it answers."""
+        self._requests.put(None)
+
+    def _run(self, make: Callable[[], PictureDecoder]) -> None:
+        decoder: PictureDecoder | None = None
+        while (request := self._requests.get()) is not None:
+            try:
+                decoder = decoder or make()
+                answer: _Answer = request(decoder)
+            except Exception as error:  # the stream's thread judges it
+                answer = error
+            if request is not _flush:
+                self._answers.put(answer)
+
+
+def _flush(decoder: PictureDecoder) -> list[VideoFrame]:
+    decoder.flush_buffers()
+    return []

@@ -23,9 +23,16 @@ from av.video.reformatter import VideoReformatter
 from av.video.stream import VideoStream
 from msgspec.structs import replace
 
-from agent.capture.hardware.decoders import DecoderError, PictureDecoder, open_decoder
-from agent.capture.hardware.failover import SmallPicture, picture_difference, small_picture
-from agent.capture.hardware.table import SOFTWARE, DecoderTrial
+from agent.capture.hardware.decoders import (
+    SOFTWARE,
+    DecoderError,
+    DecoderTrial,
+    PictureDecoder,
+    SmallPicture,
+    open_decoder,
+    picture_difference,
+    small_picture,
+)
 from agent.capture.hardware.trials import TrialRequest
 from agent.child import LARGEST_REQUEST, encode, init_child, receive, send
 from agent.structs import from_json

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from msgspec import Struct
 from msgspec.structs import replace
 
-from agent.capture.hardware.table import SOFTWARE, DecoderTrial, candidates
+from agent.capture.hardware.decoders import SOFTWARE, DecoderTrial, candidates
 from agent.child import ChildError, ChildProcess, encode
 from agent.errors import NO_JSON, reason_of
 from agent.structs import from_json

@@ -171,7 +171,7 @@ def _uri(text: str) -> str:
         raise SourceError(f"{text}: is a folder: name one picture, or dir:{text}, whose first one is taken")
     if path.suffix.lower() in _SOUNDS:
         return f"wav:{quote(text)}"
-    from agent.capture.images import SUFFIXES
+    from agent.capture.local import SUFFIXES
 
     return "" if path.suffix.lower() in SUFFIXES else f"file:{quote(text)}"
 
@@ -255,7 +255,7 @@ def _milliseconds(result: DetectorResult) -> dict[str, float]:
 def _first_frame(text: str, uri: str) -> Frame:
     """Return a picture from a file, or the first one of a source."""
     if not uri:
-        from agent.capture.images import read_picture
+        from agent.capture.local import read_picture
 
         image = read_picture(Path(text))
         if image is None:

@@ -20,7 +20,7 @@ import numpy as np
 from msgspec import Struct
 
 from agent import __version__
-from agent.capture.images import SUFFIXES
+from agent.capture.local import SUFFIXES
 from agent.capture.source import LARGEST_PIXELS, header_size
 from agent.cli.optimise.progress import show_progress
 from agent.cli.output import console, open_table, print_json

@@ -16,7 +16,7 @@ from msgspec import Struct
 
 from agent import __version__
 from agent.board.identity import read_board
-from agent.capture.hardware.table import DECODERS, SOFTWARE, DecoderTrial, best_decoder, candidates
+from agent.capture.hardware.decoders import DECODERS, SOFTWARE, DecoderTrial, best_decoder, candidates
 from agent.capture.hardware.trials import measure_decoders
 from agent.errors import NO_JSON, StorageError
 from agent.storage.state import MeasurementFiles

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar, Union, cast
 from msgspec import Struct
 
 from agent import spans
-from agent.capture.decode_policy import DecodeMode, Demand
+from agent.capture.source import DecodeMode, Demand
 from agent.comms.reporter import Reporter
 from agent.compute.manifest import Model
 from agent.compute.track.tracker import Tracker
@@ -31,7 +31,8 @@ from agent.types import AudioChunk, Event, Frame, StageTimes, StreamBudget, Stre
 
 if TYPE_CHECKING:
     from agent.capture.camera import Cameras
-    from agent.capture.streams import FrameStream, SoundStream
+    from agent.capture.sound import SoundStream
+    from agent.capture.streams import FrameStream
     from agent.compute.hearing import AudioPerception
     from agent.compute.listening import UtterancePerception
     from agent.compute.vision import VideoPerception
@@ -342,7 +343,7 @@ def open_pipeline(
         pipeline = VideoPipeline(frames, vision, reporter, parts, metrics)
         pipeline.on_demand = frames.set_demand
         return frames, pipeline
-    from agent.capture.camera_sound.stream import open_sound_stream
+    from agent.capture.sound import open_sound_stream
 
     hearing = cast("AudioPerception", opened)
     settings = config.source, config.capture, hearing.rate_hz

@@ -51,7 +51,7 @@ class GalleryFolder:
             ModelError: there is no such folder, it cannot be read, or it has no pictures in sub-folders, or too
                 many.
         """
-        from agent.capture.images import SUFFIXES
+        from agent.capture.local import SUFFIXES
 
         self._folder = folder
         try:
@@ -72,7 +72,7 @@ class GalleryFolder:
                 raise ModelError(f"gallery {folder}: the folder {path.parent.name!r} is no name that can be told")
 
     def _files(self) -> list[Path]:
-        from agent.capture.images import SUFFIXES
+        from agent.capture.local import SUFFIXES
 
         paths = (path for path in sorted(self._folder.glob("*/*")) if path.suffix.lower() in SUFFIXES)
         return [path for path in paths if path.is_file()]  # a pipe would block
@@ -92,7 +92,7 @@ class GalleryFolder:
         Raises:
             ModelError: no file is a picture that can be used.
         """
-        from agent.capture.images import read_picture
+        from agent.capture.local import read_picture
 
         used = 0
         for path in self._files():

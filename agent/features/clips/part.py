@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any
 from msgspec.structs import asdict
 
 from agent import spans
-from agent.capture.decode_policy import DecodeMode, Demand
-from agent.capture.handoff import LatestFrame
+from agent.capture.source import DecodeMode, Demand
+from agent.capture.streams import LatestFrame
 from agent.comms.messages import clip_message, encode
 from agent.compute.av_encoding import PictureEncoder, SoundTranscoder
 from agent.config import ClipsConfig, Config, StreamConfig
@@ -36,7 +36,7 @@ from agent.storage.clips.store import CONTINUOUS
 from agent.types import Clip, ClipReason, Event, Frame, MediaPacket, MediaTrack, StreamBudget, StreamResult
 
 if TYPE_CHECKING:
-    from agent.capture.packets import PacketStream
+    from agent.capture.streams import PacketStream
     from agent.daemon.runtime import Runtime
 
 log = logging.getLogger(__name__)
@@ -418,7 +418,7 @@ def open_record_source(
     """Return the second source of a stream, which runs from now on; None: it has none."""
     if config.clips is None or not config.clips.record_source:
         return None
-    from agent.capture.packets import PacketStream
+    from agent.capture.streams import PacketStream
 
     uri, on_change = config.clips.record_source, partial(_log_change, name)
     opened = PacketStream(name, uri, config.capture, on_packet=on_packet, on_change=on_change)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, cast, get_args
 import numpy as np
 from msgspec.structs import replace
 
-from agent.capture.decode_policy import DecodeMode, Demand
+from agent.capture.source import DecodeMode, Demand
 from agent.comms.entities import Component, button, display_name, entity, stream_id
 from agent.comms.messages import InspectionMessage
 from agent.comms.reporter import Reporter

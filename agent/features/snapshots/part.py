@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, cast
 from msgspec.structs import replace
 
 from agent import spans
-from agent.capture.decode_policy import DecodeMode, Demand
+from agent.capture.source import DecodeMode, Demand
 from agent.comms.entities import (
     Component,
     button,

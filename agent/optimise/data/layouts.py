@@ -19,7 +19,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 from numpy.typing import NDArray
 
-from agent.capture.images import SUFFIXES
+from agent.capture.local import SUFFIXES
 from agent.errors import ModelError, reason_of
 from agent.text import plain, plural
 from agent.types import Array

@@ -24,7 +24,7 @@ import numpy as np
 from msgspec import Struct
 from numpy.typing import NDArray
 
-from agent.capture.images import SUFFIXES, read_picture
+from agent.capture.local import SUFFIXES, read_picture
 from agent.errors import ModelError, reason_of
 from agent.text import plain, plural
 from agent.types import Image

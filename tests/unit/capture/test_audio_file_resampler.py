@@ -5,8 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from agent.capture.audio_file import Resampler, to_int16
-from agent.capture.source import mono
+from agent.capture.audio_file import Resampler, mono, to_int16
 from agent.types import Samples
 
 pytestmark = pytest.mark.numerics

@@ -5,8 +5,8 @@ import time
 from collections.abc import Callable
 
 from agent.capture.camera import Cameras
-from agent.capture.camera_sound.stream import CameraSoundStream
-from agent.capture.decode_policy import DecodeMode, Demand
+from agent.capture.camera_sound import CameraSoundStream
+from agent.capture.source import DecodeMode, Demand
 from agent.capture.streams import FrameStream
 from agent.config import CaptureConfig
 from agent.types import Frame

@@ -8,16 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from agent.capture.decode_policy import (
-    BurstThinner,
-    DecodeChoice,
-    DecodeLimits,
-    DecodeMode,
-    DecodePolicy,
-    DecodeStep,
-    Demand,
-    PacketFacts,
-)
+from agent.capture.decode_policy import BurstThinner, DecodeLimits, DecodePolicy, DecodeStep, PacketFacts
+from agent.capture.source import DecodeChoice, DecodeMode, Demand
 
 S = 1_000_000_000
 QUIET, ALL, MOVED = Demand(DecodeMode.PACKETS), Demand(), Demand(moved=True)

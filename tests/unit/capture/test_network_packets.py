@@ -14,9 +14,8 @@ import pytest
 from av.packet import Packet
 from msgspec.structs import replace
 
-from agent.capture.media import is_refresh
-from agent.capture.packets import PacketStream
-from agent.capture.pictures.parameters import parameter_sets
+from agent.capture.media import is_refresh, leading_parameters
+from agent.capture.streams import PacketStream
 from agent.config import CaptureConfig
 from agent.storage.clips.file import Mp4Muxer
 from agent.storage.clips.packets import PacketRing
@@ -95,10 +94,14 @@ def test_a_camera_whose_parameters_come_late_has_its_size_from_the_first_key_fra
         assert {(packet.track.width, packet.track.header) for packet in before} <= {(0, b""), known}
 
 
+def sets(key_frame: bytes) -> list[bytes]:
+    """The SPS and PPS of a key frame of H.264."""
+    return leading_parameters("h264", key_frame).split(b"\0\0\0\1")[1:]
+
+
 def test_parameters_are_found_in_a_key_frame_alone(units: list[Unit]) -> None:
-    found = parameter_sets("h264", units[0].data)
-    assert {kind: content[0] & 0x1F for kind, content in found.items()} == {(7, 0): 7, (8, 0): 8}
-    assert parameter_sets("h264", units[1].data) == parameter_sets("h264", b"") == {}
+    assert [one[0] & 0x1F for one in sets(units[0].data)] == [7, 8]
+    assert sets(units[1].data) == sets(b"") == sets(b"\0\0\1\x65slice" + units[0].data) == []
 
 
 @pytest.mark.parametrize(
@@ -123,29 +126,17 @@ def test_a_camera_that_refreshes_its_pictures_bit_by_bit_begins_none_anew() -> N
     assert [is_refresh("h264", Packet(unit.data)) for unit in units] == [True] + [False] * (len(units) - 1)
 
 
-@pytest.mark.parametrize(
-    ("first", "number"), [(0b1000_0000, 0), (0b0100_0000, 1), (0b0110_0000, 2), (0b0010_0000, 3)]
-)
-def test_parameters_of_pictures_are_told_apart_by_their_number(first: int, number: int) -> None:
-    h264, hevc = bytes([0x68, first, 0xFF]), bytes([0x44, 0x01, first, 0xFF])
-    assert parameter_sets("h264", b"\0\0\0\1" + h264 + b"\0\0\1\x65slice") == {(8, number): h264}
-    assert parameter_sets("hevc", b"\0\0\1" + hevc + b"\0\0\1\x26\1slice") == {(34, number): hevc}
-    assert parameter_sets("h264", b"\0\0\1\x65slice\0\0\1" + h264) == {}, (
-        "after a slice it is of the next picture"
-    )
-
-
 def test_parameters_of_pictures_that_change_alone_make_another_track(units: list[Unit]) -> None:
     other = encode(
         pattern(4 * FPS), options={**OPTIONS, "x264-params": f"{OPTIONS['x264-params']}:chroma-qp-offset=3"}
     )
     changed = [replace(unit, pts_s=unit.pts_s + 4) for unit in other]
-    before, after = (parameter_sets("h264", one[0].data) for one in (units, changed))
-    assert (before[7, 0] == after[7, 0], before[8, 0] == after[8, 0]) == (True, False)
+    before, after = (sets(one[0].data) for one in (units, changed))
+    assert (before[0] == after[0], before[1] == after[1]) == (True, False)
     with PacketCamera([*units, *changed]) as camera, recorded(camera.uri) as (found, _):
         wait_for(lambda: len({packet.track.header for packet in found}) == 2)
         headers = list(dict.fromkeys(packet.track.header for packet in found))
-        assert [one[8, 0] in header for one, header in zip((before, after), headers, strict=True)] == [True, True]
+        assert [one[1] in header for one, header in zip((before, after), headers, strict=True)] == [True, True]
 
 
 def test_parameters_that_are_repeated_are_of_the_same_track(units: list[Unit]) -> None:
@@ -201,9 +192,9 @@ def test_the_rest_of_a_slice_that_is_appended_to_parameters_is_no_change(
     lost = range(start - of_parameters, start + 1)
     with PacketCamera(units, lost=lambda number: number in lost) as camera, recorded(camera.uri) as (found, _):
         wait_for(lambda: sum(packet.keyframe for packet in found) > 5)
-        known = parameter_sets("h264", units[0].data).items()
-        key_frames = [parameter_sets("h264", packet.data) for packet in found if packet.keyframe]
-        assert any(not one.items() <= known for one in key_frames), "the loss has damaged none"
+        known = set(sets(units[0].data))
+        key_frames = [set(sets(packet.data)) for packet in found if packet.keyframe]
+        assert any(not one <= known for one in key_frames), "the loss has damaged none"
         assert len({id(packet.track) for packet in found}) == 1
 
 
@@ -246,7 +237,7 @@ def test_parameters_that_change_and_come_once_are_those_of_every_later_clip(*, d
         )
         for cabac in (1, 0)
     )
-    assert parameter_sets("h264", before[0].data)[7, 0] == parameter_sets("h264", after[0].data)[7, 0]
+    assert sets(before[0].data)[0] == sets(after[0].data)[0]
     before, after = before[: 2 * FPS], [replace(unit, pts_s=unit.pts_s + 2) for unit in after]
     units = [
         unit if number == 0 else without_parameters(unit)

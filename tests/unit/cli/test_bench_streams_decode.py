@@ -68,4 +68,4 @@ def test_a_file_that_is_no_video_is_told_from_one_that_cannot_be_read(tmp_path: 
     path = tmp_path / "notes.txt"
     path.write_text("no video")
     done = CliRunner().invoke(vedette, ["bench", "--decode", f"file:{path}"])
-    assert "found 8 bytes that are none that FFmpeg can read" in str(done.exception)
+    assert "found 8 bytes that cannot be read" in str(done.exception)

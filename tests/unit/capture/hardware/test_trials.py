@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from agent.capture.hardware.table import DECODERS, SOFTWARE, DecoderTrial, best_decoder
+from agent.capture.hardware.decoders import DECODERS, SOFTWARE, DecoderTrial, best_decoder
 from agent.capture.hardware.trial import encode_clip, try_decoder
 from agent.capture.hardware.trials import run_trial
 from tests.support.decoders import Tamper, failing, green, opener, right, silent

@@ -15,7 +15,7 @@ from agent.compute.tflite.model import TensorSpec
 from agent.types import WHOLE, Box, Image, Planes
 
 if TYPE_CHECKING:
-    from agent.capture.pictures.decoded import DecodedImage
+    from agent.capture.video import DecodedImage
 
 pytestmark = pytest.mark.numerics
 
@@ -27,7 +27,7 @@ def in_planes(image: Image, form: str = "yuv420p") -> Any:
 
 
 def picture(frame: Any) -> DecodedImage:
-    from agent.capture.pictures.decoded import DecodedImage, PictureConverter
+    from agent.capture.video import DecodedImage, PictureConverter
 
     return DecodedImage(frame, PictureConverter("yard"))
 

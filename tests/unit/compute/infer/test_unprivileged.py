@@ -253,7 +253,7 @@ def test_a_source_in_a_folder_that_this_user_may_not_enter_is_one_problem(tmp_pa
     code = """
     from agent.daemon import check
     from agent.capture.source import open_source
-    from agent.capture.source import open_sound
+    from agent.capture.sound import open_sound
     from agent.config.load import load
     from agent.errors import SourceError
 

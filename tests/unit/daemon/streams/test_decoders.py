@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from agent.capture.hardware.table import SOFTWARE, DecoderTrial
+from agent.capture.hardware.decoders import SOFTWARE, DecoderTrial
 from agent.daemon.streams.decoders import DecoderSelection
 
 NAME = "h264_v4l2m2m"

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from msgspec.structs import replace
 
-from agent.capture.decode_policy import Demand
+from agent.capture.source import Demand
 from agent.comms.messages import DetectionsMessage, ModelId
 from agent.comms.reporter import Reporter
 from agent.comms.topics import Topics

@@ -14,7 +14,7 @@ import av
 import msgspec
 import pytest
 
-from agent.capture.network.liveness import Liveness
+from agent.capture.arrivals import Liveness
 from agent.capture.supervisor import CaptureStats
 from agent.config import CaptureConfig, ClipsConfig, StorageConfig, StreamConfig
 from agent.errors import CommandError
@@ -153,7 +153,7 @@ def test_the_other_source_of_an_abandoned_stream_is_closed(doubled: Camera) -> N
         other = doubled.stream.other_source = open_record_source("front", config, doubled.stream.add_packet)
         assert other is not None
         wait_for(lambda: other.stats.frames)
-        connection = other.supervisor.current
+        connection = other._camera.supervisor.current
         assert connection is not None
         doubled.stream.abandon()
         wait_for(lambda: connection.join(0.0))
@@ -309,7 +309,7 @@ def test_video_without_parameters_waits_for_them_and_nothing_is_encoded_meanwhil
 def test_a_second_source_without_key_frames_is_told_as_lost(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("agent.capture.network.stream.Liveness", partial(Liveness, key_frame_s=12.0))
+    monkeypatch.setattr("agent.capture.network.Liveness", partial(Liveness, key_frame_s=12.0))
     units = encode(pattern(150, 160, 128), options={"preset": "ultrafast", "x264-params": "keyint=300:bframes=0"})
     camera = Camera(tmp_path / "clips", has_other_source=True)
     with PacketCamera(units[1:]) as other:

@@ -1,1 +1,0 @@
-"""The sound of cameras and of video files."""

@@ -1,1 +1,0 @@
-"""Decoded pictures, and their conversion to what models and people are shown."""
