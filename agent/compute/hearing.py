@@ -22,8 +22,8 @@ from agent.compute.infer.backends import open_session
 from agent.compute.infer.session import Opener, SessionOptions
 from agent.compute.manifest import AudioManifest, Model
 from agent.compute.track.keywords import CONSTANT_S, KeywordSpotter, StuckOutputDetector, answers_move
+from agent.compute.track.places import Zones
 from agent.compute.track.tracker import Tracker
-from agent.compute.track.zones import Zones
 from agent.config import StreamConfig
 from agent.errors import ConfigError, ModelError
 from agent.types import AudioChunk, Detection, Event, Samples, StageTimes, StreamResult

@@ -19,8 +19,8 @@ from agent.compute.infer.audio_input import AudioInput, Rows, build_frontend
 from agent.compute.infer.backends import open_session
 from agent.compute.infer.session import Opener, SessionOptions
 from agent.compute.manifest import AudioManifest, Model
+from agent.compute.track.places import Zones
 from agent.compute.track.tracker import Tracker
-from agent.compute.track.zones import Zones
 from agent.compute.words import SURE, Floats, embedding_output, windows
 from agent.config import StreamConfig
 from agent.errors import ConfigError, ModelError

@@ -19,11 +19,9 @@ from agent.compute.infer.image_input import ImageInput, Placement
 from agent.compute.infer.session import Opener, Session, SessionOptions
 from agent.compute.manifest import Model
 from agent.compute.states import EMBEDDING_CELLS, Floats, is_feature_map, pool_region
-from agent.compute.track.filters import DetectionFilters, check_polygons
-from agent.compute.track.lines import Lines
+from agent.compute.track.places import DetectionFilters, Lines, Zones, check_polygons
 from agent.compute.track.texts import SteadyText
 from agent.compute.track.tracker import Tracker
-from agent.compute.track.zones import Zones
 from agent.config import DecodeConfig, GateConfig, StreamConfig
 from agent.errors import ModelError
 from agent.types import (

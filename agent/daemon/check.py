@@ -20,9 +20,7 @@ from agent.capture.source import check_login, check_opens, check_there, check_ur
 from agent.comms.mqtt.endpoint import OPEN, commands_off
 from agent.comms.mqtt.endpoint import remarks as unwise
 from agent.compute.manifest import AUTO
-from agent.compute.track.filters import check_filters, check_polygons
-from agent.compute.track.lines import check_lines
-from agent.compute.track.zones import check_zones
+from agent.compute.track.places import check_filters, check_lines, check_polygons, check_zones
 from agent.config import CascadeConfig, Config, StreamConfig, ZoneConfig
 from agent.config.doubtful import Doubt, doubts, of_sound_model
 from agent.config.filters import LineConfig

@@ -46,7 +46,7 @@ from agent.comms.reporter import Reporter
 from agent.comms.topics import Topics
 from agent.compute.infer.backends import open_session
 from agent.compute.infer.session import CPU, SessionOptions
-from agent.compute.track.association import iou
+from agent.compute.track.state import iou
 from agent.compute.vision import VideoPerception
 from agent.config import DecodeConfig, GateConfig, PublishConfig, StreamConfig
 from agent.daemon.streams.pipeline import VideoPipeline

@@ -30,7 +30,7 @@ from agent.capture.pictures.decoded import DecodedImage, PictureConverter
 from agent.capture.pictures.loop_filter import FilteredPictures
 from agent.capture.pictures.software import SoftwareDecoder
 from agent.compute.gate.motion import MotionGate
-from agent.compute.track.association import iou
+from agent.compute.track.state import iou
 from agent.compute.vision import VideoPerception
 from agent.config import DecodeConfig, GateConfig, StreamConfig
 from agent.models.library import open_model

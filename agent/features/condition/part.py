@@ -120,7 +120,7 @@ class CameraWatcher:
     """Problems of a camera, and of a model that sees."""
 
     def __init__(self, name: str, config: StreamConfig, vision: VideoPerception, folder: Path) -> None:
-        from agent.compute.track.zones import describe_zones
+        from agent.compute.track.places import describe_zones
         from agent.features.condition.answers import AnswerDrift, ConstantAnswer
         from agent.features.condition.camera import CameraCondition
 
@@ -154,7 +154,7 @@ class CameraWatcher:
             self._answers.update(item.captured_ns, vision.outputs, lambda: vision.view(item)[0])
 
     def configure(self, config: StreamConfig) -> None:
-        from agent.compute.track.zones import describe_zones
+        from agent.compute.track.places import describe_zones
 
         self._camera.set_zones(describe_zones(config.zones, config.lines))
 
