@@ -15,7 +15,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from agent.compute.cascade import EarlyExitModel, Prediction
-from agent.compute.decode.keyword import Keyword
+from agent.compute.decode.classes import Keyword
 from agent.compute.gate.voice import VOICE_HZ, Pauses, PreRoll, VoiceDecision, VoiceGate
 from agent.compute.infer.audio_input import AudioInput, Rows, build_frontend
 from agent.compute.infer.backends import open_session

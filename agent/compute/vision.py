@@ -11,16 +11,14 @@ import cv2
 from msgspec import Struct
 from msgspec.structs import replace
 
-from agent.compute.cascade import EarlyExitModel
-from agent.compute.decode.decoder import build_decoder
+from agent.compute.decode import build_decoder
 from agent.compute.gate.motion import OFF, GateDecision, MotionGate
 from agent.compute.infer.backends import open_session
 from agent.compute.infer.image_input import ImageInput, Placement
 from agent.compute.infer.session import Opener, Session, SessionOptions
-from agent.compute.manifest import Model
-from agent.compute.states import EMBEDDING_CELLS, Floats, is_feature_map, pool_region
+from agent.compute.manifest import CHANNELS_MAX, FEATURES, Model
+from agent.compute.tflite.model import TensorSpec
 from agent.compute.track.places import DetectionFilters, Lines, Zones, check_polygons
-from agent.compute.track.texts import SteadyText
 from agent.compute.track.tracker import Tracker
 from agent.config import DecodeConfig, GateConfig, StreamConfig
 from agent.errors import ModelError
@@ -29,6 +27,7 @@ from agent.types import (
     Array,
     Attribute,
     Box,
+    ChannelOrder,
     Detection,
     Event,
     Frame,
@@ -40,7 +39,8 @@ from agent.types import (
 )
 
 if TYPE_CHECKING:
-    from agent.compute.blur import BlurFinder
+    from agent.compute.decode.ctc import SteadyText
+    from agent.compute.states import Floats
 
 
 _ANY = 1 << 30
@@ -89,11 +89,13 @@ class Detector:
         self._image = _image_input(session, model)
         self._decoder = build_decoder(model.manifest, session.inputs, session.outputs, config)
         self._placement = Placement()
-        maps = [number for number, spec in enumerate(session.outputs) if is_feature_map(spec)]
-        self.features = maps[0] if maps else None
+        named = [number for number, spec in enumerate(session.outputs) if is_feature_map(spec)]
+        self.features = named[0] if named else None
 
     def embed(self, region: Box) -> Floats:
         """Return the embedding of a region, in fractions of the frame that was inferred last."""
+        from agent.compute.states import pool_region
+
         assert self.features is not None
         spec, output = self._session.outputs[self.features], self._session.output(self.features)
         return pool_region(output, spec, self._placement.from_frame(region))
@@ -129,6 +131,8 @@ class CascadeDetector:
         Raises:
             ModelError: the exits do not fit together, take no picture, or do not fit their decoder.
         """
+        from agent.compute.cascade import EarlyExitModel
+
         self._exits = EarlyExitModel(session, model.manifest, config)
         self._image = _image_input(session, model)
 
@@ -152,6 +156,16 @@ class CascadeDetector:
         if not placement.whole:
             detections = _placed(detections, placement)
         return DetectorResult(detections, prepared - began, inferred - prepared, time.monotonic_ns() - inferred)
+
+
+def is_feature_map(spec: TensorSpec) -> bool:
+    """Return True for an output that states can be taught from: `features` [1, height, width, channels].
+
+    More than `CHANNELS_MAX` channels would make examples of more than the memory that they may take.
+    """
+    return (
+        spec.name == FEATURES and len(spec.shape) == 4 and min(spec.shape) >= 1 and spec.shape[3] <= CHANNELS_MAX
+    )
 
 
 def build_detector(session: Session, model: Model, config: StreamConfig) -> Detector | CascadeDetector:
@@ -225,6 +239,18 @@ class ObjectStage(Protocol):
         ...
 
 
+class Blur(Protocol):
+    """Finds what one stream blurs in the pictures that it publishes."""
+
+    def find(self, image: Image, order: ChannelOrder, now_ns: int) -> list[Box]:
+        """Return what is to be blurred in a picture of this time. Raises BackendError if a model fails."""
+        ...
+
+    def close(self) -> None:
+        """Release the models."""
+        ...
+
+
 class VideoPerception:
     """One camera stream's model with its session, gate and tracker. For one thread.
 
@@ -241,7 +267,7 @@ class VideoPerception:
 
     secondary: ObjectStage | None = None
     extra_models: Sequence[Any] = ()
-    blur: BlurFinder | None = None
+    blur: Blur | None = None
 
     def __init__(self, stream: str, config: StreamConfig, model: Model, opener: Opener = open_session) -> None:
         """Open the model and build the stages.
@@ -268,7 +294,7 @@ class VideoPerception:
         self._gate = MotionGate(config.gate, config.crop)
         self._masked: MotionGate | None = None
         hits = config.track.min_hits or model.manifest.min_hits
-        self._texts = SteadyText(hits) if model.manifest.gives_texts else None
+        self._texts = _steady_text(hits) if model.manifest.gives_texts else None
         track = replace(config.track, min_hits=1) if self._texts else config.track
         self.tracker = Tracker(track, zones, stream, lines=lines, filters=self._filters)
         self._gives_numbers = model.manifest.gives_numbers
@@ -440,6 +466,8 @@ class VideoPerception:
     @property
     def embedding_size(self) -> int:
         """Numbers of an embedding; the model `has_features`."""
+        from agent.compute.states import EMBEDDING_CELLS
+
         assert self._detector.features is not None
         return EMBEDDING_CELLS * self.session.outputs[self._detector.features].shape[3]
 
@@ -465,6 +493,12 @@ class VideoPerception:
         for one in (self.secondary, self.blur):
             if one is not None:
                 one.close()
+
+
+def _steady_text(hits: int) -> SteadyText:
+    from agent.compute.decode.ctc import SteadyText
+
+    return SteadyText(hits)
 
 
 def _part(image: Image, crop: Box) -> Image:

@@ -15,7 +15,6 @@ import re
 import tarfile
 import zipfile
 import zlib
-from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path, PurePosixPath
 from typing import IO, Any, NamedTuple, Protocol
@@ -361,19 +360,8 @@ def prepare_import(
         stated["source"] = found.origin
     with held(str(path), found.content, _checked(stated, path)):
         known = draft(str(path))
-    remarks = (*found.remarks, *_remarks(found, known, pixels))
-    return ImportedModel(found.content, path, stated, known, remarks)
-
-
-def _remarks(found: FoundModel, known: Draft, pixels: str) -> Iterator[str]:
-    """Yield what was decided, and could be wrong."""
-    if pixels and found.origin:
-        yield f"pixels are {pixels}, as {found.origin} has them"
-    inputs, outputs = read_modelfile(found.content).ends("")
-    grids = [one.shape for one in outputs if len(one.shape) == 4 and one.shape[-1] > 1]
-    eighths = [one for one in grids if inputs and one[1:3] == tuple(side // 8 for side in inputs[0].shape[1:3])]
-    if known.manifest.output.decoder == "segment" and eighths and ("output", "decoder") in known.sources:
-        yield "a grid of an eighth of the picture may be Edge Impulse's FOMO: then give --decoder fomo"
+    decided = (f"pixels are {pixels}, as {found.origin} has them",) if pixels and found.origin else ()
+    return ImportedModel(found.content, path, stated, known, (*found.remarks, *decided))
 
 
 def _takes_floats(content: bytes) -> bool:

@@ -15,7 +15,7 @@ import msgspec
 from msgspec import Struct
 from msgspec.structs import replace
 
-from agent.compute.decode.defaults import lacks_labels
+from agent.compute.decode import lacks_labels
 from agent.compute.infer.backends import ends_of
 from agent.compute.manifest import Manifest
 from agent.config.toml import Keys, TomlFile, to_toml

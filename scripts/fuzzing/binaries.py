@@ -14,7 +14,7 @@ from contextlib import suppress
 from target import FOLDER, ROOT
 
 from agent.capture.audio_file import read_whole
-from agent.compute.decode.defaults import complete, facts_of
+from agent.compute.decode.completion import complete, facts_of
 from agent.compute.infer.chain import TimingRun
 from agent.compute.infer.litert import load_runtime
 from agent.compute.infer.session import SessionOptions

@@ -59,7 +59,7 @@ def _sha256(_context: click.Context, option: click.Parameter, text: str | None) 
 
 
 def _complete_decoder(_context: click.Context, _option: click.Parameter, incomplete: str) -> list[str]:
-    from agent.compute.decode.decoder import DECODERS
+    from agent.compute.decode import DECODERS
 
     return [name for name in DECODERS if name.startswith(incomplete)]
 

@@ -19,7 +19,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 from numpy.typing import NDArray
 
-from agent.compute.decode.decoder import build_decoder
+from agent.compute.decode import build_decoder
 from agent.compute.infer.image_input import ImageInput
 from agent.compute.infer.session import Session
 from agent.compute.manifest import PICTURE_HITS, Model

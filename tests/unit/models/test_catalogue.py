@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from agent.compute.decode.decoder import DECODERS, FEATURES
+from agent.compute.decode import DECODERS
+from agent.compute.manifest import FEATURES
 from agent.errors import ModelError
 from agent.models.catalogue import (
     TASKS,

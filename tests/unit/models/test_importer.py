@@ -10,7 +10,6 @@ import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 
-import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -21,7 +20,6 @@ from agent.models.importer import find_model, prepare_import, read_labels, write
 from agent.models.library import look_up
 from tests.support import picture_models
 from tests.support.examples import examples
-from tests.support.tflite_builder import constant_model
 
 MODEL = picture_models.classifier("float32", described=False)
 
@@ -231,14 +229,6 @@ def test_a_manifest_of_another_model_is_refused(tmp_path: Path) -> None:
     (tmp_path / "b.toml").write_text('file = "other.tflite"\n[output]\nlabels = ["x", "y", "z"]\n')
     with pytest.raises(ModelError, match=r"is the manifest of other.tflite"):
         find_model(tmp_path / "b.tflite")
-
-
-def test_a_grid_that_may_be_fomo_is_told(tmp_path: Path) -> None:
-    grid = constant_model({"grid": np.zeros((1, 12, 12, 3), np.float32)}, (1, 96, 96, 3))
-    model = prepare_import(importer.FoundModel(grid, "m"), tmp_path / "m.tflite")
-    assert any("--decoder fomo" in remark for remark in model.remarks)
-    model = prepare_import(importer.FoundModel(grid, "m", ("a", "b")), tmp_path / "m.tflite")
-    assert (model.draft.manifest.output.decoder, model.remarks) == ("fomo", ())
 
 
 def test_nothing_is_written_over_what_is_there(tmp_path: Path) -> None:
