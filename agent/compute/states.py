@@ -99,7 +99,7 @@ class StateAnswer(NamedTuple):
 
 
 class Head(Protocol):
-    """Tells values apart: `StateHead`, or `agent.compute.words.WordHead`."""
+    """Tells values apart: `StateHead`, or `agent.compute.listening.WordHead`."""
 
     @property
     def values(self) -> tuple[str, ...]: ...

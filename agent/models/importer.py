@@ -27,7 +27,7 @@ from agent.compute.tflite.read import read_modelfile
 from agent.config.toml import TomlFile, to_toml
 from agent.errors import ModelError
 from agent.models.files import held, load_file, read, read_text
-from agent.models.manifest_writer import Draft, draft, manifest_text
+from agent.models.writer import Draft, draft, manifest_text
 from agent.storage.file_set import write_together
 from agent.text import plain, plural
 

@@ -18,7 +18,7 @@ from agent.cli.main import vedette
 from agent.errors import VedetteError
 from agent.models import catalogue as catalogue_module
 from agent.models import fetch
-from agent.models.catalogue import CatalogueModel
+from agent.models.fetch import CatalogueModel
 from agent.models.library import look_up
 from tests.support import picture_models
 from tests.support.fileserver import FileServer, file_server
