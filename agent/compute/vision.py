@@ -196,13 +196,11 @@ def build_filters(model: Model, config: StreamConfig) -> DetectionFilters:
 
 def _image_input(session: Session, model: Model) -> ImageInput:
     """Return what writes pictures into the selected variant."""
-    if model.manifest.audio is not None:
-        raise ModelError(f"{model.path}: takes sound: it does not take a picture")
-    if len(session.inputs) != 1:
-        raise ModelError(
-            f"{model.path}: expected one input, a picture; found {len(session.inputs)}: "
-            f"{', '.join(map(str, session.inputs))}"
+    if model.manifest.audio is not None or len(session.inputs) != 1:
+        found = (
+            "sound" if model.manifest.audio else f"{len(session.inputs)}: {', '.join(map(str, session.inputs))}"
         )
+        raise ModelError(f"{model.path}: expected one input, a picture; found {found}")
     return ImageInput(session.inputs[0], model.manifest.input)
 
 
@@ -294,7 +292,11 @@ class VideoPerception:
         self._gate = MotionGate(config.gate, config.crop)
         self._masked: MotionGate | None = None
         hits = config.track.min_hits or model.manifest.min_hits
-        self._texts = _steady_text(hits) if model.manifest.gives_texts else None
+        self._texts: SteadyText | None = None
+        if model.manifest.gives_texts:
+            from agent.compute.decode.ctc import SteadyText
+
+            self._texts = SteadyText(hits)
         track = replace(config.track, min_hits=1) if self._texts else config.track
         self.tracker = Tracker(track, zones, stream, lines=lines, filters=self._filters)
         self._gives_numbers = model.manifest.gives_numbers
@@ -493,12 +495,6 @@ class VideoPerception:
         for one in (self.secondary, self.blur):
             if one is not None:
                 one.close()
-
-
-def _steady_text(hits: int) -> SteadyText:
-    from agent.compute.decode.ctc import SteadyText
-
-    return SteadyText(hits)
 
 
 def _part(image: Image, crop: Box) -> Image:

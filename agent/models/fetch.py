@@ -9,8 +9,6 @@ import difflib
 import functools
 import hashlib
 import http.client
-import itertools
-import os
 import ssl
 import time
 import urllib.error
@@ -26,28 +24,18 @@ from agent.compute.decode import DECODERS
 from agent.compute.manifest import FEATURES
 from agent.config.toml import read_toml
 from agent.errors import ModelError, StorageError
-from agent.storage.files import open_partial, remove, storage_errors
+from agent.storage.files import open_partial, refuse_special, remove, storage_errors
 from agent.structs import convert
 from agent.text import plain
 
 LARGEST = 512 * 1024 * 1024
 _CHUNK = 256 * 1024
-_STALL_S, _RETRIES, _WAIT_S = 30.0, 4, 1.0
-_LEAST_RATE = 256
-"""Least bytes a second over `_STALL_S`: a server that sends less is taken for one that sends nothing."""
+_STALL_S, _TRIES, _WAIT_S = 30.0, 10, 1.0
 _HEAD = 512
 _SERVER_ERROR = 500
-_MOST_TRIES = 40
-_PASSED_ON = (OSError, http.client.HTTPException, ValueError)
 
 Progress = Callable[[int, int], None]
 """Called with the bytes that are there and those of the whole file, 0: not known."""
-Tell = Callable[[str], None]
-"""Called with why a call is tried again."""
-
-
-class _SlowServerError(OSError):
-    """A server has sent too little for too long."""
 
 
 class _NoOtherScheme(urllib.request.HTTPRedirectHandler):
@@ -90,15 +78,7 @@ def shown(url: str) -> str:
     return plain(url.partition("#")[0].partition("?")[0])
 
 
-def fetch(
-    url: str,
-    target: Path,
-    sha256: str,
-    *,
-    size: int = 0,
-    progress: Progress = lambda *_: None,
-    tell: Tell = lambda _: None,
-) -> bool:
+def fetch(url: str, target: Path, sha256: str, *, size: int = 0, progress: Progress = lambda *_: None) -> bool:
     """Fetch a file into `target`, which keeps what an interrupted call has fetched.
 
     Args:
@@ -107,7 +87,6 @@ def fetch(
         sha256: of the file, in hexadecimal digits.
         size: of the file, bytes; 0: not known.
         progress: see `Progress`.
-        tell: see `Tell`.
 
     Returns:
         False if the file was there already, and no server was asked.
@@ -117,15 +96,14 @@ def fetch(
         StorageError: the file cannot be written.
     """
     file_name_of(url)
-    if os.path.lexists(target) and (target.is_symlink() or not target.is_file()):
-        raise StorageError(f"{target}: cannot be written: not a file, but a link, a device, a pipe or a folder")
+    refuse_special(target, StorageError, follow=False)
     resumed = target.exists()
     if _is_right(target, sha256):
         return False
-    _fetch_whole(url, target, size, progress, tell)
+    _fetch_whole(url, target, size, progress)
     if resumed and not _is_right(target, sha256):  # what was there may have been of another file
         remove(target)
-        _fetch_whole(url, target, size, progress, tell)
+        _fetch_whole(url, target, size, progress)
     if not _is_right(target, sha256):
         told = _told(target, sha256)
         remove(target)
@@ -133,26 +111,21 @@ def fetch(
     return True
 
 
-def _fetch_whole(url: str, target: Path, size: int, progress: Progress, tell: Tell) -> None:
-    """Fetch what is missing of a file; try again where it breaks off, as long as something comes."""
-    failed = 0
-    for tries in itertools.count(1):
-        before = _bytes_of(target)
+def _fetch_whole(url: str, target: Path, size: int, progress: Progress) -> None:
+    """Fetch what is missing of a file; try again where it breaks off."""
+    for tries in range(1, _TRIES + 1):
         try:
             return _append(url, target, size, progress)
-        except (ModelError, StorageError):
-            raise
-        except _PASSED_ON as error:
+        except (OSError, http.client.HTTPException, ValueError) as error:
+            text = plain((str(getattr(error, "reason", error)).splitlines() or [""])[0] or type(error).__name__)
+            if isinstance(error, urllib.error.HTTPError):
+                text = f"the server answers {error.code} {text}"
             if not _may_pass(error):
-                raise ModelError(f"{shown(url)}: {_reason(error)}") from error
-            gained = _bytes_of(target) > before and not isinstance(error, _SlowServerError)
-            failed = 0 if gained else failed + 1
-            if failed > _RETRIES or tries >= _MOST_TRIES:
-                told = f"cannot be fetched: {_reason(error)}; try again, or give --mirror"
-                raise ModelError(f"{shown(url)}: {told}") from error
-            if failed:
-                tell(f"{_reason(error)}; trying again ({failed + 1} of {_RETRIES + 1})")
-            time.sleep(_WAIT_S * failed)
+                raise ModelError(f"{shown(url)}: {text}") from error
+            if tries == _TRIES:
+                text = f"cannot be fetched: {text}; try again, or give --mirror"
+                raise ModelError(f"{shown(url)}: {text}") from error
+            time.sleep(_WAIT_S)
 
 
 def _may_pass(error: Exception) -> bool:
@@ -164,29 +137,9 @@ def _may_pass(error: Exception) -> bool:
     return isinstance(error, OSError | http.client.IncompleteRead | http.client.RemoteDisconnected)
 
 
-def _reason(error: Exception) -> str:
-    if isinstance(error, http.client.IncompleteRead):
-        return "the connection breaks off"
-    if isinstance(error, urllib.error.HTTPError):
-        return f"the server answers {error.code} {_first_line(error.reason)}"
-    if isinstance(error, http.client.BadStatusLine) and not isinstance(error, http.client.RemoteDisconnected):
-        return f"the server answers no HTTP: {_first_line(error)[:80]}"
-    inner = getattr(error, "reason", error)
-    return "the server sends nothing" if isinstance(inner, TimeoutError) else _first_line(inner)
-
-
-def _first_line(error: object) -> str:
-    return plain((str(error).splitlines() or [""])[0] or type(error).__name__)
-
-
-def _bytes_of(target: Path) -> int:
-    with storage_errors(f"{target}: cannot be read"):
-        return target.stat().st_size if target.exists() else 0
-
-
 def _append(url: str, target: Path, size: int, progress: Progress) -> None:
     """Fetch what is missing of a file, in one request."""
-    there = _bytes_of(target)
+    there = target.stat().st_size if target.exists() else 0
     request = urllib.request.Request(url, headers={"User-Agent": "vedette", "Accept-Encoding": "identity"})
     if there:
         request.add_header("Range", f"bytes={there}-")
@@ -200,28 +153,20 @@ def _append(url: str, target: Path, size: int, progress: Progress) -> None:
     with answer:
         if answer.status != http.HTTPStatus.PARTIAL_CONTENT:
             there = 0  # the server sends all of it
-        coming = _length(url, answer.headers.get("Content-Length") or "0")
+        coming = int(answer.headers.get("Content-Length") or 0)
         total = there + coming if coming else size
-        if max(total, size) > LARGEST:
+        if total > LARGEST:
             raise ModelError(f"{shown(url)}: {total / 1e6:.0f} MB: expected at most {LARGEST / 1e6:.0f}")
         received = _write(answer, target, there, total, progress)
-        if received > LARGEST:
-            remove(target)
-            raise ModelError(f"{shown(url)}: the server sends more than {LARGEST / 1e6:.0f} MB")
+    if received > LARGEST:
+        remove(target)
+        raise ModelError(f"{shown(url)}: the server sends more than {LARGEST / 1e6:.0f} MB")
     if total and received < total:
         raise http.client.IncompleteRead(b"", total - received)
 
 
-def _length(url: str, text: str) -> int:
-    """Return the length that a server states, bytes. Raises ModelError if it is none."""
-    if not (text.isascii() and text.isdecimal()):
-        raise ModelError(f"{shown(url)}: the server states a length of {plain(text[:40])!r}")
-    return int(text)
-
-
 def _write(answer: http.client.HTTPResponse, target: Path, there: int, total: int, progress: Progress) -> int:
     """Append to a file what a server sends; return the file's bytes."""
-    since_s, before = time.monotonic(), there
     with open_partial(target, there) as file:
         while there <= LARGEST and (chunk := answer.read1(_CHUNK)):
             with storage_errors(f"{target}: cannot be written"):
@@ -229,10 +174,6 @@ def _write(answer: http.client.HTTPResponse, target: Path, there: int, total: in
                 file.flush()
             there += len(chunk)
             progress(there, total)
-            if (now_s := time.monotonic()) - since_s >= _STALL_S:
-                if there - before < _LEAST_RATE * (now_s - since_s):
-                    raise _SlowServerError(f"the server sends less than {_LEAST_RATE} bytes a second")
-                since_s, before = now_s, there
     return there
 
 

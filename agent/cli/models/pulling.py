@@ -184,12 +184,8 @@ def _fetch(url: str, path: Path, wanted: _Wanted) -> bool:
         of = f" of {total / 1e6:.1f}" if total else ""
         show_progress(f"fetching {name}: {there / 1e6:.1f}{of} MB")
 
-    def tell(what: str) -> None:
-        show_progress("")
-        click.echo(f"{name}: {what}", err=True)
-
     try:
-        reached = fetch(url, path, wanted.sha256, size=wanted.size, progress=progress, tell=tell)
+        reached = fetch(url, path, wanted.sha256, size=wanted.size, progress=progress)
     except KeyboardInterrupt:
         show_progress("")
         click.echo("not finished: the same command goes on", err=True)

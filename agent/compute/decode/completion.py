@@ -31,12 +31,14 @@ from agent.errors import ModelError, NormalisationError, UndecodableError
 from agent.structs import convert
 
 Keys = tuple[str, ...]
-Ending = Literal["softmax", "sigmoid", "logits", ""]
-"""Kind of an output according to the last operations; empty: unknown."""
+Ending = Literal["softmax", "sigmoid", "logits", "embedding", ""]
+"""Kind of an output according to the last operations; empty: unknown. An embedding is a mean or of length 1."""
 METADATA = "from the metadata in the model file"
 _AS_SAMPLES = "guessed: as of samples"
 PROBABILITIES: tuple[Ending, ...] = ("softmax", "sigmoid")
 _ENDINGS: dict[str, Ending] = {"LOGISTIC": "sigmoid", "SOFTMAX": "softmax", "STABLEHLO_LOGISTIC": "sigmoid"}
+_EMBEDDING = frozenset({"AVERAGE_POOL_2D", "L2_NORMALIZATION", "MEAN"})
+_RESHAPING = frozenset({"DEQUANTIZE", "QUANTIZE", "RESHAPE", "SQUEEZE"})
 _WEIGHTED = frozenset({"BATCH_MATMUL", "CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED", "LOG_SOFTMAX"})
 _PASSED = """
 ADD AVERAGE_POOL_2D CONCATENATION DEQUANTIZE EXPAND_DIMS MEAN QUANTIZE RESHAPE RESIZE_BILINEAR SLICE SQUEEZE
@@ -108,19 +110,22 @@ def facts_of(content: bytes, file: ModelFile, first: str = "", last: str = "") -
 
 def _ending(graph: Subgraph, tensor: int) -> Ending:
     makers = {output: operation for operation in graph.operations for output in operation.outputs}
+    is_last, is_embedding = True, False
     for _ in range(_STEPS):
         operation = makers.get(tensor)
         if operation is None:
             return ""
+        is_embedding = is_embedding or (is_last and operation.name in _EMBEDDING)
+        is_last = is_last and operation.name in _RESHAPING
         place = 0
         if operation.custom == POSTPROCESS and operation.outputs[_SCORES : _SCORES + 1] == (tensor,):
             place = 1
         elif operation.name in _ENDINGS:
             return _ENDINGS[operation.name]
         elif operation.name in _WEIGHTED:
-            return "logits"
+            return "embedding" if is_embedding else "logits"
         elif operation.name not in _PASSING:
-            return ""
+            return "embedding" if is_embedding else ""
         if len(operation.inputs) <= place:
             return ""
         tensor = next((one for one in operation.inputs[place:] if one in makers), operation.inputs[place])
@@ -245,7 +250,7 @@ def _gives_scores(decoder: str, keys: _Keys, facts: ModelFacts) -> bool:
     labels = len(keys.get("output", "labels") or ())
     if labels:
         return any(spec.shape[-1:] == (labels,) for spec in facts.outputs)
-    if len(facts.outputs) != 1:
+    if len(facts.outputs) != 1 or "embedding" in facts.endings:
         return False
     spec, ending = facts.outputs[0], facts.endings[0] if facts.endings else ""
     if decoder == "segment":
@@ -296,7 +301,7 @@ def _logits(spec: TensorSpec, ending: Ending) -> tuple[bool | None, str]:
     if limits := stored_range(spec):
         least, most = limits
         return least < -_SLACK or most > 1.0 + _SLACK, f"{spec.name} reaches from {least:.3g} to {most:.3g}"
-    if ending == "logits":
+    if ending in ("logits", "embedding"):
         return True, f"{spec.name} comes from weights, without a softmax or a sigmoid"
     return None, ""
 
