@@ -196,11 +196,11 @@ def build_filters(model: Model, config: StreamConfig) -> DetectionFilters:
 
 def _image_input(session: Session, model: Model) -> ImageInput:
     """Return what writes pictures into the selected variant."""
-    if model.manifest.audio is not None or len(session.inputs) != 1:
-        found = (
-            "sound" if model.manifest.audio else f"{len(session.inputs)}: {', '.join(map(str, session.inputs))}"
-        )
-        raise ModelError(f"{model.path}: expected one input, a picture; found {found}")
+    if model.manifest.audio is not None:
+        raise ModelError(f"{model.path}: takes sound: it does not take a picture")
+    if len(session.inputs) != 1:
+        found = ", ".join(map(str, session.inputs))
+        raise ModelError(f"{model.path}: expected one input, a picture; found {len(session.inputs)}: {found}")
     return ImageInput(session.inputs[0], model.manifest.input)
 
 
