@@ -28,6 +28,7 @@ from agent.models.files import beside, load_file, manifest_path, model_path, rea
 from agent.models.library import complete_manifest, look_up
 from agent.storage.file_set import write_together
 from agent.storage.files import make_folder, refuse_special, write_atomic
+from agent.text import plain
 
 
 class Draft(Struct, frozen=True):
@@ -90,6 +91,8 @@ def write_new(name_or_path: str, path: str, content: Draft, *, force: bool = Fal
         raise ModelError(f"{own}: a manifest is a .toml file")
     if own.exists() and not force:
         raise ModelError(f"{own}: is there already; --force replaces it")
+    if plain(model.name) != model.name:
+        raise ModelError(f"{own}: cannot name {model.name}, which cannot be printed: rename the model")
     golden = (model.parent / name for name in content.manifest.golden.files)
     if files := list(missing_files([model, *golden], own.parent)):
         raise ModelError(
@@ -97,7 +100,7 @@ def write_new(name_or_path: str, path: str, content: Draft, *, force: bool = Fal
             f"{files[0]} there first, or leave --manifest out"
         )
     stated = load_file(name_or_path)[1]
-    text = manifest_text(content, _file_key(model, own), stated.data if stated else {})
+    text = manifest_text(content, model.name, stated.data if stated else {})
     write_atomic(own, text.encode())
     return own
 
@@ -107,7 +110,7 @@ def manifest_text(content: Draft, file: str, stated: Mapping[str, Any]) -> str:
 
     Args:
         content: of the manifest.
-        file: name of the model; empty: left out.
+        file: name of the model.
         stated: keys that need no comment.
     """
     whole = replace(content.manifest, file=file, sha256=content.sha256)
@@ -120,22 +123,6 @@ def manifest_text(content: Draft, file: str, stated: Mapping[str, Any]) -> str:
     for table, key in reversed(content.missing):
         text = text.replace(f"[{table}]\n", f"[{table}]\n{_placeholder(key)}\n", 1)
     return text
-
-
-def _file_key(model: Path, own: Path) -> str:
-    """Return the value of a manifest's key `file`; empty: left out, since TOML holds UTF-8 names only.
-
-    Raises:
-        ModelError: the manifest must name the file and cannot.
-    """
-    try:
-        model.name.encode()
-    except UnicodeEncodeError:
-        if own == model.with_suffix(".toml"):
-            return ""
-        text = f"{own}: cannot name {model.name}, which is not UTF-8: rename the model, or leave --manifest out"
-        raise ModelError(text) from None
-    return model.name
 
 
 def _placeholder(key: str) -> str:
