@@ -237,8 +237,8 @@ def _guess_decoder(keys: _Keys, facts: ModelFacts) -> str:
         decoder = None
     if decoder is None:
         raise UndecodableError(
-            f"cannot guess how to decode outputs {describe_specs(facts.outputs)}: its manifest must have [output] "
-            'decoder and labels (an embedding is "raw", FOMO "fomo"); see `vedette guide models`'
+            f"cannot guess how to decode outputs {describe_specs(facts.outputs)}: its manifest must have "
+            '[output] decoder and labels (an embedding is "raw", FOMO "fomo"); see `vedette guide models`'
         )
     is_word = decoder == "classify" and "audio" in keys.data and facts.outputs[0].shape[-1:] == (1,)
     return "keyword" if is_word and len(facts.outputs) == 1 else decoder
