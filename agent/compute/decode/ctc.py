@@ -102,17 +102,6 @@ def _place(context: DecoderContext, options: CtcOptions) -> int:
     )
 
 
-def fits(spec: TensorSpec, labels: int) -> bool:
-    """Return True if an output can be the text of a reader with so many labels, and hardly anything else."""
-    return len(spec.shape) in (3, 4) and _axes(spec, labels) is not None
-
-
-def lacks_space(outputs: Sequence[TensorSpec], labels: int) -> bool:
-    """Return True if the one output of a reader has a blank and a space that the labels have not."""
-    found = [axes for spec in outputs if (axes := _axes(spec, labels))]
-    return len(found) == 1 and found[0].classes == labels + 2
-
-
 class _Axes(NamedTuple):
     steps: int
     classes: int
