@@ -167,11 +167,11 @@ def config_schema() -> dict[str, Any]:
 
 def manifest_schema() -> dict[str, Any]:
     """Return the schema of a model's manifest, with the options of every decoder and front end."""
-    from agent.compute.decode import decoder
+    from agent.compute import decode
     from agent.compute.infer import audio_input
-    from agent.compute.manifest import Manifest
+    from agent.compute.manifest import FEATURES, Manifest
 
-    decoders = {name: decoder.options_kind(name) for name in (*decoder.DECODERS, decoder.FEATURES)}
+    decoders = {name: decode.options_kind(name) for name in (*decode.DECODERS, FEATURES)}
     frontends = {name: kind for name, (kind, _) in audio_input.BUILDERS.items()}
     made = _schema("Vedette model manifest", Manifest, *decoders.values(), *frontends.values())
     output, audio = made["$defs"]["OutputManifest"], made["$defs"]["AudioManifest"]

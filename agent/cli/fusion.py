@@ -83,7 +83,7 @@ def calibrate(
     """
     import msgspec
 
-    from agent.models.version_writer import refuse_inputs
+    from agent.models.writer import refuse_inputs
     from agent.optimise.late_fusion.calibration import calibrate as fit
     from agent.optimise.late_fusion.recording import read_recording
     from agent.storage.files import write_atomic

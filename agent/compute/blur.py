@@ -13,7 +13,7 @@ from msgspec import Struct
 
 from agent.compute.infer.session import Opener, SessionOptions
 from agent.compute.manifest import Model
-from agent.compute.track.association import iou
+from agent.compute.track.state import iou
 from agent.compute.vision import build_detector
 from agent.config import DecodeConfig, StreamConfig
 from agent.config.places import FACE, PERSON

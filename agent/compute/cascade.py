@@ -15,9 +15,9 @@ from itertools import pairwise
 import numpy as np
 from msgspec import Struct
 
-from agent.compute.decode.classify import Classify
-from agent.compute.decode.decoder import Decoder, Floats, build_decoder
-from agent.compute.decode.keyword import Keyword
+from agent.compute.decode import build_decoder
+from agent.compute.decode.classes import Classify, Keyword
+from agent.compute.decode.decoder import Decoder, Floats
 from agent.compute.infer.session import Session
 from agent.compute.manifest import HIDDEN, Manifest, Variant
 from agent.config import StreamConfig

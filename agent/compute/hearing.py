@@ -15,14 +15,14 @@ from typing import Any, Protocol
 import numpy as np
 
 from agent.compute.cascade import EarlyExitModel, Prediction
-from agent.compute.decode.keyword import Keyword
+from agent.compute.decode.classes import Keyword
 from agent.compute.gate.voice import VOICE_HZ, Pauses, PreRoll, VoiceDecision, VoiceGate
 from agent.compute.infer.audio_input import AudioInput, Rows, build_frontend
 from agent.compute.infer.session import Opener, SessionOptions, open_session
 from agent.compute.manifest import AudioManifest, Model
 from agent.compute.track.keywords import CONSTANT_S, KeywordSpotter, StuckOutputDetector, answers_move
+from agent.compute.track.places import Zones
 from agent.compute.track.tracker import Tracker
-from agent.compute.track.zones import Zones
 from agent.config import StreamConfig
 from agent.errors import ConfigError, ModelError
 from agent.types import AudioChunk, Detection, Event, Samples, StageTimes, StreamResult

@@ -1,7 +1,7 @@
 """The manifest: a TOML file beside a model file that states what the model needs.
 
 Every key is optional. A missing one is taken from the TFLite Metadata in the model file, guessed from its
-tensors and last operations, or has the default below, see `agent.compute.decode.defaults`. `vedette models
+tensors and last operations, or has the default below, see `agent.compute.decode.completion`. `vedette models
 inspect MODEL --write-manifest` writes all keys with their sources.
 
 The manifest of YAMNet for classification, which scores 521 sounds; `unzip yamnet.tflite` gives its labels:
@@ -139,6 +139,8 @@ class VerificationManifest(Struct, frozen=True, forbid_unknown_fields=True):
 FEATURES = "features"
 """Name of the output that states or words are taught from: a map of the backbone [1, height, width, channels], or
 an embedding of sound [1, …, size]. Also in place of a decoder: the outputs are no detections."""
+CHANNELS_MAX = 1024
+"""Most channels of such a map: more would make examples of more than the memory that they may take."""
 HIDDEN = "hidden"
 """Name of the output that the next exit continues."""
 AUTO = "auto"
@@ -295,6 +297,20 @@ class Manifest(Struct, frozen=True, forbid_unknown_fields=True):
                 raise ModelError(f"{self._called}: variant {before.name!r} continues itself")
             chain.insert(0, before)
         return tuple(chain)
+
+
+class Completed(Struct, frozen=True):
+    """A manifest with every key.
+
+    Attributes:
+        manifest: see `Manifest`.
+        sources: of the keys that the manifest file leaves out, but for defaults.
+        doubts: likely mistakes, a line each, although the model can run.
+    """
+
+    manifest: Manifest
+    sources: dict[tuple[str, ...], str]
+    doubts: tuple[str, ...] = ()
 
 
 class Model(Struct, frozen=True, weakref=True):

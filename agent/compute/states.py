@@ -19,7 +19,6 @@ import numpy as np
 from msgspec import Struct
 from numpy.typing import NDArray
 
-from agent.compute.manifest import FEATURES
 from agent.compute.tflite.model import TensorSpec
 from agent.types import Array, Box, Image
 
@@ -31,7 +30,6 @@ GRID = 3
 """Cells along each side of a region."""
 EMBEDDING_CELLS = GRID * GRID + 1
 """Numbers of an embedding per channel: the means of the cells, and the largest value."""
-CHANNELS_MAX = 1024
 EXAMPLES_MIN = 5
 """Least number of examples of each value."""
 _SHRINKAGE = 0.1
@@ -46,16 +44,6 @@ _TOLD = 0.7
 less than half are right, since what is left out moves its own mean away; so many are in a few of a hundred cases
 at most."""
 _LEAST = 1e-9
-
-
-def is_feature_map(spec: TensorSpec) -> bool:
-    """Return True for an output that states can be taught from: `features` [1, height, width, channels].
-
-    More than `CHANNELS_MAX` channels would make examples of more than the memory that they may take.
-    """
-    return (
-        spec.name == FEATURES and len(spec.shape) == 4 and min(spec.shape) >= 1 and spec.shape[3] <= CHANNELS_MAX
-    )
 
 
 def pool_region(features: Array, spec: TensorSpec, region: Box) -> Floats:
@@ -111,7 +99,7 @@ class StateAnswer(NamedTuple):
 
 
 class Head(Protocol):
-    """Tells values apart: `StateHead`, or `agent.compute.words.WordHead`."""
+    """Tells values apart: `StateHead`, or `agent.compute.listening.WordHead`."""
 
     @property
     def values(self) -> tuple[str, ...]: ...

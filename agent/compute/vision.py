@@ -11,18 +11,16 @@ import cv2
 from msgspec import Struct
 from msgspec.structs import replace
 
-from agent.compute.cascade import EarlyExitModel
-from agent.compute.decode.decoder import build_decoder
+from agent.compute.decode import build_decoder
+from agent.compute.decode.ctc import SteadyText
 from agent.compute.gate.motion import OFF, GateDecision, MotionGate
 from agent.compute.infer.image_input import ImageInput, Placement
 from agent.compute.infer.session import Opener, Session, SessionOptions, open_session
-from agent.compute.manifest import Model
-from agent.compute.states import EMBEDDING_CELLS, Floats, is_feature_map, pool_region
-from agent.compute.track.filters import DetectionFilters, check_polygons
-from agent.compute.track.lines import Lines
-from agent.compute.track.texts import SteadyText
+from agent.compute.manifest import CHANNELS_MAX, FEATURES, Model
+from agent.compute.states import EMBEDDING_CELLS, Floats, pool_region
+from agent.compute.tflite.model import TensorSpec
+from agent.compute.track.places import DetectionFilters, Lines, Zones, check_polygons
 from agent.compute.track.tracker import Tracker
-from agent.compute.track.zones import Zones
 from agent.config import DecodeConfig, GateConfig, StreamConfig
 from agent.errors import ModelError
 from agent.types import (
@@ -30,6 +28,7 @@ from agent.types import (
     Array,
     Attribute,
     Box,
+    ChannelOrder,
     Detection,
     Event,
     Frame,
@@ -41,7 +40,8 @@ from agent.types import (
 )
 
 if TYPE_CHECKING:
-    from agent.compute.blur import BlurFinder
+    from agent.compute.decode.ctc import SteadyText
+    from agent.compute.states import Floats
 
 
 _ANY = 1 << 30
@@ -90,8 +90,8 @@ class Detector:
         self._image = _image_input(session, model)
         self._decoder = build_decoder(model.manifest, session.inputs, session.outputs, config)
         self._placement = Placement()
-        maps = [number for number, spec in enumerate(session.outputs) if is_feature_map(spec)]
-        self.features = maps[0] if maps else None
+        named = [number for number, spec in enumerate(session.outputs) if is_feature_map(spec)]
+        self.features = named[0] if named else None
 
     def embed(self, region: Box) -> Floats:
         """Return the embedding of a region, in fractions of the frame that was inferred last."""
@@ -130,6 +130,8 @@ class CascadeDetector:
         Raises:
             ModelError: the exits do not fit together, take no picture, or do not fit their decoder.
         """
+        from agent.compute.cascade import EarlyExitModel
+
         self._exits = EarlyExitModel(session, model.manifest, config)
         self._image = _image_input(session, model)
 
@@ -153,6 +155,16 @@ class CascadeDetector:
         if not placement.whole:
             detections = _placed(detections, placement)
         return DetectorResult(detections, prepared - began, inferred - prepared, time.monotonic_ns() - inferred)
+
+
+def is_feature_map(spec: TensorSpec) -> bool:
+    """Return True for an output that states can be taught from: `features` [1, height, width, channels].
+
+    More than `CHANNELS_MAX` channels would make examples of more than the memory that they may take.
+    """
+    return (
+        spec.name == FEATURES and len(spec.shape) == 4 and min(spec.shape) >= 1 and spec.shape[3] <= CHANNELS_MAX
+    )
 
 
 def build_detector(session: Session, model: Model, config: StreamConfig) -> Detector | CascadeDetector:
@@ -186,10 +198,8 @@ def _image_input(session: Session, model: Model) -> ImageInput:
     if model.manifest.audio is not None:
         raise ModelError(f"{model.path}: takes sound: it does not take a picture")
     if len(session.inputs) != 1:
-        raise ModelError(
-            f"{model.path}: expected one input, a picture; found {len(session.inputs)}: "
-            f"{', '.join(map(str, session.inputs))}"
-        )
+        found = ", ".join(map(str, session.inputs))
+        raise ModelError(f"{model.path}: expected one input, a picture; found {len(session.inputs)}: {found}")
     return ImageInput(session.inputs[0], model.manifest.input)
 
 
@@ -226,6 +236,18 @@ class ObjectStage(Protocol):
         ...
 
 
+class Blur(Protocol):
+    """Finds what one stream blurs in the pictures that it publishes."""
+
+    def find(self, image: Image, order: ChannelOrder, now_ns: int) -> list[Box]:
+        """Return what is to be blurred in a picture of this time. Raises BackendError if a model fails."""
+        ...
+
+    def close(self) -> None:
+        """Release the models."""
+        ...
+
+
 class VideoPerception:
     """One camera stream's model with its session, gate and tracker. For one thread.
 
@@ -242,7 +264,7 @@ class VideoPerception:
 
     secondary: ObjectStage | None = None
     extra_models: Sequence[Any] = ()
-    blur: BlurFinder | None = None
+    blur: Blur | None = None
 
     def __init__(self, stream: str, config: StreamConfig, model: Model, opener: Opener = open_session) -> None:
         """Open the model and build the stages.
@@ -269,7 +291,11 @@ class VideoPerception:
         self._gate = MotionGate(config.gate, config.crop)
         self._masked: MotionGate | None = None
         hits = config.track.min_hits or model.manifest.min_hits
-        self._texts = SteadyText(hits) if model.manifest.gives_texts else None
+        self._texts: SteadyText | None = None
+        if model.manifest.gives_texts:
+            from agent.compute.decode.ctc import SteadyText
+
+            self._texts = SteadyText(hits)
         track = replace(config.track, min_hits=1) if self._texts else config.track
         self.tracker = Tracker(track, zones, stream, lines=lines, filters=self._filters)
         self._gives_numbers = model.manifest.gives_numbers

@@ -18,9 +18,7 @@ from msgspec.structs import replace
 from agent.capture.source import check_login, check_opens, check_there, check_uri
 from agent.comms.mqtt.endpoint import OPEN, commands_off
 from agent.comms.mqtt.endpoint import remarks as unwise
-from agent.compute.track.filters import check_filters, check_polygons
-from agent.compute.track.lines import check_lines
-from agent.compute.track.zones import check_zones
+from agent.compute.track.places import check_filters, check_lines, check_polygons, check_zones
 from agent.config import Config, StreamConfig, ZoneConfig
 from agent.config.http import ServedConfig, is_loopback
 from agent.config.load import ConfigFile, load

@@ -1,44 +1,41 @@
-"""Fetch a file over HTTP whose SHA-256 is known: an interrupted call is gone on from.
+"""Fetch models: a catalogue of those of others, and files over HTTP whose SHA-256 is known.
 
-Content is untrusted until its hash is right; only then it may be opened.
+An interrupted call is gone on from. Content is untrusted until its hash is right; only then it may be opened.
 """
 
 from __future__ import annotations
 
+import difflib
+import functools
 import hashlib
 import http.client
-import itertools
-import os
 import ssl
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Annotated
 from urllib.parse import unquote, urlsplit
 
+from msgspec import Meta, Struct
+
+from agent.compute.decode import DECODERS
+from agent.compute.manifest import FEATURES
+from agent.config.toml import read_toml
 from agent.errors import ModelError, StorageError
-from agent.storage.files import open_partial, remove, storage_errors
+from agent.storage.files import open_partial, refuse_special, remove, storage_errors
+from agent.structs import convert
 from agent.text import plain
 
 LARGEST = 512 * 1024 * 1024
 _CHUNK = 256 * 1024
-_STALL_S, _RETRIES, _WAIT_S = 30.0, 4, 1.0
-_LEAST_RATE = 256
-"""Least bytes a second over `_STALL_S`: a server that sends less is taken for one that sends nothing."""
+_STALL_S, _TRIES, _WAIT_S = 30.0, 10, 1.0
 _HEAD = 512
 _SERVER_ERROR = 500
-_MOST_TRIES = 40
-_PASSED_ON = (OSError, http.client.HTTPException, ValueError)
 
 Progress = Callable[[int, int], None]
 """Called with the bytes that are there and those of the whole file, 0: not known."""
-Tell = Callable[[str], None]
-"""Called with why a call is tried again."""
-
-
-class _SlowServerError(OSError):
-    """A server has sent too little for too long."""
 
 
 class _NoOtherScheme(urllib.request.HTTPRedirectHandler):
@@ -81,15 +78,7 @@ def shown(url: str) -> str:
     return plain(url.partition("#")[0].partition("?")[0])
 
 
-def fetch(
-    url: str,
-    target: Path,
-    sha256: str,
-    *,
-    size: int = 0,
-    progress: Progress = lambda *_: None,
-    tell: Tell = lambda _: None,
-) -> bool:
+def fetch(url: str, target: Path, sha256: str, *, size: int = 0, progress: Progress = lambda *_: None) -> bool:
     """Fetch a file into `target`, which keeps what an interrupted call has fetched.
 
     Args:
@@ -98,7 +87,6 @@ def fetch(
         sha256: of the file, in hexadecimal digits.
         size: of the file, bytes; 0: not known.
         progress: see `Progress`.
-        tell: see `Tell`.
 
     Returns:
         False if the file was there already, and no server was asked.
@@ -108,15 +96,14 @@ def fetch(
         StorageError: the file cannot be written.
     """
     file_name_of(url)
-    if os.path.lexists(target) and (target.is_symlink() or not target.is_file()):
-        raise StorageError(f"{target}: cannot be written: not a file, but a link, a device, a pipe or a folder")
+    refuse_special(target, StorageError, follow=False)
     resumed = target.exists()
     if _is_right(target, sha256):
         return False
-    _fetch_whole(url, target, size, progress, tell)
+    _fetch_whole(url, target, size, progress)
     if resumed and not _is_right(target, sha256):  # what was there may have been of another file
         remove(target)
-        _fetch_whole(url, target, size, progress, tell)
+        _fetch_whole(url, target, size, progress)
     if not _is_right(target, sha256):
         told = _told(target, sha256)
         remove(target)
@@ -124,26 +111,21 @@ def fetch(
     return True
 
 
-def _fetch_whole(url: str, target: Path, size: int, progress: Progress, tell: Tell) -> None:
-    """Fetch what is missing of a file; try again where it breaks off, as long as something comes."""
-    failed = 0
-    for tries in itertools.count(1):
-        before = _bytes_of(target)
+def _fetch_whole(url: str, target: Path, size: int, progress: Progress) -> None:
+    """Fetch what is missing of a file; try again where it breaks off."""
+    for tries in range(1, _TRIES + 1):
         try:
             return _append(url, target, size, progress)
-        except (ModelError, StorageError):
-            raise
-        except _PASSED_ON as error:
+        except (OSError, http.client.HTTPException, ValueError) as error:
+            text = plain((str(getattr(error, "reason", error)).splitlines() or [""])[0] or type(error).__name__)
+            if isinstance(error, urllib.error.HTTPError):
+                text = f"the server answers {error.code} {text}"
             if not _may_pass(error):
-                raise ModelError(f"{shown(url)}: {_reason(error)}") from error
-            gained = _bytes_of(target) > before and not isinstance(error, _SlowServerError)
-            failed = 0 if gained else failed + 1
-            if failed > _RETRIES or tries >= _MOST_TRIES:
-                told = f"cannot be fetched: {_reason(error)}; try again, or give --mirror"
-                raise ModelError(f"{shown(url)}: {told}") from error
-            if failed:
-                tell(f"{_reason(error)}; trying again ({failed + 1} of {_RETRIES + 1})")
-            time.sleep(_WAIT_S * failed)
+                raise ModelError(f"{shown(url)}: {text}") from error
+            if tries == _TRIES:
+                text = f"cannot be fetched: {text}; try again, or give --mirror"
+                raise ModelError(f"{shown(url)}: {text}") from error
+            time.sleep(_WAIT_S)
 
 
 def _may_pass(error: Exception) -> bool:
@@ -155,29 +137,9 @@ def _may_pass(error: Exception) -> bool:
     return isinstance(error, OSError | http.client.IncompleteRead | http.client.RemoteDisconnected)
 
 
-def _reason(error: Exception) -> str:
-    if isinstance(error, http.client.IncompleteRead):
-        return "the connection breaks off"
-    if isinstance(error, urllib.error.HTTPError):
-        return f"the server answers {error.code} {_first_line(error.reason)}"
-    if isinstance(error, http.client.BadStatusLine) and not isinstance(error, http.client.RemoteDisconnected):
-        return f"the server answers no HTTP: {_first_line(error)[:80]}"
-    inner = getattr(error, "reason", error)
-    return "the server sends nothing" if isinstance(inner, TimeoutError) else _first_line(inner)
-
-
-def _first_line(error: object) -> str:
-    return plain((str(error).splitlines() or [""])[0] or type(error).__name__)
-
-
-def _bytes_of(target: Path) -> int:
-    with storage_errors(f"{target}: cannot be read"):
-        return target.stat().st_size if target.exists() else 0
-
-
 def _append(url: str, target: Path, size: int, progress: Progress) -> None:
     """Fetch what is missing of a file, in one request."""
-    there = _bytes_of(target)
+    there = target.stat().st_size if target.exists() else 0
     request = urllib.request.Request(url, headers={"User-Agent": "vedette", "Accept-Encoding": "identity"})
     if there:
         request.add_header("Range", f"bytes={there}-")
@@ -191,28 +153,20 @@ def _append(url: str, target: Path, size: int, progress: Progress) -> None:
     with answer:
         if answer.status != http.HTTPStatus.PARTIAL_CONTENT:
             there = 0  # the server sends all of it
-        coming = _length(url, answer.headers.get("Content-Length") or "0")
+        coming = int(answer.headers.get("Content-Length") or 0)
         total = there + coming if coming else size
-        if max(total, size) > LARGEST:
+        if total > LARGEST:
             raise ModelError(f"{shown(url)}: {total / 1e6:.0f} MB: expected at most {LARGEST / 1e6:.0f}")
         received = _write(answer, target, there, total, progress)
-        if received > LARGEST:
-            remove(target)
-            raise ModelError(f"{shown(url)}: the server sends more than {LARGEST / 1e6:.0f} MB")
+    if received > LARGEST:
+        remove(target)
+        raise ModelError(f"{shown(url)}: the server sends more than {LARGEST / 1e6:.0f} MB")
     if total and received < total:
         raise http.client.IncompleteRead(b"", total - received)
 
 
-def _length(url: str, text: str) -> int:
-    """Return the length that a server states, bytes. Raises ModelError if it is none."""
-    if not (text.isascii() and text.isdecimal()):
-        raise ModelError(f"{shown(url)}: the server states a length of {plain(text[:40])!r}")
-    return int(text)
-
-
 def _write(answer: http.client.HTTPResponse, target: Path, there: int, total: int, progress: Progress) -> int:
     """Append to a file what a server sends; return the file's bytes."""
-    since_s, before = time.monotonic(), there
     with open_partial(target, there) as file:
         while there <= LARGEST and (chunk := answer.read1(_CHUNK)):
             with storage_errors(f"{target}: cannot be written"):
@@ -220,10 +174,6 @@ def _write(answer: http.client.HTTPResponse, target: Path, there: int, total: in
                 file.flush()
             there += len(chunk)
             progress(there, total)
-            if (now_s := time.monotonic()) - since_s >= _STALL_S:
-                if there - before < _LEAST_RATE * (now_s - since_s):
-                    raise _SlowServerError(f"the server sends less than {_LEAST_RATE} bytes a second")
-                since_s, before = now_s, there
     return there
 
 
@@ -262,3 +212,105 @@ def check_file(path: Path, sha256: str) -> None:
     """
     if not _is_right(path, sha256):
         raise ModelError(f"{path}: is {_told(path, sha256)}")
+
+
+_FILE = Path(__file__).with_name("catalogue.toml")
+_Bytes = Annotated[int, Meta(gt=0)]
+
+SAME_TASKS = {
+    "detect": "detection",
+    "classify": "classification",
+    "face": "face detection",
+    "segment": "segmentation",
+    "speech": "keywords",
+    "wakeword": "keywords",
+    "inspect": "anomalies",
+}
+"""Words of `agent.models.recommend.TASKS` for tasks that are called otherwise here."""
+
+
+class CatalogueModel(Struct, frozen=True, forbid_unknown_fields=True):
+    """A model that can be fetched.
+
+    Attributes:
+        name: under which it is fetched, and of the file that is written.
+        task: what it does.
+        description: of what, and with which input.
+        licence: SPDX identifier.
+        url: of the archive.
+        sha256: of the archive.
+        fetched_bytes: of the archive.
+        member: name of the model in it.
+        bytes: of the model.
+        accuracy: as published; empty: nothing is.
+        about: URL of its description.
+        decoder: of its outputs.
+        labels: of its classes.
+        int8: bundled model that is this one as INT8; empty: none is.
+    """
+
+    name: Annotated[str, Meta(pattern=r"^[a-z0-9][a-z0-9-]*$")]
+    task: str
+    description: str
+    licence: str
+    url: Annotated[str, Meta(pattern="^https://")]
+    sha256: Annotated[str, Meta(pattern="^[0-9a-f]{64}$")]
+    fetched_bytes: _Bytes
+    member: str
+    bytes: _Bytes
+    accuracy: str
+    about: str
+    decoder: str
+    labels: tuple[str, ...]
+    int8: str = ""
+
+
+@functools.cache
+def catalogue() -> tuple[CatalogueModel, ...]:
+    """Return the models that can be fetched, by name."""
+    return convert(read_toml(_FILE, "the catalogue").data["models"], tuple[CatalogueModel, ...])
+
+
+def find_in_catalogue(name: str) -> CatalogueModel:
+    """Return a model of the catalogue.
+
+    Raises:
+        ModelError: there is none of this name.
+    """
+    known = {one.name: one for one in catalogue()}
+    if name in known:
+        return known[name]
+    near = difflib.get_close_matches(name, known, 1)
+    hint = f"did you mean {near[0]}?" if near else "`vedette models pull` lists them; a URL is fetched as well"
+    raise ModelError(f"{plain(name)}: there is no such model in the catalogue; {hint}")
+
+
+def with_task(task: str) -> tuple[CatalogueModel, ...]:
+    """Return what the catalogue has for a task; empty: all.
+
+    Raises:
+        ModelError: no model has this task.
+    """
+    wanted = check_task(task)
+    return tuple(one for one in catalogue() if wanted in ("", one.task))
+
+
+def tasks_of(decoder: str) -> tuple[str, ...]:
+    """Return the tasks that a model with this decoder may have."""
+    if decoder == FEATURES:
+        return ("features",)
+    return DECODERS[decoder].tasks if decoder in DECODERS else ()
+
+
+def known_tasks() -> list[str]:
+    """Return the tasks of all decoders and of the catalogue."""
+    listed = {one.task for one in catalogue()}
+    return sorted({task for decoder in (*DECODERS, FEATURES) for task in tasks_of(decoder)} | listed)
+
+
+def check_task(task: str) -> str:
+    """Return a task as it is called here. Raise ModelError if no model can have it; an empty one is right."""
+    task = SAME_TASKS.get(task, task)
+    if task and task not in known_tasks():
+        raise ModelError(f"{plain(task)}: there is no such task: expected {', '.join(known_tasks())}")
+    return task

@@ -12,6 +12,7 @@ from typing import Literal
 
 from msgspec import Struct
 
+from agent.compute.decode import DECODERS
 from agent.compute.manifest import Manifest
 from agent.config import StreamConfig
 from agent.config.secondary import SecondaryConfig
@@ -28,8 +29,6 @@ Kind = Literal["things", "verdicts", "sounds", "words", "numbers", "texts"]
 IN_PICTURES: tuple[Kind, ...] = ("things", "verdicts", "numbers", "texts")
 _NO_LABELS = ("", "???")
 """Labels in published lists that stand for no class."""
-_OWN_LABELS = {"blazeface": ("face",), "keypoints": ("person",)}
-"""Labels by decoder, where the manifest names none."""
 _NO_WORDS = ("unknown", "silence")
 _VERDICTS = ("classify",)
 
@@ -97,7 +96,8 @@ def _labels(manifest: Manifest, config: StreamConfig, kind: Kind) -> tuple[str, 
     if kind == "texts":
         return ()
     none = output.options.get("ignore", _NO_WORDS) if kind == "words" else _NO_LABELS
-    labels = output.labels or _OWN_LABELS.get(output.decoder, ())
+    row = DECODERS.get(output.decoder)
+    labels = output.labels or ((row.label,) if row and row.label else ())
     asked = config.decode.labels
     return tuple(dict.fromkeys(one for one in labels if one not in none and (one in asked or not asked)))
 

@@ -8,17 +8,17 @@ Ultralytics' folders of several precisions, and Edge Impulse's files, which end 
 from __future__ import annotations
 
 import copy
-import gzip
 import io
+import itertools
 import os
 import re
 import tarfile
 import zipfile
 import zlib
-from collections.abc import Iterator
-from contextlib import AbstractContextManager
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path, PurePosixPath
-from typing import IO, Any, NamedTuple, Protocol
+from typing import IO, Any, NamedTuple
 
 from msgspec import Struct
 
@@ -28,7 +28,7 @@ from agent.compute.tflite.read import read_modelfile
 from agent.config.toml import TomlFile, to_toml
 from agent.errors import ModelError
 from agent.models.files import held, load_file, read, read_text
-from agent.models.manifest_writer import Draft, draft, manifest_text
+from agent.models.writer import Draft, draft, manifest_text
 from agent.storage.files import write_together
 from agent.text import plain, plural
 
@@ -42,15 +42,15 @@ PIXELS: dict[str, tuple[list[float], list[float]]] = {
 """`mean` and `std` by what the training took: pixels in -1..1, 0..1 or 0..255, or normalised as for ImageNet."""
 _TEACHABLE = "Teachable Machine"
 _LABELS = ("labels.txt", "label.txt", "labelmap.txt", "classes.txt", "class_names.txt")
-_LARGEST, _LARGEST_TEXT, _LARGEST_TAR = 256 * 1024**2, 1024**2, 2 * 1024**3
-"""Most bytes of a model, of labels in an archive, and of all that one packed by gzip unpacks to."""
+_LARGEST, _LARGEST_TEXT = 256 * 1024**2, 1024**2
+"""Most bytes of a model, also of all that an archive packed by gzip unpacks to, and of labels in one."""
+_GZIP = 31
+"""`wbits` of zlib for gzip."""
 ARCHIVES = (".zip", ".whl", ".tgz", ".tar.gz")
 _START, _PART, _MAGIC = 64, 1024**2, b"TFL3"
 _LONGEST_STEM = 100
 _MOST = 10_000
 """Most files in an archive."""
-_NOT_COUNTED = 0xFFFF
-"""Number of files that a zip archive states if there are more than its field can hold."""
 _NUMBERED = re.compile(r"(\d{1,9})[\s:,]+(\S.*)")
 _NAME = re.compile(r"[^A-Za-z0-9._-]+")
 _BROKEN = (
@@ -65,77 +65,31 @@ _BROKEN = (
 )
 
 
-class _Entry(NamedTuple):
-    """A file in an archive."""
+class _Packed(NamedTuple):
+    """A file in an archive, and what opens it."""
 
-    filename: str
-    file_size: int
-
-
-class _Archive(Protocol):
-    """Interface of the archives that models are read from."""
-
-    def files(self) -> list[_Entry]:
-        """Return its files, without folders."""
-
-    def open(self, number: int) -> AbstractContextManager[IO[bytes]]:
-        """Open one of `files`."""
+    name: str
+    size: int
+    open: Callable[[], IO[bytes] | None]
 
 
-class _Zip:
-    def __init__(self, content: bytes, path: Path) -> None:
+def _files_in(content: bytes, path: Path) -> list[_Packed]:
+    """List the files of an archive, without folders and links."""
+    if path.suffix.lower() in (".zip", ".whl"):
         if (count := entries_of(content)) > _MOST:
-            more = "more than 65,534" if count == _NOT_COUNTED else str(count)
-            raise ModelError(f"{path}: has {more} files: expected at most {_MOST}")
-        self._archive = zipfile.ZipFile(io.BytesIO(content))
-        self._infos = [one for one in self._archive.infolist() if not one.is_dir()]
-
-    def files(self) -> list[_Entry]:
-        return [_Entry(one.filename, one.file_size) for one in self._infos]
-
-    def open(self, number: int) -> AbstractContextManager[IO[bytes]]:
-        return self._archive.open(self._infos[number])
-
-
-class _Tar:
-    """A `.tar` packed by gzip, such as a package of npm."""
-
-    def __init__(self, content: bytes, path: Path) -> None:
-        unpacked = _Bounded(content)
-        self._archive = tarfile.TarFile(fileobj=unpacked)
-        self._infos = []
-        for count, one in enumerate(self._archive, 1):
-            if count > _MOST:
-                raise ModelError(f"{path}: has more than {_MOST} files")
-            if one.isreg():
-                self._infos.append(one)
-        unpacked.largest_read = _LARGEST
-
-    def files(self) -> list[_Entry]:
-        return [_Entry(one.name, one.size) for one in self._infos]
-
-    def open(self, number: int) -> AbstractContextManager[IO[bytes]]:
-        file = self._archive.extractfile(self._infos[number])
-        assert file is not None  # it is regular
-        return file
-
-
-class _Bounded(gzip.GzipFile):
-    """Unpacks no more than `_LARGEST_TAR` bytes, and as long as headers are read, not many of them at once."""
-
-    def __init__(self, content: bytes) -> None:
-        super().__init__(fileobj=io.BytesIO(content), mode="rb")
-        self.largest_read = _LARGEST_TEXT
-
-    def read(self, size: int | None = -1) -> bytes:
-        if size is None or size > self.largest_read:
-            raise ValueError(f"a header of {size} bytes: expected at most {self.largest_read}")
-        return super().read(size)
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        if offset > _LARGEST_TAR:  # what lies before would be unpacked
-            raise ValueError(f"it unpacks to more than {_LARGEST_TAR / 1e6:.0f} MB")
-        return super().seek(offset, whence)
+            raise ModelError(f"{path}: has {count} files: expected at most {_MOST}")
+        packed = zipfile.ZipFile(io.BytesIO(content))
+        infos = [one for one in packed.infolist() if not one.is_dir()]
+        return [_Packed(one.filename, one.file_size, partial(packed.open, one)) for one in infos]
+    unpacker = zlib.decompressobj(wbits=_GZIP)
+    unpacked = io.BytesIO(unpacker.decompress(content, _LARGEST))
+    if unpacker.unconsumed_tail or not unpacker.eof:
+        raise ValueError(f"it ends early, or unpacks to more than {_LARGEST / 1e6:.0f} MB")
+    archive = tarfile.TarFile(fileobj=unpacked)
+    members = list(itertools.islice(archive, _MOST + 1))
+    if len(members) > _MOST:
+        raise ModelError(f"{path}: has more than {_MOST} files")
+    return [_Packed(one.name, one.size, partial(archive.extractfile, one)) for one in members if one.isreg()]
 
 
 class FoundModel(Struct, frozen=True):
@@ -193,13 +147,10 @@ def find_model(path: Path, member: str = "") -> FoundModel:
     if not path.name.lower().endswith(ARCHIVES):
         raise ModelError(f"{path}: expected a .tflite, a .lite, or a {', '.join(ARCHIVES)} with one in it")
     content = read(path, _LARGEST)
-    is_zip = path.suffix.lower() in (".zip", ".whl")
     try:
-        return _in_archive(_Zip(content, path) if is_zip else _Tar(content, path), path, member)
+        return _in_archive(_files_in(content, path), path, member)
     except _BROKEN as error:
-        kind = "zip archive" if is_zip else "tar archive"
-        why = "it is encrypted" if "encrypted" in str(error) else error
-        raise ModelError(f"{path}: cannot be read as a {kind}: {why}") from None
+        raise ModelError(f"{path}: cannot be read as an archive: {error}") from None
 
 
 def _beside_manifest(path: Path) -> FoundModel:
@@ -221,55 +172,50 @@ def _beside_manifest(path: Path) -> FoundModel:
     return FoundModel(content, name, stated=stated, remarks=(f"keys of {plain(own[0].name)} beside it",))
 
 
-def _in_archive(archive: _Archive, path: Path, member: str) -> FoundModel:
-    listed_files = archive.files()
-    numbers = {one: number for number, one in enumerate(listed_files)}
-    files = [one for one in listed_files if not one.filename.startswith("__MACOSX/")]
-    models = [one for one in files if one.filename.lower().endswith(SUFFIXES)]
-    chosen = [one for one in models if one.filename.endswith(member)] if member else models
+def _in_archive(packed: list[_Packed], path: Path, member: str) -> FoundModel:
+    files = [one for one in packed if not one.name.startswith("__MACOSX/")]
+    models = [one for one in files if one.name.lower().endswith(SUFFIXES)]
+    chosen = [one for one in models if one.name.endswith(member)] if member else models
     if len(chosen) != 1:
         raise ModelError(f"{path}: {_told(models, chosen, member)}")
     (file,) = chosen
-    inner, place = PurePosixPath(file.filename), f"{path}: {plain(file.filename)}"
-    content = _model(_read(archive, numbers[file], file.file_size, _LARGEST, place), place)
-    listed = _labels_beside(files, inner)
-    labels, numbered = (
-        _labels(_read(archive, numbers[listed], listed.file_size, _LARGEST_TEXT, str(path)), str(path))
-        if listed
-        else ((), False)
-    )
-    teachable = numbered and inner.name in ("model.tflite", "model_unquant.tflite")
-    remarks = [f"{plain(file.filename)} out of the archive"]
-    if listed:
-        named = plain(listed.filename)
+    inner, place = PurePosixPath(file.name), f"{path}: {plain(file.name)}"
+    content = _model(_read(file, _LARGEST, place), place)
+    remarks = [f"{plain(file.name)} out of the archive"]
+    labels, numbered = tuple[str, ...](), False
+    if listed := _labels_beside(files, inner):
+        labels, numbered = _labels(_read(listed, _LARGEST_TEXT, str(path)), str(path))
+        named = plain(listed.name)
         remarks += [f"{plural(len(labels), 'label')} from {named}" if labels else f"{named} is empty: no labels"]
-    stem = path.name if teachable else inner.name
-    origin = _TEACHABLE if teachable else ""
+    teachable = numbered and inner.name in ("model.tflite", "model_unquant.tflite")
+    stem, origin = (path.name, _TEACHABLE) if teachable else (inner.name, "")
     return FoundModel(content, stem_of(stem), labels, origin=origin, remarks=tuple(remarks))
 
 
-def _told(models: list[_Entry], chosen: list[_Entry], member: str) -> str:
+def _told(models: list[_Packed], chosen: list[_Packed], member: str) -> str:
     """Say why not exactly one model was chosen."""
     if not models:
         return "no .tflite in it; models of other kinds (.onnx, .pt, .h5, saved_model) have to be converted first"
-    names = ", ".join(f"{plain(one.filename)} ({one.file_size / 1e6:.1f} MB)" for one in models[:8])
-    if len({one.filename for one in chosen}) < len(chosen):
-        return f"has {len(chosen)} files called {plain(chosen[0].filename)}: pack it again with one"
+    names = ", ".join(f"{plain(one.name)} ({one.size / 1e6:.1f} MB)" for one in models[:8])
+    if len({one.name for one in chosen}) < len(chosen):
+        return f"has {len(chosen)} files called {plain(chosen[0].name)}: pack it again with one"
     if member:
         return f"--member {plain(member)} fits {len(chosen)} of its models: {names}"
     return f"has {len(models)} models: name one by --member: {names}"
 
 
-def _read(archive: _Archive, number: int, size: int, largest: int, place: str) -> bytes:
-    if size > largest:
-        raise ModelError(f"{place}: {size / 1e6:.0f} MB: expected at most {largest / 1e6:.0f}")
-    with archive.open(number) as stream:
+def _read(file: _Packed, largest: int, place: str) -> bytes:
+    if file.size > largest:
+        raise ModelError(f"{place}: {file.size / 1e6:.0f} MB: expected at most {largest / 1e6:.0f}")
+    stream = file.open()
+    assert stream is not None  # it is regular
+    with stream:
         content = io.BytesIO(stream.read(_START))
         if largest == _LARGEST and content.getvalue()[4:8] != _MAGIC:  # what is no model need not be unpacked
             return content.getvalue()
         content.seek(0, io.SEEK_END)
         while part := stream.read(_PART):
-            if content.tell() + len(part) > size:
+            if content.tell() + len(part) > file.size:
                 raise ModelError(f"{place}: is larger than the archive says")
             content.write(part)
     return content.getvalue()
@@ -293,10 +239,10 @@ def stem_of(name: str) -> str:
     return _NAME.sub("-", PurePosixPath(name).stem)[:_LONGEST_STEM].strip("-.") or "model"
 
 
-def _labels_beside(files: list[_Entry], model: PurePosixPath) -> _Entry | None:
+def _labels_beside(files: list[_Packed], model: PurePosixPath) -> _Packed | None:
     """Return the list of labels that lies nearest to a model in its archive."""
-    found = [one for one in files if PurePosixPath(one.filename).name.lower() in _LABELS]
-    near = [one for one in found if PurePosixPath(one.filename).parent == model.parent]
+    found = [one for one in files if PurePosixPath(one.name).name.lower() in _LABELS]
+    near = [one for one in found if PurePosixPath(one.name).parent == model.parent]
     return next(iter(near or (found if len(found) == 1 else [])), None)
 
 
@@ -361,19 +307,8 @@ def prepare_import(
         stated["source"] = found.origin
     with held(str(path), found.content, _checked(stated, path)):
         known = draft(str(path))
-    remarks = (*found.remarks, *_remarks(found, known, pixels))
-    return ImportedModel(found.content, path, stated, known, remarks)
-
-
-def _remarks(found: FoundModel, known: Draft, pixels: str) -> Iterator[str]:
-    """Yield what was decided, and could be wrong."""
-    if pixels and found.origin:
-        yield f"pixels are {pixels}, as {found.origin} has them"
-    inputs, outputs = read_modelfile(found.content).ends("")
-    grids = [one.shape for one in outputs if len(one.shape) == 4 and one.shape[-1] > 1]
-    eighths = [one for one in grids if inputs and one[1:3] == tuple(side // 8 for side in inputs[0].shape[1:3])]
-    if known.manifest.output.decoder == "segment" and eighths and ("output", "decoder") in known.sources:
-        yield "a grid of an eighth of the picture may be Edge Impulse's FOMO: then give --decoder fomo"
+    decided = (f"pixels are {pixels}, as {found.origin} has them",) if pixels and found.origin else ()
+    return ImportedModel(found.content, path, stated, known, (*found.remarks, *decided))
 
 
 def _takes_floats(content: bytes) -> bool:

@@ -10,7 +10,7 @@ import copy
 import hashlib
 import importlib.util
 import logging
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -21,9 +21,11 @@ import numpy as np
 from msgspec import Struct
 from msgspec.structs import replace
 
-from agent.compute.decode.decoder import DECODERS, FEATURES, options_kind
-from agent.compute.decode.defaults import Completed, complete, describe_sources, facts_of, lacks_labels, says_all
-from agent.compute.manifest import AudioManifest, Manifest, Model, Variant
+from agent.compute.decode import DECODERS, lacks_labels, options_kind
+from agent.compute.decode.completion import complete, facts_of
+from agent.compute.infer.choice import Inputs, golden_inputs
+from agent.compute.infer.tensors import Ends, ends_of
+from agent.compute.manifest import FEATURES, AudioManifest, Completed, Manifest, Model, Variant
 from agent.compute.tflite.model import ModelFile, TensorSpec
 from agent.compute.tflite.read import Runtime, incompatibilities, only_signature, read_modelfile
 from agent.config.toml import Problem, TomlFile, nearest, problems_of
@@ -44,6 +46,8 @@ _NO_LABELS = (
     "[output] labels are left out: classes are published as class0, class1 and so on; name the classes in order, "
     'in a list, or by labels = "labels.txt" in a file beside the manifest, a line each'
 )
+_DESCRIPTIVE = (("name",), ("licence",), ("description",))
+"""Keys that do not affect inference."""
 _open: WeakValueDictionary[tuple[str, str, str], Model] = WeakValueDictionary()
 _completions: dict[str, tuple[str, dict[str, Any], Completed]] = {}
 """Cache by name or path, since reading takes long: sha256 of the file, its manifest, and the completed
@@ -60,7 +64,7 @@ class Known(Struct, frozen=True):
         sha256: hex digest of the file.
         size: of the file, bytes.
         stated: the manifest as written; None: there is none.
-        completed: see `agent.compute.decode.defaults.Completed`.
+        completed: see `Completed`.
     """
 
     content: bytes
@@ -88,11 +92,20 @@ def log_guesses(stream: str, name_or_path: str) -> None:
 
 
 def _remarks(keys: dict[str, Any], completed: Completed) -> list[str]:
-    found = describe_sources(completed.sources)
+    found = _describe_sources(completed.sources)
     why = "its manifest leaves keys out" if keys else "it has no manifest"
     output = completed.manifest.output
     unnamed = [_NO_LABELS] if lacks_labels(output) and output.decoder != "keyword" else []
     return [*([f"{why}: {found}"] if found else []), *completed.doubts, *unnamed]
+
+
+def _describe_sources(sources: Mapping[tuple[str, ...], str]) -> str:
+    """Describe in one line which keys that affect inference were found or guessed, and from what."""
+    by_source: dict[str, list[str]] = {}
+    for keys, source in sources.items():
+        if keys not in _DESCRIPTIVE:
+            by_source.setdefault(source, []).append(".".join(keys))
+    return "; ".join(f"{', '.join(names)} ({source})" for source, names in by_source.items())
 
 
 def open_model(
@@ -164,7 +177,7 @@ def look_up(
     if stated is not None:
         _check_signatures(stated, content)
     keys = {} if stated is None else stated.data
-    if "sha256" in keys and says_all(keys) and not thorough:
+    if "sha256" in keys and _says_all(keys) and not thorough:
         completed = Completed(convert({"name": plain(Path(name_or_path).stem)} | keys, Manifest), {})
     else:
         before = _completions.get(name_or_path)
@@ -181,9 +194,19 @@ def look_up(
 
 
 def _ask_runtime(*args: Any) -> Ends:
-    from agent.compute.infer.tensors import ends_of  # few files leave shapes to the runtime
 
     return ends_of(*args)
+
+
+def _says_all(stated: Mapping[str, Any]) -> bool:
+    """Return True if a manifest leaves out nothing that could be found or guessed."""
+    output, picture = stated.get("output", {}), stated.get("input", {})
+    decoder, options = output.get("decoder", ""), output.get("options", {})
+    if decoder not in DECODERS or decoder == "ssd" or not {"labels", "score_threshold"} <= output.keys():
+        return False
+    if "audio" not in stated and not {"order", "resize", "mean", "std"} <= picture.keys():
+        return False
+    return "logits" in options or "logits" not in options_kind(decoder).__struct_fields__
 
 
 def _expand(file: bytes, sha256: str) -> bytes:
@@ -359,8 +382,6 @@ def golden(model: Model) -> Inputs:
         ModelError: a golden file is not beside the manifest. From the function: a file cannot be used, or the
             inputs are too large.
     """
-    from agent.compute.infer.choice import golden_inputs  # needed only where something is measured
-
     files = golden_paths(model.path, model.manifest)
 
     def cases(specs: Sequence[TensorSpec]) -> list[list[Array]]:

@@ -19,7 +19,7 @@ from agent.compute.tflite.read import read_modelfile
 from agent.compute.tflite.work import Arithmetic, Work
 from agent.config.toml import read_toml
 from agent.errors import ModelError
-from agent.models.catalogue import SAME_TASKS, CatalogueModel, catalogue
+from agent.models.fetch import SAME_TASKS, CatalogueModel, catalogue
 from agent.models.library import look_up
 from agent.models.predict import (
     PICTURES_FPS,

@@ -24,7 +24,8 @@ from msgspec import Struct
 from msgspec.structs import replace
 from numpy.typing import NDArray
 
-from agent.compute.decode.decoder import Labels, ShapeMismatchError, assign_scores, build_decoder
+from agent.compute.decode import build_decoder
+from agent.compute.decode.decoder import Labels, ShapeMismatchError, assign_scores
 from agent.compute.infer.choice import golden_inputs
 from agent.compute.infer.image_input import Placement
 from agent.compute.infer.session import CPU, BackendSpec, Session, SessionOptions, open_for_command

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from agent.compute.decode.defaults import PROBABILITIES, facts_of
+from agent.compute.decode.completion import PROBABILITIES, facts_of
 from agent.compute.manifest import Model
 from agent.compute.tflite.read import read_modelfile
 from agent.errors import ModelError

@@ -18,7 +18,7 @@ from msgspec.structs import replace
 
 from agent.compute.tflite.read import read_modelfile
 from agent.errors import ModelError
-from agent.models.version_writer import describe_numbers
+from agent.models.writer import describe_numbers
 from agent.optimise.data import Examples
 from agent.optimise.graph.integers import Ends, IntegerPlan, IntegerWeights, Scale, from_range, write
 from agent.optimise.graph.objects import compact, dump, graphs, load

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 from msgspec.structs import replace
 
-from agent.compute.decode.defaults import complete, facts_of
+from agent.compute.decode.completion import complete, facts_of
 from agent.compute.manifest import Manifest, Model, OutputManifest
 from agent.compute.tflite.read import read_modelfile
 from agent.errors import ModelError, NormalisationError

@@ -23,16 +23,15 @@ import soundfile
 import soxr
 from numpy.typing import NDArray
 
-from agent.compute.listening import UtterancePerception
+from agent.compute.listening import UtterancePerception, WordHead
 from agent.compute.states import UNSURE, leave_one_out
-from agent.compute.words import WordHead
 from agent.config import StreamConfig
 from agent.models.library import open_model
 from agent.types import AudioChunk
 
 SPOKEN, STRANGE, NOISES = "fsdd_train.npz", "wakewords_dev.tar", "esc10_dev.tar"
 TUNED = 3
-"""The first speakers chose the constants of `agent.compute.words`."""
+"""The first speakers chose the constants of `agent.compute.listening`."""
 SHOTS, EACH, TAUGHT, DRAWS = (5, 10), 30, 5, 3
 _RATE, _PART = 16_000, 1600
 _SEED = 2026

@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 from shrink import CASTINGS, castings_of, folds_of
 
-from agent.compute.decode.anomaly import picture_score
+from agent.compute.decode.maps import picture_score
 from agent.compute.manifest import Manifest, Model, OutputManifest
 from agent.models.library import open_whole_model
 from agent.optimise.anomaly.file import AnomalySettings, make_anomaly_model

@@ -45,7 +45,7 @@ from agent.comms.messages import EventMessage, ModelId
 from agent.comms.reporter import Reporter
 from agent.comms.topics import Topics
 from agent.compute.infer.session import CPU, SessionOptions, open_session
-from agent.compute.track.association import iou
+from agent.compute.track.state import iou
 from agent.compute.vision import VideoPerception
 from agent.config import DecodeConfig, GateConfig, PublishConfig, StreamConfig
 from agent.daemon.streams.pipeline import VideoPipeline

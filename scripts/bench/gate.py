@@ -28,7 +28,7 @@ from agent.comms.messages import EventMessage, ModelId
 from agent.comms.reporter import Reporter
 from agent.comms.topics import Topics
 from agent.compute.gate.motion import MotionGate
-from agent.compute.track.association import iou
+from agent.compute.track.state import iou
 from agent.compute.vision import VideoPerception
 from agent.config import DecodeConfig, GateConfig, PublishConfig
 from agent.daemon.streams.pipeline import VideoPipeline

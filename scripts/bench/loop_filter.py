@@ -29,7 +29,7 @@ from msgspec import Struct
 from agent.capture.source import FilteredPictures
 from agent.capture.video import DecodedImage, PictureConverter, SoftwareDecoder
 from agent.compute.gate.motion import MotionGate
-from agent.compute.track.association import iou
+from agent.compute.track.state import iou
 from agent.compute.vision import VideoPerception
 from agent.config import DecodeConfig, GateConfig, StreamConfig
 from agent.models.library import open_model

@@ -33,8 +33,8 @@ import numpy as np
 from _stillness import BEGAN, config_for, read
 
 from agent.capture.source import open_source
+from agent.compute.track.places import Zones
 from agent.compute.track.tracker import Tracker
-from agent.compute.track.zones import Zones
 from agent.compute.vision import VideoPerception
 from agent.config import DecodeConfig, TrackConfig
 from agent.errors import SourceError

@@ -41,9 +41,8 @@ import common
 import motmetrics
 import numpy as np
 
-from agent.compute.track.filters import DetectionFilters
+from agent.compute.track.places import DetectionFilters, Zones
 from agent.compute.track.tracker import Tracker
-from agent.compute.track.zones import Zones
 from agent.config import TrackConfig
 from agent.config.places import FilterConfig
 from agent.optimise.evaluation.mot import MotSequence, read_clips, read_published

@@ -27,10 +27,17 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from agent.compute.track.association import iou
-from agent.compute.track.geometry import distance, foot_of, net_crossings, sides_of
-from agent.compute.track.lines import LineProgress, Lines
-from agent.compute.track.zones import Presences, Zones
+from agent.compute.track.places import (
+    LineProgress,
+    Lines,
+    ZonePresence,
+    Zones,
+    distance,
+    foot_of,
+    net_crossings,
+    sides_of,
+)
+from agent.compute.track.state import iou
 from agent.config import ZoneConfig
 from agent.config.places import LineConfig
 from agent.optimise.evaluation.mot import PUBLISHED, MotSequence, read_clips, read_published
@@ -249,7 +256,7 @@ def zone_before(walk: Walk, zone: ZoneConfig) -> list[bool]:
 
 
 def zone_now(walk: Walk, zone: ZoneConfig) -> list[bool]:
-    zones, known, states = Zones([zone]), Presences(), []
+    zones, known, states = Zones([zone]), dict[str, ZonePresence](), []
     for time, box in zip(walk.times, walk.boxes, strict=True):
         known = zones.update(known, "person", box, round(time * 1e9))
         states.append(bool(zones.names_in(known, round(time * 1e9))))

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pictures import Picture, read_pictures
 
-from agent.compute.decode.decoder import build_decoder
+from agent.compute.decode import build_decoder
 from agent.compute.infer.image_input import ImageInput
 from agent.compute.infer.litert import CpuBackend
 from agent.compute.infer.session import Session, SessionOptions

@@ -24,8 +24,8 @@ from speech_sound import RATE_HZ
 from speech_streams import Stream
 from speech_words import DIGITS
 
+from agent.compute.decode.classes import Keyword
 from agent.compute.decode.decoder import Floats, softmax
-from agent.compute.decode.keyword import Keyword
 from agent.compute.hearing import AudioPerception
 from agent.compute.infer.session import open_session
 from agent.compute.track.keywords import KeywordSpotter

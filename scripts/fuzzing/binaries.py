@@ -15,7 +15,7 @@ from target import FOLDER, ROOT
 
 from agent.capture.audio_file import read_whole
 from agent.child import Failed, encode
-from agent.compute.decode.defaults import complete, facts_of
+from agent.compute.decode.completion import complete, facts_of
 from agent.compute.infer import worker
 from agent.compute.infer.chain import TimingRun
 from agent.compute.infer.litert import load_runtime

@@ -8,7 +8,8 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from agent.compute.decode.decoder import Decoder, build_decoder
+from agent.compute.decode import build_decoder
+from agent.compute.decode.decoder import Decoder
 from agent.compute.manifest import Manifest, OutputManifest, check_manifest
 from agent.compute.tflite.model import TensorSpec
 from agent.config import DecodeConfig

@@ -20,14 +20,13 @@ from msgspec.structs import replace
 
 from agent.board.proc import ADVICE, cpu_info_unreadable, read_memory
 from agent.cli.checks import Finding
-from agent.compute.decode.decoder import FEATURES
 from agent.compute.infer import unprivileged
 from agent.compute.infer.choice import Measurement, Selection
 from agent.compute.infer.delegates import DelegateProbe
 from agent.compute.infer.session import AUTO, BackendSpec, SessionOptions
 from agent.compute.infer.unprivileged import without_root
 from agent.compute.infer.worker import WorkerSession
-from agent.compute.manifest import Model
+from agent.compute.manifest import FEATURES, Model
 from agent.compute.tflite.model import TensorSpec
 from agent.compute.tflite.read import only_signature
 from agent.config import Config

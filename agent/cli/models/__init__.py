@@ -41,13 +41,13 @@ def _model_name(_context: click.Context, option: click.Parameter, name: str) -> 
 
 
 def _complete_catalogue(_context: click.Context, _option: click.Parameter, incomplete: str) -> list[str]:
-    from agent.models.catalogue import with_task
+    from agent.models.fetch import with_task
 
     return [one.name for one in with_task("") if one.name.startswith(incomplete)]
 
 
 def _complete_task(_context: click.Context, _option: click.Parameter, incomplete: str) -> list[str]:
-    from agent.models.catalogue import known_tasks
+    from agent.models.fetch import known_tasks
 
     return [task for task in known_tasks() if task.startswith(incomplete)]
 
@@ -59,7 +59,7 @@ def _sha256(_context: click.Context, option: click.Parameter, text: str | None) 
 
 
 def _complete_decoder(_context: click.Context, _option: click.Parameter, incomplete: str) -> list[str]:
-    from agent.compute.decode.decoder import DECODERS
+    from agent.compute.decode import DECODERS
 
     return [name for name in DECODERS if name.startswith(incomplete)]
 
@@ -81,14 +81,14 @@ def list_(files: tuple[str, ...], task: str, as_json: bool) -> None:
     """
     from agent.cli.models.inspection import Listed, listed
     from agent.compute.infer.unprivileged import without_root
-    from agent.models.catalogue import TASKS, check_task
+    from agent.models.fetch import check_task, tasks_of
     from agent.models.files import bundled, preloaded
 
     task = check_task(task)
     names = (*bundled(), *files)
     with preloaded(names):
         rows = without_root(lambda: [listed(name) for name in names], list[Listed])
-    rows = [row for row in rows if row.error or not task or task in TASKS.get(row.decoder, ())]
+    rows = [row for row in rows if row.error or not task or task in tasks_of(row.decoder)]
     if as_json:
         print_json(rows, indent=2)
     else:
@@ -273,7 +273,7 @@ def _write_manifest(file: str, path: str, force: bool) -> None:
     """
     from agent.compute.infer.unprivileged import without_root
     from agent.models.files import preloaded
-    from agent.models.manifest_writer import Draft, draft, write_new
+    from agent.models.writer import Draft, draft, write_new
 
     with preloaded([file]):
         known = without_root(lambda: draft(file), Draft)

@@ -42,7 +42,7 @@ def calibrate_and_print(
             cannot be written. UsageError of click: an option is wrong.
     """
     from agent.models.library import open_whole_model
-    from agent.models.manifest_writer import rewrite, set_variants
+    from agent.models.writer import rewrite, set_variants
     from agent.optimise.inputs import refuse_inside
 
     if not 0.0 <= loss <= 100.0:
@@ -73,7 +73,7 @@ def calibrate_and_print(
 def _target(model: str, out: Path | None) -> Path:
     """Return the manifest to write, or raise if it cannot be written."""
     from agent.models.files import bundled, manifest_path
-    from agent.models.manifest_writer import check_place
+    from agent.models.writer import check_place
     from agent.storage.files import make_folder
 
     if out is None and model in bundled():

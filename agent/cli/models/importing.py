@@ -15,11 +15,11 @@ from msgspec import Struct
 
 from agent.cli.models.inspection import check_decoder_fits
 from agent.cli.output import console, open_table, print_json
-from agent.compute.decode.decoder import DECODERS, FEATURES
+from agent.compute.decode import DECODERS
 from agent.compute.infer.image_input import ImageInput
 from agent.compute.infer.session import SessionOptions, open_session
 from agent.compute.infer.unprivileged import without_root
-from agent.compute.manifest import Model
+from agent.compute.manifest import FEATURES, Model
 from agent.errors import ModelError
 from agent.models.files import held
 from agent.models.importer import (

@@ -13,8 +13,15 @@ from agent.cli.models.importing import ModelImportOptions, import_found
 from agent.cli.optimise.progress import show_progress
 from agent.cli.output import console, open_table, print_json
 from agent.errors import ModelError, VedetteError
-from agent.models.catalogue import CatalogueModel, find_in_catalogue, with_task
-from agent.models.fetch import check_file, fetch, file_name_of, shown
+from agent.models.fetch import (
+    CatalogueModel,
+    check_file,
+    fetch,
+    file_name_of,
+    find_in_catalogue,
+    shown,
+    with_task,
+)
 from agent.models.importer import ARCHIVES, SUFFIXES, FoundModel, check_free, find_model, read_labels, stem_of
 from agent.storage.files import remove
 from agent.text import plain
@@ -177,12 +184,8 @@ def _fetch(url: str, path: Path, wanted: _Wanted) -> bool:
         of = f" of {total / 1e6:.1f}" if total else ""
         show_progress(f"fetching {name}: {there / 1e6:.1f}{of} MB")
 
-    def tell(what: str) -> None:
-        show_progress("")
-        click.echo(f"{name}: {what}", err=True)
-
     try:
-        reached = fetch(url, path, wanted.sha256, size=wanted.size, progress=progress, tell=tell)
+        reached = fetch(url, path, wanted.sha256, size=wanted.size, progress=progress)
     except KeyboardInterrupt:
         show_progress("")
         click.echo("not finished: the same command goes on", err=True)

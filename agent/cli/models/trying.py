@@ -329,7 +329,7 @@ def _try_sound(model: Model, text: str, uri: str, options: TryOptions) -> None:
     if not uri or parse(uri).scheme != "wav":
         raise SourceError(f"{mask(text)}: {model.path} takes sound: give a WAV, FLAC or OGG file")
     from agent.capture.audio_file import read_whole
-    from agent.compute.decode.keyword import KeywordOptions
+    from agent.compute.decode.classes import KeywordOptions
     from agent.compute.hearing import AudioPerception
     from agent.daemon.streams.perception import open_perception
 

@@ -164,7 +164,7 @@ def report(file: Path, out: Path | None, force: bool) -> None:
     Without OUT, Markdown is printed. OUT is written as Markdown if it ends in .md, and as a single HTML file with
     charts if it ends in .html.
     """
-    from agent.models.version_writer import refuse_inputs
+    from agent.models.writer import refuse_inputs
     from agent.optimise.report import markdown, read_report, to_html
     from agent.storage.files import write_atomic
 

@@ -13,7 +13,7 @@ from agent.cli.output import NO_VALUE, console, open_table, print_json
 from agent.compute.manifest import InputManifest, Model
 from agent.errors import ModelError
 from agent.models.library import prefixed_errors
-from agent.models.version_writer import check_version, write_version
+from agent.models.writer import check_version, write_version
 from agent.optimise.data import Examples, read_examples
 from agent.optimise.data.layouts import read_data
 from agent.optimise.inputs import refuse_inside

@@ -17,7 +17,7 @@ from agent.cli.optimise.work import check_model_room, check_places, tell_written
 from agent.cli.output import NO_VALUE, console, open_table, print_json
 from agent.errors import ModelError
 from agent.models.library import prefixed_errors
-from agent.models.version_writer import check_version, write_version
+from agent.models.writer import check_version, write_version
 from agent.optimise.data import read_examples
 from agent.optimise.inputs import FIT_COPIES, examples_path, inputs_of
 from agent.optimise.recipe import Recipe, parse_recipe, read_recipe

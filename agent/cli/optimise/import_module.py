@@ -43,7 +43,7 @@ def write_imported(source: str, out: Path, options: ImportOptions) -> None:
     Raises:
         ModelError: the module cannot be imported, or a file cannot be read or is there already.
     """
-    from agent.models.version_writer import check_first, write_first
+    from agent.models.writer import check_first, write_first
     from agent.optimise.inputs import inputs_of
 
     shape = _shape(options.shape)

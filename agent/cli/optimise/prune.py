@@ -18,7 +18,7 @@ from agent.cli.output import print_json
 from agent.compute.manifest import Model
 from agent.errors import ModelError
 from agent.models.library import prefixed_errors
-from agent.models.version_writer import check_version, write_version
+from agent.models.writer import check_version, write_version
 from agent.optimise.data import Examples, read_examples
 from agent.optimise.inputs import examples_path, inputs_of, prune_copies
 from agent.optimise.recipe import Recipe, RecipeFile, parse_recipe, read_recipe

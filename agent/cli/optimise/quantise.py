@@ -14,7 +14,7 @@ from agent.cli.optimise.work import check_model_room, check_places, tell_written
 from agent.cli.output import NO_VALUE, console, open_table, print_json
 from agent.errors import ModelError, ReportedError
 from agent.models.library import prefixed_errors
-from agent.models.version_writer import check_version, write_version
+from agent.models.writer import check_version, write_version
 from agent.optimise.inputs import QAT_COPIES, inputs_of
 from agent.optimise.report import METRICS, OptimiseReport, short_number
 from agent.storage.files import remove

@@ -13,7 +13,7 @@ from agent.compute.infer.unprivileged import without_root
 from agent.errors import ModelError
 from agent.models.files import load_file
 from agent.models.library import prefixed_errors
-from agent.models.version_writer import check_version, write_version
+from agent.models.writer import check_version, write_version
 from agent.optimise.report import told_differences
 from agent.optimise.source import carried_keys
 from agent.text import plain

@@ -15,7 +15,7 @@ import msgspec
 from agent.cli.optimise.progress import show_progress
 from agent.cli.output import console, open_table, print_json
 from agent.errors import ModelError, ReportedError
-from agent.models.version_writer import check_first, write_first
+from agent.models.writer import check_first, write_first
 from agent.optimise.inputs import inputs_of, refuse_inside
 from agent.optimise.report import short_number
 from agent.storage.files import write_atomic

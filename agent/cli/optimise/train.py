@@ -18,7 +18,7 @@ from agent.cli.optimise.progress import show_progress
 from agent.cli.optimise.work import check_places, print_steps, work_folder
 from agent.cli.output import print_json
 from agent.errors import ModelError
-from agent.models.version_writer import check_first, write_first
+from agent.models.writer import check_first, write_first
 from agent.optimise.inputs import examples_path, inputs_of
 from agent.optimise.recipe import DETECTOR, Recipe, parse_recipe, read_recipe
 from agent.storage.files import remove

@@ -15,7 +15,7 @@ from agent.cli.optimise.progress import show_progress
 from agent.cli.optimise.work import check_model_room, check_places, tell_written, work_folder
 from agent.cli.output import NO_VALUE, console, open_table, print_json
 from agent.errors import ReportedError
-from agent.models.version_writer import check_version, write_version
+from agent.models.writer import check_version, write_version
 from agent.optimise.inputs import inputs_of, tune_copies
 from agent.optimise.recipe import Recipe, read_recipe
 from agent.optimise.report import METRICS, OptimiseReport, markdown, short_number, to_html

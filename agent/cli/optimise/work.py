@@ -14,7 +14,7 @@ from agent.cli.optimise.progress import show_progress
 from agent.cli.output import NO_VALUE, console, open_table
 from agent.errors import DivergedError
 from agent.models.files import load_file
-from agent.models.version_writer import refuse_inputs
+from agent.models.writer import refuse_inputs
 from agent.optimise.inputs import check_room, refuse_inside, trained_size
 from agent.optimise.report import OptimiseReport, short_number
 from agent.storage.files import make_folder, owned_file, remove

@@ -16,8 +16,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from agent.compute.decode.boxes import BoxEnd, tuples
 from agent.compute.decode.decoder import (
+    BoxEnd,
     DecoderContext,
     DecoderOptions,
     Floats,
@@ -27,6 +27,7 @@ from agent.compute.decode.decoder import (
     ShapeMismatchError,
     assign_outputs,
     class_mismatch,
+    tuples,
 )
 from agent.types import Array, Detection, Keypoint
 
@@ -75,9 +76,6 @@ class BlazeFaceOptions(DecoderOptions, frozen=True, forbid_unknown_fields=True):
     blend: bool = True
 
 
-OPTIONS = BlazeFaceOptions
-
-
 def anchors(size: int, strides: Sequence[int]) -> Floats:
     """Return the centres of the anchors in fractions, float32 [n,2] as (x, y).
 
@@ -93,9 +91,8 @@ def anchors(size: int, strides: Sequence[int]) -> Floats:
     return np.concatenate(levels).astype(np.float32)
 
 
-def build(context: DecoderContext) -> BlazeFace:
-    """Build a decoder for scores [1,n,1] and rows [1,n,16 (18, 12)], or both in parts, coarse cells last."""
-    options = context.options(BlazeFaceOptions)
+def _fit(context: DecoderContext, options: BlazeFaceOptions) -> tuple[_Kind, Floats, tuple[int, ...]]:
+    """Return the kind, the centres of the anchors, and the indices of all outputs, those of scores first."""
     height, width = context.picture()
     rows = {spec.shape[2] for spec in context.outputs if len(spec.shape) == 3}
     kind = next((one for one in _KINDS if one.columns in rows), _KINDS[0])
@@ -118,7 +115,7 @@ def build(context: DecoderContext) -> BlazeFace:
     )
     if len(context.output.labels) > 1:
         raise class_mismatch(len(context.output.labels), 1, context.outputs[places[0]])
-    return BlazeFace(context, options, kind, centres, places)
+    return kind, centres, places
 
 
 def _parts(total: int, strides: Sequence[int], context: DecoderContext) -> list[int]:
@@ -139,16 +136,13 @@ def _roles(name: str, parts: Sequence[int], columns: int) -> list[OutputRole]:
 
 
 class BlazeFace:
-    """Decoder of a BlazeFace model. `scores_at` is the index of the first output with scores."""
+    """Decoder of scores [1,n,1] and rows [1,n,16 (18, 12)], or both in parts, coarse cells last."""
 
-    def __init__(
-        self,
-        context: DecoderContext,
-        options: BlazeFaceOptions,
-        kind: _Kind,
-        centres: Floats,
-        places: tuple[int, ...],
-    ) -> None:
+    Options = BlazeFaceOptions
+
+    def __init__(self, context: DecoderContext) -> None:
+        options = context.options(BlazeFaceOptions)
+        kind, centres, places = _fit(context, options)
         half, self.scores_at = len(places) // 2, places[0]
         self._places = tuple(zip(places[:half], places[half:], strict=True))
         self._specs = context.outputs

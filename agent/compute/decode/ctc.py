@@ -58,7 +58,7 @@ class CtcOptions(DecoderOptions, frozen=True, forbid_unknown_fields=True):
 
     Attributes:
         logits: `true` or `"softmax"`: the output is logits that need a softmax; `false`: probabilities. Left out:
-            found from the model, see `agent.compute.decode.defaults`.
+            found from the model, see `agent.compute.decode.completion`.
         blank: place of the blank, or of the padding, among the model's characters.
         collapse: equal neighbours are one character; `false` for a model with a slot for each.
         min_length: least characters of a text.
@@ -68,9 +68,6 @@ class CtcOptions(DecoderOptions, frozen=True, forbid_unknown_fields=True):
     blank: Literal["first", "last"] = "last"
     collapse: bool = True
     min_length: Annotated[int, Meta(ge=1, le=LONGEST)] = 1
-
-
-OPTIONS = CtcOptions
 
 
 def _compiled(pattern: str) -> re.Pattern[str]:
@@ -85,27 +82,6 @@ class TextReading(NamedTuple):
 
     text: str
     score: float
-
-
-def build(context: DecoderContext) -> Ctc:
-    """Build a decoder for one output of T steps × C characters, in whatever order, all other axes of length 1.
-
-    C is the number of labels, and one more for the blank if no label stands for it, and another for a space that
-    the labels lack, as with PaddleOCR's dictionaries.
-
-    Raises:
-        ModelError: there are no labels, one cannot be printed, or the pattern cannot be used.
-    """
-    options = context.options(CtcOptions)
-    if options.logits == "sigmoid":
-        raise ModelError("decoder 'ctc': options: `logits`: one character of a step is right: give true or false")
-    if not context.output.labels:
-        raise ModelError(
-            "decoder 'ctc' needs [output] labels: the characters in the model's order, in a list, or in a file "
-            'with one a line: labels = "characters.txt"'
-        )
-    place = _place(context, options)
-    return Ctc(context, options, place)
 
 
 def _place(context: DecoderContext, options: CtcOptions) -> int:
@@ -124,17 +100,6 @@ def _place(context: DecoderContext, options: CtcOptions) -> int:
         f"expected one output of steps × characters, [1,steps,{labels + 1}] for {plural(labels, 'label')} and a "
         f"blank, or [1,steps,{labels}] if one label is the blank; found {found}"
     )
-
-
-def fits(spec: TensorSpec, labels: int) -> bool:
-    """Return True if an output can be the text of a reader with so many labels, and hardly anything else."""
-    return len(spec.shape) in (3, 4) and _axes(spec, labels) is not None
-
-
-def lacks_space(outputs: Sequence[TensorSpec], labels: int) -> bool:
-    """Return True if the one output of a reader has a blank and a space that the labels have not."""
-    found = [axes for spec in outputs if (axes := _axes(spec, labels))]
-    return len(found) == 1 and found[0].classes == labels + 2
 
 
 class _Axes(NamedTuple):
@@ -181,14 +146,27 @@ def _cleaned(number: int, label: str) -> str:
 class Ctc:
     """Decoder of a reader. A picture gives one detection without a box, whose label is the text, or none.
 
+    It takes one output of T steps × C characters, in whatever order, all other axes of length 1. C is the number
+    of labels, and one more for the blank if no label stands for it, and another for a space that the labels lack,
+    as with PaddleOCR's dictionaries.
+
     Attributes:
-        scores_at: index of the output.
         characters: text of each class; the blank's is empty.
     """
 
-    def __init__(self, context: DecoderContext, options: CtcOptions, place: int) -> None:
-        self.scores_at = place
-        self._spec = spec = context.outputs[place]
+    Options = CtcOptions
+
+    def __init__(self, context: DecoderContext) -> None:
+        options = context.options(CtcOptions)
+        if options.logits == "sigmoid":
+            raise ModelError("decoder 'ctc': options: `logits`: one character of a step is right: true or false")
+        if not context.output.labels:
+            raise ModelError(
+                "decoder 'ctc' needs [output] labels: the characters in the model's order, in a list, or in a "
+                'file with one a line: labels = "characters.txt"'
+            )
+        self.scores_at = _place(context, options)
+        self._spec = spec = context.outputs[self.scores_at]
         axes = _axes(spec, len(context.output.labels))
         assert axes is not None
         self._axes = axes
@@ -339,3 +317,56 @@ def _forward(rows: NDArray[np.float64], skips: NDArray[np.bool_]) -> float:
         after[2:] += reached[:-2] * skips
         reached = after * row
     return float(reached[-1] + reached[-2])
+
+
+class SteadyText:
+    """Turns the readings of one place over time into one steady text. For one thread.
+
+    A reader errs now and then, and differs from picture to picture while a drum turns or a hand passes. A text
+    counts when it has been read so often in a row; until another has been, or as many pictures had none of it,
+    the old one stays.
+    """
+
+    def __init__(self, hits: int) -> None:
+        """Start without a text; `hits` readings in a row make one."""
+        self._hits = hits
+        self._current: Detection | None = None
+        self._label, self._run, self._away = "", 0, 0
+
+    @property
+    def is_undecided(self) -> bool:
+        """True while further pictures are needed: a text has been read that does not count yet."""
+        return self._run > 0
+
+    def update(self, found: Sequence[Detection]) -> Sequence[Detection]:
+        """Add the readings of one picture, strongest first, of which one counts; return the text that stands."""
+        read = found[0] if found else None
+        if read is None:
+            self._label, self._run = "", 0
+            return self._without()
+        if self._current is not None and read.label == self._current.label:
+            self._stand(read)
+            return (read,)
+        self._run = self._run + 1 if read.label == self._label else 1
+        self._label = read.label
+        if self._run >= self._hits:
+            self._stand(read)
+            return (read,)
+        return self._without()
+
+    def reset(self) -> None:
+        """Forget all readings, as after a stall."""
+        self._current = None
+        self._label, self._run, self._away = "", 0, 0
+
+    def _stand(self, read: Detection) -> None:
+        self._current = read
+        self._label, self._run, self._away = "", 0, 0
+
+    def _without(self) -> Sequence[Detection]:
+        """Return the old text, unless it has been missing too often."""
+        self._away += 1
+        if self._current is None or self._away >= self._hits:
+            self._current = None
+            return ()
+        return (self._current,)

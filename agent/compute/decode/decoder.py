@@ -1,14 +1,13 @@
-"""The decoder protocol and table, the assignment of output tensors to roles, and the filter of scores.
+"""What decoders have in common: options, labels, roles of tensors, the filter of scores and the end of boxes.
 
 Stored scores are compared with a threshold, and only those that pass are dequantised: `real = scale * (stored -
 zero_point)` is monotone, so `real >= t` is `stored >= q` for a `q` found once.
+Overlapping boxes are suppressed by OpenCV's `NMSBoxesBatched`.
 Source: https://ai.google.dev/edge/litert/models/quantization_spec
 """
 
 from __future__ import annotations
 
-import difflib
-import importlib
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal, Protocol, TypeVar
@@ -18,13 +17,13 @@ import numpy as np
 from msgspec import Struct
 from numpy.typing import NDArray
 
-from agent.compute.manifest import Manifest, OutputManifest
+from agent.compute.manifest import OutputManifest
 from agent.compute.tflite.model import TensorSpec
 from agent.config import DecodeConfig
 from agent.config.toml import nearest, plain_fault
 from agent.errors import ModelError
 from agent.structs import convert
-from agent.types import Array, Detection
+from agent.types import Array, Box, Detection
 
 OptionsT = TypeVar("OptionsT", bound="DecoderOptions")
 Floats = NDArray[np.float32]
@@ -150,7 +149,12 @@ class Labels:
 
 
 class Decoder(Protocol):
-    """Decodes the outputs of one inference. For one thread: it reuses its scratch memory."""
+    """Decodes the outputs of one inference. For one thread: it reuses its scratch memory.
+
+    Its class has the struct of its options in a manifest as `Options`, and is called with a `DecoderContext`: it
+    raises ShapeMismatchError if the tensors do not fit, and ModelError for wrong options.
+    It may have `scores_at`, the index of the output with the scores.
+    """
 
     def __call__(self, outputs: Sequence[Array]) -> list[Detection]:
         """Decode one inference.
@@ -164,91 +168,6 @@ class Decoder(Protocol):
             picture; the caller maps them to the frame.
         """
         ...
-
-
-DECODERS: Mapping[str, str] = {
-    "ssd": "agent.compute.decode.ssd",
-    "blazeface": "agent.compute.decode.blazeface",
-    "keypoints": "agent.compute.decode.keypoints",
-    "landmarks": "agent.compute.decode.landmarks",
-    "nanodet": "agent.compute.decode.nanodet",
-    "yolo": "agent.compute.decode.yolo",
-    "segment": "agent.compute.decode.segment",
-    "fomo": "agent.compute.decode.fomo",
-    "anomaly": "agent.compute.decode.anomaly",
-    "classify": "agent.compute.decode.classify",
-    "keyword": "agent.compute.decode.keyword",
-    "ctc": "agent.compute.decode.ctc",
-    "regression": "agent.compute.decode.regression",
-    "raw": "agent.compute.decode.raw",
-}
-"""Name in a manifest → module whose `build(context)` returns the decoder, or raises ShapeMismatchError. The most
-specific first: `find_fitting` tries them in this order."""
-
-
-_LIKE_OTHERS = ("keyword", "fomo", "ctc", "regression", "raw")
-"""Decoders of tensors that others take as well: only a manifest, or the labels, tell which is meant."""
-FEATURES = "features"
-"""Stands for a decoder in the manifest of a backbone: its outputs are no detections."""
-
-
-def build_decoder(
-    manifest: Manifest, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec], config: DecodeConfig
-) -> Decoder:
-    """Build the decoder that the manifest names for these tensors.
-
-    Raises:
-        ModelError: the decoder is unknown, its options are wrong, the model lacks a label of `config`, or the
-            tensors do not fit. The error names what was expected, what was found, and a decoder that would fit.
-    """
-    context = DecoderContext(manifest.output, tuple(inputs), tuple(outputs), config)
-    name = manifest.output.decoder
-    try:
-        return create_decoder(name, context)
-    except ShapeMismatchError as error:
-        other = find_fitting(context.inputs, context.outputs)
-        hint = f"; these tensors would fit decoder {other!r}" if other not in (None, name) else ""
-        raise ModelError(f"model {manifest.name}: decoder {name!r}: {error}{hint}") from None
-    except ModelError as error:
-        raise ModelError(f"model {manifest.name}: {error}") from None
-
-
-def create_decoder(name: str, context: DecoderContext) -> Decoder:
-    """Build a decoder by its name. Raises ShapeMismatchError if the tensors do not fit it, else ModelError."""
-    if name == FEATURES:
-        raise ModelError(
-            "it gives features, which are no detections: `vedette optimise anomaly` makes a model of it; of "
-            "sound, `vedette teach` makes words"
-        )
-    if name not in DECODERS:
-        near = difflib.get_close_matches(name, DECODERS, 1)
-        meant = f"; did you mean {near[0]!r}?" if near else f"; known: {', '.join(DECODERS)}"
-        raise ModelError(f"no decoder {name!r}{meant}")
-    decoder: Decoder = importlib.import_module(DECODERS[name]).build(context)
-    return decoder
-
-
-def options_kind(name: str) -> type[DecoderOptions]:
-    """Return the struct of the options of a decoder in `DECODERS`, or of `FEATURES`."""
-    if name == FEATURES:
-        return DecoderOptions
-    kind: type[DecoderOptions] = importlib.import_module(DECODERS[name]).OPTIONS
-    return kind
-
-
-def find_fitting(inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]) -> str | None:
-    """Return the most specific decoder that these tensors fit without options; None: there is none."""
-    for name in DECODERS:
-        if name in _LIKE_OTHERS:
-            continue
-        try:
-            create_decoder(
-                name, DecoderContext(OutputManifest(name), tuple(inputs), tuple(outputs), DecodeConfig())
-            )
-        except ModelError:
-            continue
-        return name
-    return None
 
 
 Shape = tuple[int | None, ...]
@@ -464,3 +383,88 @@ def top_k(scores: Floats, limit: int) -> Indices | None:
     if scores.size <= limit:
         return None
     return np.argpartition(scores, scores.size - limit)[scores.size - limit :]
+
+
+def suppress(
+    boxes: Floats, scores: Floats, classes: Indices | None, iou_threshold: float, limit: int
+) -> list[int]:
+    """Choose the boxes that remain after non-maximum suppression.
+
+    Args:
+        boxes: float32 [n,4], `(x0, y0, x1, y1)` within 0..1 or NaN: OpenCV separates classes by shifting their
+            boxes, and negative coordinates would reach into the next class.
+        scores: float32 [n], finite; boxes of score 0 are dropped.
+        classes: integers [n], not negative; only boxes of one class suppress each other. None: one class.
+        iou_threshold: overlap above which the weaker box is dropped, 0..1.
+        limit: most boxes that remain.
+
+    Returns:
+        Indices, strongest first. Boxes that are empty or NaN are dropped.
+    """
+    sizes = boxes[:, 2:] - boxes[:, :2]
+    sound = (sizes > 0.0).all(axis=1)  # false for NaN
+    if not sound.all():
+        places = np.flatnonzero(sound)
+        chosen = None if classes is None else classes[places]
+        inner = suppress(boxes[places], scores[places], chosen, iou_threshold, limit)
+        return [int(places[i]) for i in inner]
+    if len(boxes) < 2:
+        return [i for i in range(len(boxes)) if scores[i] > 0.0]
+    import cv2  # a daemon that only hears does without
+
+    # Lists: OpenCV's binding takes three times as long to read arrays.
+    corners = np.concatenate((boxes[:, :2], sizes), axis=1).tolist()
+    if classes is None:
+        kept = cv2.dnn.NMSBoxes(corners, scores.tolist(), 0.0, iou_threshold)
+    else:
+        kept = cv2.dnn.NMSBoxesBatched(corners, scores.tolist(), classes.tolist(), 0.0, iou_threshold)
+    return [int(i) for i in kept[:limit]]
+
+
+CANDIDATES = 1000
+"""Most boxes that go into suppression: its time grows with their square, and noise may give any number."""
+
+
+class BoxEnd:
+    """Last stage of decoders of boxes: select wanted classes, suppress overlaps, build detections."""
+
+    def __init__(self, context: DecoderContext, labels: Labels, classes: int, *, agnostic: bool = False) -> None:
+        self.labels = labels
+        self.iou_threshold = context.iou_threshold
+        self.limit = context.config.max_detections
+        self._wanted = labels.mask(classes)
+        self._agnostic = agnostic
+
+    def choose(self, classes: Indices, scores: Floats) -> Indices | None:
+        """Return the indices of the candidates worth decoding; None: all."""
+        chosen: Indices | None = None
+        if self._wanted is not None:
+            chosen = np.flatnonzero(self._wanted.take(classes))
+            scores = scores[chosen]
+        best = top_k(scores, CANDIDATES)
+        if best is None:
+            return chosen
+        return best if chosen is None else chosen[best]
+
+    def suppress(self, boxes: Floats, scores: Floats, classes: Indices | None) -> list[int]:
+        """Clip `boxes` to the picture in place and return the indices that remain, strongest first."""
+        if not (finite := np.isfinite(boxes)).all():
+            boxes[~finite.all(axis=1)] = np.nan  # else clipping would make infinite boxes valid
+        np.maximum(boxes, 0.0, out=boxes)
+        np.minimum(boxes, 1.0, out=boxes)
+        return suppress(boxes, scores, None if self._agnostic else classes, self.iou_threshold, self.limit)
+
+    def detections(self, boxes: Floats, scores: Floats, classes: Indices) -> list[Detection]:
+        """Return the detections of the boxes that remain, strongest first. `boxes`, in fractions, are clipped."""
+        kept = self.suppress(boxes, scores, classes)
+        return [
+            Detection(self.labels[number], min(1.0, score), box)
+            for number, score, box in zip(
+                classes[kept].tolist(), scores[kept].tolist(), tuples(boxes[kept]), strict=True
+            )
+        ]
+
+
+def tuples(boxes: Floats) -> list[Box]:
+    """Convert rows of float32 [n,4] to boxes."""
+    return [(x0, y0, x1, y1) for x0, y0, x1, y1 in boxes.tolist()]

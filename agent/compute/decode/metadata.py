@@ -1,4 +1,4 @@
-"""Reads TFLite Metadata: normalisation, rate of sound, labels, and calibration of scores.
+"""Reads TFLite Metadata: normalisation, rate of sound, labels and threshold.
 
 The metadata is a flatbuffer in a buffer of the model; label files are a zip archive behind the model, in which
 Ultralytics' exporter puts a description of its own. None of it is trusted.
@@ -26,12 +26,11 @@ from agent.errors import ModelError
 log = logging.getLogger(__name__)
 _NAME = "TFLITE_METADATA"
 _IDENTIFIER = b"M001"
-_NORMALISATION, _CALIBRATION, _THRESHOLDING = 1, 2, 3
+_NORMALISATION, _THRESHOLDING = 1, 3
 _AUDIO = 4
 """Type of an input's content: samples of sound."""
-_LABEL_FILES, _CALIBRATION_FILES = (2, 3), (4,)
-"""Types of associated file: labels of an axis and of values, and the calibration of an axis."""
-_TRANSFORMS = ("", "log", "logit")
+_LABEL_FILES = (2, 3)
+"""Types of associated file: labels of an axis and of values."""
 _LARGEST = 1024 * 1024
 """Largest label file, bytes; ImageNet's 21,000 names take 500 kB."""
 _DESCRIPTIONS = ("metadata.json", "temp_meta.txt")
@@ -54,7 +53,6 @@ class Metadata(Struct, frozen=True):
         mean, std: `(pixel - mean) / std` per channel.
         score_threshold: recommended by the author.
         rate_hz: samples a second, of a model that takes samples of one channel.
-        calibration: of scores, see `agent.compute.decode.classify.ClassCalibration`; empty: there is none.
     """
 
     name: str = ""
@@ -65,7 +63,6 @@ class Metadata(Struct, frozen=True):
     std: Triple | None = None
     score_threshold: float | None = None
     rate_hz: int | None = None
-    calibration: dict[str, Any] = {}
 
 
 def read_metadata(content: bytes) -> Metadata | None:
@@ -167,7 +164,6 @@ def _parse(data: memoryview, content: bytes) -> Metadata:
         _triple(normalisation, 1, nonzero=True) if normalisation else None,
         score if score is not None and 0.0 <= score <= 1.0 else None,
         next(_rates(inputs), None),
-        _calibration(outputs, content),
     )
 
 
@@ -177,21 +173,6 @@ def _rates(inputs: Iterable[FlatTable]) -> Iterator[int]:
         sound = content.table(1) if content and content.u8(0) == _AUDIO else None
         if sound and sound.u32(1) in (0, 1):
             yield sound.u32(0)
-
-
-def _calibration(outputs: list[FlatTable], content: bytes) -> dict[str, Any]:
-    """Return the calibration of scores: of each class scale, slope, offset, and perhaps the least score."""
-    options = next(_units(outputs, _CALIBRATION), None)
-    lines = _lines(outputs, _CALIBRATION_FILES, content) if options else ()
-    if options is None or not lines:
-        return {}
-    try:
-        classes = [[float(part) for part in line.split(",")] if line else [] for line in lines]
-        transform, default = _TRANSFORMS[options.u8(0)], options.f32(1) or 0.0
-        return {"transform": transform, "default": default, "classes": classes}
-    except (ValueError, IndexError):
-        log.warning("the calibration of scores in the metadata cannot be read")
-        return {}
 
 
 def _units(tensors: Iterable[FlatTable], kind: int) -> Iterator[FlatTable]:
@@ -211,12 +192,8 @@ def _triple(options: FlatTable, slot: int, *, nonzero: bool = False) -> Triple |
 
 
 def _labels(outputs: Iterable[FlatTable], content: bytes) -> tuple[str, ...]:
-    return tuple(line or "???" for line in _lines(outputs, _LABEL_FILES, content))
-
-
-def _lines(outputs: Iterable[FlatTable], kinds: tuple[int, ...], content: bytes) -> tuple[str, ...]:
-    """Return the lines of the first file of a kind. Its path is harmless, because nothing is extracted."""
-    names = [f.string(0) for output in outputs for f in output.tables(6) if f.i8(2) in kinds]
+    """Return the lines of the first file of labels. Its path is harmless, because nothing is extracted."""
+    names = [f.string(0) for output in outputs for f in output.tables(6) if f.i8(2) in _LABEL_FILES]
     if not names:
         return ()
     try:
@@ -230,4 +207,4 @@ def _lines(outputs: Iterable[FlatTable], kinds: tuple[int, ...], content: bytes)
     text = attached[1]
     if len(text) > _LARGEST:
         raise ModelError(f"file {names[0]!r} of the metadata is larger than {_LARGEST} bytes")
-    return tuple(line.strip() for line in text.decode("utf-8", "replace").rstrip().splitlines())
+    return tuple(line.strip() or "???" for line in text.decode("utf-8", "replace").rstrip().splitlines())

@@ -11,8 +11,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from agent.compute.decode.boxes import BoxEnd
 from agent.compute.decode.decoder import (
+    BoxEnd,
     DecoderContext,
     DetectorOptions,
     Floats,
@@ -41,21 +41,6 @@ class NanoDetOptions(DetectorOptions, frozen=True, forbid_unknown_fields=True):
     offset: float = 0.5
 
 
-OPTIONS = NanoDetOptions
-
-
-def build(context: DecoderContext) -> NanoDet:
-    """Build a decoder for scores [1,N,classes] and distances [1,N,4*bins] after their softmax."""
-    options = context.options(NanoDetOptions)
-    height, width = context.picture()
-    cells = sum(-(-height // s) * -(-width // s) for s in options.strides if s > 0)
-    places = _places(cells, len(context.labels()), context, options)
-    columns = context.outputs[places[1]].shape[2]
-    if columns % 4 or columns < 8:
-        raise ShapeMismatchError(f"expected reg [1,{cells},4*bins], found {context.outputs[places[1]]}")
-    return NanoDet(context, options, places)
-
-
 def _places(cells: int, labels: int, context: DecoderContext, options: NanoDetOptions) -> tuple[int, ...]:
     """Return the indices of the scores and of the distances among the outputs; 0 `labels`: unknown."""
     roles = (
@@ -76,12 +61,18 @@ def _places(cells: int, labels: int, context: DecoderContext, options: NanoDetOp
 
 
 class NanoDet:
-    """Decoder of a NanoDet model. `scores_at` is the index of the output with the scores."""
+    """Decoder of scores [1,N,classes] and distances [1,N,4*bins] after their softmax."""
 
-    def __init__(self, context: DecoderContext, options: NanoDetOptions, places: Sequence[int]) -> None:
-        self._scores, self._reg = places
-        self.scores_at = self._scores
-        scores, reg = context.outputs[self._scores], context.outputs[self._reg]
+    Options = NanoDetOptions
+
+    def __init__(self, context: DecoderContext) -> None:
+        options = context.options(NanoDetOptions)
+        height, width = context.picture()
+        cells = sum(-(-height // s) * -(-width // s) for s in options.strides if s > 0)
+        self.scores_at, self._reg = _places(cells, len(context.labels()), context, options)
+        scores, reg = context.outputs[self.scores_at], context.outputs[self._reg]
+        if reg.shape[2] % 4 or reg.shape[2] < 8:
+            raise ShapeMismatchError(f"expected reg [1,{cells},4*bins], found {reg}")
         self._classes = scores.shape[2]
         self._filter = ScoreFilter(scores, scores.shape[1:], context.score_threshold, logits=options.logits)
         self._end = BoxEnd(context, context.labels(), self._classes, agnostic=options.agnostic)
@@ -94,7 +85,7 @@ class NanoDet:
         self._zero = np.float32(reg.zero_point) * self._project.sum(axis=0)
 
     def __call__(self, outputs: Sequence[Array]) -> list[Detection]:
-        indices, scores = self._filter(outputs[self._scores][0])
+        indices, scores = self._filter(outputs[self.scores_at][0])
         cells, classes = np.divmod(indices, self._classes)
         chosen = self._end.choose(classes, scores)
         if chosen is not None:

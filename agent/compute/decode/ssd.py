@@ -16,7 +16,6 @@ import numpy as np
 from agent.compute.decode.decoder import (
     DecoderContext,
     DecoderOptions,
-    Labels,
     OutputRole,
     ShapeMismatchError,
     assign_outputs,
@@ -38,8 +37,6 @@ class SsdOptions(DecoderOptions, frozen=True, forbid_unknown_fields=True):
     logits: bool = False
 
 
-OPTIONS = SsdOptions
-
 _ROLES = (
     OutputRole("boxes", ((1, None, 4),), ("box", "location")),
     OutputRole("classes", ((1, None),), ("class", "categor")),
@@ -48,9 +45,8 @@ _ROLES = (
 )
 
 
-def build(context: DecoderContext) -> Ssd:
-    """Build a decoder for the four outputs, in any order."""
-    options = context.options(SsdOptions)
+def _places(context: DecoderContext, options: SsdOptions) -> tuple[int, ...]:
+    """Return the indices of boxes, classes, scores and count among the outputs, which may be in any order."""
     boxes, classes, scores, count = assign_outputs(_ROLES, context.outputs, options.tensors)
     specs = [context.outputs[i] for i in (boxes, classes, scores)]
     if len({spec.shape[1] for spec in specs}) > 1:
@@ -63,7 +59,7 @@ def build(context: DecoderContext) -> Ssd:
         # Classes are numbered next to boxes: 0 boxes, 1 classes, 2 scores, 3 count; by TensorFlow 2 backwards.
         backwards = numbers[boxes] > numbers[count]
         classes, scores = sorted((classes, scores), key=lambda place: numbers[place], reverse=backwards)
-    return Ssd(context, context.labels(), options, (boxes, classes, scores, count))
+    return boxes, classes, scores, count
 
 
 def _number(spec: TensorSpec) -> int:
@@ -72,17 +68,18 @@ def _number(spec: TensorSpec) -> int:
 
 
 class Ssd:
-    """Decoder of an SSD. `scores_at` is the index of the output with the scores."""
+    """Decoder of an SSD's four outputs."""
 
-    def __init__(
-        self, context: DecoderContext, labels: Labels, options: SsdOptions, places: tuple[int, ...]
-    ) -> None:
-        self._places = places
+    Options = SsdOptions
+
+    def __init__(self, context: DecoderContext) -> None:
+        options = context.options(SsdOptions)
+        self._places = places = _places(context, options)
         self._specs = [context.outputs[i] for i in places]
         self._threshold = context.score_threshold
         self._limit = context.config.max_detections
         self._offset, self._logits, self.scores_at = options.label_offset, options.logits, places[2]
-        self._labels = labels
+        self._labels = context.labels()
 
     def __call__(self, outputs: Sequence[Array]) -> list[Detection]:
         boxes, classes, scores, counts = (

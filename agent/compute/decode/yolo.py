@@ -17,8 +17,8 @@ from typing import Literal
 import numpy as np
 from msgspec import Struct
 
-from agent.compute.decode.boxes import BoxEnd
 from agent.compute.decode.decoder import (
+    BoxEnd,
     DecoderContext,
     DetectorOptions,
     Floats,
@@ -53,9 +53,6 @@ class YoloOptions(DetectorOptions, frozen=True, forbid_unknown_fields=True):
     strides: tuple[int, ...] = (8, 16, 32)
 
 
-OPTIONS = YoloOptions
-
-
 class Layout(Struct, frozen=True):
     """Layout of the output tensor.
 
@@ -74,11 +71,7 @@ class Layout(Struct, frozen=True):
     end_to_end: bool
 
 
-def build(context: DecoderContext) -> Yolo:
-    """Build a decoder for one output of three dimensions."""
-    options = context.options(YoloOptions)
-    (place,) = assign_outputs((OutputRole("output", ((1, None, None),)),), context.outputs, options.tensors)
-    spec = context.outputs[place]
+def _checked_layout(context: DecoderContext, options: YoloOptions, spec: TensorSpec) -> Layout:
     layout = _layout(context, options, (spec.shape[1], spec.shape[2]))
     if layout is None:
         labels = len(context.labels())
@@ -89,7 +82,7 @@ def build(context: DecoderContext) -> Yolo:
             f"{spec} holds pixels and scores in steps of {spec.scale:.3g}, too coarse for scores: export with"
             " boxes in fractions, or with a float output"
         )
-    return Yolo(context, options, layout, place)
+    return layout
 
 
 def _layout(context: DecoderContext, options: YoloOptions, shape: tuple[int, int]) -> Layout | None:
@@ -150,12 +143,16 @@ def _grid(picture: tuple[int, int], strides: Sequence[int]) -> Floats:
 
 
 class Yolo:
-    """Decoder of a YOLO model."""
+    """Decoder of a YOLO model: one output of three dimensions."""
 
-    def __init__(self, context: DecoderContext, options: YoloOptions, layout: Layout, place: int) -> None:
-        self._place = place
-        self._spec = spec = context.outputs[place]
-        self._layout = layout
+    Options = YoloOptions
+
+    def __init__(self, context: DecoderContext) -> None:
+        options = context.options(YoloOptions)
+        role = OutputRole("output", ((1, None, None),))
+        (self._place,) = assign_outputs((role,), context.outputs, options.tensors)
+        self._spec = spec = context.outputs[self._place]
+        self._layout = layout = _checked_layout(context, options, spec)
         height, width = context.picture()
         self._size = np.array((width, height, width, height), np.float32)
         self._coordinates = options.coordinates

@@ -16,7 +16,7 @@ import cv2
 import numpy as np
 from msgspec import Struct
 
-from agent.compute.track.association import overlap
+from agent.compute.track.state import overlap
 from agent.config import GateConfig
 from agent.config.places import Polygon
 from agent.types import WHOLE, Box, Image, Luma

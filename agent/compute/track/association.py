@@ -17,9 +17,7 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Mapping, Sequence
 from operator import itemgetter
 
-from msgspec import Struct
-
-from agent.compute.track.motion import Forecast, measured
+from agent.compute.track.state import ExpectedTrack, Forecast, iou, measured
 from agent.types import Box, Detection
 
 _COST_MAX = 14.0
@@ -42,20 +40,6 @@ _SHIFT_LEAST = 0.2
 _FAR = float("inf")
 _SAME = 0.5
 """Least overlap (IoU) of two boxes that stand for the same object."""
-
-
-class ExpectedTrack(Struct, frozen=True, gc=False):
-    """A track to be found again.
-
-    Attributes:
-        forecast: where it should be.
-        settled: True if its velocity is known.
-        fresh: True if it was detected in the picture before.
-    """
-
-    forecast: Forecast
-    settled: bool
-    fresh: bool
 
 
 def associate(
@@ -281,13 +265,6 @@ def _is_alone(tracks: Sequence[ExpectedTrack], found: Sequence[Box], i: int, j: 
     )
 
 
-def iou(a: Box, b: Box) -> float:
-    """Return the intersection over union, 0..1; 0 for boxes without area."""
-    shared = overlap(a, b)
-    union = (a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1]) - shared
-    return shared / union if union > 0.0 else 0.0
-
-
 def detection_f1(found: Sequence[Detection], reference: Sequence[Detection]) -> float:
     """Return the agreement of two answers to one picture, 0..1: F1 of one against the other, 1 if both are empty.
 
@@ -306,12 +283,3 @@ def _likeness(one: Detection, other: Detection) -> float:
     if one.label != other.label:
         return -1.0
     return iou(one.box, other.box) if one.box and other.box else 1.0
-
-
-def overlap(a: Box, b: Box) -> float:
-    """Return the area of the intersection."""
-    ax0, ay0, ax1, ay1 = a
-    bx0, by0, bx1, by1 = b
-    w = (ax1 if ax1 < bx1 else bx1) - (ax0 if ax0 > bx0 else bx0)
-    h = (ay1 if ay1 < by1 else by1) - (ay0 if ay0 > by0 else by0)
-    return w * h if w > 0.0 and h > 0.0 else 0.0

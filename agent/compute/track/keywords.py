@@ -19,8 +19,8 @@ from datetime import datetime, timedelta
 
 import numpy as np
 
+from agent.compute.decode.classes import Keyword
 from agent.compute.decode.decoder import Floats
-from agent.compute.decode.keyword import Keyword
 from agent.compute.tflite.model import TensorSpec
 from agent.types import Array, Event, Track
 

@@ -17,11 +17,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 
 from agent.compute.manifest import PICTURE_HITS
-from agent.compute.track.association import associate, iou, overlap
-from agent.compute.track.filters import DetectionFilters
-from agent.compute.track.lines import Lines
-from agent.compute.track.state import TrackState
-from agent.compute.track.zones import Zones
+from agent.compute.track.association import associate
+from agent.compute.track.places import DetectionFilters, Lines, Zones
+from agent.compute.track.state import TrackState, iou, overlap
 from agent.config import TrackConfig
 from agent.types import WHOLE, Attribute, Box, Detection, Event, Track
 

@@ -9,9 +9,7 @@ from typing import TYPE_CHECKING, Union
 
 from agent.comms.topics import Topics
 from agent.compute.manifest import AUTO, ONLY_VARIANT, Model
-from agent.compute.track.filters import check_filters, check_polygons
-from agent.compute.track.lines import check_lines
-from agent.compute.track.zones import check_zones
+from agent.compute.track.places import check_filters, check_lines, check_polygons, check_zones
 from agent.config import StreamConfig
 from agent.config.source_uri import parse
 from agent.config.toml import nearest

@@ -361,7 +361,7 @@ class CameraWatcher(Watcher):
     """Problems of a camera, and of a model that sees."""
 
     def __init__(self, name: str, config: StreamConfig, vision: VideoPerception, folder: Path) -> None:
-        from agent.compute.track.zones import describe_zones
+        from agent.compute.track.places import describe_zones
 
         self._name, self._vision, self._origin = name, vision, _origin(config)
         self._file = StateFile(folder / f"{name}.json")
@@ -393,7 +393,7 @@ class CameraWatcher(Watcher):
             self._answers.update(item.captured_ns, vision.outputs, lambda: vision.view(item)[0])
 
     def configure(self, config: StreamConfig) -> None:
-        from agent.compute.track.zones import describe_zones
+        from agent.compute.track.places import describe_zones
 
         self._camera.set_zones(describe_zones(config.zones, config.lines))
 

@@ -15,7 +15,8 @@ import numpy as np
 from msgspec import Struct
 from msgspec.structs import replace
 
-from agent.compute.states import CHANNELS_MAX, EMBEDDING_CELLS, EXAMPLES_MIN, UNSURE, Floats, Head
+from agent.compute.manifest import CHANNELS_MAX
+from agent.compute.states import EMBEDDING_CELLS, EXAMPLES_MIN, UNSURE, Floats, Head
 from agent.errors import NO_JSON, CommandError, StorageError
 from agent.storage.state import ASIDE, StateFile
 from agent.structs import from_json

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from agent.comms.reporter import Reporter
+from agent.compute.listening import WordHead
 from agent.compute.states import UNSURE, Floats, Head, StateAnswer
-from agent.compute.words import WordHead
 from agent.errors import CommandError
 from agent.features.teaching.lessons import PATIENCE_S, Course, TaughtHead, Teaching
 from agent.features.teaching.taught import Lesson, TaughtState

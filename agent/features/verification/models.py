@@ -32,8 +32,8 @@ from agent.compute.decode.decoder import Floats, softmax
 from agent.compute.gate.voice import PreRoll
 from agent.compute.infer.audio_input import AudioInput, Rows, build_frontend
 from agent.compute.infer.session import CPU, Opener, SessionOptions
+from agent.compute.listening import embedding_output
 from agent.compute.manifest import Model
-from agent.compute.words import embedding_output
 from agent.config import StreamConfig
 from agent.daemon.streams.extra_models import ExtraModels, OpenModel
 from agent.errors import ModelError

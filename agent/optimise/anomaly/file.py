@@ -10,7 +10,7 @@ import numpy as np
 from msgspec import Struct
 from msgspec.structs import replace
 
-from agent.compute.decode.anomaly import TOP, picture_score, score_of
+from agent.compute.decode.maps import TOP, picture_score, score_of
 from agent.compute.manifest import Manifest, Model, OutputManifest
 from agent.errors import ModelError
 from agent.optimise.anomaly.head import add_memory, features_of

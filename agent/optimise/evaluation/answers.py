@@ -12,8 +12,8 @@ from msgspec.structs import replace
 from numpy.typing import NDArray
 
 from agent.compute.cascade import EarlyExitModel
-from agent.compute.decode.classify import Classify
-from agent.compute.decode.decoder import build_decoder
+from agent.compute.decode import build_decoder
+from agent.compute.decode.classes import Classify
 from agent.compute.infer.image_input import Placement
 from agent.compute.infer.session import Session
 from agent.compute.manifest import Manifest

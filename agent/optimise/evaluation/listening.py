@@ -15,8 +15,8 @@ import numpy as np
 from msgspec import Struct
 from numpy.typing import NDArray
 
+from agent.compute.decode.classes import Keyword
 from agent.compute.decode.decoder import Floats
-from agent.compute.decode.keyword import Keyword
 from agent.compute.hearing import AudioPerception
 from agent.compute.infer.session import CPU, Session, SessionOptions, open_for_command
 from agent.compute.manifest import Model

@@ -19,12 +19,12 @@ from msgspec import Struct
 from msgspec.structs import replace
 from numpy.typing import NDArray
 
-from agent.compute.decode.decoder import build_decoder
+from agent.compute.decode import build_decoder
 from agent.compute.infer.image_input import ImageInput
 from agent.compute.infer.session import Session
 from agent.compute.manifest import PICTURE_HITS, Model
+from agent.compute.track.places import Zones
 from agent.compute.track.tracker import Tracker
-from agent.compute.track.zones import Zones
 from agent.config import DecodeConfig, TrackConfig
 from agent.errors import ModelError
 from agent.optimise.evaluate import open_content

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from agent.compute.decode.defaults import PROBABILITIES, facts_of
+from agent.compute.decode.completion import PROBABILITIES, facts_of
 from agent.compute.manifest import InputManifest
 from agent.compute.tflite.read import read_modelfile
 from agent.errors import ModelError

@@ -11,7 +11,7 @@ from typing import NamedTuple
 from msgspec import Struct
 from msgspec.structs import replace
 
-from agent.compute.decode.decoder import build_decoder, options_kind
+from agent.compute.decode import build_decoder, options_kind
 from agent.compute.manifest import ONLY_VARIANT, Model, Variant
 from agent.compute.tflite.read import read_modelfile
 from agent.config import DecodeConfig

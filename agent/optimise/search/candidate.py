@@ -20,7 +20,7 @@ from msgspec.structs import replace
 from optuna.exceptions import OptunaError
 
 from agent.errors import ConfigError, FleetError, ModelError, StorageError
-from agent.models.version_writer import write_first
+from agent.models.writer import write_first
 from agent.optimise.evaluate import score
 from agent.optimise.factory import call_factory
 from agent.optimise.graph.from_torch import export, float_tflite

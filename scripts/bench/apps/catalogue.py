@@ -17,8 +17,7 @@ from typing import Any
 import common
 
 from agent.errors import ModelError
-from agent.models.catalogue import CatalogueModel, catalogue
-from agent.models.fetch import fetch, file_name_of
+from agent.models.fetch import CatalogueModel, catalogue, fetch, file_name_of
 
 PICTURE = common.ROOT / "agent" / "models" / "zoo" / "walkers.jpg"
 QUICK_ARCHIVES = 2

@@ -53,7 +53,7 @@ from agent.features.inspection.part import InspectionPart
 from agent.features.inspection.triggers import Inspection
 from agent.models.files import load_file
 from agent.models.library import open_model, open_whole_model
-from agent.models.version_writer import write_version
+from agent.models.writer import write_version
 from agent.optimise.anomaly.file import AnomalySettings, make_anomaly_model
 from agent.optimise.anomaly.memory import roc_area
 from agent.types import Frame, Image, OpenTrack

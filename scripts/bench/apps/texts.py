@@ -15,8 +15,8 @@ import common
 import numpy as np
 from numpy.typing import NDArray
 
+from agent.compute.decode import build_decoder
 from agent.compute.decode.ctc import Ctc, TextReading
-from agent.compute.decode.decoder import build_decoder
 from agent.compute.manifest import Manifest, OutputManifest
 from agent.compute.tflite.model import TensorSpec
 from agent.config import DecodeConfig

@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 sys.path.append(str(common.ROOT / "scripts" / "build_models"))
 from people import square, upper
 
-from agent.compute.decode.decoder import build_decoder
+from agent.compute.decode import build_decoder
 from agent.compute.infer.image_input import ImageInput
 from agent.compute.infer.litert import CpuBackend
 from agent.compute.infer.session import Session, SessionOptions

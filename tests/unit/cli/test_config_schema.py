@@ -11,8 +11,9 @@ from msgspec import Struct
 
 from agent.cli.config import config_schema, described, manifest_schema, structs_by_name
 from agent.cli.main import vedette
-from agent.compute.decode.decoder import DECODERS, FEATURES
+from agent.compute.decode import DECODERS
 from agent.compute.infer.audio_input import BUILDERS
+from agent.compute.manifest import FEATURES
 
 SCHEMAS = {"config": config_schema(), "models": manifest_schema()}
 

@@ -31,7 +31,7 @@ from agent.comms.messages import (
     SensorMessage,
     VerdictMessage,
 )
-from agent.compute.decode import decoder
+from agent.compute import decode
 from agent.compute.infer import audio_input
 from agent.compute.manifest import AudioManifest, check_manifest, read_manifest
 from agent.config.load import parse
@@ -145,15 +145,15 @@ def check_example_manifest(block: Block) -> None:
     if isinstance(output.get("labels"), str):
         output["labels"] = ["one", "two"]
     check_manifest(manifest)
-    msgspec.convert(output.get("options", {}), decoder.options_kind(output["decoder"]))
+    msgspec.convert(output.get("options", {}), decode.options_kind(output["decoder"]))
     if audio is not None:
         audio_input.options(msgspec.convert(audio, AudioManifest), audio_input.BUILDERS[audio["frontend"]][0])
 
 
 def test_every_decoder_and_every_front_end_has_an_example() -> None:
     manifests = [tomllib.loads(block.text) for block in of("toml") if block.info == "toml manifest"]
-    assert {one["output"]["decoder"] for one in manifests} == set(decoder.DECODERS)
-    assert set(re.findall(r"^## Decoder `(\w+)`$", page("models"), re.MULTILINE)) == set(decoder.DECODERS)
+    assert {one["output"]["decoder"] for one in manifests} == set(decode.DECODERS)
+    assert set(re.findall(r"^## Decoder `(\w+)`$", page("models"), re.MULTILINE)) == set(decode.DECODERS)
     assert set(re.findall(r"^\| `(\w+)` \|", page("models").partition("## Sound")[2], re.MULTILINE)) >= set(
         audio_input.BUILDERS
     )

@@ -18,12 +18,12 @@ from agent.compute.states import (
     StateHead,
     StateSensor,
     confused_values,
-    is_feature_map,
     leave_one_out,
     pool_region,
     vary,
 )
 from agent.compute.tflite.model import TensorSpec
+from agent.compute.vision import is_feature_map
 from agent.types import WHOLE
 
 S = 1_000_000_000

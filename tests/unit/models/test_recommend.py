@@ -6,7 +6,7 @@ import pytest
 
 from agent.config.load import parse
 from agent.errors import ModelError
-from agent.models.catalogue import SAME_TASKS, catalogue, known_tasks
+from agent.models.fetch import SAME_TASKS, catalogue, known_tasks
 from agent.models.files import ZOO
 from agent.models.predict import known_boards, predict_model
 from agent.models.recommend import TASKS, bundled_for, known_models, memory_of, recommend

@@ -16,7 +16,7 @@ from agent.cli.models.calibrating import _warn_of_recordings
 from agent.errors import ModelError
 from agent.models.files import ZOO
 from agent.models.library import open_model
-from agent.models.manifest_writer import files_of
+from agent.models.writer import files_of
 from agent.optimise.calibrate import Calibration, CalibrationResult, ExitCalibrator, Point
 from agent.optimise.evaluate import check_accuracy
 from agent.optimise.report import OptimiseReport

@@ -16,9 +16,8 @@ from click.testing import CliRunner, Result
 
 from agent.cli.main import vedette
 from agent.errors import VedetteError
-from agent.models import catalogue as catalogue_module
 from agent.models import fetch
-from agent.models.catalogue import CatalogueModel
+from agent.models.fetch import CatalogueModel
 from agent.models.library import look_up
 from tests.support import picture_models
 from tests.support.fileserver import FileServer, file_server
@@ -60,7 +59,7 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[FileServer]:
             "classify",
             ("a", "b", "c"),
         )
-        monkeypatch.setattr(catalogue_module, "catalogue", lambda: (entry,))
+        monkeypatch.setattr(fetch, "catalogue", lambda: (entry,))
         yield made
 
 
@@ -140,7 +139,7 @@ def test_an_interrupted_call_is_gone_on_from(
         server.fails = 9
 
     with monkeypatch.context() as patched:
-        patched.setattr(fetch, "_RETRIES", 0)
+        patched.setattr(fetch, "_TRIES", 2)
         patched.setattr(
             "agent.cli.models.pulling.show_progress", lambda text: fail(0, 0) if "MB" in text else None
         )

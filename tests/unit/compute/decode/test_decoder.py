@@ -8,14 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from agent.compute.decode.decoder import (
-    DECODERS,
-    OutputRole,
-    ShapeMismatchError,
-    assign_outputs,
-    build_decoder,
-    find_fitting,
-)
+from agent.compute.decode import DECODERS, build_decoder, find_fitting
+from agent.compute.decode.decoder import OutputRole, ShapeMismatchError, assign_outputs
 from agent.compute.manifest import Manifest, OutputManifest
 from agent.compute.tflite.model import TensorSpec
 from agent.config import DecodeConfig
@@ -53,7 +47,7 @@ def test_the_fitting_decoder_is_found(name: str) -> None:
     image, outputs = FITS[name]
     if name == "yolo":
         outputs = (spec("out", 1, 6, 84),)
-    alike = {"keyword": "classify", "fomo": "segment", "regression": "classify", "raw": "classify"}
+    alike = dict.fromkeys(("keyword", "regression", "raw", "landmarks"), "classify") | {"fomo": "segment"}
     likely = alike.get(name, name)
     assert find_fitting((image,), outputs[:1] if name == "keyword" else outputs) == likely
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from agent.compute.decode.defaults import ModelFacts, complete
+from agent.compute.decode.completion import ModelFacts, complete
 from agent.compute.decode.metadata import Metadata, read_metadata
 from agent.compute.manifest import Manifest
 from agent.compute.tflite.model import TensorSpec

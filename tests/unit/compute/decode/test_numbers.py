@@ -54,10 +54,10 @@ def test_only_wanted_measurements_are_given() -> None:
 @pytest.mark.parametrize(
     ("outputs", "labels", "options", "why"),
     [
-        (TWO, ("one",), {}, "each of 1 label, found"),
+        (TWO, ("one",), {}, "for each label, 1; found"),
         ((*ONE, *TWO), (), {}, "one output"),
         (TWO, ("one", "one"), {}, "same label"),
-        ((spec("out", 1, 65),), (), {}, "1 to 64 numbers"),
+        ((spec("out", 1, 65),), (), {}, "1 to 64; found"),
         (ONE, (), {"unit": "a\nb"}, "cannot be printed"),
         (ONE, (), {"scale": "x"}, "scale"),
         (ONE, (), {"factor": 2.0}, "factor"),

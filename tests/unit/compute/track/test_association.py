@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent.compute.track.association import ExpectedTrack, associate, iou, optimal
-from agent.compute.track.motion import BoxFilter
+from agent.compute.track.association import associate, optimal
+from agent.compute.track.state import BoxFilter, ExpectedTrack, iou
 from agent.types import Box
 
 pytestmark = pytest.mark.numerics

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from agent.compute.decode.classes import NO_WORD, Keyword
 from agent.compute.decode.decoder import DecoderContext
-from agent.compute.decode.keyword import NO_WORD, Keyword, build
 from agent.compute.manifest import OutputManifest
 from agent.compute.tflite.model import TensorSpec
 from agent.compute.track.keywords import KeywordSpotter, StuckOutputDetector
@@ -30,7 +30,7 @@ def decoder(*labels: str, threshold: float = 0.6, wanted: tuple[str, ...] = (), 
         TensorSpec("hidden", (1, 9, 4), "int8", 0.1),
         TensorSpec("scores", (1, len(labels or LABELS)), "float32"),
     )
-    return build(DecoderContext(output, (), specs, DecodeConfig(labels=wanted)))
+    return Keyword(DecoderContext(output, (), specs, DecodeConfig(labels=wanted)))
 
 
 def tell(

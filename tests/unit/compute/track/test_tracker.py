@@ -13,10 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from agent.compute.track.filters import DetectionFilters
-from agent.compute.track.lines import Lines
+from agent.compute.track.places import DetectionFilters, Lines, Zones
 from agent.compute.track.tracker import Tracker
-from agent.compute.track.zones import Zones
 from agent.config import TrackConfig, ZoneConfig
 from agent.config.places import FilterConfig, LineConfig
 from agent.types import WHOLE, Box, Crossing, Detection, Event

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from agent.compute.decode.classes import Keyword
 from agent.compute.decode.decoder import DecoderContext
-from agent.compute.decode.keyword import build
 from agent.compute.manifest import OutputManifest
 from agent.compute.tflite.model import TensorSpec
 from agent.config import DecodeConfig
@@ -37,7 +37,7 @@ def recorder(threshold: float, mean_of: int, refractory_s: float) -> AnswerRecor
     options = {"mean_of": mean_of, "refractory_s": refractory_s}
     output = OutputManifest("keyword", LABELS, threshold, options=options)
     specs = (TensorSpec("scores", (1, len(LABELS)), "float32"),)
-    return AnswerRecorder(build(DecoderContext(output, (), specs, DecodeConfig())), "s")
+    return AnswerRecorder(Keyword(DecoderContext(output, (), specs, DecodeConfig())), "s")
 
 
 def heard(label: str, at_s: float) -> HeardWord:

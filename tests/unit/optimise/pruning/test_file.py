@@ -13,7 +13,7 @@ from msgspec.structs import replace
 
 torch = pytest.importorskip("torch", reason="pruning needs the extra [optimise]")
 
-from agent.compute.decode.defaults import facts_of
+from agent.compute.decode.completion import facts_of
 from agent.compute.infer.litert import load_runtime
 from agent.compute.manifest import InputManifest, Model
 from agent.compute.tflite.read import read_modelfile

@@ -8,8 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent.compute.track.geometry import net_crossings
-from agent.compute.track.lines import LineProgress, Lines, check_lines
+from agent.compute.track.places import LineProgress, Lines, check_lines, net_crossings
 from agent.config.places import LineConfig
 from agent.errors import ConfigError
 from agent.types import Box, Crossing, Point
@@ -173,12 +172,12 @@ def test_a_path_that_ends_where_it_began_has_crossed_a_whole_line_as_often_in_as
 @pytest.mark.parametrize(
     ("points", "message"),
     [
-        pytest.param((), "has 0 points: give at least two", id="empty"),
-        pytest.param(((0.5, 0.5),), "has 1 point: give at least two", id="one"),
-        pytest.param(((0, 0), (640, 480)), r"\[640, 480\] lies outside .* divide pixels", id="pixels"),
+        pytest.param((), "has 0: give 2 to", id="empty"),
+        pytest.param(((0.5, 0.5),), "has 1: give 2 to", id="one"),
+        pytest.param(((0, 0), (640, 480)), r"\[640, 480\] lies outside .* not pixels", id="pixels"),
         pytest.param(((0, -0.1), (1, 1)), r"\[0, -0.1\] lies outside the frame", id="negative"),
         pytest.param(((0, math.nan), (1, 1)), r"\[0, nan\] lies outside the frame", id="NaN"),
-        pytest.param(((0.3, 0.3), (0.3, 0.3)), "has no length", id="one place"),
+        pytest.param(((0.3, 0.3), (0.3, 0.3)), "too short", id="one place"),
         pytest.param(
             ((0.1, 0.1), (0.9, 0.9), (0.9, 0.1), (0.1, 0.9)),
             r"pieces from \[0.1, 0.1\] to \[0.9, 0.9\] and from \[0.9, 0.1\] to \[0.1, 0.9\] cross",
@@ -216,7 +215,7 @@ def test_two_lines_of_one_name_are_refused() -> None:
     [
         (LineConfig("all", ((0.0, 0.5), (1.0, 0.5))), "'all'"),
         (LineConfig("short", ((0.5, 0.5), (0.5, 0.505))), "too short"),
-        (LineConfig("long", tuple((number / 200, 0.5) for number in range(101))), "at most 100"),
+        (LineConfig("long", tuple((number / 200, 0.5) for number in range(101))), "2 to 100"),
     ],
 )
 def test_a_line_that_cannot_be_reset_alone_crossed_or_drawn_is_refused(line: LineConfig, named: str) -> None:

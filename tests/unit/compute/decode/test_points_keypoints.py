@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from agent.compute.decode.keypoints import NAMES
+from agent.compute.decode.points import NAMES
 from agent.config import DecodeConfig
 from tests.support.decoding import assert_sound, decoder, picture, spec
 

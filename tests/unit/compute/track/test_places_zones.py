@@ -9,7 +9,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from agent.compute.track.zones import Presences, ZonePresence, Zones, check_zones
+from agent.compute.track.places import ZonePresence, Zones, check_zones
 from agent.config import ZoneConfig
 from agent.errors import ConfigError
 from agent.types import Box, Point
@@ -29,7 +29,7 @@ def zones(*polygons: tuple[Point, ...], labels: tuple[str, ...] = ()) -> Zones:
 
 def entered(zones: Zones, label: str, *boxes: Box | None) -> tuple[str, ...]:
     """Names of the zones that a track is in after detections at these places."""
-    known: Presences = {}
+    known: dict[str, ZonePresence] = {}
     for at, box in enumerate(boxes):
         known = zones.update(known, label, box, at)
     return zones.names_in(known, len(boxes))

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from agent.compute.gate.utterances import LONGEST_S, Utterance, UtteranceFinder
 from agent.compute.infer.audio_input import LogMel, LogMelOptions
+from agent.compute.listening import LONGEST_S, Utterance, UtteranceFinder
 from agent.types import Samples
 
 pytestmark = pytest.mark.numerics

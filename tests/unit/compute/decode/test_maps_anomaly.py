@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent.compute.decode.anomaly import picture_score, score_of
-from agent.compute.decode.decoder import FEATURES
+from agent.compute.decode.maps import picture_score, score_of
+from agent.compute.manifest import FEATURES
 from agent.compute.tflite.model import TensorSpec
 from agent.config import DecodeConfig
 from agent.errors import ModelError

@@ -1,7 +1,8 @@
-"""Completes a manifest key by key, and records the source of each key that is neither stated nor a default.
+"""Completes the manifest of a model that leaves keys out, and records the source of each that is no default.
 
 The order is: the manifest; the TFLite Metadata in the file; a guess from tensors, last operations and the
-decoder's published models; the defaults of `agent.compute.manifest`.
+decoder's published models; the defaults of `agent.compute.manifest`. Only what few models of another kind look
+like is guessed: for others the error says which keys to write.
 
 The scores of classifiers, keywords and boxes are probabilities if the graph ends in SOFTMAX or LOGISTIC. Else
 they are logits if a quantised output's range exceeds 0..1, or if a float output comes from a multiplication
@@ -12,6 +13,7 @@ boxes a sigmoid. `[output.options] logits` overrides this.
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
 
@@ -19,31 +21,20 @@ import msgspec
 import numpy as np
 from msgspec import Struct, structs
 
-from agent.compute.decode.ctc import fits, lacks_space
-from agent.compute.decode.decoder import DECODERS, DecoderContext, create_decoder, options_kind
-from agent.compute.decode.guesses import (
-    USUAL_INPUTS,
-    USUAL_OUTPUTS,
-    Sound,
-    check_picture,
-    describe_specs,
-    guess_input,
-    guess_output,
-    guess_sound,
-)
+from agent.compute.decode import DECODERS, create_decoder, find_fitting, options_kind
+from agent.compute.decode.decoder import DecoderContext
 from agent.compute.decode.metadata import Metadata, read_metadata
-from agent.compute.manifest import FEATURES, AudioManifest, InputManifest, Manifest, OutputManifest
+from agent.compute.manifest import Completed, InputManifest, Manifest, OutputManifest
 from agent.compute.tflite.model import POSTPROCESS, ModelFile, Subgraph, TensorSpec
 from agent.config import DecodeConfig
-from agent.errors import ModelError
+from agent.errors import ModelError, NormalisationError, UndecodableError
 from agent.structs import convert
 
 Keys = tuple[str, ...]
 Ending = Literal["softmax", "sigmoid", "logits", "embedding", ""]
 """Kind of an output according to the last operations; empty: unknown. An embedding is a mean or of length 1."""
 METADATA = "from the metadata in the model file"
-_DESCRIPTIVE = (("name",), ("licence",), ("description",))
-"""Keys that do not affect inference."""
+_AS_SAMPLES = "guessed: as of samples"
 PROBABILITIES: tuple[Ending, ...] = ("softmax", "sigmoid")
 _ENDINGS: dict[str, Ending] = {"LOGISTIC": "sigmoid", "SOFTMAX": "softmax", "STABLEHLO_LOGISTIC": "sigmoid"}
 _EMBEDDING = frozenset({"AVERAGE_POOL_2D", "L2_NORMALIZATION", "MEAN"})
@@ -57,13 +48,17 @@ _PASSING = frozenset(_PASSED.split())
 """Operations that keep probabilities probabilities, and logits logits."""
 _SCORE_NAMES = ("class", "logit", "prob", "score", "softmax")
 """Words in the names of outputs with scores of classes."""
-_NAMED_BY_DECODER = ("blazeface", "keypoints", "landmarks", "raw", FEATURES)
-"""Decoders of a single class, or of none, that need no label."""
-_AUDIO = AudioManifest(0, "")
 _STEPS = 32
 _BACKGROUND = ("background", "???", "void", "unlabeled", "nothing")
-_WITHOUT_BACKGROUND = (19, 150)
-"""Number of classes of Cityscapes and ADE20K, whose first class is a road and a wall."""
+_SPEECH_HZ = 16_000
+_RATES = {44_032: 44_100, 144_000: 48_000, 160_000: 32_000}
+"""Samples of a window → a second, of those that do not hear 16 kHz: TensorFlow.js' words, BirdNET and Perch."""
+_LEAST_SAMPLES = 4000
+"""A vector of fewer numbers is no window of samples."""
+_LEAST_SIDE = 8
+"""A grey picture with a shorter side is a table of something else."""
+_SHOWN, _LONG = 2, 60
+"""Tensors in a message, and characters of each."""
 _MANY_SOUNDS = 100
 """From so many classes of sound on, several may be heard together, as with YAMNet and BirdNET."""
 _SCORES = 2
@@ -90,20 +85,6 @@ class ModelFacts(Struct, frozen=True):
     outputs: tuple[TensorSpec, ...]
     endings: tuple[Ending, ...] = ()
     detections: tuple[str, ...] = ()
-
-
-class Completed(Struct, frozen=True):
-    """A manifest with every key.
-
-    Attributes:
-        manifest: see `Manifest`.
-        sources: of the keys that the manifest file leaves out, but for defaults.
-        doubts: likely mistakes, a line each, although the model can run.
-    """
-
-    manifest: Manifest
-    sources: dict[Keys, str]
-    doubts: tuple[str, ...] = ()
 
 
 def facts_of(content: bytes, file: ModelFile, first: str = "", last: str = "") -> ModelFacts:
@@ -161,34 +142,16 @@ def complete(stated: Mapping[str, Any], facts: ModelFacts, name: str) -> Complet
         raise ModelError(f"model {name}: it has no input")
     keys = _Keys(stated)
     keys.put(("name",), name, "the name of the file")
-    sound = _add_sound(keys, facts)
+    _add_sound(keys, facts)
     _add_metadata(keys, facts)
-    _add_output(keys, facts, is_of_words=sound is not None and sound.decoder == "keyword")
+    _add_output(keys, facts)
     if "audio" not in keys.data:
         _add_input(keys, facts.inputs[0], facts.outputs)
     try:
         manifest = convert(keys.data, Manifest)
-    except (
-        msgspec.ValidationError
-    ) as error:  # the manifest was checked, so that the value comes from the model file
+    except msgspec.ValidationError as error:  # of the model file, since the manifest was checked
         raise ModelError(f"the model file has an unusable value: {error}; set it in the manifest") from None
-    return Completed(manifest, keys.sources, tuple(_doubts(stated, keys, facts, manifest)))
-
-
-def says_all(stated: Mapping[str, Any]) -> bool:
-    """Return True if a manifest leaves out nothing that could be found or guessed."""
-    output, picture = stated.get("output", {}), stated.get("input", {})
-    decoder, options = output.get("decoder", ""), output.get("options", {})
-    if decoder not in DECODERS or decoder == "ssd" or not {"labels", "score_threshold"} <= output.keys():
-        return False
-    if "audio" not in stated and not {"order", "resize", "mean", "std"} <= picture.keys():
-        return False
-    return "logits" in options or "logits" not in options_kind(decoder).__struct_fields__
-
-
-def lacks_labels(output: OutputManifest) -> bool:
-    """Return True if a model has no labels and its decoder does not name its class either."""
-    return not output.labels and output.decoder not in _NAMED_BY_DECODER
+    return Completed(manifest, keys.sources, tuple(_doubts(keys, facts, manifest)))
 
 
 class _Keys:
@@ -218,18 +181,19 @@ class _Keys:
         return table
 
 
-def _add_sound(keys: _Keys, facts: ModelFacts) -> Sound | None:
-    """Add the front end of a model of sound and the words of its family; return it, None if it is unknown."""
-    rate_hz = facts.metadata.rate_hz
-    if {"audio", "input"} & keys.data.keys() or (sound := guess_sound(facts.inputs[0], rate_hz)) is None:
-        return None
-    for key, value in structs.asdict(sound.audio).items():
-        source = METADATA if rate_hz and key == "rate_hz" else f"guessed: as of {sound.family}"
-        if value != getattr(_AUDIO, key):
-            keys.put(("audio", key), value, source)
-    if not facts.metadata.labels and facts.outputs and facts.outputs[0].shape[-1:] == (len(sound.labels),):
-        keys.put(("output", "labels"), sound.labels, f"guessed: the words of {sound.family}")
-    return sound
+def _add_sound(keys: _Keys, facts: ModelFacts) -> None:
+    """Add the front end of a model that takes a window of samples."""
+    rate_hz, shape = facts.metadata.rate_hz, facts.inputs[0].shape
+    sides = [side for side in shape if side != 1]
+    is_window = len(sides) == 1 and sides[0] >= _LEAST_SAMPLES
+    if {"audio", "input"} & keys.data.keys() or not (rate_hz or is_window):
+        return
+    if rate_hz:
+        keys.put(("audio", "rate_hz"), rate_hz, METADATA)
+    keys.put(("audio", "rate_hz"), _RATES.get(sides[0], _SPEECH_HZ), _AS_SAMPLES)
+    keys.put(("audio", "frontend"), "raw", _AS_SAMPLES)
+    half_s = round(math.prod(sides) / keys.get("audio", "rate_hz") / 2, 3)
+    keys.put(("audio", "every_s"), half_s, _AS_SAMPLES)
 
 
 def _add_metadata(keys: _Keys, facts: ModelFacts) -> None:
@@ -238,135 +202,69 @@ def _add_metadata(keys: _Keys, facts: ModelFacts) -> None:
         ("licence",): metadata.licence,
         ("description",): metadata.description or metadata.name,
         ("output", "labels"): metadata.labels,
+        ("output", "score_threshold"): metadata.score_threshold,
     }
     for place, value in found.items():
-        if value:
+        if value not in ("", (), None):
             keys.put(place, value, METADATA)
-    if metadata.score_threshold is not None:
-        keys.put(("output", "score_threshold"), metadata.score_threshold, METADATA)
     if metadata.mean is not None and metadata.std is not None and not keys.has("audio"):
         keys.put(("input", "mean"), metadata.mean, METADATA)
         keys.put(("input", "std"), metadata.std, METADATA)
         keys.put(("input", "order"), "rgb", METADATA)
 
 
-def _add_output(keys: _Keys, facts: ModelFacts, *, is_of_words: bool) -> None:
+def _add_output(keys: _Keys, facts: ModelFacts) -> None:
     if not keys.get("output", "decoder"):
         keys.data["output"].pop("decoder", None)
-        decoder = "ctc" if _is_reader(keys, facts) else guess_output(facts.inputs, facts.outputs).decoder
-        if decoder == "classify" and _is_embedding(keys, facts):
-            decoder = "raw"
-            keys.put(("output", "options", "normalise"), True, "guessed: as embeddings are compared")
-        if decoder in ("classify", "segment"):
-            _check_guess(decoder, keys, facts)
-        if decoder == "landmarks":
-            decoder = _check_points(keys, facts)
-        if decoder == "segment" and _is_fomo(keys, facts):
-            decoder = "fomo"
-        if decoder == "classify" and "audio" in keys.data and (is_of_words or _is_single_score(facts)):
-            decoder = "keyword"
-        keys.put(("output", "decoder"), decoder, "guessed: its outputs fit")
+        keys.put(("output", "decoder"), _guess_decoder(keys, facts), "guessed: its outputs fit")
     decoder = keys.get("output", "decoder")
-    usual = USUAL_OUTPUTS.get(decoder, OutputManifest())
+    usual = DECODERS[decoder].output if decoder in DECODERS else OutputManifest()
     for key in ("score_threshold", "iou_threshold"):
         if getattr(usual, key) != getattr(OutputManifest(), key):
             keys.put(("output", key), getattr(usual, key), f"usual for {decoder}")
+    labels: Sequence[str] = keys.get("output", "labels") or ()
     if decoder == "ssd":
         _add_ssd(keys, facts)
-    if decoder == "segment":
-        _add_background(keys, facts)
-    if decoder == "classify" and facts.metadata.calibration:
-        keys.put(("output", "options", "calibration"), facts.metadata.calibration, METADATA)
-    if decoder == "ctc" and lacks_space(facts.outputs, len(keys.get("output", "labels") or ())):
-        keys.put(("output", "options", "blank"), "first", "guessed: PaddleOCR's order, with a space at the end")
+    if decoder == "segment" and len(labels) > 1 and not any(word in labels[0].lower() for word in _BACKGROUND):
+        keys.put(("output", "options", "background"), -1, f"guessed: the first label is {labels[0]!r}")
     _add_logits(keys, facts)
 
 
-def _check_guess(decoder: str, keys: _Keys, facts: ModelFacts) -> None:
-    """Refuse a guess of `classify` or `segment` by a shape that landmarks or pictures have, too."""
-    labels = len(keys.get("output", "labels") or ())
-    if len(facts.outputs) > 1:
-        is_plausible = labels > 0 and any(spec.shape[-1:] == (labels,) for spec in facts.outputs)
-    elif decoder == "segment":
-        is_plausible = labels > 0 or _gives_masks(facts)
-    else:
-        is_plausible = labels > 0 or _gives_scores(facts)
-    if not is_plausible:
-        other = 'one of points "landmarks", an embedding "raw"'
-        if decoder == "segment":
-            other = "a picture or a map of depths cannot be decoded"
-        raise ModelError(
-            f"cannot guess how to decode outputs {describe_specs(facts.outputs)}; if one has scores of classes,"
-            f' its manifest must have [output] decoder = "{decoder}" and labels; {other}'
+def _guess_decoder(keys: _Keys, facts: ModelFacts) -> str:
+    """Return the decoder that fits the outputs. Raises UndecodableError if it is not certain enough."""
+    decoder = find_fitting(facts.inputs, facts.outputs)
+    if decoder in ("classify", "segment") and not _gives_scores(decoder, keys, facts):
+        decoder = None
+    if decoder is None:
+        raise UndecodableError(
+            f"cannot guess how to decode outputs {describe_specs(facts.outputs)}: its manifest must have "
+            '[output] decoder and labels (an embedding is "raw", FOMO "fomo"); see `vedette guide models`'
         )
+    is_word = decoder == "classify" and "audio" in keys.data and facts.outputs[0].shape[-1:] == (1,)
+    return "keyword" if is_word and len(facts.outputs) == 1 else decoder
 
 
-def _is_embedding(keys: _Keys, facts: ModelFacts) -> bool:
-    """Return True for a mean of a map, or a vector of length 1, for whose numbers there are no labels."""
+def _gives_scores(decoder: str, keys: _Keys, facts: ModelFacts) -> bool:
+    """Return True if the labels, a name or the last operation tell that an output has scores of classes."""
     labels = len(keys.get("output", "labels") or ())
-    return facts.endings == ("embedding",) and facts.outputs[0].shape[-1] != labels
-
-
-def _gives_masks(facts: ModelFacts) -> bool:
-    """Return False for an output that may be a picture of colours or of grey, such as a map of depth."""
+    if labels:
+        return any(spec.shape[-1:] == (labels,) for spec in facts.outputs)
+    if len(facts.outputs) != 1 or "embedding" in facts.endings:
+        return False
     spec, ending = facts.outputs[0], facts.endings[0] if facts.endings else ""
-    if len(spec.shape) == 3:
+    if decoder == "segment":
+        return _gives_masks(spec, ending, facts.inputs[0])
+    return any(hint in spec.name.lower() for hint in _SCORE_NAMES) or _logits(spec, ending)[0] is False
+
+
+def _gives_masks(spec: TensorSpec, ending: Ending, image: TensorSpec) -> bool:
+    """Return False for an output that may be a picture of colours or of grey, such as a map of depth."""
+    shape: tuple[int, ...] = spec.shape
+    if len(shape) == 3:
         return not spec.dtype.startswith("float")
-    if spec.shape[3] == 3 and spec.shape[1] >= facts.inputs[0].shape[1]:
+    if shape[3] == 3 and shape[1] >= image.shape[1]:
         return ending == "softmax"
-    return spec.shape[3] > 1 or (ending == "sigmoid" and spec.shape != facts.inputs[0].shape)
-
-
-def _check_points(keys: _Keys, facts: ModelFacts) -> str:
-    """Return the decoder of what has the shapes of landmarks: classes are probabilities, or have their labels."""
-    labels = len(keys.get("output", "labels") or ())
-    wide = [number for number, spec in enumerate(facts.outputs) if spec.shape and spec.shape[-1] != 1]
-    likely = any(facts.endings[at] in PROBABILITIES for at in wide if at < len(facts.endings))
-    if likely or any(facts.outputs[number].shape[-1] == labels for number in wide):
-        _check_guess("classify", keys, facts)
-        return "classify"
-    if ("output", "labels") in keys.sources:  # of the sides of a hand, of which another output tells
-        keys.get("output").pop("labels")
-        keys.sources.pop(("output", "labels"))
-    return "landmarks"
-
-
-def _is_fomo(keys: _Keys, facts: ModelFacts) -> bool:
-    """Return True for a grid of an eighth of the picture with a class more than there are labels."""
-    labels, image = len(keys.get("output", "labels") or ()), facts.inputs[0].shape
-    grid = facts.outputs[0].shape
-    return (
-        len(facts.outputs) == 1
-        and len(grid) == len(image) == 4
-        and (grid[1] * 8, grid[2] * 8, grid[3]) == (image[1], image[2], labels + 1)
-    )
-
-
-def _is_reader(keys: _Keys, facts: ModelFacts) -> bool:
-    """Return True for one output of steps × characters, if the labels are single characters."""
-    labels = keys.get("output", "labels") or ()
-    short = len(labels) > 1 and all(len(label) <= 1 or label == "???" for label in labels)
-    return short and len(facts.outputs) == 1 and fits(facts.outputs[0], len(labels))
-
-
-def _is_single_score(facts: ModelFacts) -> bool:
-    return len(facts.outputs) == 1 and facts.outputs[0].shape[-1:] == (1,)
-
-
-def _gives_scores(facts: ModelFacts) -> bool:
-    spec = facts.outputs[0]
-    named = any(hint in spec.name.lower() for hint in _SCORE_NAMES)
-    return named or _logits(spec, facts.endings[0] if facts.endings else "")[0] is False
-
-
-def _add_background(keys: _Keys, facts: ModelFacts) -> None:
-    """Add that a segmentation has no background, which is its first class by default."""
-    labels: tuple[str, ...] = tuple(keys.get("output", "labels") or ())
-    sizes = {spec.shape[-1] for spec in facts.outputs if len(spec.shape) == 4}
-    if len(labels) > 1 and not any(word in labels[0].lower() for word in _BACKGROUND):
-        keys.put(("output", "options", "background"), -1, f"guessed: the first label is {labels[0]!r}")
-    elif not labels and sizes & set(_WITHOUT_BACKGROUND):
-        keys.put(("output", "options", "background"), -1, "guessed: Cityscapes and ADE20K have none")
+    return shape[3] > 1 or (ending == "sigmoid" and spec.shape != image.shape)
 
 
 def _add_ssd(keys: _Keys, facts: ModelFacts) -> None:
@@ -429,57 +327,80 @@ def _scores_at(keys: _Keys, facts: ModelFacts) -> int | None:
     return place
 
 
+def describe_specs(specs: Sequence[TensorSpec]) -> str:
+    """Describe the first tensors and the number of further ones."""
+    more = f" and {len(specs) - _SHOWN} more" if len(specs) > _SHOWN else ""
+    return f"{', '.join(str(spec)[:_LONG] for spec in specs[:_SHOWN]) or 'none'}{more}"
+
+
 def _add_input(keys: _Keys, spec: TensorSpec, outputs: Sequence[TensorSpec]) -> None:
     decoder = keys.get("output", "decoder")
-    if usual := USUAL_INPUTS.get(decoder):
+    usual = DECODERS[decoder].input if decoder in DECODERS else None
+    if usual is not None:
         for key in ("order", "resize"):
             keys.put(("input", key), getattr(usual, key), f"usual for {decoder}")
     if _normalises(keys):
         return
     try:
-        check_picture(spec)
+        _check_picture(spec)
         guess = guess_input(decoder, spec, outputs)
     except ModelError:
         if ("output", "decoder") in keys.sources:  # guessed: the manifest does not say how to use the model
             raise
         return
-    source = "guessed: pixels unchanged, as an integer input expects"
-    if spec.dtype.startswith("float"):
-        source = f"usual for {decoder}"
+    is_float = spec.dtype.startswith("float")
+    source = f"usual for {decoder}" if is_float else "guessed: pixels unchanged, as an integer input expects"
     keys.put(("input", "mean"), guess.mean, source)
     keys.put(("input", "std"), guess.std, source)
+
+
+def _check_picture(spec: TensorSpec) -> None:
+    """Raise ModelError if an input takes no picture."""
+    height, width, channels = spec.picture or (0, 0, 0)
+    if channels <= 1 and min(height, width) < _LEAST_SIDE:
+        raise ModelError(
+            f"input {spec} is neither a picture, [1,height,width,3] or [1,height,width,1], nor a window of "
+            "samples; if it takes features of sound, its manifest must have [audio] rate_hz, frontend and options"
+        )
+
+
+def guess_input(decoder: str, spec: TensorSpec, outputs: Sequence[TensorSpec] = ()) -> InputManifest:
+    """Guess the input part of a manifest for a picture, by decoder, input and outputs.
+
+    A quantised input takes the pixels as they are: its scale was calibrated for them.
+
+    Raises:
+        NormalisationError: mean and std cannot be guessed. The error names what a manifest must say.
+    """
+    row = DECODERS.get(decoder)
+    others = row.other_pixels if row else {}
+    known = next((others[one.shape[-1]] for one in outputs if one.shape and one.shape[-1] in others), None)
+    usual = known or (row.input if row else None) or InputManifest()
+    if spec.quantised:
+        mean = float(spec.zero_point + (128 if spec.dtype == "int8" else 0))
+        return structs.replace(usual, mean=(mean,) * 3, std=(1.0 / spec.scale,) * 3)
+    if not spec.dtype.startswith("float"):
+        return structs.replace(usual, mean=(0.0,) * 3, std=(1.0,) * 3)
+    if row is None or row.input is None:
+        raise NormalisationError(
+            f"the range of float input {spec} is unknown; its manifest must have [input] mean and std: "
+            "mean = [127.5, 127.5, 127.5] and std = [127.5, 127.5, 127.5] for -1..1; 0 and 255 for 0..1"
+        )
+    return usual
 
 
 def _normalises(keys: _Keys) -> bool:
     return keys.has("input", "mean") and keys.has("input", "std")
 
 
-def _doubts(stated: Mapping[str, Any], keys: _Keys, facts: ModelFacts, manifest: Manifest) -> Iterator[str]:
-    """Yield where the manifest contradicts the model file, or lacks what cannot be guessed."""
+def _doubts(keys: _Keys, facts: ModelFacts, manifest: Manifest) -> Iterator[str]:
+    """Yield what the manifest lacks and cannot be guessed, and a normalisation that does not fit the model."""
     if manifest.audio is None and (found := _saturation(facts.inputs[0], manifest.input)):
         yield found
-    metadata, picture = facts.metadata, stated.get("input", {})
     if manifest.audio is None and facts.inputs[0].picture and not _normalises(keys):
         yield f"[input] mean and std are left out: {facts.inputs[0].name} gets pixels as floats 0..255"
-    for key in ("mean", "std"):
-        known = getattr(metadata, key)
-        if known is not None and key in picture and not np.allclose(picture[key], known):
-            yield f"[input] {key} = {list(picture[key])}, but the metadata in the model file says {list(known)}"
-    yield from _logits_doubts(stated, keys, facts)
     if manifest.output.decoder == "keyword" and not manifest.output.labels:
         yield '[output] labels are left out: the word is reported as class0; set labels = ["the word"]'
-
-
-def _logits_doubts(stated: Mapping[str, Any], keys: _Keys, facts: ModelFacts) -> Iterator[str]:
-    """Yield where `logits` of the manifest contradicts the model's last operations or quantisation."""
-    logits = stated.get("output", {}).get("options", {}).get("logits")
-    at = None if logits is None else _scores_at(keys, facts)
-    if at is None or at >= len(facts.endings):
-        return
-    found, why = _logits(facts.outputs[at], facts.endings[at])
-    if found is not None and found is not bool(logits):
-        stands = f'"{logits}"' if isinstance(logits, str) else str(logits).lower()
-        yield f"[output.options] logits = {stands}, but {why}: leave logits out, or correct it"
 
 
 def _saturation(spec: TensorSpec, manifest: InputManifest) -> str:
@@ -512,12 +433,3 @@ def _saturation(spec: TensorSpec, manifest: InputManifest) -> str:
 
 def _short(values: tuple[float, float, float]) -> str:
     return f"{values[0]:.4g}" if len(set(values)) == 1 else str([round(value, 3) for value in values])
-
-
-def describe_sources(sources: Mapping[Keys, str]) -> str:
-    """Describe in one line which keys that affect inference were found or guessed, and from what."""
-    by_source: dict[str, list[str]] = {}
-    for keys, source in sources.items():
-        if keys not in _DESCRIPTIVE:
-            by_source.setdefault(source, []).append(".".join(keys))
-    return "; ".join(f"{', '.join(names)} ({source})" for source, names in by_source.items())

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from agent.compute.decode.blazeface import overlaps
-from agent.compute.decode.boxes import suppress
+from agent.compute.decode.decoder import suppress
 
 pytestmark = pytest.mark.numerics
 

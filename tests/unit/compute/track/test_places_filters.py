@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from agent.compute.track.filters import DetectionFilters, check_filters
+from agent.compute.track.places import DetectionFilters, check_filters
 from agent.config.places import FilterConfig
 from agent.errors import ConfigError
 from agent.types import Box, Detection

@@ -5,7 +5,7 @@ from itertools import pairwise
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent.compute.track.texts import SteadyText
+from agent.compute.decode.ctc import SteadyText
 from agent.types import Detection
 
 READINGS = st.lists(st.sampled_from("AB "), max_size=40)

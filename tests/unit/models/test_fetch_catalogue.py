@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import pytest
 
-from agent.compute.decode.decoder import DECODERS, FEATURES
+from agent.compute.decode import DECODERS
+from agent.compute.manifest import FEATURES
 from agent.errors import ModelError
-from agent.models.catalogue import (
-    TASKS,
+from agent.models.fetch import (
+    LARGEST,
     CatalogueModel,
     catalogue,
     check_task,
+    file_name_of,
     find_in_catalogue,
     known_tasks,
+    tasks_of,
     with_task,
 )
-from agent.models.fetch import LARGEST, file_name_of
 from agent.models.files import bundled
 from agent.models.importer import ARCHIVES
 from agent.models.library import open_manifest
@@ -42,15 +44,11 @@ def test_an_entry_names_the_bundled_model_that_is_the_same_as_int8() -> None:
         assert (output.decoder, output.labels) == (one.decoder, one.labels)
 
 
-def test_every_decoder_has_a_task() -> None:
-    assert set(TASKS) == {*DECODERS, FEATURES}
-
-
 def test_models_are_found_by_task() -> None:
     assert {one.name for one in with_task("pose")} == {"pose-lite", "pose-full"}
     assert with_task("") == catalogue()
-    assert set(known_tasks()) == {task for some in TASKS.values() for task in some}
-    assert all(one.task in TASKS[one.decoder] for one in catalogue())
+    assert set(known_tasks()) == {task for name in (*DECODERS, FEATURES) for task in tasks_of(name)}
+    assert all(one.task in tasks_of(one.decoder) for one in catalogue())
     assert (check_task("detection"), check_task("detect"), check_task("")) == ("detection", "detection", "")
     assert with_task("face") == with_task("face detection")
     with pytest.raises(ModelError, match="expected anomalies, classification"):

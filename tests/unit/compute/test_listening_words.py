@@ -7,10 +7,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from agent.compute import words as module
+from agent.compute import listening as module
+from agent.compute.listening import WordHead, is_embedding
 from agent.compute.states import UNSURE, leave_one_out
 from agent.compute.tflite.model import TensorSpec
-from agent.compute.words import WordHead, is_embedding
 
 pytestmark = pytest.mark.numerics
 

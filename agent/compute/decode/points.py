@@ -1,10 +1,4 @@
-"""Landmarks: named points of the one thing that a picture shows, such as a hand, a face or a body.
-
-For models that are given a crop with that thing in its middle, and tell where its points are and whether it is
-there at all. Without such a crop they answer, too, as if the whole picture were one.
-Source: google-ai-edge/mediapipe, `hand_landmark_cpu.pbtxt`, `pose_landmark_by_roi_cpu.pbtxt`,
-`face_landmark_cpu.pbtxt`, `iris_landmark_cpu.pbtxt`, `box_landmark_cpu.pbtxt`
-"""
+"""Named points: poses of people, and landmarks of the one thing that a picture shows."""
 
 from __future__ import annotations
 
@@ -16,6 +10,7 @@ from msgspec import Meta
 from msgspec.structs import replace
 
 from agent.compute.decode.decoder import (
+    BoxEnd,
     DecoderContext,
     DecoderOptions,
     Floats,
@@ -24,8 +19,92 @@ from agent.compute.decode.decoder import (
     ShapeMismatchError,
     assign_outputs,
     class_mismatch,
+    tuples,
 )
+from agent.config.toml import Unit
 from agent.types import Array, Detection, Keypoint
+
+POINTS = (
+    "nose left_eye right_eye left_ear right_ear left_shoulder right_shoulder left_elbow right_elbow left_wrist"
+    " right_wrist left_hip right_hip left_knee right_knee left_ankle right_ankle"
+)
+NAMES = tuple(POINTS.split())
+"""Keypoints in COCO's order."""
+_COLUMNS = 3 * len(NAMES)
+
+
+class KeypointsOptions(DecoderOptions, frozen=True, forbid_unknown_fields=True):
+    """Options of `keypoints`.
+
+    Attributes:
+        point_threshold: keypoints with a lower score are dropped, also for the box of a single person.
+    """
+
+    point_threshold: Unit = 0.2
+
+
+class Keypoints:
+    """Decoder of MoveNet's poses: one person, [1,1,17,3], or up to six, [1,6,56].
+
+    Rows are `(y, x, score)` per keypoint in fractions; with several people each ends in
+    `(y0, x0, y1, x1, score)`.
+    Source: https://www.kaggle.com/models/google/movenet and tensorflow/hub, movenet.ipynb
+    """
+
+    Options = KeypointsOptions
+
+    def __init__(self, context: DecoderContext) -> None:
+        options = context.options(KeypointsOptions)
+        role = OutputRole("keypoints", ((1, 1, len(NAMES), 3), (1, None, _COLUMNS + 5)), ("keypoint", "output"))
+        (self._place,) = assign_outputs((role,), context.outputs, options.tensors)
+        self._spec = context.outputs[self._place]
+        self._several = len(self._spec.shape) == 3
+        self._threshold = context.score_threshold
+        self._point_threshold = options.point_threshold
+        self._end = BoxEnd(context, context.labels(("person",)), 1)
+        self._label = self._end.labels[0]
+
+    def __call__(self, outputs: Sequence[Array]) -> list[Detection]:
+        real = np.asarray(self._spec.real(outputs[self._place]), np.float32)
+        rows = real.reshape(-1, _COLUMNS + 5) if self._several else real.reshape(1, _COLUMNS)
+        points = rows[:, :_COLUMNS].reshape(-1, len(NAMES), 3)
+        with np.errstate(all="ignore"):
+            # Single person: the mean over the keypoints, MoveNet's own measure.
+            scores = rows[:, -1] if self._several else points[:, :, 2].mean(axis=1)
+            people = np.flatnonzero((scores >= self._threshold) & np.isfinite(scores))
+            boxes = rows[:, [-4, -5, -2, -3]] if self._several else self._bounding_box(points)
+        wanted = self._end.choose(np.zeros_like(people), scores[people])
+        people = people if wanted is None else people[wanted]
+        boxes = np.ascontiguousarray(boxes[people])
+        kept = self._end.suppress(boxes, scores[people], None)
+        chosen = people[kept]
+        return [
+            Detection(self._label, min(1.0, score), box, self._points(person))
+            for score, box, person in zip(
+                scores[chosen].tolist(), tuples(boxes[kept]), points[chosen], strict=True
+            )
+        ]
+
+    def _is_valid(self, points: Floats) -> Array:
+        return np.asarray((points[..., 2] >= self._point_threshold) & np.isfinite(points).all(axis=-1))
+
+    def _bounding_box(self, points: Floats) -> Floats:
+        """Return the box [1,4] around the valid keypoints of the only person; empty if there are none."""
+        valid = points[0][self._is_valid(points[0])]
+        if not len(valid):
+            return np.zeros((1, 4), np.float32)
+        (y0, x0), (y1, x1) = valid[:, :2].min(axis=0), valid[:, :2].max(axis=0)
+        return np.array([[x0, y0, x1, y1]], np.float32)
+
+    def _points(self, person: Floats) -> tuple[Keypoint, ...]:
+        valid = self._is_valid(person)
+        cut = np.clip(person, 0.0, 1.0)
+        return tuple(
+            Keypoint(name, x, y, score)
+            for name, (y, x, score), there in zip(NAMES, cut.tolist(), valid.tolist(), strict=True)
+            if there
+        )
+
 
 _FINGERS = ("index", "middle", "ring", "pinky")
 _HAND = (
@@ -87,29 +166,6 @@ class LandmarksOptions(DecoderOptions, frozen=True, forbid_unknown_fields=True):
     point_threshold: Annotated[float, Meta(ge=0.0, le=1.0)] = 0.5
 
 
-OPTIONS = LandmarksOptions
-
-
-def build(context: DecoderContext) -> Landmarks:
-    """Build a decoder for points [1,n] or [1,1,1,n], and a score [1,1] if the model tells one.
-
-    Without `columns`, n has to be that of a published model: other outputs of this shape are classes.
-    """
-    options = context.options(LandmarksOptions)
-    height, width = context.picture()
-    model, values = _model(context, options)
-    flat = ((1, values), (1, 1, 1, values))
-    roles = [OutputRole("points", flat, ("landmark", "point"))]
-    if model.scored:
-        roles.append(OutputRole("score", ((1, 1), (1, 1, 1, 1)), ("score", "presence", "flag")))
-    places = assign_outputs(roles, context.outputs, options.tensors)
-    if model.label == "hand" and len(context.output.labels) == 2:  # left and right, of which another output tells
-        context = replace(context, output=replace(context.output, labels=()))
-    if len(context.output.labels) > 1:
-        raise class_mismatch(len(context.output.labels), 1, context.outputs[places[-1]])
-    return Landmarks(context, options, model, places, (width, height) if options.pixels else (1, 1))
-
-
 def _model(context: DecoderContext, options: LandmarksOptions) -> tuple[LandmarkModel, int]:
     """Return the family of a model, and the number of values of its points."""
     sizes = [spec.shape[-1] for spec in context.outputs if spec.shape[:-1] in ((1,), (1, 1, 1))]
@@ -141,17 +197,32 @@ def _named(model: LandmarkModel, options: LandmarksOptions) -> LandmarkModel:
 
 
 class Landmarks:
-    """Decoder of a model of landmarks. `scores_at` is the index of its score's output, if it has one."""
+    """Decoder of landmarks: points [1,n] or [1,1,1,n], and a score [1,1] if the model tells one.
 
-    def __init__(
-        self,
-        context: DecoderContext,
-        options: LandmarksOptions,
-        model: LandmarkModel,
-        places: tuple[int, ...],
-        size: tuple[int, int],
-    ) -> None:
-        self._columns, self._size = model.columns, np.array(size, np.float32)
+    For models that are given a crop with one thing in its middle, such as a hand, a face or a body, and tell
+    where its points are and whether it is there at all. Without such a crop they answer, too, as if the whole
+    picture were one.
+    Without `columns`, n has to be that of a published model: other outputs of this shape are classes.
+    Source: google-ai-edge/mediapipe, `hand_landmark_cpu.pbtxt`, `pose_landmark_by_roi_cpu.pbtxt`,
+    `face_landmark_cpu.pbtxt`, `iris_landmark_cpu.pbtxt`, `box_landmark_cpu.pbtxt`
+    """
+
+    Options = LandmarksOptions
+
+    def __init__(self, context: DecoderContext) -> None:
+        options = context.options(LandmarksOptions)
+        height, width = context.picture()
+        model, values = _model(context, options)
+        roles = [OutputRole("points", ((1, values), (1, 1, 1, values)), ("landmark", "point"))]
+        if model.scored:
+            roles.append(OutputRole("score", ((1, 1), (1, 1, 1, 1)), ("score", "presence", "flag")))
+        places = assign_outputs(roles, context.outputs, options.tensors)
+        if model.label == "hand" and len(context.output.labels) == 2:  # left and right, as another output tells
+            context = replace(context, output=replace(context.output, labels=()))
+        if len(context.output.labels) > 1:
+            raise class_mismatch(len(context.output.labels), 1, context.outputs[places[-1]])
+        self._columns = model.columns
+        self._size = np.array((width, height) if options.pixels else (1, 1), np.float32)
         self._points, self._score = places[0], places[1] if model.scored else None
         self.scores_at = self._score
         self._spec = context.outputs[self._points]

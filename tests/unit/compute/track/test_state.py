@@ -7,7 +7,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from msgspec.structs import astuple
 
-from agent.compute.track.motion import BoxFilter
+from agent.compute.track.state import BoxFilter
 from agent.types import Box
 
 pytestmark = pytest.mark.numerics

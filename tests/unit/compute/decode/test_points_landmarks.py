@@ -3,8 +3,6 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from agent.compute.decode.decoder import find_fitting
-from agent.compute.decode.landmarks import MODELS
 from agent.compute.tflite.model import TensorSpec
 from agent.errors import ModelError
 from tests.support.decoding import assert_sound, decoder, picture, spec
@@ -67,13 +65,6 @@ def test_of_a_body_the_visible_points_are_told() -> None:
     assert [point.name for point in found.keypoints] == ["nose", "left_shoulder", "right_shoulder"]
     assert found.box == pytest.approx((0.25, 0.5, 0.75, 0.625))
     assert found.keypoints[0].score == pytest.approx(1 / (1 + np.exp(-3.0)))
-
-
-def test_the_published_models_are_found_by_their_outputs() -> None:
-    for outputs, side in ((HAND, 224), (BODY, 256), (FACE, 192), (EYE, 64)):
-        assert find_fitting((picture(side),), outputs) == "landmarks"
-    for classes in MODELS:
-        assert find_fitting((picture(224),), (spec("scores", 1, classes),)) == "classify"
 
 
 def test_an_eye_has_no_score() -> None:
