@@ -223,7 +223,7 @@ def test_a_sensor_that_blocks_stops_neither_commands_nor_the_governor_nor_a_stop
     ("change", "why"),
     [
         ({"streams": {}}, "no [streams.NAME]"),
-        ({"mqtt": MqttConfig(host="")}, "[mqtt] host is empty"),
+        ({"mqtt": MqttConfig(host="")}, "[mqtt] host = ''"),
         ({"streams": {"front": StreamConfig("test:", "nanodett")}}, "did you mean 'nanodet'"),
     ],
 )
