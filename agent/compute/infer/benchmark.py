@@ -42,7 +42,7 @@ from agent.compute.tflite.read import read_modelfile
 from agent.errors import BackendError, ModelError
 from agent.text import plural
 
-_TURNS, _TURN_S = 12, 0.1
+_TURNS, _TURN_S = 20, 0.1
 """Number and length, s, of the turns of each candidate."""
 _FAR_SLOWER = 4.0
 """A candidate that takes so many times the reference's latency gets no further turn."""
