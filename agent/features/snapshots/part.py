@@ -109,11 +109,8 @@ def quality(track: Track) -> float:
         return track.score
     x0, y0, x1, y1 = (min(1.0, max(0.0, value)) for value in track.box)
     side = math.sqrt(max(0.0, x1 - x0) * max(0.0, y1 - y0))
-    return track.score * side * (_CUT if _cut_off((x0, y0, x1, y1)) else 1.0)
-
-
-def _cut_off(box: Box) -> bool:
-    return min(box[0], box[1]) < _EDGE or max(box[2], box[3]) > 1.0 - _EDGE
+    is_cut = min(x0, y0) < _EDGE or max(x1, y1) > 1.0 - _EDGE
+    return track.score * side * (_CUT if is_cut else 1.0)
 
 
 class SnapshotPart(StreamPart):
@@ -153,22 +150,19 @@ class SnapshotPart(StreamPart):
         if self._is_best(frame, result) or requested:
             if requested:
                 self._requested = False
-            self._publish(frame, None if requested else self._budget, in_place=frame.may_be_drawn_on)
+            with spans.span("snapshot"):
+                self._publish(frame, None if requested else self._budget)
 
     def _is_best(self, frame: Frame, result: StreamResult) -> bool:
         if not self._config.snapshot or not (result.events or self._best.is_due(frame.captured_ns)):
             return False
         return self._best.is_better(result.events, self._vision.tracker.tracks(), frame.captured_ns)
 
-    def _publish(self, frame: Frame, budget: StreamBudget | None, *, in_place: bool) -> None:
-        with spans.span("snapshot"):
-            self._draw(frame, budget, in_place=in_place)
-
-    def _draw(self, frame: Frame, budget: StreamBudget | None, *, in_place: bool) -> None:
+    def _publish(self, frame: Frame, budget: StreamBudget | None) -> None:
         # The box of a track that was missed in this frame is where it was before: it is not drawn.
         found = [track for track in self._vision.tracker.tracks() if track.last_seen == frame.captured_at]
-        picture = self._marked(frame, found, in_place=in_place)
-        may_draw = in_place or picture is not frame.image
+        picture = self._marked(frame, found)
+        may_draw = frame.may_be_drawn_on or picture is not frame.image
         local = f"{frame.captured_at.astimezone():%Y-%m-%d %H:%M:%S}" if self._config.snapshot_time else ""
         if self._config.snapshot_crop:
             followed = [track for track in found if track.id == self._best.track and budget is not None]
@@ -191,9 +185,9 @@ class SnapshotPart(StreamPart):
         boxes = [track.box for track in boxed if track.box is not None]
         return cropped(picture, boxes, labels, title_width(title) if title else 0)
 
-    def _marked(self, frame: Frame, found: Sequence[Track], *, in_place: bool) -> Image:
+    def _marked(self, frame: Frame, found: Sequence[Track]) -> Image:
         """Return the picture with what the configuration wants drawn."""
-        picture, config = frame.image, self._config
+        picture, config, in_place = frame.image, self._config, frame.may_be_drawn_on
         if config.snapshot_zones:
             from agent.compute.drawing import draw_places
 
