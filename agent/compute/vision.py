@@ -28,7 +28,6 @@ from agent.types import (
     Array,
     Attribute,
     Box,
-    ChannelOrder,
     Detection,
     Event,
     Frame,
@@ -236,18 +235,6 @@ class ObjectStage(Protocol):
         ...
 
 
-class Blur(Protocol):
-    """Finds what one stream blurs in the pictures that it publishes."""
-
-    def find(self, image: Image, order: ChannelOrder, now_ns: int) -> list[Box]:
-        """Return what is to be blurred in a picture of this time. Raises BackendError if a model fails."""
-        ...
-
-    def close(self) -> None:
-        """Release the models."""
-        ...
-
-
 class VideoPerception:
     """One camera stream's model with its session, gate and tracker. For one thread.
 
@@ -258,13 +245,13 @@ class VideoPerception:
         gate_reason: of the gate's newest decision; empty: there was none.
         secondary: asks other models about what is found; None: there are none.
         extra_models: that it runs besides its first one.
-        blur: finds what is blurred before this gets a frame; None: nothing is.
+        blur: finds what is blurred before this gets a frame, see `agent.compute.blur`; None: nothing is.
         config: in use.
     """
 
     secondary: ObjectStage | None = None
     extra_models: Sequence[Any] = ()
-    blur: Blur | None = None
+    blur: Any = None
 
     def __init__(self, stream: str, config: StreamConfig, model: Model, opener: Opener = open_session) -> None:
         """Open the model and build the stages.

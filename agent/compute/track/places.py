@@ -212,11 +212,7 @@ def describe_zones(zones: Sequence[ZoneConfig], lines: Sequence[LineConfig] = ()
 
 
 def check_zones(zones: Sequence[ZoneConfig]) -> None:
-    """Check zones.
-
-    Raises:
-        ConfigError: two zones have one name, or a polygon cannot be used. The error names the zone.
-    """
+    """Check zones. Raises ConfigError, which names the zone, if two have one name or a polygon cannot be used."""
     _check_names("zone", (zone.name for zone in zones))
     for zone in zones:
         if problem := polygon_problem(zone.polygon):

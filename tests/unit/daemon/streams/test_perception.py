@@ -30,7 +30,7 @@ PART = (0.25, 0.25, 0.75, 0.75)
         ({"crop": PART, "gate": GateConfig(crop=True)}, "gate.crop"),
         ({"crop": PART, "inspection": InspectionConfig()}, "inspection.crop"),
         ({"decode": DecodeConfig(pattern="[0-9]+")}, "reads none"),
-        ({"lines": (LineConfig("gate", LINE[:1]),)}, "line 'gate': `points` has 1 point"),
+        ({"lines": (LineConfig("gate", LINE[:1]),)}, "line 'gate': `points` has 1: give 2"),
         ({"filters": (FilterConfig(min_area=0.5, max_area=0.1),)}, "min_area, 0.5, is more than max_area, 0.1"),
         ({"gate": GateConfig(masks=(LINE,))}, "gate.masks: mask 1: the polygon has 2 corners"),
         ({"inspection": InspectionConfig(), "lines": (LineConfig("gate", LINE),)}, "lines belong to tracks"),
