@@ -30,6 +30,7 @@ BASE = {
     "agent.types",
     "agent.errors",
     "agent.health",
+    "agent.html_page",
     "agent.interrupts",
     "agent.spans",
     "agent.structs",

@@ -45,22 +45,11 @@ def _complete_evaluated(context: click.Context, option: click.Parameter, incompl
 @click.option(
     "--every", type=click.IntRange(1), default=1, metavar="N", help="Of clips, take each Nth picture alone."
 )
-@click.option(
-    "--slices",
-    type=PATH,
-    metavar="FILE",
-    help="CSV `file,attribute,value`, or JSON: tell the figures of each value, too.",
-)
 @picture_option("the confusions")
-@click.option("--curve", type=PATH, help="Draw missed words against false alarms into this PNG.")
-@click.option("--report", type=PATH, help="Write this HTML, with the worst errors.")
+@click.option("--report", type=PATH, help="Write this HTML, with the worst errors of a model of pictures.")
 @click.option(
-    "--results",
-    type=PATH,
-    metavar="FILE",
-    help="Keep what each file gave here, and go on from it; with --report, beside that.",
+    "--results", type=PATH, metavar="FILE", help="Store what each file gave here, and continue from it."
 )
-@click.option("--fresh", is_flag=True, help="Forget what an earlier run has kept.")
 @click.option("--force", is_flag=True, help="Replace files.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of tables.")
 def evaluate(model: str, data: Path, **options: Any) -> None:
@@ -71,7 +60,6 @@ def evaluate(model: str, data: Path, **options: Any) -> None:
     video with the lines of a gt.txt beside it, tell how objects are tracked; MODEL may be det.txt, their
     published detections. Exits with 1 if no threshold reaches a target.
     """
-    from agent.cli.models.evaluate import evaluate_and_print
-    from agent.cli.models.evaluate_options import EvaluateOptions
+    from agent.cli.models.evaluate import EvaluateOptions, evaluate_and_print
 
     sys.exit(not evaluate_and_print(model, data, EvaluateOptions(**options)))

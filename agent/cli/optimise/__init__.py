@@ -12,8 +12,7 @@ import click
 from click.shell_completion import CompletionItem
 
 from agent.cli.options import PATH, FilePath, NumberRange, duration
-from agent.errors import ModelError
-from agent.text import plain, without_logins
+from agent.text import without_logins
 
 
 @click.group()
@@ -156,29 +155,11 @@ def recipe(steps: tuple[str, ...]) -> None:
 
 @optimise.command()
 @click.argument("file", type=PATH)
-@click.argument("out", type=FilePath(dir_okay=False), required=False)
-@click.option("--force", is_flag=True, help="Replace OUT.")
-def report(file: Path, out: Path | None, force: bool) -> None:
-    """Show the report in FILE, which a step has written beside its model as .report.json.
+def report(file: Path) -> None:
+    """Print the report in FILE, which a step has written beside its model as .report.json, as Markdown."""
+    from agent.optimise.report import markdown, read_report
 
-    Without OUT, Markdown is printed. OUT is written as Markdown if it ends in .md, and as a single HTML file with
-    charts if it ends in .html.
-    """
-    from agent.models.version_writer import refuse_inputs
-    from agent.optimise.report import markdown, read_report, to_html
-    from agent.storage.files import write_atomic
-
-    if out is not None and out.suffix not in (".md", ".html"):
-        raise click.BadParameter(f"{out}: expected a name that ends in .md or .html", param_hint="OUT")
-    if out is not None and out.exists() and not force:
-        raise ModelError(f"{out}: exists; --force replaces it")
-    refuse_inputs([out] if out else [], [file])
-    found = read_report(file)
-    if out is None:
-        click.echo(markdown(found), nl=False)
-        return
-    write_atomic(out, (to_html(found) if out.suffix == ".html" else markdown(found)).encode())
-    click.echo(f"{plain(str(out))}: written")
+    click.echo(markdown(read_report(file)), nl=False)
 
 
 @optimise.command()
@@ -211,8 +192,7 @@ def tune(
     """Measure MODEL, try what makes it smaller and faster, keep what helps, and write OUT with reports.
 
     One part of the examples is for the steps, on the other everything is measured. The time is that of one thread
-    of this machine; so is a limit for it in the budget. The reports lie beside OUT: .report.json, .report.md and
-    .report.html.
+    of this machine; so is a limit for it in the budget. The reports lie beside OUT: .report.json and .report.md.
 
     If the budget cannot be met, nothing is written, and the exit code is 1. In an interrupted run, given again,
     trainings go on from their checkpoints, in the folder OUT.work unless --work names another; what was measured

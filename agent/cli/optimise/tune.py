@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import click
@@ -18,14 +17,14 @@ from agent.errors import ReportedError
 from agent.models.version_writer import check_version, write_version
 from agent.optimise.inputs import inputs_of, tune_copies
 from agent.optimise.recipe import Recipe, read_recipe
-from agent.optimise.report import METRICS, OptimiseReport, markdown, short_number, to_html
+from agent.optimise.report import METRICS, OptimiseReport, markdown, short_number
 from agent.optimise.tune import TunedModel
 from agent.optimise.tune_steps import CHECKPOINTS, TuneRequest, trained_methods, tune_file
 from agent.storage.files import remove
 from agent.text import plain
 
 _WIDTH = 110
-_RENDERED: dict[str, Callable[[OptimiseReport], str]] = {".report.md": markdown, ".report.html": to_html}
+_MARKDOWN = ".report.md"
 
 
 def tune_and_write(request: TuneRequest, out: Path, *, work: Path | None, force: bool, as_json: bool) -> None:
@@ -45,7 +44,7 @@ def tune_and_write(request: TuneRequest, out: Path, *, work: Path | None, force:
     """
     module, weights = request.module, request.weights
     inputs = inputs_of(data=request.data, recipe=request.recipe, module=module, weights=weights)
-    check_version(request.model, out, force=force, inputs=inputs, others=_RENDERED)
+    check_version(request.model, out, force=force, inputs=inputs, others=[_MARKDOWN])
     folder = work or out.with_suffix(".work")
     check_places(out, folder, CHECKPOINTS, inputs, request.model)
     with work_folder(folder, CHECKPOINTS):
@@ -55,7 +54,7 @@ def tune_and_write(request: TuneRequest, out: Path, *, work: Path | None, force:
         report = found.report
         print_json(report) if as_json else _print(report)
         if not report.missed and report.sha256_before != report.sha256_after:
-            others = {suffix: render(report).encode() for suffix, render in _RENDERED.items()}
+            others = {_MARKDOWN: markdown(report).encode()}
             write_version(
                 request.model,
                 out,
@@ -90,7 +89,7 @@ def _tell_end(request: TuneRequest, out: Path, found: TunedModel) -> None:
     if report.missed:
         raise ReportedError(f"the budget is not met, and nothing is written: {'; '.join(report.missed)}")
     if report.sha256_before != report.sha256_after:
-        tell_written(out, ".report.json", ".report.md", ".report.html")
+        tell_written(out, ".report.json", _MARKDOWN)
     elif found.failures:
         failed = "; ".join(found.failures)
         raise ReportedError(f"{request.model}: nothing is written, since steps failed: {failed}")

@@ -83,7 +83,7 @@ class ExampleRun:
         See `answers` for the other arguments and the errors.
         """
         for index in range(len(self.examples)):
-            key = result_key(self._key, how, self.examples.digest(index)) if self._kept.is_kept else ""
+            key = result_key(self._key, how, self.examples.digest(index)) if self._kept.path else ""
             found = self._kept.get(key, kind)
             if found is None:
                 found = answer(index)

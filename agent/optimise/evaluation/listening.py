@@ -13,7 +13,6 @@ from datetime import UTC, datetime, timedelta
 
 import numpy as np
 from msgspec import Struct
-from numpy.typing import NDArray
 
 from agent.compute.decode.decoder import Floats
 from agent.compute.decode.keyword import Keyword
@@ -45,8 +44,6 @@ _NOISE = 8.0
 """Standard deviation of the noise, of 32768: that of a microphone in a quiet room."""
 _BEGIN = datetime(2026, 1, 1, tzinfo=UTC)
 _NAME = "evaluation"
-_BLOCK_S = 0.01
-_FAINT_DB = -96.0
 
 
 class HeardRecording(Struct, frozen=True):
@@ -56,16 +53,12 @@ class HeardRecording(Struct, frozen=True):
         events: as the daemon gives them.
         curve: what each of `THRESHOLDS` gives.
         peaks: for each word that is said, the highest mean of its label in its time, 0..1.
-        level_db: of the sound, dB below full scale.
-        snr_db: level of its louder parts over that of its quieter ones, dB.
         exits: number of answers by the name of the exit.
     """
 
     events: tuple[HeardWord, ...]
     curve: tuple[CurvePoint, ...]
     peaks: tuple[float, ...]
-    level_db: float
-    snr_db: float
     exits: dict[str, int]
 
 
@@ -169,10 +162,9 @@ class Listener:
             BackendError: an inference fails.
         """
         perception, spotter = self._start()
-        levels: list[NDArray[np.float64]] = []
         events: list[Event] = []
         end_ns, end = 0, _BEGIN
-        for chunk in _chunks(recording, perception.rate_hz, levels):
+        for chunk in _chunks(recording, perception.rate_hz):
             events += perception.process(chunk).events
             end_ns, end = chunk.captured_ns, chunk.captured_at
             progress(min(max(0.0, end_ns / 1e9 - LEAD_S), recording.seconds))
@@ -188,7 +180,7 @@ class Listener:
             words = (HeardWord(labels[label], answers.at_ns[row] / 1e9 - LEAD_S, 0.0) for row, label in found)
             curve.append(curve_point(recording.said, words))
         peaks = tuple(_peaks(recording, answers, labels))
-        return HeardRecording(heard, tuple(curve), peaks, *_level(np.concatenate(levels)), perception.used)
+        return HeardRecording(heard, tuple(curve), peaks, perception.used)
 
 
 @contextmanager
@@ -211,16 +203,10 @@ def open_listener(model: Model, variant: str = "", threshold: float | None = Non
         yield Listener(model, session, variant, threshold, verifier)
 
 
-def _chunks(recording: Recording, rate_hz: int, levels: list[NDArray[np.float64]]) -> Iterator[AudioChunk]:
-    """Yield the recording as a microphone would give it; keep the power of each 10 ms in `levels`."""
-    size, block = round(_CHUNK_S * rate_hz), round(_BLOCK_S * rate_hz)
-    first, rest, quiet = 0, np.empty(0, np.int16), np.empty(0, np.int16)
-    for samples, is_recorded in _stream(recording, rate_hz):
-        if is_recorded:
-            own = np.concatenate((quiet, samples))
-            whole = len(own) // block * block
-            levels.append(np.square(own[:whole].reshape(-1, block).astype(np.float64)).mean(axis=1))
-            quiet = own[whole:]
+def _chunks(recording: Recording, rate_hz: int) -> Iterator[AudioChunk]:
+    """Yield the recording as a microphone would give it."""
+    size, first, rest = round(_CHUNK_S * rate_hz), 0, np.empty(0, np.int16)
+    for samples in _stream(recording, rate_hz):
         rest = np.concatenate((rest, samples))
         while len(rest) >= size:
             yield _chunk(rest[:size].copy(), rate_hz, first)
@@ -229,13 +215,12 @@ def _chunks(recording: Recording, rate_hz: int, levels: list[NDArray[np.float64]
         yield _chunk(rest.copy(), rate_hz, first)
 
 
-def _stream(recording: Recording, rate_hz: int) -> Iterator[tuple[Samples, bool]]:
+def _stream(recording: Recording, rate_hz: int) -> Iterator[Samples]:
     random = np.random.default_rng(0)
     for seconds in (LEAD_S, AFTER_S):
-        yield (random.standard_normal(round(seconds * rate_hz)) * _NOISE).astype(np.int16), False
+        yield (random.standard_normal(round(seconds * rate_hz)) * _NOISE).astype(np.int16)
         if seconds == LEAD_S:
-            for samples in read_blocks(recording.path, rate_hz):
-                yield samples, True
+            yield from read_blocks(recording.path, rate_hz)
 
 
 def _chunk(samples: Samples, rate_hz: int, first: int) -> AudioChunk:
@@ -252,13 +237,3 @@ def _peaks(recording: Recording, answers: SpotterAnswers, labels: tuple[str, ...
     for one in recording.said:
         near = answers.full & (at_s >= one.start_s) & (at_s <= one.end_s + AFTER_S)
         yield round(float(answers.means[near, labels.index(one.label)].max(initial=0.0)), 6)
-
-
-def _level(powers: NDArray[np.float64]) -> tuple[float, float]:
-    """Return level and signal-to-noise ratio, dB, of the powers of blocks."""
-    if not len(powers):
-        return _FAINT_DB, 0.0
-    full = 10.0 * np.log10(np.maximum(powers, 1e-3) / 32768.0**2)
-    loud, quiet = np.percentile(full, (95, 10))
-    level = 10.0 * np.log10(max(float(powers.mean()), 1e-3) / 32768.0**2)
-    return round(float(level), 1), round(float(loud - quiet), 1)
