@@ -20,7 +20,7 @@ from agent.compute.tflite.read import read_modelfile
 from agent.errors import ModelError
 from agent.models.version_writer import describe_numbers
 from agent.optimise.data import Examples
-from agent.optimise.graph.integers import Ends, IntegerPlan, IntegerWeights, Scale, from_range, write
+from agent.optimise.graph.integers import Ends, IntegerPlan, Scale, from_range, write
 from agent.optimise.graph.objects import compact, dump, graphs, load
 from agent.optimise.graph.rewrite import check, rewrite
 from agent.optimise.graph.torch_graph import Key, TorchGraph, WeightedLayer, graphs_of
@@ -384,35 +384,6 @@ def _bits_of(quantiser: Quantiser, method: Method, fixed: Mapping[Key, int]) -> 
         return dict(fixed)
     ends, layers = _ends_of(quantiser) if method == "int4" else (), quantiser.layers.values()
     return {layer.key: 4 for layer in layers if fits_int4(layer) and layer.key not in ends} | dict(fixed)
-
-
-def sized_file(
-    content: bytes, examples: Sequence[Examples], method: Method, layer_bits: LayerBits | None = None
-) -> bytes:
-    """Return a file of about the least size that a quantised one will have, in seconds. Its weights are noise.
-
-    Args:
-        content: a float `.tflite` file.
-        examples: for each subgraph; the first alone is used.
-        method: of `mixed`, the least of the sizes that it chooses from.
-        layer_bits: see `LayerBits`.
-
-    Raises:
-        ModelError, ConfigError: as `quantise`.
-    """
-    first = [one.take([0]) for one in examples]
-    quantiser = Quantiser(content, first, float_activations=method == "dynamic")
-    bits, random = _bits_of(quantiser, method, fixed_bits(quantiser.layers, layer_bits)), np.random.default_rng(0)
-    graph, rounded = quantiser.graphs[quantiser.main], {}
-    for layer in graph.layers:  # equal values would be stored once
-        width, count = bits.get(layer.key, 8), layer.shape[layer.channel_axis]
-        given = graph.bias(layer)
-        # Biases of zero may stay equal, and are then stored once: the file has at least this size.
-        bias = None if given is None else random.uniform(1.0, 2.0, count) * bool(given.any())
-        integers = random.integers(-7, 8, layer.shape, np.int8)
-        weights = IntegerWeights(integers, random.uniform(0.5, 1.0, count).astype(np.float32), width, bias)
-        rounded[layer.key] = RoundedLayer(layer, None if width == _FLOAT else weights, 0.0)
-    return quantiser.file(rounded)
 
 
 def spread(examples: Examples, count: int) -> Examples:

@@ -173,11 +173,13 @@ def _of_other_keys(data: dict[str, Any]) -> OptimiseReport:
     for key, value in (("step", data.get("step")), ("model", model)):
         if value is None:
             raise ValueError(f"the key {key!r} is missing")
-    carried = {name: data[name] for name in ("sha256_before", "sha256_after", "learned") if name in data}
+    carried: dict[str, Any] = {
+        name: data[name] for name in ("sha256_before", "sha256_after", "learned") if name in data
+    }
     notes = [
         f"{name}: {value}"
         for key in data
-        if key not in {"step", "model", "module", *carried}
+        if key not in ["step", "model", "module", *carried]
         for name, value in _flat(key, data[key])
     ]
     steps = [{"name": data["step"], "notes": notes}]
@@ -200,14 +202,16 @@ def told_differences(last_bits: float, relative: float) -> str:
     return f"answers differ by at most {amounts}"
 
 
-class _Table(NamedTuple):
+class ReportTable(NamedTuple):
+    """A table of texts, with a note below it."""
+
     title: str
     columns: tuple[str, ...]
     rows: Sequence[tuple[str, ...]]
     note: str = ""
 
 
-def _facts(report: OptimiseReport) -> _Table:
+def _facts(report: OptimiseReport) -> ReportTable:
     facts = {
         "model": report.model,
         "examples": report.examples,
@@ -219,22 +223,22 @@ def _facts(report: OptimiseReport) -> _Table:
         "sha256 after": report.sha256_after,
         "Vedette": report.version,
     }
-    return _Table("", ("", ""), [(name, value) for name, value in facts.items() if value])
+    return ReportTable("", ("", ""), [(name, value) for name, value in facts.items() if value])
 
 
 _Figure = tuple[str, Callable[[StepResult], str]]
 _FIGURES: tuple[_Figure, ...] = (
-    ("score, %", lambda one: short_number(one.score, 100.0)),
+    ("score %", lambda one: short_number(one.score, 100.0)),
     ("95 %", lambda one: f"{one.interval[0]:.2%} to {one.interval[1]:.2%}" if one.interval else ""),
-    ("size, kB", lambda one: short_number(one.size or None, 1e-3)),
-    ("latency, ms", lambda one: short_number(one.latency_ms)),
+    ("kB", lambda one: short_number(one.size or None, 1e-3)),
+    ("ms", lambda one: short_number(one.latency_ms)),
     ("per s", lambda one: short_number(one.per_s)),
-    ("memory, MB", lambda one: short_number(one.memory_mb)),
-    ("energy, mJ (estimate)", lambda one: short_number(one.energy_mj)),
+    ("MB", lambda one: short_number(one.memory_mb)),
+    ("mJ", lambda one: short_number(one.energy_mj)),
 )
 
 
-def _steps(report: OptimiseReport) -> _Table:
+def step_table(report: OptimiseReport) -> ReportTable:
     """Return the steps, without columns that are empty for all of them."""
     figures = [(title, [text(one) for one in report.steps]) for title, text in _FIGURES]
     shown = [(title, texts) for title, texts in figures if any(texts)]
@@ -250,20 +254,21 @@ def _steps(report: OptimiseReport) -> _Table:
         for at, step in enumerate(report.steps)
     ]
     note = f"{metric}: {METRICS[metric]}" if metric in METRICS else ""
-    return _Table("Steps", ("step", *titles, "kept", "notes"), rows, note)
+    return ReportTable("Steps", ("step", *titles, "kept", "notes"), rows, note)
 
 
-def _layers(report: OptimiseReport) -> _Table:
+def layer_table(report: OptimiseReport) -> ReportTable:
+    """Return the layers."""
     rows = [
         (one.name, one.operation, str(one.bits), str(one.values), short_number(one.sensitivity) or _NONE)
         for one in report.layers
     ]
-    return _Table("Layers", ("layer", "operation", "bits", "weights", "sensitivity"), rows)
+    return ReportTable("Layers", ("layer", "operation", "bits", "weights", "sensitivity"), rows)
 
 
-def _operations(report: OptimiseReport) -> _Table:
+def _operations(report: OptimiseReport) -> ReportTable:
     rows = [(one.name, short_ms(one.before_ms), short_ms(one.after_ms)) for one in report.operations]
-    return _Table("Time by operation", ("operation", "before, ms", "after, ms"), rows)
+    return ReportTable("Time by operation", ("operation", "before, ms", "after, ms"), rows)
 
 
 def short_number(value: float | None, factor: float = 1.0) -> str:
@@ -297,8 +302,8 @@ def told_slower(before: StepResult, after: StepResult, than: str, noise: float =
     return (_SLOWER.format(than, after.latency_ms, before.latency_ms),)
 
 
-def _tables(report: OptimiseReport) -> list[_Table]:
-    return [table for table in (_steps(report), _layers(report), _operations(report)) if table.rows]
+def _tables(report: OptimiseReport) -> list[ReportTable]:
+    return [table for table in (step_table(report), layer_table(report), _operations(report)) if table.rows]
 
 
 def _title(report: OptimiseReport) -> str:
@@ -315,7 +320,7 @@ def markdown(report: OptimiseReport) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def _markdown_table(table: _Table) -> str:
+def _markdown_table(table: ReportTable) -> str:
     lines = [[_escaped(column) for column in table.columns], ["---"] * len(table.columns)]
     lines += [[_escaped(cell) for cell in row] for row in table.rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)

@@ -4,8 +4,8 @@ Every step is measured on this machine, in turns with the model before it, and o
 A step is kept if the model loses no more than is allowed, and gets smaller or faster by more than noise, and not
 slower or larger, unless it comes nearer to the budget by that.
 
-The energy is an estimate: CPU time on this machine times the power that a busy core of the target takes beyond an
-idle board. On another machine than the target it compares steps with each other, and says nothing of the target.
+The energy is an estimate: CPU time on this machine times the power that a busy core of a Raspberry Pi 4B takes
+beyond an idle board. On another machine it compares steps with each other only.
 """
 
 from __future__ import annotations
@@ -83,27 +83,12 @@ _CASES = 16
 """Inputs for LoadGen."""
 
 
-class TargetBoard(Struct, frozen=True):
-    """A board that a model is made for.
-
-    Attributes:
-        name: for people.
-        core_w: power of one busy core beyond that of the idle board, W.
-        source: of `core_w`.
-    """
-
-    name: str
-    core_w: float
-    source: str
-
-
-TARGETS: Mapping[str, TargetBoard] = {
-    "pi4b": TargetBoard(
-        "Raspberry Pi 4B",
-        (5.0 - 1.6) / 4,
-        "https://github.com/geerlingguy/sbc-reviews/issues/4: 1.6 W idle, 5.0 W with stress-ng on 4 cores",
-    )
-}
+_CORE_W = (5.0 - 1.6) / 4
+_ENERGY = (
+    f"energy: CPU time here x {_CORE_W:.2f} W of a core of Raspberry Pi 4B; "
+    "https://github.com/geerlingguy/sbc-reviews/issues/4: 1.6 W idle, 5.0 W with stress-ng on 4 cores"
+)
+"""Power of one busy core beyond that of the idle board, W."""
 
 
 class ModelState(NamedTuple):
@@ -181,7 +166,6 @@ def tune(
     steps: Sequence[TuningStep],
     budget: Budget,
     *,
-    target: TargetBoard = TARGETS["pi4b"],
     judging: Examples | None = None,
     command: str = "",
     meters: Meters = Meters(),  # noqa: B008 - it is frozen
@@ -195,7 +179,6 @@ def tune(
         judging: others that the steps have not seen, which alone decide on them; None: `examples` do.
         steps: in their order.
         budget: what the result must meet; without a limit for the loss it is `ALLOWED_LOSS`.
-        target: for the estimate of energy.
         command: for the report.
         meters: measure models.
         progress: called with what is being done.
@@ -204,7 +187,7 @@ def tune(
         ModelError: the model cannot be measured on these examples.
         CheckpointError: a step refuses the checkpoint of another run.
     """
-    run = _Run(model, (examples, judging or examples), budget, target, meters, progress)
+    run = _Run(model, (examples, judging or examples), budget, meters, progress)
     for step in steps:
         run.try_step(step)
     return TunedModel(run.state.content, run.report(command), tuple(run.failures))
@@ -218,13 +201,12 @@ class _Run:
         model: Model,
         examples: tuple[Examples, Examples],
         budget: Budget,
-        target: TargetBoard,
         meters: Meters,
         progress: Progress,
     ) -> None:
         self._model, self._budget = model, budget
         self._examples, self._judging = examples
-        self._target, self._meters, self._progress = target, meters, progress
+        self._meters, self._progress = meters, progress
         self._allowed = with_allowed_loss(budget)
         self.state = ModelState(model.content, model.content)
         self.failures: list[str] = []
@@ -355,7 +337,7 @@ class _Run:
 
     def _result(self, name: str, content: bytes, scored: Score, latency_ms: float) -> StepResult:
         memory = self._meters.memory(content, self._model.manifest)
-        energy = latency_ms * self._target.core_w
+        energy = latency_ms * _CORE_W
         return StepResult(
             name, scored.metric, scored.value, scored.interval, len(content), latency_ms, None, memory, energy
         )
@@ -371,8 +353,6 @@ class _Run:
         sums = unlike_sums(profiles, (self._steps[0].latency_ms, self._best.latency_ms))
         is_slow = bool(self._budget.missed(latency_ms=self._best.latency_ms))
         missed = self._missed(self._best) + (self._busy[-1:] if is_slow else [])
-        board = self._target
-        energy = f"energy: CPU time here x {board.core_w:.2f} W of a core of {board.name}; {board.source}"
         return OptimiseReport(
             "tune",
             self._model.path,
@@ -396,7 +376,7 @@ class _Run:
                 *remark,
                 self._roles(),
                 *self._examples.remarks,
-                energy,
+                _ENERGY,
             ),
         )
 

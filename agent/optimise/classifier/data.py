@@ -11,7 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
+from agent.compute.decode.defaults import PROBABILITIES, facts_of
 from agent.compute.manifest import InputManifest, Manifest, Model, OutputManifest
+from agent.compute.tflite.read import read_modelfile
 from agent.errors import ModelError
 from agent.optimise.data import Examples, read_examples
 from agent.optimise.data.layouts import FoundData, read_data
@@ -108,3 +110,41 @@ def _probe(shape: Shape, classes: int, mean: tuple[float, ...], std: tuple[float
     """Return the smallest model with this input and output; torch takes a while to trace one."""
     net = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(shape[2], classes))
     return float_tflite(net, shape, mean=mean, std=std)
+
+
+def check_classes(examples: Examples, seen: Examples) -> None:
+    """Check that a training can tell classes apart.
+
+    Args:
+        examples: all, for the message.
+        seen: those that it learns from.
+
+    Raises:
+        ModelError: they are all of one class.
+    """
+    if len(np.unique(np.asarray(examples.labels))) < 2:
+        raise ModelError(f"{examples.description}: all of one class: training needs two classes or more")
+    if len(np.unique(np.asarray(seen.labels))) < 2:
+        raise ModelError(
+            f"{examples.description}: the {plural(len(seen), 'example')} to learn from are all of one class: "
+            "give more of the others, or a smaller `held_out` in [data] of the recipe"
+        )
+
+
+def check_logits(content: bytes, network: str) -> None:
+    """Check that a classifier which is to be trained gives logits.
+
+    The loss takes a softmax, and so does the decoder of the manifest that a training writes.
+
+    Args:
+        content: of its file.
+        network: for the message.
+
+    Raises:
+        ModelError: it ends in a softmax or a sigmoid.
+    """
+    if facts_of(content, read_modelfile(content)).endings[0] in PROBABILITIES:
+        raise ModelError(
+            f"{network}: ends in a softmax or a sigmoid: give the network without it; training and the board "
+            "take the softmax themselves"
+        )

@@ -17,14 +17,13 @@ from numpy.typing import NDArray
 
 from agent.compute.manifest import InputManifest, Manifest, OutputManifest
 from agent.errors import DivergedError, ModelError
-from agent.optimise.classifier.data import Shape, read_class_examples, untaught
+from agent.optimise.classifier.data import Shape, check_classes, check_logits, read_class_examples, untaught
 from agent.optimise.classifier.networks import SMALLEST
 from agent.optimise.data import Examples
 from agent.optimise.evaluate import Score, score, time_ms
 from agent.optimise.factory import build_classifier, learned_of, load_weights, save_module
 from agent.optimise.graph.from_torch import ImportedModule, export
-from agent.optimise.inputs import FIT_COPIES, check_room
-from agent.optimise.preflight import check_classes, check_logits
+from agent.optimise.inputs import check_room
 from agent.optimise.pruning.file import training_inputs, training_settings
 from agent.optimise.recipe import Recipe
 from agent.optimise.report import OptimiseReport, StepResult, describe_machine
@@ -184,13 +183,12 @@ def train_classifier(
     )
 
 
-def build_network(request: TrainRequest, classes: int, copies: float = FIT_COPIES) -> tuple[Any, dict[str, Any]]:
+def build_network(request: TrainRequest, classes: int) -> tuple[Any, dict[str, Any]]:
     """Return the module that is to be trained, and the arguments of its function.
 
     Args:
         request: names the network, and the folder of its checkpoint.
         classes: number of its classes.
-        copies: of the weights that the checkpoint takes, see `agent.optimise.inputs`.
 
     Raises:
         ModelError: it cannot be built, or has nothing to train. StorageError: its checkpoint has no room.
@@ -202,7 +200,7 @@ def build_network(request: TrainRequest, classes: int, copies: float = FIT_COPIE
         raise ModelError(f"{request.network}: has no parameters to train")
     if request.folder:
         weights = sum(one.nbytes for one in module.state_dict().values())
-        check_room(request.folder, weights, copies, [CHECKPOINT])
+        check_room(request.folder, weights)
     return module, parameters
 
 

@@ -38,7 +38,6 @@ from agent.optimise.evaluate import time_ms
 from agent.optimise.evaluation.model import Evaluation, EvaluationRequest, evaluate_model
 from agent.optimise.factory import fastest_device, learned_of, save_module
 from agent.optimise.graph.from_torch import ImportedModule, float_tflite
-from agent.optimise.inputs import AVERAGED_COPIES
 from agent.optimise.pruning.file import normalisation_of, training_inputs
 from agent.optimise.recipe import Recipe
 from agent.optimise.report import OptimiseReport, StepResult, describe_machine
@@ -121,7 +120,7 @@ def train_detector(
     _check_boxes(examples, objects, others)
     shape: Shape = (examples.shape[0], examples.shape[1], examples.shape[2])
     torch.manual_seed(recipe.train.seed)
-    module, parameters = build_network(request, len(names), AVERAGED_COPIES)
+    module, parameters = build_network(request, len(names))
     exported = export_network(module.eval(), shape, OUTPUTS)
     settings = _settings(recipe, len(seen), request.epochs)
     learned = learned_sample(seen, known=learned_of(request.weights))

@@ -20,7 +20,6 @@ from agent.optimise.data import Examples, read_examples
 from agent.optimise.depth.stages import Stage, chain_of, deepest, join, split
 from agent.optimise.evaluate import Score, doubt_guesses, score, time_ms
 from agent.optimise.inputs import examples_path
-from agent.optimise.preflight import check_file_size, check_layers
 from agent.optimise.qat import train_quantised
 from agent.optimise.quantisation.bit_search import Evaluate
 from agent.optimise.quantise import (
@@ -203,8 +202,6 @@ class _Job:
         self._falls_back = self._recipe.method == "mixed" and not (request.method or self._has_choice)
         if self._falls_back:
             self._recipe = replace(self._recipe, method="int8")
-        check_file_size(model, self.content, self._recipe.method, self._budget, self._layer_bits, self.file)
-        check_layers(layers, self._recipe.method, self._budget, self._layer_bits)
         self._seen, self._held, self._is_known = [], [], False
         variants = [self._manifest.variants[-1]] if self._stages else self._manifest.variants
         for variant in [one.name for one in variants] or [""]:

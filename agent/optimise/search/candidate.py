@@ -21,10 +21,10 @@ from optuna.exceptions import OptunaError
 
 from agent.errors import ConfigError, FleetError, ModelError, StorageError
 from agent.models.version_writer import write_first
+from agent.optimise.classifier.data import check_logits
 from agent.optimise.evaluate import score
 from agent.optimise.factory import call_factory
 from agent.optimise.graph.from_torch import export, float_tflite
-from agent.optimise.preflight import check_logits
 from agent.optimise.pruning.file import training_settings
 from agent.optimise.quantise import quantise
 from agent.optimise.recipe import QuantiseRecipe, Recipe

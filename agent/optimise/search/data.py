@@ -12,9 +12,8 @@ from msgspec import Struct
 from numpy.typing import NDArray
 
 from agent.compute.manifest import InputManifest, Manifest, OutputManifest
-from agent.optimise.classifier.data import read_class_examples, untaught
+from agent.optimise.classifier.data import check_classes, read_class_examples, untaught
 from agent.optimise.data import Examples
-from agent.optimise.preflight import check_classes
 from agent.optimise.pruning.file import training_inputs
 from agent.optimise.recipe import Recipe
 from agent.optimise.source import learned_sample

@@ -1,4 +1,4 @@
-"""What is checked before the work: layers and sizes that a recipe and a budget name."""
+"""What is checked before a pruning: layers that a recipe names, the module, and the classes."""
 
 from __future__ import annotations
 
@@ -18,73 +18,12 @@ if load_runtime()[0] != "litert":
 
 from agent.errors import ConfigError, ModelError
 from agent.models.library import open_whole_model
+from agent.optimise.classifier.data import check_classes
 from agent.optimise.data import Examples, read_examples
-from agent.optimise.preflight import _noise, check_classes, check_file_size, check_layers, check_pruning
-from agent.optimise.quantise import quantise, read_layers, sized_file
-from agent.optimise.recipe import Method, QuantiseRecipe, parse_recipe
-from agent.optimise.recipe.budget import Budget
+from agent.optimise.pruning.file import check_pruning
+from agent.optimise.recipe import parse_recipe
 from tests.support.float_models import classifier, float_file, pictures, write_examples, write_model
 from tests.support.picture_cascade import SIDE, colour_cascade
-
-
-@pytest.mark.parametrize("method", ["int8", "dynamic", "int4"])
-def test_a_size_is_refused_only_if_no_file_can_have_it(method: Method, tmp_path: Path) -> None:
-    content = float_file(classifier())
-    layers = read_layers(content, integers=method != "dynamic")
-    model = open_whole_model(str(write_model(tmp_path, content)))
-    examples = read_examples(write_examples(tmp_path / "x.npz"), model)
-    size = len(quantise(content, [examples], QuantiseRecipe(method=method, examples=16)).content)
-    check_layers(layers, method, Budget(size=size))
-    check_layers(layers, method, Budget())
-    with pytest.raises(ModelError, match="cannot be met: the weights alone take"):
-        check_layers(layers, method, Budget(size=1000.0))
-
-
-def test_fixed_bits_count_for_the_size() -> None:
-    layers = read_layers(float_file(classifier()))
-    wide = parse_recipe('[quantise]\nlayers = [{match = "*", bits = 32}]', "r").layer_bits
-    weights = sum(layer.size for layer in layers.values())
-    check_layers(layers, "mixed", Budget(size=4.0 * weights + 1), wide)
-    with pytest.raises(ModelError, match="cannot be met"):
-        check_layers(layers, "mixed", Budget(size=4.0 * weights), wide)
-
-
-def test_a_size_that_is_refused_names_what_makes_a_smaller_file(tmp_path: Path) -> None:
-    content = float_file(classifier())
-    layers = read_layers(content)
-    model = open_whole_model(str(write_model(tmp_path, content)))
-    weights = sum(layer.size for layer in layers.values())
-    with pytest.raises(ModelError, match=r"the weights alone take .*: try the method mixed"):
-        check_layers(layers, "int8", Budget(size=0.9 * weights))
-    with pytest.raises(ModelError, match=r"the weights alone take .*: prune channels"):
-        check_layers(layers, "int8", Budget(size=0.4 * weights))
-    with pytest.raises(ModelError, match="4 bits in all layers that take them: prune channels"):
-        check_layers(layers, "mixed", Budget(size=0.4 * weights))
-    methods: tuple[Method, ...] = ("int8", "int4", "mixed")
-    sizes = [len(sized_file(content, _noise(model), method)) for method in methods]
-    assert sizes == sorted(sizes, reverse=True)
-    cases: tuple[tuple[int, Method, str], ...] = (
-        (sizes[0], "int8", "INT8 takes .*: try the method mixed or int4$"),
-        (sizes[1], "int8", "INT8 takes .*: try the method mixed$"),
-        (sizes[1], "int4", "INT4 takes .*: try the method mixed$"),
-        (sizes[2], "int8", "INT8 takes .*: prune channels"),
-        (sizes[2], "mixed", "4 bits in all layers that take them give .*: prune channels"),
-    )
-    for size, method, told in cases:
-        with pytest.raises(ModelError, match=told):
-            check_file_size(model, content, method, Budget(size=0.98 * size))
-    # What is told by noise may be a little more than the file will have.
-    check_file_size(model, content, "mixed", Budget(size=0.995 * sizes[2]))
-
-
-def test_a_fixed_layer_that_is_not_there_is_told_with_its_line() -> None:
-    layers = read_layers(float_file(classifier()))
-    file = parse_recipe('[quantise]\nlayers = [{match = "stm", bits = 8}]', "r.toml")
-    with pytest.raises(ConfigError, match=r"r\.toml:2: .*'stm' matches no layer.*'stem'"):
-        check_layers(layers, "int8", Budget(), file.layer_bits)
-    deep = parse_recipe('[quantise]\nlayers = [{match = "deep", bits = 4}]', "r.toml")
-    with pytest.raises(ModelError, match="'deep' has no INT4 kernel"):
-        check_layers(layers, "int8", Budget(), deep.layer_bits)
 
 
 def test_a_pattern_that_prunes_nothing_is_told_with_its_line(tmp_path: Path) -> None:
