@@ -12,7 +12,6 @@ import click
 from click.shell_completion import CompletionItem
 
 from agent.cli.options import PATH, FilePath, NumberRange, duration
-from agent.text import without_logins
 
 
 @click.group()
@@ -46,10 +45,9 @@ def _joined(_context: click.Context, _option: click.Parameter, texts: tuple[str,
     return ", ".join(texts)
 
 
-def _given(_context: click.Context, option: click.Parameter, text: str) -> str:
-    """Check that a text is not empty."""
-    if not text.strip():
-        raise click.BadParameter("is empty", param=option)
+def _study(_context: click.Context, option: click.Parameter, text: str) -> str:
+    if not text.strip() or "://" in text:
+        raise click.BadParameter(f"{text!r}: expected a folder, which may be a shared one", param=option)
     return text
 
 
@@ -394,13 +392,12 @@ def quantise(model: str, out: Path, **options: Any) -> None:
 
 @optimise.command()
 @click.argument("recipe", type=PATH)
-@click.option("--study", required=True, callback=_given, metavar="FOLDER|URL", help="Where the trials are kept.")
+@click.option("--study", required=True, callback=_study, metavar="FOLDER", help="Where the trials are kept.")
 @click.option("--trials", type=click.IntRange(min=1), help="End when the study has so many.")
 @click.option("--for", "seconds", metavar="TIME", callback=_seconds, help="End after this time, such as 60m.")
 @click.option("--workers", type=click.IntRange(1, 256), default=1, show_default=True, help="Processes here.")
 @click.option("--board", default="", metavar="USER@HOST", help="Measure the latency there, over SSH.")
 @_DATA
-@click.option("--work", type=FilePath(file_okay=False), help="Folder for checkpoints and files.")
 @_JSON
 def search(**options: Any) -> None:
     """Search a space of networks for those that no other beats in accuracy, latency and size.
@@ -408,9 +405,9 @@ def search(**options: Any) -> None:
     RECIPE has a section [search], see `vedette optimise recipe search train data`. Its function runs with your
     rights. The latency is that of one thread of this machine, or what `vedette bench` finds on the board.
 
-    The study is a folder, or the URL of a database that SQLAlchemy opens. The same command on another machine, or
-    in another terminal, joins the search; given again, it goes on with one that was interrupted. Checkpoints, the
-    networks of all trials and front.png lie in the folder of the study, or in RECIPE.work for a URL.
+    The study is a folder, which may be a shared one. The same command on another machine, or in another terminal,
+    joins the search; given again, it goes on with one that was interrupted. Checkpoints and the networks of all
+    trials lie in the folder, too.
 
     Without --trials and --for it ends when all networks of the space have been tried, or by Ctrl-C.
     """
@@ -420,18 +417,16 @@ def search(**options: Any) -> None:
 
 
 @optimise.command("search-export")
-@click.argument("study", callback=_given, metavar="FOLDER|URL")
+@click.argument("study", callback=_study, metavar="FOLDER")
 @click.argument("trial", type=click.IntRange(min=0))
 @_OUT
-@click.option("--work", type=FilePath(file_okay=False), help="Folder of the files.")
 @_FORCE
 @_JSON
-def search_export(study: str, trial: int, out: Path, work: Path | None, force: bool, as_json: bool) -> None:
+def search_export(study: str, trial: int, out: Path, force: bool, as_json: bool) -> None:
     """Write the INT8 file of TRIAL of a search as OUT, with its manifest and a report.
 
     The report has the accuracy on examples that have decided nothing in the search.
     """
     from agent.cli.optimise.search import export_and_print
 
-    command = without_logins(shlex.join(["vedette", *sys.argv[1:]]))
-    export_and_print(study, trial, out, work=work, command=command, force=force, as_json=as_json)
+    export_and_print(study, trial, out, command=_command(), force=force, as_json=as_json)

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agent.optimise.recipe import Objective
-from agent.optimise.search.comparison import Figures, beats, pareto_front, reason_to_stop
+from agent.optimise.search.candidate import Figures, beats, pareto_front, reason_to_stop
 
 ALL: tuple[Objective, ...] = ("accuracy", "latency", "size")
 figures = st.builds(
