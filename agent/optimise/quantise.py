@@ -2,7 +2,7 @@
 
 Activations get the range that does the least damage, weights are rounded layer by layer so that errors cancel out
 (see `agent.optimise.quantisation`). In a mixture, the layers that take 4 bits are chosen by a knapsack over their
-measured sensitivity, see `agent.optimise.quantisation.bit_search`.
+measured sensitivity, see `agent.optimise.quantisation.allocation`.
 """
 
 from __future__ import annotations
@@ -24,13 +24,10 @@ from agent.optimise.graph.integers import Ends, IntegerPlan, Scale, from_range, 
 from agent.optimise.graph.objects import compact, dump, graphs, load
 from agent.optimise.graph.rewrite import check, rewrite
 from agent.optimise.graph.torch_graph import Key, TorchGraph, WeightedLayer, graphs_of
-from agent.optimise.quantisation.allocation import fits_int4, sensitivities
-from agent.optimise.quantisation.bit_search import BitSearch, Evaluate, Times
-from agent.optimise.quantisation.equalise import equalise
-from agent.optimise.quantisation.integer_forms import for_integers
-from agent.optimise.quantisation.lowering import lower_custom
+from agent.optimise.quantisation.allocation import BitSearch, Evaluate, Times, fits_int4, sensitivities
+from agent.optimise.quantisation.gptq import RoundedLayer, RoundingOptions, most_examples, quantise_layers
+from agent.optimise.quantisation.lowering import equalise, for_integers, lower_custom
 from agent.optimise.quantisation.ranges import ActivationScales, find_scales
-from agent.optimise.quantisation.sequential import RoundedLayer, RoundingOptions, most_examples, quantise_layers
 from agent.optimise.recipe import Method, QuantiseRecipe
 from agent.optimise.recipe.budget import Budget
 
@@ -91,7 +88,7 @@ class Quantiser:
             content: a float `.tflite` file.
             examples: of each subgraph; one alone serves all of its shape.
             float_activations: find no ranges.
-            equalised: equalise the channels of activations first, see `agent.optimise.quantisation.equalise`.
+            equalised: equalise the channels of activations first, see `agent.optimise.quantisation.lowering`.
             logits: places of the outputs of which the decoder takes the sigmoid.
             progress: told what is done.
 
@@ -370,7 +367,8 @@ def quantise(
         )
         raise ModelError(f"no layer is left that takes 4 bits: {because}; --method int8 takes the model as it is")
     search = BitSearch(quantiser, run.model, budget or Budget(), loss=loss, times=times, progress=progress)
-    return search.find(candidates, fixed).with_sensitivities(search.costs)
+    found: QuantisedModel = search.find(candidates, fixed)
+    return found.with_sensitivities(search.costs)
 
 
 def candidates_of(layers: Mapping[Key, WeightedLayer], fixed: Mapping[Key, int]) -> list[WeightedLayer]:

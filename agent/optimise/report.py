@@ -5,6 +5,7 @@ A report may come from a stranger, and so may the names in it: they are escaped 
 
 from __future__ import annotations
 
+import io
 import os
 import platform
 import re
@@ -56,7 +57,6 @@ class StepResult(Struct, frozen=True):
         interval: in which the score lies with 95 % probability; None: not known.
         size: of the file, bytes.
         latency_ms: median of an inference on one thread; None: not measured.
-        per_s: inferences a second when many wait; None: not measured.
         memory_mb: resident memory of a process that runs it, MB; None: not measured.
         energy_mj: estimate for one inference on a board, mJ; None: no estimate.
         kept: False: it did not help, and the next step began with the model before it.
@@ -69,7 +69,6 @@ class StepResult(Struct, frozen=True):
     interval: tuple[_Share, _Share] | None = None
     size: _Whole = 0
     latency_ms: _Amount | None = None
-    per_s: _Amount | None = None
     memory_mb: _Amount | None = None
     energy_mj: _Amount | None = None
     kept: bool = True
@@ -196,12 +195,6 @@ def _flat(name: str, value: object) -> Iterator[tuple[str, object]]:
         yield name, value
 
 
-def told_differences(last_bits: float, relative: float) -> str:
-    """Return by how much the answers of a model differ, see `agent.optimise.graph.compare.Comparison`."""
-    amounts = f"{last_bits:.2g} last bits of quantised outputs, and {relative:.1g} of float ones"
-    return f"answers differ by at most {amounts}"
-
-
 class ReportTable(NamedTuple):
     """A table of texts, with a note below it."""
 
@@ -232,7 +225,6 @@ _FIGURES: tuple[_Figure, ...] = (
     ("95 %", lambda one: f"{one.interval[0]:.2%} to {one.interval[1]:.2%}" if one.interval else ""),
     ("kB", lambda one: short_number(one.size or None, 1e-3)),
     ("ms", lambda one: short_number(one.latency_ms)),
-    ("per s", lambda one: short_number(one.per_s)),
     ("MB", lambda one: short_number(one.memory_mb)),
     ("mJ", lambda one: short_number(one.energy_mj)),
 )
@@ -328,3 +320,19 @@ def _markdown_table(table: ReportTable) -> str:
 
 def _escaped(text: str) -> str:
     return _MARKDOWN.sub(r"\\\1", plain(text))
+
+
+def new_figure(width: float, height: float) -> Any:
+    """Return a figure of matplotlib, in inches. Raises ModelError if that is not installed."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ModelError("charts need matplotlib: pip install '.[charts]' in the clone") from error
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def as_png(figure: Any) -> bytes:
+    """Return a figure as PNG."""
+    drawn = io.BytesIO()
+    figure.savefig(drawn, format="png", dpi=100)
+    return drawn.getvalue()

@@ -17,8 +17,7 @@ from agent.models.library import prefixed_errors
 from agent.optimise.data import Examples, read_examples
 from agent.optimise.evaluate import score, time_ms
 from agent.optimise.graph.from_torch import import_torch
-from agent.optimise.graph.rewrite import check
-from agent.optimise.graph.verified import rewrite_verified
+from agent.optimise.graph.rewrite import check, rewrite_verified
 from agent.optimise.inputs import examples_path
 from agent.optimise.recipe import Method, Recipe, RecipeFile, parse_recipe, read_recipe
 from agent.optimise.recipe.budget import Budget, parse_budget

@@ -16,7 +16,7 @@ from agent.compute.manifest import AUTO, Model
 from agent.errors import ModelError
 from agent.models.library import open_model_without_root
 from agent.optimise.data import Examples, read_examples
-from agent.optimise.evaluation.kept import KeptResults
+from agent.optimise.evaluation.answers import KeptResults
 from agent.optimise.evaluation.listening import open_listener
 from agent.optimise.evaluation.model import EvaluationRequest, evaluate_model, has_own_classes, missed_targets
 from agent.optimise.evaluation.mot import PUBLISHED, MotSequence, holds_clips, read_clips

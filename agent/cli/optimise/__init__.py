@@ -136,7 +136,7 @@ def features(model: str, out: Path, tensor: str, force: bool, as_json: bool) -> 
 
 
 def _complete_step(_context: click.Context, _option: click.Parameter, incomplete: str) -> list[str]:
-    from agent.optimise.recipe.examples import EXAMPLES
+    from agent.optimise.recipe import EXAMPLES
 
     return [step for step in EXAMPLES if step.startswith(incomplete)]
 
@@ -158,10 +158,9 @@ def import_module(factory: str, out: Path, shape: str, mean: str, std: str, **op
     PATH.py:FACTORY is a function without arguments that returns a torch.nn.Module, which takes float32
     [batch, channels, height, width]. It runs with your rights. Batch norms and activations become part of the
     operations before them. OUT is written only if it gives the module's results, within 1e-4 of the largest one.
-    An operation that cannot be imported is named with its place; where litert-torch is installed, it imports the
-    module instead.
+    An operation that cannot be imported is named with its place.
     """
-    from agent.cli.optimise.import_module import ImportOptions, write_imported
+    from agent.cli.optimise.rewrite import ImportOptions, write_imported
 
     write_imported(factory, out, ImportOptions(shape, mean, std, **options))
 
@@ -173,7 +172,7 @@ def recipe(steps: tuple[str, ...]) -> None:
 
     A recipe is a TOML file that says what the steps do. What is printed are the defaults.
     """
-    from agent.optimise.recipe.examples import example
+    from agent.optimise.recipe import example
 
     click.echo(example(steps), nl=False)
 

@@ -214,9 +214,9 @@ def train_and_write(
     """Train a classifier or a detector. Raises as `run_step`, and ConfigError if the recipe is wrong."""
 
     def make(folder: Path) -> MadeModel:
-        from agent.optimise.classifier.file import TrainRequest, read_pictures, train_classifier
-        from agent.optimise.detector.file import read_boxes, train_detector
         from agent.optimise.factory import find_factory
+        from agent.optimise.training.classifier import TrainRequest, read_pictures, train_classifier
+        from agent.optimise.training.detector import read_boxes, train_detector
 
         find_factory(network)  # a wrong name is told before the examples are read
         request = TrainRequest(network, weights, shape, epochs or stated.train.epochs or None, folder, command)
@@ -277,7 +277,7 @@ def write_anomaly_model(
 
     def make(_: Path) -> MadeModel:
         from agent.optimise.anomaly.file import AnomalySettings, make_anomaly_model
-        from agent.optimise.anomaly.head import features_of
+        from agent.optimise.anomaly.memory import features_of
 
         model = open_source(name, lambda _: None)
         if model.manifest.audio is not None:

@@ -15,7 +15,6 @@ from msgspec.structs import replace
 from agent.compute.manifest import Manifest, Model, Variant
 from agent.errors import ModelError
 from agent.optimise.calibrate import CalibrationResult
-from agent.optimise.classifier.data import check_classes
 from agent.optimise.data import Examples
 from agent.optimise.depth.calibration import (
     FEWEST,
@@ -26,16 +25,16 @@ from agent.optimise.depth.calibration import (
     on_others,
     time_exits_ms,
 )
-from agent.optimise.depth.cuts import Cut, weighted_layers
 from agent.optimise.depth.exits import add_exits, backbone, choose_exits
 from agent.optimise.depth.network import ExitNetwork
-from agent.optimise.depth.stages import Stage, split, stage_multiply_adds
+from agent.optimise.depth.stages import Cut, Stage, split, stage_multiply_adds, weighted_layers
 from agent.optimise.depth.training import Data, ExitProgress, ExitSettings, Progress, train_exits
 from agent.optimise.evaluate import doubt_guesses, score, wilson
 from agent.optimise.pruning.file import preparation_of, training_inputs, training_settings
 from agent.optimise.recipe import Recipe
 from agent.optimise.report import OptimiseReport, StepResult, describe_machine
 from agent.optimise.source import learned_sample
+from agent.optimise.training.data import check_classes
 from agent.optimise.tune import split as held_out
 from agent.text import plural
 

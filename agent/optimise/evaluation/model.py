@@ -27,15 +27,25 @@ from agent.optimise.evaluate import (
     share_score,
     wilson,
 )
-from agent.optimise.evaluation.answers import ExampleRun, class_scores, detections, found_boxes
-from agent.optimise.evaluation.errors import NOTHING, WORST, WrongExample, box_errors, class_errors
-from agent.optimise.evaluation.kept import KeptResults, model_key
+from agent.optimise.evaluation.answers import (
+    ExampleRun,
+    KeptResults,
+    class_scores,
+    detections,
+    found_boxes,
+    model_key,
+)
 from agent.optimise.evaluation.operating import (
+    NOTHING,
+    WORST,
     Found,
     FrocPoint,
     OperatingPoint,
+    WrongExample,
+    box_errors,
     box_point,
     box_threshold_for,
+    class_errors,
     froc,
     match,
     share_point,

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
-import io
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
@@ -16,11 +14,12 @@ from agent.compute.drawing import annotate_detections
 from agent.errors import ModelError
 from agent.html_page import embedded, html_figure, html_page, html_table, html_text
 from agent.optimise.data import Examples
-from agent.optimise.evaluation.keyword_rates import RatePoint
+from agent.optimise.evaluation.listening import RatePoint
 from agent.optimise.evaluation.model import ClassResult, Evaluation, ModelComparison, Positive
 from agent.optimise.evaluation.operating import OperatingPoint
 from agent.optimise.evaluation.sound import NOTHING_TOLD, OTHER, SoundEvaluation, WordResult
 from agent.optimise.evaluation.tracking import TrackEvaluation, TrackFigures
+from agent.optimise.report import as_png, new_figure
 from agent.text import plain, plural
 from agent.types import Detection
 
@@ -261,16 +260,10 @@ def draw_confusion(found: Evaluation | SoundEvaluation) -> bytes:
 
 
 def _draw_confusions(confusion: Sequence[Sequence[int]], rows: Sequence[str], columns: Sequence[str]) -> bytes:
-    try:
-        new = importlib.import_module("matplotlib.figure").Figure
-    except ImportError as error:
-        raise ModelError("charts need matplotlib: pip install '.[charts]' in the clone") from error
     side = 2.0 + 0.4 * min(len(rows), _CLASSES_DRAWN)
-    figure = new(figsize=(side + 1.0, side), layout="constrained")
+    figure = new_figure(side + 1.0, side)
     _fill(figure.add_subplot(), np.array(confusion), _shown(rows), _shown(columns))
-    drawn = io.BytesIO()
-    figure.savefig(drawn, format="png", dpi=100)
-    return drawn.getvalue()
+    return as_png(figure)
 
 
 def _shown(names: Sequence[str]) -> list[str]:

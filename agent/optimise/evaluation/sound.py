@@ -20,18 +20,20 @@ from agent.compute.manifest import Model
 from agent.errors import ModelError
 from agent.features.verification.models import open_verification
 from agent.optimise.evaluate import change, p_value, share_score, wilson
-from agent.optimise.evaluation.kept import KeptResults, model_key, result_key
-from agent.optimise.evaluation.keyword_rates import (
+from agent.optimise.evaluation.answers import KeptResults, model_key, result_key
+from agent.optimise.evaluation.listening import (
     THRESHOLDS,
     CurvePoint,
+    HeardRecording,
     JudgedSound,
+    Listener,
     RatePoint,
     judge,
+    open_listener,
     poisson_interval,
     rate_point,
     threshold_for_alarms,
 )
-from agent.optimise.evaluation.listening import HeardRecording, Listener, open_listener
 from agent.optimise.evaluation.model import ModelComparison
 from agent.optimise.evaluation.sound_data import Recording, SoundExamples, sound_digest
 

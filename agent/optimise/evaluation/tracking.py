@@ -28,7 +28,7 @@ from agent.compute.track.zones import Zones
 from agent.config import DecodeConfig, TrackConfig
 from agent.errors import ModelError
 from agent.optimise.evaluate import open_content
-from agent.optimise.evaluation.kept import KeptResults, model_key, result_key
+from agent.optimise.evaluation.answers import KeptResults, model_key, result_key
 from agent.optimise.evaluation.mot import PUBLISHED, MotRows, MotSequence, read_published
 from agent.optimise.evaluation.operating import overlaps
 from agent.text import plural

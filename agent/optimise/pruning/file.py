@@ -22,7 +22,6 @@ from agent.compute.manifest import InputManifest, Model
 from agent.compute.tflite.read import read_modelfile
 from agent.errors import ConfigError, ModelError
 from agent.optimise.augment import Augmentation, Normalisation
-from agent.optimise.classifier.data import check_classes, check_logits
 from agent.optimise.data import Examples
 from agent.optimise.evaluate import Score, open_content, outputs_of, score, time_ms
 from agent.optimise.pruning.channels import ROUND_FACTOR, prune_channels, trained_groups
@@ -33,6 +32,7 @@ from agent.optimise.recipe import NEED_GRADIENTS, PruneRecipe, Recipe, RecipeFil
 from agent.optimise.report import OptimiseReport, StepResult, describe_machine
 from agent.optimise.source import learned_sample, logits_keys
 from agent.optimise.train import Pictures, TrainingSettings, TrainingStep, predict
+from agent.optimise.training.data import check_classes, check_logits
 from agent.optimise.tune import split
 from agent.structs import convert
 

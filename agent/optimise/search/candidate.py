@@ -30,7 +30,6 @@ from optuna.exceptions import OptunaError
 from agent.compute.manifest import InputManifest, Manifest, OutputManifest
 from agent.errors import ConfigError, FleetError, ModelError, StorageError
 from agent.models.version_writer import write_first
-from agent.optimise.classifier.data import check_classes, check_logits, read_class_examples, untaught
 from agent.optimise.data import Examples
 from agent.optimise.evaluate import score
 from agent.optimise.factory import call_factory
@@ -44,6 +43,7 @@ from agent.optimise.search.latency import LatencyMeter
 from agent.optimise.search.study import SearchTrial
 from agent.optimise.source import learned_sample
 from agent.optimise.train import Pictures, TrainingStep, evaluate, fit
+from agent.optimise.training.data import check_classes, check_logits, read_class_examples, untaught
 from agent.optimise.tune import split
 from agent.storage.files import make_folder, remove, write_atomic
 from agent.text import plural

@@ -49,7 +49,7 @@ def no_profile(model: Model) -> ModelProfile:
     raise ModelError("there is no profiler")
 
 
-METERS = Meters(times, lambda content, manifest: 20.0, no_profile, 0.0)
+METERS = Meters(times, lambda content, manifest: 20.0, no_profile)
 
 
 @pytest.fixture

@@ -12,9 +12,8 @@ from agent.compute.hearing import AudioPerception
 from agent.config import StreamConfig
 from agent.errors import ModelError
 from agent.models.library import open_model
-from agent.optimise.evaluation.kept import KeptResults, model_key
-from agent.optimise.evaluation.keyword_rates import THRESHOLDS
-from agent.optimise.evaluation.listening import LEAD_S, open_listener
+from agent.optimise.evaluation.answers import KeptResults, model_key
+from agent.optimise.evaluation.listening import LEAD_S, THRESHOLDS, open_listener
 from agent.optimise.evaluation.sound import SoundRequest, evaluate_sounds, hear_kept, missed_alarm_target
 from agent.optimise.evaluation.sound_data import SoundExamples, read_sounds
 from tests.support.sound import RATE, cascade_model, chunks, quiet, tone_model, verified_model, word

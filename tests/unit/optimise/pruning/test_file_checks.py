@@ -18,10 +18,10 @@ if load_runtime()[0] != "litert":
 
 from agent.errors import ConfigError, ModelError
 from agent.models.library import open_whole_model
-from agent.optimise.classifier.data import check_classes
 from agent.optimise.data import Examples, read_examples
 from agent.optimise.pruning.file import check_pruning
 from agent.optimise.recipe import parse_recipe
+from agent.optimise.training.data import check_classes
 from tests.support.float_models import classifier, float_file, pictures, write_examples, write_model
 from tests.support.picture_cascade import SIDE, colour_cascade
 
