@@ -31,6 +31,7 @@ BASE = {
     "agent.types",
     "agent.errors",
     "agent.health",
+    "agent.html_page",
     "agent.spans",
     "agent.structs",
     "agent.text",

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
-from agent.cli.models.predicting import complete_board, predict_and_print
+from agent.cli.models.recommending import complete_board, predict_and_print
 from agent.cli.optimise.progress import show_progress
 from agent.cli.options import NumberRange, picture_option
 from agent.cli.output import console, open_table, print_json

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from agent.features.fusion.checks import FusedEvent
     from agent.features.fusion.expression import FusionCalibration
     from agent.features.fusion.rules import FusionTimes
-    from agent.optimise.late_fusion.recording import FusionScore, Recorded, Span
+    from agent.optimise.late_fusion import FusionScore, Recorded, Span
     from agent.types import Event
 
 _FILE = click.Path(path_type=Path, dir_okay=False)
@@ -52,7 +52,7 @@ def try_event(name: str, recording: Path, truth: Path | None, path: Path, as_jso
     With --truth also which situations they tell of: precision, recall and F1.
     """
     from agent.features.fusion.rules import Fusion
-    from agent.optimise.late_fusion.recording import read_recording, replay, score_events, to_ns
+    from agent.optimise.late_fusion import read_recording, replay, score_events, to_ns
 
     opened, times = _opened(path, name)
     recorded = read_recording(recording, opened.condition.terms)
@@ -84,8 +84,8 @@ def calibrate(
     import msgspec
 
     from agent.models.writer import refuse_inputs
-    from agent.optimise.late_fusion.calibration import calibrate as fit
-    from agent.optimise.late_fusion.recording import read_recording
+    from agent.optimise.late_fusion import calibrate as fit
+    from agent.optimise.late_fusion import read_recording
     from agent.storage.files import write_atomic
 
     opened, times = _opened(path, name)
@@ -101,7 +101,7 @@ def calibrate(
 
 def _situations(path: Path, recorded: Sequence[Recorded]) -> list[Span]:
     """Return the situations of a file that lie within a recording, and tell of the others."""
-    from agent.optimise.late_fusion.recording import read_truth, to_moment, within
+    from agent.optimise.late_fusion import read_truth, to_moment, within
     from agent.text import local_time
 
     truth = read_truth(path)

@@ -37,7 +37,6 @@ from agent.config import StreamConfig
 from agent.errors import ModelError
 from agent.models.library import open_whole_model, prefixed_errors
 from agent.optimise.data.class_numbers import class_finder
-from agent.optimise.depth.confusions import Confusion, check_labels, confusions
 from agent.optimise.evaluate import check_accuracy
 from agent.types import Array, Samples
 
@@ -300,7 +299,6 @@ class CalibrationResult(Struct, frozen=True):
         recordings: number of recordings, or examples.
         windows: number of windows of sound that hold a recording, of which the accuracies are; None: the
             accuracies are of the examples.
-        confused: see `confusions`.
     """
 
     variants: tuple[str, ...]
@@ -310,7 +308,6 @@ class CalibrationResult(Struct, frozen=True):
     checked_full: float
     recordings: int
     windows: int | None = None
-    confused: tuple[Confusion, ...] = ()
 
     @property
     def lost(self) -> float:
@@ -460,9 +457,7 @@ def calibrate_exits(
     never = replace(half, chosen=replace(half.chosen, thresholds=(_NEVER,) * (len(costs) - 1)))
     full = evaluate(scores[other], labels[other], costs, never, known[other], wanted).accuracy
     counts = len(recordings), int(known.sum())
-    confused = confusions(scores[known, -1], labels[known], wanted)
-    check_labels(confused, len(wanted), recordings[0].path.parent.parent, _HEARD)
-    return CalibrationResult(calibrator.variants, costs, learned, checked, full, *counts, confused)
+    return CalibrationResult(calibrator.variants, costs, learned, checked, full, *counts)
 
 
 def _background(samples: Samples, count: int) -> Samples:

@@ -23,7 +23,7 @@ from agent.optimise.data import Examples
 from agent.storage.files import refuse_special, write_atomic
 
 _FORMAT = 1
-_OTHER = "remove it, or name another folder with --work"
+_OTHER = "remove it, or write the result elsewhere"
 
 Key = Mapping[str, str]
 """Values of all that a run depends on, as text by name."""

@@ -179,8 +179,7 @@ def _is_name(source: str) -> bool:
 
 def _networks() -> dict[str, Any]:
     """Return the functions of our networks by name."""
-    from agent.optimise.classifier.networks import NETWORKS
-    from agent.optimise.detector.networks import detector
+    from agent.optimise.training.networks import NETWORKS, detector
 
     return {**NETWORKS, DETECTOR: detector}
 

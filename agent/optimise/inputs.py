@@ -3,56 +3,15 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Collection, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 
-from agent.compute.tflite.read import read_modelfile
 from agent.errors import ConfigError, ModelError, StorageError
-from agent.optimise.recipe import PruneRecipe, Recipe, read_recipe
+from agent.optimise.recipe import Recipe, read_recipe
 
-ENTRY = 512
-"""Bytes that a tensor takes in a checkpoint besides its numbers, at most."""
-# Copies of the weights that the checkpoints of a step take at most: while one is replaced, it is there twice.
-FIT_COPIES = 2 * 2.0
-"""Copies for a training: the weights, and the momentum of each."""
-AVERAGED_COPIES = 2 * 3.0
-"""Copies for a training that looks ahead, as that of a detector: the average of the weights, too."""
-QAT_COPIES = 2 * 3.0
-"""Copies for quantisation-aware training: the weights, and two numbers of the optimiser for each."""
-_ROUNDS_COPIES = 1 + 1 + 0.25
-"""Copies for the rounds of connections: the weights, the sums of importance, and a byte of the mask for each."""
-
-
-def prune_copies(prune: PruneRecipe) -> float:
-    """Return how many copies of a model's weights the checkpoints of a pruning take at most.
-
-    That of the rounds is replaced after each, and stays beside that of the anneal. What is left of channels is
-    counted by one of the two axes of their weights; layers that no pattern names stay whole.
-    """
-    anneal = FIT_COPIES if prune.anneal_epochs else 0.0
-    if not prune.structured:
-        return _ROUNDS_COPIES + max(_ROUNDS_COPIES, anneal)
-    return max(2.0, (1 + anneal) * _left(prune))
-
-
-def _left(prune: PruneRecipe) -> float:
-    return 1 - prune.target if prune.layers == ("*",) else 1.0
-
-
-def tune_copies(trained: int, prune: PruneRecipe | None) -> float:
-    """Return how many copies of a model's weights the checkpoints of `tune` take at most; they stay to its end.
-
-    Args:
-        trained: number of quantised models that are trained, one after the other.
-        prune: how channels are pruned afterwards, with a training of what is left if one was trained; None: they
-            are not.
-    """
-    kept, replaced = trained * QAT_COPIES / 2, QAT_COPIES / 2
-    if prune is None:
-        return kept + replaced if trained else 0.0
-    pruned = (1 + (FIT_COPIES / 2 if prune.anneal_epochs else 0.0)) * _left(prune)
-    again = pruned + QAT_COPIES * _left(prune) if trained else 0.0
-    return kept + max(replaced if trained else 0.0, prune_copies(prune), again)
+_COPIES = 12
+"""Copies of a model's weights that the checkpoints of a step take at most: `tune` trains up to three models, each
+with two numbers of the optimiser for a weight, and while a checkpoint is replaced, it is there twice."""
 
 
 def inputs_of(
@@ -109,32 +68,19 @@ def refuse_inside(files: Iterable[Path], inputs: Iterable[Path | None]) -> None:
                 raise ModelError(f"{file}: lies among the examples in {folder}: write it elsewhere")
 
 
-def trained_size(content: bytes) -> int:
-    """Return the bytes of a model's weights in a checkpoint: float32 whatever the file has, with their names."""
-    try:
-        file = read_modelfile(content)
-    except ModelError:  # it is told where the model is opened
-        return len(content)
-    constants = {tensor.buffer for graph in file.subgraphs for tensor in graph.tensors if tensor.size}
-    return len(content) + file.weights.get("float16", 0) + ENTRY * len(constants)
-
-
-def check_room(folder: Path, weights: int, copies: float, names: Collection[str]) -> None:
-    """Check before a training that its checkpoints fit on the disk. Those of an interrupted run are replaced.
+def check_room(folder: Path, weights: int) -> None:
+    """Check before a training that its checkpoints fit on the disk.
 
     Args:
-        folder: of the checkpoint; it exists.
-        weights: of what is trained, bytes.
-        copies: of them that the checkpoints take.
-        names: of the checkpoints; those of other runs stay.
+        folder: of the checkpoints; it exists.
+        weights: size of what is trained, bytes.
 
     Raises:
         StorageError: too little is free.
     """
-    there = sum((folder / name).stat().st_size for name in names if (folder / name).is_file())
-    needed, free = copies * weights - there, shutil.disk_usage(folder).free
+    needed, free = _COPIES * weights, shutil.disk_usage(folder).free
     if free < needed:
         raise StorageError(
             f"{folder}: {free / 1e6:.3g} MB are free, and the checkpoints take up to {needed / 1e6:.3g} MB: make "
-            "room, or name another folder with --work"
+            "room, or write the result elsewhere"
         )

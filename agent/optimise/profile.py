@@ -18,7 +18,6 @@ from agent.compute.tflite.model import CUSTOM, Operation, Subgraph, multiply_add
 from agent.compute.tflite.read import read_modelfile
 from agent.errors import NO_JSON, BackendError
 from agent.optimise.advice import OperatorContext, advice
-from agent.optimise.report import short_number
 from agent.structs import from_json
 from agent.text import plain
 
@@ -376,24 +375,3 @@ def bottlenecks(profiles: Sequence[ModelProfile | str]) -> Iterator[str]:
             what = f"{row.name or f'{OTHER} ({row.kernel})'} {row.tensor}".strip()
             told = f"{name}: {what} takes {row.share:.0%} of the time of all operations"
             yield f"{told}{f': {row.advice}' if row.advice else ''}"
-
-
-def unlike_sums(profiles: Sequence[ModelProfile | str], measured: Sequence[float | None]) -> Iterator[str]:
-    """Yield why the times of the operations are rough, or do not add up to that of an inference, where it is so.
-
-    Args:
-        profiles: as of `operation_times`.
-        measured: times of an inference without the profiler, ms; None: there is none.
-    """
-    for name, found, latency_ms in zip(("before", "after"), profiles, measured, strict=False):
-        if isinstance(found, str) or latency_ms is None:
-            continue
-        apart = found.total_ms - latency_ms
-        reasons = [COARSE] if found.is_coarse else []
-        if abs(apart) > max(_GRAIN_MS, _APART * latency_ms):
-            more = "the profiler's own time and other work count" if apart > 0 else "the rest is between them"
-            reasons.insert(0, more)
-        if reasons:
-            operations = f"its operations take {short_number(found.total_ms)} ms in the profiler"
-            without = f"and an inference {short_number(latency_ms)} ms without it"
-            yield f"{name}: {operations}, {without}: {'; '.join(reasons)}"

@@ -28,8 +28,8 @@ from agent.optimise.factory import mixed_precision
 from agent.optimise.graph.integers import INT8_MAX, INT8_MIN, IntegerWeights, Scale
 from agent.optimise.graph.torch_graph import GraphOverrides, Key, TorchGraph, WeightedLayer
 from agent.optimise.quantisation import gptq
+from agent.optimise.quantisation.gptq import RoundedLayer
 from agent.optimise.quantisation.ranges import FIXED, LOGITS, ActivationScales
-from agent.optimise.quantisation.sequential import RoundedLayer
 from agent.optimise.quantise import QuantisedModel
 from agent.optimise.recipe import QatRecipe
 from agent.storage.files import remove

@@ -2,7 +2,7 @@
 
 Activations get the range that does the least damage, weights are rounded layer by layer so that errors cancel out
 (see `agent.optimise.quantisation`). In a mixture, the layers that take 4 bits are chosen by a knapsack over their
-measured sensitivity, see `agent.optimise.quantisation.bit_search`.
+measured sensitivity, see `agent.optimise.quantisation.allocation`.
 """
 
 from __future__ import annotations
@@ -20,17 +20,14 @@ from agent.compute.tflite.read import read_modelfile
 from agent.errors import ModelError
 from agent.models.writer import describe_numbers
 from agent.optimise.data import Examples
-from agent.optimise.graph.integers import Ends, IntegerPlan, IntegerWeights, Scale, from_range, write
+from agent.optimise.graph.integers import Ends, IntegerPlan, Scale, from_range, write
 from agent.optimise.graph.objects import compact, dump, graphs, load
 from agent.optimise.graph.rewrite import check, rewrite
 from agent.optimise.graph.torch_graph import Key, TorchGraph, WeightedLayer, graphs_of
-from agent.optimise.quantisation.allocation import fits_int4, sensitivities
-from agent.optimise.quantisation.bit_search import BitSearch, Evaluate, Times
-from agent.optimise.quantisation.equalise import equalise
-from agent.optimise.quantisation.integer_forms import for_integers
-from agent.optimise.quantisation.lowering import lower_custom
+from agent.optimise.quantisation.allocation import BitSearch, Evaluate, Times, fits_int4, sensitivities
+from agent.optimise.quantisation.gptq import RoundedLayer, RoundingOptions, most_examples, quantise_layers
+from agent.optimise.quantisation.lowering import equalise, for_integers, lower_custom
 from agent.optimise.quantisation.ranges import ActivationScales, find_scales
-from agent.optimise.quantisation.sequential import RoundedLayer, RoundingOptions, most_examples, quantise_layers
 from agent.optimise.recipe import Method, QuantiseRecipe
 from agent.optimise.recipe.budget import Budget
 
@@ -91,7 +88,7 @@ class Quantiser:
             content: a float `.tflite` file.
             examples: of each subgraph; one alone serves all of its shape.
             float_activations: find no ranges.
-            equalised: equalise the channels of activations first, see `agent.optimise.quantisation.equalise`.
+            equalised: equalise the channels of activations first, see `agent.optimise.quantisation.lowering`.
             logits: places of the outputs of which the decoder takes the sigmoid.
             progress: told what is done.
 
@@ -370,7 +367,8 @@ def quantise(
         )
         raise ModelError(f"no layer is left that takes 4 bits: {because}; --method int8 takes the model as it is")
     search = BitSearch(quantiser, run.model, budget or Budget(), loss=loss, times=times, progress=progress)
-    return search.find(candidates, fixed).with_sensitivities(search.costs)
+    found: QuantisedModel = search.find(candidates, fixed)
+    return found.with_sensitivities(search.costs)
 
 
 def candidates_of(layers: Mapping[Key, WeightedLayer], fixed: Mapping[Key, int]) -> list[WeightedLayer]:
@@ -384,35 +382,6 @@ def _bits_of(quantiser: Quantiser, method: Method, fixed: Mapping[Key, int]) -> 
         return dict(fixed)
     ends, layers = _ends_of(quantiser) if method == "int4" else (), quantiser.layers.values()
     return {layer.key: 4 for layer in layers if fits_int4(layer) and layer.key not in ends} | dict(fixed)
-
-
-def sized_file(
-    content: bytes, examples: Sequence[Examples], method: Method, layer_bits: LayerBits | None = None
-) -> bytes:
-    """Return a file of about the least size that a quantised one will have, in seconds. Its weights are noise.
-
-    Args:
-        content: a float `.tflite` file.
-        examples: for each subgraph; the first alone is used.
-        method: of `mixed`, the least of the sizes that it chooses from.
-        layer_bits: see `LayerBits`.
-
-    Raises:
-        ModelError, ConfigError: as `quantise`.
-    """
-    first = [one.take([0]) for one in examples]
-    quantiser = Quantiser(content, first, float_activations=method == "dynamic")
-    bits, random = _bits_of(quantiser, method, fixed_bits(quantiser.layers, layer_bits)), np.random.default_rng(0)
-    graph, rounded = quantiser.graphs[quantiser.main], {}
-    for layer in graph.layers:  # equal values would be stored once
-        width, count = bits.get(layer.key, 8), layer.shape[layer.channel_axis]
-        given = graph.bias(layer)
-        # Biases of zero may stay equal, and are then stored once: the file has at least this size.
-        bias = None if given is None else random.uniform(1.0, 2.0, count) * bool(given.any())
-        integers = random.integers(-7, 8, layer.shape, np.int8)
-        weights = IntegerWeights(integers, random.uniform(0.5, 1.0, count).astype(np.float32), width, bias)
-        rounded[layer.key] = RoundedLayer(layer, None if width == _FLOAT else weights, 0.0)
-    return quantiser.file(rounded)
 
 
 def spread(examples: Examples, count: int) -> Examples:

@@ -4,34 +4,29 @@ Every step is measured on this machine, in turns with the model before it, and o
 A step is kept if the model loses no more than is allowed, and gets smaller or faster by more than noise, and not
 slower or larger, unless it comes nearer to the budget by that.
 
-The energy is an estimate: CPU time on this machine times the power that a busy core of the target takes beyond an
-idle board. On another machine than the target it compares steps with each other, and says nothing of the target.
+The energy is an estimate: CPU time on this machine times the power that a busy core of a Raspberry Pi 4B takes
+beyond an idle board. On another machine it compares steps with each other only.
 """
 
 from __future__ import annotations
 
 import hashlib
-import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from msgspec import Struct
 from msgspec.structs import replace
 
-from agent.compute.infer.session import BackendSpec
 from agent.compute.manifest import Manifest, Model
 from agent.compute.tflite.expand import expand_int4
-from agent.compute.tflite.model import TensorSpec
 from agent.compute.tflite.read import read_modelfile
-from agent.errors import CheckpointError, ModelError, VedetteError
+from agent.errors import CheckpointError, ModelError
 from agent.models.library import installed_runtime
 from agent.optimise.data import Examples
 from agent.optimise.evaluate import Score, change, doubt_guesses, memory_mb, score, time_ms
-from agent.optimise.loadgen import run_scenarios
-from agent.optimise.profile import ModelProfile, bottlenecks, operation_times, profile, unlike_sums
+from agent.optimise.profile import ModelProfile, bottlenecks, operation_times, profile
 from agent.optimise.recipe.budget import Budget
 from agent.optimise.report import (
     LayerResult,
@@ -39,10 +34,8 @@ from agent.optimise.report import (
     OptimiseReport,
     StepResult,
     describe_machine,
-    short_number,
     told_slower,
 )
-from agent.types import Array
 
 Progress = Callable[[str], None]
 
@@ -59,13 +52,11 @@ class Meters(NamedTuple):
             work has slowed the measurement down.
         memory: returns the memory of a process that runs a file, MB.
         profiler: returns the time by operation; raises a ModelError if it cannot.
-        loadgen_s: duration of each of LoadGen's scenarios, s, where it is installed; 0: it does not run.
     """
 
     times: Callable[[Sequence[bytes], Callable[[str], None]], list[float]] = _times_ms
     memory: Callable[[bytes, Manifest], float] = memory_mb
     profiler: Callable[[Model], ModelProfile] = partial(profile, threads=1)
-    loadgen_s: float = 2.0
 
 
 ALLOWED_LOSS = 0.01
@@ -75,35 +66,16 @@ _NOISE_TIME, _NOISE_SIZE = 0.03, 0.005
 is that share of time."""
 _NOISE_MS = 0.01
 """Times of an inference that differ by less decide nothing, whatever their share."""
-_DRIFT = 0.1
-"""Share by which two measurements of the same model differ where one of them was disturbed."""
 _COPIES = 3
 """Number of copies of the first model that are timed against each other."""
-_CASES = 16
-"""Inputs for LoadGen."""
 
 
-class TargetBoard(Struct, frozen=True):
-    """A board that a model is made for.
-
-    Attributes:
-        name: for people.
-        core_w: power of one busy core beyond that of the idle board, W.
-        source: of `core_w`.
-    """
-
-    name: str
-    core_w: float
-    source: str
-
-
-TARGETS: Mapping[str, TargetBoard] = {
-    "pi4b": TargetBoard(
-        "Raspberry Pi 4B",
-        (5.0 - 1.6) / 4,
-        "https://github.com/geerlingguy/sbc-reviews/issues/4: 1.6 W idle, 5.0 W with stress-ng on 4 cores",
-    )
-}
+_CORE_W = (5.0 - 1.6) / 4
+_ENERGY = (
+    f"energy: CPU time here x {_CORE_W:.2f} W of a core of Raspberry Pi 4B; "
+    "https://github.com/geerlingguy/sbc-reviews/issues/4: 1.6 W idle, 5.0 W with stress-ng on 4 cores"
+)
+"""Power of one busy core beyond that of the idle board, W."""
 
 
 class ModelState(NamedTuple):
@@ -181,7 +153,6 @@ def tune(
     steps: Sequence[TuningStep],
     budget: Budget,
     *,
-    target: TargetBoard = TARGETS["pi4b"],
     judging: Examples | None = None,
     command: str = "",
     meters: Meters = Meters(),  # noqa: B008 - it is frozen
@@ -195,7 +166,6 @@ def tune(
         judging: others that the steps have not seen, which alone decide on them; None: `examples` do.
         steps: in their order.
         budget: what the result must meet; without a limit for the loss it is `ALLOWED_LOSS`.
-        target: for the estimate of energy.
         command: for the report.
         meters: measure models.
         progress: called with what is being done.
@@ -204,7 +174,7 @@ def tune(
         ModelError: the model cannot be measured on these examples.
         CheckpointError: a step refuses the checkpoint of another run.
     """
-    run = _Run(model, (examples, judging or examples), budget, target, meters, progress)
+    run = _Run(model, (examples, judging or examples), budget, meters, progress)
     for step in steps:
         run.try_step(step)
     return TunedModel(run.state.content, run.report(command), tuple(run.failures))
@@ -218,13 +188,12 @@ class _Run:
         model: Model,
         examples: tuple[Examples, Examples],
         budget: Budget,
-        target: TargetBoard,
         meters: Meters,
         progress: Progress,
     ) -> None:
         self._model, self._budget = model, budget
         self._examples, self._judging = examples
-        self._target, self._meters, self._progress = target, meters, progress
+        self._meters, self._progress = meters, progress
         self._allowed = with_allowed_loss(budget)
         self.state = ModelState(model.content, model.content)
         self.failures: list[str] = []
@@ -281,7 +250,6 @@ class _Run:
         scored = self._score(found.content, self._examples)
         lost = self._first_judged.value - self._judged(found.content, scored).value
         before_ms, after_ms = self._times(name, [self.state.content, found.content])
-        self._check_same(name, before_ms)
         result = self._result(name, found.content, scored, after_ms)
         reasons = self._against(result, lost, before_ms)
         result = replace(result, kept=not reasons, notes=(*found.notes, *self._told(scored), *reasons))
@@ -293,17 +261,6 @@ class _Run:
 
     def _times(self, name: str, contents: Sequence[bytes]) -> list[float]:
         return self._meters.times(contents, lambda remark: self._busy.append(f"{name}: {remark}"))
-
-    def _check_same(self, name: str, before_ms: float) -> None:
-        """Tell if the model before a step took another time beside it than when it was measured itself."""
-        assert self._best.latency_ms is not None
-        first_ms = self._best.latency_ms
-        if abs(before_ms - first_ms) > max(_NOISE_MS, self._noise * first_ms, _DRIFT * first_ms):
-            self._busy.append(
-                f"{name}: the model before it took {short_number(before_ms)} ms beside it, and "
-                f"{short_number(first_ms)} ms when {self._best.name} was measured: other work has disturbed one "
-                "of them"
-            )
 
     def _against(self, result: StepResult, loss: float, before_ms: float) -> list[str]:
         """Return the reasons not to keep a result; empty: it helps. Its time is compared with one beside it."""
@@ -338,9 +295,6 @@ class _Run:
             low, high = (value * 100 for value in found.interval)
             yield f"score {found.value * 100:+.2f} pp (95 %: {low:+.2f} to {high:+.2f})"
 
-    def _excess(self, result: StepResult) -> float:
-        return self._budget.excess(size=float(result.size), loss=self._loss(result), latency_ms=result.latency_ms)
-
     def _missed(self, result: StepResult, loss: float | None = None) -> list[str]:
         """Say which limits a result misses; with the loss of the examples that are reported, if none is given."""
         loss = self._loss(result) if loss is None else loss
@@ -355,24 +309,20 @@ class _Run:
 
     def _result(self, name: str, content: bytes, scored: Score, latency_ms: float) -> StepResult:
         memory = self._meters.memory(content, self._model.manifest)
-        energy = latency_ms * self._target.core_w
+        energy = latency_ms * _CORE_W
         return StepResult(
-            name, scored.metric, scored.value, scored.interval, len(content), latency_ms, None, memory, energy
+            name, scored.metric, scored.value, scored.interval, len(content), latency_ms, memory, energy
         )
 
     def report(self, command: str) -> OptimiseReport:
-        """Return the report; LoadGen and the profiler run for the first and the last model only."""
+        """Return the report; the profiler runs for the first and the last model only."""
         ends = list(dict.fromkeys((self._model.content, self.state.content)))
         profiles = [self._profile(content) for content in ends]
-        rates, remark = self._rates(ends) if self._meters.loadgen_s else ([None], [])
-        steps = [replace(self._steps[0], per_s=rates[0]), *self._steps[1:]]
+        steps = list(self._steps)
         if len(ends) > 1:
-            steps.append(replace(self._best, name="after", per_s=rates[-1], notes=()))
-        sums = unlike_sums(profiles, (self._steps[0].latency_ms, self._best.latency_ms))
+            steps.append(replace(self._best, name="after", notes=()))
         is_slow = bool(self._budget.missed(latency_ms=self._best.latency_ms))
         missed = self._missed(self._best) + (self._busy[-1:] if is_slow else [])
-        board = self._target
-        energy = f"energy: CPU time here x {board.core_w:.2f} W of a core of {board.name}; {board.source}"
         return OptimiseReport(
             "tune",
             self._model.path,
@@ -389,14 +339,11 @@ class _Run:
             (
                 *doubt_guesses(self._first_score.value, self._examples),
                 *told_slower(self._steps[0], self._best, "the model as it was", self._spread),
-                *self._nearest(),
                 *self._busy,
                 *bottlenecks(profiles),
-                *sums,
-                *remark,
                 self._roles(),
                 *self._examples.remarks,
-                energy,
+                _ENERGY,
             ),
         )
 
@@ -407,53 +354,12 @@ class _Run:
             return f"the {len(self._examples)} examples of these figures {told}"
         return f"{len(self._judging)} other examples have decided on the steps"
 
-    def _nearest(self) -> Iterator[str]:
-        """Yield which result came nearer to the budget than the best one, and why it was not kept."""
-        tried = [one for one in self._steps if not one.kept and one.score is not None]
-        if self._missed(self._best) and tried:
-            near = min((self._best, *tried), key=self._excess)
-            if self._excess(near) < self._excess(self._best):
-                missed = "; ".join(self._missed(near)) or "meets it"
-                yield f"{near.name} came nearer to the budget ({missed}), and was not kept: {near.notes[-1]}"
-
     def _profile(self, content: bytes) -> ModelProfile | str:
         self._progress("profiling")
         try:
             return self._meters.profiler(_model(content, self._model))
         except ModelError as error:
             return str(error)
-
-    def _rates(self, contents: Sequence[bytes]) -> tuple[list[float | None], list[str]]:
-        """Return LoadGen's inferences a second in its Offline scenario, and what it says of SingleStream."""
-        rates: list[float | None] = []
-        remarks = []
-        for content, name in zip(contents, ("before", "after"), strict=False):
-            self._progress(f"LoadGen, {name}")
-            try:
-                with tempfile.TemporaryDirectory(prefix="vedette-tune-") as folder:
-                    model, plan = _model(content, self._model), BackendSpec(threads=1)
-                    done = run_scenarios(model, plan, self._cases, self._meters.loadgen_s, Path(folder))
-            except VedetteError as error:
-                return [None] * len(contents), [f"LoadGen: {error}"]
-            found = {one.name: one for one in done.scenarios}
-            rates.append(found["Offline"].per_s if "Offline" in found else None)
-            if single := found.get("SingleStream"):
-                p50, p90 = single.p50_ms, single.p90_ms
-                remarks.append(
-                    f"LoadGen {done.version}, SingleStream {name}: p50 {p50:.2f} ms, p90 {p90:.2f} ms, with all "
-                    "waiting for other work and for the process that runs the model"
-                )
-            if done.refused:
-                remarks.append(f"LoadGen, {name}: {done.refused}")
-        return rates, remarks
-
-    def _cases(self, specs: Sequence[TensorSpec]) -> list[list[Array]]:
-        found = []
-        for index in range(min(_CASES, len(self._examples))):
-            tensor = np.empty(specs[0].shape, specs[0].dtype)
-            self._examples.fill(index, specs[0], tensor)
-            found.append([tensor])
-        return found
 
 
 def _model(content: bytes, of: Model) -> Model:

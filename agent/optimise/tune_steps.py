@@ -17,15 +17,13 @@ from agent.models.library import prefixed_errors
 from agent.optimise.data import Examples, read_examples
 from agent.optimise.evaluate import score, time_ms
 from agent.optimise.graph.from_torch import import_torch
-from agent.optimise.graph.rewrite import check, rewrite
-from agent.optimise.graph.verified import rewrite_verified
+from agent.optimise.graph.rewrite import check, rewrite_verified
 from agent.optimise.inputs import examples_path
 from agent.optimise.recipe import Method, Recipe, RecipeFile, parse_recipe, read_recipe
 from agent.optimise.recipe.budget import Budget, parse_budget
 from agent.optimise.report import LayerResult
 from agent.optimise.source import learned_parts, learned_sample, logits_keys, open_source
 from agent.optimise.tune import (
-    TARGETS,
     ModelState,
     Progress,
     TunedModel,
@@ -54,11 +52,6 @@ CHECKPOINTS = (
 """Files that steps may leave in the folder of a request: of quantised models that are trained, and of pruning."""
 
 
-def trained_methods(method: Method) -> tuple[Method, ...]:
-    """Return the methods whose models may be trained, one after the other, for the method of a recipe."""
-    return tuple(one for one in _METHODS.get(method, (method,)) if one != "dynamic")
-
-
 class TuneRequest(Struct, frozen=True):
     """What `vedette optimise tune` is asked to do.
 
@@ -67,7 +60,6 @@ class TuneRequest(Struct, frozen=True):
         data: path of the examples; None: the recipe names it.
         recipe: path; None: defaults.
         budget: see `parse_budget`; empty: the recipe's.
-        target: name in `TARGETS`.
         limit: number of examples; 0: the recipe's.
         command: for the report.
         qat: train quantised models that lose too much.
@@ -81,7 +73,6 @@ class TuneRequest(Struct, frozen=True):
     data: Path | None = None
     recipe: Path | None = None
     budget: str = ""
-    target: str = "pi4b"
     limit: int = 0
     command: str = ""
     qat: bool = True
@@ -112,7 +103,7 @@ def tune_file(request: TuneRequest, progress: Progress, tell: Callable[[str], No
             f"{request.model}: has exits, which tune cannot measure: quantise takes it, or tune the model "
             "first and give it exits then"
         )
-    _check_model(model, file, budget, request)
+    _check_model(model, file)
     if not is_float(model.content):
         tell(f"{request.model}: is quantised already: give the float model; of this one, only the graph is fused")
     limit = request.limit or file.recipe.data.limit or None
@@ -133,7 +124,6 @@ def tune_file(request: TuneRequest, progress: Progress, tell: Callable[[str], No
         reported,
         steps_of(model, seen, file, budget, request, of_bits),
         budget,
-        target=TARGETS[request.target],
         judging=judging,
         command=request.command,
         progress=progress,
@@ -154,34 +144,30 @@ def judged(held_out: Examples) -> tuple[Examples, Examples | None]:
     return (held_out, None) if len(judging) < _ENOUGH else (reported, judging)
 
 
-def _check_model(model: Model, file: RecipeFile, budget: Budget, request: TuneRequest) -> None:
+def _check_model(model: Model, file: RecipeFile) -> None:
     """Check before the examples are read that a step can be applied, and the recipe's layers.
 
     Raises:
-        ModelError: the model can be neither quantised nor rewritten, or its file will be larger than the budget.
-            ConfigError: a layer of the recipe is not there.
+        ModelError: the model can be neither quantised nor rewritten. ConfigError: a layer of the recipe is not
+            there.
     """
-    method = file.recipe.quantise.method
-    size = Budget() if request.module else budget  # pruning makes it smaller
     with prefixed_errors(model.path):
         try:
             import_torch()
-            from agent.optimise.preflight import check_file_size, check_layers
-            from agent.optimise.quantise import read_layers
+            from agent.optimise.quantise import fixed_bits, read_layers
 
-            layers = read_layers(model.content, integers=method != "dynamic")
+            layers = read_layers(model.content, integers=file.recipe.quantise.method != "dynamic")
         except ModelError:
             check(model.content, "tuned")  # it can be rewritten at least
             return
-        check_file_size(model, model.content, method, size, file.layer_bits, lambda content: rewrite(content)[0])
-        check_layers(layers, method, size, file.layer_bits)
+        fixed_bits(layers, file.layer_bits)
 
 
 def _check_pruning(model: Model, seen: Examples, file: RecipeFile, request: TuneRequest) -> None:
     """Check before anything is measured that the module can be pruned; raises as `check_pruning`."""
     import_torch()
     from agent.optimise.factory import load_factory
-    from agent.optimise.preflight import check_pruning
+    from agent.optimise.pruning.file import check_pruning
 
     module = load_factory(request.module, request.weights)
     check_pruning(model, module, seen, replace(file, recipe=_channels(file.recipe)))

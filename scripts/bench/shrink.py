@@ -22,7 +22,8 @@ from numpy.typing import NDArray
 
 from agent.compute.infer import image_input
 from agent.optimise.data import Examples, read_examples
-from agent.optimise.data.layouts import FoundData, ObjectBoxes
+from agent.optimise.data.annotations import ObjectBoxes
+from agent.optimise.data.layouts import FoundData
 from agent.types import Array, Image
 
 Floats = NDArray[np.float64]

@@ -17,12 +17,12 @@ from cell_parts import PARTS, divided
 from nanodet import compare, name_in_manifest, write
 
 from agent.compute.manifest import InputManifest, Manifest, OutputManifest
-from agent.optimise.classifier.file import TrainRequest
 from agent.optimise.data import Examples
-from agent.optimise.detector.file import read_boxes, train_detector
 from agent.optimise.quantise import quantise
 from agent.optimise.recipe import QuantiseRecipe, Recipe, parse_recipe
 from agent.optimise.train import TrainingStep
+from agent.optimise.training.classifier import TrainRequest
+from agent.optimise.training.detector import read_boxes, train_detector
 from agent.structs import convert
 
 _MODEL = Path(__file__).resolve().parents[2] / "agent" / "models" / "zoo" / "blood-cells.tflite"

@@ -15,7 +15,7 @@ from speech_corpus import UNKNOWN, Corpus
 from speech_features import FINISH, FIRST, Examples, epoch, real
 from speech_model import Speech
 
-from agent.optimise.depth.distil import exit_loss
+from agent.optimise.depth.training import exit_loss
 
 _WARM_UP = 0.05
 _THREADS = 1

@@ -14,7 +14,7 @@ _OPENING = (
     "agent.optimise.calibrate",
     "agent.optimise.evaluate",
     "agent.optimise.evaluation.listening",
-    "agent.optimise.graph.compare",
+    "agent.optimise.graph.rewrite",
 )
 """Modules of commands that open models: for root each in a worker, which takes a fifth of a second to start."""
 _COMMANDS = ("optimise/", "cli/")

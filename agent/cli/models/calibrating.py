@@ -63,7 +63,6 @@ def calibrate_and_print(
     rewrite(model, target, set_variants(result.keys))
     _print_calibration(result, target, what, as_json=as_json)
     _warn(result.lost * 100.0, loss, what)
-    _warn_of_labels(result, before.output.labels, what)
     if pictures is None:
         _warn_of_recordings(result)
     temperatures = {one.name: one.temperature for one in before.variants}
@@ -94,17 +93,6 @@ def _warn(lost: float, loss: float, what: str) -> None:
         click.echo(
             f"vedette: warning: {lost:.2f} points of accuracy are lost on held-out {what}; --loss allows "
             f"{loss:g}: use more {what}, or allow a larger --loss",
-            err=True,
-        )
-
-
-def _warn_of_labels(result: CalibrationResult, labels: tuple[str, ...], what: str) -> None:
-    """Warn of labels that may be swapped, which thresholds were learned from all the same."""
-    for one in result.confused:
-        label, other = (plain(labels[n]) if labels else f"class {n}" for n in (one.label, one.other))
-        click.echo(
-            f"vedette: warning: {one.wrong:.0%} of the {what} of {label} are taken for {other}, and "
-            f"{one.right:.0%} for what they are: check their labels, unless the model is as weak there",
             err=True,
         )
 

@@ -2,36 +2,90 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import click
+import numpy as np
+from msgspec import Struct
 from msgspec.structs import replace
 
-from agent.cli.models.evaluate_options import (
-    EvaluateOptions,
-    check_targets,
-    given_slices,
-    print_tables,
-    write_outputs,
-)
 from agent.cli.optimise.progress import show_progress
-from agent.cli.output import print_json
+from agent.cli.output import console, open_table, print_json
 from agent.compute.manifest import AUTO, Model
 from agent.errors import ModelError
 from agent.models.library import open_model_without_root
 from agent.optimise.data import Examples, read_examples
-from agent.optimise.evaluation.kept import KeptResults, keep_results
-from agent.optimise.evaluation.model import (
-    Evaluation,
-    EvaluationRequest,
-    evaluate_model,
-    has_own_classes,
-    missed_targets,
+from agent.optimise.evaluation.answers import KeptResults
+from agent.optimise.evaluation.listening import open_listener
+from agent.optimise.evaluation.model import EvaluationRequest, evaluate_model, has_own_classes, missed_targets
+from agent.optimise.evaluation.mot import PUBLISHED, MotSequence, holds_clips, read_clips
+from agent.optimise.evaluation.report import (
+    EvaluationReport,
+    config_line,
+    draw_confusion,
+    picture_report,
+    sound_report,
+    to_html,
+    track_report,
 )
-from agent.optimise.evaluation.mot import PUBLISHED, holds_clips
-from agent.optimise.evaluation.report import comparison, draw_confusion, headline, tables, to_html
+from agent.optimise.evaluation.sound import SoundRequest, evaluate_sounds, missed_alarm_target
+from agent.optimise.evaluation.sound_data import SoundExamples, read_sounds
+from agent.optimise.evaluation.tracking import TrackEvaluation, TrackRequest, describe_clips, evaluate_tracking
+from agent.optimise.inputs import refuse_inside
 from agent.optimise.source import judged_by_learned
+from agent.storage.files import write_atomic
 from agent.text import plain
+
+_WIDTH = 110
+
+
+class EvaluateOptions(Struct, frozen=True):
+    """Options of `vedette models evaluate`.
+
+    Attributes:
+        positive: classes that are to be found.
+        target_recall: share of them, 0..1; None: none is asked for.
+        background: folders of other sound, in which no word is said.
+        target_false_alarms: most false alarms per hour; None: none is asked for.
+        against: another model to compare with; empty: none.
+        variant: of the model; empty: its first, or of sound as in a stream.
+        limit: number of examples; None: all.
+        every: of a clip, every so manieth picture is taken.
+        picture: PNG of the confusion matrix to write; None: none.
+        report: HTML to write, of pictures; None: none.
+        results: file in which results are stored; None: none are.
+        force: replace files.
+        as_json: print JSON instead of tables.
+    """
+
+    positive: tuple[str, ...] = ()
+    target_recall: float | None = None
+    background: tuple[Path, ...] = ()
+    target_false_alarms: float | None = None
+    against: str = ""
+    variant: str = ""
+    limit: int | None = None
+    every: int = 1
+    picture: Path | None = None
+    report: Path | None = None
+    results: Path | None = None
+    force: bool = False
+    as_json: bool = False
+
+    def refuse(self, why: str, *names: str) -> None:
+        """Refuse options that say nothing here.
+
+        Args:
+            why: what they are for.
+            names: of the attributes.
+
+        Raises:
+            ModelError: one of them is set.
+        """
+        for name in names:
+            if getattr(self, name) != getattr(EvaluateOptions(), name):
+                raise ModelError(f"--{name.replace('_', '-')}: {why}")
 
 
 def evaluate_and_print(name: str, data: Path, options: EvaluateOptions) -> bool:
@@ -47,86 +101,104 @@ def evaluate_and_print(name: str, data: Path, options: EvaluateOptions) -> bool:
 
     Raises:
         ModelError: a model or the examples cannot be used, or a file is there already.
+        SourceError: a recording cannot be read.
     """
     if holds_clips(data) or name == PUBLISHED:
-        from agent.cli.models.evaluate_tracks import evaluate_tracks_and_print
-
-        return evaluate_tracks_and_print(name, data, options)
+        return _evaluate_clips(name, data, options)
     model = _opened(name, options.variant)
     if options.variant == AUTO:
         model.manifest.exits(AUTO)  # raises if it has none
         options = replace(options, variant="")
     other = _opened(options.against, "") if options.against else None
-    if model.manifest.audio is None:
-        return _evaluate_pictures(model, other, data, options)
-    from agent.cli.models.evaluate_sound import evaluate_sound_and_print
-
-    return evaluate_sound_and_print(model, other, data, options)
-
-
-def _evaluate_pictures(model: Model, other: Model | None, data: Path, options: EvaluateOptions) -> bool:
-    options.refuse("is for models of words", "background", "target_false_alarms", "curve")
-    options.refuse("is for clips", "every")
-    check_targets(options, [data, Path(model.path)])
-    examples = _read(data, model, options)
-    others = None if other is None else (other, _read(data, other, replace(options, variant="")))
-    if others is not None:
-        _check_alike(others[1], examples, others[0])
-    _check_picture(options, examples, model)
-    names = [examples.name(index) for index in range(len(examples))]
-    slices = given_slices(options.slices, names)
-    request = EvaluationRequest(options.variant, options.positive, options.target_recall, slices=slices)
-    with keep_results(options.results_path, fresh=options.fresh) as kept:
-        try:
-            total = len(examples) * (2 if other else 1)
-            found = evaluate_model(model, examples, request, others, lambda done: _show(done, total, kept), kept)
-        finally:
-            show_progress("")
-    judged = ((model, examples), *([others] if others else []))
-    learned = (line for one, given in judged for line in judged_by_learned(one, given))
-    found = replace(found, remarks=(*found.remarks, *learned))
-    missed = missed_targets(found, options.target_recall)
-    print_json(found, indent=2) if options.as_json else print_tables(_lines(found, kept), tables(found))
-    for line in missed:
-        click.echo(plain(line), err=True)
-    write_outputs(
-        (
-            (options.picture, lambda: draw_confusion(found)),
-            (options.report, lambda: to_html(found, examples).encode("utf-8", "replace")),
-        )
-    )
-    return not missed
-
-
-def _show(done: int, total: int, kept: KeptResults) -> None:
-    taken = f", {kept.reused} taken over" if kept.reused else ""
-    show_progress(f"{done} of {total} examples evaluated{taken}")
-
-
-def _lines(found: Evaluation, kept: KeptResults) -> list[str]:
-    taken = f"{kept.reused} results of an earlier run were taken over" if kept.reused else ""
-    compared = comparison(found.metric, found.against)
-    return [
-        f"{found.model}: {headline(found)}",
-        compared,
-        found.data,
-        *found.remarks,
-        taken,
-    ]
-
-
-def _check_picture(options: EvaluateOptions, examples: Examples, model: Model) -> None:
-    if options.picture is not None and (examples.kind != "classes" or has_own_classes(model.manifest)):
-        raise ModelError("--picture draws confusions, which only classes of whole pictures have: try --report")
+    evaluate = _evaluate_pictures if model.manifest.audio is None else _evaluate_words
+    return evaluate(model, other, data, options)
 
 
 def _opened(name: str, variant: str) -> Model:
     model = open_model_without_root(name, variant)
-    if model.manifest.gives_numbers:
-        raise ModelError(f"{name}: gives numbers: only classes, anomalies, boxes and words are evaluated")
-    if model.manifest.gives_texts:
-        raise ModelError(f"{name}: reads texts: only classes, anomalies, boxes and words are evaluated")
+    if model.manifest.gives_numbers or model.manifest.gives_texts:
+        told = "reads texts" if model.manifest.gives_texts else "gives numbers"
+        raise ModelError(f"{name}: {told}: only classes, anomalies, boxes and words are evaluated")
     return model
+
+
+def _check_targets(options: EvaluateOptions, inputs: Sequence[Path]) -> None:
+    """Refuse files that cannot be written, before hours pass."""
+    targets = [path for path in (options.picture, options.report) if path is not None]
+    outputs = [*targets, *([options.results] if options.results else [])]
+    names = [path.absolute() for path in outputs]
+    if len(set(names)) < len(names):
+        raise ModelError(f"{names[-1]}: is named for two outputs: name two files")
+    refuse_inside(outputs, inputs)
+    for path in targets:
+        if any(path.exists() and one.exists() and path.samefile(one) for one in inputs):
+            raise ModelError(f"{path}: is what is evaluated: name another file")
+        if path.exists() and not options.force:
+            raise ModelError(f"{path}: exists; --force replaces it")
+    for path in outputs:
+        if not path.absolute().parent.is_dir():
+            raise ModelError(f"{path}: there is no folder {path.absolute().parent}")
+
+
+def _print(found: Struct, report: EvaluationReport, kept: KeptResults, options: EvaluateOptions) -> None:
+    """Print an evaluation as JSON, or its report."""
+    show_progress("")
+    if options.as_json:
+        print_json(found, indent=2)
+        return
+    shown = console(_WIDTH, markup=False)
+    taken = f"{kept.reused} results of an earlier run were taken over" if kept.reused else ""
+    for line in filter(None, (*report.lines, taken)):
+        shown.print(plain(line))
+    for table in report.tables:
+        drawn = open_table(*table.columns, right=table.right)
+        drawn.title, drawn.title_justify = table.title, "left"
+        for row in table.rows:
+            drawn.add_row(*map(plain, row))
+        shown.print()
+        shown.print(drawn)
+
+
+def _write(*outputs: tuple[Path | None, Callable[[], bytes]]) -> None:
+    """Write each file that is asked for, as a whole."""
+    for path, content in outputs:
+        if path is not None:
+            write_atomic(path, content())
+
+
+def _evaluate_pictures(model: Model, other: Model | None, data: Path, options: EvaluateOptions) -> bool:
+    options.refuse("is for models of words", "background", "target_false_alarms")
+    options.refuse("is for clips", "every")
+    _check_targets(options, [data, Path(model.path)])
+    examples = _read(data, model, options)
+    others = None if other is None else (other, _read(data, other, replace(options, variant="")))
+    if others is not None and (others[1].kind, others[1].names) != (examples.kind, examples.names):
+        raise ModelError(
+            f"{others[0].path}: tells {', '.join(others[1].names[:8])}, and the model "
+            f"{', '.join(examples.names[:8])}: they cannot be compared"
+        )
+    if options.picture is not None and (examples.kind != "classes" or has_own_classes(model.manifest)):
+        raise ModelError("--picture draws confusions, which only classes of whole pictures have: try --report")
+    request = EvaluationRequest(options.variant, options.positive, options.target_recall)
+    total = len(examples) * (2 if other else 1)
+
+    def show(done: int) -> None:
+        show_progress(f"{done} of {total} examples evaluated")
+
+    with KeptResults(options.results) as kept:
+        found = evaluate_model(model, examples, request, others, show, kept)
+    judged = ((model, examples), *([others] if others else []))
+    learned = (line for one, given in judged for line in judged_by_learned(one, given))
+    found = replace(found, remarks=(*found.remarks, *learned))
+    _print(found, picture_report(found), kept, options)
+    missed = missed_targets(found, options.target_recall)
+    for line in missed:
+        click.echo(plain(line), err=True)
+    _write(
+        (options.picture, lambda: draw_confusion(found)),
+        (options.report, lambda: to_html(found, examples).encode("utf-8", "replace")),
+    )
+    return not missed
 
 
 def _read(data: Path, model: Model, options: EvaluateOptions) -> Examples:
@@ -134,9 +206,63 @@ def _read(data: Path, model: Model, options: EvaluateOptions) -> Examples:
     return read_examples(data, model, options.variant, limit=options.limit, own_classes=own)
 
 
-def _check_alike(others: Examples, examples: Examples, other: Model) -> None:
-    if (others.kind, others.names) != (examples.kind, examples.names):
-        raise ModelError(
-            f"{other.path}: tells {', '.join(others.names[:8])}, and the model {', '.join(examples.names[:8])}: "
-            "they cannot be compared"
-        )
+def _evaluate_words(model: Model, other: Model | None, data: Path, options: EvaluateOptions) -> bool:
+    options.refuse("is for models of pictures", "positive", "target_recall", "report")
+    options.refuse("is for clips", "every")
+    _check_targets(options, [data, Path(model.path)])
+    examples = _read_sounds(model, data, options)
+    request = SoundRequest(options.variant, options.target_false_alarms)
+    with KeptResults(options.results) as kept:
+        found = evaluate_sounds(model, examples, request, other, kept, show_progress)
+    _print(found, sound_report(found), kept, options)
+    if not options.as_json and (keys := config_line(found)):
+        click.echo(f"\nfor {options.target_false_alarms:g} false alarms an hour:\n\n{keys}")
+    if missed := missed_alarm_target(found, options.target_false_alarms):
+        click.echo(plain(missed), err=True)
+    _write((options.picture, lambda: draw_confusion(found)))
+    return not missed
+
+
+def _read_sounds(model: Model, data: Path, options: EvaluateOptions) -> SoundExamples:
+    with open_listener(model, options.variant) as listener:
+        examples = read_sounds(data, options.background, listener.words, listener.ignored)
+    if not examples.hours and options.target_false_alarms is not None:
+        raise ModelError("false alarms per hour need other sound: give a folder of it by --background")
+    said = [one for one in examples.recordings if one.said]
+    if options.limit is None or len(said) <= options.limit:
+        return examples
+    chosen = {said[at].name for at in np.random.default_rng(0).permutation(len(said))[: options.limit]}
+    kept = tuple(one for one in examples.recordings if not one.said or one.name in chosen)
+    return replace(examples, recordings=kept)
+
+
+def _evaluate_clips(name: str, data: Path, options: EvaluateOptions) -> bool:
+    options.refuse("is for models of words", "background", "target_false_alarms")
+    options.refuse("is not for clips", "target_recall", "limit", "picture", "report")
+    _check_targets(options, [data, Path(name)])
+    if PUBLISHED in (name, options.against) and name != options.against and options.positive:
+        raise ModelError(f"--positive: {PUBLISHED} has no classes")
+    sequences = read_clips(data)
+    request = TrackRequest(options.variant, options.positive, options.every)
+    with KeptResults(options.results) as kept:
+        found = _tracked(name, data, sequences, request, kept)
+        if options.against:
+            other = _tracked(options.against, data, sequences, replace(request, variant=""), kept)
+            found = replace(found, against=(other.model, other.overall.mota))
+    _print(found, track_report(found), kept, options)
+    return True
+
+
+def _tracked(
+    name: str, data: Path, sequences: tuple[MotSequence, ...], request: TrackRequest, kept: KeptResults
+) -> TrackEvaluation:
+    model = None if name == PUBLISHED else open_model_without_root(name, request.variant)
+    if model is not None and model.manifest.audio is not None:
+        raise ModelError(f"{name}: takes sound, and these are clips of pictures")
+    total = sum(len(range(0, one.frames, request.every)) for one in sequences)
+
+    def show(done: int) -> None:
+        show_progress(f"{done} of {total} pictures tracked")
+
+    told = describe_clips(str(data), sequences, request.every)
+    return evaluate_tracking(model, sequences, told, request, kept, show)

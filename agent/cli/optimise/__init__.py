@@ -12,8 +12,6 @@ import click
 from click.shell_completion import CompletionItem
 
 from agent.cli.options import PATH, FilePath, NumberRange, duration
-from agent.errors import ModelError
-from agent.text import plain, without_logins
 
 
 @click.group()
@@ -47,10 +45,9 @@ def _joined(_context: click.Context, _option: click.Parameter, texts: tuple[str,
     return ", ".join(texts)
 
 
-def _given(_context: click.Context, option: click.Parameter, text: str) -> str:
-    """Check that a text is not empty."""
-    if not text.strip():
-        raise click.BadParameter("is empty", param=option)
+def _study(_context: click.Context, option: click.Parameter, text: str) -> str:
+    if not text.strip() or "://" in text:
+        raise click.BadParameter(f"{text!r}: expected a folder, which may be a shared one", param=option)
     return text
 
 
@@ -62,9 +59,36 @@ def _complete_rewrite(_context: click.Context, _option: click.Parameter, incompl
     return [name for name in REWRITES if name.startswith(incomplete)]
 
 
+def _command() -> str:
+    """Return the command line, for the report."""
+    return shlex.join(["vedette", *sys.argv[1:]])
+
+
+_MODEL = click.argument("model", shell_complete=complete_model)
+_OUT = click.argument("out", type=FilePath(dir_okay=False), callback=tflite_path)
+_DATA = click.option("--data", type=PATH, help="Folder, .tar or .npz of examples.")
+_RECIPE = click.option("--recipe", type=PATH, help="See `vedette optimise recipe`.")
+_LIMIT = click.option("--limit", type=click.IntRange(min=8), help="Use only N examples.", metavar="N")
+_FORCE = click.option("--force", is_flag=True, help="Replace OUT and the files beside it.")
+_JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+_BUDGET = click.option(
+    "--budget",
+    multiple=True,
+    callback=_joined,
+    help='What must be met: "size<2.8MB, loss<0.5pp, latency<20ms"; repeatable.',
+)
+_MODULE = click.option(
+    "--module",
+    default="",
+    metavar="PATH.py:FACTORY",
+    help="What MODEL was imported from, or trained as; to prune.",
+)
+_WEIGHTS = click.option("--weights", type=FilePath(dir_okay=False), help="To load, as torch saves them.")
+
+
 @optimise.command()
-@click.argument("model", shell_complete=complete_model)
-@click.argument("out", type=FilePath(dir_okay=False), callback=tflite_path)
+@_MODEL
+@_OUT
 @click.option(
     "--skip",
     multiple=True,
@@ -72,8 +96,8 @@ def _complete_rewrite(_context: click.Context, _option: click.Parameter, incompl
     shell_complete=_complete_rewrite,
     help="Leave a rewrite out; repeatable.",
 )
-@click.option("--force", is_flag=True, help="Replace OUT, its manifest and its report.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
+@_FORCE
+@_JSON
 def rewrite(model: str, out: Path, skip: tuple[str, ...], force: bool, as_json: bool) -> None:
     """Rewrite the graph of MODEL without changing its answers, and write OUT with its manifest and a report.
 
@@ -96,11 +120,11 @@ def rewrite(model: str, out: Path, skip: tuple[str, ...], force: bool, as_json: 
 
 
 @optimise.command()
-@click.argument("model", shell_complete=complete_model)
-@click.argument("out", type=FilePath(dir_okay=False), callback=tflite_path)
+@_MODEL
+@_OUT
 @click.option("--tensor", default="", help="Name of the map; default: the last one at 1/16 of the input's size.")
-@click.option("--force", is_flag=True, help="Replace OUT, its manifest and its report.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
+@_FORCE
+@_JSON
 def features(model: str, out: Path, tensor: str, force: bool, as_json: bool) -> None:
     """Give the picture model MODEL an output from which `vedette teach` teaches states, and write OUT.
 
@@ -112,32 +136,31 @@ def features(model: str, out: Path, tensor: str, force: bool, as_json: bool) -> 
 
 
 def _complete_step(_context: click.Context, _option: click.Parameter, incomplete: str) -> list[str]:
-    from agent.optimise.recipe.examples import EXAMPLES
+    from agent.optimise.recipe import EXAMPLES
 
     return [step for step in EXAMPLES if step.startswith(incomplete)]
 
 
 @optimise.command("import")
 @click.argument("factory", metavar="PATH.py:FACTORY")
-@click.argument("out", type=FilePath(dir_okay=False), callback=tflite_path)
+@_OUT
 @click.option("--shape", required=True, metavar="HxWxC", help="Of one input: height, width, channels.")
-@click.option("--weights", type=FilePath(dir_okay=False), help="State dict that torch.save has written.")
+@_WEIGHTS
 @click.option("--mean", metavar="N[,N,N]", help="Of the pixels 0..255 that the module takes.")
 @click.option("--std", metavar="N[,N,N]", help="The module takes (pixel - mean) / std.")
 @click.option("--order", type=click.Choice(["rgb", "bgr"]), default="rgb", show_default=True, help="Of channels.")
 @click.option("--labels", type=FilePath(dir_okay=False), help="File with one class in each line.")
-@click.option("--force", is_flag=True, help="Replace OUT, its manifest and its report.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@_FORCE
+@_JSON
 def import_module(factory: str, out: Path, shape: str, mean: str, std: str, **options: Any) -> None:
     """Import a PyTorch module as the float model OUT, with its manifest and a report.
 
     PATH.py:FACTORY is a function without arguments that returns a torch.nn.Module, which takes float32
     [batch, channels, height, width]. It runs with your rights. Batch norms and activations become part of the
     operations before them. OUT is written only if it gives the module's results, within 1e-4 of the largest one.
-    An operation that cannot be imported is named with its place; where litert-torch is installed, it imports the
-    module instead.
+    An operation that cannot be imported is named with its place.
     """
-    from agent.cli.optimise.import_module import ImportOptions, write_imported
+    from agent.cli.optimise.rewrite import ImportOptions, write_imported
 
     write_imported(factory, out, ImportOptions(shape, mean, std, **options))
 
@@ -149,81 +172,44 @@ def recipe(steps: tuple[str, ...]) -> None:
 
     A recipe is a TOML file that says what the steps do. What is printed are the defaults.
     """
-    from agent.optimise.recipe.examples import example
+    from agent.optimise.recipe import example
 
     click.echo(example(steps), nl=False)
 
 
 @optimise.command()
 @click.argument("file", type=PATH)
-@click.argument("out", type=FilePath(dir_okay=False), required=False)
-@click.option("--force", is_flag=True, help="Replace OUT.")
-def report(file: Path, out: Path | None, force: bool) -> None:
-    """Show the report in FILE, which a step has written beside its model as .report.json.
+def report(file: Path) -> None:
+    """Print the report in FILE, which a step has written beside its model as .report.json, as Markdown."""
+    from agent.optimise.report import markdown, read_report
 
-    Without OUT, Markdown is printed. OUT is written as Markdown if it ends in .md, and as a single HTML file with
-    charts if it ends in .html.
-    """
-    from agent.models.writer import refuse_inputs
-    from agent.optimise.report import markdown, read_report, to_html
-    from agent.storage.files import write_atomic
-
-    if out is not None and out.suffix not in (".md", ".html"):
-        raise click.BadParameter(f"{out}: expected a name that ends in .md or .html", param_hint="OUT")
-    if out is not None and out.exists() and not force:
-        raise ModelError(f"{out}: exists; --force replaces it")
-    refuse_inputs([out] if out else [], [file])
-    found = read_report(file)
-    if out is None:
-        click.echo(markdown(found), nl=False)
-        return
-    write_atomic(out, (to_html(found) if out.suffix == ".html" else markdown(found)).encode())
-    click.echo(f"{plain(str(out))}: written")
+    click.echo(markdown(read_report(file)), nl=False)
 
 
 @optimise.command()
-@click.argument("model", shell_complete=complete_model)
-@click.argument("out", type=FilePath(dir_okay=False), callback=tflite_path)
-@click.option("--data", type=PATH, help="Folder, .tar or .npz of examples.")
-@click.option("--recipe", type=PATH, help="See `vedette optimise recipe`.")
-@click.option(
-    "--budget",
-    multiple=True,
-    callback=_joined,
-    help='What must be met: "size<2.8MB, loss<0.5pp, latency<20ms"; repeatable.',
-)
-@click.option(
-    "--module",
-    default="",
-    metavar="PATH.py:FACTORY",
-    help="What MODEL was imported from, or trained as; to prune.",
-)
-@click.option("--weights", type=PATH, help="Of the module, as torch saves them.")
+@_MODEL
+@_OUT
+@_DATA
+@_RECIPE
+@_BUDGET
+@_MODULE
+@_WEIGHTS
 @click.option("--qat/--no-qat", default=True, help="Train a quantised model that loses too much; by default.")
-@click.option("--target", type=click.Choice(["pi4b"]), default="pi4b", help="Board for the estimate of energy.")
-@click.option("--limit", type=click.IntRange(min=8), help="Use so many examples.")
-@click.option("--work", type=FilePath(file_okay=False), help="Folder for checkpoints.")
-@click.option("--force", is_flag=True, help="Replace OUT, its manifest and its reports.")
-@click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
-def tune(
-    model: str, out: Path, limit: int | None, work: Path | None, force: bool, as_json: bool, **options: Any
-) -> None:
+@_LIMIT
+@_FORCE
+@_JSON
+def tune(model: str, out: Path, limit: int | None, **options: Any) -> None:
     """Measure MODEL, try what makes it smaller and faster, keep what helps, and write OUT with reports.
 
     One part of the examples is for the steps, on the other everything is measured. The time is that of one thread
-    of this machine; so is a limit for it in the budget. The reports lie beside OUT: .report.json, .report.md and
-    .report.html.
+    of this machine; so is a limit for it in the budget. The reports lie beside OUT: .report.json and .report.md.
 
     If the budget cannot be met, nothing is written, and the exit code is 1. In an interrupted run, given again,
-    trainings go on from their checkpoints, in the folder OUT.work unless --work names another; what was measured
-    is measured anew.
+    trainings go on from their checkpoints, in the folder OUT.work; what was measured is measured anew.
     """
-    from agent.cli.optimise.tune import tune_and_write
-    from agent.optimise.tune_steps import TuneRequest
+    from agent.cli.optimise.steps import tune_and_write
 
-    command = shlex.join(["vedette", *sys.argv[1:]])
-    request = TuneRequest(model, limit=limit or 0, command=command, **options)
-    tune_and_write(request, out, work=work, force=force, as_json=as_json)
+    tune_and_write(out, model=model, limit=limit or 0, command=_command(), **options)
 
 
 def _complete_network(_context: click.Context, _option: click.Parameter, incomplete: str) -> list[CompletionItem]:
@@ -234,16 +220,15 @@ def _complete_network(_context: click.Context, _option: click.Parameter, incompl
 
 @optimise.command()
 @click.argument("network", metavar="tiny|detector|PATH.py:FACTORY", shell_complete=_complete_network)
-@click.argument("out", type=FilePath(dir_okay=False), callback=tflite_path)
-@click.option("--data", type=PATH, help="Folder, .tar or .npz of pictures with classes or boxes.")
+@_OUT
+@_DATA
 @click.option("--size", metavar="SIDE|HxW", help="Of the pictures the network takes; 128, of a detector 320.")
-@click.option("--weights", type=FilePath(dir_okay=False), help="To begin with, as torch saves them.")
-@click.option("--recipe", type=PATH, help="See `vedette optimise recipe train data`.")
+@_WEIGHTS
+@_RECIPE
 @click.option("--epochs", type=NumberRange(0.0, 1e6, min_open=True), help="Passes over the pictures.")
-@click.option("--limit", type=click.IntRange(min=8), help="Use so many examples.")
-@click.option("--work", type=FilePath(file_okay=False), help="Folder for a checkpoint.")
-@click.option("--force", is_flag=True, help="Replace OUT and the files beside it.")
-@click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
+@_LIMIT
+@_FORCE
+@_JSON
 def train(network: str, out: Path, **options: Any) -> None:
     """Train a classifier or a detector, and write the float model OUT with its manifest and reports.
 
@@ -253,27 +238,23 @@ def train(network: str, out: Path, **options: Any) -> None:
 
     One part of the examples is for training, on the other the result is measured; steps with the same recipe and
     the same --limit divide them the same way. An interrupted run goes on from its checkpoint, in the folder
-    OUT.work unless --work names another.
+    OUT.work.
     """
-    from agent.cli.optimise.train import TrainOptions, train_and_write
+    from agent.cli.optimise.steps import train_and_write
 
-    command = shlex.join(["vedette", *sys.argv[1:]])
-    train_and_write(network, out, TrainOptions(**options, command=command))
+    train_and_write(network, out, **options, command=_command())
 
 
 @optimise.command()
-@click.argument("model", shell_complete=complete_model)
-@click.argument("out", type=FilePath(dir_okay=False), callback=tflite_path)
-@click.option(
-    "--module", default="", metavar="PATH.py:FACTORY", help="What MODEL was imported from, or trained as."
-)
-@click.option("--weights", type=FilePath(dir_okay=False), help="State dict that torch.save has written.")
-@click.option("--data", type=PATH, help="Folder, .tar or .npz of examples with classes.")
-@click.option("--recipe", type=PATH, help="See `vedette optimise recipe prune train data`.")
-@click.option("--limit", type=click.IntRange(min=8), help="Use so many examples.")
-@click.option("--work", type=FilePath(file_okay=False), help="Folder for checkpoints.")
-@click.option("--force", is_flag=True, help="Replace OUT, its manifest, its report and its chart.")
-@click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
+@_MODEL
+@_OUT
+@_MODULE
+@_WEIGHTS
+@_DATA
+@_RECIPE
+@_LIMIT
+@_FORCE
+@_JSON
 def prune(model: str, out: Path, **options: Any) -> None:
     """Prune the classifier MODEL in rounds, with training between and after, and write OUT with reports.
 
@@ -284,12 +265,11 @@ def prune(model: str, out: Path, **options: Any) -> None:
     steps, and only connections can go.
 
     One part of the examples is for training, on the other the result is measured. An interrupted run goes on from
-    its checkpoints, in the folder OUT.work unless --work names another, and ends with the same bytes.
+    its checkpoints, in the folder OUT.work, and ends with the same bytes.
     """
-    from agent.cli.optimise.prune import PruneOptions, prune_and_write
+    from agent.cli.optimise.steps import prune_and_write
 
-    command = shlex.join(["vedette", *sys.argv[1:]])
-    prune_and_write(model, out, PruneOptions(**options, command=command))
+    prune_and_write(model, out, **options, command=_command())
 
 
 def _tensor_names(_context: click.Context, option: click.Parameter, text: str | None) -> tuple[str, ...]:
@@ -306,14 +286,9 @@ def _label(context: click.Context, option: click.Parameter, text: str) -> str:
 
 
 @optimise.command()
-@click.argument("model", shell_complete=complete_model)
-@click.argument("out", type=FilePath(dir_okay=False), callback=tflite_path)
-@click.option(
-    "--data",
-    type=PATH,
-    required=True,
-    help="Folder, .tar or .npz: pictures of sound parts.",
-)
+@_MODEL
+@_OUT
+@click.option("--data", type=PATH, required=True, help="Folder, .tar or .npz: pictures of sound parts.")
 @click.option("--faulty", type=PATH, help="Faulty parts, for the figures alone.")
 @click.option(
     "--false-alarms",
@@ -324,9 +299,9 @@ def _label(context: click.Context, option: click.Parameter, text: str) -> str:
 )
 @click.option("--places", type=click.IntRange(16, 8192), default=1024, show_default=True, help="Kept in memory.")
 @click.option("--label", default="defect", show_default=True, callback=_label, help="Of what differs.")
-@click.option("--limit", type=click.IntRange(min=8), help="Use so many sound parts.")
-@click.option("--force", is_flag=True, help="Replace OUT, its manifest, its report and its picture.")
-@click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
+@_LIMIT
+@_FORCE
+@_JSON
 def anomaly(model: str, out: Path, **options: Any) -> None:
     """Learn from pictures of sound parts, and write OUT, which reports what differs from them.
 
@@ -334,17 +309,16 @@ def anomaly(model: str, out: Path, **options: Any) -> None:
     Two of three parts go into the memory of OUT, the others set its limit. Faulty parts decide nothing. OUT.png
     shows where parts differ. No training: a board does it as well.
     """
-    from agent.cli.optimise.anomaly import AnomalyRequest, write_anomaly_model
+    from agent.cli.optimise.steps import write_anomaly_model
 
-    command = shlex.join(["vedette", *sys.argv[1:]])
-    write_anomaly_model(model, out, AnomalyRequest(**options, command=command))
+    write_anomaly_model(model, out, **options, command=_command())
 
 
 @optimise.command()
-@click.argument("model", shell_complete=complete_model)
-@click.argument("out", type=FilePath(dir_okay=False), callback=tflite_path)
-@click.option("--data", type=PATH, help="Folder, .tar or .npz of examples with classes.")
-@click.option("--recipe", type=PATH, help="See `vedette optimise recipe depth train data`.")
+@_MODEL
+@_OUT
+@_DATA
+@_RECIPE
 @click.option("--exits", type=click.IntRange(2, 16), help="Number of exits, with the last one.")
 @click.option(
     "--at", callback=_tensor_names, metavar="TENSOR,…", help="Tensors behind which the early exits are."
@@ -356,10 +330,9 @@ def anomaly(model: str, out: Path, **options: Any) -> None:
     type=NumberRange(0.0, 100.0, max_open=True),
     help="Accuracy that may be lost, percentage points.",
 )
-@click.option("--limit", type=click.IntRange(min=8), help="Use so many examples.")
-@click.option("--work", type=FilePath(file_okay=False), help="Folder for checkpoints.")
-@click.option("--force", is_flag=True, help="Replace OUT, its manifest, its reports and its chart.")
-@click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
+@_LIMIT
+@_FORCE
+@_JSON
 def depth(model: str, out: Path, **options: Any) -> None:
     """Give the classifier MODEL early exits, train and calibrate them, and write OUT with reports.
 
@@ -368,36 +341,28 @@ def depth(model: str, out: Path, **options: Any) -> None:
     its thresholds again.
 
     One part of the examples is for training. Of the rest, one half is for the thresholds, on the other the result
-    is measured. An interrupted run goes on from its checkpoints, in the folder OUT.work unless --work names
-    another.
+    is measured. An interrupted run goes on from its checkpoints, in the folder OUT.work.
     """
-    from agent.cli.optimise.depth import DepthOptions, deepen_and_write
+    from agent.cli.optimise.steps import deepen_and_write
 
-    command = shlex.join(["vedette", *sys.argv[1:]])
-    deepen_and_write(model, out, DepthOptions(**options, command=command))
+    deepen_and_write(model, out, **options, command=_command())
 
 
 @optimise.command()
-@click.argument("model", shell_complete=complete_model)
-@click.argument("out", type=FilePath(dir_okay=False), callback=tflite_path)
-@click.option("--data", type=PATH, help="Folder, .tar or .npz of examples.")
-@click.option("--recipe", type=PATH, help="See `vedette optimise recipe`.")
+@_MODEL
+@_OUT
+@_DATA
+@_RECIPE
 @click.option(
     "--method", type=click.Choice(["int8", "dynamic", "int4", "mixed"]), help="Instead of the recipe's."
 )
-@click.option(
-    "--budget",
-    multiple=True,
-    callback=_joined,
-    help='What must be met: "size<2.8MB, loss<0.5pp, latency<20ms"; repeatable.',
-)
+@_BUDGET
 @click.option("--equalise", is_flag=True, help="Equalise the channels of activations first.")
 @click.option("--qat/--no-qat", default=None, help="Train afterwards; by default if the loss misses the budget.")
-@click.option("--limit", type=click.IntRange(min=8), help="Use so many examples.")
-@click.option("--work", type=FilePath(file_okay=False), help="Folder for a checkpoint.")
-@click.option("--force", is_flag=True, help="Replace OUT, its manifest and its report.")
-@click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
-def quantise(model: str, out: Path, work: Path | None, force: bool, as_json: bool, **options: Any) -> None:
+@_LIMIT
+@_FORCE
+@_JSON
+def quantise(model: str, out: Path, **options: Any) -> None:
     """Quantise the float MODEL, and write OUT with its manifest and a report.
 
     \b
@@ -417,33 +382,31 @@ def quantise(model: str, out: Path, work: Path | None, force: bool, as_json: boo
     MediaPipe's.
 
     If the budget cannot be met, nothing is written, and the exit code is 1. An interrupted training goes on from
-    its checkpoint, in the folder OUT.work unless --work names another, and ends with the same bytes.
+    its checkpoint, in the folder OUT.work, and ends with the same bytes.
     """  # noqa: D301
-    from agent.cli.optimise.quantise import quantise_and_write
+    from agent.cli.optimise.steps import quantise_and_write
 
-    command = shlex.join(["vedette", *sys.argv[1:]])
-    quantise_and_write(out, work=work, force=force, as_json=as_json, model=model, command=command, **options)
+    quantise_and_write(out, model=model, command=_command(), **options)
 
 
 @optimise.command()
 @click.argument("recipe", type=PATH)
-@click.option("--study", required=True, callback=_given, metavar="FOLDER|URL", help="Where the trials are kept.")
+@click.option("--study", required=True, callback=_study, metavar="FOLDER", help="Where the trials are kept.")
 @click.option("--trials", type=click.IntRange(min=1), help="End when the study has so many.")
 @click.option("--for", "seconds", metavar="TIME", callback=_seconds, help="End after this time, such as 60m.")
 @click.option("--workers", type=click.IntRange(1, 256), default=1, show_default=True, help="Processes here.")
 @click.option("--board", default="", metavar="USER@HOST", help="Measure the latency there, over SSH.")
-@click.option("--data", type=PATH, help="Folder, .tar or .npz of examples with classes.")
-@click.option("--work", type=FilePath(file_okay=False), help="Folder for checkpoints and files.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@_DATA
+@_JSON
 def search(**options: Any) -> None:
     """Search a space of networks for those that no other beats in accuracy, latency and size.
 
     RECIPE has a section [search], see `vedette optimise recipe search train data`. Its function runs with your
     rights. The latency is that of one thread of this machine, or what `vedette bench` finds on the board.
 
-    The study is a folder, or the URL of a database that SQLAlchemy opens. The same command on another machine, or
-    in another terminal, joins the search; given again, it goes on with one that was interrupted. Checkpoints, the
-    networks of all trials and front.png lie in the folder of the study, or in RECIPE.work for a URL.
+    The study is a folder, which may be a shared one. The same command on another machine, or in another terminal,
+    joins the search; given again, it goes on with one that was interrupted. Checkpoints and the networks of all
+    trials lie in the folder, too.
 
     Without --trials and --for it ends when all networks of the space have been tried, or by Ctrl-C.
     """
@@ -453,18 +416,16 @@ def search(**options: Any) -> None:
 
 
 @optimise.command("search-export")
-@click.argument("study", callback=_given, metavar="FOLDER|URL")
+@click.argument("study", callback=_study, metavar="FOLDER")
 @click.argument("trial", type=click.IntRange(min=0))
-@click.argument("out", type=FilePath(dir_okay=False), callback=tflite_path)
-@click.option("--work", type=FilePath(file_okay=False), help="Folder of the files.")
-@click.option("--force", is_flag=True, help="Replace OUT, its manifest and its report.")
-@click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
-def search_export(study: str, trial: int, out: Path, work: Path | None, force: bool, as_json: bool) -> None:
+@_OUT
+@_FORCE
+@_JSON
+def search_export(study: str, trial: int, out: Path, force: bool, as_json: bool) -> None:
     """Write the INT8 file of TRIAL of a search as OUT, with its manifest and a report.
 
     The report has the accuracy on examples that have decided nothing in the search.
     """
     from agent.cli.optimise.search import export_and_print
 
-    command = without_logins(shlex.join(["vedette", *sys.argv[1:]]))
-    export_and_print(study, trial, out, work=work, command=command, force=force, as_json=as_json)
+    export_and_print(study, trial, out, command=_command(), force=force, as_json=as_json)

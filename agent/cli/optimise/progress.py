@@ -62,3 +62,9 @@ def show_progress(what: str) -> None:
         click.echo(f"{told} …", err=True)
     if is_due or not what:
         _told_at[0] = now
+
+
+def tell(line: str) -> None:
+    """Print a line to stderr, in place of the progress."""
+    show_progress("")
+    click.echo(plain(line), err=True)

@@ -12,20 +12,18 @@ from typing import TYPE_CHECKING, Any
 import click
 import msgspec
 
-from agent.cli.optimise.progress import show_progress
+from agent.cli.optimise.progress import show_progress, tell
 from agent.cli.output import console, open_table, print_json
 from agent.errors import ModelError, ReportedError
 from agent.models.writer import check_first, write_first
 from agent.optimise.inputs import inputs_of, refuse_inside
 from agent.optimise.report import short_number
-from agent.storage.files import write_atomic
 from agent.text import plain, plural
 
 if TYPE_CHECKING:
     from agent.optimise.search.results import SearchResult, State
 
 _WIDTH = 110
-CHART = "front.png"
 _WORDS: dict[State, str] = {
     "complete": "trained to the end",
     "stopped": "stopped early",
@@ -36,7 +34,7 @@ _WORDS: dict[State, str] = {
 
 
 def search_and_print(*, as_json: bool, **options: Any) -> None:
-    """Search, print the front, and draw it into the folder of the search.
+    """Search, and print the front.
 
     Args:
         as_json: print JSON.
@@ -46,35 +44,27 @@ def search_and_print(*, as_json: bool, **options: Any) -> None:
         VedetteError: no trial was trained to the end, or see `agent.optimise.search.run.search`.
     """
     _check_extra()
-    from agent.optimise.search.results import draw_front
     from agent.optimise.search.run import SearchRequest, search
 
     request = SearchRequest(**options)
-    refuse_inside([request.folder / CHART], inputs_of(data=request.data, recipe=request.recipe))
+    refuse_inside([request.folder / "trials"], inputs_of(data=request.data, recipe=request.recipe))
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # the trial is put back, as by Ctrl-C
     try:
         with contextlib.redirect_stdout(sys.stderr):  # the user's code may print
-            found = search(request, show_progress, _tell)
+            found = search(request, show_progress, tell)
     except KeyboardInterrupt:
         if request.folder.exists():  # else the study is not begun
-            _tell(f"interrupted: the same command goes on from {request.study}")
+            tell(f"interrupted: the same command goes on from {request.study}")
         raise
     finally:
         signal.signal(signal.SIGTERM, before)
         show_progress("")
-    chart = request.folder / CHART
-    if found.front:
-        write_atomic(chart, draw_front(found))
     _print_json(found) if as_json else _print(found)
-    if found.front:
-        _tell(f"{chart}: written")
     if reason := found.reason_of_none:
         raise ReportedError(f"{found.study}: {reason}")
 
 
-def export_and_print(
-    study: str, number: int, out: Path, *, work: Path | None, command: str, force: bool, as_json: bool
-) -> None:
+def export_and_print(study: str, number: int, out: Path, *, command: str, force: bool, as_json: bool) -> None:
     """Write the INT8 file of a trial with manifest and report, and print a line, or the report as JSON.
 
     Raises:
@@ -84,8 +74,9 @@ def export_and_print(
     _check_extra()
     from agent.optimise.search.results import read_candidate
 
-    check_first(out, force=force, inputs=_kept_files(study, work))
-    found = read_candidate(study, number, work, command)
+    kept = [path for pattern in ("*", "trials/*/*") for path in Path(study).glob(pattern)]
+    check_first(out, force=force, inputs=kept)
+    found = read_candidate(study, number, command)
     write_first(out, found.content, found.keys, msgspec.to_builtins(found.report), force=force)
     score = found.report.steps[0].score or 0.0
     if as_json:
@@ -97,14 +88,6 @@ def export_and_print(
     )
 
 
-def _kept_files(study: str, work: Path | None) -> list[Path]:
-    """Return the files of a study and of its trials."""
-    from agent.optimise.search.study import is_url
-
-    folders = [folder for folder in (None if is_url(study) else Path(study), work) if folder is not None]
-    return [path for folder in folders for pattern in ("*", "trials/*/*") for path in folder.glob(pattern)]
-
-
 def _check_extra() -> None:
     try:
         import optuna
@@ -112,11 +95,6 @@ def _check_extra() -> None:
     except ImportError as error:
         raise ModelError(f"a search needs pip install '.[optimise]' in the clone: {error}") from error
     del optuna, torch
-
-
-def _tell(line: str) -> None:
-    show_progress("")
-    click.echo(plain(line), err=True)
 
 
 def _print_json(found: SearchResult) -> None:

@@ -1,58 +1,142 @@
-"""Parts of the steps of `vedette optimise` that train: the folder of their checkpoints, and their table."""
+"""Run a step of `vedette optimise`: checks, the folder of checkpoints, the files it writes, and its report."""
 
 from __future__ import annotations
 
 import glob
 import signal
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext, redirect_stdout, suppress
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import click
+import msgspec
 
-from agent.cli.optimise.progress import show_progress
-from agent.cli.output import NO_VALUE, console, open_table
-from agent.errors import DivergedError
+from agent.cli.optimise.progress import show_progress, tell
+from agent.cli.output import console, open_table, print_json
+from agent.errors import CheckpointError, DivergedError, ModelError, ReportedError
 from agent.models.files import load_file
-from agent.models.writer import refuse_inputs
-from agent.optimise.inputs import check_room, refuse_inside, trained_size
-from agent.optimise.report import OptimiseReport, short_number
+from agent.models.library import prefixed_errors
+from agent.models.writer import check_first, check_version, refuse_inputs, write_first, write_version
+from agent.optimise.inputs import check_room, refuse_inside
+from agent.optimise.report import OptimiseReport, layer_table, step_table
 from agent.storage.files import make_folder, owned_file, remove
 from agent.text import plain
 
 _LOCK, _WIDTH = "run.lock", 110
 
 
-def check_places(
-    out: Path, folder: Path, checkpoints: Sequence[str], inputs: Sequence[Path], model: str = ""
-) -> None:
-    """Check before the work that no checkpoint replaces what is read, and nothing is written among the examples.
+class StepJob(NamedTuple):
+    """What a step reads and writes.
+
+    Attributes:
+        out: the `.tflite` file to write.
+        model: name or path of the model that becomes it; empty: it is a new one.
+        inputs: files and folders that are read, too.
+        others: suffixes of files beside `out`, besides manifest and report.
+        checkpoints: names of the files from which an interrupted run continues, in the folder `OUT.work`.
+        trains: checkpoints of the model's weights may be written.
+        force: replace files.
+        as_json: print the report as JSON.
+    """
+
+    out: Path
+    model: str = ""
+    inputs: Sequence[Path | None] = ()
+    others: Sequence[str] = ()
+    checkpoints: Sequence[str] = ()
+    trains: bool = False
+    force: bool = False
+    as_json: bool = False
+
+
+class MadeModel(NamedTuple):
+    """A new model, the report on it, and contents of more files beside it, by suffix.
+
+    Attributes:
+        keys: of the manifest, which replace the model's own.
+    """
+
+    content: bytes
+    report: OptimiseReport
+    others: Mapping[str, bytes] = {}
+    keys: Mapping[str, Any] = {}
+
+
+def run_step(job: StepJob, make: Callable[[Path], MadeModel], *, layers: bool = False) -> None:
+    """Run a step, print its report, and write its files unless the report misses the budget.
 
     Args:
-        out: file to write; others lie beside it.
-        folder: of the checkpoints.
-        checkpoints: their names.
-        inputs: files and folders that are read.
-        model: name or path of a model that is read, too; empty: there is none.
+        job: see `StepJob`.
+        make: does the work; called with the folder of the checkpoints.
+        layers: print the layers, too.
 
     Raises:
-        ModelError: a file would be replaced, or lie among the examples.
+        ModelError: a file would be replaced, the extra is missing, or as `make`.
+        StorageError: a file cannot be written, or checkpoints have no room.
+        ReportedError: the budget is not met.
     """
-    read_too = [Path(model)] if model else []
-    refuse_inputs([folder, *(folder / one for one in (*checkpoints, _LOCK))], [*read_too, *inputs])
-    refuse_inside([out, folder], inputs)
+    folder = _check_places(job)
+    with work_folder(folder, job.checkpoints) if job.checkpoints else nullcontext():
+        if job.trains:
+            check_room(folder, len(load_file(job.model)[0]))
+        found = _made(job, folder, make)
+        report = found.report
+        print_json(report) if job.as_json else print_report(report, layers=layers)
+        is_new = not job.model or report.sha256_before != report.sha256_after
+        if is_new and not report.missed:
+            _write(job, found)
+        remove(*(folder / one for one in job.checkpoints))
+    if report.missed:
+        raise ReportedError(f"the budget is not met, and nothing is written: {'; '.join(report.missed)}")
+    if is_new:
+        *most, last = (one for one in (".toml", ".report.json", *job.others) if job.out.with_suffix(one).exists())
+        beside = f"{', '.join(most)} and {last}" if most else last
+        tell(f"{job.out}: written, with {beside} beside it")
+
+
+def _check_places(job: StepJob) -> Path:
+    """Check before the work what would be replaced; return the folder of the checkpoints."""
+    inputs, folder = [one for one in job.inputs if one is not None], job.out.with_suffix(".work")
+    if job.model:
+        check_version(job.model, job.out, force=job.force, inputs=inputs, others=job.others)
+    else:
+        check_first(job.out, force=job.force, inputs=inputs, others=job.others)
+    read_too = [*inputs, *([Path(job.model)] if job.model else [])]
+    refuse_inputs([folder, *(folder / one for one in (*job.checkpoints, _LOCK))], read_too)
+    refuse_inside([job.out, folder], inputs)
+    return folder
+
+
+def _made(job: StepJob, folder: Path, make: Callable[[Path], MadeModel]) -> MadeModel:
+    try:
+        with prefixed_errors(job.model) if job.model else nullcontext(), redirect_stdout(sys.stderr):
+            return make(folder)  # the user's own network may print
+    except ImportError as error:
+        raise ModelError(f"this needs pip install '.[optimise]' in the clone: {error}") from error
+    finally:
+        show_progress("")
+
+
+def _write(job: StepJob, found: MadeModel) -> None:
+    report = msgspec.to_builtins(found.report)
+    if job.model:
+        write_version(
+            job.model, job.out, found.content, report, force=job.force, others=found.others, keys=found.keys
+        )
+    else:
+        write_first(job.out, found.content, found.keys, report, force=job.force, others=found.others)
 
 
 @contextmanager
 def work_folder(folder: Path, checkpoints: Sequence[str]) -> Iterator[None]:
-    """Keep a folder for checkpoints to this run. It is removed unless something lies in it.
+    """Reserve a folder for the checkpoints of this run. It is removed unless something lies in it.
 
     Args:
         folder: is made if it is missing.
-        checkpoints: names of files that the same command goes on from, which is told when it is interrupted.
-
-    After an error the checkpoints that this run has written stay, which is told; those of a training that has
-    diverged do not, since it would diverge again.
+        checkpoints: names of files from which the same command continues, which is told after an error. Those of
+            a training that has diverged are removed, since it would diverge again.
 
     Raises:
         StorageError: it cannot be made, or another run uses it.
@@ -63,14 +147,16 @@ def work_folder(folder: Path, checkpoints: Sequence[str]) -> Iterator[None]:
     try:
         with owned_file(lock):
             remove(*(old for file in files for old in folder.glob(f".{glob.escape(file.name)}.*.tmp")))
-            before = _versions(files)
             try:
                 yield
             except DivergedError:
                 remove(*files)
                 raise
-            except BaseException as error:
-                _tell_kept(files, {} if isinstance(error, KeyboardInterrupt) else before, error)
+            except CheckpointError:
+                raise
+            except BaseException:
+                if any(file.exists() for file in files):
+                    tell(f"the same command goes on from {folder}; another one needs it removed")
                 raise
             finally:
                 remove(lock)
@@ -80,66 +166,15 @@ def work_folder(folder: Path, checkpoints: Sequence[str]) -> Iterator[None]:
             folder.rmdir()
 
 
-def check_model_room(folder: Path, name: str, copies: float, checkpoints: Sequence[str]) -> None:
-    """Check before the work that the checkpoints of a model's training fit on the disk.
-
-    Args:
-        folder: of the checkpoint; it exists.
-        name: name or path of the model.
-        copies: of the model's weights, as float32, that the checkpoints take, see `agent.optimise.inputs`.
-        checkpoints: their names.
-
-    Raises:
-        ModelError: the model cannot be read. StorageError: too little is free.
-    """
-    check_room(folder, trained_size(load_file(name)[0]), copies, checkpoints)
-
-
-def _versions(files: Sequence[Path]) -> dict[Path, int]:
-    """Return when each file was written, ns; a missing one is left out."""
-    return {file: file.stat().st_mtime_ns for file in files if file.exists()}
-
-
-def _tell_kept(files: Sequence[Path], before: Mapping[Path, int], error: BaseException) -> None:
-    """Tell which checkpoints a run leaves, but for those that are as they were before."""
-    kept = [file for file, written in _versions(files).items() if before.get(file) != written]
-    if not kept:
-        return
-    names, folder = ", ".join(file.name for file in kept), kept[0].parent
-    show_progress("")
-    if isinstance(error, KeyboardInterrupt):
-        told = f"interrupted: the same command goes on from {folder}"
-    else:
-        told = f"{names} kept in {folder}: the same command goes on from there; another one needs it removed"
-    click.echo(plain(told), err=True)
-
-
-def tell_written(out: Path, *others: str) -> None:
-    """Tell which files a step has written.
-
-    Args:
-        out: the model; if it has a manifest, that is named, too.
-        others: suffixes of the files beside it.
-    """
-    own = [".toml"] if out.with_suffix(".toml").exists() else []
-    *most, last = *own, *others
-    told = f"{', '.join(most)} and {last}" if most else last
-    show_progress("")
-    click.echo(plain(f"{out}: written, with {told} beside it"), err=True)
-
-
-def print_steps(report: OptimiseReport, notes: int | None = None) -> None:
-    """Print the score, the size and the time of each step as a table, and the remarks.
-
-    Args:
-        report: whose steps all have the same metric.
-        notes: most of them that are shown of a step; None: all.
-    """
-    figures = (f"{report.steps[0].metric} %", "kB", "ms")
-    table = open_table("step", *figures, "notes", right=figures)
-    for step in report.steps:
-        values = (short_number(step.score, 100.0), short_number(step.size, 1e-3), short_number(step.latency_ms))
-        table.add_row(step.name, *(text or NO_VALUE for text in values), plain("; ".join(step.notes[:notes])))
-    console(_WIDTH, markup=False).print(table)
+def print_report(report: OptimiseReport, *, layers: bool = False) -> None:
+    """Print the steps as a table, with the layers if they are asked for, and the remarks."""
+    shown = console(_WIDTH, markup=False)
+    for table in (*([layer_table(report)] if layers else []), step_table(report)):
+        drawn = open_table(*table.columns, right=table.columns[1 : -2 if table.title == "Steps" else None])
+        for row in table.rows:
+            drawn.add_row(*map(plain, row))
+        shown.print(drawn)
+        if table.note:
+            click.echo(table.note)
     for remark in report.remarks:
         click.echo(plain(remark))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -22,6 +21,7 @@ from agent.features.screening.rules import (
     priority,
     queue_of,
 )
+from agent.html_page import html_figure, html_page, html_text
 from agent.storage.audit_log import AuditLog, head_path, read_audit
 from agent.storage.files import remove, write_atomic
 from agent.structs import json_decoder
@@ -33,10 +33,6 @@ _SHOWN = 50
 _WIDTH = 100
 _NOTE = 500
 _decoder: Any = json_decoder(ScreeningRecord)
-_POLICY = "default-src 'none'; img-src 'self' file:; style-src 'unsafe-inline'"
-_STYLE = (
-    "body{font:15px sans-serif;margin:2em}figure{display:inline-block;margin:0 1em 1em 0}img{max-width:420px}"
-)
 
 
 def list_queue(out: Path, *, as_json: bool) -> None:
@@ -147,20 +143,16 @@ def page_written(out: Path, records: Sequence[ScreeningRecord]) -> int:
         StorageError: it cannot be written.
     """
     waiting = queue_of(records)
-    figures = "\n".join(map(_figure, waiting))
-    head = f'<meta charset="utf-8"><meta http-equiv="Content-Security-Policy" content="{_POLICY}">'
-    head += f"<title>Screening</title><style>{_STYLE}</style>"
-    body = f"<h1>{plural(len(waiting), 'picture')} to review</h1><p><b>{html.escape(NOTICE)}</b></p>\n{figures}"
-    page = f'<!doctype html>\n<html lang="en"><head>{head}</head>\n<body>\n{body}\n</body></html>\n'
+    parts = [html_text(NOTICE), *map(_figure, waiting)]
+    page = html_page(f"Screening: {plural(len(waiting), 'picture')} to review", parts)
     write_atomic(out / PAGE, page.encode(), 0o600, follow=False)
     return len(waiting)
 
 
 def _figure(one: PictureRecord) -> str:
-    why = html.escape(plain("; ".join(one.reasons)))
-    told = f"{one.id}<br>{one.status} {_percent(one)}{': ' if why else ''}{why}"
-    picture = f'<img alt="{one.id}" loading="lazy" src="{REVIEW}/{one.id}.jpg">' if one.width else ""
-    return f"<figure>{picture}<figcaption>{told}</figcaption></figure>"
+    why = "; ".join(one.reasons)
+    told = f"{one.id} {one.status} {_percent(one)}{': ' if why else ''}{why}"
+    return html_figure(told, f"{REVIEW}/{one.id}.jpg" if one.width else "")
 
 
 def _percent(one: PictureRecord) -> str:

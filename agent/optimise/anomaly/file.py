@@ -1,32 +1,85 @@
-"""Turns a backbone and pictures of sound parts into a model of anomalies, for `vedette optimise anomaly`."""
+"""Turns a backbone and pictures of sound parts into a model of anomalies, for `vedette optimise anomaly`.
+
+One picture that shows what a model of anomalies finds: parts with their scores, and where they differ.
+"""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
+import cv2
 import numpy as np
 from msgspec import Struct
 from msgspec.structs import replace
+from numpy.typing import NDArray
 
 from agent.compute.decode.maps import TOP, picture_score, score_of
+from agent.compute.drawing import ink, line
 from agent.compute.manifest import Manifest, Model, OutputManifest
 from agent.errors import ModelError
-from agent.optimise.anomaly.head import add_memory, features_of
 from agent.optimise.anomaly.memory import (
     Floats,
     PatchMemory,
+    add_memory,
+    features_of,
     learn,
     limit_of,
     roc_area,
     some_places,
 )
-from agent.optimise.anomaly.sheet import SheetPart, sheet_png
 from agent.optimise.data import Examples
 from agent.optimise.evaluate import open_content, outputs_of, time_ms
 from agent.optimise.report import OptimiseReport, StepResult, describe_machine
 from agent.text import plural
+from agent.types import Image
+
+_SIDE, _CAPTION, _GAP = 256, 18, 6
+_INK, _PAPER = (40, 40, 40), 255
+_RED = (40, 40, 230)
+"""BGR."""
+
+
+class SheetPart(NamedTuple):
+    """A part on the sheet.
+
+    Attributes:
+        picture: BGR, H×W×3 uint8.
+        shares: squared distances of its places as shares of what sound ones reach, float32 [h, w]; from 1 on they
+            are marked.
+        caption: above it.
+    """
+
+    picture: Image
+    shares: NDArray[np.float32]
+    caption: str
+
+
+def sheet_png(rows: Sequence[Sequence[SheetPart]]) -> bytes:
+    """Return rows of parts as a PNG: each as it is, but where it differs, in red."""
+    rows = [row for row in rows if row]
+    columns = max(map(len, rows), default=1)
+    height = len(rows) * (_SIDE + _CAPTION + _GAP) + _GAP
+    sheet = np.full((height, columns * (_SIDE + _GAP) + _GAP, 3), _PAPER, np.uint8)
+    for y, row in enumerate(rows):
+        for x, part in enumerate(row):
+            top, left = _GAP + y * (_SIDE + _CAPTION + _GAP), _GAP + x * (_SIDE + _GAP)
+            ink(sheet, line(part.caption, _CAPTION)[:, :_SIDE], left, top, _INK)
+            sheet[top + _CAPTION : top + _CAPTION + _SIDE, left : left + _SIDE] = _marked(part)
+    return bytes(cv2.imencode(".png", sheet)[1])
+
+
+def _marked(part: SheetPart) -> Image:
+    picture = cv2.resize(part.picture, (_SIDE, _SIDE), interpolation=cv2.INTER_AREA)
+    shares = cv2.resize(part.shares, (_SIDE, _SIDE), interpolation=cv2.INTER_LINEAR)
+    differs = shares >= 1.0
+    opacity = np.clip(shares - 0.5, 0.0, 0.6)[:, :, None] * differs[:, :, None]
+    marked = np.asarray(picture * (1.0 - opacity) + np.array(_RED) * opacity, np.uint8)
+    edges, _ = cv2.findContours(differs.astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)
+    cv2.drawContours(marked, edges, -1, _RED, 1)
+    return np.asarray(marked, np.uint8)
+
 
 Progress = Callable[[str, float], None]
 """Called with what is done, and its share, 0..1."""

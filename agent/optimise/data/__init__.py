@@ -34,9 +34,9 @@ from agent.compute.manifest import InputManifest, Model
 from agent.compute.tflite.model import TensorSpec
 from agent.compute.tflite.read import read_modelfile
 from agent.errors import ModelError, SourceError
+from agent.optimise.data.annotations import DataFile, ObjectBoxes
 from agent.optimise.data.class_numbers import check_classifier, matched
-from agent.optimise.data.layouts import DataFile, FoundData, ObjectBoxes, read_data
-from agent.optimise.data.sizes import Size, SizeRemarks, resized, upright
+from agent.optimise.data.layouts import FoundData, read_data
 from agent.text import plain, plural
 from agent.types import Array, ChannelOrder, Image
 
@@ -236,7 +236,7 @@ class Examples:
             spec: of the tensor.
 
         Returns:
-            Remarks on pictures that are of another shape than the tensor.
+            A remark on values that the tensor cannot hold.
 
         Raises:
             ModelError: names the first that cannot be used, or all are the same.
@@ -244,7 +244,8 @@ class Examples:
         pictures = self._content.pictures
         if not isinstance(pictures, np.ndarray):
             ImageInput(spec, self._preparation)
-            return self._check_files(pictures)
+            self._check_files(pictures)
+            return ()
         if pictures.dtype != np.uint8:
             self._check_values(pictures, spec)
         else:
@@ -252,52 +253,27 @@ class Examples:
         first = pictures[self._rows[0]]
         if all(np.array_equal(pictures[row], first) for row in self._rows):
             raise self._all_alike()
-        return self._cut_off(pictures, spec) if self._has_values else self._reshaped(first.shape)
+        return self._cut_off(pictures, spec) if self._has_values else ()
 
-    def _check_files(self, pictures: Sequence[tuple[str, DataFile]]) -> tuple[str, ...]:
+    def _check_files(self, pictures: Sequence[tuple[str, DataFile]]) -> None:
         first, alike = b"", True
-        sizes = SizeRemarks(self._size, letterbox=self._is_letterboxed)
         for row in self._rows:
             name, file = pictures[row]
             content, shown = file.read(), f"{self._path}: {plain(name)}"
             try:
-                preview = _decode(content, shown, _PREVIEW)
+                _decode(content, shown, _PREVIEW)
             except ModelError:
-                preview = _decode(content, shown)  # less than eight pixels have no preview
+                _decode(content, shown)  # less than eight pixels have no preview
             first = first or content
             alike = alike and content == first
-            if (size := header_size(content)) is not None:
-                sizes.add(plain(name), upright(size[::-1], preview.shape[:2]))
         if alike:
             raise self._all_alike()
-        return tuple(f"{self._path}: {line}" for line in sizes.lines(len(self)))
-
-    @property
-    def _size(self) -> Size:
-        return self.shape[0], self.shape[1]
-
-    @property
-    def _is_letterboxed(self) -> bool:
-        return self._preparation.resize == "letterbox"
 
     def _all_alike(self) -> ModelError:
         return ModelError(
             f"{self._path}: all {len(self)} examples are the same: give some that differ as those do that the "
             "model will see"
         )
-
-    def _reshaped(self, found: tuple[int, ...]) -> tuple[str, ...]:
-        """Return a remark on pictures of an array that are of another shape than the model's input."""
-        height, width, channels = self.shape
-        parts = [(f"{found[0]}×{found[1]}", f"{height}×{width}")] if found[:2] != (height, width) else []
-        if found[2] < channels:
-            parts.append((plural(found[2], "channel"), plural(channels, "channel")))
-        if not parts:
-            return ()
-        verb = " and ".join(resized((found[0], found[1]), self._size, letterbox=self._is_letterboxed)) or "made"
-        before, after = (", ".join(one) for one in zip(*parts, strict=True))
-        to = "to " if verb != "made" else ""
-        return (f"{self._path}: pictures of {before}{',' * (len(parts) - 1)} are {verb} {to}{after}",)
 
     def _cut_off(self, values: Array, spec: TensorSpec) -> tuple[str, ...]:
         """Return a remark on values that are outside what a quantised input can hold."""
@@ -401,7 +377,7 @@ def read_examples(
     if len(content.pictures) < _FEWEST:
         found = plural(len(content.pictures), "example")
         raise ModelError(f"{path}: {found}; expected at least {_FEWEST}")
-    remarks: tuple[str, ...] = (content.left_out,) if content.left_out else ()
+    remarks: tuple[str, ...] = ()
     if not (own_classes and content.classes is not None):
         check_classifier(content, path, model, outputs)
         content, doubts = matched(content, path, model, outputs)
@@ -411,6 +387,6 @@ def read_examples(
     if limit is not None and limit < len(examples):
         chosen = np.random.default_rng(0).permutation(len(examples))[:limit]
         examples = examples.take(np.sort(chosen))
-    reshaped = examples.check(inputs[0])
-    examples.remarks = (*remarks, *examples.doubts(), *reshaped)
+    cut_off = examples.check(inputs[0])
+    examples.remarks = (*remarks, *examples.doubts(), *cut_off)
     return examples

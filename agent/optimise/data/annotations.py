@@ -11,15 +11,16 @@ from __future__ import annotations
 
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Iterable, Iterator, Mapping, Set
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 from msgspec import Meta, Struct
+from numpy.typing import NDArray
 
+from agent.capture.local import SUFFIXES
 from agent.capture.source import header_size
-from agent.errors import NO_JSON, ModelError
-from agent.optimise.data.layouts import DataFile, ObjectBoxes, is_unread, told_unread
+from agent.errors import NO_JSON, ModelError, reason_of
 from agent.structs import from_json
 from agent.text import plain, plural
 
@@ -29,6 +30,67 @@ _SLACK = 1.01
 """A box may end so many pixels outside: some count from 1."""
 _Pixels = Annotated[float, Meta(ge=-1e6, le=1e6)]
 _Side = Annotated[float, Meta(gt=0, le=1e6)]
+_OTHER = frozenset({".avif", ".gif", ".heic", ".heif", ".jfif", ".jp2", ".tif", ".tiff", ".webp"})
+"""Suffixes of pictures that are not read."""
+
+
+class ObjectBoxes(NamedTuple):
+    """Objects in one picture.
+
+    Attributes:
+        classes: numbers, int64 [m].
+        boxes: (x0, y0, x1, y1) as fractions of the picture, float64 [m, 4].
+    """
+
+    classes: NDArray[np.int64]
+    boxes: NDArray[np.float64]
+
+
+class DataFile(Struct, frozen=True):
+    """A file in a folder or in an archive.
+
+    Attributes:
+        path: of the file or of the archive.
+        offset: where it begins in the archive, bytes.
+        size: bytes; -1: to the end.
+        content: of a file in a compressed archive.
+    """
+
+    path: Path
+    offset: int = 0
+    size: int = -1
+    content: bytes | None = None
+
+    def read(self) -> bytes:
+        """Return the content. Raises ModelError if it cannot be read."""
+        if self.content is not None:
+            return self.content
+        try:
+            with self.path.open("rb") as file:
+                file.seek(self.offset)
+                return file.read(self.size)
+        except OSError as error:
+            raise ModelError(f"{self.path}: cannot be read: {reason_of(error)}") from None
+
+
+def suffix_of(name: str) -> str:
+    """Return the suffix of a file, in lower case."""
+    return "" if name.endswith("/") else PurePosixPath(name).suffix.lower()
+
+
+def kinds() -> str:
+    """Return the kinds of pictures that are read."""
+    return ", ".join(sorted(suffix.removeprefix(".") for suffix in SUFFIXES))
+
+
+def is_unread(name: str) -> bool:
+    """Return True for a picture of a format that is not read."""
+    return suffix_of(name) in _OTHER
+
+
+def told_unread() -> str:
+    """Return what is said of one such picture."""
+    return f"pictures are read from {kinds()} alone: convert it"
 
 
 class NamedBoxes(NamedTuple):

@@ -14,7 +14,8 @@ from agent.compute.decode.decoder import assign_scores
 from agent.compute.manifest import HIDDEN, Model
 from agent.compute.tflite.model import TensorSpec
 from agent.errors import ModelError
-from agent.optimise.data.layouts import FoundData, ObjectBoxes
+from agent.optimise.data.annotations import ObjectBoxes
+from agent.optimise.data.layouts import FoundData
 from agent.text import plural
 
 SCORE_HINTS = ("score", "prob", "class", "softmax", "logit")

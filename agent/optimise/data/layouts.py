@@ -9,29 +9,30 @@ import lzma
 import tarfile
 import zipfile
 import zlib
-from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
-from typing import NamedTuple
 
 import numpy as np
 from msgspec import Struct
-from msgspec.structs import replace
 from numpy.typing import NDArray
 
 from agent.capture.local import SUFFIXES
-from agent.errors import ModelError, reason_of
+from agent.errors import ModelError
+from agent.optimise.data.annotations import (
+    DataFile,
+    ObjectBoxes,
+    is_unread,
+    kinds,
+    read_coco,
+    read_voc,
+    suffix_of,
+    told_unread,
+)
 from agent.text import plain, plural
 from agent.types import Array
 
 _IMAGES, _LABELS, _CLASSES = "images", "labels", "classes.txt"
-_OTHER = frozenset({".avif", ".gif", ".heic", ".heif", ".jfif", ".jp2", ".tif", ".tiff", ".webp"})
-"""Suffixes of pictures that are not read."""
-_TABLES = frozenset({".csv", ".ods", ".tsv", ".xls", ".xlsx"})
-"""Suffixes of tables, in which others keep labels."""
-_SOUNDS = frozenset({".aac", ".aiff", ".flac", ".m4a", ".mp3", ".ogg", ".opus", ".wav"})
 _EXAMPLES = "expected a folder, a .tar or a .npz of examples"
-_SHOWN = 3
 _LAYOUTS = "expected a sub-folder of pictures for each class, `images/` with boxes in `labels/`, or a .npz"
 _IN_MEMORY = 2 * 1024**3
 """Most bytes of a compressed archive's files, which are kept in memory."""
@@ -39,45 +40,6 @@ _CLASSES_MAX = 1_000_000
 _ARCHIVES = (".tar", ".tar.xz", ".tar.gz", ".tar.bz2", ".tgz", ".txz")
 _DAMAGED = (tarfile.TarError, OSError, EOFError, ValueError, lzma.LZMAError, zlib.error)
 """Errors that a damaged archive raises."""
-
-
-class ObjectBoxes(NamedTuple):
-    """Objects in one picture.
-
-    Attributes:
-        classes: numbers, int64 [m].
-        boxes: (x0, y0, x1, y1) as fractions of the picture, float64 [m, 4].
-    """
-
-    classes: NDArray[np.int64]
-    boxes: NDArray[np.float64]
-
-
-class DataFile(Struct, frozen=True):
-    """A file in a folder or in an archive.
-
-    Attributes:
-        path: of the file or of the archive.
-        offset: where it begins in the archive, bytes.
-        size: bytes; -1: to the end.
-        content: of a file in a compressed archive.
-    """
-
-    path: Path
-    offset: int = 0
-    size: int = -1
-    content: bytes | None = None
-
-    def read(self) -> bytes:
-        """Return the content. Raises ModelError if it cannot be read."""
-        if self.content is not None:
-            return self.content
-        try:
-            with self.path.open("rb") as file:
-                file.seek(self.offset)
-                return file.read(self.size)
-        except OSError as error:
-            raise ModelError(f"{self.path}: cannot be read: {reason_of(error)}") from None
 
 
 _Files = dict[str, DataFile]
@@ -94,7 +56,6 @@ class FoundData(Struct, frozen=True):
         objects: of each example, numbers among `names`; None: there are no boxes.
         names: of the classes; empty: not known.
         places: where each class number of `objects` was found.
-        left_out: what is said of pictures that are not read; empty: there are none.
     """
 
     pictures: tuple[tuple[str, DataFile], ...] | Array
@@ -103,7 +64,6 @@ class FoundData(Struct, frozen=True):
     objects: tuple[ObjectBoxes, ...] | None = None
     names: tuple[str, ...] = ()
     places: tuple[str, ...] = ()
-    left_out: str = ""
 
     @property
     def has_pictures(self) -> bool:
@@ -122,51 +82,10 @@ def read_data(path: Path) -> FoundData:
     if path.suffix == ".npz":
         return _read_arrays(path)
     files = _without_top(dict(sorted(_list(path))))
-    pictures = {name: file for name, file in files.items() if _suffix(name) in SUFFIXES}
-    left_out = _left_out(files)
+    pictures = {name: file for name, file in files.items() if suffix_of(name) in SUFFIXES}
     if not pictures:
-        heard = ", and sounds are not read here" if any(_suffix(name) in _SOUNDS for name in files) else ""
-        why = left_out or f"{_counted(files) or 'it is empty'}{heard}: {_LAYOUTS}"
-        raise ModelError(f"{path}: no pictures ({_kinds()}) in it; {why}")
-    found = _read_pictures(path, files, pictures)
-    return replace(found, left_out=f"{path}: {left_out}") if left_out else found
-
-
-def _suffix(name: str) -> str:
-    return "" if name.endswith("/") else PurePosixPath(name).suffix.lower()
-
-
-def _kinds() -> str:
-    return ", ".join(sorted(suffix.removeprefix(".") for suffix in SUFFIXES))
-
-
-def is_unread(name: str) -> bool:
-    """Return True for a picture of a format that is not read."""
-    return _suffix(name) in _OTHER
-
-
-def told_unread() -> str:
-    """Return what is said of one such picture."""
-    return f"pictures are read from {_kinds()} alone: convert it"
-
-
-def _left_out(names: Iterable[str]) -> str:
-    """Return what is said of pictures that are not read; empty: there are none."""
-    names = [name for name in names if is_unread(name)]
-    told = _counted(names)
-    verb = "is" if len(names) == 1 else "are"
-    return f"{told} {verb} left out: pictures are read from {_kinds()}" if told else ""
-
-
-def _counted(names: Iterable[str]) -> str:
-    """Return how many files of each suffix there are, the first few; empty: there are none."""
-    counts = Counter(_suffix(name) for name in names if not name.endswith("/"))
-    told = [
-        f"{plural(count, 'file')} {f'of {plain(suffix)}' if suffix else 'without a suffix'}"
-        for suffix, count in sorted(counts.items())
-    ]
-    more = [f"{plural(len(told) - _SHOWN, 'other kind')}"] if len(told) > _SHOWN else []
-    return " and ".join((*told[:_SHOWN], *more))
+        raise ModelError(f"{path}: no pictures ({kinds()}) in it: {_LAYOUTS}")
+    return _read_pictures(path, files, pictures)
 
 
 def _read_pictures(path: Path, files: _Files, pictures: _Files) -> FoundData:
@@ -176,9 +95,9 @@ def _read_pictures(path: Path, files: _Files, pictures: _Files) -> FoundData:
     if _IMAGES in tops:
         return _read_yolo(path, files, {name: file for name, file in pictures.items() if _top(name) == _IMAGES})
     if len(tops) == 1 and "" not in tops:
-        tops |= {_top(name) for name in files if "/" in name and _suffix(name) in _OTHER}
+        tops |= {_top(name) for name in files if "/" in name and is_unread(name)}
     if len(tops) == 1:  # a single folder is no choice between classes
-        return FoundData(tuple(pictures.items()), _unlabelled(files))
+        return FoundData(tuple(pictures.items()), "pictures without labels")
     if "" in tops:
         loose = next(name for name in pictures if "/" not in name)
         raise ModelError(
@@ -187,18 +106,8 @@ def _read_pictures(path: Path, files: _Files, pictures: _Files) -> FoundData:
     return _read_folders(path, files, pictures)
 
 
-def _unlabelled(files: _Files) -> str:
-    """Describe pictures without labels, and name a table that may be meant as some."""
-    tables = [name for name in files if _suffix(name) in _TABLES]
-    more = f" and {len(tables) - 1} more" if len(tables) > 1 else ""
-    told = f" ({plain(tables[0])}{more} {'are' if more else 'is'} not read)" if tables else ""
-    return f"pictures without labels{told}"
-
-
 def _read_annotated(path: Path, files: _Files, pictures: _Files) -> FoundData | None:
     """Read boxes of VOC or COCO; None: there are none."""
-    from agent.optimise.data.annotations import read_coco, read_voc
-
     notes = {name: file for name, file in files.items() if name.endswith(".xml")}
     lists = [name for name in files if name.endswith(".json") and _is_coco(files[name])]
     if notes:
@@ -295,9 +204,8 @@ def _read_folders(path: Path, files: _Files, pictures: _Files) -> FoundData:
     classes = np.array([names.index(_top(name)) for name in pictures], np.int64)
     counts = np.bincount(classes, minlength=len(names))
     if empty := [names[number] for number in np.flatnonzero(counts == 0)]:
-        others = [name for name in files if _top(name) in empty]
-        why = _left_out(others) or f"each sub-folder is a class; {_counted(others) or 'nothing'} there"
-        raise ModelError(f"{path}: no picture in {plain(', '.join(empty))}: {why}")
+        told = f"no picture ({kinds()}) in {plain(', '.join(empty))}"
+        raise ModelError(f"{path}: {told}: each sub-folder is a class")
     if wrong := [name for name in names if not _is_text(name)]:
         raise ModelError(f"{path}: the name of the class {plain(wrong[0])} is not UTF-8: rename the folder")
     words = f"{plural(len(names), 'class', 'classes')} by sub-folder"
@@ -317,7 +225,7 @@ def _read_yolo(path: Path, files: _Files, pictures: _Files) -> FoundData:
     texts = {name: file for name, file in files.items() if _top(name) == _LABELS and name.endswith(".txt")}
     texts.pop(f"{_LABELS}/{_CLASSES}", None)
     if not texts:
-        return FoundData(tuple(pictures.items()), _unlabelled(files))
+        return FoundData(tuple(pictures.items()), "pictures without labels")
     stems = {_label_name(name) for name in pictures}
     if lost := [name for name in texts if name not in stems]:
         more = f", and {len(lost) - 1} more" if len(lost) > 1 else ""

@@ -31,7 +31,6 @@ from agent.optimise.calibrate import (
     evaluate,
 )
 from agent.optimise.data import Examples
-from agent.optimise.depth.confusions import check_labels, confusions
 from agent.optimise.evaluate import LABELS, PATIENT, check_accuracy, open_content
 from agent.text import plural
 from agent.types import Array
@@ -181,9 +180,7 @@ def calibrate_examples(
         one, other = (ExitScores(scores.logits[half], scores.labels[half]) for half in np.array_split(order, 2))
         checked, full = check(learn(one, costs, loss), other, costs)
     names = tuple(variant.name for variant in reversed(manifest.variants))
-    confused = confusions(scores.logits[:, -1], scores.labels)
-    check_labels(confused, len(np.unique(scores.labels)), examples.description, LABELS)
-    return CalibrationResult(names, costs, learned, checked, full, len(examples), confused=confused)
+    return CalibrationResult(names, costs, learned, checked, full, len(examples))
 
 
 def time_exits_ms(

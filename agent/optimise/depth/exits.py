@@ -15,8 +15,7 @@ from ai_edge_litert import schema_py_generated as schema
 
 from agent.compute.manifest import HIDDEN
 from agent.errors import ModelError
-from agent.optimise.depth.cuts import Cut, cuts
-from agent.optimise.depth.stages import SCORES, WHOLE, Stage
+from agent.optimise.depth.stages import SCORES, WHOLE, Cut, Stage, cuts
 from agent.optimise.graph.additions import Additions, pool_options
 from agent.optimise.graph.objects import Graph, dump, input_name, load, make_signature, text
 from agent.optimise.quantise import float_file

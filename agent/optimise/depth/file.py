@@ -25,18 +25,16 @@ from agent.optimise.depth.calibration import (
     on_others,
     time_exits_ms,
 )
-from agent.optimise.depth.cuts import Cut, weighted_layers
 from agent.optimise.depth.exits import add_exits, backbone, choose_exits
 from agent.optimise.depth.network import ExitNetwork
-from agent.optimise.depth.stages import Stage, split, stage_multiply_adds
-from agent.optimise.depth.training import HEADS, JOINT, Data, ExitProgress, ExitSettings, Progress, train_exits
+from agent.optimise.depth.stages import Cut, Stage, split, stage_multiply_adds, weighted_layers
+from agent.optimise.depth.training import Data, ExitProgress, ExitSettings, Progress, train_exits
 from agent.optimise.evaluate import doubt_guesses, score, wilson
-from agent.optimise.inputs import check_room
-from agent.optimise.preflight import check_classes
 from agent.optimise.pruning.file import preparation_of, training_inputs, training_settings
 from agent.optimise.recipe import Recipe
 from agent.optimise.report import OptimiseReport, StepResult, describe_machine
 from agent.optimise.source import learned_sample
+from agent.optimise.training.data import check_classes
 from agent.optimise.tune import split as held_out
 from agent.text import plural
 
@@ -120,8 +118,6 @@ def make_cascade(
     whole, stages = add_exits(base, places, grid=recipe.depth.grid, bands=recipe.depth.bands)
     network = ExitNetwork(whole, stages)
     settings = ExitSettings(recipe.depth.epochs, recipe.depth.taught, recipe.depth.loss)
-    if folder is not None:
-        _check_room(network, folder, joint=settings.epochs > 0)
     seen, preparation = parts.training, preparation_of(model, parts.training)
     training = training_settings(recipe, preparation, seen.shape, len(seen), pictures=seen.are_pixels)
     data, test = (_data(one, model) for one in parts[:2])
@@ -132,12 +128,6 @@ def make_cascade(
     made = _calibrated(model, content, manifest, parts, recipe, command, progress)
     learned = learned_sample(parts.training, model)
     return replace(made, report=replace(made.report, remarks=(*made.report.remarks, *remarks), learned=learned))
-
-
-def _check_room(network: ExitNetwork, folder: Path, *, joint: bool) -> None:
-    """Check that the checkpoints have room; that of the heads stays beside that of the joint training."""
-    heads, state = network.checkpoint_sizes()
-    check_room(folder, heads + (2 * state if joint else 0), 1.0, (HEADS, JOINT))
 
 
 def cascade_parts(examples: Examples, recipe: Recipe) -> CascadeParts:

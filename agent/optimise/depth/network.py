@@ -18,12 +18,9 @@ from torch.nn import functional
 from agent.optimise.depth.stages import Stage
 from agent.optimise.graph.objects import dump, load
 from agent.optimise.graph.torch_graph import GraphOverrides, Key, TorchGraph, WeightedLayer
-from agent.optimise.inputs import ENTRY
 
 Tensor = Any
 _DENSE = "FULLY_CONNECTED"
-_NUMBER = 4
-"""Bytes of a number."""
 _LEAST = 1e-6
 """Least deviation that something is divided by."""
 
@@ -139,18 +136,6 @@ class ExitNetwork(nn.Module):
         outputs = self.graph(inputs.permute(0, 2, 3, 1), overrides=GraphOverrides(activation=keep))
         return [found[index].flatten(1) for index in wanted], outputs[-1].flatten(1)
 
-    def checkpoint_sizes(self) -> tuple[int, int]:
-        """Return how many bytes the heads take, and the state of a training of all exits at most.
-
-        The latter is the parameters, a momentum for each that is trained, and what `unfold` adds.
-        """
-        known = {layer.key for layer in self._layers}
-        others = [layer for layer in self.graph.layers if layer.key not in known]
-        heads = _stored_size(self.heads.state_dict().values())
-        state = _stored_size(self.state_dict().values())
-        momentum = _stored_size(one for one in self.parameters() if one.requires_grad)
-        return heads, state + momentum + sum(map(_unfolded_size, others))
-
     def unfold(self, inputs: Tensor) -> None:
         """Put batch norms behind convolutions, and bring the features of fully connected layers to one scale.
 
@@ -240,18 +225,6 @@ class ExitNetwork(nn.Module):
 def _named(layer: WeightedLayer) -> str:
     """Return the name of a layer's module: names of tensors may have dots."""
     return f"{layer.weights}_{layer.bias}"
-
-
-def _stored_size(tensors: Iterable[Tensor]) -> int:
-    return sum(one.nbytes + ENTRY for one in tensors)
-
-
-def _unfolded_size(layer: WeightedLayer) -> int:
-    """Return how many bytes `ExitNetwork.unfold` adds to a layer: a norm and its momentum, or a dense layer."""
-    channels, features = layer.shape[layer.channel_axis], layer.size // layer.shape[layer.channel_axis]
-    is_dense = layer.operation.kind == _DENSE
-    numbers, entries = (layer.size + channels + 2 * features, 4) if is_dense else (6 * channels + 2, 7)
-    return _NUMBER * numbers + ENTRY * entries
 
 
 def _channels(layer: WeightedLayer) -> list[int]:

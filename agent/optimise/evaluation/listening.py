@@ -1,15 +1,22 @@
-"""Hear one recording as the daemon would: its gate, front end, exits, means and pauses between events.
+"""Hear recordings as the daemon would, and the rates of words missed and of false alarms at any threshold.
 
 Each recording is a stream of its own. Noise as of a quiet room comes before it, so that front ends with a memory
 and models with a state are as they are in a stream, and after it, since a word's event comes a little late.
+
+The detection error trade-off (Martin et al., The DET curve in assessment of detection task performance,
+Eurospeech 1997) of a spotter needs its events at each threshold. They are found from the means that it compares
+with its threshold, stored while it heard the sound once: `replay` gives what `KeywordSpotter` would.
 """
 
 from __future__ import annotations
 
+import math
 from array import array
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from datetime import UTC, datetime, timedelta
+from typing import NamedTuple
 
 import numpy as np
 from msgspec import Struct
@@ -24,18 +31,232 @@ from agent.compute.track.keywords import KeywordSpotter
 from agent.config import DecodeConfig, StreamConfig
 from agent.errors import ModelError
 from agent.features.verification.models import WordVerifier, open_verifier
-from agent.optimise.evaluate import PATIENT
-from agent.optimise.evaluation.keyword_rates import (
-    AFTER_S,
-    THRESHOLDS,
-    CurvePoint,
-    HeardWord,
-    SpotterAnswers,
-    curve_point,
-    replay,
-)
-from agent.optimise.evaluation.sound_data import Recording, read_blocks
+from agent.optimise.evaluate import PATIENT, wilson
+from agent.optimise.evaluation.sound_data import Recording, SpokenWord, read_blocks
 from agent.types import AudioChunk, Event, Samples
+
+AFTER_S = 1.0
+"""How long after a word its event may come, s: the window must hold it, and means lag."""
+THRESHOLDS = (
+    *(round(number / 100, 2) for number in range(1, 100)),
+    *(round(1.0 - 10.0 ** (-2.0 - number / 10), 5) for number in range(1, 21)),
+)
+"""Thresholds of the curve."""
+_RELEASE = 0.5
+"""Share of the threshold to which a mean must fall before another event of its word, as in `KeywordSpotter`."""
+_TAIL = 0.025
+
+
+class SpotterAnswers(NamedTuple):
+    """Values that a spotter compared with its threshold, an inference a row.
+
+    Attributes:
+        means: float32 [n, classes].
+        full: whether the mean is of as many answers as it needs, [n].
+        at_ns: time of each inference's last sample, int64 [n].
+        refused: whether the verification refuses the most probable word, [n]; None: there is no verification.
+    """
+
+    means: NDArray[np.float32]
+    full: NDArray[np.bool_]
+    at_ns: NDArray[np.int64]
+    refused: NDArray[np.bool_] | None = None
+
+
+class HeardWord(Struct, frozen=True):
+    """An event.
+
+    Attributes:
+        label: of the word.
+        at_s: time from the beginning of the recording, s.
+        score: mean of the answers, 0..1.
+    """
+
+    label: str
+    at_s: float
+    score: float
+
+
+def replay(
+    answers: SpotterAnswers, threshold: float, words: Collection[int], refractory_ns: int
+) -> list[tuple[int, int]]:
+    """Return the events that a `KeywordSpotter` gives for these answers: row and number of the label.
+
+    Args:
+        answers: of one stream.
+        threshold: that a mean must exceed.
+        words: numbers of the labels that give events.
+        refractory_ns: least time between two events of a word.
+    """
+    if not len(answers.means):
+        return []
+    best = answers.means.argmax(axis=1)
+    strongest = answers.means.max(axis=1)
+    may = answers.full if answers.refused is None else answers.full & ~answers.refused
+    rows = np.flatnonzero(may & (strongest > threshold) & np.isin(best, list(words)))
+    order = np.arange(len(best))
+    newest: dict[int, int] = {}
+    fell: dict[int, NDArray[np.intp]] = {}
+    events = []
+    for row in rows.tolist():
+        label = int(best[row])
+        if label not in fell:
+            is_low = answers.means[:, label] <= threshold * _RELEASE
+            fell[label] = np.maximum.accumulate(np.where(is_low, order, -1))
+        before = newest.get(label)
+        if before is not None:
+            soon = answers.at_ns[row] - answers.at_ns[before] < refractory_ns
+            if soon or fell[label][row] <= before:
+                continue
+        newest[label] = row
+        events.append((row, label))
+    return events
+
+
+class JudgedSound(NamedTuple):
+    """Events of a recording, compared with its words.
+
+    Attributes:
+        heard: for each word that is said, whether it is heard.
+        told: the first event in the time of each word; empty: there is none.
+        false: events that are of no word that is said there. A second event of a word that was heard is none.
+    """
+
+    heard: tuple[bool, ...]
+    told: tuple[str, ...]
+    false: tuple[HeardWord, ...]
+
+
+def judge(said: Sequence[SpokenWord], events: Iterable[HeardWord]) -> JudgedSound:
+    """Compare events with the words that are said: each hears one word at most, the first that it can.
+
+    Args:
+        said: words, sorted by their beginning.
+        events: in their order.
+    """
+    heard, told = [False] * len(said), [""] * len(said)
+    false = []
+    for event in events:
+        near = [place for place, one in enumerate(said) if one.start_s <= event.at_s <= one.end_s + AFTER_S]
+        own = [place for place in near if said[place].label == event.label]
+        hit = next((place for place in own if not heard[place]), None)
+        for place in near if hit is None else (hit,):
+            told[place] = told[place] or event.label
+        if hit is not None:
+            heard[hit] = True
+        elif not own:
+            false.append(event)
+    return JudgedSound(tuple(heard), tuple(told), tuple(false))
+
+
+class CurvePoint(Struct, frozen=True, omit_defaults=True):
+    """Counts at one threshold, in one recording or in all, by word.
+
+    Attributes:
+        heard: words that are said and heard.
+        alarms: false alarms.
+    """
+
+    heard: dict[str, int] = {}
+    alarms: dict[str, int] = {}
+
+
+def curve_point(said: Sequence[SpokenWord], events: Iterable[HeardWord]) -> CurvePoint:
+    """Return what events give in a recording."""
+    found = judge(said, events)
+    heard = Counter(one.label for one, is_heard in zip(said, found.heard, strict=True) if is_heard)
+    return CurvePoint(dict(heard), dict(Counter(one.label for one in found.false)))
+
+
+class RatePoint(Struct, frozen=True):
+    """An operating point. Intervals are of 95 %.
+
+    Attributes:
+        threshold: that a mean must exceed.
+        said, missed: numbers of words.
+        reject_rate: share of words that are missed.
+        reject_interval: Wilson's.
+        alarms: number of false alarms.
+        alarms_per_hour: of other sound; None: there is none.
+        alarms_interval: Poisson's.
+    """
+
+    threshold: float
+    said: int
+    missed: int
+    reject_rate: float
+    reject_interval: tuple[float, float]
+    alarms: int
+    alarms_per_hour: float | None
+    alarms_interval: tuple[float, float] | None
+
+
+def rate_point(threshold: float, said: int, heard: int, alarms: int, hours: float) -> RatePoint:
+    """Return the rates of a threshold.
+
+    Args:
+        threshold: see `RatePoint`.
+        said: number of words, at least 1.
+        heard: of them.
+        alarms: number of false alarms in the other sound.
+        hours: length of the other sound.
+    """
+    missed = said - heard
+    per_hour, interval = None, None
+    if hours > 0:
+        low, high = poisson_interval(alarms)
+        per_hour, interval = alarms / hours, (low / hours, high / hours)
+    return RatePoint(threshold, said, missed, missed / said, wilson(missed, said), alarms, per_hour, interval)
+
+
+def threshold_for_alarms(points: Sequence[RatePoint], target: float) -> float | None:
+    """Return the threshold that misses fewest words with at most so many false alarms an hour.
+
+    No higher one may have more of them. Of several that miss as few it is the highest, which is the safest.
+
+    Args:
+        points: in rising order of their thresholds.
+        target: false alarms per hour.
+
+    Returns:
+        None: no threshold is high enough, or the rate is not known.
+    """
+    found: RatePoint | None = None
+    for point in reversed(points):
+        if point.alarms_per_hour is None or point.alarms_per_hour > target:
+            break
+        if found is None or point.missed < found.missed:
+            found = point
+    return None if found is None else found.threshold
+
+
+def poisson_interval(count: int) -> tuple[float, float]:
+    """Return the interval of 95 % of the mean of a Poisson distribution that gave a count.
+
+    Exact: Garwood, Fiducial limits for the Poisson distribution, Biometrika 1936.
+    """
+    low = 0.0 if count == 0 else _solve(count - 1, 1.0 - _TAIL)
+    return low, _solve(count, _TAIL)
+
+
+def _solve(count: int, probability: float) -> float:
+    """Return the mean at which at most `count` have this probability, by bisection."""
+    low, high = 0.0, count + 10.0 * math.sqrt(count + 1.0) + 10.0
+    for _ in range(60):
+        middle = (low + high) / 2
+        low, high = (middle, high) if _at_most(count, middle) > probability else (low, middle)
+    return (low + high) / 2
+
+
+def _at_most(count: int, mean: float) -> float:
+    """Return the probability of at most `count` events."""
+    if mean <= 0.0:
+        return 1.0
+    numbers = np.arange(1, count + 1)
+    logs = np.concatenate([[0.0], np.cumsum(math.log(mean) - np.log(numbers))]) - mean
+    most = float(logs.max())
+    return float(np.exp(logs - most).sum() * math.exp(most))
+
 
 LEAD_S = 2.0
 _CHUNK_S = 0.03
@@ -43,8 +264,6 @@ _NOISE = 8.0
 """Standard deviation of the noise, of 32768: that of a microphone in a quiet room."""
 _BEGIN = datetime(2026, 1, 1, tzinfo=UTC)
 _NAME = "evaluation"
-_BLOCK_S = 0.01
-_FAINT_DB = -96.0
 
 
 class HeardRecording(Struct, frozen=True):
@@ -54,16 +273,12 @@ class HeardRecording(Struct, frozen=True):
         events: as the daemon gives them.
         curve: what each of `THRESHOLDS` gives.
         peaks: for each word that is said, the highest mean of its label in its time, 0..1.
-        level_db: of the sound, dB below full scale.
-        snr_db: level of its louder parts over that of its quieter ones, dB.
         exits: number of answers by the name of the exit.
     """
 
     events: tuple[HeardWord, ...]
     curve: tuple[CurvePoint, ...]
     peaks: tuple[float, ...]
-    level_db: float
-    snr_db: float
     exits: dict[str, int]
 
 
@@ -167,10 +382,9 @@ class Listener:
             BackendError: an inference fails.
         """
         perception, spotter = self._start()
-        levels: list[NDArray[np.float64]] = []
         events: list[Event] = []
         end_ns, end = 0, _BEGIN
-        for chunk in _chunks(recording, perception.rate_hz, levels):
+        for chunk in _chunks(recording, perception.rate_hz):
             events += perception.process(chunk).events
             end_ns, end = chunk.captured_ns, chunk.captured_at
             progress(min(max(0.0, end_ns / 1e9 - LEAD_S), recording.seconds))
@@ -186,7 +400,7 @@ class Listener:
             words = (HeardWord(labels[label], answers.at_ns[row] / 1e9 - LEAD_S, 0.0) for row, label in found)
             curve.append(curve_point(recording.said, words))
         peaks = tuple(_peaks(recording, answers, labels))
-        return HeardRecording(heard, tuple(curve), peaks, *_level(np.concatenate(levels)), perception.used)
+        return HeardRecording(heard, tuple(curve), peaks, perception.used)
 
 
 @contextmanager
@@ -209,16 +423,10 @@ def open_listener(model: Model, variant: str = "", threshold: float | None = Non
         yield Listener(model, session, variant, threshold, verifier)
 
 
-def _chunks(recording: Recording, rate_hz: int, levels: list[NDArray[np.float64]]) -> Iterator[AudioChunk]:
-    """Yield the recording as a microphone would give it; keep the power of each 10 ms in `levels`."""
-    size, block = round(_CHUNK_S * rate_hz), round(_BLOCK_S * rate_hz)
-    first, rest, quiet = 0, np.empty(0, np.int16), np.empty(0, np.int16)
-    for samples, is_recorded in _stream(recording, rate_hz):
-        if is_recorded:
-            own = np.concatenate((quiet, samples))
-            whole = len(own) // block * block
-            levels.append(np.square(own[:whole].reshape(-1, block).astype(np.float64)).mean(axis=1))
-            quiet = own[whole:]
+def _chunks(recording: Recording, rate_hz: int) -> Iterator[AudioChunk]:
+    """Yield the recording as a microphone would give it."""
+    size, first, rest = round(_CHUNK_S * rate_hz), 0, np.empty(0, np.int16)
+    for samples in _stream(recording, rate_hz):
         rest = np.concatenate((rest, samples))
         while len(rest) >= size:
             yield _chunk(rest[:size].copy(), rate_hz, first)
@@ -227,13 +435,12 @@ def _chunks(recording: Recording, rate_hz: int, levels: list[NDArray[np.float64]
         yield _chunk(rest.copy(), rate_hz, first)
 
 
-def _stream(recording: Recording, rate_hz: int) -> Iterator[tuple[Samples, bool]]:
+def _stream(recording: Recording, rate_hz: int) -> Iterator[Samples]:
     random = np.random.default_rng(0)
     for seconds in (LEAD_S, AFTER_S):
-        yield (random.standard_normal(round(seconds * rate_hz)) * _NOISE).astype(np.int16), False
+        yield (random.standard_normal(round(seconds * rate_hz)) * _NOISE).astype(np.int16)
         if seconds == LEAD_S:
-            for samples in read_blocks(recording.path, rate_hz):
-                yield samples, True
+            yield from read_blocks(recording.path, rate_hz)
 
 
 def _chunk(samples: Samples, rate_hz: int, first: int) -> AudioChunk:
@@ -250,13 +457,3 @@ def _peaks(recording: Recording, answers: SpotterAnswers, labels: tuple[str, ...
     for one in recording.said:
         near = answers.full & (at_s >= one.start_s) & (at_s <= one.end_s + AFTER_S)
         yield round(float(answers.means[near, labels.index(one.label)].max(initial=0.0)), 6)
-
-
-def _level(powers: NDArray[np.float64]) -> tuple[float, float]:
-    """Return level and signal-to-noise ratio, dB, of the powers of blocks."""
-    if not len(powers):
-        return _FAINT_DB, 0.0
-    full = 10.0 * np.log10(np.maximum(powers, 1e-3) / 32768.0**2)
-    loud, quiet = np.percentile(full, (95, 10))
-    level = 10.0 * np.log10(max(float(powers.mean()), 1e-3) / 32768.0**2)
-    return round(float(level), 1), round(float(loud - quiet), 1)

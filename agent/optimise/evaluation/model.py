@@ -27,22 +27,30 @@ from agent.optimise.evaluate import (
     share_score,
     wilson,
 )
-from agent.optimise.evaluation.answers import ExampleRun, class_scores, detections, found_boxes
-from agent.optimise.evaluation.errors import NOTHING, WORST, WrongExample, box_errors, class_errors
-from agent.optimise.evaluation.kept import KeptResults, model_key
+from agent.optimise.evaluation.answers import (
+    ExampleRun,
+    KeptResults,
+    class_scores,
+    detections,
+    found_boxes,
+    model_key,
+)
 from agent.optimise.evaluation.operating import (
+    NOTHING,
+    WORST,
     Found,
     FrocPoint,
     OperatingPoint,
+    WrongExample,
+    box_errors,
     box_point,
     box_threshold_for,
+    class_errors,
     froc,
     match,
     share_point,
     threshold_for,
 )
-from agent.optimise.evaluation.picture_slices import box_outcomes, class_outcomes
-from agent.optimise.evaluation.slices import Attributes, SliceResult, slice_results
 from agent.text import plural
 from agent.types import Detection
 
@@ -61,15 +69,11 @@ class EvaluationRequest(Struct, frozen=True):
         variant: of the model; empty: its first.
         positive: classes that are to be found, for operating points; empty: of boxes all, else none.
         target_recall: share of them that has to be found; None: the manifest's threshold is judged alone.
-        threads: of the CPU.
-        slices: attributes of files.
     """
 
     variant: str = ""
     positive: tuple[str, ...] = ()
     target_recall: float | None = None
-    threads: int = 1
-    slices: Attributes = {}
 
 
 class ClassResult(Struct, frozen=True):
@@ -149,7 +153,6 @@ class Evaluation(Struct, frozen=True):
             boxes and anomalies.
         positives: by what is to be found.
         wrong: the worst errors, surest first.
-        slices: share of the examples that are told rightly, or of the objects that are found, by attribute.
         against: comparison with another model; None: there is none.
         remarks: doubts.
     """
@@ -166,7 +169,6 @@ class Evaluation(Struct, frozen=True):
     confusion: tuple[tuple[int, ...], ...]
     positives: tuple[Positive, ...]
     wrong: tuple[WrongExample, ...]
-    slices: tuple[SliceResult, ...] = ()
     against: ModelComparison | None = None
     remarks: tuple[str, ...] = ()
 
@@ -212,8 +214,7 @@ def evaluate_model(
     found = _one_pass(model, examples, request, progress, kept)
     if other is None:
         return found.evaluation
-    plain_request = replace(request, variant="", slices={})
-    second = _one_pass(*other, plain_request, lambda done: progress(len(examples) + done), kept)
+    second = _one_pass(*other, replace(request, variant=""), lambda done: progress(len(examples) + done), kept)
     if (metric := second.evaluation.metric) != found.evaluation.metric:
         raise ModelError(
             f"{second.evaluation.model}: is told by {metric}, and the model by {found.evaluation.metric}"
@@ -228,7 +229,7 @@ def _one_pass(
     model: Model, examples: Examples, request: EvaluationRequest, progress: Progress, kept: KeptResults
 ) -> _Pass:
     manifest = model.manifest
-    with open_content(model.content, manifest, request.variant, request.threads) as session:
+    with open_content(model.content, manifest, request.variant) as session:
         run = ExampleRun(session, examples, kept, model_key(model, request.variant), progress)
         if examples.kind == "boxes":
             return _boxes(model, run, request)
@@ -269,7 +270,6 @@ def _classes(model: Model, run: ExampleRun, request: EvaluationRequest) -> _Pass
         "confusion": tuple(tuple(map(int, row)) for row in confusion) if len(shown) <= _CONFUSED_MAX else (),
         "positives": _positive_classes(request, scores, labels, shown, top_k, output.score_threshold),
         "wrong": class_errors(examples, scores, labels, told, shown),
-        "slices": slice_results(class_outcomes(examples, told == labels), request.slices),
     }
     found = _evaluation(model, examples, score, "top-1", **more)
     if silent.any():
@@ -360,8 +360,7 @@ def _whole_pictures(model: Model, run: ExampleRun, request: EvaluationRequest) -
         for one in surest
     )
     rows = _folder_results(names, labels, scores >= threshold, set(chosen))
-    slices = slice_results(class_outcomes(examples, right), request.slices)
-    more = {"classes": tuple(rows), "confusion": (), "positives": (result,), "wrong": errors, "slices": slices}
+    more = {"classes": tuple(rows), "confusion": (), "positives": (result,), "wrong": errors}
     return _Pass(_evaluation(model, examples, score, "AUROC", **more), replace(score, right=()))
 
 
@@ -397,13 +396,11 @@ def _boxes(model: Model, run: ExampleRun, request: EvaluationRequest) -> _Pass:
         if number in chosen or (not chosen and len(names) <= _CURVES_MAX):
             positives.append(_box_positive(request, matched, name, point))
     wrong = box_errors(examples, found, names, threshold)
-    slices = slice_results(box_outcomes(examples, found, names, threshold, chosen), request.slices)
     more = {
         "classes": tuple(rows),
         "confusion": (),
         "positives": tuple(positives),
         "wrong": wrong,
-        "slices": slices,
     }
     return _Pass(_evaluation(model, examples, result.score, "AP", **more), result.score)
 

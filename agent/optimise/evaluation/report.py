@@ -1,12 +1,10 @@
-"""Reports of an evaluation: tables as text, and one HTML file with the confusions and the worst errors."""
+"""Reports of evaluations: lines and tables as text, confusions as PNG, and the worst errors as HTML."""
 
 from __future__ import annotations
 
-import html
-import importlib
-import io
 import math
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 import cv2
@@ -14,17 +12,23 @@ import numpy as np
 
 from agent.compute.drawing import annotate_detections
 from agent.errors import ModelError
+from agent.html_page import embedded, html_figure, html_page, html_table, html_text
 from agent.optimise.data import Examples
+from agent.optimise.evaluation.listening import RatePoint
 from agent.optimise.evaluation.model import ClassResult, Evaluation, ModelComparison, Positive
 from agent.optimise.evaluation.operating import OperatingPoint
-from agent.optimise.evaluation.slices import SliceResult
-from agent.optimise.report import html_page, html_picture, html_table
+from agent.optimise.evaluation.sound import NOTHING_TOLD, OTHER, SoundEvaluation, WordResult
+from agent.optimise.evaluation.tracking import TrackEvaluation, TrackFigures
+from agent.optimise.report import as_png, new_figure
 from agent.text import plain, plural
 from agent.types import Detection
 
 _SIDE, _QUALITY = 240, 80
 """Longest side of a picture in the report, px, and quality of its JPEG."""
 _CLASSES_DRAWN = 60
+_SOURCES_MAX = 40
+_CURVE_RATES = (0.1, 0.5, 1.0, 2.0, 5.0, 10.0)
+"""False alarms per hour whose rows of the curve are shown."""
 _SIGNIFICANT = 0.05
 
 
@@ -44,6 +48,13 @@ class EvaluationTable(NamedTuple):
     rows: Sequence[tuple[str, ...]]
 
 
+class EvaluationReport(NamedTuple):
+    """What is shown of an evaluation: lines, of which empty ones are left out, and tables below them."""
+
+    lines: Sequence[str]
+    tables: Sequence[EvaluationTable]
+
+
 def percent(value: float | None) -> str:
     """Return a share as text, such as `98.7 %`; empty for None."""
     return "" if value is None else f"{value * 100:.1f} %"
@@ -54,14 +65,16 @@ def span(interval: tuple[float, float] | None) -> str:
     return "" if interval is None else f"{interval[0] * 100:.1f} to {interval[1] * 100:.1f} %"
 
 
-def headline(found: Evaluation) -> str:
-    """Return the metric in a line."""
+def picture_report(found: Evaluation) -> EvaluationReport:
+    """Return the report on a model of pictures."""
     more = "".join(f", {name} {percent(value)}" for name, value in found.details.items())
     between = f" ({span(found.interval)})" if found.interval else ""
-    return f"{found.metric} {percent(found.value)}{between}{more} on {plural(found.count, 'example')}"
+    told = f"{found.metric} {percent(found.value)}{between}{more} on {plural(found.count, 'example')}"
+    lines = [f"{found.model}: {told}", _comparison(found.metric, found.against), found.data, *found.remarks]
+    return EvaluationReport(lines, list(_picture_tables(found)))
 
 
-def comparison(metric: str, one: ModelComparison | None) -> str:
+def _comparison(metric: str, one: ModelComparison | None) -> str:
     """Return the comparison by a metric in a line; empty without one."""
     if one is None:
         return ""
@@ -74,14 +87,13 @@ def comparison(metric: str, one: ModelComparison | None) -> str:
     return f"{told}, {low:+.1f} to {high:+.1f}; {words}: {'' if sure else 'not '}significant"
 
 
-def tables(found: Evaluation) -> Iterator[EvaluationTable]:
-    """Yield the tables of an evaluation."""
+def _picture_tables(found: Evaluation) -> Iterator[EvaluationTable]:
     shown = ("class", "count", "recall", "95 %", "precision", "AP")
     has_ap = any(one.ap is not None for one in found.classes)
     columns = shown if has_ap else shown[:-1]
     rows = [_class_row(one)[: len(columns)] for one in found.classes if one.count]
     yield EvaluationTable("by class", columns, columns[1:], rows)
-    points = [row for one in found.positives for row in _point_rows(one)]
+    points = [row for one in found.positives for row in _threshold_rows(one)]
     if points:
         alarms = "false a picture" if found.metric == "AP" else "false alarms"
         names = ("to find", "at", "threshold", "recall", "95 %", alarms, "precision", "missed")
@@ -91,30 +103,6 @@ def tables(found: Evaluation) -> Iterator[EvaluationTable]:
         rates = tuple(f"{point.false_positives:g}" for point in curves[0].froc)
         rows = [(_names(one), *(percent(point.sensitivity) for point in one.froc)) for one in curves]
         yield EvaluationTable("sensitivity at false positives a picture", ("to find", *rates), rates, rows)
-    yield from slice_table(found.slices, slice_figure(found))
-
-
-def slice_figure(found: Evaluation) -> str:
-    """Return the name of the figure of the slices."""
-    return "found" if found.metric == "AP" else "right"
-
-
-def slice_table(slices: Sequence[SliceResult], figure: str) -> Iterator[EvaluationTable]:
-    """Yield the table of the slices, whose figure has a name; nothing without slices."""
-    if slices:
-        columns = ("by", "slice", "count", figure, "95 %", "")
-        rows = [
-            (
-                one.attribute,
-                one.value,
-                str(one.count),
-                percent(one.figure),
-                span(one.interval),
-                "worst" if one.worst else "",
-            )
-            for one in slices
-        ]
-        yield EvaluationTable("slices", columns, columns[2:5], rows)
 
 
 def _names(one: Positive) -> str:
@@ -132,25 +120,131 @@ def _class_row(one: ClassResult) -> tuple[str, ...]:
     )
 
 
-def _point_rows(one: Positive) -> Iterator[tuple[str, ...]]:
+def _threshold_rows(one: Positive) -> Iterator[tuple[str, ...]]:
     points = {"manifest": one.at_manifest, "target": one.at_target}
     for name, point in points.items():
         if point is not None:
-            yield (_names(one), name, *_point_cells(point, of_boxes=one.auroc is None))
+            yield (_names(one), name, *_threshold_cells(point, of_boxes=one.auroc is None))
 
 
-def _point_cells(point: OperatingPoint, *, of_boxes: bool) -> tuple[str, ...]:
+def _threshold_cells(point: OperatingPoint, *, of_boxes: bool) -> tuple[str, ...]:
     alarms = f"{point.false_alarms:.3g}" if of_boxes else percent(point.false_alarms)
     recall = percent(point.recall), span(point.recall_interval)
-    return floored(point.threshold), *recall, alarms, percent(point.precision), str(point.missed)
+    return _floored(point.threshold), *recall, alarms, percent(point.precision), str(point.missed)
 
 
-def floored(threshold: float) -> str:
+def _floored(threshold: float) -> str:
     """Return a threshold as text that is no larger: a larger one would lose the example whose score it is."""
     return f"{math.floor(threshold * 1e6) / 1e6:.6f}".rstrip("0").rstrip(".") or "0"
 
 
-def draw_confusion(found: Evaluation) -> bytes:
+def sound_report(found: SoundEvaluation) -> EvaluationReport:
+    """Return the report on a model of words."""
+    told = f"{percent(found.value)} ({span(found.interval)}) of {found.count} words told rightly"
+    if found.in_use.alarms_per_hour is not None:
+        told += f", {_rate(found.in_use)} false alarms an hour in {found.hours:.2f} h of other sound"
+    lines = [f"{found.model}: {told}", _comparison(found.metric, found.against), found.data, *found.remarks]
+    return EvaluationReport(lines, list(_sound_tables(found)))
+
+
+def _sound_tables(found: SoundEvaluation) -> Iterator[EvaluationTable]:
+    columns: tuple[str, ...] = ("word", "said", "heard", "95 %", "false alarms", "an hour", "95 %")
+    rows: list[tuple[str, ...]] = [
+        (
+            one.name,
+            str(one.count),
+            percent(one.recall),
+            span(one.recall_interval),
+            str(one.alarms),
+            _rate(one),
+            _range(one.alarms_interval),
+        )
+        for one in found.words
+    ]
+    yield EvaluationTable("by word, at the threshold in use", columns, columns[1:], rows)
+    columns = ("at", "threshold", "missed", "95 %", "false alarms an hour", "95 %")
+    yield EvaluationTable("missed words against false alarms", columns, columns[1:], list(_rate_rows(found)))
+    if any(one.alarms for one in found.sources):
+        columns = ("other sound", "false alarms", "hours", "an hour", "95 %")
+        rows = [
+            (
+                one.folder,
+                str(one.alarms),
+                f"{one.hours:.3f}",
+                f"{one.alarms_per_hour:.3g}",
+                _range(one.alarms_interval),
+            )
+            for one in found.sources[:_SOURCES_MAX]
+        ]
+        yield EvaluationTable("false alarms by folder", columns, columns[1:], rows)
+    if found.wrong:
+        columns = ("recording", "second", "is", "told", "score")
+        rows = [(one.name, f"{one.at_s:.2f}", one.truth, one.told, f"{one.score:.3f}") for one in found.wrong]
+        yield EvaluationTable("worst errors", columns, ("second", "score"), rows)
+
+
+def _rate_rows(found: SoundEvaluation) -> Iterator[tuple[str, ...]]:
+    yield ("in use", *_rate_cells(found.in_use))
+    if found.at_target is not None:
+        yield ("target", *_rate_cells(found.at_target))
+    told = set[float]()
+    for rate in _CURVE_RATES:
+        fitting = [one for one in found.curve if one.alarms_per_hour is not None and one.alarms_per_hour <= rate]
+        if fitting and (best := min(fitting, key=lambda one: (one.missed, -one.threshold))).threshold not in told:
+            told.add(best.threshold)
+            yield (f"≤ {rate:g}", *_rate_cells(best))
+
+
+def _rate_cells(point: RatePoint) -> tuple[str, ...]:
+    missed = percent(point.reject_rate), span(point.reject_interval)
+    return f"{point.threshold:.6g}", *missed, _rate(point), _range(point.alarms_interval)
+
+
+def _rate(point: RatePoint | WordResult) -> str:
+    return "" if point.alarms_per_hour is None else f"{point.alarms_per_hour:.3g}"
+
+
+def _range(interval: tuple[float, float] | None) -> str:
+    return "" if interval is None else f"{interval[0]:.3g} to {interval[1]:.3g}"
+
+
+def config_line(found: SoundEvaluation) -> str:
+    """Return the keys of a stream that set the threshold for the target; empty: there is none."""
+    if found.at_target is None:
+        return ""
+    return f"[streams.NAME.decode]\nscore_threshold = {found.at_target.threshold:.6g}"
+
+
+def track_report(found: TrackEvaluation) -> EvaluationReport:
+    """Return the report on detector and tracker."""
+    one, other = found.overall, found.against
+    of = f" of {', '.join(found.labels)}" if found.sha256 else " of published detections"
+    told = f"{found.model}: MOTA {percent(one.mota)}, IDF1 {percent(one.idf1)}{of}"
+    against = ""
+    if other is not None:
+        by = (other[1] - one.mota) * 100
+        against = f"MOTA of {other[0]} {percent(other[1])}: {by:+.1f} percentage points"
+    shares = ("sequence", "pictures", "MOTA", "IDF1", "IDP", "IDR", "boxes", "missed", "in vain")
+    counts = ("sequence", "objects", "mostly tracked", "partially", "mostly lost", "switches", "fragments")
+    rows = (*found.sequences, *([found.overall] if len(found.sequences) > 1 else []))
+    tables = [
+        EvaluationTable("tracking", shares, shares[1:], [_share_row(one) for one in rows]),
+        EvaluationTable("objects", counts, counts[1:], [_count_row(one) for one in rows]),
+    ]
+    return EvaluationReport([told, against, found.data, *found.remarks], tables)
+
+
+def _share_row(one: TrackFigures) -> tuple[str, ...]:
+    figures = map(percent, (one.mota, one.idf1, one.idp, one.idr))
+    return (one.name, str(one.pictures), *figures, *map(str, (one.boxes, one.misses, one.false_positives)))
+
+
+def _count_row(one: TrackFigures) -> tuple[str, ...]:
+    kinds = (one.objects, one.mostly_tracked, one.partially_tracked, one.mostly_lost, one.switches, one.fragments)
+    return (one.name, *map(str, kinds))
+
+
+def draw_confusion(found: Evaluation | SoundEvaluation) -> bytes:
     """Return the confusion matrix as PNG.
 
     Raises:
@@ -158,31 +252,18 @@ def draw_confusion(found: Evaluation) -> bytes:
     """
     if not found.confusion:
         raise ModelError("there is no confusion matrix: only of classes of whole pictures")
-    names = [one.name for one in found.classes]
-    return draw_confusions(found.confusion, names, names)
+    if isinstance(found, Evaluation):
+        names = [one.name for one in found.classes]
+        return _draw_confusions(found.confusion, names, names)
+    words = [one.name for one in found.words]
+    return _draw_confusions(found.confusion, [*words, OTHER], [*words, NOTHING_TOLD])
 
 
-def draw_confusions(confusion: Sequence[Sequence[int]], rows: Sequence[str], columns: Sequence[str]) -> bytes:
-    """Return confusions as PNG.
-
-    Args:
-        confusion: numbers of examples, of each row by column.
-        rows: names of what the examples are.
-        columns: names of what they were told to be.
-
-    Raises:
-        ModelError: matplotlib is missing.
-    """
-    try:
-        new = importlib.import_module("matplotlib.figure").Figure
-    except ImportError as error:
-        raise ModelError("charts need matplotlib: pip install '.[charts]' in the clone") from error
+def _draw_confusions(confusion: Sequence[Sequence[int]], rows: Sequence[str], columns: Sequence[str]) -> bytes:
     side = 2.0 + 0.4 * min(len(rows), _CLASSES_DRAWN)
-    figure = new(figsize=(side + 1.0, side), layout="constrained")
+    figure = new_figure(side + 1.0, side)
     _fill(figure.add_subplot(), np.array(confusion), _shown(rows), _shown(columns))
-    drawn = io.BytesIO()
-    figure.savefig(drawn, format="png", dpi=100)
-    return drawn.getvalue()
+    return as_png(figure)
 
 
 def _shown(names: Sequence[str]) -> list[str]:
@@ -203,26 +284,19 @@ def _fill(axis: Any, counts: Any, names: Sequence[str], told: Sequence[str]) -> 
 
 def to_html(found: Evaluation, examples: Examples) -> str:
     """Return the evaluation as one HTML file, with the pictures of the worst errors."""
-    lines = [headline(found), comparison(found.metric, found.against), found.data, *found.remarks]
-    parts = [html_table(("", ""), [("", line) for line in lines if line])]
-    for table in tables(found):
-        parts += [f"<h2>{table.title}</h2>", html_table(table.columns, table.rows)]
+    report = picture_report(found)
+    parts = [html_text(line) for line in report.lines if line]
+    for table in report.tables:
+        parts += [html_text(table.title, "h2"), html_table(table.columns, table.rows)]
     if found.confusion:
-        try:
-            parts += ["<h2>confusions</h2>", html_picture("confusion matrix", draw_confusion(found), "png")]
-        except ModelError:
-            parts.pop()  # no matplotlib
+        with suppress(ModelError):  # no matplotlib
+            picture = embedded(draw_confusion(found), "png")
+            parts += [html_text("confusions", "h2"), html_figure("confusion matrix", picture)]
     if found.wrong:
-        parts += [
-            "<h2>worst errors, surest first</h2>",
-            html_table(("example", "is", "told", "score"), _wrong_rows(found)),
-        ]
-        parts += list(_wrong_pictures(found, examples))
+        parts.append(html_text("worst errors, surest first", "h2"))
+        rows = [(one.name, one.truth, one.told, f"{one.score:.3f}") for one in found.wrong]
+        parts += [html_table(("example", "is", "told", "score"), rows), *_wrong_pictures(found, examples)]
     return html_page(f"evaluation: {found.model}", parts)
-
-
-def _wrong_rows(found: Evaluation) -> list[tuple[str, ...]]:
-    return [(one.name, one.truth, one.told, f"{one.score:.3f}") for one in found.wrong]
 
 
 def _wrong_pictures(found: Evaluation, examples: Examples) -> Iterator[str]:
@@ -242,5 +316,4 @@ def _wrong_pictures(found: Evaluation, examples: Examples) -> Iterator[str]:
             small = annotate_detections(small, [Detection(label, one.score, one.box)], order="bgr")
         encoded = cv2.imencode(".jpg", small, (cv2.IMWRITE_JPEG_QUALITY, _QUALITY))[1].tobytes()
         about = f"{one.name}: {one.truth}, told {one.told}, {one.score:.3f}"
-        shown = html_picture(about, encoded, "jpeg")
-        yield f"<figure>{shown}<figcaption>{html.escape(plain(about))}</figcaption></figure>"
+        yield html_figure(about, embedded(encoded, "jpeg"))

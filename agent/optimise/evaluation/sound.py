@@ -20,28 +20,21 @@ from agent.compute.manifest import Model
 from agent.errors import ModelError
 from agent.features.verification.models import open_verification
 from agent.optimise.evaluate import change, p_value, share_score, wilson
-from agent.optimise.evaluation.kept import KeptResults, model_key, result_key
-from agent.optimise.evaluation.keyword_rates import (
+from agent.optimise.evaluation.answers import KeptResults, model_key, result_key
+from agent.optimise.evaluation.listening import (
     THRESHOLDS,
     CurvePoint,
+    HeardRecording,
     JudgedSound,
+    Listener,
     RatePoint,
     judge,
+    open_listener,
     poisson_interval,
     rate_point,
     threshold_for_alarms,
 )
-from agent.optimise.evaluation.listening import HeardRecording, Listener, open_listener
 from agent.optimise.evaluation.model import ModelComparison
-from agent.optimise.evaluation.slices import (
-    Attributes,
-    SlicedExample,
-    SliceResult,
-    clarity_of,
-    folder_of,
-    loudness_of,
-    slice_results,
-)
 from agent.optimise.evaluation.sound_data import Recording, SoundExamples, sound_digest
 
 NOTHING_TOLD = "nothing"
@@ -59,12 +52,10 @@ class SoundRequest(Struct, frozen=True):
     Attributes:
         variant: size or exit of the model; empty: as in a stream.
         target_false_alarms: most of them per hour; None: no threshold is chosen.
-        slices: attributes of files.
     """
 
     variant: str = ""
     target_false_alarms: float | None = None
-    slices: Attributes = {}
 
 
 class WordResult(Struct, frozen=True):
@@ -137,7 +128,6 @@ class SoundEvaluation(Struct, frozen=True):
         words: by word.
         confusion: words that are said, and other sound, a row, by what was told: these words, and nothing.
         sources: false alarms by folder of other sound.
-        slices: share of the words that are heard, by attribute.
         wrong: the worst errors: half of them events in vain, surest first, then words that were missed.
         against: comparison with another model; None: there is none.
         remarks: doubts.
@@ -158,7 +148,6 @@ class SoundEvaluation(Struct, frozen=True):
     words: tuple[WordResult, ...]
     confusion: tuple[tuple[int, ...], ...]
     sources: tuple[AlarmSource, ...]
-    slices: tuple[SliceResult, ...]
     wrong: tuple[WrongSound, ...]
     against: ModelComparison | None = None
     remarks: tuple[str, ...] = ()
@@ -172,39 +161,13 @@ class _Heard(NamedTuple):
     judged: tuple[JudgedSound, ...]
 
 
-SoundProgress = Callable[[float, int, int], None]
-"""Called with the seconds that are heard in all passes over the recordings, how many passes there are, and the
-number of results that were kept."""
-
-
-class _Passes:
-    """Tells the progress of all passes over the recordings together.
-
-    Attributes:
-        expected: number of them, those that are done included.
-    """
-
-    def __init__(self, expected: int, kept: KeptResults, progress: SoundProgress) -> None:
-        self.expected, self._done_s = expected, 0.0
-        self._kept, self._progress = kept, progress
-
-    def tell(self, seconds: float) -> None:
-        """Tell that so much of the recording at hand is heard."""
-        self._progress(self._done_s + seconds, self.expected, self._kept.reused)
-
-    def finish(self, recording: Recording) -> None:
-        """Tell that a recording is done."""
-        self._done_s += recording.seconds
-        self.tell(0.0)
-
-
 def evaluate_sounds(
     model: Model,
     examples: SoundExamples,
     request: SoundRequest,
     other: Model | None = None,
     kept: KeptResults | None = None,
-    progress: SoundProgress = lambda *_: None,
+    progress: Callable[[str], None] = lambda _: None,
 ) -> SoundEvaluation:
     """Evaluate a model of words, and compare it with another one on the same recordings.
 
@@ -214,47 +177,51 @@ def evaluate_sounds(
         request: see `SoundRequest`.
         other: tells the same words; None: nothing is compared.
         kept: results that need not be computed again, and where new ones are added.
-        progress: see `SoundProgress`.
+        progress: called with what is heard, and how far.
 
     Raises:
         ModelError: a model cannot be run, or the other tells other words.
         SourceError: a recording cannot be read.
     """
-    kept = kept or KeptResults()
-    expected = 2 + (request.target_false_alarms is not None) + (other is not None)
-    passes = _Passes(expected, kept, progress)
-    first = _hear_all(model, request.variant, None, examples, kept, passes)
-    curve = tuple(_curve(examples, _hear_all(model, request.variant, _NEVER, examples, kept, passes)))
+    hearing = _Hearing(examples, kept or KeptResults(), progress)
+    first = hearing.hear(model, request.variant, None, "threshold in use")
+    curve = tuple(_curve(examples, hearing.hear(model, request.variant, _NEVER, "all thresholds")))
     found = _evaluation(model, examples, request, first, curve)
     if request.target_false_alarms is not None:
-        at_target = _at_target(model, examples, request, curve, kept, passes)
-        found = replace(found, at_target=at_target)
+        found = replace(found, at_target=_at_target(model, hearing, request, curve))
     if other is not None:
-        second = _hear_all(other, "", None, examples, kept, passes)
-        found = replace(found, against=_compared(other, examples, first, second))
+        found = replace(
+            found, against=_compared(other, examples, first, hearing.hear(other, "", None, other.path))
+        )
     return found
 
 
-def _hear_all(
-    model: Model,
-    variant: str,
-    threshold: float | None,
-    examples: SoundExamples,
-    kept: KeptResults,
-    passes: _Passes,
-) -> _Heard:
-    key, results = _key(model, variant), list[HeardRecording]()
-    with open_listener(model, variant, threshold) as listener:
-        if set(listener.words) != set(examples.words):
-            told = f"{', '.join(listener.words[:8])}, and the model {', '.join(examples.words[:8])}"
-            raise ModelError(f"{model.path}: tells {told}: they cannot be compared")
-        for one in examples.recordings:
-            results.append(hear_kept(listener, one, key, kept, passes.tell))
-            passes.finish(one)
-        judged = tuple(
-            judge(one.said, heard.events) for one, heard in zip(examples.recordings, results, strict=True)
-        )
-        return _Heard(listener.threshold, tuple(results), judged)
+class _Hearing(NamedTuple):
+    """The recordings, the results of an earlier run, and where progress is shown."""
+
+    examples: SoundExamples
+    kept: KeptResults
+    progress: Callable[[str], None]
+
+    def hear(self, model: Model, variant: str, threshold: float | None, what: str) -> _Heard:
+        """Hear all recordings at a threshold; None: that of the manifest."""
+        examples, key, results = self.examples, _key(model, variant), list[HeardRecording]()
+        done_s, whole_s = 0.0, sum(one.seconds for one in examples.recordings)
+
+        def show(seconds: float) -> None:
+            self.progress(f"{what}: {(done_s + seconds) / 60:.1f} of {whole_s / 60:.1f} minutes heard")
+
+        with open_listener(model, variant, threshold) as listener:
+            if set(listener.words) != set(examples.words):
+                told = f"{', '.join(listener.words[:8])}, and the model {', '.join(examples.words[:8])}"
+                raise ModelError(f"{model.path}: tells {told}: they cannot be compared")
+            for one in examples.recordings:
+                results.append(hear_kept(listener, one, key, self.kept, show))
+                done_s += one.seconds
+            judged = (
+                judge(one.said, heard.events) for one, heard in zip(examples.recordings, results, strict=True)
+            )
+            return _Heard(listener.threshold, tuple(results), tuple(judged))
 
 
 def _key(model: Model, variant: str) -> str:
@@ -318,27 +285,22 @@ def _pairs(examples: SoundExamples, heard: _Heard) -> Iterator[tuple[Recording, 
 
 
 def _at_target(
-    model: Model,
-    examples: SoundExamples,
-    request: SoundRequest,
-    curve: Sequence[RatePoint],
-    kept: KeptResults,
-    passes: _Passes,
+    model: Model, hearing: _Hearing, request: SoundRequest, curve: Sequence[RatePoint]
 ) -> RatePoint | None:
     """Return the rates at the least threshold with so few false alarms, as the daemon would have them."""
-    target = request.target_false_alarms
+    target, points = request.target_false_alarms, list(curve)
     assert target is not None
-    if not examples.hours:
+    if not hearing.examples.hours:
         raise ModelError("a rate of false alarms needs other sound: give a folder of it by --background")
-    points, tries = list(curve), 0
-    passes.expected -= 1  # perhaps no threshold has to be tried
-    while tries < _TRIES and (threshold := threshold_for_alarms(points, target)) is not None:
-        passes.expected += 1
-        heard = _hear_all(model, request.variant, threshold, examples, kept, passes)
-        found = _point(examples, heard)
+    for _ in range(_TRIES):
+        threshold = threshold_for_alarms(points, target)
+        if threshold is None:
+            break
+        heard = hearing.hear(model, request.variant, threshold, f"threshold {threshold:g}")
+        found = _point(hearing.examples, heard)
         if found.alarms_per_hour is not None and found.alarms_per_hour <= target:
             return found
-        points, tries = [one for one in points if one.threshold > threshold], tries + 1
+        points = [one for one in points if one.threshold > threshold]
     return None
 
 
@@ -368,7 +330,6 @@ def _evaluation(
         tuple(_words(examples, heard)),
         _confusion(examples, heard),
         tuple(_sources(examples, heard)),
-        slice_results(_outcomes(examples, heard), request.slices),
         _wrong(examples, heard),
         remarks=(*examples.remarks, *_remarks(examples, request), *_answered_by(model, request, heard)),
     )
@@ -436,17 +397,6 @@ def _sources(examples: SoundExamples, heard: _Heard) -> Iterator[AlarmSource]:
         hours = seconds[folder] / 3600.0
         low, high = poisson_interval(alarms[folder])
         yield AlarmSource(folder, alarms[folder], hours, alarms[folder] / hours, (low / hours, high / hours))
-
-
-def _outcomes(examples: SoundExamples, heard: _Heard) -> Iterator[SlicedExample]:
-    for one, result, judged in zip(examples.recordings, heard.results, heard.judged, strict=True):
-        if not one.said:
-            continue
-        measured = {"loudness": loudness_of(result.level_db), "signal to noise": clarity_of(result.snr_db)}
-        folder = folder_of(one.name)
-        yield SlicedExample(
-            one.name, {**measured, **({"folder": folder} if folder else {})}, sum(judged.heard), len(one.said)
-        )
 
 
 def _wrong(examples: SoundExamples, heard: _Heard) -> tuple[WrongSound, ...]:

@@ -28,17 +28,15 @@ from agent.compute.track.tracker import Tracker
 from agent.config import DecodeConfig, TrackConfig
 from agent.errors import ModelError
 from agent.optimise.evaluate import open_content
-from agent.optimise.evaluation.kept import KeptResults, model_key, result_key
+from agent.optimise.evaluation.answers import KeptResults, model_key, result_key
 from agent.optimise.evaluation.mot import PUBLISHED, MotRows, MotSequence, read_published
 from agent.optimise.evaluation.operating import overlaps
-from agent.optimise.evaluation.slices import Attributes, SlicedExample, SliceResult, size_of, slice_results
 from agent.text import plural
 from agent.types import Detection, Image
 
 _IOU = 0.5
 _BEGIN = datetime(2026, 1, 1, tzinfo=UTC)
 _PERSON = "person"
-_WORST = 24
 _SHARES = ("mota", "idf1", "idp", "idr")
 _COUNTS = (
     "num_unique_objects",
@@ -61,13 +59,11 @@ class TrackRequest(Struct, frozen=True):
         variant: of the model; empty: its first.
         labels: that are tracked; empty: `person`, or the model's only one.
         every: every so manieth picture is taken, as at a lower rate.
-        slices: attributes by the name of a sequence.
     """
 
     variant: str = ""
     labels: tuple[str, ...] = ()
     every: int = 1
-    slices: Attributes = {}
 
 
 class TrackFigures(Struct, frozen=True):
@@ -103,25 +99,6 @@ class TrackFigures(Struct, frozen=True):
     misses: int
 
 
-class WrongTrack(Struct, frozen=True):
-    """An object that is tracked badly.
-
-    Attributes:
-        name: of the sequence.
-        object: its number there.
-        frame: of its first switch, or where it is missed first.
-        boxes, matched: number of its boxes, and of those that are matched.
-        switches: how often it becomes another track.
-    """
-
-    name: str
-    object: int
-    frame: int
-    boxes: int
-    matched: int
-    switches: int
-
-
 class TrackEvaluation(Struct, frozen=True):
     """How good detector and tracker are on clips.
 
@@ -132,8 +109,6 @@ class TrackEvaluation(Struct, frozen=True):
         labels: that are tracked.
         overall: over all sequences.
         sequences: by name.
-        slices: share of the boxes that are matched, by attribute.
-        wrong: objects that are tracked worst.
         against: model and MOTA of another one on the same clips; None: there is none.
         remarks: doubts.
     """
@@ -145,8 +120,6 @@ class TrackEvaluation(Struct, frozen=True):
     labels: tuple[str, ...]
     overall: TrackFigures
     sequences: tuple[TrackFigures, ...]
-    slices: tuple[SliceResult, ...]
-    wrong: tuple[WrongTrack, ...]
     against: tuple[str, float] | None = None
     remarks: tuple[str, ...] = ()
 
@@ -191,7 +164,6 @@ def evaluate_tracking(
     tracked = _tracked(model, _detected(model, sequences, labels, request, kept or KeptResults()), progress)
     accumulators = {name: _accumulated(metrics, frames) for name, frames in tracked.items()}
     figures = _figures(metrics, accumulators, tracked)
-    matches = {name: _matches(one) for name, one in accumulators.items()}
     return TrackEvaluation(
         PUBLISHED if model is None else model.manifest.name or model.path,
         "" if model is None else model.sha256[:12],
@@ -200,8 +172,6 @@ def evaluate_tracking(
         labels,
         figures[-1],
         tuple(figures[:-1]),
-        slice_results(_outcomes(sequences, tracked, matches), request.slices),
-        tuple(_worst(tracked, matches)),
     )
 
 
@@ -260,7 +230,7 @@ class _ClipDetector:
 
     def detect(self, sequence: MotSequence) -> Detections:
         for frame, image in sequence.images(self._every):
-            digest = hashlib.sha256(image.tobytes()).hexdigest() if self._kept.is_kept else ""
+            digest = hashlib.sha256(image.tobytes()).hexdigest() if self._kept.path else ""
             key = result_key(self._key, digest)
             found = self._kept.get(key, list[Detection])
             if found is None:
@@ -357,63 +327,6 @@ def _figures(
 def _one(name: str, pictures: int, row: Any) -> TrackFigures:
     mota, idf1, precision, recall = (float(np.nan_to_num(row[key])) for key in _SHARES)
     return TrackFigures(name, pictures, mota, idf1, precision, recall, *(int(row[key]) for key in _COUNTS))
-
-
-class _Matches(NamedTuple):
-    """Pairs of frame and object that are matched, and those at which the object became another track."""
-
-    matched: frozenset[tuple[int, int]]
-    switched: frozenset[tuple[int, int]]
-
-
-def _matches(accumulator: Any) -> _Matches:
-    events = accumulator.mot_events.reset_index()
-    pairs: dict[str, set[tuple[int, int]]] = {"MATCH": set(), "SWITCH": set()}
-    for kind, frame, ident in zip(events["Type"], events["FrameId"], events["OId"], strict=True):
-        if kind in pairs:
-            pairs[kind].add((int(frame), int(ident)))
-    return _Matches(frozenset(pairs["MATCH"] | pairs["SWITCH"]), frozenset(pairs["SWITCH"]))
-
-
-def _outcomes(
-    sequences: Sequence[MotSequence],
-    tracked: Mapping[str, Sequence[TrackedFrame]],
-    matches: Mapping[str, _Matches],
-) -> Iterator[SlicedExample]:
-    for sequence in sequences:
-        sums: dict[str, list[int]] = {}
-        for one in tracked[sequence.name]:
-            for ident, (x0, y0, x1, y1) in zip(one.truth.ids.tolist(), one.truth.boxes.tolist(), strict=True):
-                area = (x1 - x0) * sequence.width * (y1 - y0) * sequence.height
-                counted = sums.setdefault(size_of(area), [0, 0])
-                counted[0] += (one.frame, ident) in matches[sequence.name].matched
-                counted[1] += 1
-        for size, (right, total) in sums.items():
-            yield SlicedExample(sequence.name, {"object size": size, "sequence": sequence.name}, right, total)
-
-
-def _worst(
-    tracked: Mapping[str, Sequence[TrackedFrame]], matches: Mapping[str, _Matches]
-) -> Iterator[WrongTrack]:
-    found = []
-    for name, frames in tracked.items():
-        seen: dict[int, list[int]] = {}
-        for one in frames:
-            for ident in one.truth.ids.tolist():
-                seen.setdefault(ident, []).append(one.frame)
-        matched, switched = matches[name]
-        for ident, own in seen.items():
-            hits = sum((frame, ident) in matched for frame in own)
-            changes = [frame for frame in own if (frame, ident) in switched]
-            lost = [frame for frame in own if (frame, ident) not in matched]
-            if changes or lost:
-                first = (changes or lost)[0]
-                found.append(WrongTrack(name, ident, first, len(own), hits, len(changes)))
-    found.sort(key=lambda one: (-one.switches, -(one.boxes - one.matched)))
-    switching = [one for one in found if one.switches][: _WORST // 2]
-    lost_most = sorted((one for one in found if one not in switching), key=lambda one: one.matched - one.boxes)
-    yield from switching
-    yield from lost_most[: _WORST - len(switching)]
 
 
 def describe_clips(path: str, sequences: Sequence[MotSequence], every: int) -> str:

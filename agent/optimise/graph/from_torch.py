@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import importlib.util
 import io
 import itertools
 import logging
@@ -65,10 +64,9 @@ class ImportedModule(Struct, frozen=True):
         content: of the file.
         mean, std: of its input, `(pixel - mean) / std`, for all channels.
         outputs: shape of each output by its name, NHWC.
-        multiply_adds: of one inference; 0: unknown, since litert-torch imported the module.
+        multiply_adds: of one inference.
         parameters: of the module.
         difference: largest one from the module on random inputs, as a share of the output's largest value.
-        refusal: why litert-torch imported it; empty: it did not.
     """
 
     content: bytes
@@ -78,7 +76,6 @@ class ImportedModule(Struct, frozen=True):
     multiply_adds: int
     parameters: int
     difference: float
-    refusal: str = ""
 
 
 def float_tflite(
@@ -114,72 +111,29 @@ def export(
 ) -> ImportedModule:
     """Return the float `.tflite` of a module after comparing the two on random inputs. Args as `float_tflite`.
 
-    A module that cannot be emitted is imported by litert-torch, where that is installed.
-
     Raises:
         ModelError: see `float_tflite`; the module's results are not finite, or the file's differ by more than
             `TOLERANCE`.
     """
     pixels = _Pixels(shape, mean, std)
-    file = _converted(module, shape, pixels, output_names)
-    difference = _difference(file, module, shape, pixels)
+    emitted = _emitted(module, shape, pixels, output_names)
+    content, net = emitted.pack(), emitted.network
+    orders = {name: value.order for name, value in emitted.outputs.items()}
+    difference = _difference(content, orders, module, shape, pixels)
     if not difference <= TOLERANCE:
         raise ModelError(
             f"{type(module).__name__}: the .tflite differs from the module by {difference:.1e} of the largest "
             f"result, and {TOLERANCE:.0e} are allowed: does its result depend on more than its input and weights?"
         )
     return ImportedModule(
-        content=file.content,
+        content=content,
         mean=pixels.middle,
         std=pixels.spread,
-        outputs=file.shapes,
-        multiply_adds=file.multiply_adds,
+        outputs={name: net.shapes[value.name] for name, value in emitted.outputs.items()},
+        multiply_adds=net.multiply_adds(),
         parameters=sum(parameter.numel() for parameter in module.parameters()),
         difference=difference,
-        refusal=file.refusal,
     )
-
-
-@dataclass(frozen=True, slots=True)
-class _File:
-    """A file, shapes and orders of axes of its outputs by name, and more of `ImportedModule`."""
-
-    content: bytes
-    shapes: dict[str, Shape]
-    orders: dict[str, Shape]
-    multiply_adds: int = 0
-    refusal: str = ""
-
-
-def _converted(module: Any, shape: Shape, pixels: _Pixels, output_names: Sequence[str]) -> _File:
-    try:
-        emitted = _emitted(module, shape, pixels, output_names)
-    except ModelError as error:
-        if importlib.util.find_spec("litert_torch") is None:
-            raise
-        return _converted_elsewhere(module, shape, pixels, output_names, error)
-    net, outputs = emitted.network, emitted.outputs
-    shapes = {name: net.shapes[value.name] for name, value in outputs.items()}
-    orders = {name: value.order for name, value in outputs.items()}
-    return _File(emitted.pack(), shapes, orders, net.multiply_adds())
-
-
-def _converted_elsewhere(
-    module: Any, shape: Shape, pixels: _Pixels, output_names: Sequence[str], refusal: ModelError
-) -> _File:
-    """Return the file that litert-torch makes. Raises `refusal` if it cannot."""
-    torch, fixed = import_torch(), copy.deepcopy(module).cpu().float().eval()
-    try:
-        from agent.optimise.graph.with_litert_torch import convert
-
-        with torch.no_grad():
-            results = fixed(torch.zeros(1, shape[2], *shape[:2]))
-        names = _output_names(results, output_names)
-        content, shapes = convert(fixed, shape, pixels.factor, pixels.offset, names)
-    except Exception as error:  # it runs the module's own code, and has no errors of its own
-        raise refusal from error
-    orders = {name: NHWC if len(end) == 4 else tuple(range(len(end))) for name, end in shapes.items()}
-    return _File(content, shapes, orders, refusal=str(refusal))
 
 
 def common_normalisation(mean: PerChannel, std: PerChannel) -> tuple[float, float]:
@@ -451,7 +405,7 @@ def _shape(node: Any) -> Shape:
     return tuple(int(size) for size in found.shape) if hasattr(found, "shape") else ()
 
 
-def _difference(file: _File, module: Any, shape: Shape, pixels: _Pixels) -> float:
+def _difference(content: bytes, orders: Mapping[str, Shape], module: Any, shape: Shape, pixels: _Pixels) -> float:
     """Return the largest difference of the file's results on random input, as a share of the largest result."""
     from ai_edge_litert.interpreter import Interpreter
     from torch.utils import _pytree
@@ -459,7 +413,7 @@ def _difference(file: _File, module: Any, shape: Shape, pixels: _Pixels) -> floa
     torch = import_torch()
     fixed = copy.deepcopy(module).cpu().float().eval()
     with native_stderr(_log):
-        interpreter = Interpreter(model_content=file.content, num_threads=1)
+        interpreter = Interpreter(model_content=content, num_threads=1)
         interpreter.allocate_tensors()  # which tells of the delegate
     run = interpreter.get_signature_runner(SIGNATURE)
     random, worst = np.random.default_rng(_SEED), 0.0
@@ -471,7 +425,7 @@ def _difference(file: _File, module: Any, shape: Shape, pixels: _Pixels) -> floa
         with torch.no_grad():
             results = _pytree.tree_flatten(fixed(torch.from_numpy(own)))[0]
         _check_finite(module, results)
-        for (name, order), result in zip(file.orders.items(), results, strict=True):
+        for (name, order), result in zip(orders.items(), results, strict=True):
             worst = max(worst, _share(found[name], result.numpy().transpose(order)))
     return worst
 

@@ -10,7 +10,7 @@ import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 from numpy.typing import NDArray
 
-from agent.optimise.graph.identities import remove_identities
+from agent.optimise.graph.fusion import remove_identities
 from agent.optimise.graph.objects import Graph
 
 _OPERATORS = schema.BuiltinOperator

@@ -10,7 +10,6 @@ weight goes (Molchanov et al., Importance Estimation for Neural Network Pruning,
 from __future__ import annotations
 
 import fnmatch
-import io
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -27,6 +26,7 @@ from agent.optimise.checkpoint import read_checkpoint, run_key, write_checkpoint
 from agent.optimise.factory import fastest_device
 from agent.optimise.pruning.teacher import to_learn
 from agent.optimise.recipe import NEED_GRADIENTS, Importance
+from agent.optimise.report import as_png, new_figure
 from agent.optimise.train import (
     Labels,
     Objective,
@@ -413,11 +413,7 @@ def draw_curves(histories: Mapping[str, PruneHistory]) -> bytes:
     Raises:
         ModelError: matplotlib is not installed.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ModelError("charts need matplotlib: pip install '.[charts]' in the clone") from error
-    figure = Figure(figsize=(9.0, 4.0), layout="constrained")
+    figure = new_figure(9.0, 4.0)
     rounds, anneal = figure.subplots(1, 2, sharey=True)
     for name, history in histories.items():
         label = name.replace("$", r"\$")
@@ -429,9 +425,7 @@ def draw_curves(histories: Mapping[str, PruneHistory]) -> bytes:
         axis.grid(alpha=0.3)
     if histories:
         rounds.legend()
-    drawn = io.BytesIO()
-    figure.savefig(drawn, format="png", dpi=100)
-    return drawn.getvalue()
+    return as_png(figure)
 
 
 def _line(history: PruneHistory, stages: Sequence[str], x: str) -> tuple[list[float], list[float]]:

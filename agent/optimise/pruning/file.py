@@ -7,7 +7,7 @@ graph of the file itself.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,14 +24,15 @@ from agent.errors import ConfigError, ModelError
 from agent.optimise.augment import Augmentation, Normalisation
 from agent.optimise.data import Examples
 from agent.optimise.evaluate import Score, open_content, outputs_of, score, time_ms
-from agent.optimise.pruning.channels import ROUND_FACTOR, prune_channels
-from agent.optimise.pruning.connections import PruneHistory, PruneSettings, draw_curves, prune
+from agent.optimise.pruning.channels import ROUND_FACTOR, prune_channels, trained_groups
+from agent.optimise.pruning.connections import PruneHistory, PruneSettings, draw_curves, frozen, prunable, prune
 from agent.optimise.pruning.network import PrunableNetwork, of_file, of_module
 from agent.optimise.quantise import spread
-from agent.optimise.recipe import NEED_GRADIENTS, PruneRecipe, Recipe
+from agent.optimise.recipe import NEED_GRADIENTS, PruneRecipe, Recipe, RecipeFile
 from agent.optimise.report import OptimiseReport, StepResult, describe_machine
 from agent.optimise.source import learned_sample, logits_keys
 from agent.optimise.train import Pictures, TrainingSettings, TrainingStep, predict
+from agent.optimise.training.data import check_classes, check_logits
 from agent.optimise.tune import split
 from agent.structs import convert
 
@@ -382,3 +383,58 @@ def _step(name: str, content: bytes, found: Score, latency_ms: float) -> StepRes
         size=len(content),
         latency_ms=latency_ms,
     )
+
+
+def check_pruning(model: Model, module: Any | None, examples: Examples, recipe: RecipeFile) -> None:
+    """Check a request to prune.
+
+    Args:
+        model: see `agent.optimise.pruning.file.prune_model`.
+        module: see there; channels of a model without one are refused there.
+        examples: see there.
+        recipe: its patterns of layers are compared with the names that the network has.
+
+    Raises:
+        ModelError: the model has exits, the examples have no classes or are all of one, the network cannot be
+            pruned or gives no logits, or module and model differ, as with weights of another training.
+        ConfigError: a pattern matches no layer; with the place in the recipe. Or values do not go together.
+    """
+    check_no_exits(model)
+    if examples.kind != "classes":
+        raise ModelError(f"{examples.description}: pruning trains, and needs examples with classes")
+    check_classes(examples, split(examples, recipe.recipe.data.held_out)[0])
+    recipe.check_prune()
+    preparation = preparation_of(model, examples)
+    settings_of(recipe.recipe, preparation, examples.shape, len(examples), pictures=examples.are_pixels)
+    if not recipe.recipe.prune.structured:
+        _check_names(recipe, *_layers(model, module), "layer")
+    elif module is not None:
+        _check_names(recipe, *_groups(module, examples.shape), "group of channels")
+    if module is not None:
+        emitted = of_module(module, examples.shape, preparation).emit(module)
+        check_logits(emitted, type(module).__name__)
+        check_same_outputs(module, model, examples)
+
+
+def _check_names(recipe: RecipeFile, names: Sequence[str], kept: Sequence[str], what: str) -> None:
+    """Check that there is something to prune, and the recipe's patterns; `kept` is frozen."""
+    if kept and not names:
+        raise ModelError(
+            f"no {what} can be pruned, since all are frozen (requires_grad = False): {', '.join(kept)}: let the "
+            "function leave those trainable that may be pruned"
+        )
+    recipe.check_prune_layers(names, what, kept)
+
+
+def _groups(module: Any, shape: tuple[int, ...]) -> tuple[list[str], list[str]]:
+    """Return the names of the groups of channels that can be pruned, and of those that are frozen."""
+    height, width, channels = shape
+    groups, kept = trained_groups(module, (channels, height, width))
+    return [group.name for group in groups], kept
+
+
+def _layers(model: Model, module: Any | None) -> tuple[list[str], list[str]]:
+    """Return the names of the layers that can be pruned, and of those that are frozen."""
+    if module is None:
+        return list(of_file(model.content, model.path).weights), []
+    return list(prunable(module)), frozen(module)

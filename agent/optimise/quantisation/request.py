@@ -20,9 +20,8 @@ from agent.optimise.data import Examples, read_examples
 from agent.optimise.depth.stages import Stage, chain_of, deepest, join, split
 from agent.optimise.evaluate import Score, doubt_guesses, score, time_ms
 from agent.optimise.inputs import examples_path
-from agent.optimise.preflight import check_file_size, check_layers
 from agent.optimise.qat import train_quantised
-from agent.optimise.quantisation.bit_search import Evaluate
+from agent.optimise.quantisation.allocation import Evaluate
 from agent.optimise.quantise import (
     LayerBits,
     QuantisedModel,
@@ -30,7 +29,6 @@ from agent.optimise.quantise import (
     fixed_bits,
     quantise,
     read_layers,
-    spread,
 )
 from agent.optimise.recipe import Method, parse_recipe, read_recipe
 from agent.optimise.recipe.budget import Budget, parse_budget
@@ -44,9 +42,6 @@ from agent.text import plural
 Progress = Callable[[str], None]
 _QAT = "qat"
 _DOUBTFUL = 0.02
-_ALIKE = "of {} examples for calibration {}: the ranges are those of these alone, and others will be cut off"
-_DIFFERENT = 8
-"""Different examples for calibration, below which a doubt is told."""
 _JUDGED = 0.25
 """Share of the examples for calibration that a training does not see: they say whether its result is kept."""
 _CALIBRATION = "the {} for calibration"
@@ -65,7 +60,7 @@ _SIGMOIDS = ("blazeface", "landmarks")
 """Decoders whose option `logits` means a sigmoid of a tensor that holds scores alone."""
 _DOUBT = "it loses {:.3g} pp of {}: give examples of the kind that the model will see, more of them, or --qat"
 _NO_CHOICE = "no layer is left that takes 4 bits: quantised by int8"
-_WIDE = "no layer has 4 bits: {}"
+_WIDE = "no layer has 4 bits: INT8 meets the budget, or with 4 bits more would be lost than is allowed"
 _RELEARN = (
     "score and time are those of the deepest exit; the thresholds of the exits are those of the float model: "
     "`vedette models calibrate` learns them again"
@@ -203,8 +198,6 @@ class _Job:
         self._falls_back = self._recipe.method == "mixed" and not (request.method or self._has_choice)
         if self._falls_back:
             self._recipe = replace(self._recipe, method="int8")
-        check_file_size(model, self.content, self._recipe.method, self._budget, self._layer_bits, self.file)
-        check_layers(layers, self._recipe.method, self._budget, self._layer_bits)
         self._seen, self._held, self._is_known = [], [], False
         variants = [self._manifest.variants[-1]] if self._stages else self._manifest.variants
         for variant in [one.name for one in variants] or [""]:
@@ -350,22 +343,6 @@ class _Job:
         contents = [deepest(one) for one in contents] if self._stages else contents
         return time_ms(contents, busy=self._busy.append)
 
-    def _doubts(self) -> Iterator[str]:
-        """Yield a doubt about examples that show hardly any range of activations."""
-        few = spread(self._seen[0], self._recipe.examples)
-        different = len({few.digest(index) for index in range(len(few))})
-        if different < min(_DIFFERENT, len(few)):
-            yield _ALIKE.format(len(few), "all are the same" if different == 1 else f"only {different} differ")
-
-    def _why_wide(self) -> str:
-        """Say why `mixed` has chosen 4 bits for no layer, see `BitSearch.find`."""
-        if not self._loss_limits:
-            return "INT8 meets the budget"
-        limits = self._budget
-        allowed = "half a percentage point" if limits.loss is None else f"{limits.told('loss')} allows"
-        slow = "" if limits.latency_ms is None else ", or is too slow"
-        return f"with 4 bits in some it loses more of {self._roles.told} than {allowed}{slow}"
-
     def report(self, found: QuantisedModel, steps: list[StepResult]) -> OptimiseReport:
         """Return the report on a result."""
         first, last = steps[0], [step for step in steps if step.kept][-1]
@@ -378,13 +355,13 @@ class _Job:
             remarks.append(_NO_CHOICE)
         narrow = any(layer.bits == 4 for layer in found.layers)
         if self._recipe.method == "mixed" and not narrow and self._budget.meets("loss", loss):
-            remarks.append(_WIDE.format(self._why_wide()))
+            remarks.append(_WIDE)
         if self._stages:
             remarks.append(_RELEARN)
         if not steps[-1].kept:
             remarks.append(f"{steps[-1].name}: {steps[-1].notes[0]}")
         guesses = doubt_guesses(first.score or 0.0, self._roles.reported)
-        remarks += (*guesses, *self._roles.remarks, *self._doubts(), *self._roles.reported.remarks)
+        remarks += (*guesses, *self._roles.remarks, *self._roles.reported.remarks)
         missed = self._budget.missed(size=last.size, loss=loss, latency_ms=last.latency_ms)
         if self.can_be_met(last) and missed:
             missed += self._disagreement(found, steps)

@@ -81,34 +81,14 @@ class Budget(Struct, frozen=True):
         self, *, size: float | None = None, loss: float | None = None, latency_ms: float | None = None
     ) -> list[str]:
         """Say which limits these figures miss, and by how much. A figure that is None is not compared."""
-        return [
-            f"{name} {self.amount(name, value)}, {self._told_excess(name, over)} {self._told_limit(name)}"
-            for name, value, over in self._misses(size, loss, latency_ms)
-        ]
-
-    def excess(
-        self, *, size: float | None = None, loss: float | None = None, latency_ms: float | None = None
-    ) -> float:
-        """Return the largest share by which these figures miss a limit; 0: they miss none.
-
-        A figure that is None is not compared. What is lost over a limit is a share of that, or of `_LOSS_SHARE`
-        if the limit is less.
-        """
-        shares = [0.0]
-        for name, _, over in self._misses(size, loss, latency_ms):
-            limit = self._limit(name)[0] or 0.0
-            shares.append(max(over / (max(limit, _LOSS_SHARE) if name == "loss" else limit), _LEAST_SHARE))
-        return max(shares)
-
-    def _misses(
-        self, size: float | None, loss: float | None, latency_ms: float | None
-    ) -> Iterator[tuple[LimitName, float, float]]:
-        """Yield name, value, and by how much it is over, of each limit that is missed."""
         values = {"size": size, "loss": loss, "latency": latency_ms}
+        found = []
         for name, limit, _, _ in self._limits():
             value = values[name]
             if value is not None and limit is not None and not self.meets(name, value):
-                yield name, value, _over(name, value, limit)
+                told = self._told_excess(name, _over(name, value, limit))
+                found.append(f"{name} {self.amount(name, value)}, {told} {self._told_limit(name)}")
+        return found
 
     def _told_excess(self, name: LimitName, over: float) -> str:
         _, factor, unit = self._limit(name)
@@ -143,8 +123,6 @@ _UNITS = {
 """Factor to a `Budget`'s unit by limit and unit."""
 _SAME_LOSS = 1e-9
 """Losses that differ by no more are the same."""
-_LOSS_SHARE, _LEAST_SHARE = 0.01, 1e-9
-"""Loss that is an excess of 1, where less is allowed; and the excess of a figure that is not below its limit."""
 _FIGURES, _MOST_FIGURES = 4, 10
 """Figures in which an amount is told."""
 _FIELDS = {"latency": "latency_ms"}

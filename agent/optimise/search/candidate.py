@@ -3,38 +3,48 @@
 Latency and size are measured before the training, of the INT8 file with random weights: they do not depend on
 them, and a candidate over the budget is not trained. Each rung trains anew with a whole schedule, since the
 accuracy in the midst of a schedule says little about its end.
+
+Successive halving (Jamieson, Talwalkar, Non-stochastic Best Arm Identification, AISTATS 2016) in its asynchronous
+form (Li et al., A System for Massively Parallel Hyperparameter Tuning, MLSys 2020): a candidate goes to the next
+rung if it is in the better half of those that have finished this rung so far. With several objectives the halves
+are taken among candidates of similar latency, so that fast networks are not compared with large ones.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+import zlib
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import msgspec
+import numpy as np
 import torch
 from msgspec import Struct
 from msgspec.structs import replace
+from numpy.typing import NDArray
 from optuna.exceptions import OptunaError
 
+from agent.compute.manifest import InputManifest, Manifest, OutputManifest
 from agent.errors import ConfigError, FleetError, ModelError, StorageError
 from agent.models.writer import write_first
+from agent.optimise.data import Examples
 from agent.optimise.evaluate import score
 from agent.optimise.factory import call_factory
 from agent.optimise.graph.from_torch import export, float_tflite
-from agent.optimise.preflight import check_logits
-from agent.optimise.pruning.file import training_settings
+from agent.optimise.pruning.file import training_inputs, training_settings
 from agent.optimise.quantise import quantise
-from agent.optimise.recipe import QuantiseRecipe, Recipe
+from agent.optimise.recipe import Objective, QuantiseRecipe, Recipe
 from agent.optimise.recipe.budget import Budget, parse_budget
 from agent.optimise.report import OptimiseReport
-from agent.optimise.search.comparison import Figures, reason_to_stop
-from agent.optimise.search.data import SearchData
 from agent.optimise.search.latency import LatencyMeter
 from agent.optimise.search.study import SearchTrial
-from agent.optimise.train import TrainingStep, evaluate, fit
+from agent.optimise.source import learned_sample
+from agent.optimise.train import Pictures, TrainingStep, evaluate, fit
+from agent.optimise.training.data import check_classes, check_logits, read_class_examples, untaught
+from agent.optimise.tune import split
 from agent.storage.files import make_folder, remove, write_atomic
 from agent.text import plural
 
@@ -49,6 +59,88 @@ _ENDS_THE_SEARCH = (StorageError, ConfigError, FleetError, OptunaError, OSError)
 
 class SearchInterruptedError(Exception):
     """The time of a search is over."""
+
+
+class SearchData(Struct, frozen=True):
+    """Examples with classes, in parts.
+
+    Attributes:
+        seen: for training and for the ranges of INT8.
+        compared: by which candidates are compared.
+        unseen: which decide nothing.
+        pictures: of `seen`, [n, height, width, channels]: uint8, or float32 of what is no picture.
+        compared_pictures: of `compared`.
+        manifest: of every candidate.
+        learned: digests of `seen`, see `agent.optimise.source.learned_sample`.
+        fingerprint: of all examples.
+        description: of where they are from.
+    """
+
+    seen: Examples
+    compared: Examples
+    unseen: Examples
+    pictures: Pictures
+    compared_pictures: Pictures
+    manifest: Manifest
+    learned: tuple[str, ...]
+    fingerprint: str
+    description: str
+
+    @property
+    def manifest_keys(self) -> dict[str, Any]:
+        """The keys of the manifest of a candidate's file."""
+        keys = msgspec.to_builtins(self.manifest)
+        chosen = {"input": ("order", "mean", "std", "pixels"), "output": ("decoder", "labels")}
+        found = {table: {name: keys[table][name] for name in names} for table, names in chosen.items()}
+        if self.manifest.input.pixels:
+            del found["input"]["pixels"]
+        return found
+
+    @property
+    def training(self) -> tuple[NDArray[Any], NDArray[Any]]:
+        """Pictures and labels of `seen`."""
+        assert self.seen.labels is not None
+        return self.pictures, self.seen.labels
+
+    @property
+    def test(self) -> tuple[NDArray[Any], NDArray[Any]]:
+        """Pictures and labels of `compared`."""
+        assert self.compared.labels is not None
+        return self.compared_pictures, self.compared.labels
+
+
+def read_search_data(path: Path, recipe: Recipe) -> SearchData:
+    """Read the examples of a search.
+
+    Args:
+        path: see `agent.optimise.data`.
+        recipe: its sections `[search]` and `[data]` count.
+
+    Raises:
+        ModelError: they cannot be read, have no classes or too few to learn from, or do not fit the shape.
+    """
+    preparation = InputManifest(mean=(recipe.search.mean,) * 3, std=(recipe.search.std,) * 3)
+    shape, limit, source = recipe.search.shape, recipe.data.limit, recipe.search.space
+    examples, classes = read_class_examples(path, shape, preparation, limit=limit, source=source)
+    if not examples.are_pixels:
+        preparation = InputManifest(pixels=False)
+    seen, held = split(examples, recipe.data.held_out)
+    check_classes(examples, seen)
+    compared, unseen = split(held, 0.5)
+    names = tuple(examples.names) or tuple(map(str, range(classes)))
+    seen.remarks += untaught(np.asarray(seen.labels), np.asarray(held.labels), names)
+    inputs, labels = training_inputs(seen, preparation), np.ascontiguousarray(examples.labels)
+    return SearchData(
+        seen=seen,
+        compared=compared,
+        unseen=unseen,
+        pictures=inputs,
+        compared_pictures=training_inputs(compared, preparation),
+        manifest=Manifest("candidate", OutputManifest("classify", names), preparation),
+        learned=learned_sample(seen),
+        fingerprint=f"{len(examples)}, CRC {zlib.crc32(inputs.data, zlib.crc32(labels.data)):08x}",
+        description=examples.description,
+    )
 
 
 class SearchSpace(Struct, frozen=True):
@@ -230,3 +322,59 @@ def rung_name(epochs: float) -> str:
 def _reason(error: Exception) -> str:
     told = str(error).strip().splitlines() or [""]
     return told[0] if isinstance(error, ModelError) else f"{type(error).__name__}: {told[0]}"
+
+
+SIMILAR = 1.25
+"""Latencies whose ratio is at most this are similar."""
+
+
+class Figures(Struct, frozen=True):
+    """What candidates are compared by.
+
+    Attributes:
+        accuracy: 0..1; of a rung, or of the INT8 file.
+        latency_ms: of the INT8 file, ms.
+        size: of the INT8 file, bytes.
+    """
+
+    accuracy: float
+    latency_ms: float
+    size: int
+
+    def values(self, objectives: Sequence[Objective]) -> tuple[float, ...]:
+        """Return the values of some objectives; less is better."""
+        known = {"accuracy": -self.accuracy, "latency": self.latency_ms, "size": float(self.size)}
+        return tuple(known[name] for name in objectives)
+
+
+def beats(one: Sequence[float], other: Sequence[float]) -> bool:
+    """Return True if one is nowhere worse and somewhere better; less is better."""
+    return all(a <= b for a, b in zip(one, other, strict=True)) and tuple(one) != tuple(other)
+
+
+def pareto_front(candidates: Sequence[Sequence[float]]) -> list[int]:
+    """Return the indices of the candidates that no other one beats, in order; less is better."""
+    return [number for number, one in enumerate(candidates) if not any(beats(other, one) for other in candidates)]
+
+
+def reason_to_stop(own: Figures, others: Iterable[Figures], objectives: Sequence[Objective]) -> str:
+    """Say why a candidate is not trained further; empty: it is.
+
+    Args:
+        own: figures of the candidate after a rung.
+        others: of those that have finished the same rung.
+        objectives: of the search. Without latency among them, all candidates are similar.
+    """
+    others = list(others)
+    if not any(beats(other.values(objectives), own.values(objectives)) for other in others):
+        return ""
+    peers = [one for one in others if "latency" not in objectives or _similar(own, one)]
+    better = sum(one.accuracy > own.accuracy for one in peers)
+    if better < (len(peers) + 2) // 2:
+        return ""
+    return f"{better} of {len(peers)} similar candidates are more accurate"
+
+
+def _similar(one: Figures, other: Figures) -> bool:
+    low, high = sorted((one.latency_ms, other.latency_ms))
+    return high <= low * SIMILAR

@@ -1,9 +1,8 @@
-"""Results of a study: its trials, the Pareto front, and a chart of it."""
+"""Results of a study: its trials and the Pareto front."""
 
 from __future__ import annotations
 
 import hashlib
-import io
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,11 +17,10 @@ from agent.models.files import read
 from agent.optimise.recipe import Objective
 from agent.optimise.recipe.budget import Budget, parse_budget
 from agent.optimise.report import OptimiseReport, StepResult
-from agent.optimise.search.candidate import INT8, trial_folder
-from agent.optimise.search.comparison import Figures, pareto_front
-from agent.optimise.search.study import counts, is_url, open_study, study_errors, worker_of
+from agent.optimise.search.candidate import INT8, Figures, pareto_front, trial_folder
+from agent.optimise.search.study import counts, open_study, study_errors
 from agent.structs import convert
-from agent.text import plural, without_logins
+from agent.text import plural
 
 State = Literal["complete", "stopped", "failed", "running", "waiting"]
 _STATES: dict[Any, State] = {
@@ -118,7 +116,7 @@ def result_of(location: str, study: Any) -> SearchResult:
     chosen = pareto_front([figures_of(one).values(objectives) for one in done])
     front = {done[at].number for at in chosen}
     return SearchResult(
-        without_logins(location),
+        location,
         objectives,
         facts.get("measured_on", ""),
         facts.get("examples", ""),
@@ -149,7 +147,7 @@ def _trial(one: Any) -> TrialResult:
         size=facts.get("size"),
         rungs=facts.get("rungs", {}),
         reason=facts.get("reason", ""),
-        worker=str(worker_of(one) or ""),
+        worker=facts.get("worker", ""),
         origin=facts.get("origin", one.number),
         busy=facts.get("busy", ""),
     )
@@ -169,13 +167,12 @@ class ChosenCandidate(Struct, frozen=True):
     report: OptimiseReport
 
 
-def read_candidate(location: str, number: int, folder: Path | None, command: str = "") -> ChosenCandidate:
+def read_candidate(location: str, number: int, command: str = "") -> ChosenCandidate:
     """Read the INT8 file of a trial.
 
     Args:
         location: of the study.
         number: of the trial.
-        folder: of the files; None: that of the study.
         command: for the report.
 
     Raises:
@@ -187,11 +184,7 @@ def read_candidate(location: str, number: int, folder: Path | None, command: str
         facts = dict(study.user_attrs)
         own = {one.number: one.user_attrs for one in study.get_trials(deepcopy=False)}.get(number, {})
     trial = _complete(found, number)
-    if folder is None and is_url(location):
-        raise ModelError(
-            f"{location}: give --work, the folder in which the worker {trial.worker} keeps its files"
-        )
-    file = trial_folder(folder or Path(location), trial.origin) / INT8
+    file = trial_folder(Path(location), trial.origin) / INT8
     if not file.is_file():
         raise ModelError(f"{file}: is not here: the trial was trained by {trial.worker}, which keeps its files")
     content = read(file)
@@ -235,46 +228,3 @@ def _report(trial: TrialResult, own: Mapping[str, Any], facts: Mapping[str, Any]
         remarks=(compared, *filter(None, [trial.busy])),
         learned=tuple(facts.get("learned", ())),
     )
-
-
-def draw_front(found: SearchResult) -> bytes:
-    """Return a PNG: accuracy over latency, or over size, with the front.
-
-    Raises:
-        ModelError: matplotlib is not installed.
-    """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ModelError(f"a chart needs matplotlib: pip install '.[optimise]' in the clone: {error}") from error
-    figure = Figure(figsize=(7.0, 4.5), layout="constrained")
-    axis = figure.add_subplot()
-    by_size = "latency" not in found.objectives and "size" in found.objectives
-    place = _kilobytes if by_size else _latency
-    front = sorted(found.front, key=place)
-    others = [one for one in found.trials if one.state == "complete" and not one.front]
-    for trials, colour, label in ((others, "lightgrey", "others"), (front, "tab:blue", "no other is better")):
-        if trials:
-            axis.scatter([*map(place, trials)], [*map(_percent, trials)], color=colour, label=label)
-    for one in front:
-        at = place(one), _percent(one)
-        axis.annotate(str(one.number), at, textcoords="offset points", xytext=(4, 4))
-    axis.set(xlabel="size, kB" if by_size else "latency, ms", ylabel="accuracy of the INT8 file, %")
-    axis.grid(alpha=0.3)
-    if front:
-        axis.legend()
-    drawn = io.BytesIO()
-    figure.savefig(drawn, format="png", dpi=100)
-    return drawn.getvalue()
-
-
-def _latency(one: TrialResult) -> float:
-    return one.latency_ms or 0.0
-
-
-def _kilobytes(one: TrialResult) -> float:
-    return (one.size or 0) / 1e3
-
-
-def _percent(one: TrialResult) -> float:
-    return (one.accuracy or 0.0) * 100

@@ -6,14 +6,11 @@ import inspect
 import multiprocessing
 import os
 import signal
-import sys
-import sysconfig
 import threading
 import time
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from modulefinder import ModuleFinder
 from pathlib import Path
 from typing import Any
 
@@ -29,19 +26,19 @@ from agent.optimise.factory import find_factory
 from agent.optimise.inputs import examples_path
 from agent.optimise.recipe import Recipe, read_recipe
 from agent.optimise.search.candidate import (
+    Figures,
     Progress,
     SearchCandidate,
     SearchInterruptedError,
     SearchSpace,
+    read_search_data,
     remove_checkpoints,
     rung_name,
     trial_folder,
 )
-from agent.optimise.search.comparison import Figures
-from agent.optimise.search.data import read_search_data
 from agent.optimise.search.latency import BoardMeter, LatencyMeter, LocalMeter
 from agent.optimise.search.results import SearchResult, read_result
-from agent.optimise.search.study import PLACE, SearchStudy, SearchTimings, SearchTrial, is_url, study_errors
+from agent.optimise.search.study import PLACE, SearchStudy, SearchTimings, SearchTrial, study_errors
 from agent.storage.files import make_folder
 
 _ALL_FAIL = 5
@@ -55,13 +52,12 @@ class SearchRequest(Struct, frozen=True):
 
     Attributes:
         recipe: path.
-        study: a folder, or the URL of a database.
+        study: a folder, which also holds checkpoints and files.
         trials: number of trials of the study; None: no limit.
         seconds: after which the search ends; None: no limit.
         workers: processes on this machine.
         board: see `BoardMeter`; empty: this machine.
         data: path of the examples; None: the recipe names it.
-        work: folder for checkpoints and files; None: that of the study, or beside the recipe.
         rounds: see `time_ms`.
         timings: see `SearchTimings`.
     """
@@ -73,16 +69,13 @@ class SearchRequest(Struct, frozen=True):
     workers: int = 1
     board: str = ""
     data: Path | None = None
-    work: Path | None = None
     rounds: int = 30
     timings: SearchTimings = SearchTimings()
 
     @property
     def folder(self) -> Path:
-        """Folder for checkpoints and files."""
-        if self.work is not None:
-            return self.work
-        return self.recipe.with_suffix(".work") if is_url(self.study) else Path(self.study)
+        """Folder of the study."""
+        return Path(self.study)
 
 
 def search(request: SearchRequest, progress: Progress = _QUIET, tell: Progress = _QUIET) -> SearchResult:
@@ -277,9 +270,7 @@ def _identity(space: SearchSpace) -> Iterator[tuple[str, str]]:
     """Yield all that must be the same for each worker of a study."""
     recipe, search = space.recipe, space.recipe.search
     file, _, name = space.source.rpartition(":")
-    crc = 0
-    for path in (Path(file), *_imported(Path(file).resolve())):
-        crc = zlib.crc32(path.read_bytes(), crc)
+    crc = zlib.crc32(Path(file).read_bytes())
     yield "[search] space", f"{Path(file).name}:{name}, CRC {crc:08x}"
     for key, value in msgspec.to_builtins(replace(search, parameters={}, space="")).items():
         if key not in ("parameters", "space"):
@@ -293,31 +284,6 @@ def _identity(space: SearchSpace) -> Iterator[tuple[str, str]]:
     yield "[data] held_out", str(recipe.data.held_out)
     yield "the set of examples", space.data.fingerprint
     yield PLACE, space.meter.place
-
-
-def _imported(file: Path) -> list[Path]:
-    """Return the modules of the folder of a file that are loaded, or that its functions import when called."""
-    finder = _StaticImports([str(file.parent)])
-    finder.run_script(str(file))
-    modules = (*sys.modules.values(), *finder.modules.values())
-    files = [getattr(one, "__file__", None) or "" for one in modules]
-    loaded = {Path(path) for path in files if path.startswith(f"{file.parent}{os.sep}")}
-    packages = Path(__file__).parents[2], *(Path(sysconfig.get_path(name)) for name in ("purelib", "platlib"))
-    return sorted(
-        path
-        for path in loaded - {file}
-        if path.suffix == ".py" and not any(path.is_relative_to(folder) for folder in packages)
-    )
-
-
-class _StaticImports(ModuleFinder):
-    """Finds what a script imports. A relative import in it counts as one from its folder."""
-
-    def determine_parent(self, caller: Any, level: int = -1) -> Any:
-        try:
-            return super().determine_parent(caller, level)
-        except ImportError:
-            return caller
 
 
 def _short(parameter: Struct) -> str:

@@ -1,20 +1,20 @@
 """A study that processes and machines share: trials are claimed, reported, and taken over from dead workers.
 
-The study is Optuna's: a journal in a folder, which may be a shared one, or a database. A trial that is running
-has a number that its worker counts up. If the number stays the same for `SearchTimings.stale_s`, by the clock of
-the worker that watches, or if its process on this machine is gone, the trial fails, and one with the same
-parameters waits for the next worker. What its training has reached goes along.
+The study is Optuna's: a journal in a folder, which may be a shared one. A trial that is running has a number that
+its worker counts up. If the number stays the same for `SearchTimings.stale_s`, by the clock of the worker that
+watches, the trial fails, and one with the same parameters waits for the next worker. What its training has
+reached goes along.
 """
 
 from __future__ import annotations
 
 import os
-import sqlite3
+import socket
 import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -25,22 +25,16 @@ from msgspec import Struct
 from optuna.exceptions import OptunaError, UpdateFinishedTrialError
 from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock
 from optuna.trial import TrialState
-from sqlalchemy.engine import make_url
-from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 
 from agent.errors import ConfigError, ModelError, StorageError, reason_of
 from agent.optimise.recipe import Objective, SearchParameter
-from agent.optimise.search.worker_identity import WorkerIdentity, own_identity
 from agent.storage.files import storage_errors
-from agent.structs import convert
 
 JOURNAL = "study.journal"
 PLACE = "the latency's place"
 """Name, in the identity of a study, of where latency is measured."""
 _NAME, _WORKER = "vedette", "worker "
 """Name of our study, and how the names of attributes begin that workers leave in it."""
-_TABLES = {"studies", "trials", "version_info"}
-"""Some of the tables of Optuna, which make a database that of studies."""
 _DIRECTIONS: dict[Objective, Literal["maximize", "minimize"]] = {
     "accuracy": "maximize",
     "latency": "minimize",
@@ -66,8 +60,8 @@ class SearchTimings(Struct, frozen=True):
         poll_s: between two looks at the trials of others.
     """
 
-    beat_s: float = 30.0
-    stale_s: float = 180.0
+    beat_s: float = 10.0
+    stale_s: float = 60.0
     poll_s: float = 2.0
 
 
@@ -78,16 +72,15 @@ def study_errors(location: str) -> Iterator[None]:
         yield
     except OSError as error:
         raise StorageError(f"{location}: the study cannot be read or written: {reason_of(error)}") from error
-    except (OptunaError, SQLAlchemyError, ImportError) as error:
-        told = str(error.__cause__ or error).strip().splitlines() or [""]
-        raise StorageError(f"{location}: the study cannot be used: {told[0]}") from error
+    except OptunaError as error:
+        raise StorageError(f"{location}: the study cannot be used: {error}") from error
 
 
 def open_study(location: str, objectives: Sequence[Objective] = ()) -> Any:
     """Open a study; with objectives, make it if there is none.
 
     Args:
-        location: a folder, or the URL of a database.
+        location: a folder.
         objectives: of the study.
 
     Raises:
@@ -97,64 +90,18 @@ def open_study(location: str, objectives: Sequence[Objective] = ()) -> Any:
         try:
             storage = _storage(location, make=bool(objectives))
             if not objectives:
-                return _checked(location, optuna.load_study(study_name=_NAME, storage=storage))
+                return optuna.load_study(study_name=_NAME, storage=storage)
             directions = [_DIRECTIONS[one] for one in objectives]
-            study = optuna.create_study(
+            return optuna.create_study(
                 study_name=_NAME, storage=storage, directions=directions, load_if_exists=True
             )
-            return _checked(location, study)
         except KeyError as error:
             raise ModelError(f"{location}: there is no study") from error
         except (ValueError, TypeError, AssertionError) as error:
             raise StorageError(f"{location}: holds no study that can be read: {error}") from error
 
 
-def _checked(location: str, study: Any) -> Any:
-    """Return a study, or raise ModelError if another program has begun it, by the same name."""
-    has_workers = any(name.startswith(_WORKER) for name in study.user_attrs)
-    if not has_workers and study.get_trials(deepcopy=False):
-        raise ModelError(f"{location}: its study {_NAME!r} is that of another program: name another place")
-    return study
-
-
-def is_url(location: str) -> bool:
-    """Return True for a database, False for a folder."""
-    return "://" in location
-
-
-def _check_tables(location: str, *, make: bool) -> None:
-    """Raise ModelError if a file of SQLite is of something else, since opening it would make tables in it.
-
-    Unless a study may be made in it, it has to be there, with the tables of one.
-    """
-    try:
-        url = make_url(location)
-    except ArgumentError:  # Optuna tells it
-        return
-    if url.get_backend_name() != "sqlite":
-        return
-    if not url.database or ":memory:" in url.database or "mode=memory" in location:
-        raise ModelError(f"{location}: a database in memory ends with its process: name a file")
-    path = Path(url.database.removeprefix("file:"))
-    if not path.is_file():
-        if make:
-            return
-        raise ModelError(f"{location}: there is no study: {path} is missing")
-    try:
-        with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as database:
-            found = {name for (name,) in database.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
-    except sqlite3.DatabaseError:  # so does it that the file is none
-        return
-    if found and not found >= _TABLES:
-        raise ModelError(f"{location}: {path} is the database of something else: name another file")
-    if not found and not make:
-        raise ModelError(f"{location}: there is no study: {path} is empty")
-
-
 def _storage(location: str, *, make: bool) -> Any:
-    if is_url(location):
-        _check_tables(location, make=make)
-        return location
     path = Path(location, JOURNAL)
     if make:
         with storage_errors(f"{location}: the folder of the study cannot be made"):
@@ -287,7 +234,7 @@ class SearchStudy:
         self._clock = clock
         self.location, self._parameters, self._timings = location, parameters, timings
         self._study = open_study(location, objectives)
-        self._me = own_identity()
+        self._me = f"{socket.gethostname()}:{os.getpid()}"
         self._identity: Mapping[str, str] = {}
         self._seen: dict[int, tuple[Any, float]] = {}
         self._exhausted = False
@@ -371,7 +318,7 @@ class SearchStudy:
 
     def _ask(self) -> SearchTrial:
         trial = self._study.ask()
-        trial.set_user_attr("worker", msgspec.to_builtins(self._me))
+        trial.set_user_attr("worker", self._me)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about ranges that are no multiple of their step
             found = {name: suggest(trial, name, one) for name, one in self._parameters.items()}
@@ -399,10 +346,7 @@ class SearchStudy:
                 self._continue(trial, attempt=trial.user_attrs.get("attempt", 1) + 1)
 
     def _is_dead(self, trial: Any) -> bool:
-        worker = worker_of(trial)
-        if worker is not None and worker.ended:
-            return True
-        now, sign = self._clock(), (worker, trial.user_attrs.get("beat"))
+        now, sign = self._clock(), trial.user_attrs.get("beat")
         if trial.number not in self._seen or self._seen[trial.number][0] != sign:
             self._seen[trial.number] = sign, now
         return now - self._seen[trial.number][1] > self._timings.stale_s
@@ -445,12 +389,6 @@ def _difference(name: str, was: str, now: str) -> str:
 def counts(trial: Any) -> bool:
     """Return True if a trial counts: False for one that another continues."""
     return trial.state != TrialState.FAIL or "reason" in trial.user_attrs
-
-
-def worker_of(trial: Any) -> WorkerIdentity | None:
-    """Return the worker of one of Optuna's trials; None: it has none yet."""
-    found = trial.user_attrs.get("worker")
-    return convert(found, WorkerIdentity) if found else None
 
 
 def suggest(trial: Any, name: str, parameter: SearchParameter) -> Any:

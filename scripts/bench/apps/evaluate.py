@@ -39,8 +39,7 @@ from agent.compute.infer.session import open_session
 from agent.config import CascadeConfig, DecodeConfig, StreamConfig
 from agent.features.verification.models import open_verifier
 from agent.models.library import open_model
-from agent.optimise.evaluation.keyword_rates import AFTER_S, THRESHOLDS
-from agent.optimise.evaluation.listening import LEAD_S, open_listener
+from agent.optimise.evaluation.listening import AFTER_S, LEAD_S, THRESHOLDS, open_listener
 from agent.optimise.evaluation.mot import read_clips
 from agent.optimise.evaluation.sound_data import Recording, read_sounds
 from agent.optimise.evaluation.tracking import TrackRequest, evaluate_tracking, published, track

@@ -43,8 +43,7 @@ from agent.features.fusion.part import ReceivedText, decode_text, said_at
 from agent.features.fusion.rules import Condition, Evidence, Fusion, FusionTimes, text_evidence
 from agent.features.verification.models import open_verifier
 from agent.models.library import open_model
-from agent.optimise.late_fusion.calibration import calibrate
-from agent.optimise.late_fusion.recording import Recorded, Span, replay, to_moment
+from agent.optimise.late_fusion import Recorded, Span, calibrate, replay, to_moment
 from agent.types import AudioChunk, Event, Frame, Image, Samples
 
 RULE = 'front:person and (mic:"five" or gate:"help")'

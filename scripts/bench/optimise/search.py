@@ -20,7 +20,7 @@ from _cifar import BUILD, Dataset, cifar
 from common import ROOT, arguments, conclude, data_argument
 
 from agent.optimise.evaluate import time_ms
-from agent.optimise.search.comparison import Figures, beats
+from agent.optimise.search.candidate import Figures, beats
 from agent.optimise.search.results import read_candidate
 
 FOLDER = BUILD / "search"
@@ -182,7 +182,7 @@ def best(found: dict[str, Any], base: dict[str, Any]) -> int:
 
 def compare(study: Path, number: int, hand: Path, hand_number: int) -> dict[str, float]:
     """Accuracy on unseen pictures, and latency in turns, of a trial and of the hand-made network."""
-    one, other = (read_candidate(str(place), at, None) for place, at in ((study, number), (hand, hand_number)))
+    one, other = (read_candidate(str(place), at) for place, at in ((study, number), (hand, hand_number)))
     scores = [candidate.report.steps[0].score or 0.0 for candidate in (one, other)]
     times = time_ms([one.content, other.content], rounds=60)
     print("; ".join(one.report.steps[0].notes))

@@ -24,7 +24,6 @@ from numpy.typing import NDArray
 from shrink import CASTINGS, castings_of, folds_of
 
 from agent.compute.manifest import Manifest, Model, OutputManifest
-from agent.optimise.classifier.file import PREPARATION, TrainRequest, read_pictures, train_classifier
 from agent.optimise.data import Examples, read_examples
 from agent.optimise.evaluate import score, time_ms
 from agent.optimise.factory import load_factory
@@ -32,6 +31,7 @@ from agent.optimise.pruning.file import prune_model
 from agent.optimise.quantise import quantise
 from agent.optimise.recipe import Recipe, parse_recipe
 from agent.optimise.train import TrainingStep
+from agent.optimise.training.classifier import PREPARATION, TrainRequest, read_pictures, train_classifier
 
 NEU = "neu_det_dev.tar"
 GONE, LOSS, CASTINGS_RIGHT = 0.7, 0.01, 0.997

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from agent.optimise.graph.from_torch import export
-from agent.optimise.report import OptimiseReport, StepResult, to_html
+from agent.optimise.report import OptimiseReport, StepResult
 from agent.optimise.tune_steps import TuneRequest, tune_file
 
 MEAN, STD = np.array((123.675, 116.28, 103.53), np.float32), np.array((58.395, 57.12, 57.375), np.float32)
@@ -131,13 +131,13 @@ def helps(former: StepResult, step: StepResult) -> bool:
 
 
 def is_complete(report: OptimiseReport) -> bool:
-    """Tell whether every kept step has all figures, and the report its layers, operations, remarks and charts."""
+    """Tell whether every kept step has all figures, and the report its layers, operations and remarks."""
     kept = [step for step in report.steps if step.kept]
     fields = ("score", "latency_ms", "memory_mb", "energy_mj")
     has_figures = all(getattr(step, name) is not None for step in kept for name in fields)
     told = any("of the time" in remark for remark in report.remarks)
     has_reasons = all(step.notes for step in report.steps if not step.kept)
-    return has_figures and has_reasons and told and bool(report.operations) and "<img" in to_html(report)
+    return has_figures and has_reasons and told and bool(report.operations)
 
 
 def tuned(model: Path, examples: Path, recipe: str) -> OptimiseReport:
@@ -186,7 +186,6 @@ def main() -> None:
     report = tuned(
         model, examples, '[quantise]\nmethod = "mixed"\nexamples = 32\nbudget = "size<3MB, loss<1pp"\n'
     )
-    (folder / "report.html").write_text(to_html(report), encoding="utf-8")
     figures = figures_of(report)
     if given.record:
         _recorded.record("tune/lite0", figures)

@@ -13,7 +13,7 @@ from click.testing import CliRunner
 
 from agent.cli.main import vedette
 from agent.features.fusion.expression import FusionCalibration
-from tests.unit.optimise.late_fusion.staged import write
+from tests.unit.optimise.staged_fusion import write
 
 CONFIG = """
 [streams.front]

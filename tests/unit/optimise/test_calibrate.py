@@ -197,31 +197,6 @@ def test_a_loss_on_other_recordings_is_told(tmp_path: Path, data: Path, monkeypa
     assert "--loss allows 2" in done.stderr
 
 
-def test_labels_that_are_swapped_are_told_or_refused(tmp_path: Path, data: Path) -> None:
-    for number in range(6, 30):  # so that most recordings are right
-        soundfile.write(data / "silence" / f"{number}.wav", (quiet(0.6) + number).astype(np.int16), RATE)
-    model = cascade_model(tmp_path)
-    assert "check their labels" not in call(model, data).stderr
-    before = model.read_text()
-    for file in sorted((data / "high").iterdir())[:4]:
-        file.rename(data / "low" / f"high{file.name}")
-    for file in sorted((data / "low").glob("[0-5].*"))[:4]:
-        file.unlink()
-    done = call(model, data)
-    assert done.exit_code == 0, done.stderr
-    assert " of the recordings of low are taken for high, and " in done.stderr
-    (confused,) = msgspec.json.decode(call(model, data, "--json").stdout)["confused"]
-    assert (confused["label"], confused["other"]) == (0, 1)
-    model.write_text(before)
-    for file in (data / "high").iterdir():
-        file.unlink()
-    for number in range(6):
-        soundfile.write(data / "high" / f"{number}.wav", word("low", 0.5), RATE)
-    told = str(call(model, data).exception)
-    assert f"{data}: most inputs of 2 of the 2 classes are taken for those of others" in told
-    assert model.read_text() == before
-
-
 def test_folders_are_named_after_labels_in_any_case(tmp_path: Path, data: Path) -> None:
     (data / "low").rename(data / "LOW")
     (data / "high").rename(data / "High")

@@ -14,7 +14,8 @@ from msgspec.structs import replace
 from agent.compute.manifest import InputManifest, Manifest, Model, OutputManifest
 from agent.errors import ModelError
 from agent.optimise.data import Examples
-from agent.optimise.data.layouts import FoundData, ObjectBoxes
+from agent.optimise.data.annotations import ObjectBoxes
+from agent.optimise.data.layouts import FoundData
 from agent.optimise.evaluate import (
     Score,
     change,

@@ -25,7 +25,7 @@ from agent.optimise.graph.objects import dump, load
 from agent.optimise.graph.torch_graph import TorchGraph
 from agent.optimise.qat import FakeQuantised, train
 from agent.optimise.quantisation.allocation import fits_int4
-from agent.optimise.quantise import QuantisedModel, quantise, read_layers, sized_file
+from agent.optimise.quantise import QuantisedModel, fixed_bits, quantise, read_layers
 from agent.optimise.recipe import LayerRule, QatRecipe, QuantiseRecipe, parse_recipe
 from agent.optimise.recipe.budget import Budget
 from tests.support.float_models import SIDE, classifier, float_file, write_examples, write_model
@@ -381,11 +381,11 @@ def test_pictures_come_from_a_folder_beside(tmp_path: Path) -> None:
     assert len(found.report.layers) == 5
 
 
-def test_no_size_that_layers_without_biases_can_have_is_called_too_small(tmp_path: Path) -> None:
-    pairs = [(nn.Conv2d(8, 8, 1, bias=False), nn.ReLU()) for _ in range(40)]
-    layers = [nn.Conv2d(3, 8, 1, bias=False), nn.ReLU(), *[one for pair in pairs for one in pair]]
-    torch.manual_seed(3)
-    alike = float_file(nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 2)).eval())
-    model = open_whole_model(str(write_model(tmp_path, alike)))
-    examples = read_examples(write_examples(tmp_path / "examples.npz"), model)
-    assert len(sized_file(alike, [examples], "int8")) <= len(quantised(alike, examples, "int8").content)
+def test_a_fixed_layer_that_is_not_there_is_told_with_its_line() -> None:
+    layers = read_layers(float_file(classifier()))
+    file = parse_recipe('[quantise]\nlayers = [{match = "stm", bits = 8}]', "r.toml")
+    with pytest.raises(ConfigError, match=r"r\.toml:2: .*'stm' matches no layer.*'stem'"):
+        fixed_bits(layers, file.layer_bits)
+    deep = parse_recipe('[quantise]\nlayers = [{match = "deep", bits = 4}]', "r.toml")
+    with pytest.raises(ModelError, match="'deep' has no INT4 kernel"):
+        fixed_bits(layers, deep.layer_bits)

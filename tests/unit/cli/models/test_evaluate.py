@@ -180,7 +180,7 @@ def test_a_report_shows_the_worst_errors_and_a_chart_the_confusions(colours: Pat
     assert done.exit_code == 0, said(done)
     text = report.read_text()
     assert text.count("data:image/jpeg") == 3
-    assert text.count("<figcaption>") == 3
+    assert text.count("<figcaption>") == 4
     assert ".png: " in text
     assert text.count("data:image/png") == 1
     assert "top-1 75.0 %" in text
@@ -211,23 +211,6 @@ def test_anomalies_are_judged_by_what_is_to_be_found(tmp_path: Path) -> None:
     assert found["count"] == 8
 
 
-def test_slices_tell_brightness_and_what_is_given(colours: Path, tmp_path: Path) -> None:
-    sheet = tmp_path / "slices.csv"
-    rows = [f"{number}.png,camera,{'one' if number < 9 else 'two'}" for number in range(12)]
-    sheet.write_text("file,attribute,value\n" + "\n".join(rows))
-    data = colours.parent / "data"
-    found = {
-        (one["attribute"], one["value"]): one for one in evaluated(colours, data, "--slices", sheet)["slices"]
-    }
-    assert (found["camera", "one"]["figure"], found["camera", "one"]["count"]) == (1.0, 9)
-    assert (found["camera", "two"]["figure"], found["camera", "two"]["count"]) == (0.0, 3)
-    brightness = [one["count"] for (attribute, _), one in found.items() if attribute == "brightness"]
-    assert sum(brightness) in (0, 12)
-    sheet.write_text("gone.png,camera,one\n")
-    assert "slices.csv:1: gone.png is none of the files" in refusal(colours, data, "--slices", sheet)
-    assert "cannot be read" in refusal(colours, data, "--slices", tmp_path / "none.csv")
-
-
 def test_a_second_run_takes_over_what_the_first_has_kept(colours: Path, tmp_path: Path) -> None:
     data, results = colours.parent / "data", tmp_path / "kept"
     whole = evaluated(colours, data, "--results", results)
@@ -237,16 +220,7 @@ def test_a_second_run_takes_over_what_the_first_has_kept(colours: Path, tmp_path
     done = run(colours, data, "--results", results)
     assert "5 results of an earlier run were taken over" in done.output
     assert evaluated(colours, data, "--results", results) == whole
-    assert "taken over" not in run(colours, data, "--results", results, "--fresh").output
     assert "is no file of results" in refusal(colours, data, "--results", __file__)
-
-
-def test_results_lie_beside_the_report(colours: Path, tmp_path: Path) -> None:
-    report = tmp_path / "colours.html"
-    assert run(colours, colours.parent / "data", "--report", report).exit_code == 0
-    assert (tmp_path / "colours.html.results").is_file()
-    both = ["--report", report, "--results", report, "--force"]
-    assert "name two files" in refusal(colours, colours.parent / "data", *both)
 
 
 @pytest.fixture
@@ -293,9 +267,6 @@ def test_boxes_have_average_precision_and_sensitivities(boxed: Path) -> None:
     assert missed[0]["box"] == pytest.approx([0.05, 0.05, 0.15, 0.15])
     run(boxed, boxed.parent / "data", "--report", boxed.parent / "report.html")
     assert "images/0.png: red, told nothing" in (boxed.parent / "report.html").read_text()
-    sizes = {one["value"]: one for one in found["slices"] if one["attribute"] == "object size"}
-    assert sum(one["count"] for one in sizes.values()) == 4
-    assert sum(round(one["figure"] * one["count"]) for one in sizes.values()) == 3
     assert positive["at_target"]["missed"] == 1
     assert positive["froc"][0]["sensitivity"] == 0.75
 
@@ -324,7 +295,6 @@ def test_what_cannot_be_evaluated_says_why(colours: Path, tmp_path: Path) -> Non
     assert "no recordings (.wav, .flac, .ogg) in it" in refusal("small-speech", data)
     assert "is for models of words" in refusal(colours, data, "--target-false-alarms", 1)
     assert "is for clips" in refusal(colours, data, "--every", 2)
-    assert "nothing is kept" in refusal(colours, data, "--fresh")
     (tmp_path / "plate.tflite").write_bytes(constant_model({"text": np.zeros((1, 5, 3), np.float32)}))
     (tmp_path / "plate.toml").write_text('[output]\ndecoder = "ctc"\nlabels = ["0", "1"]\n')
     assert "reads texts" in refusal(tmp_path / "plate.toml", data)

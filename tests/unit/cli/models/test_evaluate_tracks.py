@@ -82,14 +82,11 @@ def test_published_detections_stand_in_for_a_model(tmp_path: Path) -> None:
     assert "of published detections" in run("det.txt", tmp_path / "one").output
 
 
-def test_a_report_shows_where_an_object_is_lost(model: Path, tmp_path: Path) -> None:
-    clip, report = sequence(tmp_path / "one", people=2), tmp_path / "r.html"
-    assert run(model, clip, "--report", report).exit_code == 0
-    text = report.read_text()
-    assert text.count("data:image/jpeg") == 2
-    assert "one, frame 1: object 2, missed in 20 pictures" in text
-    taken = run(model, clip, "--report", report, "--force").output
-    assert f"{FRAMES} results of an earlier run were taken over" in taken
+def test_detections_of_an_earlier_run_are_taken_over(model: Path, tmp_path: Path) -> None:
+    clip, results = sequence(tmp_path / "one", people=2), tmp_path / "results"
+    whole = evaluated(model, clip, "--results", results)
+    assert f"{FRAMES} results of an earlier run were taken over" in run(model, clip, "--results", results).output
+    assert evaluated(model, clip, "--results", results) == whole
 
 
 def test_a_video_is_a_clip(model: Path, tmp_path: Path) -> None:

@@ -72,7 +72,6 @@ def test_a_model_is_made_from_sound_parts_and_tells_faulty_ones(parts: Path, tmp
 
 def test_without_faulty_parts_nothing_is_claimed(parts: Path, tmp_path: Path) -> None:
     out, sound = tmp_path / "made.tflite", shutil.copytree(parts / "sound", tmp_path / "sound")
-    (sound / "other.webp").touch()
     options = ("--data", sound, "--places", "16", "--false-alarms", "20", "--limit", "9", "--json")
     done = run("optimise", "anomaly", "inspection", out, *options)
     assert done.exit_code == 0, f"{done.output}{done.exception}"
@@ -82,8 +81,6 @@ def test_without_faulty_parts_nothing_is_claimed(parts: Path, tmp_path: Path) ->
     assert made["notes"][0] == "6 sound parts in memory, 3 others set the limit"
     assert any("without --faulty nothing tells" in one for one in report["remarks"])
     assert report["remarks"][0] == "9 of 18 sound parts are used, as --limit says"
-    (left_out,) = [one for one in report["remarks"] if "1 file of .webp is left out" in one]
-    assert left_out in done.stderr
     assert run("optimise", "anomaly", "inspection", out, *options, "--force").exit_code == 0
     again = run("optimise", "anomaly", out, tmp_path / "again.tflite", *options)
     assert "it is a model of anomalies already" in str(again.exception)

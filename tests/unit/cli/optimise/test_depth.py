@@ -326,13 +326,6 @@ def test_two_runs_do_not_share_a_folder(folder: Path) -> None:
     assert "run.lock" in said(done)
 
 
-def test_a_folder_that_cannot_be_written_is_told_before_the_training(folder: Path) -> None:
-    (folder / "blocked").write_text("")
-    done = call(folder, "--work", folder / "blocked" / "work")
-    assert done.exit_code in (1, 2)
-    assert "blocked" in said(done)
-
-
 def test_thresholds_of_a_model_without_exits_are_not_learned(folder: Path) -> None:
     done = run("models", "calibrate", folder / "net.toml", folder / "data.npz")
     assert done.exit_code == 1

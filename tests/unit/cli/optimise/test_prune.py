@@ -130,13 +130,6 @@ def test_an_interrupted_run_goes_on(folder: Path, monkeypatch: pytest.MonkeyPatc
     assert (folder / "new.tflite").read_bytes() == whole
 
 
-def test_other_files_in_the_folder_of_checkpoints_stay(folder: Path) -> None:
-    (folder / "work").mkdir()
-    (folder / "work" / "notes.txt").write_text("mine")
-    assert call(folder, "--work", folder / "work").exit_code == 0
-    assert [path.name for path in (folder / "work").iterdir()] == ["notes.txt"]
-
-
 def test_a_recipe_that_matches_no_layer_is_an_error(folder: Path) -> None:
     (folder / "recipe.toml").write_text(RECIPE.replace("[train]", 'layers = ["stem*"]\n[train]'))
     done = call(folder)
@@ -184,13 +177,6 @@ def test_what_is_read_is_not_replaced_even_by_force(folder: Path, name: str) -> 
         out.unlink()
 
 
-def test_the_work_folder_is_no_input(folder: Path) -> None:
-    (folder / "pictures").mkdir()
-    place = folder / "pictures"
-    done = run("prune", folder / "net.tflite", folder / "new.tflite", "--data", place, "--work", place)
-    assert (done.exit_code, "which is read" in said(done)) == (1, True)
-
-
 def test_two_runs_do_not_share_a_work_folder(folder: Path) -> None:
     (folder / "new.work").mkdir()
     with owned_file(folder / "new.work" / "run.lock"):
@@ -216,7 +202,6 @@ def test_another_target_is_told_without_names_of_classes(folder: Path, monkeypat
     (folder / "recipe.toml").write_text(RECIPE.replace("0.5", "0.6"))
     done = call(folder)
     assert "(prune target was 0.5, is now 0.6)" in said(done)
-    assert "--work" in said(done)
 
 
 def test_a_result_that_appears_during_the_run_stays(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,12 +14,12 @@ from click.testing import CliRunner, Result
 torch = pytest.importorskip("torch", reason="training needs the extra [optimise]")
 
 from agent.cli.main import vedette
-from agent.cli.optimise.train import TrainOptions, _recipe
 from agent.compute.infer.litert import load_runtime
 from agent.models.library import look_up
 from agent.optimise.evaluate import time_ms
-from tests.unit.optimise.classifier.test_file import pictures
-from tests.unit.optimise.detector.test_file import write
+from agent.optimise.recipe import Recipe, parse_recipe
+from tests.unit.optimise.training.test_classifier import pictures
+from tests.unit.optimise.training.test_detector import write
 
 if load_runtime()[0] != "litert":
     pytest.skip("trained models are run by LiteRT", allow_module_level=True)
@@ -42,8 +42,8 @@ TRAINED = "was trained on examples that are held out here"
 
 @pytest.fixture(autouse=True)
 def _short_timing(monkeypatch: pytest.MonkeyPatch) -> None:
-    for place in ("classifier", "pruning"):
-        monkeypatch.setattr(f"agent.optimise.{place}.file.time_ms", partial(time_ms, rounds=2))
+    for place in ("training.classifier", "pruning.file"):
+        monkeypatch.setattr(f"agent.optimise.{place}.time_ms", partial(time_ms, rounds=2))
 
 
 @pytest.fixture
@@ -139,10 +139,8 @@ def test_a_network_that_is_not_there_is_told(folder: Path, network: str, told: s
 
 
 def test_the_printed_recipe_changes_nothing(folder: Path) -> None:
-    (folder / "recipe.toml").write_text("")
-    plain = call(folder, "--epochs", "inf").exit_code, _recipe(TrainOptions())
-    (folder / "recipe.toml").write_text(run("recipe").stdout)
-    assert plain == (2, _recipe(TrainOptions(recipe=folder / "recipe.toml")))
+    assert call(folder, "--epochs", "inf").exit_code == 2
+    assert parse_recipe(run("recipe").stdout, "printed").recipe == Recipe()
 
 
 def test_examples_of_one_class_are_refused(folder: Path) -> None:
@@ -190,7 +188,7 @@ def test_a_network_without_parameters_is_told(folder: Path) -> None:
 def test_a_detector_learns_boxes_and_is_found_and_quantised(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("agent.optimise.detector.file.time_ms", partial(time_ms, rounds=2))
+    monkeypatch.setattr("agent.optimise.training.detector.time_ms", partial(time_ms, rounds=2))
     data = write(tmp_path / "shapes", 24)
     out = tmp_path / "net.tflite"
     given = ["--data", data, "--size", "64x96"]

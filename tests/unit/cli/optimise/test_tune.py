@@ -49,7 +49,7 @@ def no_profile(model: Model) -> ModelProfile:
     raise ModelError("there is no profiler")
 
 
-METERS = Meters(times, lambda content, manifest: 20.0, no_profile, 0.0)
+METERS = Meters(times, lambda content, manifest: 20.0, no_profile)
 
 
 @pytest.fixture
@@ -79,14 +79,14 @@ def test_the_model_and_all_reports_are_written(folder: Path, monkeypatch: pytest
     (folder / "model.report.json").write_bytes(msgspec.json.encode(before))
     done = call(folder, "--data", str(folder / "x.npz"))
     assert done.exit_code == 0, said(done)
-    kinds = ["out.report.html", "out.report.json", "out.report.md", "out.tflite", "out.toml"]
+    kinds = ["out.report.json", "out.report.md", "out.tflite", "out.toml"]
     assert written(folder) == kinds
     report = json.loads((folder / "out.report.json").read_text())
     assert [report["steps"][place]["name"] for place in (0, -2, -1)] == ["before", "fuse", "after"]
     assert report["learned"] == ["0" * 12]
     output = look_up(str(folder / "out.tflite")).manifest.output
     assert (output.labels, output.options["logits"]) == (("cat", "dog"), "sigmoid")
-    assert "fuse" in (folder / "out.report.html").read_text()
+    assert "fuse" in (folder / "out.report.md").read_text()
     assert call(folder, "--data", str(folder / "x.npz")).exit_code == 1
     assert call(folder, "--data", str(folder / "x.npz"), "--force").exit_code == 0
 
@@ -143,7 +143,7 @@ def test_json_is_the_report(folder: Path) -> None:
     assert json.loads(done.stdout)["step"] == "tune"
 
 
-@pytest.mark.parametrize("suffix", [".toml", ".report.json", ".report.md", ".report.html"])
+@pytest.mark.parametrize("suffix", [".toml", ".report.json", ".report.md"])
 def test_a_recipe_is_not_replaced_even_by_force(folder: Path, suffix: str) -> None:
     recipe = folder / f"out{suffix}"
     recipe.write_text('[data]\npath = "x.npz"\n')
@@ -206,5 +206,5 @@ def test_a_machine_that_was_busy_is_told_on_the_terminal_and_in_the_reports(
     done = call(folder, "--data", str(folder / "x.npz"))
     assert done.exit_code == 0, said(done)
     assert "before: measured beside other work" in done.stdout
-    for kind in ("json", "md", "html"):
+    for kind in ("json", "md"):
         assert "before: measured beside other work" in (folder / f"out.report.{kind}").read_text()

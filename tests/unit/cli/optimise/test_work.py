@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import signal
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 from click.testing import CliRunner
 
 from agent.cli.main import vedette
-from agent.cli.optimise.work import check_model_room, tell_written, work_folder
-from agent.errors import DivergedError, ModelError, StorageError
+from agent.cli.optimise.work import work_folder
+from agent.errors import CheckpointError, DivergedError, StorageError
 
 NAMES = ("a.checkpoint", "b.checkpoint")
 
@@ -37,16 +36,6 @@ def test_nothing_is_left_of_a_run_that_is_terminated(tmp_path: Path) -> None:
     assert signal.getsignal(signal.SIGTERM) is before
 
 
-@pytest.mark.parametrize("has_manifest", [True, False])
-def test_the_files_that_are_written_are_told(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], has_manifest: bool
-) -> None:
-    if has_manifest:
-        (tmp_path / "net.toml").touch()
-    tell_written(tmp_path / "net.tflite", ".report.json")
-    assert (".toml and .report.json" in capsys.readouterr().err) is has_manifest
-
-
 def test_a_checkpoint_stays_after_an_error_and_that_is_told(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -54,7 +43,6 @@ def test_a_checkpoint_stays_after_an_error_and_that_is_told(
         fail(tmp_path / "work", "a.checkpoint", StorageError("full"))
     assert [path.name for path in (tmp_path / "work").iterdir()] == ["a.checkpoint"]
     told = capsys.readouterr().err
-    assert "a.checkpoint" in told
     assert str(tmp_path / "work") in told
 
 
@@ -62,8 +50,8 @@ def test_a_checkpoint_that_the_run_could_not_use_is_not_told(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "a.checkpoint").write_bytes(b"of another run")
-    with pytest.raises(ModelError), work_folder(tmp_path, NAMES):
-        raise ModelError("belongs to another run")
+    with pytest.raises(CheckpointError), work_folder(tmp_path, NAMES):
+        raise CheckpointError("belongs to another run")
     assert (tmp_path / "a.checkpoint").read_bytes() == b"of another run"
     assert capsys.readouterr().err == ""
 
@@ -86,19 +74,6 @@ def test_what_a_killed_run_was_writing_is_removed_and_strangers_files_stay(tmp_p
     assert [path.name for path in folder.iterdir()] == [".notes.tmp"]
 
 
-def test_a_disk_without_room_for_a_checkpoint_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "net.tflite").write_bytes(bytes(1000))
-    free = [2000]
-    monkeypatch.setattr("agent.optimise.inputs.shutil.disk_usage", lambda _folder: SimpleNamespace(free=free[0]))
-    check_model_room(tmp_path, str(tmp_path / "net.tflite"), 2.0, NAMES)
-    free[0] = 1999
-    (tmp_path / "other.checkpoint").write_bytes(b"1")  # another run's stays, and makes no room
-    with pytest.raises(StorageError, match="--work"):
-        check_model_room(tmp_path, str(tmp_path / "net.tflite"), 2.0, NAMES)
-    (tmp_path / "a.checkpoint").write_bytes(b"1")
-    check_model_room(tmp_path, str(tmp_path / "net.tflite"), 2.0, NAMES)
-
-
 @pytest.mark.parametrize("step", ["anomaly", "depth", "prune", "quantise", "search", "train", "tune"])
 def test_nothing_is_written_among_the_examples(tmp_path: Path, step: str) -> None:
     if step in ("quantise", "search"):
@@ -108,14 +83,12 @@ def test_nothing_is_written_among_the_examples(tmp_path: Path, step: str) -> Non
     (data / "a" / "new.png").write_bytes(b"a picture of the examples")
     (tmp_path / "link").symlink_to(data)
     recipe.write_text('[data]\npath = "data"\n')
-    out, work = tmp_path / "link" / "a" / "new.tflite", tmp_path / "data" / "work"
+    out = tmp_path / "link" / "a" / "new.tflite"
     given: list[list[Path | str]] = [["inspection", out, "--data", data, "--force"]]
     if step == "train":
         given = [["tiny", *given[0][1:]]]
     if step == "search":
         given = [[recipe, "--study", out.parent], [recipe, "--study", data]]
-    elif step != "anomaly":
-        given.append([given[0][0], tmp_path / "new.tflite", "--recipe", recipe, "--work", work])
     for words in given:
         done = CliRunner().invoke(vedette, ["optimise", step, *map(str, words)])
         said = f"{done.output}{done.exception}"

@@ -146,17 +146,6 @@ def test_pictures_of_one_folder_have_no_labels(tmp_path: Path) -> None:
     (tmp_path / "one" / "annotations" / "0.xml").write_text("<annotation/>")
     for path in (tmp_path / "one", tmp_path / "one" / "red"):
         assert (read_examples(path, MODEL).kind, len(read_examples(path, MODEL))) == ("none", 8)
-    (path / "labels.csv").write_text("0.png,red\n")
-    assert "pictures without labels (labels.csv is not read)" in read_examples(path, MODEL).description
-
-
-def test_pictures_of_other_formats_are_left_out_and_told(tmp_path: Path) -> None:
-    by_class(tmp_path)
-    for name in ("red/1.webp", "red/2.WEBP", "blue/1.tif", "blue/notes.txt"):
-        (tmp_path / name).write_bytes(b"")
-    remark = read_examples(tmp_path, MODEL).remarks[0]
-    assert "1 file of .tif and 2 files of .webp are left out: " in remark
-    assert "bmp, jpeg, jpg, png" in remark
 
 
 @pytest.mark.parametrize("classes", [COLOURS, COLOURS[1:]])
@@ -170,12 +159,10 @@ def test_a_class_whose_pictures_are_all_left_out_does_not_vanish(
     for colour in classes[1:]:
         for path in (tmp_path / colour).iterdir():
             path.rename(path.with_suffix(".gif"))
-    with pytest.raises(
-        ModelError, match=f"no picture in .*{classes[-1]}.*: {12 * len(classes[1:])} files of .gif"
-    ):
+    with pytest.raises(ModelError, match=f"no picture .*in .*{classes[-1]}"):
         read_examples(tmp_path, MODEL)
     shutil.rmtree(tmp_path / classes[0])
-    with pytest.raises(ModelError, match=r"no pictures .* of .gif are left out"):
+    with pytest.raises(ModelError, match=r"no pictures .* in it"):
         read_examples(tmp_path, MODEL)
 
 
@@ -347,16 +334,13 @@ def no_pictures(folder: Path) -> str:
     (folder / "notes.txt").write_text("nothing")
     for number in range(2):
         (folder / f"{number}.wav").write_bytes(b"")
-    return (
-        r"no pictures .*; 1 file of \.txt and 2 files of \.wav, and sounds are not read here: "
-        r"expected a sub-folder of pictures for each class"
-    )
+    return r"no pictures .* in it: expected a sub-folder of pictures for each class"
 
 
 def folders_of_sounds(folder: Path) -> str:
     (by_class(folder) / "zebra").mkdir()
     (folder / "zebra" / "0.wav").write_bytes(b"")
-    return r"no picture in zebra: each sub-folder is a class; 1 file of \.wav there"
+    return r"no picture \(.*\) in zebra: each sub-folder is a class"
 
 
 @pytest.mark.parametrize(
@@ -465,49 +449,6 @@ def test_boxes_need_a_decoder(tmp_path: Path) -> None:
     undecoded = replace(MODEL, manifest=replace(MANIFEST, output=OutputManifest()))
     with pytest.raises(ModelError, match="decoder"):
         read_examples(yolo(tmp_path), undecoded)
-
-
-@pytest.mark.parametrize(
-    ("shape", "told"),
-    [
-        ((3, 3, 1), f"3×3, 1 channel, are enlarged to {SIDE}×{SIDE}, 3 channels"),
-        ((SIDE, SIDE, 1), "1 channel are made 3 channels"),
-        ((2 * SIDE, SIDE, 3), f"{2 * SIDE}×{SIDE} are reduced and stretched to {SIDE}×{SIDE}"),
-        ((2 * SIDE, 2 * SIDE, 3), f"{2 * SIDE}×{2 * SIDE} are reduced to {SIDE}×{SIDE}"),
-        ((3, 4, 3), f"3×4 are enlarged and stretched to {SIDE}×{SIDE}"),
-        ((2 * SIDE, SIDE // 2, 3), f"{2 * SIDE}×{SIDE // 2} are stretched to {SIDE}×{SIDE}"),
-        ((SIDE, SIDE, 3), ""),
-    ],
-)
-def test_pictures_of_an_array_that_have_another_shape_are_remarked(
-    tmp_path: Path, shape: tuple[int, ...], told: str
-) -> None:
-    values = np.random.default_rng(0).integers(0, 255, (12, *shape), np.uint8)
-    np.savez(tmp_path / "x.npz", x=values, y=np.arange(12) % 3)
-    remarks = "; ".join(read_examples(tmp_path / "x.npz", MODEL).remarks)
-    assert told in remarks
-    assert bool(told) == bool(remarks)
-
-
-def test_pictures_in_files_that_are_enlarged_or_stretched_are_remarked(tmp_path: Path) -> None:
-    def remarks(height: int, width: int, model: Model = MODEL) -> list[str]:
-        for colour in COLOURS:
-            for file in (folder / colour).iterdir():
-                even = cv2.resize(picture(colour), (3 * SIDE, 3 * SIDE))
-                file.write_bytes(cv2.imencode(".png", even)[1].tobytes())
-        other = cv2.resize(picture(COLOURS[0]), (width, height))
-        (folder / COLOURS[0] / "0.png").write_bytes(cv2.imencode(".png", other)[1].tobytes())
-        return [one.partition("1 of 12 pictures ")[2] for one in read_examples(folder, model).remarks]
-
-    folder = by_class(tmp_path / "pictures")
-    enlarged, stretched = f"are smaller than {SIDE}×{SIDE}", f"have other proportions than {SIDE}×{SIDE}"
-    assert remarks(5, 5) == [f"{enlarged}, such as red/0.png of 5×5: they are enlarged"]
-    wide, tall = 4 * SIDE, 2 * SIDE
-    assert remarks(tall, wide) == [f"{stretched}, such as red/0.png of {tall}×{wide}: they are stretched"]
-    assert [one.partition(",")[0] for one in remarks(5, 4)] == [enlarged, stretched]
-    assert remarks(3 * SIDE, 3 * SIDE) == []
-    boxed = replace(MODEL, manifest=replace(MANIFEST, input=replace(MANIFEST.input, resize="letterbox")))
-    assert remarks(tall, wide, boxed) == []
 
 
 def test_examples_that_are_all_the_same_are_refused(tmp_path: Path) -> None:

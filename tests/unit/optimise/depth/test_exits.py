@@ -13,9 +13,8 @@ from ai_edge_litert.interpreter import Interpreter
 from torch import nn
 
 from agent.errors import ModelError
-from agent.optimise.depth.cuts import weighted_layers
 from agent.optimise.depth.exits import add_exits, backbone, choose_exits
-from agent.optimise.depth.stages import Stage, split, stage_multiply_adds
+from agent.optimise.depth.stages import Stage, split, stage_multiply_adds, weighted_layers
 from agent.optimise.graph.objects import graphs, load
 from tests.support.float_models import CLASSES, SIDE, classifier, float_file
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,7 +17,6 @@ from agent.optimise.depth.network import Dense, ExitNetwork
 from agent.optimise.depth.stages import Stage
 from agent.optimise.depth.training import ExitProgress, ExitSettings, accuracies, train_exits
 from agent.optimise.train import TrainingSettings
-from agent.storage.files import write_atomic
 from tests.support.float_models import CLASSES, classifier, float_file, pictures
 from tests.unit.optimise.depth.test_exits import run
 
@@ -141,24 +139,3 @@ def test_an_interrupted_run_ends_with_the_same_bytes(tmp_path: Any, epochs: floa
         with pytest.raises(KeyboardInterrupt):
             trained(stop)
     assert trained(10_000) == whole
-
-
-@pytest.mark.parametrize("epochs", [0.0, 1.0])
-def test_checkpoints_take_no_more_than_is_checked_before(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, epochs: float
-) -> None:
-    taken = []
-
-    def write(path: Path, data: bytes) -> None:
-        taken.append(len(data) + sum(one.stat().st_size for one in tmp_path.iterdir()))
-        write_atomic(path, data)
-
-    content = backbone(float_file(classifier(width=96)))
-    network = ExitNetwork(*add_exits(content, choose_exits(content, 3), grid=2))
-    heads, state = network.checkpoint_sizes()
-    monkeypatch.setattr("agent.optimise.checkpoint.write_atomic", write)
-    monkeypatch.setattr("agent.optimise.train._SAVE_EVERY_S", -1.0)
-    train_exits(network, examples(64), examples(8), ExitSettings(epochs), TRAINING, folder=tmp_path)
-    checked = heads + (2 * state if epochs else 0)
-    assert max(taken) <= 1.01 * checked + 10_000, "with the key of the run"
-    assert max(taken) >= 0.95 * checked

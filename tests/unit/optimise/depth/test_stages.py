@@ -12,8 +12,7 @@ from ai_edge_litert.interpreter import Interpreter
 
 from agent.compute.manifest import Variant
 from agent.errors import ModelError
-from agent.optimise.depth.cuts import cuts
-from agent.optimise.depth.stages import Stage, chain_of, deepest, join, split, stage_multiply_adds
+from agent.optimise.depth.stages import Stage, chain_of, cuts, deepest, join, split, stage_multiply_adds
 from agent.optimise.graph.integers import IntegerPlan, IntegerWeights, from_range, write
 from agent.optimise.graph.layers import RELU, Convolution, Network
 from agent.optimise.graph.objects import dump, graphs, load

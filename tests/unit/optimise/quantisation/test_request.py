@@ -30,7 +30,6 @@ from agent.optimise.quantisation.allocation import fits_int4
 from agent.optimise.quantisation.request import QuantisedFile, QuantiseRequest, logit_outputs, quantise_file
 from agent.optimise.quantise import QuantisedModel, quantise, read_layers
 from agent.optimise.recipe import Method, QatRecipe, QuantiseRecipe
-from agent.optimise.recipe.budget import short_amount
 from agent.optimise.report import OptimiseReport
 from agent.optimise.source import learned_sample
 from agent.optimise.tune import split
@@ -337,8 +336,7 @@ def test_that_no_layer_has_4_bits_is_told_with_the_reason_unless_8_lose_too_much
     examples_of(model, tmp_path)
     asked = QuantiseRequest(model.path, tmp_path / "x.npz", None, "mixed", "loss<1pp", qat=False)
     report = quantise_file(asked, lambda _: None, lambda _: None).report
-    because = "it loses more of the 16 examples for calibration than loss < 1 pp allows"
-    assert (f"no layer has 4 bits: with 4 bits in some {because}" in report.remarks) is (int8 == 1.0)
+    assert any(one.startswith("no layer has 4 bits") for one in report.remarks) is (int8 == 1.0)
     assert bool(report.missed) is (int8 == 0.5)
 
 
@@ -397,20 +395,3 @@ def least_size(content: bytes, examples: Examples, method: Method) -> int:
     return len(
         quantise(content, [examples], recipe, layer_bits=lambda _: narrow if method == "mixed" else {}).content
     )
-
-
-@pytest.mark.parametrize("method", ["int8", "dynamic", "int4", "mixed"])
-def test_a_size_that_the_file_alone_exceeds_is_told_before_examples_are_read(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: Method
-) -> None:
-    model = open_whole_model(str(write_model(tmp_path, float_file(classifier()))))
-    examples = examples_of(model, tmp_path)
-    size = least_size(model.content, examples, method)
-    monkeypatch.setattr("agent.optimise.quantisation.request.quantise", None)  # it is not reached
-    asked = QuantiseRequest(str(tmp_path / "net.tflite"), tmp_path / "x.npz", None, method)
-    unread = replace(asked, budget=f"size<{0.98 * size / 1000}kB", data=tmp_path / "no.npz")
-    told = f"cannot be met: .* (takes|give) about {short_amount(size / 1000)} kB: "
-    with pytest.raises(ModelError, match=told):
-        quantise_file(unread, lambda _: None, lambda _: None)
-    with pytest.raises(TypeError):  # it is reached
-        quantise_file(replace(asked, budget=f"size<={size / 1000}kB"), lambda _: None, lambda _: None)

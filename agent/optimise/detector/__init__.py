@@ -1,1 +1,0 @@
-"""Training of detectors: pictures with boxes in, a float `.tflite` that the decoder `nanodet` reads out."""

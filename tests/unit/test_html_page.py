@@ -1,0 +1,53 @@
+"""Pages: no text in them escapes from its place, and they load nothing."""
+
+from __future__ import annotations
+
+from html.parser import HTMLParser
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from agent.html_page import embedded, html_figure, html_page, html_table, html_text
+
+HOSTILE = "<script>alert(1)</script>|`x`[a](javascript:b)$\\frac{&\"'\n# c\x1b[31m"
+
+
+class Tags(HTMLParser):
+    """Names of the elements, sources of the pictures, and all text outside of the style."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+        self.links: list[str] = []
+        self.text = ""
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.names.append(tag)
+        self.links += [value or "" for name, value in attrs if name in ("src", "href") or name.startswith("on")]
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+def tags(text: str) -> Tags:
+    found = Tags()
+    found.feed(text)
+    return found
+
+
+def page(text: str) -> Tags:
+    figure = html_figure(text, embedded(b"\xff", "png"))
+    parts = [html_text(text, "h2"), html_table((text, "b"), [(text, "1")]), figure, html_figure(text, "")]
+    return tags(html_page(text, parts))
+
+
+@given(st.text(max_size=40) | st.just(HOSTILE))
+@settings(max_examples=15)
+def test_no_text_escapes_from_its_place(text: str) -> None:
+    found = page(text)
+    assert found.names == page("a").names
+    assert found.links == ["data:image/png;base64,/w=="]
+
+
+def test_all_is_shown() -> None:
+    assert page("mobile").text.count("mobile") == 7
