@@ -240,6 +240,7 @@ WRITERS = {
     "capture/devices.py": "a V4L2 device, which takes its settings",
     "capture/hardware/trial.py": "a clip in memory, for the trial of a decoder",
     "capture/media.py": "a container in memory, for its header",
+    "child.py": "a setting of the process in /proc",
     "cli/bench_streams.py": "a container in memory, for trials of decoders",
     "cli/main.py": "/dev/null in place of a closed stdout",
     "cli/update.py": "/dev/null in place of a closed stdout",

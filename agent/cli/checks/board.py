@@ -374,7 +374,7 @@ def check_states(config: StorageConfig, root: Path) -> Iterator[Finding]:
         except StorageError as error:
             what = str(error)
         stream, state = path.name.split(".")[:2]
-        advice = f"teach {state} again, or forget it: vedette teach {stream} {state} --forget"
+        advice = f"teach {state} of {stream} again, or delete that file"
         yield Finding("taught states", what, "problem", advice)
 
 
