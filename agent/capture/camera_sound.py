@@ -12,16 +12,17 @@ import numpy as np
 
 from agent.capture.audio_file import Block
 from agent.capture.camera import Camera, Cameras, FrameConsumer
-from agent.capture.sound import AudioBlock, AudioReader, SoundSource, SoundStream
+from agent.capture.sound import AudioBlock, AudioReader, AudioStream, SoundSource, SoundStream
 from agent.capture.source import DecodeMode, Demand
 from agent.capture.supervisor import CaptureStats, OnChange, SourceState, SourceSupervisor
 from agent.config import CaptureConfig
-from agent.config.source_uri import parse_sound
+from agent.config.source_uri import parse, parse_sound
 from agent.errors import SoundAloneError, SourceError
 from agent.types import MediaPacket, MediaTrack, Samples
 
 if TYPE_CHECKING:
     from agent.capture.sound_decoder import SoundDecoder
+
 
 _S = 1_000_000_000
 _MOMENT_S = 0.2
@@ -356,3 +357,22 @@ class CameraSoundStream(SoundStream, FrameConsumer):
         """Fail if the reader has ended by itself: what it needs is missing."""
         if error is not None:
             self._queue.close(error)
+
+
+def open_sound_stream(
+    stream: str,
+    uri: str,
+    config: CaptureConfig,
+    rate_hz: int,
+    *,
+    on_change: OnChange,
+    cameras: Cameras | None = None,
+) -> SoundStream:
+    """Return the sound of any source, not yet started. The arguments are those of `CameraSoundStream`.
+
+    Raises:
+        SourceError: the URI is wrong, or names a source without sound.
+    """
+    if parse(uri).on_network:
+        return CameraSoundStream(stream, uri, config, rate_hz, on_change=on_change, cameras=cameras)
+    return AudioStream(stream, uri, config, rate_hz, on_change=on_change)

@@ -12,11 +12,10 @@ import numpy as np
 from msgspec.structs import replace
 
 from agent.capture.audio_file import Block, Resampler
-from agent.capture.camera import Cameras
 from agent.capture.streams import HandoffQueue, SourceStream
 from agent.capture.supervisor import OnChange, SourceSupervisor, SourceThread
 from agent.config import CaptureConfig
-from agent.config.source_uri import SourceUri, parse, parse_sound, sound_opener
+from agent.config.source_uri import SourceUri, parse_sound, sound_opener
 from agent.errors import SourceError
 from agent.types import (
     AudioChunk,
@@ -301,24 +300,3 @@ class AudioStream(SoundStream):
         """Estimate by the clock how many samples an outage lost."""
         gone_s = (sound.captured_ns - self._end_ns) / 1e9
         return max(1, round(gone_s * self._rate_hz) - len(sound.samples))
-
-
-def open_sound_stream(
-    stream: str,
-    uri: str,
-    config: CaptureConfig,
-    rate_hz: int,
-    *,
-    on_change: OnChange,
-    cameras: Cameras | None = None,
-) -> SoundStream:
-    """Return the sound of any source, not yet started. The arguments are those of `CameraSoundStream`.
-
-    Raises:
-        SourceError: the URI is wrong, or names a source without sound.
-    """
-    if parse(uri).on_network:
-        from agent.capture.camera_sound import CameraSoundStream
-
-        return CameraSoundStream(stream, uri, config, rate_hz, on_change=on_change, cameras=cameras)
-    return AudioStream(stream, uri, config, rate_hz, on_change=on_change)

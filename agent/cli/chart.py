@@ -16,7 +16,6 @@ from agent.text import plain
 
 if TYPE_CHECKING:
     from agent.compute.infer.choice import Measurement, Selection
-    from agent.compute.infer.sustained import SustainedRun
     from agent.features.screening.rules import ScreeningPoint
     from agent.optimise.calibrate import CalibrationResult
     from agent.optimise.evaluation.operating import Found
@@ -144,40 +143,6 @@ def draw_latencies(verdict: Selection, refused: Sequence[Measurement], title: st
         text = "\n".join(["refused (hatched where it was timed):", *map(_text, reasons)])
         figure.supxlabel(text, x=0.01, horizontalalignment="left", fontsize=8)
     _save(figure, path)
-
-
-def draw_sustained(run: SustainedRun, title: str, path: Path) -> None:
-    """Draw rate and temperature over time, with the rate that holds and the limit; throttled times are shaded.
-
-    Raises:
-        VedetteError: matplotlib is missing, or the picture cannot be written.
-    """
-    figure = _figure()
-    axes = figure.add_subplot()
-    times = [one.at_s for one in run.samples]
-    axes.plot(times, [one.per_s for one in run.samples], color="tab:blue", label="rate")
-    if run.held.per_s is not None:
-        axes.axhline(run.held.per_s, color="tab:blue", linestyle="--", label="holds")
-    for before, one in zip([0.0, *times], run.samples, strict=False):
-        if one.board.throttled:
-            axes.axvspan(before, one.at_s, color="tab:red", alpha=0.15, linewidth=0)
-    axes.set(xlabel="s", ylabel="inferences per second", ylim=(0, None))
-    axes.grid(alpha=0.3)
-    _add_temperatures(axes, run)
-    axes.legend(loc="lower left")
-    _entitle(figure, title)
-    _save(figure, path)
-
-
-def _add_temperatures(axes: Any, run: SustainedRun) -> None:
-    warm = [one for one in run.samples if one.board.celsius is not None]
-    if not warm:
-        return
-    right = axes.twinx()
-    right.plot([one.at_s for one in warm], [one.board.celsius for one in warm], color="tab:orange")
-    right.set_ylabel("°C (orange)")
-    if (limit_c := warm[-1].board.limit_c) is not None:
-        right.axhline(limit_c, color="tab:orange", linestyle=":")
 
 
 def _spread(timed: Sequence[Measurement]) -> float:

@@ -14,8 +14,9 @@ from msgspec.structs import replace
 from agent.compute.decode import build_decoder
 from agent.compute.decode.ctc import SteadyText
 from agent.compute.gate.motion import OFF, GateDecision, MotionGate
+from agent.compute.infer.backends import open_session
 from agent.compute.infer.image_input import ImageInput, Placement
-from agent.compute.infer.session import Opener, Session, SessionOptions, open_session
+from agent.compute.infer.session import Opener, Session, SessionOptions
 from agent.compute.manifest import CHANNELS_MAX, FEATURES, Model
 from agent.compute.states import EMBEDDING_CELLS, Floats, pool_region
 from agent.compute.tflite.model import TensorSpec

@@ -3,21 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from itertools import pairwise
-from typing import TYPE_CHECKING, Annotated, NamedTuple
-from urllib.parse import urlsplit
+from typing import Annotated
 
 from msgspec import Meta, Struct
 
-from agent.config.source_uri import DEFAULT_PORTS
-from agent.config.toml import NAME, Keys, Name, Unit
+from agent.config.toml import NAME, Name, Unit
 from agent.errors import ConfigError
 from agent.types import Point
-
-if TYPE_CHECKING:
-    from agent.config import StreamConfig
-
 
 Polygon = tuple[Point, ...]
 """At least three corners, fractions 0..1 of the frame."""
@@ -227,42 +221,3 @@ def blur_models(labels: Sequence[str]) -> dict[str, tuple[str, ...]]:
         return {OBJECT_MODEL: tuple(labels)} if labels else {}
     others = (label for label in labels if label not in (FACE, PERSON))
     return {FACE_MODEL: (FACE,), OBJECT_MODEL: (PERSON, *others)}
-
-
-class UnmaskedTwin(NamedTuple):
-    """A stream that shows what another one hides.
-
-    Attributes:
-        keys: of the source that shows it.
-        text: warning.
-    """
-
-    keys: Keys
-    text: str
-
-
-def unmasked_twins(streams: Mapping[str, StreamConfig]) -> Iterator[UnmaskedTwin]:
-    """Yield each stream that shows or records the source of a stream which hides more. Masks must be equal."""
-    running = {name: stream for name, stream in streams.items() if stream.enabled}
-    for name, stream in running.items():
-        for other, its in running.items():
-            if not stream.hides or other == name:
-                continue
-            masks, others = ({mask.polygon for mask in one.privacy} for one in (its, stream))
-            hides_all = others <= masks and set(stream.blur) <= set(its.blur)
-            if not hides_all and _place(its.source) == _place(stream.source):
-                text = f"stream {other} shows the source of stream {name}, and hides less of it"
-                yield UnmaskedTwin(("streams", other, "source"), text)
-            if its.clips is not None and _place(its.clips.record_source) == _place(stream.source):
-                text = f"the clips of stream {other} show the source of stream {name}, and hide nothing of it"
-                yield UnmaskedTwin(("streams", other, "clips", "record_source"), text)
-
-
-def _place(uri: str) -> tuple[str, ...]:
-    """Return what addresses of one source have in common: a login and the scheme's own port do not count."""
-    try:
-        parts = urlsplit(uri.strip(), allow_fragments=False)
-        port = parts.port or DEFAULT_PORTS.get(parts.scheme, 0)
-    except ValueError:  # reported elsewhere
-        return (uri,)
-    return parts.scheme, parts.hostname or "", str(port), parts.path or "/", parts.query

@@ -22,7 +22,7 @@ from agent.compute.track.places import check_filters, check_lines, check_polygon
 from agent.config import Config, StreamConfig, ZoneConfig
 from agent.config.http import ServedConfig, is_loopback
 from agent.config.load import ConfigFile, load
-from agent.config.places import LineConfig, PrivacyMask, check_masks, unmasked_twins
+from agent.config.places import LineConfig, PrivacyMask, check_masks
 from agent.config.secret_file import expand, is_open_to_all, wants_credentials
 from agent.config.source_uri import holds_secret
 from agent.config.toml import Keys
@@ -31,6 +31,7 @@ from agent.daemon.check_device import (
     check_streams,
     device_problems,
     folder_problems,
+    unmasked_twins,
 )
 from agent.daemon.parts import Step, check_values
 from agent.daemon.streams.extra_models import has_extra_models
@@ -266,7 +267,7 @@ def _steps_of_each(
 
 def _steps(name: str, stream: StreamConfig, opens: _Opens, wait_s: float | None = None) -> Iterator[Step]:
     """Yield the steps from the zones to the opened model; `wait_s` as for `open_model`."""
-    from agent.compute.infer.session import resolve_backend
+    from agent.compute.infer.backends import resolve_backend
 
     yield from _steps_of_each("zones", stream.zones, check_zones)
     yield from _steps_of_each("lines", stream.lines, check_lines)
@@ -323,7 +324,7 @@ def _steps(name: str, stream: StreamConfig, opens: _Opens, wait_s: float | None 
 
 
 def _open_perception(name: str, stream: StreamConfig) -> Perception:
-    from agent.compute.infer.session import open_for_command
+    from agent.compute.infer.backends import open_for_command
 
     return open_perception(name, stream, opener=open_for_command)
 

@@ -7,12 +7,15 @@ import stat
 from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
+from urllib.parse import urlsplit
 
 from agent.comms.mqtt.endpoint import check_prefixes
 from agent.comms.mqtt.endpoint import problems as problems_of_brokers
 from agent.comms.topics import COMMANDS
 from agent.config import Config, SelectionConfig, StreamConfig
-from agent.config.source_uri import SourceUri, parse
+from agent.config.source_uri import DEFAULT_PORTS, SourceUri, parse
+from agent.config.toml import Keys
 from agent.daemon.parts import check_device_tables
 from agent.errors import BackendError, ConfigError, NotInstalledError, SourceError, StorageError, VedetteError
 from agent.models.findings import ModelReader, all_findings
@@ -159,3 +162,42 @@ def _address(stream: StreamConfig) -> SourceUri | None:
         return parse(stream.source) if stream.enabled else None
     except SourceError:
         return None
+
+
+class UnmaskedTwin(NamedTuple):
+    """A stream that shows what another one hides.
+
+    Attributes:
+        keys: of the source that shows it.
+        text: warning.
+    """
+
+    keys: Keys
+    text: str
+
+
+def unmasked_twins(streams: Mapping[str, StreamConfig]) -> Iterator[UnmaskedTwin]:
+    """Yield each stream that shows or records the source of a stream which hides more. Masks must be equal."""
+    running = {name: stream for name, stream in streams.items() if stream.enabled}
+    for name, stream in running.items():
+        for other, its in running.items():
+            if not stream.hides or other == name:
+                continue
+            masks, others = ({mask.polygon for mask in one.privacy} for one in (its, stream))
+            hides_all = others <= masks and set(stream.blur) <= set(its.blur)
+            if not hides_all and _place(its.source) == _place(stream.source):
+                text = f"stream {other} shows the source of stream {name}, and hides less of it"
+                yield UnmaskedTwin(("streams", other, "source"), text)
+            if its.clips is not None and _place(its.clips.record_source) == _place(stream.source):
+                text = f"the clips of stream {other} show the source of stream {name}, and hide nothing of it"
+                yield UnmaskedTwin(("streams", other, "clips", "record_source"), text)
+
+
+def _place(uri: str) -> tuple[str, ...]:
+    """Return what addresses of one source have in common: a login and the scheme's own port do not count."""
+    try:
+        parts = urlsplit(uri.strip(), allow_fragments=False)
+        port = parts.port or DEFAULT_PORTS.get(parts.scheme, 0)
+    except ValueError:  # reported elsewhere
+        return (uri,)
+    return parts.scheme, parts.hostname or "", str(port), parts.path or "/", parts.query

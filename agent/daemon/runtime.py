@@ -20,9 +20,8 @@ from agent.comms.reporter import EventTap
 from agent.comms.topics import Topics
 from agent.config import Config, StreamConfig
 from agent.config.load import Key
-from agent.config.places import unmasked_twins
 from agent.config.toml import Where
-from agent.daemon.check_device import check_device, check_not_shared
+from agent.daemon.check_device import check_device, check_not_shared, unmasked_twins
 from agent.daemon.overrides import StreamSettings
 from agent.daemon.parts import DeviceParts
 from agent.daemon.streams.services import StreamServices

@@ -105,7 +105,7 @@ def beeps() -> bytes:
 
 def hearing(uri: str, cameras: Cameras | None = None) -> SoundStream:
     """A started stream that hears."""
-    from agent.capture.sound import open_sound_stream
+    from agent.capture.camera_sound import open_sound_stream
     from agent.config import CaptureConfig
 
     stream = open_sound_stream("hear", uri, CaptureConfig(), HEARD_HZ, on_change=print, cameras=cameras)

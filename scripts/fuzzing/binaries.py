@@ -20,8 +20,7 @@ from agent.compute.infer import worker
 from agent.compute.infer.chain import TimingRun
 from agent.compute.infer.litert import load_runtime
 from agent.compute.infer.session import SessionOptions
-from agent.compute.infer.vetting import KNOWN, VettingLimits, identity
-from agent.compute.infer.vetting_process import outcome
+from agent.compute.infer.vetting import KNOWN, VettingLimits, identity, outcome
 from agent.compute.manifest import Manifest, Model, OutputManifest, Variant
 from agent.compute.tflite.model import ModelFile, TensorSpec
 from agent.compute.tflite.read import Runtime, incompatibilities, read_modelfile

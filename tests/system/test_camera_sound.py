@@ -15,8 +15,7 @@ import numpy as np
 import pytest
 
 from agent.capture.camera import Cameras
-from agent.capture.camera_sound import CameraSoundStream
-from agent.capture.sound import open_sound_stream
+from agent.capture.camera_sound import CameraSoundStream, open_sound_stream
 from agent.capture.source import DecodeMode, Demand
 from agent.capture.streams import FrameStream
 from agent.config import CaptureConfig

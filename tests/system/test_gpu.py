@@ -10,11 +10,12 @@ from click.testing import CliRunner
 from msgspec.structs import replace
 
 from agent.cli.main import vedette
+from agent.compute.infer.backends import open_session, resolve_backend
 from agent.compute.infer.chain import ModelChain
 from agent.compute.infer.choice import golden_inputs, output_error, tolerance
 from agent.compute.infer.delegates import probe_delegates, software_driver
 from agent.compute.infer.litert import load_runtime
-from agent.compute.infer.session import BackendSpec, SessionOptions, open_session, resolve_backend
+from agent.compute.infer.session import BackendSpec, SessionOptions
 from agent.compute.infer.worker import WorkerSession
 from agent.config import SelectionConfig
 from agent.daemon.measurements import StoredMeasurements

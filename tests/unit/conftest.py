@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from agent.compute.infer.session import open_session
+from agent.compute.infer.backends import open_session
 
 _HERE = Path(__file__).parent
 _OPENING = (
@@ -30,7 +30,7 @@ def _open_as_for_a_user(request: pytest.FixtureRequest, monkeypatch: pytest.Monk
     """Have commands open models in the tests' process, as for a user who is not root, after they were vetted."""
     if not request.path.relative_to(_HERE).as_posix().startswith(_COMMANDS):
         return
-    monkeypatch.setattr("agent.compute.infer.vetting_process._LINGER_S", 30.0)
+    monkeypatch.setattr("agent.compute.infer.vetting._LINGER_S", 30.0)
     if "worker_sessions" not in request.fixturenames:
         for module in _OPENING:
             monkeypatch.setattr(f"{module}.open_for_command", open_session)

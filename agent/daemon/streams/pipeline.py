@@ -343,7 +343,7 @@ def open_pipeline(
         pipeline = VideoPipeline(frames, vision, reporter, parts, metrics)
         pipeline.on_demand = frames.set_demand
         return frames, pipeline
-    from agent.capture.sound import open_sound_stream
+    from agent.capture.camera_sound import open_sound_stream
 
     hearing = cast("AudioPerception", opened)
     settings = config.source, config.capture, hearing.rate_hz

@@ -28,15 +28,22 @@ from typing import NamedTuple
 from agent.config import StorageConfig
 from agent.errors import StorageError
 from agent.storage.files import STATE_MODE, sync_folder
-from agent.storage.spool.pending import FILES, Commit, Reason, StoredOpenTrack, Watermark, number_from_clock, size
+from agent.storage.spool.pending import (
+    FILES,
+    Commit,
+    Reason,
+    StoredOpenTrack,
+    Watermark,
+    is_corrupt,
+    number_from_clock,
+    size,
+)
 from agent.text import plural
 from agent.types import Stored
 
 log = logging.getLogger(__name__)
-
 SIZE = "length(body) + length(CAST(topic AS BLOB))"
 """SQL for the bytes of a row, see `agent.storage.spool.pending.size`."""
-
 _PAGE, _FRAME = 512, 24
 """Bytes of a page in a new file, and of its header in the journal."""
 _JOURNAL, _LEAST = 1 << 20, 1 << 16
@@ -380,7 +387,6 @@ def _sum(some: Mapping[Reason, int], more: Mapping[Reason, int]) -> dict[Reason,
     return {reason: some.get(reason, 0) + more.get(reason, 0) for reason in (*some, *more)}
 
 
-_BROKEN = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 _REPAIR_AGAIN_S = 60.0
 """A second corruption within this time is the disk's fault, and another file would not help, s."""
 _STILL_OPEN = (sqlite3.SQLITE_FULL, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_BUSY)
@@ -650,11 +656,6 @@ class SpoolDisk:
         self._opened, self.detached = (), False
         if table is not None:
             table.close()
-
-
-def is_corrupt(error: Exception) -> bool:
-    """Return True if an error says that the file is damaged, not merely unusable for now."""
-    return isinstance(error, sqlite3.Error) and (getattr(error, "sqlite_errorcode", 0) & 0xFF) in _BROKEN
 
 
 def _file_ids(*paths: Path) -> list[tuple[Path, int, int]]:

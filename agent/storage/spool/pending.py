@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import os
 import random
+import sqlite3
 import stat
 import time
 from collections import Counter, OrderedDict
@@ -348,7 +349,6 @@ class PendingRows:
 
 BLOCK = 10_000
 """Numbers that one write reserves, and the largest gap that a repair makes."""
-
 _YEAR_S = 31_536_000.0
 _FORMAT = "%020d %s\n"
 _STATES = ("disk", "lost", "void")
@@ -445,3 +445,11 @@ class Watermark:
         finally:
             os.close(descriptor)
         self.value, self.trusted, self.known, self.stale = value, trusted, True, stale
+
+
+_BROKEN = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
+
+
+def is_corrupt(error: Exception) -> bool:
+    """Return True if an error says that the file is damaged, not merely unusable for now."""
+    return isinstance(error, sqlite3.Error) and (getattr(error, "sqlite_errorcode", 0) & 0xFF) in _BROKEN

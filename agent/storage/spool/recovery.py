@@ -15,8 +15,7 @@ from msgspec import Struct
 
 from agent.errors import StorageError
 from agent.storage.files import sync_folder
-from agent.storage.spool.disk import is_corrupt
-from agent.storage.spool.pending import FILES, StoredOpenTrack
+from agent.storage.spool.pending import FILES, StoredOpenTrack, is_corrupt
 from agent.types import Stored
 
 _CHUNK = 200

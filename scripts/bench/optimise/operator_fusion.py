@@ -34,7 +34,8 @@ from _unfused import MEAN_BGR, STD_BGR, as_float, first_graph, packed, unfuse, w
 from ai_edge_litert.interpreter import Interpreter
 from common import CLIP, arguments, conclude
 
-from agent.compute.infer.session import SessionOptions, open_session
+from agent.compute.infer.backends import open_session
+from agent.compute.infer.session import SessionOptions
 from agent.compute.manifest import Model
 from agent.compute.tflite.expand import expand_int4
 from agent.compute.tflite.read import read_modelfile

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from agent.config import ClipsConfig, StreamConfig
-from agent.config.places import PrivacyMask, blur_models, check_masks, polygon_problem, unmasked_twins
+from agent.config.places import PrivacyMask, blur_models, check_masks, polygon_problem
+from agent.daemon.check_device import unmasked_twins
 from agent.errors import ConfigError
 from agent.types import Point
 

@@ -18,9 +18,10 @@ import numpy as np
 import pytest
 from msgspec.structs import replace
 
-from agent.compute.infer import vetting, vetting_process
+from agent.compute.infer import vetting
+from agent.compute.infer.backends import open_session
 from agent.compute.infer.litert import CpuBackend, CpuSession, load_runtime, runtime_version
-from agent.compute.infer.session import AUTO, SessionOptions, open_session
+from agent.compute.infer.session import AUTO, SessionOptions
 from agent.compute.infer.vetting import Vetting, VettingLimits, identity
 from agent.compute.manifest import Manifest, Model, OutputManifest, Variant
 from agent.daemon.streams import perception
@@ -108,7 +109,7 @@ def test_any_of_its_graphs_may_be_the_one_that_crashes() -> None:
 def test_what_is_known_costs_nothing_and_starts_no_process(monkeypatch: pytest.MonkeyPatch) -> None:
     notes, sound, bad = Notes(), open_model("small-speech", "3"), model(build.crashing_model())
     notes.kept = {identity(sound): "", identity(bad): "crashed ago"}
-    monkeypatch.setattr(vetting_process, "ChildProcess", None)
+    monkeypatch.setattr(vetting, "ChildProcess", None)
     assert Vetting(notes).check(sound, SessionOptions())
     with pytest.raises(ModelError, match=r"^odd\.tflite: crashed ago$"):
         Vetting(notes).check(bad, SessionOptions())
@@ -206,11 +207,11 @@ def test_tensors_that_no_board_has_memory_for_are_refused_before_the_runtime_see
 
 
 def test_few_models_are_tried_at_once_in_the_order_in_which_they_came(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(vetting_process, "_AT_ONCE", 1)
-    monkeypatch.setattr(vetting_process, "_TRIALS", vetting_process._Trials())
+    monkeypatch.setattr(vetting, "_AT_ONCE", 1)
+    monkeypatch.setattr(vetting, "_TRIALS", vetting._Trials())
     sound = open_whole_model("small-speech")
     models = [replace(sound, content=sound.content + bytes(n)) for n in range(11, 16)]
-    started = [vetting_process.outcome(one, SessionOptions(threads=1), VettingLimits(), None) for one in models]
+    started = [vetting.outcome(one, SessionOptions(threads=1), VettingLimits(), None) for one in models]
     others, most = children(), 0
     while not all(one.done() for one in started):
         most = max(most, len(children() - others))

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from agent.config import StorageConfig
-from agent.storage.spool.disk import SpoolTable, is_corrupt
-from agent.storage.spool.pending import BLOCK, Commit, size
+from agent.storage.spool.disk import SpoolTable
+from agent.storage.spool.pending import BLOCK, Commit, is_corrupt, size
 from agent.storage.spool.recovery import quarantine
 from agent.storage.spool.spool import Spool
 from agent.types import Stored
