@@ -118,21 +118,6 @@ def test_the_log_tells_the_board_and_its_profile_once(
     assert re.search(r"; profile: pi5: Raspberry Pi 5.* \(/.*/pi5\.toml\)$", line)
 
 
-def test_files_of_an_older_version_are_for_the_group_alone_after_a_start(
-    tmp_path: Path, broker: Mosquitto, model: Path, messages: Messages
-) -> None:
-    vedette = Vedette(tmp_path, broker, front=camera(model))
-    vedette.state.mkdir()
-    for name, content in (("lock", ""), ("overrides.json", '{"streams":{}}')):
-        (vedette.state / name).write_text(content)
-        (vedette.state / name).chmod(0o644)
-    with vedette:
-        messages.wait(events)
-        modes = {path.name: path.stat().st_mode & 0o777 for path in vedette.state.iterdir() if path.is_file()}
-    assert {"lock", "overrides.json", "spool.db"} < set(modes)
-    assert set(modes.values()) == {0o640}
-
-
 def test_a_killed_daemon_is_offline_by_its_will(vedette: Vedette, messages: Messages) -> None:
     both_see(messages)
     vedette.end(signal.SIGKILL)

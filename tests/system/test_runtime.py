@@ -208,8 +208,8 @@ def test_a_sensor_that_blocks_stops_neither_commands_nor_the_governor_nor_a_stop
         wait_for(lambda: sum("has not answered for" in line for line in caplog.messages) == len(sensors))
         assert operator.ask("status")["ok"]
         governor = running.daemon.runtime.parts.get("governor")
-        before = governor.board
-        wait_for(lambda: governor.board is not before)
+        before = governor.processors
+        wait_for(lambda: governor.processors is not before)
         running.daemon.request_stop()
         running.wait()
     assert stopped(operator.messages)

@@ -27,6 +27,7 @@ from agent.board.process import STDERR_TURN
 from agent.compute.infer.session import BackendSpec, SessionOptions
 from agent.compute.manifest import Model
 from agent.compute.tflite.model import ModelFile, TensorSpec
+from agent.compute.tflite.read import incompatibilities, read_modelfile
 from agent.errors import BackendError, ModelError
 from agent.types import Array
 
@@ -163,8 +164,6 @@ class CpuBackend:
         self._plan = plan
 
     def open(self, model: Model, options: SessionOptions) -> CpuSession:
-        from agent.compute.tflite.read import incompatibilities, read_modelfile
-
         runtime, module = load_runtime()
         try:
             file = read_modelfile(model.content)

@@ -339,11 +339,11 @@ def test_a_study_that_cannot_be_written_is_told(folder: Path) -> None:
 
 
 def test_a_full_disk_ends_the_search_and_the_trial_waits(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(*_args: object) -> None:
+    def full(*_args: object, **_options: object) -> None:
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr("agent.storage.files._create", full)
+        patch.setattr("agent.storage.files.open_replacement", full)
         done = search(folder, "--trials", 1)
     assert done.exit_code == 1
     assert "No space left on device" in said(done)
@@ -352,7 +352,7 @@ def test_a_full_disk_ends_the_search_and_the_trial_waits(folder: Path, monkeypat
 
 
 def test_a_disk_that_is_too_full_for_the_study_is_told(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(*_args: object) -> None:
+    def full(*_args: object, **_options: object) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("optuna.storages.journal.JournalFileBackend.append_logs", full)

@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+pytest.importorskip("torch", reason="rewrites need the extra [optimise]")
+
 from agent.compute.infer.litert import load_runtime
 from agent.compute.tflite.read import read_modelfile
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
+pytest.importorskip("torch", reason="a search needs the extra [optimise]")
 
 from agent.optimise.recipe import Objective
 from agent.optimise.search.candidate import Figures, beats, pareto_front, reason_to_stop
