@@ -82,6 +82,7 @@ def _print_line(one: Finding, wide: int, width: int) -> None:
 
 
 def _print_advice(some: list[Finding], width: int) -> None:
+    from agent.cli.checks import advice_of
 
     counts = {state: sum(one.state == state for one in some) for state in ("problem", "warning")}
     summary = " and ".join(f"{count} {state}{'s' * (count != 1)}" for state, count in counts.items() if count)
