@@ -12,13 +12,11 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from agent.compute.decode import build_decoder
-from agent.compute.decode.ctc import SteadyText
 from agent.compute.gate.motion import OFF, GateDecision, MotionGate
 from agent.compute.infer.backends import open_session
 from agent.compute.infer.image_input import ImageInput, Placement
 from agent.compute.infer.session import Opener, Session, SessionOptions
 from agent.compute.manifest import CHANNELS_MAX, FEATURES, Model
-from agent.compute.states import EMBEDDING_CELLS, Floats, pool_region
 from agent.compute.tflite.model import TensorSpec
 from agent.compute.track.places import DetectionFilters, Lines, Zones, check_polygons
 from agent.compute.track.tracker import Tracker
@@ -95,6 +93,8 @@ class Detector:
 
     def embed(self, region: Box) -> Floats:
         """Return the embedding of a region, in fractions of the frame that was inferred last."""
+        from agent.compute.states import pool_region
+
         assert self.features is not None
         spec, output = self._session.outputs[self.features], self._session.output(self.features)
         return pool_region(output, spec, self._placement.from_frame(region))
@@ -455,6 +455,8 @@ class VideoPerception:
     @property
     def embedding_size(self) -> int:
         """Numbers of an embedding; the model `has_features`."""
+        from agent.compute.states import EMBEDDING_CELLS
+
         assert self._detector.features is not None
         return EMBEDDING_CELLS * self.session.outputs[self._detector.features].shape[3]
 

@@ -22,9 +22,6 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from agent.compute.decode import DECODERS, lacks_labels, options_kind
-from agent.compute.decode.completion import complete, facts_of
-from agent.compute.infer.choice import Inputs, golden_inputs
-from agent.compute.infer.tensors import Ends, ends_of
 from agent.compute.manifest import FEATURES, AudioManifest, Completed, Manifest, Model, Variant
 from agent.compute.tflite.model import ModelFile, TensorSpec
 from agent.compute.tflite.read import Runtime, incompatibilities, only_signature, read_modelfile
@@ -194,6 +191,7 @@ def look_up(
 
 
 def _ask_runtime(*args: Any) -> Ends:
+    from agent.compute.infer.tensors import ends_of  # few files leave shapes to the runtime
 
     return ends_of(*args)
 
@@ -270,6 +268,8 @@ def complete_manifest(
     Raises:
         ModelError: the runtime cannot run the model, or the manifest must say more.
     """
+    from agent.compute.decode.completion import complete, facts_of  # a manifest that says all does without
+
     keys, stem, file = ({} if stated is None else stated.data), Path(name_or_path).stem, read_modelfile(content)
     facts, name = facts_of(content, file, *_signatures(keys)), plain(stem)
     try:
@@ -382,6 +382,8 @@ def golden(model: Model) -> Inputs:
         ModelError: a golden file is not beside the manifest. From the function: a file cannot be used, or the
             inputs are too large.
     """
+    from agent.compute.infer.choice import golden_inputs  # needed only where something is measured
+
     files = golden_paths(model.path, model.manifest)
 
     def cases(specs: Sequence[TensorSpec]) -> list[list[Array]]:
