@@ -34,7 +34,7 @@ from urllib.parse import quote, unquote, urlsplit
 from msgspec import Struct
 from msgspec.structs import replace
 
-from agent.config import CaptureConfig, secret_file
+from agent.config import CaptureConfig, servers
 from agent.config.source_uri import SourceUri, opener, parse, parse_picture, sound_opener
 from agent.errors import SourceError, reason_of
 from agent.types import ChannelOrder, DeferredImage, Image, MediaPacket
@@ -128,7 +128,7 @@ def with_login(address: SourceUri, config: CaptureConfig) -> SourceUri:
 
 def _password(address: SourceUri, name: str) -> str:
     wrong = partial(_wrong, address, "password_file")
-    return secret_file.read_password(name, wrong)
+    return servers.read_password(name, wrong)
 
 
 def _wrong(address: SourceUri, key: str, what: str) -> SourceError:

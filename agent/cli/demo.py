@@ -338,7 +338,7 @@ class Show:
 
     def _config(self, folder: str, port: int) -> Config:
         from agent.config import Config, DeviceConfig, HomeAssistantConfig, SelectionConfig, StorageConfig
-        from agent.config.mqtt import MqttConfig
+        from agent.config.servers import MqttConfig
 
         return Config(
             streams=self._streams,

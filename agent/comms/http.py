@@ -30,8 +30,7 @@ from urllib.parse import quote
 from msgspec import Struct
 
 from agent.comms.mqtt.endpoint import load_certificate
-from agent.config import secret_file
-from agent.config.http import ServedConfig, is_loopback
+from agent.config.servers import ServedConfig, is_loopback, read_password
 from agent.errors import ConfigError, reason_of
 
 log = logging.getLogger(__name__)
@@ -122,7 +121,7 @@ def read_access(config: ServedConfig) -> Access:
         raise config.wrong(key, f"= {value!r}: {who} could read what is served; set username and password_file")
     password, tls = "", None
     if config.password_file:
-        password = secret_file.read_password(config.password_file, partial(config.wrong, "password_file"))
+        password = read_password(config.password_file, partial(config.wrong, "password_file"))
     if config.cert_file:
         tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
         load_certificate(tls, config.cert_file, config.key_file, config.wrong)

@@ -36,7 +36,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta, Struct
 
-from agent.config.secondary import SecondaryConfig
+from agent.config.features import SecondaryConfig
 from agent.config.toml import Problem, TomlFile, parse_toml
 from agent.errors import ConfigError, ModelError
 from agent.structs import convert

@@ -13,14 +13,16 @@ from typing import Annotated, Literal
 
 from msgspec import Meta, Struct
 
-from agent.config.capture import CaptureConfig as CaptureConfig
-from agent.config.condition import ConditionConfig
-from agent.config.governor import GovernorConfig, ServiceConfig
-from agent.config.http import MetricsConfig, PageConfig
-from agent.config.inspection import InspectionConfig
-from agent.config.mqtt import MqttConfig, Prefix
+from agent.config.features import (
+    ConditionConfig,
+    GovernorConfig,
+    InspectionConfig,
+    SecondaryConfig,
+    ServiceConfig,
+)
 from agent.config.places import FilterConfig, LineConfig, Polygon, PrivacyMask, blur_models
-from agent.config.secondary import SecondaryConfig
+from agent.config.servers import MetricsConfig, MqttConfig, PageConfig, Prefix
+from agent.config.source_uri import CaptureConfig as CaptureConfig
 from agent.config.toml import NAME, Count, Edges, Name, Seconds, Unit
 
 Durability = Literal["event", "batch"]

@@ -9,11 +9,12 @@ import re
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from difflib import get_close_matches
-from typing import Any, Literal, cast
+from typing import Annotated, Any, Literal, cast
 from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
 
-from msgspec import Struct
+from msgspec import Meta, Struct
 
+from agent.config.toml import Patience
 from agent.errors import SourceError
 
 Pace = Literal["realtime", "fast"]
@@ -159,7 +160,6 @@ _STREAM = Scheme(
     live=True,
     network=True,
 )
-
 SCHEMES: dict[str, Scheme] = {
     "v4l2": Scheme(
         "agent.capture.local:open_camera",
@@ -412,8 +412,6 @@ def _unknown(uri: str, scheme: str) -> str:
 
 
 DEFAULT_PORTS = {"rtsp": 554, "rtsps": 322, "http": 80, "https": 443}
-
-
 _LOCAL = (".local", ".lan", ".home.arpa", ".internal")
 """Ends of names that only a local network resolves: RFC 6762, RFC 8375, and what routers and ICANN set aside."""
 
@@ -430,3 +428,37 @@ def is_local(host: str) -> bool:
         name = host.lower().rstrip(".")
         return "." not in name or name.endswith(_LOCAL)
     return address.is_private or address.is_link_local or address.is_loopback
+
+
+DecoderChoice = Literal["software", "auto", "h264_v4l2m2m", "hevc_v4l2m2m", "drm"]
+"""Values of `capture.decoder`."""
+
+
+class CaptureConfig(Struct, frozen=True, forbid_unknown_fields=True):
+    """`[streams.NAME.capture]`: how the source is opened and watched.
+
+    Attributes:
+        stall_s: time without a frame after which the source is closed and reopened, s; at least 0.1.
+        reopen_max_s: longest pause between two attempts to reopen, s; at least 0.1. Left out: 5 for a camera of
+            the local network, 30 for other sources. A device that is plugged in is opened at once.
+        max_fps: most frames per second that are processed; 0: all.
+        username: user name for a network camera whose URI has none.
+        password_file: file whose first line is the camera's password; `$CREDENTIALS_DIRECTORY`, which systemd
+            sets, is expanded. It is read each time that the camera is opened.
+        decode: which pictures of an encoded network camera are decoded: `auto`, a key frame now and then and all
+            while something may happen, or where the sizes of packets would not show it; `saving`, the same also
+            there; `full`, all; `keyframes`, key frames alone.
+        decoder: what decodes all pictures of such a camera: `software`; `auto`, the hardware decoder that takes
+            least of the processor, if one gives the right pictures on this board; or a hardware decoder by name.
+            Where a hardware decoder fails, software goes on.
+        rtsp_transport: how a camera sends by RTSP: `tcp`, over the connection, or `udp`.
+    """
+
+    stall_s: Patience = 10.0
+    reopen_max_s: Patience | None = None
+    max_fps: Annotated[float, Meta(ge=0.0, le=1000.0)] = 0.0
+    username: str = ""
+    password_file: str = ""
+    decode: Literal["auto", "full", "keyframes", "saving"] = "auto"
+    decoder: DecoderChoice = "software"
+    rtsp_transport: Literal["tcp", "udp"] = "tcp"

@@ -20,10 +20,9 @@ from agent.comms.mqtt.endpoint import OPEN, commands_off
 from agent.comms.mqtt.endpoint import remarks as unwise
 from agent.compute.track.places import check_filters, check_lines, check_polygons, check_zones
 from agent.config import Config, StreamConfig, ZoneConfig
-from agent.config.http import ServedConfig, is_loopback
 from agent.config.load import ConfigFile, load
 from agent.config.places import LineConfig, PrivacyMask, check_masks
-from agent.config.secret_file import expand, is_open_to_all, wants_credentials
+from agent.config.servers import ServedConfig, expand, is_loopback, is_open_to_all, wants_credentials
 from agent.config.source_uri import holds_secret
 from agent.config.toml import Keys
 from agent.daemon.check_device import (

@@ -17,7 +17,7 @@ from msgspec.structs import replace
 
 from agent.capture.source import DecodeMode, Demand
 from agent.config import Config, StreamConfig
-from agent.config.condition import Problem
+from agent.config.features import Problem
 from agent.config.toml import Keys
 from agent.daemon.streams.services import StreamServices
 from agent.errors import ConfigError, VedetteError

@@ -15,7 +15,7 @@ from msgspec import Struct
 from agent.compute.decode import DECODERS
 from agent.compute.manifest import Manifest
 from agent.config import StreamConfig
-from agent.config.secondary import SecondaryConfig
+from agent.config.features import SecondaryConfig
 from agent.errors import ModelError
 from agent.models.library import open_manifest
 

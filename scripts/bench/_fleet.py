@@ -24,7 +24,7 @@ from agent.comms import messages
 from agent.comms.mqtt.publisher import Publisher
 from agent.comms.topics import Topics
 from agent.config import StorageConfig
-from agent.config.mqtt import MqttConfig
+from agent.config.servers import MqttConfig
 from agent.health import HealthMessage, SpoolHealth, StreamHealth
 from agent.storage.spool.spool import Spool
 from agent.types import Track

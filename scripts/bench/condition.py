@@ -32,7 +32,7 @@ from agent.comms.topics import Topics
 from agent.compute.infer.backends import open_session
 from agent.compute.infer.session import Opener
 from agent.config import StreamConfig
-from agent.config.condition import ConditionConfig
+from agent.config.features import ConditionConfig
 from agent.daemon.parts import Parts, StreamContext
 from agent.daemon.streams.perception import open_perception
 from agent.daemon.streams.services import StreamServices

@@ -360,7 +360,7 @@ def simulate() -> dict[str, float]:
 def simulated_hour(*, governed: bool) -> dict[str, float]:
     """One hour of four streams that need 3.6 of a Pi's cores, in simulated time."""
     from agent.config import Config
-    from agent.config.governor import GovernorConfig
+    from agent.config.features import GovernorConfig
     from agent.features.governor.readings import BoardLoad, Readings, StreamReading, VariantCost
     from agent.features.governor.rules import Governor
 

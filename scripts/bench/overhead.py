@@ -254,7 +254,7 @@ def agent(model: str, port: str, frames: str) -> None:
     from agent.comms.mqtt.publisher import Publisher
     from agent.comms.topics import Topics
     from agent.config import GateConfig, StorageConfig, StreamConfig
-    from agent.config.mqtt import MqttConfig
+    from agent.config.servers import MqttConfig
     from agent.daemon.streams.services import StreamServices
     from agent.daemon.streams.stream import Stream
     from agent.storage.spool.spool import Spool

@@ -11,7 +11,7 @@ import common
 from agent.comms import messages
 from agent.comms.mqtt import connection as module
 from agent.comms.mqtt.connection import Connection, Protocol, WakeupPipe, publish_properties
-from agent.config.mqtt import MqttConfig
+from agent.config.servers import MqttConfig
 from agent.types import Track
 
 TOPIC = "vedette/porch/front/events"

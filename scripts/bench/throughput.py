@@ -121,7 +121,7 @@ def agent(port: str, count: str, durability: str) -> None:
     from agent.comms.mqtt.publisher import Publisher
     from agent.comms.topics import Topics
     from agent.config import StorageConfig
-    from agent.config.mqtt import MqttConfig
+    from agent.config.servers import MqttConfig
     from agent.storage.spool.spool import Spool
 
     with tempfile.TemporaryDirectory(dir=common.ON_DISK) as folder:

@@ -26,7 +26,7 @@ from paho.mqtt.enums import CallbackAPIVersion
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 
-from agent.config.mqtt import MqttConfig
+from agent.config.servers import MqttConfig
 from tests.support.certificates import make_certificates, run
 from tests.support.received import Messages
 

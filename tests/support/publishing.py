@@ -20,7 +20,7 @@ from agent.comms.mqtt.connection import TIMINGS, ConnectionTimings
 from agent.comms.mqtt.publisher import Publisher
 from agent.comms.topics import Topics
 from agent.config import Durability, StorageConfig
-from agent.config.mqtt import MqttConfig
+from agent.config.servers import MqttConfig
 from agent.storage.spool.spool import Spool
 from agent.types import EventKind, Stored, Track
 

@@ -13,7 +13,7 @@ import pytest
 from msgspec.structs import replace
 
 from agent.comms.mqtt.connection import ConnectionTimings
-from agent.config.mqtt import FallbackConfig, MqttConfig
+from agent.config.servers import FallbackConfig, MqttConfig
 from tests.support.hostile import forwarder, peer
 from tests.support.mosquitto import HOST, Mosquitto, free_port
 from tests.support.publishing import EVENTS, TOPICS, event, events_of, in_order, wait_for

@@ -14,7 +14,7 @@ import pytest
 
 from agent.comms.mqtt.publisher import Publisher
 from agent.config import StorageConfig
-from agent.config.mqtt import MqttConfig
+from agent.config.servers import MqttConfig
 from agent.storage.spool.spool import Spool
 from tests.support.certificates import make_certificate
 from tests.support.mosquitto import Mosquitto

@@ -23,8 +23,8 @@ from agent.comms.mqtt import endpoint
 from agent.comms.mqtt.connection import ConnectionTimings
 from agent.comms.mqtt.publisher import Publisher
 from agent.config import StorageConfig, StreamConfig, ZoneConfig
-from agent.config.mqtt import MqttConfig
 from agent.config.places import LineConfig, PrivacyMask
+from agent.config.servers import MqttConfig
 from agent.storage.spool.recovery import History
 from tests.support.killed import process
 from tests.support.mosquitto import HOST, Mosquitto, free_port

@@ -24,7 +24,7 @@ from msgspec.structs import replace
 from agent.board.process import resident_mb, trim_heap
 from agent.comms.mqtt import connection as connection_module
 from agent.comms.mqtt.connection import ConnectionTimings
-from agent.config.mqtt import MqttConfig
+from agent.config.servers import MqttConfig
 from tests.support.hostile import (
     CONNACK_5,
     forwarder,

@@ -19,7 +19,7 @@ from agent.capture.source import open_source
 from agent.capture.streams import FrameStream
 from agent.cli.checks import network
 from agent.config import CaptureConfig, Config, StreamConfig
-from agent.config.mqtt import MqttConfig
+from agent.config.servers import MqttConfig
 from agent.errors import SourceError
 from tests.support.doubles import person_model
 from tests.support.mosquitto import Mosquitto

@@ -18,7 +18,7 @@ import pytest
 from agent.comms.topics import Topics
 from agent.compute.av_encoding import PictureEncoder
 from agent.config import Config
-from agent.config.http import PageConfig
+from agent.config.servers import PageConfig
 from agent.features.page.part import PagePart
 from agent.storage.clips.file import ClipFile
 from agent.types import Frame

@@ -31,7 +31,7 @@ from agent.config import (
     ThermalConfig,
     TrackConfig,
 )
-from agent.config.mqtt import MqttConfig
+from agent.config.servers import MqttConfig
 from agent.daemon.daemon import Daemon
 from agent.daemon.runtime import STOP_TIMES, Runtime, StopTimes
 from agent.errors import BackendError, ConfigError, StorageError, VedetteError

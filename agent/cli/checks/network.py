@@ -18,8 +18,7 @@ from agent.comms.mqtt.connection import WakeupPipe
 from agent.comms.mqtt.endpoint import address, brokers_of, check_host, commands_off
 from agent.comms.mqtt.publisher import BrokerEndpoint
 from agent.config import Config, StreamConfig
-from agent.config.http import ServedConfig
-from agent.config.mqtt import MqttConfig
+from agent.config.servers import MqttConfig, ServedConfig
 from agent.config.source_uri import parse
 from agent.errors import BrokerError, ConfigError, SoundAloneError, SourceError, reason_of
 from agent.health import HEALTH_FILE, DaemonHealth, StreamReport

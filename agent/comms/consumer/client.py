@@ -21,7 +21,7 @@ from paho.mqtt.enums import CallbackAPIVersion
 
 from agent.comms.mqtt import endpoint
 from agent.comms.topics import Topics
-from agent.config.mqtt import MqttConfig, Transport
+from agent.config.servers import MqttConfig, Transport
 from agent.errors import NO_JSON, BrokerError, ConfigError
 from agent.structs import from_json
 

@@ -30,7 +30,7 @@ from agent.comms.messages import SCHEMA_VERSION
 from agent.comms.mqtt import endpoint
 from agent.comms.mqtt.endpoint import REFUSED, RefusedError, UnansweredError
 from agent.comms.mqtt.inbox import Subscriptions
-from agent.config.mqtt import MqttConfig
+from agent.config.servers import MqttConfig
 from agent.errors import BrokerError
 
 Protocol = Literal["5", "3.1.1"]

@@ -22,8 +22,8 @@ from msgspec import structs
 from paho.mqtt.reasoncodes import ReasonCode
 
 from agent.comms.topics import Topics
-from agent.config import Config, secret_file
-from agent.config.mqtt import MqttConfig
+from agent.config import Config, servers
+from agent.config.servers import MqttConfig
 from agent.errors import BrokerError, ConfigError, reason_of
 from agent.text import plain
 
@@ -103,7 +103,7 @@ def read_password(config: MqttConfig) -> str | None:
         return None
     if not config.username:
         raise _wrong("password_file", "is set but username is not; MQTT takes no password without a user")
-    return secret_file.read_password(config.password_file, partial(_wrong, "password_file"))
+    return servers.read_password(config.password_file, partial(_wrong, "password_file"))
 
 
 def read_certificates(config: MqttConfig) -> ssl.SSLContext | None:
@@ -117,7 +117,7 @@ def read_certificates(config: MqttConfig) -> ssl.SSLContext | None:
     context = ssl.create_default_context()
     if config.ca_file:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-        path = secret_file.readable(config.ca_file, partial(_wrong, "ca_file"))
+        path = servers.readable(config.ca_file, partial(_wrong, "ca_file"))
         try:
             context.load_verify_locations(path)
         except (OSError, ValueError) as error:
@@ -134,8 +134,8 @@ def load_certificate(
     """Load the own certificate, if there is one; `wrong` makes the `ConfigError` of a key and a text."""
     if not cert_file:
         return
-    key = secret_file.readable(key_file, partial(wrong, "key_file")) if key_file else None
-    path = secret_file.readable(cert_file, partial(wrong, "cert_file"))
+    key = servers.readable(key_file, partial(wrong, "key_file")) if key_file else None
+    path = servers.readable(cert_file, partial(wrong, "cert_file"))
     try:
         # Without a password function OpenSSL would ask for one on the terminal, and wait.
         context.load_cert_chain(path, key, _no_password)
@@ -188,8 +188,8 @@ def remarks(config: MqttConfig) -> list[str]:
         for key in ("password_file", "key_file"):
             with suppress(ConfigError):
                 if name := getattr(broker, key):
-                    paths[secret_file.expand(name, partial(_wrong, key))] = None
-    return [f"{path}: {OPEN}; chmod o= {path}" for path in paths if secret_file.is_open_to_all(path)]
+                    paths[servers.expand(name, partial(_wrong, key))] = None
+    return [f"{path}: {OPEN}; chmod o= {path}" for path in paths if servers.is_open_to_all(path)]
 
 
 _MACHINE_IDS = (Path("/etc/machine-id"), Path("/var/lib/dbus/machine-id"))

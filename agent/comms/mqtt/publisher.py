@@ -24,7 +24,7 @@ from agent.comms.mqtt.inbox import Answer, OnMessage, StreamConfigs
 from agent.comms.mqtt.outbox import EventSource, OnSent
 from agent.comms.mqtt.session import BrokerSession, Stop
 from agent.comms.topics import OFFLINE, STOPPED, Topics
-from agent.config.mqtt import MqttConfig
+from agent.config.servers import MqttConfig
 from agent.config.source_uri import is_local
 from agent.errors import BrokerError, ConfigError
 from agent.types import LinkLoad

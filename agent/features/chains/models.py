@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from agent.compute.manifest import FEATURES, Model
 from agent.config import StreamConfig
-from agent.config.secondary import SecondaryConfig
+from agent.config.features import SecondaryConfig
 from agent.daemon.streams.extra_models import ExtraModels, OpenModel
 from agent.errors import ConfigError, ModelError
 from agent.models.findings import DEEPEST, MOST, secondary_configs

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 
 from msgspec.structs import replace
 
-from agent.config.secondary import SecondaryConfig
+from agent.config.features import SecondaryConfig
 from agent.types import Attribute, Box, Detection
 
 _KEEP = 0.8

@@ -21,7 +21,7 @@ from agent.compute.states import Floats
 from agent.compute.track.tracker import Tracker
 from agent.compute.vision import build_detector
 from agent.config import DecodeConfig, StreamConfig
-from agent.config.secondary import SecondaryConfig
+from agent.config.features import SecondaryConfig
 from agent.errors import ModelError, SourceError, reason_of
 from agent.features.chains.rules import AttributeVotes, area_of, chosen, crop_of, shorter_side
 from agent.text import is_plain

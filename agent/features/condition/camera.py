@@ -21,7 +21,7 @@ from msgspec import Meta, Struct
 from msgspec.structs import replace
 
 from agent.config import StreamConfig
-from agent.config.condition import ConditionConfig, Problem
+from agent.config.features import ConditionConfig, Problem
 from agent.errors import NO_JSON, StorageError
 from agent.features.condition.answers import AnswerDrift, ConstantAnswer, DriftMemory
 from agent.features.condition.rules import ProblemTimers, Watcher

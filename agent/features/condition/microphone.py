@@ -12,7 +12,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from agent.config.condition import ConditionConfig, Problem
+from agent.config.features import ConditionConfig, Problem
 from agent.features.condition.rules import ProblemTimers, Watcher
 from agent.types import Array, AudioChunk, Samples, StreamResult
 

@@ -11,7 +11,7 @@ from agent.comms.entities import Component, button, display_name, entity, stream
 from agent.comms.messages import ConditionMessage, StreamProblem
 from agent.comms.reporter import Reporter
 from agent.config import StreamConfig
-from agent.config.condition import Problem
+from agent.config.features import Problem
 from agent.daemon.parts import Asked, EntityPlace, Parts, Reply, StreamContext, StreamPart
 from agent.errors import CommandError
 from agent.features.condition.rules import PROBLEMS, Watcher

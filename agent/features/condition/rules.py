@@ -8,7 +8,7 @@ from typing import Any
 from msgspec import Struct
 
 from agent.config import StreamConfig
-from agent.config.condition import Problem
+from agent.config.features import Problem
 from agent.errors import CommandError
 from agent.types import Event, StreamResult
 

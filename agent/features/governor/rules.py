@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Container, Iterator, Mapping
 
-from agent.config.governor import Giving, GovernorConfig
+from agent.config.features import Giving, GovernorConfig
 from agent.features.governor.readings import (
     BLIND_S,
     COLD_C,

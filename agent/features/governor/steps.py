@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from msgspec import Struct
 
-from agent.config.governor import Giving, GovernorConfig
+from agent.config.features import Giving, GovernorConfig
 from agent.features.governor.readings import StreamReading, VariantCost, without_figures
 from agent.types import StreamBudget
 

@@ -21,7 +21,7 @@ from agent.board.identity import read_board
 from agent.comms.mqtt.inbox import IncomingMessage
 from agent.comms.mqtt.publisher import Publisher
 from agent.config import HomeAssistantConfig, StreamConfig
-from agent.config.mqtt import MqttConfig
+from agent.config.servers import MqttConfig
 from agent.daemon.parts import DevicePart, EntityPlace
 from agent.daemon.parts import entities as entities_of_features
 from agent.daemon.runtime import Runtime

@@ -10,7 +10,7 @@ from msgspec import Struct
 from agent.board.gpio import check_installed
 from agent.compute.manifest import Model
 from agent.config import StreamConfig
-from agent.config.inspection import InspectionConfig
+from agent.config.features import InspectionConfig
 from agent.daemon.parts import Step
 from agent.errors import ConfigError
 from agent.text import plural

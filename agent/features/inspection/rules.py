@@ -20,7 +20,7 @@ from datetime import datetime, timedelta
 from msgspec import Struct
 from msgspec.structs import replace
 
-from agent.config.inspection import InspectionConfig
+from agent.config.features import InspectionConfig
 from agent.types import WHOLE, Box, Detection, PartVerdict, Verdict
 
 GOOD, BETWEEN, NOT_FOUND, HALF = "good", "between", "not found", "half in view"

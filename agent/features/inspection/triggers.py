@@ -21,7 +21,7 @@ from typing import NamedTuple, Protocol
 
 import msgspec
 
-from agent.config.inspection import InspectionConfig
+from agent.config.features import InspectionConfig
 from agent.errors import CommandError, StorageError
 from agent.features.inspection.rules import ClosedPart, Counters, at_shift, counted
 from agent.storage.files import CLOCK_SET

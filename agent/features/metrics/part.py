@@ -22,7 +22,7 @@ import msgspec
 from agent import __version__, spans
 from agent.board.monitor import thread_names
 from agent.config import Config
-from agent.config.http import MetricsConfig
+from agent.config.servers import MetricsConfig
 from agent.daemon.parts import Asked, DevicePart, Reply
 from agent.errors import CommandError, NotInstalledError
 from agent.spans import Span, SpanRecorder

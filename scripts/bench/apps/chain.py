@@ -29,7 +29,7 @@ from agent.capture.camera import Cameras
 from agent.capture.streams import FrameStream
 from agent.compute.vision import VideoPerception
 from agent.config import CaptureConfig, StreamConfig
-from agent.config.secondary import SecondaryConfig
+from agent.config.features import SecondaryConfig
 from agent.daemon.streams.perception import open_perception
 from agent.types import WHOLE, Box, Frame, Image
 

@@ -46,7 +46,7 @@ from agent.comms.topics import Topics
 from agent.compute.tflite.expand import expand_int4
 from agent.compute.vision import VideoPerception
 from agent.config import PublishConfig, StreamConfig
-from agent.config.inspection import InspectionConfig
+from agent.config.features import InspectionConfig
 from agent.daemon.parts import Parts
 from agent.daemon.streams.pipeline import VideoPipeline
 from agent.features.inspection.part import InspectionPart

@@ -31,7 +31,7 @@ from agent.comms.http import (
     names_an_address,
     one_page,
 )
-from agent.config.http import MetricsConfig, PageConfig
+from agent.config.servers import MetricsConfig, PageConfig
 from agent.errors import ConfigError
 from tests.support.certificates import make_certificates
 from tests.support.mosquitto import HOST, free_port

@@ -11,8 +11,7 @@ from msgspec.structs import replace
 from agent.compute.infer.image_input import Placement
 from agent.compute.vision import VideoPerception, _placed
 from agent.config import CascadeConfig, DecodeConfig, GateConfig, StreamConfig, TrackConfig
-from agent.config.condition import ConditionConfig
-from agent.config.governor import ServiceConfig
+from agent.config.features import ConditionConfig, ServiceConfig
 from agent.errors import ModelError
 from agent.features.condition.camera import CameraCondition
 from agent.models.library import open_model

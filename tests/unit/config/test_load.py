@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from agent.config import ClipsConfig, Config, GateConfig, StreamConfig, ZoneConfig
 from agent.config.load import dump, load, parse
-from agent.config.mqtt import FallbackConfig, MqttConfig
+from agent.config.servers import FallbackConfig, MqttConfig
 from agent.errors import ConfigError
 
 NAME_RULE = "use letters, digits, - and _, up to 63 characters; begin with a letter or digit"

@@ -8,7 +8,7 @@ from msgspec.structs import replace
 
 from agent.config import Config, DeviceConfig, HealthConfig, StorageConfig
 from agent.config.load import describe_pending, keep_until_restart, names
-from agent.config.mqtt import MqttConfig
+from agent.config.servers import MqttConfig
 
 OLD = Config(device=DeviceConfig("porch"))
 durabilities = st.sampled_from(["event", "batch"])

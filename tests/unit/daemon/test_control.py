@@ -21,8 +21,8 @@ from agent.config import (
     StreamConfig,
     TrackConfig,
 )
-from agent.config.mqtt import MqttConfig
 from agent.config.places import PrivacyMask
+from agent.config.servers import MqttConfig
 from agent.daemon import control as module
 from agent.daemon.control import ConfigManager
 from agent.daemon.overrides import UNKNOWN_STATE, Overrides, OverridesFile

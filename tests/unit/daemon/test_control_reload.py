@@ -26,10 +26,10 @@ from agent.config import (
     TrackConfig,
     ZoneConfig,
 )
-from agent.config.governor import ServiceConfig
+from agent.config.features import ServiceConfig
 from agent.config.load import changes
-from agent.config.mqtt import MqttConfig
 from agent.config.places import FilterConfig
+from agent.config.servers import MqttConfig
 from agent.daemon.control import ReloadPlan
 from agent.daemon.runtime import Runtime, stop_streams
 from agent.daemon.streams.stream import Stream

@@ -11,7 +11,7 @@ import pytest
 
 from agent import __version__
 from agent.config import Config, StorageConfig, StreamConfig
-from agent.config.mqtt import MqttConfig
+from agent.config.servers import MqttConfig
 from agent.daemon.control import ConfigManager
 from agent.daemon.health import HealthFile, HealthPublisher
 from agent.daemon.overrides import OverridesFile

@@ -16,7 +16,7 @@ from msgspec.structs import replace
 from agent.board.proc import boot_id
 from agent.cli.checks import Finding, network
 from agent.config import CaptureConfig, ClipsConfig, Config, StreamConfig
-from agent.config.mqtt import FallbackConfig, MqttConfig
+from agent.config.servers import FallbackConfig, MqttConfig
 from agent.health import DaemonHealth, LinkHealth, StreamReport
 from tests.support.mosquitto import HOST, Mosquitto
 from tests.support.packet_camera import PacketCamera, encode, pattern

@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 
 from agent.cli.checks.network import check_port
-from agent.config.http import MetricsConfig
+from agent.config.servers import MetricsConfig
 from tests.support.mosquitto import HOST, free_port
 
 

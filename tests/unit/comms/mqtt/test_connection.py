@@ -36,7 +36,7 @@ from agent.comms.mqtt.connection import (
 )
 from agent.comms.mqtt.publisher import Publisher
 from agent.comms.topics import OFFLINE
-from agent.config.mqtt import MqttConfig
+from agent.config.servers import MqttConfig
 from agent.types import Stored
 from tests.support.certificates import make_certificates
 from tests.support.hostile import CONNACK_5, length_of, peer, publish, receive_until, until_left
@@ -321,7 +321,7 @@ def test_a_wake_wakes_from_any_thread_and_only_until_cleared() -> None:
 _PUBLISHES_TWICE = """
 import sys
 from agent.comms.mqtt.connection import Connection, WakeupPipe
-from agent.config.mqtt import MqttConfig
+from agent.config.servers import MqttConfig
 from agent.errors import BrokerError
 
 def connection(port):

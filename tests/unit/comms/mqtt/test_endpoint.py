@@ -25,8 +25,8 @@ from agent.comms.mqtt.endpoint import (
 )
 from agent.comms.mqtt.publisher import Publisher
 from agent.comms.topics import Topics
-from agent.config import secret_file
-from agent.config.mqtt import FallbackConfig, MqttConfig
+from agent.config import servers
+from agent.config.servers import FallbackConfig, MqttConfig
 from agent.errors import ConfigError
 from tests.support.certificates import make_certificates
 from tests.support.publishing import Kept
@@ -66,7 +66,7 @@ def test_a_pipe_in_place_of_a_password_file_is_refused_at_once(tmp_path: Path) -
 
     def read() -> None:
         with pytest.raises(ConfigError) as caught:
-            secret_file.read_password(str(pipe), ConfigError)
+            servers.read_password(str(pipe), ConfigError)
         said.append(str(caught.value))
 
     thread = threading.Thread(target=read, daemon=True)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from agent.comms.mqtt.connection import TIMINGS, ConnectionTimings
 from agent.comms.mqtt.endpoint import UNSUPPORTED_PROTOCOL, RefusedError, UnansweredError
 from agent.comms.mqtt.publisher import BrokerEndpoint, FailoverPolicy, Publisher
-from agent.config.mqtt import MqttConfig, MqttVersion
+from agent.config.servers import MqttConfig, MqttVersion
 from agent.errors import BrokerError
 from tests.support.hostile import CONNACK_5, peer, receive_until, until_left
 from tests.support.mosquitto import HOST

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from agent.config import ClipsConfig, DecodeConfig, GateConfig, StreamConfig, ZoneConfig
-from agent.config.inspection import InspectionConfig
+from agent.config.features import InspectionConfig
 from agent.config.places import FilterConfig, LineConfig
 from agent.daemon.streams.perception import open_perception
 from agent.errors import ConfigError

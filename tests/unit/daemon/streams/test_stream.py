@@ -30,7 +30,7 @@ from agent.config import (
     TrackConfig,
     ZoneConfig,
 )
-from agent.config.inspection import InspectionConfig
+from agent.config.features import InspectionConfig
 from agent.daemon.autoselect import AutoBackend
 from agent.daemon.check import keys_of
 from agent.daemon.overrides import settings_of

@@ -10,8 +10,7 @@ import pytest
 from msgspec.structs import replace
 
 from agent.config import StreamConfig
-from agent.config.inspection import InspectionConfig
-from agent.config.secondary import SecondaryConfig
+from agent.config.features import InspectionConfig, SecondaryConfig
 from agent.daemon.check import check_stream
 from agent.errors import ConfigError, ModelError, VedetteError
 from agent.features.chains.models import open_secondary

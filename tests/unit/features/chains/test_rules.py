@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from agent.config.secondary import SecondaryConfig
+from agent.config.features import SecondaryConfig
 from agent.features.chains.rules import AttributeVotes, chosen, crop_of, shorter_side
 from agent.types import Detection
 

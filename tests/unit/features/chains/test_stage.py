@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from agent.compute.vision import VideoPerception
 from agent.config import GateConfig, StreamConfig, TrackConfig
-from agent.config.secondary import SecondaryConfig
+from agent.config.features import SecondaryConfig
 from agent.daemon.streams.extra_models import models_changed
 from agent.daemon.streams.perception import open_perception
 from agent.features.chains.stage import KnownVectors

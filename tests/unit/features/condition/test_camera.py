@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from agent.compute.gate.motion import MotionGate
 from agent.config import GateConfig
-from agent.config.condition import ConditionConfig
+from agent.config.features import ConditionConfig
 from agent.features.condition.camera import (
     CameraCondition,
     CameraMemory,

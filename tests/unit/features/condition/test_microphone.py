@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from agent.config.condition import ConditionConfig
+from agent.config.features import ConditionConfig
 from agent.features.condition.microphone import MicrophoneCondition, is_clipped
 from agent.types import Array
 

@@ -15,7 +15,7 @@ from agent.comms.reporter import Reporter
 from agent.comms.topics import Topics
 from agent.compute.vision import VideoPerception
 from agent.config import GateConfig, PublishConfig, StreamConfig, TrackConfig, ZoneConfig
-from agent.config.condition import ConditionConfig
+from agent.config.features import ConditionConfig
 from agent.daemon.parts import Parts, StreamContext
 from agent.daemon.streams.pipeline import VideoPipeline
 from agent.daemon.streams.services import StreamServices

@@ -11,7 +11,7 @@ from agent.comms.messages import ConditionMessage, ModelId
 from agent.comms.reporter import Reporter
 from agent.comms.topics import Topics
 from agent.config import PublishConfig
-from agent.config.condition import Problem
+from agent.config.features import Problem
 from agent.errors import CommandError
 from agent.features.condition.part import StreamCondition
 from agent.features.condition.rules import PROBLEMS, Watcher

@@ -16,8 +16,8 @@ import pytest
 from agent.comms.messages import EventMessage
 from agent.comms.topics import Topics
 from agent.config import Config, FusionConfig, StorageConfig, StreamConfig, TextConfig
-from agent.config.inspection import InspectionConfig
-from agent.config.mqtt import MqttConfig
+from agent.config.features import InspectionConfig
+from agent.config.servers import MqttConfig
 from agent.daemon.runtime import Runtime
 from agent.errors import BackendError, ConfigError
 from agent.features.fusion.checks import evidence_sources, plan_fusion

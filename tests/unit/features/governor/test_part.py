@@ -20,8 +20,8 @@ from agent.board.sensors import ChipReading, EnergyReading
 from agent.board.thermal import Zone
 from agent.capture.streams import FrameStream
 from agent.config import Config, StreamConfig
-from agent.config.capture import CaptureConfig
-from agent.config.governor import GovernorConfig, ServiceConfig
+from agent.config.features import GovernorConfig, ServiceConfig
+from agent.config.source_uri import CaptureConfig
 from agent.daemon.streams.counters import StreamMeter
 from agent.features.governor import readings
 from agent.features.governor.part import (

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from agent.config import Config, ThermalConfig
-from agent.config.governor import GovernorConfig
+from agent.config.features import GovernorConfig
 from agent.features.governor.readings import BoardLoad, BoardReading
 from tests.support.boards import battery
 

@@ -15,7 +15,7 @@ from msgspec.structs import replace
 
 from agent.comms.topics import Topics
 from agent.config import PublishConfig, StreamConfig
-from agent.config.inspection import InspectionConfig
+from agent.config.features import InspectionConfig
 from agent.config.places import LineConfig
 from agent.daemon.parts import EntityPlace, Parts
 from agent.daemon.parts import entities as of_features

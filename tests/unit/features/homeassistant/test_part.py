@@ -10,8 +10,8 @@ from msgspec.structs import replace
 
 from agent.comms.entities import Component
 from agent.config import Config, DecodeConfig, StorageConfig, StreamConfig, ZoneConfig
-from agent.config.mqtt import MqttConfig
 from agent.config.places import LineConfig
+from agent.config.servers import MqttConfig
 from agent.daemon.parts import EntityPlace, entities
 from agent.daemon.runtime import Runtime
 from agent.features.homeassistant import part

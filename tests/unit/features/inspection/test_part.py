@@ -22,7 +22,7 @@ from agent.comms.reporter import Reporter
 from agent.comms.topics import Topics
 from agent.compute.vision import VideoPerception
 from agent.config import Config, DecodeConfig, PublishConfig, StreamConfig
-from agent.config.inspection import InspectionConfig
+from agent.config.features import InspectionConfig
 from agent.daemon.check_device import device_problems
 from agent.daemon.parts import Parts
 from agent.daemon.streams.pipeline import VideoPipeline

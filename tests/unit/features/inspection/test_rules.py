@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent.config.inspection import InspectionConfig
+from agent.config.features import InspectionConfig
 from agent.errors import ConfigError
 from agent.features.inspection.checks import InspectedModel, check_inspection
 from agent.features.inspection.rules import (

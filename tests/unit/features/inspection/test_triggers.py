@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from agent.config.inspection import InspectionConfig
+from agent.config.features import InspectionConfig
 from agent.features.inspection.rules import ClosedPart
 from agent.features.inspection.triggers import RejectOutput, Trigger
 from agent.types import PartVerdict

@@ -15,7 +15,7 @@ from agent import spans
 from agent.comms.commands import Command
 from agent.comms.topics import Topics
 from agent.config import Config
-from agent.config.http import MetricsConfig
+from agent.config.servers import MetricsConfig
 from agent.daemon.parts import Asked, DeviceParts, Reply, execute
 from agent.features.metrics.part import MetricsPart
 from tests.support.mosquitto import HOST, free_port

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from agent.config import Config, StreamConfig
-from agent.config.http import MetricsConfig, PageConfig
+from agent.config.servers import MetricsConfig, PageConfig
 from agent.daemon.check_device import device_problems
 
 

@@ -17,7 +17,7 @@ from agent.compute.hearing import AudioPerception
 from agent.compute.infer.session import BackendSpec
 from agent.compute.infer.worker import WorkerSession
 from agent.config import Config, DecodeConfig, GateConfig, StorageConfig, StreamConfig
-from agent.config.mqtt import MqttConfig
+from agent.config.servers import MqttConfig
 from agent.daemon.control import ConfigManager
 from agent.daemon.health import HealthFile, HealthPublisher
 from agent.daemon.overrides import OverridesFile

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent.config.http import MetricsConfig, PageConfig, is_loopback
 from agent.config.load import changes, dump, parse
+from agent.config.servers import MetricsConfig, PageConfig, is_loopback
 from agent.errors import ConfigError
 
 
