@@ -56,7 +56,7 @@ class Piece(NamedTuple):
 
 
 class PacketSound:
-    """A live `agent.capture.source.SoundSource`: one thread puts packets, another one reads blocks.
+    """A live `agent.capture.sound.SoundSource`: one thread puts packets, another one reads blocks.
 
     Attributes:
         rate_hz: samples per second of the newest block.
