@@ -127,7 +127,6 @@ class HeatModel:
         self._readings: deque[Reading] = deque()
         self._curve: Curve | None = None
         self._settles: float | None = None
-        self._slope = 0.0
         self._stale = False
 
     def add(self, t_s: float, celsius: float) -> None:
@@ -153,11 +152,10 @@ class HeatModel:
             self._readings.popleft()
         self._stale = True
 
-    @property
-    def slope_c_per_s(self) -> float:
-        """Rise of the temperature of the last 40 s, °C/s; 0 while unknown."""
+    def curve(self) -> Curve | None:
+        """Return the temperature to come under the present load, from the newest reading on; None: no reading."""
         self._learn()
-        return self._slope
+        return self._curve
 
     def settles_at(self) -> float | None:
         """Return the temperature that the present load leads to, °C; None: the readings do not tell yet."""
@@ -169,13 +167,8 @@ class HeatModel:
 
         0: it has reached it; infinite: it settles below, falls, or is unknown.
         """
-        self._learn()
-        return self._curve.seconds_until(limit_c) if self._curve else math.inf
-
-    def forecast(self, horizon_s: float) -> float | None:
-        """Return the temperature after a time under the present load, °C; None: no reading."""
-        self._learn()
-        return self._curve.at(max(0.0, horizon_s)) if self._curve else None
+        curve = self.curve()
+        return curve.seconds_until(limit_c) if curve else math.inf
 
     def _learn(self) -> None:
         """Fit the longest time up to now that one exponential describes; else let the slope fade."""
@@ -183,14 +176,14 @@ class HeatModel:
             return
         self._stale = False
         recent = self._since(_SLOPE_S)
-        self._slope = _robust_slope(recent) if _spans(recent, _SLOPE_S / 4) else 0.0
+        slope = _robust_slope(recent) if _spans(recent, _SLOPE_S / 4) else 0.0
         fitted, window_s = None, _WINDOW_S
         while fitted is None and window_s >= _FIT_S:
             readings = self._since(window_s)
             fitted = _fit_curve(readings) if _spans(readings, _FIT_S * 0.75) else None
             window_s /= 2
         self._settles = fitted.settled_c if fitted else None
-        self._curve = fitted or _fading(recent, self._slope)
+        self._curve = fitted or _fading(recent, slope)
 
     def _since(self, seconds: float) -> list[Reading]:
         after_s = self._readings[-1][0] - seconds

@@ -1,4 +1,4 @@
-"""What the daemon follows of the board: temperature, supply, power and load, with a change logged once.
+"""The board's state while the daemon runs: temperature, supply, power and load, with a change logged once.
 
 Source of threads' times: https://man7.org/linux/man-pages/man5/proc.5.html (`/proc/[pid]/task/[tid]/stat`).
 """

@@ -249,11 +249,6 @@ class BackgroundReader(Generic[T]):
         """File that is being read now; None: none is."""
         return file_in_reading(self._thread.ident)
 
-    @property
-    def is_busy(self) -> bool:
-        """True while the function has not returned."""
-        return self._began_s is not None
-
     def tell_hang(self) -> None:
         """Log once that a reading hangs, and once that it does no longer. For one thread, which calls it often.
 

@@ -136,7 +136,7 @@ def _wrong(address: SourceUri, key: str, what: str) -> SourceError:
 
 
 WAITS = "waiting for a key frame"
-"""What a source waits for whose packets come, see `Source.waits_for`."""
+"""The picture for which a source waits while packets come, see `Source.waits_for`."""
 
 
 class SourceListener(Protocol):

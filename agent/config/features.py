@@ -21,7 +21,7 @@ Problem = Literal[
     "constant",
     "drift",
 ]
-"""What is wrong with a stream whose inputs come."""
+"""The problems of a stream whose inputs come."""
 
 
 class ConditionConfig(Struct, frozen=True, forbid_unknown_fields=True):
@@ -37,7 +37,7 @@ class ConditionConfig(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 Giving = Literal["samples", "snapshots", "clips", "inference", "decoding"]
-"""What of a stream can be reduced."""
+"""The reductions of a stream."""
 
 
 class ServiceConfig(Struct, frozen=True, forbid_unknown_fields=True):

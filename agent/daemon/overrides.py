@@ -193,7 +193,7 @@ class OverridesFile:
 
 
 class Setting(Struct, frozen=True):
-    """What a command may set of a stream.
+    """A setting of a stream that a command may change.
 
     Attributes:
         keys: path of the configuration's key below the stream.

@@ -366,24 +366,6 @@ def write_like(path: Path, data: bytes, like: Path) -> None:
             file.write(data)
 
 
-def close_to_others(path: Path, group: int) -> bool:
-    """Let only a file's owner and a group read it.
-
-    Returns:
-        True if every user could read it before, and cannot now.
-
-    Raises:
-        StorageError: it cannot be changed.
-    """
-    with storage_errors(f"{path}: cannot be closed to other users"):
-        mode = stat.S_IMODE(path.stat().st_mode)
-        if not mode & 0o007:
-            return False
-        os.chown(path, -1, group)
-        path.chmod(mode & 0o770 | 0o040)
-        return not path.stat().st_mode & 0o007
-
-
 def rename(source: Path, target: Path) -> None:
     """Rename a file and sync the folder."""
     with storage_errors(f"{source}: cannot be renamed"):

@@ -28,7 +28,7 @@ _LOCK, _WIDTH = "run.lock", 110
 
 
 class StepJob(NamedTuple):
-    """What a step reads and writes.
+    """The files and options of a step.
 
     Attributes:
         out: the `.tflite` file to write.

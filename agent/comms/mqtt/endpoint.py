@@ -1,4 +1,4 @@
-"""What `[mqtt]` says of a broker: its checks, the files that it names, and why a broker cannot be used, in words.
+"""A broker as `[mqtt]` names it: its checks, the files that it names, and why a broker cannot be used, in words.
 
 The files are read at every connection: they may have been renewed. Reason codes: MQTT 5.0, section 2.4; paho has
 their names, and translates those of MQTT 3.1.1 into the same.
@@ -241,7 +241,7 @@ _HINTS = {
     TAKEN_OVER: "another client connected with the same client id: a copy of this card, or a second daemon?",
     0x9A: "Vedette needs retained messages",
 }
-"""What to do about a refusal, by its code."""
+"""The next step after a refusal, by its code."""
 _TEXT_MAX = 200
 PERHAPS_TLS = "; if it speaks TLS there, set [mqtt] tls"
 

@@ -22,7 +22,7 @@ from agent.errors import ModelError
 
 
 class DecoderRow(Struct, frozen=True):
-    """What is known of a decoder without importing it.
+    """The facts of a decoder that need no import of it.
 
     Attributes:
         place: module here and class, whose `Options` are those of the manifest. The class is called with a

@@ -48,7 +48,7 @@ class ClassifyOptions(DecoderOptions, frozen=True, forbid_unknown_fields=True):
 
 
 class _OfScores:
-    """What both have in common: an output [1,classes] or [1,1,1,classes] beside `hidden`, which exits continue.
+    """The base of both: an output [1,classes] or [1,1,1,classes] beside `hidden`, which exits continue.
 
     Attributes:
         scores_at: index of the output with the scores.

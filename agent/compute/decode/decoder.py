@@ -1,4 +1,4 @@
-"""What decoders have in common: options, labels, roles of tensors, the filter of scores and the end of boxes.
+"""The base of decoders: options, labels, roles of tensors, the filter of scores and the end of boxes.
 
 Stored scores are compared with a threshold, and only those that pass are dequantised: `real = scale * (stored -
 zero_point)` is monotone, so `real >= t` is `stored >= q` for a `q` found once.

@@ -97,7 +97,7 @@ for more than three pictures. Chosen by `scripts/bench/zones.py --tune`."""
 
 
 class ZonePresence:
-    """What is known about one track and one zone, private to `Zones`.
+    """The state of one track in one zone, private to `Zones`.
 
     Attributes:
         inside: True if it is inside, by several detections.
@@ -248,7 +248,7 @@ RESERVED = "all"
 
 
 class LineProgress:
-    """What is known about one track at one line, private to `Lines`.
+    """The state of one track at one line, private to `Lines`.
 
     Attributes:
         at: its foot, smoothed.

@@ -1,4 +1,4 @@
-"""What of a stream can be reduced, in which steps, and what each stream has given."""
+"""The reductions of a stream, their steps, and those in force for each stream."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ REDUCTIONS: dict[Giving, Reduction] = {
     ),
     "decoding": Reduction(("processors",), ({"decode": "keyframes"},), "key frames alone are decoded"),
 }
-"""What can be reduced, besides inferences: see `steps`."""
+"""The reductions besides inferences, see `steps`."""
 SYNC_S = (0.0, 0.5, 2.0)
 """Time that an event may wait for others to be synced with it, s: after clips, where the disk is slow."""
 
@@ -318,7 +318,7 @@ class Decision(Struct, frozen=True):
 
 
 class Budgets:
-    """What each stream may use, the newest readings, and the changes of a decision: every change passes here."""
+    """The budget of each stream, the newest readings, and the changes of a decision: every change passes here."""
 
     def __init__(self, config: GovernorConfig) -> None:
         self._config = config

@@ -10,7 +10,6 @@ import pytest
 from agent.errors import StorageError
 from agent.storage.files import (
     add_line,
-    close_to_others,
     delete_folder,
     keep_newest,
     owned_file,
@@ -106,12 +105,3 @@ def test_a_file_has_one_owner_at_a_time(tmp_path: Path) -> None:
     assert read_lines(path) == [b"mine"]
     with pytest.raises(StorageError, match="cannot be written: Not a directory"), owned_file(path / "y"):
         pass
-
-
-@pytest.mark.parametrize(("mode", "then"), [(0o644, 0o640), (0o604, 0o640), (0o600, 0o600), (0o640, 0o640)])
-def test_a_file_that_every_user_may_read_is_closed(tmp_path: Path, mode: int, then: int) -> None:
-    file = tmp_path / "vedette.toml"
-    file.touch()
-    file.chmod(mode)
-    assert close_to_others(file, os.getgid()) is (mode != then)
-    assert file.stat().st_mode & 0o777 == then
