@@ -141,7 +141,7 @@ def switched_off(device: str, port: int, daemon: subprocess.Popen[bytes]) -> lis
     next(events(port, device))
     ask = [sys.executable, "-m", "agent", "command", "--host", "127.0.0.1", "--port", str(port), device, "bench"]
     subprocess.run([*ask, "enabled", "off"], check=True, cwd=common.ROOT, stdout=subprocess.DEVNULL)
-    time.sleep(2)
+    time.sleep(6)  # the stream has stopped, and its state was published
     daemon.send_signal(signal.SIGUSR1)
     return ask
 
