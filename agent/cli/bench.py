@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
-from agent.cli.models.recommending import complete_board, predict_and_print
 from agent.cli.optimise.progress import show_progress
 from agent.cli.options import NumberRange, picture_option
 from agent.cli.output import console, open_table, print_json
@@ -55,18 +54,6 @@ if TYPE_CHECKING:
     help="Time limit for opening and the first inference, s.",
 )
 @click.option(
-    "--board",
-    default="",
-    metavar="NAME",
-    shell_complete=complete_board,
-    help="Predict the latencies on this board instead, such as pi4b.",
-)
-@click.option(
-    "--fps",
-    type=NumberRange(0.01, 1000.0),
-    help="With --board: inferences in a second to reach; default: 15, or what a model of sound needs.",
-)
-@click.option(
     "--sustained",
     metavar="TIME",
     help="Run the model at full rate for so long, such as 10m, and print rate and temperature per minute.",
@@ -103,8 +90,6 @@ def bench(
     backends: tuple[str, ...],
     by: str,
     patience: float,
-    board: str,
-    fps: float | None,
     sustained: str | None,
     streams: int | None,
     decode: str | None,
@@ -124,9 +109,6 @@ def bench(
     With --loadgen, MLPerf's load generator also measures the best backend, or those of --backend. Its figures
     include the way to the model's process and back, without pauses.
 
-    With --board nothing is measured: what each variant takes on that board's CPU is predicted from published
-    times of other networks, with an interval.
-
     With --sustained one backend, the CPU unless --backend names another, is kept busy, and rate, temperature and
     throttling are printed per minute. Ctrl-C ends it with what was measured until then.
 
@@ -140,9 +122,6 @@ def bench(
         from agent.cli.bench_streams import bench_decode
 
         bench_decode(decode, seconds or 10.0, as_json=as_json)
-        return
-    if board:
-        predict_and_print(model, board, variant, fps or 0.0, as_json=as_json)
         return
     if streams is not None:
         from agent.cli.bench_streams import bench_streams
@@ -194,7 +173,6 @@ def bench(
 
 _MODES = {
     "--decode": {"--seconds"},
-    "--board": {"MODEL", "--variant", "--fps"},
     "--streams": {"MODEL", "--variant", "--backend", "--by", "--patience"},
     "--sustained": {"MODEL", "--variant", "--backend", "--patience"},
 }
@@ -214,7 +192,7 @@ def _check_together(context: click.Context) -> None:
     for name in given:
         if mode and name not in _MODES[mode] | {mode, "--json"}:
             raise click.UsageError(f"{name} does not go together with {mode}: leave one of them out")
-    for name, needed in (("--fps", "--board"), ("--seconds", "--decode"), ("--loadgen-logs", "--loadgen")):
+    for name, needed in (("--seconds", "--decode"), ("--loadgen-logs", "--loadgen")):
         if name in given and needed not in given:
             raise click.UsageError(f"{name} needs {needed}")
 

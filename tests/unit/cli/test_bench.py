@@ -142,30 +142,6 @@ def test_loadgen_has_nothing_to_do_where_no_named_backend_runs() -> None:
     assert "LoadGen" in done.output.splitlines()[-1]
 
 
-def test_a_prediction_names_the_variants_that_reach_the_rate() -> None:
-    done = call("nanodet", "--board", "pi4b")
-    assert done.exit_code == 0, done.exception
-    lines = done.stdout.splitlines()
-    assert sum(line.split()[:1] in (["416"], ["320"], ["256"]) for line in lines) == 12
-    assert any(line.startswith("256: reaches 15 per s with ") for line in lines)
-    found = json.loads(call("nanodet", "--board", "pi4b", "--variant", "256", "--fps", "1000", "--json").stdout)
-    assert [one["variant"] for one in found["variants"]] == ["256"]
-    assert found["fps"] == 1000
-    assert "256: is not expected to reach 1000" in call("nanodet", "--board", "pi4b", "--fps", "1000").output
-
-
-def test_a_prediction_measures_nothing() -> None:
-    for option in (("--backend", "cpu"), ("--loadgen",)):
-        done = call("nanodet", "--board", "pi4b", *option)
-        assert done.exit_code == 2
-        assert option[0] in done.output
-    assert call("nanodet", "--fps", "15").exit_code == 2
-    done = call("nanodet", "--board", "pi44b")
-    assert done.exit_code == 1
-    assert "did you mean 'pi4b'" in str(done.exception)
-    assert "sd865" in str(done.exception)
-
-
 @pytest.mark.parametrize("patience", ["0", "-1", "nan", "inf", "1e9"])
 def test_a_patience_that_nothing_can_keep_is_refused_as_that(patience: str) -> None:
     result = call("nanodet", "--patience", patience)
