@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from agent.compute.infer.benchmark import Progress
-    from agent.compute.infer.choice import By, Measurement, Selection
+    from agent.compute.infer.choice import Measurement, Selection
     from agent.compute.infer.delegates import DelegateProbe
     from agent.compute.infer.session import BackendSpec
     from agent.compute.manifest import Model
@@ -59,11 +59,6 @@ if TYPE_CHECKING:
     help="Run the model at full rate for so long, such as 10m, and print rate and temperature per minute.",
 )
 @click.option(
-    "--streams",
-    type=click.IntRange(1, 64),
-    help="Measure with how many threads so many streams of the model share the cores best.",
-)
-@click.option(
     "--decode",
     metavar="URI|FILE",
     help="Measure the video decoders of this board on a camera's stream or a file instead of a model.",
@@ -91,7 +86,6 @@ def bench(
     by: str,
     patience: float,
     sustained: str | None,
-    streams: int | None,
     decode: str | None,
     seconds: float | None,
     picture: Path | None,
@@ -112,24 +106,14 @@ def bench(
     With --sustained one backend, the CPU unless --backend names another, is kept busy, and rate, temperature and
     throttling are printed per minute. Ctrl-C ends it with what was measured until then.
 
-    With --streams so many streams ask for inferences on the CPU without a pause, and take turns as in the daemon.
-
     With --decode, and without MODEL, FFmpeg's software and every hardware decoder decode the same video, each in
     a process of its own; their pictures are compared.
     """
     _check_together(click.get_current_context())
     if decode is not None:
-        from agent.cli.bench_streams import bench_decode
+        from agent.cli.bench_decode import bench_decode
 
         bench_decode(decode, seconds or 10.0, as_json=as_json)
-        return
-    if streams is not None:
-        from agent.cli.bench_streams import bench_streams
-
-        if set(backends) - {"cpu"}:
-            raise click.UsageError("--streams measures the CPU: an accelerator runs one inference at a time")
-        criterion: By = "energy" if by == "energy" else "latency"
-        bench_streams(model, variant, streams, criterion, patience_s=patience, as_json=as_json)
         return
     if sustained is not None:
         from agent.cli.bench_sustained import bench_sustained
@@ -173,7 +157,6 @@ def bench(
 
 _MODES = {
     "--decode": {"--seconds"},
-    "--streams": {"MODEL", "--variant", "--backend", "--by", "--patience"},
     "--sustained": {"MODEL", "--variant", "--backend", "--patience"},
 }
 """Options of which each is a measurement of its own, and what it takes besides `--json`."""
@@ -262,9 +245,6 @@ def _table(verdict: Selection) -> Table:
 def _print(verdict: Selection, *, asked: bool, tested: list[ScenarioResult] | None) -> None:
     out = console(100, markup=False)
     out.print(_table(verdict))
-    for one in verdict.measured:
-        if one.software:
-            out.print(f"{plain(one.name)}: no GPU: the Vulkan driver {plain(one.software)} computes on the CPU")
     for one in _refused(verdict, asked=asked):
         out.print(f"{plain(one.name)}: {plain(one.refused)}")
     away = [one.name for one in verdict.measured if not one.here]

@@ -205,7 +205,7 @@ class AutoBackend:
         if not measure and not self._may_be_measured:
             self._waiting.append(job)
             return
-        from agent.daemon.measurements import log_selection, log_splits
+        from agent.daemon.measurements import log_selection
 
         found = self._measurements.delegates()
         made = self._measurements.load_valid(model, found)
@@ -218,14 +218,6 @@ class AutoBackend:
             log_selection(model, self._measurements.select(made, found, job.options.threads))
         streams = 1 + len(self._others(model, job.options, job))
         selected = self._measurements.select(made, found, job.options.threads, streams)
-        if selected.chosen == selected.cpu and self._measurements.lacks_split(made, streams):
-            if not measure:
-                self._waiting.append(job)
-                return
-            log.info("%s: measuring how %d streams share the cores", model.path, streams)
-            made = self._measurements.measure_splits_and_store(model, made, streams, self._check_open)
-            log_splits(model, made, streams)
-            selected = self._measurements.select(made, found, job.options.threads, streams)
         self._exchange(job, model, selected)
 
     def _check_open(self, what: str) -> None:

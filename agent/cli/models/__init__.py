@@ -256,10 +256,6 @@ def _cells(model: GuideModel, variant: GuideVariant, board: str) -> tuple[str, .
     )
 
 
-def _size(size: int) -> str:
-    return f"{size / 1e6:.1f} MB" if size >= 1e5 else f"{size / 1e3:.0f} kB"
-
-
 @models.command("try")
 @click.argument("model", shell_complete=complete_model)
 @click.argument("source", metavar="PICTURE|SOUND|URI")

@@ -1,4 +1,4 @@
-"""Measures the backends that can run a model and chooses the best, and how several streams use the cores best.
+"""Measures the backends that can run a model and chooses the best.
 
 Each candidate runs in a worker process: the CPU with each number of threads, and each delegate that is found. Its
 answers are checked first. Candidates that are compared take turns, so that what slows the board down for a moment
@@ -11,7 +11,6 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing
 from math import isfinite
 
@@ -26,15 +25,13 @@ from agent.compute.infer.choice import (
     Measurement,
     Reference,
     Selection,
-    SplitMeasurement,
     decide,
     describe_error,
     golden_inputs,
     output_error,
     tolerance,
 )
-from agent.compute.infer.delegates import DelegateProbe, software_driver, unsuited
-from agent.compute.infer.litert import side_by_side
+from agent.compute.infer.delegates import DelegateProbe, device_nodes, unsuited
 from agent.compute.infer.session import BackendSpec, SessionOptions
 from agent.compute.infer.worker import PATIENCE_S, WorkerSession
 from agent.compute.manifest import Model
@@ -205,7 +202,7 @@ def survey(
         inputs: returns the inputs that all candidates must answer as the CPU does.
         patience_s: see `benchmark`.
         spare_mb: memory for processes, MB; if it is short, fewer candidates take turns.
-        software: also measure a GPU whose driver computes on the CPU: that takes minutes.
+        software: also measure a GPU without a device node, whose driver computes on the CPU: that takes minutes.
         progress: see `benchmark`.
 
     Raises:
@@ -218,18 +215,16 @@ def survey(
         raise BackendError(measured[0].refused)
     reference = replace(reference, p50_ms=next(one.p50_ms for one in measured if not one.refused))
     file = read_modelfile(model.content)
-    driver = software_driver() if any(map(_is_gpu, found)) else ""
     for one in found:
-        slow = driver if _is_gpu(one) else ""
         reason = one.missing or unsuited(one.name, file)
-        if slow and not software:
-            reason = reason or f"not measured: the Vulkan driver {slow} computes on the CPU"
+        if _is_gpu(one) and not software and not device_nodes(one.name):
+            reason = reason or "not measured: there is no GPU's device node, so that Vulkan computes on the CPU"
         if reason or one.plan is None:
             result = Measurement(one.name, one.title, here=one.plan is not None, refused=reason)
         else:
             candidate = Candidate(one.plan, one.title)
             (result,) = benchmark(model, [candidate], reference, patience_s=patience_s, progress=progress)
-        measured.append(replace(result, software=slow))
+        measured.append(result)
     return tuple(measured)
 
 
@@ -282,102 +277,3 @@ def _reference(model: Model, inputs: Inputs) -> Reference:
         raise BackendError(f"{model.path}: too large to be measured with the memory of this board") from None
     finally:
         session.close()
-
-
-STREAMS_MAX = 64
-"""Most streams that are measured at once."""
-SPLIT_TURNS, SPLIT_TURN_S = 8, 0.5
-"""Number and length, s, of the turns of each way to use the cores."""
-_SLOW_S = 10.0
-"""Deadline of an inference, s: several run at once, and a model may be slow."""
-
-
-class _Split:
-    """A number of threads for an inference, with as many worker processes as run side by side."""
-
-    def __init__(self, model: Model, known: SplitMeasurement, inputs: Inputs, patience_s: float) -> None:
-        """Open the model in each process. Raises as `WorkerSession`."""
-        self.known, self._runs = known, list[TimingRun]()
-        self._sessions: list[WorkerSession] = []
-        plan, options = BackendSpec(threads=known.threads), SessionOptions(threads=known.threads)
-        try:
-            for _ in range(known.at_once):
-                session = WorkerSession(model, plan, options, deadline_s=_SLOW_S, patience_s=patience_s)
-                self._sessions.append(session)
-                for index, array in enumerate(inputs(session.inputs)[0]):
-                    np.copyto(session.input(index), array)
-        except BaseException:
-            self.close()
-            raise
-
-    def close(self) -> None:
-        for session in self._sessions:
-            session.close()
-
-    def run(self, seconds: float) -> None:
-        """Let all processes run without a pause, side by side."""
-        if self.known.refused:
-            return
-        try:
-            with ThreadPoolExecutor(len(self._sessions)) as threads:
-                self._runs += threads.map(lambda session: session.time_turn(seconds), self._sessions)
-        except BackendError as error:
-            self.known = replace(self.known, refused=str(error))
-
-    def result(self) -> SplitMeasurement:
-        """Return the measurement so far."""
-        if self.known.refused:
-            return self.known
-        count = sum(len(run.ms) for run in self._runs)
-        per_s = len(self._sessions) * count / sum(sum(run.ms) for run in self._runs) * 1e3
-        cpu_ms = sum(run.cpu_ms for run in self._runs) / count
-        return replace(self.known, per_s=per_s, latency_ms=self.known.streams / per_s * 1e3, cpu_ms=cpu_ms)
-
-
-def measure_splits(
-    model: Model,
-    streams: int,
-    cores: int,
-    threads_max: int,
-    *,
-    inputs: Inputs = golden_inputs,
-    patience_s: float = PATIENCE_S,
-    spare_mb: float = math.inf,
-    turns: int = SPLIT_TURNS,
-    progress: Progress = lambda _: None,
-) -> tuple[SplitMeasurement, ...]:
-    """Measure what so many streams of a model get with 1 thread for an inference, with 2, and so on.
-
-    With few threads more inferences run side by side. The ways take turns.
-
-    Args:
-        model: to run; without exits.
-        streams: that ask for inferences without a pause, 1 to `STREAMS_MAX`.
-        cores: of the CPU that can be used.
-        threads_max: most threads of an inference.
-        inputs: returns the inputs, of which the first is used.
-        patience_s: longest time to open a model, and of an inference, s.
-        spare_mb: memory for processes, MB; if it is short, the ways are measured one after the other.
-        turns: of `SPLIT_TURN_S` for each way.
-        progress: called with what is measured next; its errors end the measurement.
-
-    Raises:
-        ModelError, BackendError: the CPU does not run the model.
-    """
-    ways = [
-        SplitMeasurement(streams, threads, min(streams, side_by_side(cores, threads)))
-        for threads in range(1, min(cores, threads_max) + 1)
-    ]
-    at_once = sum(way.at_once for way in ways) * _reference(model, inputs).rss_mb <= spare_mb
-    found: list[SplitMeasurement] = []
-    for group in [ways] if at_once else [[way] for way in ways]:
-        with ExitStack() as opened:
-            splits = [opened.enter_context(closing(_Split(model, way, inputs, patience_s))) for way in group]
-            for number in range(turns):
-                for split in splits[:: -1 if number % 2 else 1]:
-                    progress(f"{plural(streams, 'stream')}, {plural(split.known.threads, 'thread')} each")
-                    split.run(SPLIT_TURN_S)
-            found += [split.result() for split in splits]
-    if all(one.refused for one in found):
-        raise BackendError(found[0].refused)
-    return tuple(found)

@@ -50,7 +50,6 @@ class Measurement(Struct, frozen=True):
         error: difference of its answers from the reference's: root mean square, as a share of the reference's own
             deviation (of its size if it is one number, or all are equal), of the worst output; None: not finite.
         runtime: name and version.
-        software: name of the driver that computes on the CPU in place of a GPU; empty: none.
     """
 
     name: str
@@ -68,7 +67,6 @@ class Measurement(Struct, frozen=True):
     delegated: _Count = -1
     error: Annotated[float, Meta(ge=0.0)] | None = 0.0
     runtime: str = ""
-    software: str = ""
 
 
 class Reference(Struct, frozen=True):
@@ -150,49 +148,6 @@ _WORTH = 0.95
 """A device must save at least a twentieth against the CPU."""
 WORTH_A_THREAD = 0.97
 """More threads must save at least 3 %: the choice shall be within 5 % of the best, with errors of measurement."""
-
-
-class SplitMeasurement(Struct, frozen=True):
-    """What several streams of one model get together with so many threads for an inference.
-
-    Attributes:
-        streams: that ask for inferences without a pause.
-        threads: of an inference.
-        at_once: inferences that run side by side; the other streams wait for a turn.
-        per_s: inferences per second of all streams together.
-        latency_ms: mean time that a stream waits for its answer, with the wait for a turn.
-        cpu_ms: CPU time of one inference.
-        refused: why it could not be measured; empty: it was.
-    """
-
-    streams: Annotated[int, Meta(ge=1, le=64)]
-    threads: Annotated[int, Meta(ge=1, le=64)]
-    at_once: Annotated[int, Meta(ge=1, le=128)]
-    per_s: _Amount = 0.0
-    latency_ms: _Amount = 0.0
-    cpu_ms: _Amount = 0.0
-    refused: str = ""
-
-
-def best_split(measured: Sequence[SplitMeasurement], streams: int, by: By) -> SplitMeasurement | None:
-    """Return the best way for so many streams, or for the nearest number that was measured; None: there is none.
-
-    By `latency` it gives the most inferences, by `energy` the least CPU time of each. More threads must be worth
-    it, see `WORTH_A_THREAD`.
-    """
-    usable = [one for one in measured if not one.refused and one.per_s > 0.0]
-    if not usable:
-        return None
-    nearest = min((one.streams for one in usable), key=lambda count: (abs(count - streams), -count))
-    best = None
-    for one in sorted((one for one in usable if one.streams == nearest), key=lambda one: one.threads):
-        if best is None or _split_cost(one, by) < WORTH_A_THREAD * _split_cost(best, by):
-            best = one
-    return best
-
-
-def _split_cost(one: SplitMeasurement, by: By) -> float:
-    return one.cpu_ms if by == "energy" else 1.0 / one.per_s
 
 
 class Selection(Struct, frozen=True):

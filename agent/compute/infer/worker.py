@@ -1,8 +1,8 @@
 """A session whose model runs in a worker process: a library that crashes, hangs or exits ends only that.
 
 Inputs are written straight into memory that both processes share: one anonymous file, of which each variant has a
-region. A process whose inference takes longer than the deadline is killed. It has root's rights only if nobody
-else may open its device. Messages are JSON, but nothing for "run" and "has run".
+region. A process whose inference takes longer than the deadline is killed. It never has root's rights. Messages
+are JSON, but nothing for "run" and "has run".
 
 The process runs an untrusted model in an untrusted library. Its answers are checked before anything is allocated
 or mapped, and it cannot change the size of the file. `agent.compute.infer.worker_main` is its program.
@@ -23,7 +23,7 @@ import msgspec
 import numpy as np
 from msgspec import Struct
 
-from agent.child import LONGEST_TEXT, ChildError, ChildProcess, Failed, InvalidMessageError, encode, is_root
+from agent.child import LONGEST_TEXT, ChildError, ChildProcess, Failed, InvalidMessageError, encode
 from agent.compute.infer.chain import TimingRun
 from agent.compute.infer.session import BackendSpec, SessionOptions
 from agent.compute.manifest import Manifest, Model
@@ -61,7 +61,6 @@ class OpenModel(Struct, frozen=True, tag=True):
         variant: to select first.
         threads: see `SessionOptions`.
         manifest, path: of the model.
-        as_root: keep root's rights, for a device that only root may open.
     """
 
     plan: BackendSpec
@@ -69,7 +68,6 @@ class OpenModel(Struct, frozen=True, tag=True):
     threads: int
     manifest: Manifest
     path: str
-    as_root: bool = False
 
 
 class SelectVariant(Struct, frozen=True, tag=True):
@@ -185,8 +183,7 @@ class WorkerSession:
         variant = self._remote_variant = options.variant or model.manifest.variants[0].name
         self._start_process()
         try:
-            path, as_root = plain(model.path), _needs_root(model, plan)
-            request = OpenModel(plan, variant, options.threads, model.manifest, path, as_root)
+            request = OpenModel(plan, variant, options.threads, model.manifest, plain(model.path))
             self.opened = self._request(request, ModelOpened, patience_s, model.content)
             self._map(variant, self.opened.region)
         except BaseException:
@@ -312,24 +309,6 @@ class WorkerSession:
         """Kill the process, whose answers cannot be trusted, and return the error."""
         self._process.kill()
         return BackendError(f"{self._path}: {self.backend} sent an invalid answer: {why}")
-
-
-def _needs_root(model: Model, plan: BackendSpec) -> bool:
-    """Return True if this process is root and only root may open the plan's device; log that."""
-    if plan.kind == "cpu" or not is_root():
-        return False
-    from agent.compute.infer.delegates import only_for_root
-
-    if (node := only_for_root(plan.backend)) is None:
-        return False
-    log.warning(
-        "%s: is opened as root on %s, because only root may open %s; give a group read and write access, as "
-        "systemd/60-vedette.rules does, so that models run without root's rights",
-        model.path,
-        plan.backend,
-        node,
-    )
-    return True
 
 
 class _Mapped:
