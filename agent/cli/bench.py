@@ -22,8 +22,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
-    from agent.compute.infer.benchmark import Progress
-    from agent.compute.infer.choice import Measurement, Selection
+    from agent.compute.infer.benchmark import Measurement, Progress, Selection
     from agent.compute.infer.delegates import DelegateProbe
     from agent.compute.infer.session import BackendSpec
     from agent.compute.manifest import Model

@@ -85,8 +85,7 @@ def _seconds(text: str) -> float:
 
 
 def _plan(backend: str) -> BackendSpec:
-    from agent.compute.infer.backends import resolve_backend
-    from agent.compute.infer.session import CPU, BackendSpec
+    from agent.compute.infer.session import CPU, BackendSpec, resolve_backend
 
     if backend in ("", CPU):
         return BackendSpec(threads=min(_THREADS, len(os.sched_getaffinity(0))))

@@ -21,9 +21,17 @@ from typing import TYPE_CHECKING
 from msgspec import Struct
 from msgspec.structs import replace
 
-from agent.compute.infer.backends import fallback_spec, opens_at_once, resolve_backend
 from agent.compute.infer.litert import default_threads
-from agent.compute.infer.session import AUTO, CPU, BackendSpec, Session, SessionOptions
+from agent.compute.infer.session import (
+    AUTO,
+    CPU,
+    BackendSpec,
+    Session,
+    SessionOptions,
+    fallback_spec,
+    opens_at_once,
+    resolve_backend,
+)
 from agent.compute.infer.sharing import SessionPools, SwappableSession, is_shareable
 from agent.compute.infer.vetting import Vetting
 from agent.compute.manifest import Model
@@ -34,7 +42,7 @@ from agent.models.library import golden
 from agent.storage.state import MeasurementFiles
 
 if TYPE_CHECKING:
-    from agent.compute.infer.choice import Selection
+    from agent.compute.infer.benchmark import Selection
     from agent.daemon.measurements import StoredMeasurements
 
 log = logging.getLogger(__name__)
@@ -82,7 +90,7 @@ class AutoBackend:
         self._due = time.monotonic() + selection.after_s
 
     def open(self, model: Model, backend: str, options: SessionOptions) -> Session:
-        """Open a model for a stream. Raises as `agent.compute.infer.backends.open_session`."""
+        """Open a model for a stream. Raises as `agent.compute.infer.session.open_session`."""
         if opens_at_once(backend):
             self._warn_if_root(model)
         if (plan := fallback_spec(backend)) is not None:

@@ -18,7 +18,7 @@ from msgspec import Meta, Struct
 from agent.board.identity import read_board
 from agent.board.proc import read_memory
 from agent.board.processors import OtherLoad
-from agent.compute.infer.choice import Measurement, Selection, decide
+from agent.compute.infer.benchmark import Measurement, Selection, decide
 from agent.compute.infer.delegates import DelegateProbe, probe_delegates
 from agent.compute.infer.litert import load_runtime, runtime_version
 from agent.compute.infer.session import CPU

@@ -33,7 +33,7 @@ from agent.text import plain
 from agent.types import Array
 
 if TYPE_CHECKING:
-    from agent.compute.infer.choice import Inputs
+    from agent.compute.infer.benchmark import Inputs
     from agent.compute.infer.tensors import Ends
     from agent.compute.infer.vetting import Vetting
 
@@ -382,7 +382,7 @@ def golden(model: Model) -> Inputs:
         ModelError: a golden file is not beside the manifest. From the function: a file cannot be used, or the
             inputs are too large.
     """
-    from agent.compute.infer.choice import golden_inputs  # needed only where something is measured
+    from agent.compute.infer.benchmark import golden_inputs  # needed only where something is measured
 
     files = golden_paths(model.path, model.manifest)
 

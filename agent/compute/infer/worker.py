@@ -15,7 +15,6 @@ import logging
 import math
 import mmap
 import os
-import time
 from collections.abc import Sequence
 from typing import TypeVar
 
@@ -37,8 +36,6 @@ log = logging.getLogger(__name__)
 PATIENCE_S = 120.0
 """Timeout for opening a model and for its first inference, s: a GPU may have to compile every kernel."""
 DEADLINE_S = 2.0
-HANGS_S, _HANGS = 10.0, 50.0
-"""Least deadline that is learned, s, and how often it is longer than the slowest first inference."""
 _OPENING = "opening the model"
 TENSORS_BYTES = 512 * 1024**2
 """Size of the shared file. Only pages that are written take memory."""
@@ -84,7 +81,7 @@ class TimeModel(Struct, frozen=True, tag=True):
     """Run all exits of the model, as `ModelChain` does; answered by `TimingRun`.
 
     Attributes:
-        seconds: see `agent.compute.infer.chain.time_runs`, s; 0: run once, untimed.
+        seconds: see `agent.compute.infer.chain.time_runs`, s.
     """
 
     seconds: float
@@ -160,7 +157,6 @@ class WorkerSession:
         *,
         deadline_s: float = DEADLINE_S,
         patience_s: float = PATIENCE_S,
-        learns: bool = False,
     ) -> None:
         """Start the process and open the model there, with the threads of the plan unless the options have some.
 
@@ -170,13 +166,11 @@ class WorkerSession:
             options: see `SessionOptions`.
             deadline_s: see the class.
             patience_s: timeout for opening the model and for the first inference of each variant, s.
-            learns: `deadline_s` becomes shorter by the first inference: for models of which nothing is known.
 
         Raises:
             ModelError, BackendError: the model was refused, or the process crashed or hung.
         """
         self.backend, self.deadline_s, self._patience_s = plan.backend, deadline_s, patience_s
-        self._longest_s, self._learns, self._first_s = deadline_s, learns, 0.0
         self.degraded = ""
         self._path = model.path
         self._regions: dict[str, _Mapped] = {}
@@ -214,17 +208,10 @@ class WorkerSession:
         self._select_remotely()
         mapped = self._mapped
         within_s = self.deadline_s if mapped.has_run else self._patience_s
-        begun = time.monotonic()
         answer = self._exchange([RUN], within_s, "an inference")
-        if self._learns and not mapped.has_run:
-            self._learn_deadline(time.monotonic() - begun)
         mapped.has_run = True
         if answer != RUN:
             self._decode(answer)
-
-    def _learn_deadline(self, first_s: float) -> None:
-        self._first_s = max(first_s, self._first_s)
-        self.deadline_s = min(self._longest_s, max(HANGS_S, _HANGS * self._first_s))
 
     def output(self, index: int) -> Array:
         return self._mapped.outputs[index]
@@ -247,10 +234,6 @@ class WorkerSession:
         if not run.ms or min(run.ms) <= 0.0:
             raise self._invalid(f"{len(run.ms)} inferences, or one that took no time")
         return run
-
-    def invoke_chain(self) -> None:
-        """Run all exits of the model once. Raises BackendError if that fails or hangs."""
-        self._request(TimeModel(0.0), TimingRun, self.deadline_s, what="an inference")
 
     @property
     def pid(self) -> int:

@@ -148,11 +148,7 @@ class _Server:
         try:
             self._select(chain.first)
             chain.set_input(self._mapped[chain.first][1])
-            run = TimingRun((), 0.0)
-            if request.seconds:
-                run = time_runs(chain.invoke, request.seconds, time.process_time, PAUSE_S)
-            else:
-                chain.invoke()
+            run = time_runs(chain.invoke, request.seconds, time.process_time, PAUSE_S)
             self._select(chain.last)
             for index, target in enumerate(self._mapped[chain.last][2]):
                 self._copy(self._session.output(index), target, index)

@@ -10,16 +10,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from agent.compute.infer.benchmark import choose, survey
-from agent.compute.infer.choice import (
+from agent.compute.infer.benchmark import (
     By,
     Measurement,
     best_of,
+    choose,
     cost,
     decide,
     describe_error,
     golden_inputs,
     output_error,
+    survey,
     tolerance,
 )
 from agent.compute.infer.delegates import DelegateProbe, probe_delegates

@@ -12,9 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from agent.compute.infer.backends import open_session
 from agent.compute.infer.litert import CpuBackend, default_threads, load_runtime, native_stderr
-from agent.compute.infer.session import Backend, BackendSpec, SessionOptions
+from agent.compute.infer.session import BackendSpec, SessionOptions, open_session
 from agent.compute.infer.tensors import NullBackend
 from agent.compute.manifest import Manifest, Model, OutputManifest, Variant
 from agent.errors import BackendError, ModelError
@@ -66,7 +65,7 @@ def test_a_variant_is_a_signature() -> None:
 
 
 @pytest.mark.parametrize("backend", [CpuBackend(), NullBackend()], ids=["cpu", "null"])
-def test_a_missing_signature_names_those_that_there_are(backend: Backend) -> None:
+def test_a_missing_signature_names_those_that_there_are(backend: CpuBackend | NullBackend) -> None:
     content = build.add_model(signature="deep")
     with pytest.raises(ModelError, match=r"m\.tflite: .*no signature 'deeper'; .* has: deep"):
         backend.open(model(content, Variant("12", "deeper")), SessionOptions())
