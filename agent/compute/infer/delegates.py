@@ -134,16 +134,6 @@ ROWS = (
         suits=_EDGE_TPU,
         hint="plug it in, and install libedgetpu1-std; the model must have been compiled by edgetpu_compiler",
     ),
-    # https://arm-software.github.io/armnn/latest/namespacetflite.html
-    DelegateSpec(
-        "armnn",
-        "Mali GPU by Arm NN",
-        "delegate",
-        "libarmnnDelegate.so",
-        devices=("dev/mali*",),
-        settings={"backends": "GpuAcc,CpuAcc"},
-        hint="install Arm NN's delegate",
-    ),
     # https://docs.mesa3d.org/teflon.html
     DelegateSpec(
         "teflon",
@@ -154,25 +144,6 @@ ROWS = (
         devices=("dev/accel/accel*", "dev/dri/renderD*"),
         suits="int8",
         hint="sudo apt-get install mesa-teflon-delegate",
-    ),
-    # https://github.com/VeriSilicon/tflite-vx-delegate
-    DelegateSpec(
-        "vx",
-        "VeriSilicon NPU by its delegate",
-        "delegate",
-        "libvx_delegate.so",
-        devices=("dev/galcore",),
-        hint="install the board vendor's tflite-vx-delegate",
-    ),
-    # https://github.com/nxp-imx/tflite-ethosu-delegate-imx
-    DelegateSpec(
-        "ethosu",
-        "Arm Ethos-U NPU",
-        "delegate",
-        "libethosu_delegate.so",
-        devices=("dev/ethosu*",),
-        suits="int8",
-        hint="install the board vendor's ethosu delegate",
     ),
 )
 
