@@ -226,7 +226,7 @@ SAME_TASKS = {
     "wakeword": "keywords",
     "inspect": "anomalies",
 }
-"""Words of `agent.models.recommend.TASKS` for tasks that are called otherwise here."""
+"""Words of `agent.models.recommend` for tasks that are called otherwise here."""
 
 
 class CatalogueModel(Struct, frozen=True, forbid_unknown_fields=True):

@@ -177,15 +177,6 @@ def _is_file(path: Path) -> bool:
         raise ModelError(f"{path}: cannot be read: {reason_of(error)}") from error
 
 
-def _is_empty(path: Path) -> bool:
-    """Return True if a plain file has no bytes. Other problems are reported by `read`."""
-    try:
-        found = path.stat()
-    except (OSError, ValueError):
-        return False
-    return stat.S_ISREG(found.st_mode) and not found.st_size
-
-
 @contextmanager
 def preloaded(paths: Iterable[str]) -> Iterator[int]:
     """As root, read models now, so that `load_file` returns them from memory while the context lasts.
@@ -282,8 +273,7 @@ def _resolve(name_or_path: str) -> Path:
 def _manifest(path: Path) -> TomlFile:
     if path.suffix == SUFFIX:
         return TomlFile(str(path), _as_dict(_read_wakeword(read(path, _LARGEST_TEXT), str(path))), {})
-    # Every key may be left out, so an empty file is a valid manifest.
-    manifest = read_manifest("" if _is_empty(path) else read_text(path), str(path))
+    manifest = read_manifest(read_text(path), str(path))
     output = manifest.data.get("output")
     if isinstance(output, dict) and isinstance(labels := output.get("labels"), str):
         output["labels"] = _labels(manifest, path, labels)

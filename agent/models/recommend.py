@@ -16,18 +16,6 @@ from agent.structs import convert
 from agent.text import plain
 
 _FILE = Path(__file__).with_name("recommend.toml")
-TASKS: dict[str, str] = {
-    "speech": "spoken words",
-    "wakeword": "one wake word",
-    "classify": "what a picture shows",
-    "detect": "things in a picture, with boxes",
-    "inspect": "faulty parts, learned from sound ones",
-    "pose": "points of a person",
-    "face": "faces, with boxes",
-    "landmarks": "points of a hand, a face or an eye",
-    "segment": "which pixels are of a person",
-}
-"""Tasks, and what each finds."""
 
 
 class GuideVariant(Struct, frozen=True, forbid_unknown_fields=True):
@@ -60,7 +48,7 @@ class GuideModel(Struct, frozen=True, forbid_unknown_fields=True):
 
     Attributes:
         name: bundled, packaged, of the catalogue, or of a network of the workshop.
-        task: key of `TASKS`.
+        task: what it is for, such as `detect`.
         what: what the accuracy is, or what was published.
         variants: most accurate first.
         command: measures the accuracy; empty: it was published.
@@ -84,6 +72,10 @@ class Guide(Struct, frozen=True, forbid_unknown_fields=True):
     boards: dict[str, str]
     models: tuple[GuideModel, ...]
 
+    @property
+    def tasks(self) -> list[str]:
+        return list(dict.fromkeys(model.task for model in self.models))
+
 
 @functools.cache
 def guide() -> Guide:
@@ -93,7 +85,7 @@ def guide() -> Guide:
 
 def known_for(task: str, board: str) -> list[GuideModel]:
     """Return the models for a task. Raises ModelError if there is no such task or board."""
-    for what, word, known in (("task", task, TASKS), ("board", board, guide().boards)):
+    for what, word, known in (("task", task, guide().tasks), ("board", board, list(guide().boards))):
         if word not in known:
             raise ModelError(f"no {what} {plain(word)!r}{nearest(word, known)}")
     return [model for model in guide().models if model.task == task]

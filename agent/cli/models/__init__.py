@@ -58,9 +58,9 @@ def _complete_board(_context: click.Context, _option: click.Parameter, incomplet
 
 
 def _complete_own_task(_context: click.Context, _option: click.Parameter, incomplete: str) -> list[str]:
-    from agent.models.recommend import TASKS
+    from agent.models.recommend import guide
 
-    return [task for task in TASKS if task.startswith(incomplete)]
+    return [task for task in guide().tasks if task.startswith(incomplete)]
 
 
 def _sha256(_context: click.Context, option: click.Parameter, text: str | None) -> str | None:

@@ -82,16 +82,6 @@ ROWS = (
         parts=_VULKAN,
         hint="sudo apt-get install mesa-vulkan-drivers",
     ),
-    # https://ai.google.dev/edge/litert/next/npu
-    DelegateSpec(
-        "npu",
-        "NPU by LiteRT (dispatch to the vendor's library)",
-        "accelerator",
-        "NPU",
-        needs=("libLiteRtDispatch_Qualcomm.so", "libLiteRtDispatch_MediaTek.so"),
-        devices=(*_FASTRPC, "dev/apusys*"),
-        hint="install LiteRT's dispatch library of the vendor",
-    ),
     # https://docs.qualcomm.com/doc/80-63442-10/topic/options.html; HTP from the SD888 on, DSP on SD855 and SD865
     DelegateSpec(
         "qnn-htp",

@@ -231,14 +231,6 @@ def test_several_variants_of_a_file_without_signatures_are_refused(tmp_path: Pat
         open_model(str(path))
 
 
-def test_an_empty_manifest_leaves_every_key_out(tmp_path: Path) -> None:
-    path = tmp_path / "m.tflite"
-    path.write_bytes(classifier())
-    without = open_model(str(path)).manifest
-    path.with_suffix(".toml").touch()
-    assert open_model(str(path)).manifest == without
-
-
 @pytest.mark.parametrize(
     ("text", "line", "words"),
     [
