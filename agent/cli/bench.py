@@ -123,7 +123,8 @@ def bench(
         return
     from agent.compute.infer.benchmark import choose
     from agent.daemon.measurements import spare_memory_mb
-    from agent.models.library import golden, open_model_without_root
+    from agent.models.golden import golden
+    from agent.models.library import open_model_without_root
 
     _check_outputs(picture, loadgen=loadgen, logs=loadgen_logs)
     opened = open_model_without_root(model, variant)
@@ -290,7 +291,7 @@ def run_loadgen(
     Raises:
         VedetteError: LoadGen cannot run; see `agent.optimise.loadgen.run_scenarios`.
     """
-    from agent.models.library import golden
+    from agent.models.golden import golden
     from agent.optimise.loadgen import run_scenarios
 
     with ExitStack() as stack:

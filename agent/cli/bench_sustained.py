@@ -118,7 +118,7 @@ def _run(
     from agent.compute.infer.chain import ModelChain
     from agent.compute.infer.session import SessionOptions
     from agent.compute.infer.worker import WorkerSession
-    from agent.models.library import golden
+    from agent.models.golden import golden
 
     options = SessionOptions(threads=plan.threads)
     opened = WorkerSession(model, plan, options, deadline_s=patience_s, patience_s=patience_s)

@@ -38,7 +38,6 @@ from agent.compute.manifest import Model
 from agent.config import SelectionConfig
 from agent.daemon.vetting_record import VettingRecord
 from agent.errors import StorageError, VedetteError
-from agent.models.library import golden
 from agent.storage.state import MeasurementFiles
 
 if TYPE_CHECKING:
@@ -241,6 +240,7 @@ class AutoBackend:
     def _failover(self, model: Model, plan: BackendSpec, options: SessionOptions, **more: float) -> Session:
         # Imports all that runs models in other processes, which most boards never need.
         from agent.compute.infer.failover import FailoverSession
+        from agent.models.golden import golden
 
         inputs, vetting, pools = golden(model), self.vetting, self._pools
         return FailoverSession(model, plan, options, inputs=inputs, vetting=vetting, pools=pools, **more)

@@ -25,7 +25,7 @@ from agent.compute.infer.session import CPU
 from agent.compute.manifest import Model
 from agent.config import SelectionConfig
 from agent.errors import NO_JSON, StorageError
-from agent.models.library import golden
+from agent.models.golden import golden
 from agent.storage.state import MeasurementFiles
 from agent.structs import from_json
 from agent.text import plural

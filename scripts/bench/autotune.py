@@ -29,7 +29,8 @@ from agent.compute.infer.chain import ModelChain
 from agent.compute.infer.litert import CpuBackend
 from agent.compute.infer.session import SessionOptions
 from agent.config import SelectionConfig
-from agent.models.library import golden, open_model
+from agent.models.golden import golden
+from agent.models.library import open_model
 
 MODELS = (
     ("nanodet", "256"),

@@ -17,7 +17,8 @@ from agent.compute.infer.worker import WorkerSession
 from agent.config import SelectionConfig
 from agent.daemon.measurements import StoredMeasurements
 from agent.errors import BackendError
-from agent.models.library import golden, open_model, open_whole_model
+from agent.models.golden import golden
+from agent.models.library import open_model, open_whole_model
 from agent.storage.state import MeasurementFiles
 
 (FOUND,) = probe_delegates(["gpu"])

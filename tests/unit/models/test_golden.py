@@ -17,7 +17,8 @@ from agent.compute.manifest import GoldenManifest, Model
 from agent.compute.tflite.model import TensorSpec
 from agent.errors import ModelError
 from agent.models.files import ZOO
-from agent.models.library import golden, open_model
+from agent.models.golden import golden
+from agent.models.library import open_model
 
 
 def specs(model: Model) -> tuple[TensorSpec, ...]:
