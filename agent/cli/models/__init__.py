@@ -19,7 +19,7 @@ from agent.text import plain
 
 if TYPE_CHECKING:
     from agent.cli.models.inspection import Listed, ModelInspection
-    from agent.models.recommend import GuideModel, GuideVariant
+    from agent.models.fetch import GuideModel, GuideVariant
 
 
 _WIDTH = 160
@@ -52,13 +52,13 @@ def _complete_task(_context: click.Context, _option: click.Parameter, incomplete
 
 
 def _complete_board(_context: click.Context, _option: click.Parameter, incomplete: str) -> list[str]:
-    from agent.models.recommend import guide
+    from agent.models.fetch import guide
 
     return [name for name in guide().boards if name.startswith(incomplete)]
 
 
 def _complete_own_task(_context: click.Context, _option: click.Parameter, incomplete: str) -> list[str]:
-    from agent.models.recommend import guide
+    from agent.models.fetch import guide
 
     return [task for task in guide().tasks if task.startswith(incomplete)]
 
@@ -223,7 +223,7 @@ def recommend(task: str, board: str, as_json: bool) -> None:
     Accuracy was measured, or published by the model's author; latency is predicted and memory estimated. Beside
     each accuracy is the command that gives it. `vedette guide choosing` tells how far to trust each figure.
     """
-    from agent.models.recommend import guide, known_for
+    from agent.models.fetch import guide, known_for
 
     models = known_for(task, board)
     if as_json:

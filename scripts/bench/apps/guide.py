@@ -27,8 +27,8 @@ from msgspec.structs import replace
 from agent.compute.manifest import Manifest
 from agent.compute.tflite.model import ModelFile
 from agent.compute.tflite.read import read_modelfile
+from agent.models.fetch import GuideModel, GuideVariant, guide
 from agent.models.library import look_up
-from agent.models.recommend import GuideModel, GuideVariant, guide
 
 RECORDED = common.ROOT / "scripts" / "bench" / "optimise" / "recorded.json"
 RUN = {

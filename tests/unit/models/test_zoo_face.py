@@ -13,8 +13,8 @@ import pytest
 from click.testing import CliRunner
 
 from agent.cli.main import vedette
+from agent.models.fetch import known_for
 from agent.models.library import open_manifest
-from agent.models.recommend import known_for
 from tests.support.golden import GOLDEN
 
 pytestmark = pytest.mark.numerics

@@ -5,9 +5,8 @@ import json
 import pytest
 
 from agent.errors import ModelError
-from agent.models.fetch import SAME_TASKS, catalogue, known_tasks
+from agent.models.fetch import SAME_TASKS, catalogue, guide, known_for, known_tasks
 from agent.models.files import ZOO
-from agent.models.recommend import guide, known_for
 from tests.support.running import ROOT
 
 TASKS = guide().tasks
