@@ -5,7 +5,6 @@ An interrupted call is gone on from. Content is untrusted until its hash is righ
 
 from __future__ import annotations
 
-import difflib
 import functools
 import hashlib
 import http.client
@@ -280,9 +279,7 @@ def find_in_catalogue(name: str) -> CatalogueModel:
     known = {one.name: one for one in catalogue()}
     if name in known:
         return known[name]
-    near = difflib.get_close_matches(name, known, 1)
-    hint = f"did you mean {near[0]}?" if near else "`vedette models pull` lists them; a URL is fetched as well"
-    raise ModelError(f"{plain(name)}: there is no such model in the catalogue; {hint}")
+    raise ModelError(f"{plain(name)}: no such model in the catalogue{nearest(name, known)}")
 
 
 def with_task(task: str) -> tuple[CatalogueModel, ...]:
