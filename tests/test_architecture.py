@@ -241,7 +241,7 @@ WRITERS = {
     "capture/hardware/trial.py": "a clip in memory, for the trial of a decoder",
     "capture/media.py": "a container in memory, for its header",
     "child.py": "a setting of the process in /proc",
-    "cli/bench_streams.py": "a container in memory, for trials of decoders",
+    "cli/bench_decode.py": "a container in memory, for trials of decoders",
     "cli/main.py": "/dev/null in place of a closed stdout",
     "cli/update.py": "/dev/null in place of a closed stdout",
     "compute/av_encoding.py": "a container in memory, for its header",

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
-from agent.cli.models.recommending import complete_board, predict_and_print
 from agent.cli.optimise.progress import show_progress
 from agent.cli.options import NumberRange, picture_option
 from agent.cli.output import console, open_table, print_json
@@ -23,8 +22,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
-    from agent.compute.infer.benchmark import Progress
-    from agent.compute.infer.choice import By, Measurement, Selection
+    from agent.compute.infer.benchmark import Measurement, Progress, Selection
     from agent.compute.infer.delegates import DelegateProbe
     from agent.compute.infer.session import BackendSpec
     from agent.compute.manifest import Model
@@ -55,26 +53,9 @@ if TYPE_CHECKING:
     help="Time limit for opening and the first inference, s.",
 )
 @click.option(
-    "--board",
-    default="",
-    metavar="NAME",
-    shell_complete=complete_board,
-    help="Predict the latencies on this board instead, such as pi4b.",
-)
-@click.option(
-    "--fps",
-    type=NumberRange(0.01, 1000.0),
-    help="With --board: inferences in a second to reach; default: 15, or what a model of sound needs.",
-)
-@click.option(
     "--sustained",
     metavar="TIME",
     help="Run the model at full rate for so long, such as 10m, and print rate and temperature per minute.",
-)
-@click.option(
-    "--streams",
-    type=click.IntRange(1, 64),
-    help="Measure with how many threads so many streams of the model share the cores best.",
 )
 @click.option(
     "--decode",
@@ -103,10 +84,7 @@ def bench(
     backends: tuple[str, ...],
     by: str,
     patience: float,
-    board: str,
-    fps: float | None,
     sustained: str | None,
-    streams: int | None,
     decode: str | None,
     seconds: float | None,
     picture: Path | None,
@@ -124,33 +102,17 @@ def bench(
     With --loadgen, MLPerf's load generator also measures the best backend, or those of --backend. Its figures
     include the way to the model's process and back, without pauses.
 
-    With --board nothing is measured: what each variant takes on that board's CPU is predicted from published
-    times of other networks, with an interval.
-
     With --sustained one backend, the CPU unless --backend names another, is kept busy, and rate, temperature and
     throttling are printed per minute. Ctrl-C ends it with what was measured until then.
-
-    With --streams so many streams ask for inferences on the CPU without a pause, and take turns as in the daemon.
 
     With --decode, and without MODEL, FFmpeg's software and every hardware decoder decode the same video, each in
     a process of its own; their pictures are compared.
     """
     _check_together(click.get_current_context())
     if decode is not None:
-        from agent.cli.bench_streams import bench_decode
+        from agent.cli.bench_decode import bench_decode
 
         bench_decode(decode, seconds or 10.0, as_json=as_json)
-        return
-    if board:
-        predict_and_print(model, board, variant, fps or 0.0, as_json=as_json)
-        return
-    if streams is not None:
-        from agent.cli.bench_streams import bench_streams
-
-        if set(backends) - {"cpu"}:
-            raise click.UsageError("--streams measures the CPU: an accelerator runs one inference at a time")
-        criterion: By = "energy" if by == "energy" else "latency"
-        bench_streams(model, variant, streams, criterion, patience_s=patience, as_json=as_json)
         return
     if sustained is not None:
         from agent.cli.bench_sustained import bench_sustained
@@ -161,7 +123,8 @@ def bench(
         return
     from agent.compute.infer.benchmark import choose
     from agent.daemon.measurements import spare_memory_mb
-    from agent.models.library import golden, open_model_without_root
+    from agent.models.golden import golden
+    from agent.models.library import open_model_without_root
 
     _check_outputs(picture, loadgen=loadgen, logs=loadgen_logs)
     opened = open_model_without_root(model, variant)
@@ -194,8 +157,6 @@ def bench(
 
 _MODES = {
     "--decode": {"--seconds"},
-    "--board": {"MODEL", "--variant", "--fps"},
-    "--streams": {"MODEL", "--variant", "--backend", "--by", "--patience"},
     "--sustained": {"MODEL", "--variant", "--backend", "--patience"},
 }
 """Options of which each is a measurement of its own, and what it takes besides `--json`."""
@@ -214,7 +175,7 @@ def _check_together(context: click.Context) -> None:
     for name in given:
         if mode and name not in _MODES[mode] | {mode, "--json"}:
             raise click.UsageError(f"{name} does not go together with {mode}: leave one of them out")
-    for name, needed in (("--fps", "--board"), ("--seconds", "--decode"), ("--loadgen-logs", "--loadgen")):
+    for name, needed in (("--seconds", "--decode"), ("--loadgen-logs", "--loadgen")):
         if name in given and needed not in given:
             raise click.UsageError(f"{name} needs {needed}")
 
@@ -284,9 +245,6 @@ def _table(verdict: Selection) -> Table:
 def _print(verdict: Selection, *, asked: bool, tested: list[ScenarioResult] | None) -> None:
     out = console(100, markup=False)
     out.print(_table(verdict))
-    for one in verdict.measured:
-        if one.software:
-            out.print(f"{plain(one.name)}: no GPU: the Vulkan driver {plain(one.software)} computes on the CPU")
     for one in _refused(verdict, asked=asked):
         out.print(f"{plain(one.name)}: {plain(one.refused)}")
     away = [one.name for one in verdict.measured if not one.here]
@@ -333,7 +291,7 @@ def run_loadgen(
     Raises:
         VedetteError: LoadGen cannot run; see `agent.optimise.loadgen.run_scenarios`.
     """
-    from agent.models.library import golden
+    from agent.models.golden import golden
     from agent.optimise.loadgen import run_scenarios
 
     with ExitStack() as stack:

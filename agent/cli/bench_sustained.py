@@ -85,8 +85,7 @@ def _seconds(text: str) -> float:
 
 
 def _plan(backend: str) -> BackendSpec:
-    from agent.compute.infer.backends import resolve_backend
-    from agent.compute.infer.session import CPU, BackendSpec
+    from agent.compute.infer.session import CPU, BackendSpec, resolve_backend
 
     if backend in ("", CPU):
         return BackendSpec(threads=min(_THREADS, len(os.sched_getaffinity(0))))
@@ -119,7 +118,7 @@ def _run(
     from agent.compute.infer.chain import ModelChain
     from agent.compute.infer.session import SessionOptions
     from agent.compute.infer.worker import WorkerSession
-    from agent.models.library import golden
+    from agent.models.golden import golden
 
     options = SessionOptions(threads=plan.threads)
     opened = WorkerSession(model, plan, options, deadline_s=patience_s, patience_s=patience_s)

@@ -15,7 +15,7 @@ from agent.storage.files import write_atomic
 from agent.text import plain
 
 if TYPE_CHECKING:
-    from agent.compute.infer.choice import Measurement, Selection
+    from agent.compute.infer.benchmark import Measurement, Selection
     from agent.features.screening.rules import ScreeningPoint
     from agent.optimise.calibrate import CalibrationResult
     from agent.optimise.evaluation.operating import Found

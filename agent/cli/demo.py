@@ -430,7 +430,8 @@ def choose_streams(*, hear: bool, source: str | None, model: str | None, loop: b
         SourceError: the source is a folder of pictures whose options cannot be used.
     """
     from agent.config.source_uri import mask
-    from agent.models.files import PREFIX, packaged
+    from agent.models.files import PREFIX
+    from agent.models.wakeword import packaged
 
     models, hint = {"demo": model or ("small-speech" if hear else "nanodet")}, ""
     if hear and source is None and model is None:

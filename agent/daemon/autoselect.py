@@ -21,20 +21,27 @@ from typing import TYPE_CHECKING
 from msgspec import Struct
 from msgspec.structs import replace
 
-from agent.compute.infer.backends import fallback_spec, opens_at_once, resolve_backend
 from agent.compute.infer.litert import default_threads
-from agent.compute.infer.session import AUTO, CPU, BackendSpec, Session, SessionOptions
+from agent.compute.infer.session import (
+    AUTO,
+    CPU,
+    BackendSpec,
+    Session,
+    SessionOptions,
+    fallback_spec,
+    opens_at_once,
+    resolve_backend,
+)
 from agent.compute.infer.sharing import SessionPools, SwappableSession, is_shareable
 from agent.compute.infer.vetting import Vetting
 from agent.compute.manifest import Model
 from agent.config import SelectionConfig
 from agent.daemon.vetting_record import VettingRecord
 from agent.errors import StorageError, VedetteError
-from agent.models.library import golden
 from agent.storage.state import MeasurementFiles
 
 if TYPE_CHECKING:
-    from agent.compute.infer.choice import Selection
+    from agent.compute.infer.benchmark import Selection
     from agent.daemon.measurements import StoredMeasurements
 
 log = logging.getLogger(__name__)
@@ -82,7 +89,7 @@ class AutoBackend:
         self._due = time.monotonic() + selection.after_s
 
     def open(self, model: Model, backend: str, options: SessionOptions) -> Session:
-        """Open a model for a stream. Raises as `agent.compute.infer.backends.open_session`."""
+        """Open a model for a stream. Raises as `agent.compute.infer.session.open_session`."""
         if opens_at_once(backend):
             self._warn_if_root(model)
         if (plan := fallback_spec(backend)) is not None:
@@ -205,7 +212,7 @@ class AutoBackend:
         if not measure and not self._may_be_measured:
             self._waiting.append(job)
             return
-        from agent.daemon.measurements import log_selection, log_splits
+        from agent.daemon.measurements import log_selection
 
         found = self._measurements.delegates()
         made = self._measurements.load_valid(model, found)
@@ -218,14 +225,6 @@ class AutoBackend:
             log_selection(model, self._measurements.select(made, found, job.options.threads))
         streams = 1 + len(self._others(model, job.options, job))
         selected = self._measurements.select(made, found, job.options.threads, streams)
-        if selected.chosen == selected.cpu and self._measurements.lacks_split(made, streams):
-            if not measure:
-                self._waiting.append(job)
-                return
-            log.info("%s: measuring how %d streams share the cores", model.path, streams)
-            made = self._measurements.measure_splits_and_store(model, made, streams, self._check_open)
-            log_splits(model, made, streams)
-            selected = self._measurements.select(made, found, job.options.threads, streams)
         self._exchange(job, model, selected)
 
     def _check_open(self, what: str) -> None:
@@ -241,6 +240,7 @@ class AutoBackend:
     def _failover(self, model: Model, plan: BackendSpec, options: SessionOptions, **more: float) -> Session:
         # Imports all that runs models in other processes, which most boards never need.
         from agent.compute.infer.failover import FailoverSession
+        from agent.models.golden import golden
 
         inputs, vetting, pools = golden(model), self.vetting, self._pools
         return FailoverSession(model, plan, options, inputs=inputs, vetting=vetting, pools=pools, **more)

@@ -266,7 +266,7 @@ def _steps_of_each(
 
 def _steps(name: str, stream: StreamConfig, opens: _Opens, wait_s: float | None = None) -> Iterator[Step]:
     """Yield the steps from the zones to the opened model; `wait_s` as for `open_model`."""
-    from agent.compute.infer.backends import resolve_backend
+    from agent.compute.infer.session import resolve_backend
 
     yield from _steps_of_each("zones", stream.zones, check_zones)
     yield from _steps_of_each("lines", stream.lines, check_lines)
@@ -323,7 +323,7 @@ def _steps(name: str, stream: StreamConfig, opens: _Opens, wait_s: float | None 
 
 
 def _open_perception(name: str, stream: StreamConfig) -> Perception:
-    from agent.compute.infer.backends import open_for_command
+    from agent.compute.infer.session import open_for_command
 
     return open_perception(name, stream, opener=open_for_command)
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import os
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -15,19 +14,18 @@ from typing import Annotated
 
 import msgspec
 from msgspec import Meta, Struct
-from msgspec.structs import replace
 
 from agent.board.identity import read_board
 from agent.board.proc import read_memory
 from agent.board.processors import OtherLoad
-from agent.compute.infer.choice import Measurement, Selection, SplitMeasurement, best_split, decide
+from agent.compute.infer.benchmark import Measurement, Selection, decide
 from agent.compute.infer.delegates import DelegateProbe, probe_delegates
 from agent.compute.infer.litert import load_runtime, runtime_version
 from agent.compute.infer.session import CPU
 from agent.compute.manifest import Model
 from agent.config import SelectionConfig
 from agent.errors import NO_JSON, StorageError
-from agent.models.library import golden
+from agent.models.golden import golden
 from agent.storage.state import MeasurementFiles
 from agent.structs import from_json
 from agent.text import plural
@@ -111,7 +109,6 @@ class StoredMeasurement(Struct, frozen=True):
         measured: every candidate that was tried, or is missing on this board.
         at: when, UTC.
         busy: share of the processor that other processes used, 0..1; above about 0.25 the times are unreliable.
-        splits: what several streams of the model get, for each number of streams that was measured.
     """
 
     version: int
@@ -119,7 +116,6 @@ class StoredMeasurement(Struct, frozen=True):
     measured: tuple[Measurement, ...]
     at: datetime
     busy: Annotated[float, Meta(ge=0.0, le=1.0)]
-    splits: tuple[SplitMeasurement, ...] = ()
 
 
 class StoredMeasurements:
@@ -188,43 +184,6 @@ class StoredMeasurements:
         )
         return StoredMeasurement(_VERSION, now, measured, datetime.now(UTC), round(busy.share(), 3))
 
-    def lacks_split(self, made: StoredMeasurement, streams: int) -> bool:
-        """Return True if there is a choice for so many streams, and it was not measured what they get."""
-        count = self._counted(streams)
-        return count > 1 and self._threads_max > 1 and all(one.streams != count for one in made.splits)
-
-    def measure_splits_and_store(
-        self, model: Model, made: StoredMeasurement, streams: int, progress: Callable[[str], None]
-    ) -> StoredMeasurement:
-        """Measure what so many streams get, and store that beside what was measured before.
-
-        `progress` is as of `measure_and_store`.
-
-        Raises:
-            ModelError, BackendError: not even the CPU runs the model.
-        """
-        from agent.compute.infer.benchmark import measure_splits
-
-        splits = measure_splits(
-            model,
-            self._counted(streams),
-            read_board().cores,
-            self._threads_max,
-            inputs=golden(model),
-            spare_mb=spare_memory_mb(),
-            progress=progress,
-        )
-        made = replace(made, splits=(*made.splits, *splits))
-        try:
-            self.store(model, made)
-        except StorageError as error:
-            log.warning("%s; measuring again after the next start", error)
-        return made
-
-    def _counted(self, streams: int) -> int:
-        """Return the number to measure: more streams than cores wait for a turn, and change nothing."""
-        return min(streams, read_board().cores)
-
     def store(self, model: Model, made: StoredMeasurement) -> None:
         """Write a measurement. Raises StorageError if that fails."""
         self._files.write(model.manifest.name, _key(model), msgspec.json.encode(made))
@@ -232,11 +191,12 @@ class StoredMeasurements:
     def select(
         self, made: StoredMeasurement, found: Sequence[DelegateProbe], threads: int = 0, streams: int = 1
     ) -> Selection:
-        """Select the best backend, see `decide`; for several streams with the threads that suit all of them."""
-        count = self._counted(streams)
-        split = best_split(made.splits, count, self.selection.by) if count > 1 and not threads else None
-        threads = split.threads if split is not None else threads
-        return decide(made.measured, found, self.selection.by, threads)
+        """Select the best backend, see `decide`; several streams on the CPU share its cores."""
+        best = decide(made.measured, found, self.selection.by, threads)
+        share = max(1, read_board().cores // streams)
+        if threads or best.cpu.threads <= share:
+            return best
+        return decide(made.measured, found, self.selection.by, share)
 
     @property
     def _threads_max(self) -> int:
@@ -260,8 +220,7 @@ def _is_plausible(made: StoredMeasurement) -> bool:
     """Return True unless a damaged file would start threads that were never measured."""
     cpu = [one for one in made.measured if one.name == CPU and not one.refused and one.p50_ms > 0.0]
     most = made.circumstances.threads_max
-    threads = [*(one.threads for one in made.measured), *(split.threads for split in made.splits)]
-    return any(one.threads > 0 for one in cpu) and all(0 <= count <= most for count in threads)
+    return any(one.threads > 0 for one in cpu) and all(0 <= one.threads <= most for one in made.measured)
 
 
 def spare_memory_mb() -> float:
@@ -272,20 +231,6 @@ def spare_memory_mb() -> float:
 def _key(model: Model) -> str:
     variants = " ".join(variant.name for variant in model.manifest.variants)
     return hashlib.sha256(f"{model.sha256} {variants}".encode()).hexdigest()
-
-
-def log_splits(model: Model, made: StoredMeasurement, streams: int) -> None:
-    """Log what so many streams of a model get with each number of threads."""
-    for one in made.splits:
-        if one.streams == min(streams, os.cpu_count() or 1):
-            gives = one.refused or f"{one.per_s:.0f} inferences per second, {one.cpu_ms:.2f} ms of CPU time each"
-            log.info(
-                "%s: %s with %s: %s",
-                model.path,
-                plural(one.streams, "stream"),
-                plural(one.threads, "thread"),
-                gives,
-            )
 
 
 def log_selection(model: Model, selected: Selection) -> None:

@@ -1,11 +1,10 @@
-"""Fetch models: a catalogue of those of others, and files over HTTP whose SHA-256 is known.
+"""Fetch models: a catalogue of those of others, a guide to those that suit a task, and files over HTTP.
 
 An interrupted call is gone on from. Content is untrusted until its hash is right; only then it may be opened.
 """
 
 from __future__ import annotations
 
-import difflib
 import functools
 import hashlib
 import http.client
@@ -22,7 +21,7 @@ from msgspec import Meta, Struct
 
 from agent.compute.decode import DECODERS
 from agent.compute.manifest import FEATURES
-from agent.config.toml import read_toml
+from agent.config.toml import nearest, read_toml
 from agent.errors import ModelError, StorageError
 from agent.storage.files import open_partial, refuse_special, remove, storage_errors
 from agent.structs import convert
@@ -214,7 +213,7 @@ def check_file(path: Path, sha256: str) -> None:
         raise ModelError(f"{path}: is {_told(path, sha256)}")
 
 
-_FILE = Path(__file__).with_name("catalogue.toml")
+_FILE, _GUIDE = Path(__file__).with_name("catalogue.toml"), Path(__file__).with_name("recommend.toml")
 _Bytes = Annotated[int, Meta(gt=0)]
 
 SAME_TASKS = {
@@ -226,7 +225,7 @@ SAME_TASKS = {
     "wakeword": "keywords",
     "inspect": "anomalies",
 }
-"""Words of `agent.models.recommend.TASKS` for tasks that are called otherwise here."""
+"""Words of the guide for tasks that are called otherwise in the catalogue."""
 
 
 class CatalogueModel(Struct, frozen=True, forbid_unknown_fields=True):
@@ -280,9 +279,7 @@ def find_in_catalogue(name: str) -> CatalogueModel:
     known = {one.name: one for one in catalogue()}
     if name in known:
         return known[name]
-    near = difflib.get_close_matches(name, known, 1)
-    hint = f"did you mean {near[0]}?" if near else "`vedette models pull` lists them; a URL is fetched as well"
-    raise ModelError(f"{plain(name)}: there is no such model in the catalogue; {hint}")
+    raise ModelError(f"{plain(name)}: no such model in the catalogue{nearest(name, known)}")
 
 
 def with_task(task: str) -> tuple[CatalogueModel, ...]:
@@ -314,3 +311,77 @@ def check_task(task: str) -> str:
     if task and task not in known_tasks():
         raise ModelError(f"{plain(task)}: there is no such task: expected {', '.join(known_tasks())}")
     return task
+
+
+class GuideVariant(Struct, frozen=True, forbid_unknown_fields=True):
+    """What is known of a variant of a model.
+
+    Attributes:
+        bytes: size of the file.
+        memory: estimate of what it adds to the daemon's memory, bytes.
+        ms: latency by board: predicted with 1 thread, with 4, and the upper end of the interval with 4.
+        name: of the variant; empty if it is the only one.
+        family: small, tiny or medium; empty: none of them.
+        accuracy: 0..1; None: not measured here.
+        noisy: accuracy of words in noise 10 dB below, 0..1; None: not measured.
+        figure, noisy_figure: keys under which the model's `command` prints the accuracies.
+    """
+
+    bytes: int
+    memory: int
+    ms: dict[str, tuple[float, float, float]]
+    name: str = ""
+    family: str = ""
+    accuracy: float | None = None
+    noisy: float | None = None
+    figure: str = ""
+    noisy_figure: str = ""
+
+
+class GuideModel(Struct, frozen=True, forbid_unknown_fields=True):
+    """A model that is known.
+
+    Attributes:
+        name: bundled, packaged, of the catalogue, or of a network of the workshop.
+        task: what it is for, such as `detect`.
+        what: what the accuracy is, or what was published.
+        variants: most accurate first.
+        command: measures the accuracy; empty: it was published.
+        recorded: entry of scripts/bench/optimise/recorded.json that has the figures; empty: the command prints
+            them.
+        get: commands that make or fetch the model; empty: it is here.
+    """
+
+    name: str
+    task: str
+    what: str
+    variants: tuple[GuideVariant, ...]
+    command: str = ""
+    recorded: str = ""
+    get: tuple[str, ...] = ()
+
+
+class Guide(Struct, frozen=True, forbid_unknown_fields=True):
+    """The contents of `recommend.toml`. `boards`: their titles by name."""
+
+    boards: dict[str, str]
+    models: tuple[GuideModel, ...]
+
+    @property
+    def tasks(self) -> list[str]:
+        """Names of the tasks."""
+        return list(dict.fromkeys(model.task for model in self.models))
+
+
+@functools.cache
+def guide() -> Guide:
+    """Return all that is known."""
+    return convert(read_toml(_GUIDE, "the model guide").data, Guide)
+
+
+def known_for(task: str, board: str) -> list[GuideModel]:
+    """Return the models for a task. Raises ModelError if there is no such task or board."""
+    for what, word, known in (("task", task, guide().tasks), ("board", board, list(guide().boards))):
+        if word not in known:
+            raise ModelError(f"no {what} {plain(word)!r}{nearest(word, known)}")
+    return [model for model in guide().models if model.task == task]

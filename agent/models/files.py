@@ -1,15 +1,12 @@
 """Model files and manifests on disk: bundled ones by name, others by path. All content is untrusted.
 
-A manifest is a TOML file, or a JSON file of microWakeWord: `wakeword/NAME` is one of the package
-`pymicro-wakeword`. Source of that format: https://github.com/esphome/micro-wake-word-models;
-of version 1, whose step is 20 ms, esphome/esphome, `micro_wake_word/__init__.py`.
+A manifest is a TOML file, or a JSON file of microWakeWord, see `agent.models.wakeword`.
 """
 
 from __future__ import annotations
 
 import difflib
 import hashlib
-import importlib.util
 import os
 import stat
 from collections.abc import Iterable, Iterator
@@ -18,86 +15,15 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-from msgspec import Struct
 
-from agent.compute.manifest import AudioManifest, Manifest, OutputManifest, check_manifest, read_manifest
+from agent.compute.manifest import Manifest, check_manifest, read_manifest
 from agent.config.toml import Keys, TomlFile
-from agent.errors import NO_JSON, ModelError, reason_of
-from agent.structs import from_json
-
-SUFFIX = ".json"
-PREFIX = "wakeword/"
-_PACKAGE = "pymicro_wakeword"
-
-
-class _Micro(Struct, frozen=True):
-    """How the model runs; other keys are ignored. Version 1 names the window's size otherwise."""
-
-    probability_cutoff: float
-    sliding_window_size: int = 0
-    sliding_window_average_size: int = 0
-    feature_step_size: int = 10
-
-
-class _File(Struct, frozen=True):
-    """A JSON manifest of microWakeWord, version 1 or 2."""
-
-    wake_word: str
-    model: str
-    micro: _Micro
-    type: str = "micro"
-    version: int = 2
-    author: str = ""
-
-
-def packaged() -> tuple[str, ...]:
-    """Return the names of the packaged wake words, such as `wakeword/alexa`; none without the package."""
-    folder = _folder()
-    return tuple(PREFIX + path.stem for path in sorted(folder.glob(f"*{SUFFIX}"))) if folder else ()
-
-
-def packaged_path(name: str) -> Path:
-    """Return the path of a packaged wake word's manifest.
-
-    Raises:
-        ModelError: the package is not installed, or has no such word.
-    """
-    folder = _folder()
-    if folder is None:
-        raise ModelError(f"{name}: wake words come with pip install '.[wakeword]' in the clone")
-    path = folder / f"{name.removeprefix(PREFIX)}{SUFFIX}"
-    if name not in packaged():
-        raise ModelError(f"no wake word {name!r}; there are: {', '.join(packaged())}")
-    return path
-
-
-def _read_wakeword(content: bytes, where: str) -> Manifest:
-    """Convert a manifest of microWakeWord, whose models give probabilities."""
-    try:
-        file = from_json(content, _File)
-    except NO_JSON as error:
-        raise ModelError(f"{where}: not a manifest of microWakeWord: {error}") from error
-    hop_ms = 20 if file.version == 1 else file.micro.feature_step_size
-    answers = file.micro.sliding_window_size or file.micro.sliding_window_average_size
-    if file.type != "micro" or hop_ms not in (10, 20) or answers < 1:
-        raise ModelError(
-            f"{where}: expected type 'micro', a feature_step_size of 10 or 20, and a sliding_window_size"
-        )
-    output = OutputManifest(
-        "keyword", (file.wake_word,), file.micro.probability_cutoff, options={"mean_of": answers, "logits": False}
-    )
-    name = file.wake_word.lower().replace(" ", "-")
-    audio = AudioManifest(16_000, "micro", options={"hop_ms": hop_ms})
-    return Manifest(name, output, audio=audio, file=file.model.removeprefix("./"), source=file.author)
-
-
-def _folder() -> Path | None:
-    spec = importlib.util.find_spec(_PACKAGE)  # finds it without importing it
-    return Path(spec.origin).parent / "models" if spec and spec.origin else None
-
+from agent.errors import ModelError, reason_of
 
 ZOO = Path(__file__).parent / "zoo"
 _MODEL, _MANIFEST = ".tflite", ".toml"
+PREFIX, SUFFIX = "wakeword/", ".json"
+"""Of names and of manifests of microWakeWord, see `agent.models.wakeword`."""
 _LARGEST = 2 * 1024**3
 """Largest model, bytes: offsets inside a flatbuffer have 31 bits."""
 _LIKE = 0.6
@@ -177,15 +103,6 @@ def _is_file(path: Path) -> bool:
         raise ModelError(f"{path}: cannot be read: {reason_of(error)}") from error
 
 
-def _is_empty(path: Path) -> bool:
-    """Return True if a plain file has no bytes. Other problems are reported by `read`."""
-    try:
-        found = path.stat()
-    except (OSError, ValueError):
-        return False
-    return stat.S_ISREG(found.st_mode) and not found.st_size
-
-
 @contextmanager
 def preloaded(paths: Iterable[str]) -> Iterator[int]:
     """As root, read models now, so that `load_file` returns them from memory while the context lasts.
@@ -263,6 +180,8 @@ def golden_paths(name_or_path: str, manifest: Manifest) -> list[Path]:
 def _resolve(name_or_path: str) -> Path:
     path, packaged = Path(name_or_path), is_packaged(name_or_path)
     if packaged and name_or_path.startswith(PREFIX):
+        from agent.models.wakeword import packaged_path
+
         return packaged_path(name_or_path)
     if not packaged or len(path.parts) != 1 or path.exists():
         if packaged:
@@ -281,9 +200,11 @@ def _resolve(name_or_path: str) -> Path:
 
 def _manifest(path: Path) -> TomlFile:
     if path.suffix == SUFFIX:
-        return TomlFile(str(path), _as_dict(_read_wakeword(read(path, _LARGEST_TEXT), str(path))), {})
-    # Every key may be left out, so an empty file is a valid manifest.
-    manifest = read_manifest("" if _is_empty(path) else read_text(path), str(path))
+        from agent.models.wakeword import read_wakeword
+
+        keys = msgspec.to_builtins(read_wakeword(read(path, _LARGEST_TEXT), str(path)))
+        return TomlFile(str(path), keys, {})
+    manifest = read_manifest(read_text(path), str(path))
     output = manifest.data.get("output")
     if isinstance(output, dict) and isinstance(labels := output.get("labels"), str):
         output["labels"] = _labels(manifest, path, labels)
@@ -310,11 +231,6 @@ def _resolve_name(manifest: TomlFile, path: Path, table: dict[str, Any], key: st
         table[key] = str(beside(path, table[key], dotted))
     except ModelError as error:
         raise ModelError(f"{manifest.where(*keys, key)}: {error}") from None
-
-
-def _as_dict(manifest: Manifest) -> dict[str, Any]:
-    keys: dict[str, Any] = msgspec.to_builtins(manifest)
-    return keys
 
 
 def _labels(manifest: TomlFile, path: Path, name: str) -> list[str]:

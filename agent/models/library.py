@@ -1,6 +1,5 @@
 """Open models by name or path: read, complete the manifest, and share the bytes between streams of one variant.
 
-Also make golden inputs, by which a device is compared with the CPU, from the files that the manifest names.
 Functions that take the name or path of a model raise ModelError, see `open_model`.
 """
 
@@ -10,30 +9,27 @@ import copy
 import hashlib
 import importlib.util
 import logging
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from weakref import WeakValueDictionary
 
-import numpy as np
 from msgspec import Struct
 from msgspec.structs import replace
 
 from agent.compute.decode import DECODERS, lacks_labels, options_kind
-from agent.compute.manifest import FEATURES, AudioManifest, Completed, Manifest, Model, Variant
-from agent.compute.tflite.model import ModelFile, TensorSpec
+from agent.compute.manifest import FEATURES, Completed, Manifest, Model, Variant
+from agent.compute.tflite.model import ModelFile
 from agent.compute.tflite.read import Runtime, incompatibilities, only_signature, read_modelfile
 from agent.config.toml import Problem, TomlFile, nearest, problems_of
-from agent.errors import ModelError, SourceError, UndecodableError
-from agent.models.files import golden_paths, load_file, preloaded
+from agent.errors import ModelError, UndecodableError
+from agent.models.files import load_file, preloaded
 from agent.structs import convert
 from agent.text import plain
-from agent.types import Array
 
 if TYPE_CHECKING:
-    from agent.compute.infer.choice import Inputs
     from agent.compute.infer.tensors import Ends
     from agent.compute.infer.vetting import Vetting
 
@@ -368,67 +364,3 @@ def _frontend_problems(name: str, options: dict[str, Any], rate_hz: int) -> list
     kind = BUILDERS[name][0]
     rate = {"rate_hz": rate_hz} if "rate_hz" in kind.__struct_fields__ else {}
     return problems_of(options | rate, kind, ("audio", "options"))
-
-
-_Case = Callable[[Path, TensorSpec], Array]
-
-
-def golden(model: Model) -> Inputs:
-    """Return a function that makes the inputs on which a device must answer as the CPU does.
-
-    The inputs are the manifest's golden files as the model takes them; without such files, shapes with noise.
-
-    Raises:
-        ModelError: a golden file is not beside the manifest. From the function: a file cannot be used, or the
-            inputs are too large.
-    """
-    from agent.compute.infer.choice import golden_inputs  # needed only where something is measured
-
-    files = golden_paths(model.path, model.manifest)
-
-    def cases(specs: Sequence[TensorSpec]) -> list[list[Array]]:
-        with prefixed_errors(model.path):
-            if not files:
-                return golden_inputs(specs)
-            case = _picture(model) if model.manifest.audio is None else _sound(model.manifest.audio)
-            return [[case(file, specs[0]), *golden_inputs(specs[1:], 1)[0]] for file in files]
-
-    return cases
-
-
-def _picture(model: Model) -> _Case:
-    from agent.capture.local import read_picture
-    from agent.compute.infer.image_input import ImageInput
-
-    def case(file: Path, spec: TensorSpec) -> Array:
-        try:
-            image = read_picture(file)
-        except SourceError as error:
-            raise ModelError(f"golden file {error}") from None
-        if image is None:
-            raise ModelError(f"golden file {file}: expected a picture that can be decoded")
-        tensor = np.empty(spec.shape, spec.dtype)
-        ImageInput(spec, model.manifest.input).fill(tensor, image, "bgr")
-        return tensor
-
-    return case
-
-
-def _sound(audio: AudioManifest) -> _Case:
-    from agent.capture.audio_file import read_whole
-    from agent.compute.infer.audio_input import AudioInput, build_frontend
-
-    def case(file: Path, spec: TensorSpec) -> Array:
-        try:
-            samples = read_whole(file, audio.rate_hz)
-        except SourceError as error:
-            raise ModelError(f"golden file {error}") from None
-        frontend = build_frontend(audio)
-        rows = AudioInput(spec, audio, frontend)
-        tensor = np.empty(spec.shape, spec.dtype)
-        rows.fill(tensor)
-        for _ in rows.feed(frontend(samples)):
-            rows.fill(tensor)  # the newest complete window
-        return tensor
-
-    return case

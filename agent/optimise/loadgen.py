@@ -21,8 +21,8 @@ from typing import Any
 
 from msgspec import Struct
 
+from agent.compute.infer.benchmark import Inputs
 from agent.compute.infer.chain import ModelChain
-from agent.compute.infer.choice import Inputs
 from agent.compute.infer.session import BackendSpec, SessionOptions
 from agent.compute.infer.worker import PATIENCE_S, WorkerSession
 from agent.compute.manifest import Model
@@ -179,7 +179,7 @@ def run_scenarios(
         opened = WorkerSession(model, plan, options, deadline_s=patience_s, patience_s=patience_s)
         with closing(opened) as session:
             whole = ModelChain(session, model.manifest)
-            run = _Run(session, whole, inputs(whole.inputs))
+            run = _Run(whole, inputs(whole.inputs))
             quickest_s = run.warm_up()
             session.deadline_s = max(_HANGS_S, quickest_s * _HANGS)
             for scenario in _scenarios(run, seconds, quickest_s, logs):
@@ -206,9 +206,9 @@ def _scenarios(run: _Run, seconds: float, quickest_s: float, logs: Path) -> Iter
 class _Run:
     """LoadGen's system under test. Keeps exceptions of callbacks, since LoadGen lets none through."""
 
-    def __init__(self, session: WorkerSession, whole: ModelChain, cases: Sequence[list[Array]]) -> None:
+    def __init__(self, whole: ModelChain, cases: Sequence[list[Array]]) -> None:
         self._loadgen = importlib.import_module("mlperf_loadgen")
-        self._session, self._whole, self._cases = session, whole, cases
+        self._whole, self._cases = whole, cases
         self._failed: BaseException | None = None
 
     def warm_up(self) -> float:
@@ -256,12 +256,9 @@ class _Run:
             self._loadgen.QuerySamplesComplete([self._loadgen.QuerySampleResponse(sample.id, 0, 0)])
 
     def _infer(self, case: list[Array]) -> None:
-        """Run one inference: one exchange with the process on the CPU, else one per variant."""
+        """Run one inference: one exchange with the process per variant."""
         self._whole.set_input(case)
-        if self._session.backend == BackendSpec().backend:
-            self._session.invoke_chain()
-        else:
-            self._whole.invoke()
+        self._whole.invoke()
 
     def _settings(self, scenario: str, seconds: float, expected_s: float) -> tuple[Any, float]:
         """Return LoadGen's settings, and the duration that MLPerf requires, s."""

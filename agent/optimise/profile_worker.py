@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from agent.child import LARGEST_REQUEST, describe_failure, drop_root, encode, init_child, receive, send
-from agent.compute.infer.choice import golden_inputs
+from agent.compute.infer.benchmark import golden_inputs
 from agent.compute.infer.litert import (
     CpuBackend,
     CpuSession,

@@ -24,13 +24,13 @@ import common
 sys.path.insert(0, str(common.ROOT))
 
 from agent.board.processors import OtherLoad
-from agent.compute.infer.benchmark import survey
+from agent.compute.infer.benchmark import By, decide, survey
 from agent.compute.infer.chain import ModelChain
-from agent.compute.infer.choice import By, decide
 from agent.compute.infer.litert import CpuBackend
 from agent.compute.infer.session import SessionOptions
 from agent.config import SelectionConfig
-from agent.models.library import golden, open_model
+from agent.models.golden import golden
+from agent.models.library import open_model
 
 MODELS = (
     ("nanodet", "256"),

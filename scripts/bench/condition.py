@@ -29,8 +29,7 @@ from _staged import LEAST, Picture, Scene, finish
 from agent.comms.messages import ConditionMessage, ModelId
 from agent.comms.reporter import Reporter
 from agent.comms.topics import Topics
-from agent.compute.infer.backends import open_session
-from agent.compute.infer.session import Opener
+from agent.compute.infer.session import Opener, open_session
 from agent.config import StreamConfig
 from agent.config.features import ConditionConfig
 from agent.daemon.parts import Parts, StreamContext

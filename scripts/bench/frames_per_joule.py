@@ -36,6 +36,7 @@ from _encoded import Run, run_on_demand, run_opencv
 from _on_demand import Encoding, encode
 from _parking import Parking, Part, Shot
 from _stillness import BEGAN
+from board_predictor import predict_model
 from gate import Sink
 from msgspec import Struct
 from stationary import SAME_IOU, THRESHOLD, VEHICLES, lost, moves, of_the_scene
@@ -44,14 +45,12 @@ from agent.board.power import POWER_MODELS
 from agent.comms.messages import EventMessage, ModelId
 from agent.comms.reporter import Reporter
 from agent.comms.topics import Topics
-from agent.compute.infer.backends import open_session
-from agent.compute.infer.session import CPU, SessionOptions
+from agent.compute.infer.session import CPU, SessionOptions, open_session
 from agent.compute.track.state import iou
 from agent.compute.vision import VideoPerception
 from agent.config import DecodeConfig, GateConfig, PublishConfig, StreamConfig
 from agent.daemon.streams.pipeline import VideoPipeline
 from agent.models.library import open_model
-from agent.models.predict import predict_model
 from agent.types import Frame, StreamBudget, Track
 
 FPS = 10.0
@@ -439,8 +438,8 @@ def conclude(budget: StreamBudget, full: Spent, governed: Spent, tally: Tally, m
 
 def energies(full: Spent, governed: Spent, model: str) -> dict[str, float]:
     """Estimates for a Pi 4B: CPU time scaled by what an inference takes there, and the published power."""
-    (variant,) = predict_model(model, "pi4b", variant=FULL.variant).variants
-    there_s, here_s = variant.predictions[0].ms / 1e3, inference_cpu_s(model)
+    one_thread = predict_model(model, "pi4b")[FULL.variant][0]
+    there_s, here_s = one_thread.ms / 1e3, inference_cpu_s(model)
     found = {"estimated_pi4b_inference_ms": there_s * 1e3, "inference_cpu_ms": here_s * 1e3}
     for name, spent in (("", governed), ("_416_always", full)):
         frames, cpu_s = sum(spent.frames.values()), sum(spent.cpu_s.values()) * there_s / here_s

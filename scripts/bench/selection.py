@@ -18,8 +18,7 @@ import common
 
 sys.path.insert(0, str(common.ROOT))
 
-from agent.compute.infer.benchmark import choose
-from agent.compute.infer.choice import Selection
+from agent.compute.infer.benchmark import Selection, choose
 from agent.compute.infer.delegates import probe_delegates
 from agent.compute.infer.session import SessionOptions
 from agent.config import SelectionConfig

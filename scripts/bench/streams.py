@@ -3,8 +3,8 @@
 One, two, four and eight streams run the perception of the daemon (resize, inference, decoding, tracks; the gate
 is off) on pictures of the packaged clip, each from another picture on, as fast as they can, on shared sessions.
 For each number of streams the numbers of threads take turns of half a second in one process. Only turns beside
-which the cores are free count, if there are some. The number of threads is chosen before, as the daemon does it:
-by `measure_splits`, in processes of its own.
+which the cores are free count, if there are some. The number of threads that the daemon chooses is the cores'
+share of a stream, or for one stream all.
 """
 
 from __future__ import annotations
@@ -29,19 +29,19 @@ def main() -> None:
     parser.add_argument("--counts", default="", help="numbers of streams, such as 1,4")
     args = parser.parse_args()
     counts = [int(one) for one in args.counts.split(",") if one] or ([1, 4] if args.quick else [1, 2, 4, 8])
-    seconds, turns = (6.0, "3") if args.quick else (60.0, "10")
+    seconds, cores = (6.0 if args.quick else 60.0), len(os.sched_getaffinity(0))
     figures: dict[str, float] = {}
     for count in counts:
-        chosen = common.child("streams:choose", args.model, str(count), turns)["threads"]
+        chosen = min(threads_max(), max(1, cores // count))
         found = common.child("streams:speed", args.model, str(count), str(seconds))
         best = max(found[f"fps_{threads}"] for threads in range(1, threads_max() + 1))
         figures |= {f"{name}_of_{count}": value for name, value in found.items()}
         figures |= {
-            f"chosen_{count}": chosen,
-            f"chosen_ratio_{count}": found[f"fps_{chosen:g}"] / best,
-            f"least_share_{count}": found[f"least_share_{chosen:g}"],
+            f"chosen_{count}": float(chosen),
+            f"chosen_ratio_{count}": found[f"fps_{chosen}"] / best,
+            f"least_share_{count}": found[f"least_share_{chosen}"],
         }
-        print(f"{count} streams: {chosen:g} threads chosen, {json.dumps(found)}", file=sys.stderr)
+        print(f"{count} streams: {chosen} threads chosen, {json.dumps(found)}", file=sys.stderr)
     costs = [[figures[f"cpu_ms_{way}_of_{count}"] for count in counts] for way in range(1, threads_max() + 1)]
     figures["cpu_ratio"] = max(max(each) / min(each) for each in costs)
     figures["chosen_ratio"] = min(figures[f"chosen_ratio_{count}"] for count in counts)
@@ -52,18 +52,6 @@ def main() -> None:
 
 def threads_max() -> int:
     return min(4, len(os.sched_getaffinity(0)))
-
-
-def choose(model: str, count: str, turns: str) -> None:
-    """Print the number of threads that the daemon chooses."""
-    from agent.compute.infer.benchmark import measure_splits
-    from agent.compute.infer.choice import best_split
-    from agent.models.library import golden, open_model
-
-    opened, cores = open_model(model), len(os.sched_getaffinity(0))
-    found = measure_splits(opened, int(count), cores, threads_max(), inputs=golden(opened), turns=int(turns))
-    best = best_split(found, int(count), "latency")
-    print(json.dumps({"threads": best.threads if best else 0}))
 
 
 def speed(model: str, count: str, seconds: str) -> None:

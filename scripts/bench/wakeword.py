@@ -20,8 +20,8 @@ from pymicro_wakeword import MicroWakeWord, MicroWakeWordFeatures
 
 from agent.compute.hearing import AudioPerception
 from agent.config import StreamConfig
-from agent.models.files import packaged_path
 from agent.models.library import open_model
+from agent.models.wakeword import packaged_path
 from agent.types import Samples
 
 RATE = 16_000

@@ -32,11 +32,11 @@ import numpy as np
 from msgspec import Struct
 
 from agent.compute.hearing import AudioPerception
-from agent.compute.infer.backends import open_session
+from agent.compute.infer.session import open_session
 from agent.config import StreamConfig
 from agent.features.verification.models import open_verifier
-from agent.models.files import packaged
 from agent.models.library import open_model
+from agent.models.wakeword import packaged
 from agent.types import Samples
 
 GAPS_S = (0.2, 0.3, 0.45, 0.6, 0.9)

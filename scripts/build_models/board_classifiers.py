@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from board_network import Network, Place
-
-from agent.compute.tflite.work import Work
+from board_work import Work
 
 
 def mobilenet(net: Network, side_only: bool = False) -> list[Place]:

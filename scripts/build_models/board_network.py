@@ -6,7 +6,7 @@ What ncnn merges into a convolution (batch normalisation, ReLU) is no layer.
 
 from __future__ import annotations
 
-from agent.compute.tflite.work import Work, convolution, moving
+from board_work import Work, convolution, moving
 
 Place = tuple[int, int]
 """Side of the square picture, and channels."""

@@ -28,8 +28,7 @@ from board_classifiers import (
     vgg16,
 )
 from board_network import Network, Place
-
-from agent.compute.tflite.work import Work
+from board_work import Work
 
 
 def nanodet_m(net: Network) -> None:

@@ -1,4 +1,4 @@
-"""Fit what boards take for classes of operations on published times, and write agent/models/boards.json.
+"""Fit what boards take for classes of operations on published times, and write boards.json.
 
 The logarithm of each published time is explained by a sum over classes of work, whose costs are those of a board,
 its arithmetic and its number of threads: a board that has few networks for a class is drawn towards what the
@@ -21,13 +21,12 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from board_networks import work_of
+from board_predictor import CLASSES, row_of
 from numpy.typing import NDArray
-
-from agent.models.predict import CLASSES, row_of
 
 Floats = NDArray[np.float64]
 _HERE = Path(__file__).parent
-OUT = _HERE.parent.parent / "agent" / "models" / "boards.json"
+OUT = _HERE / "boards.json"
 KINDS = ("float32", "float16", "int8", "xnnpack float32", "xnnpack int8")
 """Kinds of arithmetic, in ncnn but for those of XNNPACK."""
 _PRIOR = (0.1, 0.04, 0.12, 0.2, 0.4, 0.5, 0.3, 0.5, 0.5, 0.3, 0.02)
@@ -253,19 +252,17 @@ def spread_of(misses: Sequence[Miss]) -> float:
     return float(np.quantile(logs, 0.8) / 1.2816)
 
 
-TITLES: dict[str, tuple[str, tuple[str, ...], str]] = {
-    "pi-zero2w": ("Raspberry Pi Zero 2 W, four Cortex-A53 at 1.0 GHz", ("zero2w", "pizero2w"), "ncnn's table"),
-    "pi3b": ("Raspberry Pi 3B+, four Cortex-A53 at 1.4 GHz", ("pi3", "pi3b+"), "ncnn's and XNNPACK's tables"),
-    "pi4b": ("Raspberry Pi 4B, four Cortex-A72 at 1.8 GHz", ("pi4",), "ncnn's and XNNPACK's tables"),
+TITLES: dict[str, tuple[str, str]] = {
+    "pi-zero2w": ("Raspberry Pi Zero 2 W, four Cortex-A53 at 1.0 GHz", "ncnn's table"),
+    "pi3b": ("Raspberry Pi 3B+, four Cortex-A53 at 1.4 GHz", "ncnn's and XNNPACK's tables"),
+    "pi4b": ("Raspberry Pi 4B, four Cortex-A72 at 1.8 GHz", "ncnn's and XNNPACK's tables"),
     "pi5": (
         "Raspberry Pi 5, four Cortex-A76 at 2.4 GHz",
-        (),
         "ncnn's benchmark on one; in float an Orange Pi 5's",
     ),
-    "sd855": ("Snapdragon 855+, Kryo 485 at 2.96 and 2.42 GHz", (), "ncnn's table"),
+    "sd855": ("Snapdragon 855+, Kryo 485 at 2.96 and 2.42 GHz", "ncnn's table"),
     "sd865": (
         "Snapdragon 865, QRB5165, Kryo 585 at 2.84 and 2.42 GHz",
-        ("qrb5165", "rb5"),
         "an 855+'s rates, to scale with four published times",
     ),
 }
@@ -274,7 +271,7 @@ TITLES: dict[str, tuple[str, tuple[str, ...], str]] = {
 def describe(times: Sequence[Time], misses: Sequence[Miss]) -> dict[str, Any]:
     """Return the contents of boards.json."""
     boards, found = Boards(times), {}
-    for name, (title, also, basis) in TITLES.items():
+    for name, (title, basis) in TITLES.items():
         costs = {}
         kinds: tuple[Literal["int8", "float32"], ...] = ("int8", "float32")
         for kind in kinds:
@@ -284,7 +281,7 @@ def describe(times: Sequence[Time], misses: Sequence[Miss]) -> dict[str, Any]:
                 "spread": round(_spread(name, kind, misses), 3),
                 "basis": basis,
             }
-        found[name] = {"title": title, "also": also, "costs": costs}
+        found[name] = {"title": title, "costs": costs}
     return found
 
 

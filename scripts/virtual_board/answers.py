@@ -28,7 +28,7 @@ from msgspec.structs import replace
 
 from agent.capture.audio_file import read_whole
 from agent.compute.infer.audio_input import build_frontend
-from agent.compute.infer.choice import golden_inputs
+from agent.compute.infer.benchmark import golden_inputs
 from agent.compute.infer.litert import CpuBackend, CpuSession, _delegated, load_runtime
 from agent.compute.infer.session import SessionOptions
 from agent.compute.manifest import AudioManifest, Model, Variant

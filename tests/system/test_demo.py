@@ -23,7 +23,7 @@ from agent.cli import demo as demo_module
 from agent.cli.demo import choose_streams, demo
 from agent.daemon.daemon import Daemon
 from agent.errors import BrokerError, ModelError, SourceError, VedetteError
-from agent.models import files
+from agent.models import wakeword
 from agent.storage.spool.disk import SpoolDisk
 from agent.storage.spool.pending import Commit
 from tests.support.doubles import person_model
@@ -86,7 +86,7 @@ def test_the_spoken_digits_and_the_wake_words_among_them_are_heard() -> None:
 def test_without_the_wake_words_the_digits_are_heard_and_a_line_says_how_to_get_them(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(files, "_PACKAGE", "no_such_package")
+    monkeypatch.setattr(wakeword, "_PACKAGE", "no_such_package")
     shown = call("--hear", "--for", "4s").output
     assert shown.startswith("spoken → small-speech → MQTT")
     assert re.search(r"keyword \(word\) +three 1", shown)

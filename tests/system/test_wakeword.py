@@ -7,8 +7,9 @@ import pytest
 from agent.capture.audio_file import read_whole
 from agent.compute.hearing import AudioPerception
 from agent.config import GateConfig, StreamConfig
-from agent.models.files import ZOO, packaged_path
+from agent.models.files import ZOO
 from agent.models.library import open_model
+from agent.models.wakeword import packaged_path
 from tests.support.sound import chunks
 
 package = pytest.importorskip("pymicro_wakeword", reason="the extra [wakeword] is not installed")

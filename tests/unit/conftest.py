@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from agent.compute.infer.backends import open_session
+from agent.compute.infer.session import open_session
 
 _HERE = Path(__file__).parent
 _OPENING = (
-    "agent.compute.infer.backends",
+    "agent.compute.infer.session",
     "agent.optimise.calibrate",
     "agent.optimise.evaluate",
     "agent.optimise.evaluation.listening",

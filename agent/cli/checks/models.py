@@ -21,7 +21,7 @@ from msgspec.structs import replace
 from agent.board.proc import ADVICE, cpu_info_unreadable, read_memory
 from agent.cli.checks import Finding
 from agent.compute.infer import unprivileged
-from agent.compute.infer.choice import Measurement, Selection
+from agent.compute.infer.benchmark import Measurement, Selection
 from agent.compute.infer.delegates import DelegateProbe
 from agent.compute.infer.session import AUTO, BackendSpec, SessionOptions
 from agent.compute.infer.unprivileged import without_root

@@ -11,15 +11,15 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.shell_completion import CompletionItem
 
-from agent.cli.models.recommending import complete_board, complete_task, memory_size
 from agent.cli.optimise import complete_model
 from agent.cli.options import PATH, FilePath, NumberRange, picture_option
-from agent.cli.output import console, open_table, print_json
+from agent.cli.output import NO_VALUE, console, open_table, print_json
 from agent.errors import ModelError, VedetteError
 from agent.text import plain
 
 if TYPE_CHECKING:
     from agent.cli.models.inspection import Listed, ModelInspection
+    from agent.models.fetch import GuideModel, GuideVariant
 
 
 _WIDTH = 160
@@ -49,6 +49,18 @@ def _complete_task(_context: click.Context, _option: click.Parameter, incomplete
     from agent.models.fetch import known_tasks
 
     return [task for task in known_tasks() if task.startswith(incomplete)]
+
+
+def _complete_board(_context: click.Context, _option: click.Parameter, incomplete: str) -> list[str]:
+    from agent.models.fetch import guide
+
+    return [name for name in guide().boards if name.startswith(incomplete)]
+
+
+def _complete_own_task(_context: click.Context, _option: click.Parameter, incomplete: str) -> list[str]:
+    from agent.models.fetch import guide
+
+    return [task for task in guide().tasks if task.startswith(incomplete)]
 
 
 def _sha256(_context: click.Context, option: click.Parameter, text: str | None) -> str | None:
@@ -202,27 +214,46 @@ def pull(
 
 
 @models.command()
-@click.option("--task", required=True, shell_complete=complete_task, help="What to find, such as detect.")
-@click.option("--board", default="pi4b", show_default=True, shell_complete=complete_board, help="Where it runs.")
-@click.option(
-    "--fps",
-    type=NumberRange(0.01, 1000.0),
-    help="Inferences in a second to reach; default: 15, or what a model of sound needs.",
-)
-@click.option(
-    "--memory", callback=memory_size, default="", metavar="SIZE", help="Most that it may take, such as 100M."
-)
+@click.option("--task", required=True, shell_complete=_complete_own_task, help="What to find, such as detect.")
+@click.option("--board", default="pi4b", show_default=True, shell_complete=_complete_board, help="Where it runs.")
 @_JSON
-def recommend(task: str, board: str, fps: float | None, memory: int, as_json: bool) -> None:
-    """Recommend models for a task on a board: accuracy, size, memory and latency, and what to set.
+def recommend(task: str, board: str, as_json: bool) -> None:
+    """Recommend models for a task on a board: accuracy, size, memory and latency.
 
-    Accuracy was measured, or published by the model's author; latency is predicted (see `vedette bench --board`),
-    and memory estimated. Beside each figure is the command that gives it. Models that do not fit are listed with
-    the reason. Exits with 1 if none fits.
+    Accuracy was measured, or published by the model's author; latency is predicted and memory estimated. Beside
+    each accuracy is the command that gives it. `vedette guide choosing` tells how far to trust each figure.
     """
-    from agent.cli.models.recommending import recommend_and_print
+    from agent.models.fetch import guide, known_for
 
-    sys.exit(not recommend_and_print(task, board, fps or 0.0, memory, as_json=as_json))
+    models = known_for(task, board)
+    if as_json:
+        print_json(models, indent=2)
+        return
+    out = console(_WIDTH, markup=False)
+    right = ("accuracy", "size", "memory", "ms, 1 thread", "4 threads", "upper end")
+    table = open_table("model", *right, "what the accuracy is; commands", right=right)
+    for model in models:
+        for variant in model.variants:
+            table.add_row(*_cells(model, variant, board))
+    out.print(f"{task} on {guide().boards[board]}", table, sep="\n")
+    click.echo(
+        "ms are predicted for the CPU alone, four of five lie below the upper end; memory is estimated.", err=True
+    )
+
+
+def _cells(model: GuideModel, variant: GuideVariant, board: str) -> tuple[str, ...]:
+    family = f" ({variant.family})" if variant.family else ""
+    accuracy = NO_VALUE if variant.accuracy is None else f"{variant.accuracy:.3f}"
+    noisy = "" if variant.noisy is None else f", {variant.noisy:.3f} in noise 10 dB below"
+    about = [f"{model.what}{noisy}{f': {model.command}' if model.command else ''}", *model.get]
+    return (
+        plain(f"{model.name} {variant.name}".strip() + family),
+        accuracy,
+        _size(variant.bytes),
+        _size(variant.memory),
+        *(f"{ms:.3g}" for ms in variant.ms[board]),
+        "\n".join(plain(line) for line in about),
+    )
 
 
 @models.command("try")

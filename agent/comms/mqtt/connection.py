@@ -55,6 +55,10 @@ _SIOCOUTQNSD = 0x894B
 """Request for the bytes of a socket that TCP has not sent yet (linux/sockios.h)."""
 
 
+_SIOCOUTQNSD = 0x894B
+"""Request for the bytes of a socket that TCP has not sent yet (linux/sockios.h)."""
+
+
 class ConnectionTimings(Struct, frozen=True):
     """Times of the connection to a broker, s.
 

@@ -19,6 +19,7 @@ from agent.compute.manifest import FEATURES, InputManifest, Manifest, OutputMani
 from agent.compute.tflite.model import TensorSpec
 from agent.config import DecodeConfig
 from agent.errors import ModelError
+from agent.text import plural
 
 
 class DecoderRow(Struct, frozen=True):
@@ -93,7 +94,8 @@ def build_decoder(
     except ShapeMismatchError as error:
         other = find_fitting(context.inputs, context.outputs)
         hint = f"; these tensors would fit decoder {other!r}" if other not in (None, name) else ""
-        raise ModelError(f"model {manifest.name}: decoder {name!r}: {error}{hint}") from None
+        labels = f" ({plural(len(manifest.output.labels), 'label')})" if manifest.output.labels else ""
+        raise ModelError(f"model {manifest.name}: decoder {name!r}: {error}{labels}{hint}") from None
     except ModelError as error:
         raise ModelError(f"model {manifest.name}: {error}") from None
 

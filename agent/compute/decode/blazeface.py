@@ -26,7 +26,6 @@ from agent.compute.decode.decoder import (
     Shape,
     ShapeMismatchError,
     assign_outputs,
-    class_mismatch,
     tuples,
 )
 from agent.types import Array, Detection, Keypoint
@@ -68,12 +67,10 @@ class BlazeFaceOptions(DecoderOptions, frozen=True, forbid_unknown_fields=True):
     Attributes:
         strides: input pixels per cell of each level; empty: those of the published model of that input size.
         logits: whether the scores are logits, which need a sigmoid.
-        blend: average overlapping boxes instead of dropping the weaker.
     """
 
     strides: tuple[int, ...] = ()
     logits: bool = True
-    blend: bool = True
 
 
 def anchors(size: int, strides: Sequence[int]) -> Floats:
@@ -114,7 +111,7 @@ def _fit(context: DecoderContext, options: BlazeFaceOptions) -> tuple[_Kind, Flo
         options.tensors,
     )
     if len(context.output.labels) > 1:
-        raise class_mismatch(len(context.output.labels), 1, context.outputs[places[0]])
+        raise ShapeMismatchError(f"expected one label, found {len(context.output.labels)}")
     return kind, centres, places
 
 
@@ -152,7 +149,6 @@ class BlazeFace:
             )
             for s, _ in self._places
         ]
-        self._blend = options.blend
         self._size = np.float32(context.picture()[0])
         self._end = BoxEnd(context, context.labels((kind.label,)), 1)
         self._label = self._end.labels[0]
@@ -204,8 +200,6 @@ class BlazeFace:
 
     def _face(self, best: int, boxes: Floats, rows: Floats, scores: Floats) -> Floats:
         """Return the row of a chosen box, blended with those that it overlaps."""
-        if not self._blend:
-            return np.asarray(rows[best])
         near = overlaps(boxes[best], boxes) > self._end.iou_threshold
         near[best] = True
         weights = scores[near]

@@ -161,8 +161,6 @@ class Keyword(_OfScores):
         super().__init__(context, options)
         self.options, self.threshold = options, context.score_threshold
         self.is_softmax = self._activation == "softmax"
-        self._byte = self._spec.dtype in ("int8", "uint8")
-        self._tables: dict[float, Floats] = {}
         known, count = context.labels(), self._spec.shape[-1]
         self.labels = tuple(known[number] for number in range(count))
         self._asked = frozenset(number for number in range(count) if known.wanted(number) is not None)
@@ -172,9 +170,6 @@ class Keyword(_OfScores):
     def probabilities(self, outputs: Sequence[Array], temperature: float = 1.0) -> Floats:
         """Return the probability of each label, float32 [classes]; values that are not finite become 0."""
         stored = outputs[self.scores_at].reshape(-1)
-        if self._byte:
-            answers = self._table(temperature).take(stored.view(np.uint8))
-            return answers / np.add.reduce(answers) if self.is_softmax else answers
         real = np.asarray(self._spec.real(stored), np.float32)
         if self.is_softmax:
             return softmax(real / np.float32(temperature))
@@ -193,18 +188,6 @@ class Keyword(_OfScores):
         if not words.size or none >= words[best]:
             return NO_WORD, none
         return self.wanted[best], float(words[best])
-
-    def _table(self, temperature: float) -> Floats:
-        """Return the probability of each stored byte; for a softmax, its power."""
-        if temperature not in self._tables:
-            real = self._spec.real(np.arange(256, dtype=np.uint8).view(self._spec.dtype))
-            table = np.clip(real, 0.0, 1.0)
-            if self._activation == "sigmoid":
-                table = sigmoid(np.asarray(real / temperature, np.float32))
-            elif self.is_softmax:
-                table = np.maximum(np.exp((real - real.max()) / temperature), 1e-30)
-            self._tables[temperature] = np.asarray(table, np.float32)
-        return self._tables[temperature]
 
     def __call__(self, outputs: Sequence[Array]) -> list[Detection]:
         return self.best(self.probabilities(outputs))

@@ -17,10 +17,9 @@ import heapq
 import math
 import re
 from collections.abc import Iterator, Sequence
-from typing import Annotated, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
-from msgspec import Meta
 from numpy.typing import NDArray
 
 from agent.compute.decode.decoder import (
@@ -61,13 +60,11 @@ class CtcOptions(DecoderOptions, frozen=True, forbid_unknown_fields=True):
             found from the model, see `agent.compute.decode.completion`.
         blank: place of the blank, or of the padding, among the model's characters.
         collapse: equal neighbours are one character; `false` for a model with a slot for each.
-        min_length: least characters of a text.
     """
 
     logits: Logits = False
     blank: Literal["first", "last"] = "last"
     collapse: bool = True
-    min_length: Annotated[int, Meta(ge=1, le=LONGEST)] = 1
 
 
 def _compiled(pattern: str) -> re.Pattern[str]:
@@ -173,7 +170,7 @@ class Ctc:
         self.characters = _characters(context.output.labels, axes.classes, options.blank)
         self._blank = 0 if options.blank == "first" else axes.classes - 1
         self._softmax = activation(options.logits) == "softmax"
-        self._collapse, self._least = options.collapse, options.min_length
+        self._collapse = options.collapse
         # The stream's alone: that of a manifest, which a stranger may have written, could take hours.
         pattern = context.config.pattern
         self._pattern = _compiled(pattern) if pattern else None
@@ -271,7 +268,7 @@ class Ctc:
         return [(-math.log(likely[one]), int(one)) for one in best]
 
     def _matches(self, text: str) -> bool:
-        return len(text) >= self._least and (self._pattern is None or bool(self._pattern.fullmatch(text)))
+        return bool(text) and (self._pattern is None or bool(self._pattern.fullmatch(text)))
 
 
 def _likeliest(ranked: Sequence[Sequence[tuple[float, int]]]) -> Iterator[tuple[int, ...]]:

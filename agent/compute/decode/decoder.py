@@ -58,16 +58,6 @@ class DecoderOptions(Struct, frozen=True, forbid_unknown_fields=True):
     tensors: dict[str, str] = {}
 
 
-class DetectorOptions(DecoderOptions, frozen=True, forbid_unknown_fields=True):
-    """Options that every decoder of boxes takes.
-
-    Attributes:
-        agnostic: suppress overlapping boxes of different classes too.
-    """
-
-    agnostic: bool = False
-
-
 class DecoderContext(Struct, frozen=True):
     """Inputs that a decoder is built from.
 
@@ -224,25 +214,10 @@ def assign_scores(
 ) -> int:
     """Return the index of the output with one score per class, [1,classes] or [1,1,1,classes].
 
-    `labels` is their number; 0: not known.
-
-    Raises:
-        ShapeMismatchError: there is no such output, or it has another number of classes.
+    `labels` is their number; 0: not known. Raises ShapeMismatchError if there is none.
     """
     count = labels or None
-    try:
-        return assign_outputs((OutputRole("scores", ((1, count), (1, 1, 1, count)), hints),), outputs, named)[0]
-    except ShapeMismatchError:
-        if not labels:
-            raise
-    other = outputs[assign_scores(0, outputs, named, hints)]
-    raise class_mismatch(labels, other.shape[-1], other)
-
-
-def class_mismatch(labels: int, classes: int, spec: TensorSpec) -> ShapeMismatchError:
-    """Return the error for a manifest whose number of labels differs from the classes in `spec`."""
-    found = "1 class" if classes == 1 else f"{classes} classes"
-    return ShapeMismatchError(f"expected a score for each of {labels} labels, found {found} in {spec}")
+    return assign_outputs((OutputRole("scores", ((1, count), (1, 1, 1, count)), hints),), outputs, named)[0]
 
 
 def _places(role: OutputRole, outputs: Sequence[TensorSpec], name: str | None) -> list[int]:
@@ -428,12 +403,11 @@ CANDIDATES = 1000
 class BoxEnd:
     """Last stage of decoders of boxes: select wanted classes, suppress overlaps, build detections."""
 
-    def __init__(self, context: DecoderContext, labels: Labels, classes: int, *, agnostic: bool = False) -> None:
+    def __init__(self, context: DecoderContext, labels: Labels, classes: int) -> None:
         self.labels = labels
         self.iou_threshold = context.iou_threshold
         self.limit = context.config.max_detections
         self._wanted = labels.mask(classes)
-        self._agnostic = agnostic
 
     def choose(self, classes: Indices, scores: Floats) -> Indices | None:
         """Return the indices of the candidates worth decoding; None: all."""
@@ -452,7 +426,7 @@ class BoxEnd:
             boxes[~finite.all(axis=1)] = np.nan  # else clipping would make infinite boxes valid
         np.maximum(boxes, 0.0, out=boxes)
         np.minimum(boxes, 1.0, out=boxes)
-        return suppress(boxes, scores, None if self._agnostic else classes, self.iou_threshold, self.limit)
+        return suppress(boxes, scores, classes, self.iou_threshold, self.limit)
 
     def detections(self, boxes: Floats, scores: Floats, classes: Indices) -> list[Detection]:
         """Return the detections of the boxes that remain, strongest first. `boxes`, in fractions, are clipped."""

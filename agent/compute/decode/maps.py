@@ -19,7 +19,6 @@ from agent.compute.decode.decoder import (
     OutputRole,
     ShapeMismatchError,
     assign_outputs,
-    class_mismatch,
     sigmoid,
     softmax,
 )
@@ -194,7 +193,7 @@ class Fomo:
             raise ShapeMismatchError(f"expected a grid of cells with two classes or more, found {spec}")
         labels = context.labels()
         if len(labels) not in (0, classes - 1):
-            raise class_mismatch(len(labels), classes - 1, spec)
+            raise ShapeMismatchError(f"expected a cell of {len(labels) + 1} classes, found {spec}")
         self._logits = options.logits
         self._threshold = context.score_threshold
         self._limit = context.config.max_detections

@@ -8,12 +8,11 @@ ultralytics/ultralytics, ultralytics/engine/exporter.py
 
 from __future__ import annotations
 
-import ast
 import io
 import logging
 import math
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import msgspec
@@ -33,8 +32,8 @@ _LABEL_FILES = (2, 3)
 """Types of associated file: labels of an axis and of values."""
 _LARGEST = 1024 * 1024
 """Largest label file, bytes; ImageNet's 21,000 names take 500 kB."""
-_DESCRIPTIONS = ("metadata.json", "temp_meta.txt")
-"""Ultralytics' description: JSON, or, before 2025, Python's text of a dict."""
+_DESCRIPTION = "metadata.json"
+"""Ultralytics' description."""
 _END_OF_ZIP, _TAIL = b"PK\x05\x06", 65_557
 """Signature of the record at the end of a zip archive, and the most bytes from it to the end."""
 _ENTRIES = 1000
@@ -95,14 +94,13 @@ def _read_description(content: bytes) -> Metadata | None:
     if not 0 < entries_of(content) <= _ENTRIES:
         return None
     try:
-        attached = _read_attached(content, _DESCRIPTIONS)
-        if attached is None:
+        text = _read_attached(content, _DESCRIPTION)
+        if text is None:
             return None
-        name, text = attached
         if len(text) > _LARGEST:
             raise ValueError(f"more than {_LARGEST} bytes")
-        given = msgspec.json.decode(text) if name.endswith(".json") else ast.literal_eval(text.decode())
-    except (ValueError, msgspec.DecodeError, SyntaxError, RecursionError, MemoryError) as error:
+        given = msgspec.json.decode(text)
+    except (ValueError, msgspec.DecodeError, RecursionError) as error:
         log.warning("the description in the model file cannot be read: %s", error)
         return None
     if not isinstance(given, dict):
@@ -117,8 +115,8 @@ def entries_of(content: bytes) -> int:
     return int.from_bytes(content[at + 10 : at + 12], "little") if at >= 0 else 0
 
 
-def _read_attached(content: bytes, names: Sequence[str]) -> tuple[str, bytes] | None:
-    """Return the first of these files behind the model, cut after `_LARGEST` + 1 bytes; None: there is none.
+def _read_attached(content: bytes, name: str) -> bytes | None:
+    """Return a file behind the model, cut after `_LARGEST` + 1 bytes; None: there is none.
 
     Raises:
         ValueError: the archive is damaged, or of an unknown kind.
@@ -127,11 +125,10 @@ def _read_attached(content: bytes, names: Sequence[str]) -> tuple[str, bytes] | 
 
     try:
         with zipfile.ZipFile(io.BytesIO(content)) as archive:
-            name = next((one for one in names if one in archive.namelist()), None)
-            if name is None:
+            if name not in archive.namelist():
                 return None
             with archive.open(name) as file:
-                return name, file.read(_LARGEST + 1)
+                return file.read(_LARGEST + 1)
     except (zipfile.BadZipFile, *_BROKEN_ZIP) as error:
         raise ValueError(str(error)) from error
 
@@ -197,14 +194,13 @@ def _labels(outputs: Iterable[FlatTable], content: bytes) -> tuple[str, ...]:
     if not names:
         return ()
     try:
-        attached = _read_attached(content, names[:1])
+        text = _read_attached(content, names[0])
     except ValueError as error:
         log.warning("file %r of the metadata cannot be read: %s", names[0], error)
         return ()
-    if attached is None:
+    if text is None:
         log.warning("file %r of the metadata is not behind the model", names[0])
         return ()
-    text = attached[1]
     if len(text) > _LARGEST:
         raise ModelError(f"file {names[0]!r} of the metadata is larger than {_LARGEST} bytes")
     return tuple(line.strip() or "???" for line in text.decode("utf-8", "replace").rstrip().splitlines())

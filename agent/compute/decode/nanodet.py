@@ -14,18 +14,17 @@ import numpy as np
 from agent.compute.decode.decoder import (
     BoxEnd,
     DecoderContext,
-    DetectorOptions,
+    DecoderOptions,
     Floats,
     OutputRole,
     ScoreFilter,
     ShapeMismatchError,
     assign_outputs,
-    class_mismatch,
 )
 from agent.types import Array, Detection
 
 
-class NanoDetOptions(DetectorOptions, frozen=True, forbid_unknown_fields=True):
+class NanoDetOptions(DecoderOptions, frozen=True, forbid_unknown_fields=True):
     """Options of `nanodet`.
 
     Attributes:
@@ -41,23 +40,14 @@ class NanoDetOptions(DetectorOptions, frozen=True, forbid_unknown_fields=True):
     offset: float = 0.5
 
 
-def _places(cells: int, labels: int, context: DecoderContext, options: NanoDetOptions) -> tuple[int, ...]:
-    """Return the indices of the scores and of the distances among the outputs; 0 `labels`: unknown."""
+def _places(cells: int, context: DecoderContext, options: NanoDetOptions) -> tuple[int, ...]:
+    """Return the indices of the scores and of the distances among the outputs."""
+    labels = len(context.labels())
     roles = (
         OutputRole("scores", ((1, cells, labels or None),), ("score", "cls", "class")),
         OutputRole("reg", ((1, cells, 4 * options.bins or None),), ("reg", "box", "dist")),
     )
-    try:
-        return assign_outputs(roles, context.outputs, options.tensors)
-    except ShapeMismatchError as error:
-        if not labels:
-            raise
-        misfit = error
-    try:
-        other = context.outputs[_places(cells, 0, context, options)[0]]
-    except ShapeMismatchError:
-        raise misfit from None
-    raise class_mismatch(labels, other.shape[-1], other)
+    return assign_outputs(roles, context.outputs, options.tensors)
 
 
 class NanoDet:
@@ -69,13 +59,13 @@ class NanoDet:
         options = context.options(NanoDetOptions)
         height, width = context.picture()
         cells = sum(-(-height // s) * -(-width // s) for s in options.strides if s > 0)
-        self.scores_at, self._reg = _places(cells, len(context.labels()), context, options)
+        self.scores_at, self._reg = _places(cells, context, options)
         scores, reg = context.outputs[self.scores_at], context.outputs[self._reg]
         if reg.shape[2] % 4 or reg.shape[2] < 8:
             raise ShapeMismatchError(f"expected reg [1,{cells},4*bins], found {reg}")
         self._classes = scores.shape[2]
         self._filter = ScoreFilter(scores, scores.shape[1:], context.score_threshold, logits=options.logits)
-        self._end = BoxEnd(context, context.labels(), self._classes, agnostic=options.agnostic)
+        self._end = BoxEnd(context, context.labels(), self._classes)
         self._centres, self._steps = _grid(context.picture(), options)
         self._bins = reg.shape[2] // 4
         bins = np.arange(self._bins, dtype=np.float32)

@@ -18,7 +18,6 @@ from agent.compute.decode.decoder import (
     ScoreFilter,
     ShapeMismatchError,
     assign_outputs,
-    class_mismatch,
     tuples,
 )
 from agent.config.toml import Unit
@@ -152,15 +151,11 @@ class LandmarksOptions(DecoderOptions, frozen=True, forbid_unknown_fields=True):
     """Options of `landmarks`.
 
     Attributes:
-        points: names of the points, in order; others are numbered. Empty: those of the published model.
-        columns: values of a point in the output; 0: as in the published model of that size.
         logits: whether the score is a logit, which needs a sigmoid.
         pixels: points are in pixels of the model's picture, not in fractions of it.
         point_threshold: points that are less likely visible are left out, if the model tells.
     """
 
-    points: tuple[str, ...] = ()
-    columns: Annotated[int, Meta(ge=0, le=16)] = 0
     logits: bool = False
     pixels: bool = True
     point_threshold: Annotated[float, Meta(ge=0.0, le=1.0)] = 0.5
@@ -172,28 +167,12 @@ def _model(context: DecoderContext, options: LandmarksOptions) -> tuple[Landmark
     named = options.tensors.get("points")
     if named:
         sizes = [spec.shape[-1] for spec in context.outputs if spec.name == named and spec.shape]
-    if options.columns:
-        fitting = [size for size in sizes if size > options.columns and size % options.columns == 0]
-        if not fitting:
-            raise ShapeMismatchError(f"expected an output of points with {options.columns} values each")
-        known = next(
-            (size for size in MODELS if size in fitting and MODELS[size].columns == options.columns), None
-        )
-        if known is None:
-            scored = any(size == 1 for size in sizes)
-            return LandmarkModel("object", options.columns, options.points, scored), max(fitting)
-        return _named(MODELS[known], options), known
     known = next((size for size in MODELS if size in sizes), None)
     if known is None:
-        counts = ", ".join(map(str, MODELS))
-        raise ShapeMismatchError(f"expected points in an output of {counts} values, or `columns`")
+        raise ShapeMismatchError(f"expected points in an output of {', '.join(map(str, MODELS))} values")
     if known == 213 and 15 not in sizes:  # without the iris it may be a classifier
         raise ShapeMismatchError("expected an output of 15 values, the iris, beside that of the eye")
-    return _named(MODELS[known], options), known
-
-
-def _named(model: LandmarkModel, options: LandmarksOptions) -> LandmarkModel:
-    return model._replace(points=options.points or model.points)
+    return MODELS[known], known
 
 
 class Landmarks:
@@ -202,7 +181,7 @@ class Landmarks:
     For models that are given a crop with one thing in its middle, such as a hand, a face or a body, and tell
     where its points are and whether it is there at all. Without such a crop they answer, too, as if the whole
     picture were one.
-    Without `columns`, n has to be that of a published model: other outputs of this shape are classes.
+    n has to be that of a published model: other outputs of this shape are classes.
     Source: google-ai-edge/mediapipe, `hand_landmark_cpu.pbtxt`, `pose_landmark_by_roi_cpu.pbtxt`,
     `face_landmark_cpu.pbtxt`, `iris_landmark_cpu.pbtxt`, `box_landmark_cpu.pbtxt`
     """
@@ -220,7 +199,7 @@ class Landmarks:
         if model.label == "hand" and len(context.output.labels) == 2:  # left and right, as another output tells
             context = replace(context, output=replace(context.output, labels=()))
         if len(context.output.labels) > 1:
-            raise class_mismatch(len(context.output.labels), 1, context.outputs[places[-1]])
+            raise ShapeMismatchError(f"expected one label, found {len(context.output.labels)}")
         self._columns = model.columns
         self._size = np.array((width, height) if options.pixels else (1, 1), np.float32)
         self._points, self._score = places[0], places[1] if model.scored else None

@@ -20,7 +20,7 @@ from msgspec import Struct
 from agent.compute.decode.decoder import (
     BoxEnd,
     DecoderContext,
-    DetectorOptions,
+    DecoderOptions,
     Floats,
     Indices,
     OutputRole,
@@ -37,7 +37,7 @@ _COARSE = 0.1
 """A quantised tensor with a larger scale cannot hold scores beside pixels."""
 
 
-class YoloOptions(DetectorOptions, frozen=True, forbid_unknown_fields=True):
+class YoloOptions(DecoderOptions, frozen=True, forbid_unknown_fields=True):
     """Options of `yolo`.
 
     Attributes:
@@ -159,7 +159,7 @@ class Yolo:
         self._grid = _grid((height, width), options.strides) if options.coordinates == "cells" else None
         self._threshold = np.float32(context.score_threshold)
         self._filter = _filter(context, spec, layout)
-        self._end = BoxEnd(context, context.labels(), max(1, layout.classes), agnostic=options.agnostic)
+        self._end = BoxEnd(context, context.labels(), max(1, layout.classes))
 
     def __call__(self, outputs: Sequence[Array]) -> list[Detection]:
         table = outputs[self._place][0]

@@ -15,8 +15,8 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from agent.backoff import Backoff
+from agent.compute.infer.benchmark import Inputs, describe_error, golden_inputs, output_error, tolerance
 from agent.compute.infer.chain import ModelChain
-from agent.compute.infer.choice import Inputs, describe_error, golden_inputs, output_error, tolerance
 from agent.compute.infer.session import BackendSpec, Session, SessionOptions
 from agent.compute.infer.sharing import SessionPools
 from agent.compute.infer.vetting import VETTING, Vetting
@@ -183,7 +183,7 @@ class FailoverSession:
             check_s: interval at which the CPU checks an answer of the device, s.
             retry_s: pause before the device is reopened for the first time, s.
             wait_s: time to wait for the device, s. The CPU answers until it is open.
-            vetting: see `agent.compute.infer.backends.open_session`.
+            vetting: see `agent.compute.infer.session.open_session`.
             pools: of the sessions that streams share, both on the CPU and on the device; None: it shares none.
 
         Raises:

@@ -3,9 +3,9 @@
 Who has waited longest goes first. A stream writes its input into memory of its own, and reads its answer from
 there: pictures are prepared and answers decoded beside the inferences of others.
 
-An accelerator has one session. On the CPU, streams of one priority share. It has at most as many sessions as keep
-it busy, and another one is opened only once streams have waited for each other. Not shared are models that keep a
-state between inferences, models of sound and models with exits, whose parts belong to one input.
+An accelerator has one session. On the CPU, streams of one priority share, and have at most as many sessions as
+keep it busy. Not shared are models that keep a state between inferences, models of sound and models with exits,
+whose parts belong to one input.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from __future__ import annotations
 import logging
 import math
 import os
+import queue
 import threading
 import time
 from collections import deque
@@ -39,26 +40,11 @@ log = logging.getLogger(__name__)
 _STATEFUL = RECURRENT | {"ASSIGN_VARIABLE", "CALL_ONCE", "READ_VARIABLE", "VAR_HANDLE"}
 """Operations that keep tensors from one inference to the next."""
 _NUMBERS = frozenset(f"{kind}{bits}" for kind in ("float", "int", "uint") for bits in (8, 16, 32, 64)) | {"bool"}
-_WINDOW_S, _WAITING = 2.0, 0.1
-"""Another session is opened if in so long, s, more than so many streams have waited for a turn on average."""
 _HANGS_S = 10.0
 """An inference on the CPU hangs after so long, s, far below the watchdog's timeout."""
 _CHECK_S = 0.5
-_LOST_MAX = 2
-"""Most sessions that may hang at once and be replaced: each holds memory, and another would hang as well."""
-
-
-class _Turn:
-    """A stream's place in the queue of a pool: it gets a session, or an error, or neither to open a session."""
-
-    def __init__(self) -> None:
-        self.session: Session | None = None
-        self.error = ""
-        self.called = threading.Semaphore(0)
-
-    def call(self, session: Session | None, error: str = "") -> None:
-        self.session, self.error = session, error
-        self.called.release()
+_Turn = queue.SimpleQueue["Session | BackendError | None"]
+"""A stream's place in the queue of a pool: it gets a session, or an error, or None to open a session."""
 
 
 class SessionPool:
@@ -91,7 +77,7 @@ class SessionPool:
         """
         self.backend, self.members, self.is_over = "", 0, False
         self._name, self._opens, self._limit, self._replaces = name, opens, limit, replaces
-        self._hangs_s, self._lost = hangs_s, 0
+        self._hangs_s = hangs_s
         self._lock, self._joining = threading.Lock(), threading.Lock()
         self._free: list[Session] = []
         self._failed: list[Session] = []
@@ -100,7 +86,6 @@ class SessionPool:
         self._waiting: deque[_Turn] = deque()
         self._error = ""
         self._ends: dict[str, Ends] = {}
-        self._since_s, self._waited_s = time.monotonic(), 0.0
 
     def join(self) -> bool:
         """Add a stream, for the first one with a session; return False if the pool is over. Raises as `opens`."""
@@ -162,19 +147,18 @@ class SessionPool:
                 raise BackendError(self._error)
             if self._free:
                 return self._hand_out(self._free.pop())  # the one used last: its memory is still in the caches
-            turn = None
-            if self._count and not self._is_short():
-                turn = _Turn()
-                self._waiting.append(turn)
-            else:
+            turn = _Turn()
+            if self._count < min(self._limit, self.members):
                 self._count += 1
-        return self._open_another() if turn is None else self._wait(turn)
+                turn.put(None)
+            else:
+                self._waiting.append(turn)
+        return self._wait(turn)
 
     def give_back(self, session: Session, error: str = "") -> None:
         """End a turn; `error`: why its session cannot be used again, empty: it can."""
         with self._lock:
             is_lost = self._held.pop(id(session), None) is None
-            self._lost -= is_lost
             if error and not self._replaces:
                 self._error, self.is_over = self._error or error, True
                 self._failed.append(session)  # closing it may take long: whoever leaves does that
@@ -183,7 +167,7 @@ class SessionPool:
             if not error and self._count + is_lost <= min(self._limit, self.members):
                 self._count += is_lost
                 if self._waiting:
-                    self._waiting.popleft().call(self._hand_out(session))
+                    self._waiting.popleft().put(self._hand_out(session))
                 else:
                     self._free.append(session)
                 return
@@ -200,40 +184,29 @@ class SessionPool:
         """Let the first stream in the queue open a session if there is none."""
         if self._waiting and not self._count:
             self._count += 1
-            self._waiting.popleft().call(None)
+            self._waiting.popleft().put(None)
 
     def _revoke_hanging(self) -> None:
         """Leave sessions that hang to their streams."""
         since_s = time.monotonic() - self._hangs_s
         for key in [key for key, began_s in self._held.items() if began_s < since_s]:
             del self._held[key]
-            self._count, self._lost = self._count - 1, self._lost + 1
+            self._count -= 1
             what = f"an inference on {self.backend} takes longer than {self._hangs_s:.0f} s"
             log.error("%s: %s; the other streams go on without its session", self._name, what)
-        if self._lost > _LOST_MAX and not self._count:
-            self._refuse(f"{self._name}: {self._lost} inferences on {self.backend} hang")
-        else:
-            self._replace_last()
-
-    def _is_short(self) -> bool:
-        """Return True if another session would help: streams have waited much in the span that has just ended."""
-        now_s = time.monotonic()
-        elapsed_s = now_s - self._since_s
-        if elapsed_s < _WINDOW_S or self._count >= min(self._limit, self.members):
-            return False
-        waited_s, self._waited_s, self._since_s = self._waited_s, 0.0, now_s
-        return waited_s > _WAITING * elapsed_s
+        self._replace_last()
 
     def _wait(self, turn: _Turn) -> Session:
-        began_s = time.monotonic()
-        while not turn.called.acquire(timeout=_CHECK_S):
-            with self._lock:
-                self._revoke_hanging()
-        with self._lock:
-            self._waited_s += time.monotonic() - began_s
-        if turn.error:
-            raise BackendError(turn.error)
-        return self._open_another() if turn.session is None else turn.session
+        while True:
+            try:
+                found = turn.get(timeout=_CHECK_S)
+            except queue.Empty:
+                with self._lock:
+                    self._revoke_hanging()
+                continue
+            if isinstance(found, BackendError):
+                raise found
+            return self._open_another() if found is None else found
 
     def _open_another(self) -> Session:
         """Open a session, which is counted already, or wait for another one if that fails."""
@@ -254,7 +227,7 @@ class SessionPool:
     def _refuse(self, error: str) -> None:
         """Let the turns of all who wait fail."""
         while self._waiting:
-            self._waiting.popleft().call(None, error)
+            self._waiting.popleft().put(BackendError(error))
 
 
 def _closed() -> Session:

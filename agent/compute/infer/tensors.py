@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import time
 from concurrent.futures import Future
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -70,11 +69,8 @@ def _memory(spec: TensorSpec) -> Array:
 
 Ends = tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]
 """Specs of the inputs and of the outputs."""
-_FAILED_FOR_S = 60.0
-"""How long a temporary error, such as a lack of memory, is cached, s."""
-
-_results: dict[str, tuple[Future[Ends], float]] = {}
-"""By sha256: the result, and the monotonic time at which the model was opened, s."""
+_results: dict[str, Future[Ends]] = {}
+"""By sha256, but for temporary errors, such as a lack of memory."""
 _lock = threading.Lock()
 
 
@@ -100,25 +96,18 @@ def ends_of(content: bytes, sha256: str, path: str, wait_s: float | None, vettin
 
 
 def _future(model: Model, vetting: Vetting | None, *, starts: bool) -> Future[Ends] | None:
-    sha256 = model.sha256
     with _lock:
-        if sha256 in _results:
-            found, at = _results[sha256]
-            if not starts or not _is_temporary(found) or time.monotonic() - at < _FAILED_FOR_S:
-                return found
-        elif not starts:
-            return None
-        found = Future()
-        _results[sha256] = found, time.monotonic()
+        found = _results.get(model.sha256)
+        if found is not None and not (found.done() and isinstance(found.exception(), BackendError)):
+            return found
+        if not starts:
+            return found
+        found = _results[model.sha256] = Future()
     try:
         threading.Thread(target=_open, args=(model, vetting, found), name="tensors", daemon=True).start()
     except RuntimeError as error:  # no more threads
         found.set_exception(BackendError(f"{model.path}: no thread to open it: {error}"))
     return found
-
-
-def _is_temporary(found: Future[Ends]) -> bool:
-    return found.done() and isinstance(found.exception(), BackendError)
 
 
 def _open(model: Model, vetting: Vetting | None, found: Future[Ends]) -> None:

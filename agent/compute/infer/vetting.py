@@ -19,22 +19,18 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 from msgspec import Struct
 
-from agent.child import ChildError, ChildProcess, encode, signal_name
+from agent.child import ChildError, ChildProcess, Failed, encode, signal_name
 from agent.compute.infer.litert import CpuBackend
 from agent.compute.infer.session import BackendSpec, Session, SessionOptions
-from agent.compute.manifest import Model
+from agent.compute.manifest import Manifest, Model
 from agent.compute.tflite.read import read_modelfile
 from agent.errors import NO_JSON, BackendError, ModelError, reason_of
 from agent.structs import from_json
 from agent.text import plain
-
-if TYPE_CHECKING:
-    from agent.compute.infer.vetting_process import VettingReply
-
 
 log = logging.getLogger(__name__)
 Identity = tuple[str, int, tuple[str, ...]]
@@ -69,8 +65,8 @@ class VettingLimits(Struct, frozen=True):
 
 _LIMITS = VettingLimits()
 OPEN_S = 20.0
-"""Timeout for opening a vetted model in a worker process, and for its first inference there, s. Together with
-vetting it stays below the watchdog's timeout for streams."""
+"""Timeout for opening a vetted model in a worker process, and for an inference there, s. Together with vetting it
+stays below the watchdog's timeout for streams."""
 
 
 class Record(Protocol):
@@ -107,9 +103,9 @@ class Vetting:
         self.check(model, options)
         if model.is_packaged or read_modelfile(model.content).has_fixed_cost:
             return CpuBackend().open(model, options)
-        from agent.compute.infer.worker import PATIENCE_S, WorkerSession  # few models need it
+        from agent.compute.infer.worker import WorkerSession  # few models need it
 
-        return WorkerSession(model, BackendSpec(), options, deadline_s=PATIENCE_S, patience_s=OPEN_S, learns=True)
+        return WorkerSession(model, BackendSpec(), options, deadline_s=OPEN_S, patience_s=OPEN_S)
 
     def check(self, model: Model, options: SessionOptions, within_s: float | None = None) -> bool:
         """Vet a model unless its outcome is known. Return True if it runs, False if that is not known in time.
@@ -164,13 +160,47 @@ _MODULE = "agent.compute.infer.vetting_process"
 _ADVICE = "use another version of this model, or convert it again"
 
 
-class Trial(NamedTuple):
-    """A model to be vetted: with what it will be opened, the limits of the fork, and what stores the outcome."""
+class Vet(Struct, frozen=True):
+    """A request to the process, followed by the model's bytes; answered by `VettingReply`.
 
+    Attributes:
+        threads: see `SessionOptions`.
+        manifest, path: of the model.
+        cpu_s: limit of its CPU time, s.
+        memory: see `VettingLimits`.
+    """
+
+    threads: int
+    manifest: Manifest
+    path: str
+    cpu_s: int
+    memory: int
+
+
+class VettingReply(Struct, frozen=True):
+    """Result of vetting a model.
+
+    Attributes:
+        runtime: name and version.
+        opened: whether the model was opened.
+        ran: whether all its graphs ran.
+        status: exit status of the fork, or the negative number of the signal that ended it.
+        failed: error that ended it; None: none.
+    """
+
+    runtime: str
+    opened: bool
+    ran: bool
+    status: int
+    failed: Failed | None = None
+
+
+class _Trial(NamedTuple):
     model: Model
     options: SessionOptions
     limits: VettingLimits
     record: Record | None
+    outcome: Future[str]
 
 
 class _Trials:
@@ -178,32 +208,31 @@ class _Trials:
 
     def __init__(self) -> None:
         self._under_way: dict[Identity, Future[str]] = {}
-        self._queue: queue.SimpleQueue[tuple[Trial, Future[str]]] = queue.SimpleQueue()
+        self._queue: queue.SimpleQueue[_Trial] = queue.SimpleQueue()
         self._lock, self._threads = threading.Lock(), 0
 
-    def outcome(self, trial: Trial) -> Future[str]:
+    def start(self, trial: _Trial) -> Future[str]:
         """Start a trial, unless one of the same model is under way; return its outcome."""
         key = identity(trial.model)
         with self._lock:
-            if (found := self._under_way.get(key)) is not None:
-                return found
-            found = Future()
+            if key in self._under_way:
+                return self._under_way[key]
             if self._threads < _AT_ONCE:
                 try:
                     threading.Thread(target=self._run, name="vetting", daemon=True).start()
                 except RuntimeError as error:  # no more threads
-                    found.set_exception(BackendError(f"{trial.model.path}: cannot be vetted: {error}"))
-                    return found
+                    trial.outcome.set_exception(_cannot(trial, str(error)))
+                    return trial.outcome
                 self._threads += 1
-            self._under_way[key] = found
-            self._queue.put((trial, found))
-        return found
+            self._under_way[key] = trial.outcome
+            self._queue.put(trial)
+        return trial.outcome
 
     def _run(self) -> None:
         process: ChildProcess | None = None
         while True:
             try:
-                trial, found = self._queue.get(timeout=_LINGER_S)
+                trial = self._queue.get(timeout=_LINGER_S)
             except queue.Empty:
                 with self._lock:
                     if not self._queue.empty():
@@ -212,38 +241,36 @@ class _Trials:
                 if process is not None:
                     process.end()
                 return
+            failed: BaseException | None = None
+            reason = ""
             try:
                 process = process or ChildProcess(_MODULE)
-                self._try(process, trial, found)
-            except OSError as error:
-                why = f"no process: {reason_of(error)}"
-                self._end(trial, found, BackendError(f"{trial.model.path}: cannot be vetted: {why}"))
+                reason = _vet_in(process, trial)
+                KNOWN[identity(trial.model)] = Outcome(reason, time.monotonic())
+                if trial.record is not None:
+                    trial.record.write(trial.model, reason)
             except ChildError as error:
+                failed = _cannot(trial, f"its process {error}")
                 if process is not None:
                     process.end()
                 process = None
-                why = f"its process {error}"
-                self._end(trial, found, BackendError(f"{trial.model.path}: cannot be vetted: {why}"))
+            except OSError as error:
+                failed = _cannot(trial, f"no process: {reason_of(error)}")
             except BaseException as error:
-                self._end(trial, found, error)
-
-    def _try(self, process: ChildProcess, trial: Trial, found: Future[str]) -> None:
-        reason = _vet_in(process, trial)
-        KNOWN[identity(trial.model)] = Outcome(reason, time.monotonic())
-        if trial.record is not None:
-            trial.record.write(trial.model, reason)
-        self._end(trial, found, reason)
-
-    def _end(self, trial: Trial, found: Future[str], outcome: str | BaseException) -> None:
-        with self._lock:
-            del self._under_way[identity(trial.model)]
-        if isinstance(outcome, str):
-            found.set_result(outcome)
-        else:
-            found.set_exception(outcome)
+                failed = error
+            with self._lock:
+                del self._under_way[identity(trial.model)]
+            if failed is None:
+                trial.outcome.set_result(reason)
+            else:
+                trial.outcome.set_exception(failed)
 
 
 _TRIALS = _Trials()
+
+
+def _cannot(trial: _Trial, why: str) -> BackendError:
+    return BackendError(f"{trial.model.path}: cannot be vetted: {why}")
 
 
 def outcome(model: Model, options: SessionOptions, limits: VettingLimits, record: Record | None) -> Future[str]:
@@ -251,13 +278,11 @@ def outcome(model: Model, options: SessionOptions, limits: VettingLimits, record
 
     The future raises the errors of `Vetting.check`. `record` stores the outcome.
     """
-    return _TRIALS.outcome(Trial(model, options, limits, record))
+    return _TRIALS.start(_Trial(model, options, limits, record, Future()))
 
 
-def _vet_in(process: ChildProcess, trial: Trial) -> str:
+def _vet_in(process: ChildProcess, trial: _Trial) -> str:
     """Return why the model is refused; empty: it runs."""
-    from agent.compute.infer.vetting_process import Vet, VettingReply
-
     model, limits = trial.model, trial.limits
     log.info("%s: new model, testing it in a separate process first", model.path)
     request = Vet(trial.options.threads, model.manifest, plain(model.path), limits.cpu_s, limits.memory)
@@ -270,7 +295,7 @@ def _vet_in(process: ChildProcess, trial: Trial) -> str:
     return _refusal(reply, process.last_log_line(since), trial)
 
 
-def _refusal(reply: VettingReply, log_line: str, trial: Trial) -> str:
+def _refusal(reply: VettingReply, log_line: str, trial: _Trial) -> str:
     """Return why the model is refused, for the record; empty: it runs. Raises where it need not be at fault."""
     if reply.failed is not None:
         raise reply.failed.error()
@@ -279,8 +304,7 @@ def _refusal(reply: VettingReply, log_line: str, trial: Trial) -> str:
     when = "when it was first run" if reply.opened else "when it was opened"
     how = signal_name(-reply.status) if reply.status < 0 else f"exit status {reply.status}"
     if -reply.status not in _LASTING or _NO_MEMORY in log_line:
-        text = f"its process ended {when} ({how}){log_line}; is memory short?"
-        raise BackendError(f"{trial.model.path}: cannot be vetted: {text}")
+        raise _cannot(trial, f"its process ended {when} ({how}){log_line}; is memory short?")
     if -reply.status == signal.SIGXCPU:
         return f"hung {reply.runtime} {when}: it took over {trial.limits.cpu_s} s of CPU time; {_ADVICE}"
     return f"crashed {reply.runtime} {when} ({how}){log_line}; {_ADVICE}"

@@ -15,7 +15,6 @@ import sys
 import time
 
 import numpy as np
-from msgspec import Struct
 
 from agent.child import (
     LARGEST_REQUEST,
@@ -41,46 +40,11 @@ from agent.compute.infer.litert import (
     runtime_version,
 )
 from agent.compute.infer.session import SessionOptions
-from agent.compute.manifest import Manifest, Model
+from agent.compute.infer.vetting import Vet, VettingReply
+from agent.compute.manifest import Model
 from agent.errors import NO_JSON, BackendError, VedetteError
 from agent.structs import from_json
 from agent.types import Array
-
-
-class Vet(Struct, frozen=True):
-    """A request to the process, followed by the model's bytes; answered by `VettingReply`.
-
-    Attributes:
-        threads: see `SessionOptions`.
-        manifest, path: of the model.
-        cpu_s: limit of its CPU time, s.
-        memory: see `VettingLimits`.
-    """
-
-    threads: int
-    manifest: Manifest
-    path: str
-    cpu_s: int
-    memory: int
-
-
-class VettingReply(Struct, frozen=True):
-    """Result of vetting a model.
-
-    Attributes:
-        runtime: name and version.
-        opened: whether the model was opened.
-        ran: whether all its graphs ran.
-        status: exit status of the fork, or the negative number of the signal that ended it.
-        failed: error that ended it; None: none.
-    """
-
-    runtime: str
-    opened: bool
-    ran: bool
-    status: int
-    failed: Failed | None = None
-
 
 _OPENED, _RAN, _FAILED = b"o", b"r", b"f"
 """Written by a fork when the model is open, when it has run, and before an error."""

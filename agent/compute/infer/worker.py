@@ -1,8 +1,8 @@
 """A session whose model runs in a worker process: a library that crashes, hangs or exits ends only that.
 
 Inputs are written straight into memory that both processes share: one anonymous file, of which each variant has a
-region. A process whose inference takes longer than the deadline is killed. It has root's rights only if nobody
-else may open its device. Messages are JSON, but nothing for "run" and "has run".
+region. A process whose inference takes longer than the deadline is killed. It never has root's rights. Messages
+are JSON, but nothing for "run" and "has run".
 
 The process runs an untrusted model in an untrusted library. Its answers are checked before anything is allocated
 or mapped, and it cannot change the size of the file. `agent.compute.infer.worker_main` is its program.
@@ -15,7 +15,6 @@ import logging
 import math
 import mmap
 import os
-import time
 from collections.abc import Sequence
 from typing import TypeVar
 
@@ -23,7 +22,7 @@ import msgspec
 import numpy as np
 from msgspec import Struct
 
-from agent.child import LONGEST_TEXT, ChildError, ChildProcess, Failed, InvalidMessageError, encode, is_root
+from agent.child import LONGEST_TEXT, ChildError, ChildProcess, Failed, InvalidMessageError, encode
 from agent.compute.infer.chain import TimingRun
 from agent.compute.infer.session import BackendSpec, SessionOptions
 from agent.compute.manifest import Manifest, Model
@@ -37,8 +36,6 @@ log = logging.getLogger(__name__)
 PATIENCE_S = 120.0
 """Timeout for opening a model and for its first inference, s: a GPU may have to compile every kernel."""
 DEADLINE_S = 2.0
-HANGS_S, _HANGS = 10.0, 50.0
-"""Least deadline that is learned, s, and how often it is longer than the slowest first inference."""
 _OPENING = "opening the model"
 TENSORS_BYTES = 512 * 1024**2
 """Size of the shared file. Only pages that are written take memory."""
@@ -61,7 +58,6 @@ class OpenModel(Struct, frozen=True, tag=True):
         variant: to select first.
         threads: see `SessionOptions`.
         manifest, path: of the model.
-        as_root: keep root's rights, for a device that only root may open.
     """
 
     plan: BackendSpec
@@ -69,7 +65,6 @@ class OpenModel(Struct, frozen=True, tag=True):
     threads: int
     manifest: Manifest
     path: str
-    as_root: bool = False
 
 
 class SelectVariant(Struct, frozen=True, tag=True):
@@ -86,7 +81,7 @@ class TimeModel(Struct, frozen=True, tag=True):
     """Run all exits of the model, as `ModelChain` does; answered by `TimingRun`.
 
     Attributes:
-        seconds: see `agent.compute.infer.chain.time_runs`, s; 0: run once, untimed.
+        seconds: see `agent.compute.infer.chain.time_runs`, s.
     """
 
     seconds: float
@@ -162,7 +157,6 @@ class WorkerSession:
         *,
         deadline_s: float = DEADLINE_S,
         patience_s: float = PATIENCE_S,
-        learns: bool = False,
     ) -> None:
         """Start the process and open the model there, with the threads of the plan unless the options have some.
 
@@ -172,21 +166,18 @@ class WorkerSession:
             options: see `SessionOptions`.
             deadline_s: see the class.
             patience_s: timeout for opening the model and for the first inference of each variant, s.
-            learns: `deadline_s` becomes shorter by the first inference: for models of which nothing is known.
 
         Raises:
             ModelError, BackendError: the model was refused, or the process crashed or hung.
         """
         self.backend, self.deadline_s, self._patience_s = plan.backend, deadline_s, patience_s
-        self._longest_s, self._learns, self._first_s = deadline_s, learns, 0.0
         self.degraded = ""
         self._path = model.path
         self._regions: dict[str, _Mapped] = {}
         variant = self._remote_variant = options.variant or model.manifest.variants[0].name
         self._start_process()
         try:
-            path, as_root = plain(model.path), _needs_root(model, plan)
-            request = OpenModel(plan, variant, options.threads, model.manifest, path, as_root)
+            request = OpenModel(plan, variant, options.threads, model.manifest, plain(model.path))
             self.opened = self._request(request, ModelOpened, patience_s, model.content)
             self._map(variant, self.opened.region)
         except BaseException:
@@ -217,17 +208,10 @@ class WorkerSession:
         self._select_remotely()
         mapped = self._mapped
         within_s = self.deadline_s if mapped.has_run else self._patience_s
-        begun = time.monotonic()
         answer = self._exchange([RUN], within_s, "an inference")
-        if self._learns and not mapped.has_run:
-            self._learn_deadline(time.monotonic() - begun)
         mapped.has_run = True
         if answer != RUN:
             self._decode(answer)
-
-    def _learn_deadline(self, first_s: float) -> None:
-        self._first_s = max(first_s, self._first_s)
-        self.deadline_s = min(self._longest_s, max(HANGS_S, _HANGS * self._first_s))
 
     def output(self, index: int) -> Array:
         return self._mapped.outputs[index]
@@ -250,10 +234,6 @@ class WorkerSession:
         if not run.ms or min(run.ms) <= 0.0:
             raise self._invalid(f"{len(run.ms)} inferences, or one that took no time")
         return run
-
-    def invoke_chain(self) -> None:
-        """Run all exits of the model once. Raises BackendError if that fails or hangs."""
-        self._request(TimeModel(0.0), TimingRun, self.deadline_s, what="an inference")
 
     @property
     def pid(self) -> int:
@@ -312,24 +292,6 @@ class WorkerSession:
         """Kill the process, whose answers cannot be trusted, and return the error."""
         self._process.kill()
         return BackendError(f"{self._path}: {self.backend} sent an invalid answer: {why}")
-
-
-def _needs_root(model: Model, plan: BackendSpec) -> bool:
-    """Return True if this process is root and only root may open the plan's device; log that."""
-    if plan.kind == "cpu" or not is_root():
-        return False
-    from agent.compute.infer.delegates import only_for_root
-
-    if (node := only_for_root(plan.backend)) is None:
-        return False
-    log.warning(
-        "%s: is opened as root on %s, because only root may open %s; give a group read and write access, as "
-        "systemd/60-vedette.rules does, so that models run without root's rights",
-        model.path,
-        plan.backend,
-        node,
-    )
-    return True
 
 
 class _Mapped:

@@ -1,6 +1,6 @@
 """The program of the worker processes of `WorkerSession`: runs one model, with its tensors in shared memory.
 
-It drops root's rights before it receives the model, unless only root may open the device.
+It drops root's rights before it receives the model.
 
 LiteRT's own accelerators, GPU (WebGPU over Vulkan) and NPU, are run by `CompiledModel`. It is used here only:
 loading LiteRT's GPU library on a Cortex-A72 ends the process with SIGILL, and `CompiledModel` holds the GIL while
@@ -104,8 +104,7 @@ class _Server:
     def _open(self) -> Answer:
         request = requests.decode(self._receive())
         assert isinstance(request, OpenModel)
-        if not request.as_root:
-            drop_root_rights(request.plan)
+        drop_root_rights(request.plan)
         content = self._receive()
         if request.plan.kind == "cpu":
             limit_memory(memory_max(len(content)))
@@ -149,11 +148,7 @@ class _Server:
         try:
             self._select(chain.first)
             chain.set_input(self._mapped[chain.first][1])
-            run = TimingRun((), 0.0)
-            if request.seconds:
-                run = time_runs(chain.invoke, request.seconds, time.process_time, PAUSE_S)
-            else:
-                chain.invoke()
+            run = time_runs(chain.invoke, request.seconds, time.process_time, PAUSE_S)
             self._select(chain.last)
             for index, target in enumerate(self._mapped[chain.last][2]):
                 self._copy(self._session.output(index), target, index)

@@ -90,7 +90,7 @@ def _open_first(name: str, config: StreamConfig, model: Model, opener: Opener) -
 @contextmanager
 def _closing(opener: Opener | None) -> Iterator[Opener]:
     """Yield an opener whose sessions are closed if the block fails: a session may be a process."""
-    from agent.compute.infer.backends import open_session
+    from agent.compute.infer.session import open_session
 
     with ExitStack() as opened:
 
@@ -121,7 +121,7 @@ def prepare_perception(
     Raises:
         ConfigError, SourceError, ModelError: see `open_perception`; BackendError: there is no such device here.
     """
-    from agent.compute.infer.backends import opens_at_once, resolve_backend
+    from agent.compute.infer.session import opens_at_once, resolve_backend
 
     model = model or open_model(config.model, config.variants)
     if opens_at_once(config.backend):
@@ -141,8 +141,7 @@ def is_vetted(name: str, config: StreamConfig, model: Model, vetting: Vetting | 
     Raises:
         ModelError: the model crashed the runtime, or cannot run. BackendError: it could not be tried now.
     """
-    from agent.compute.infer.backends import opens_at_once
-    from agent.compute.infer.session import SessionOptions
+    from agent.compute.infer.session import SessionOptions, opens_at_once
     from agent.compute.infer.vetting import VETTING
 
     if not opens_at_once(config.backend):

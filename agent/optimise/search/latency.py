@@ -10,7 +10,7 @@ import tarfile
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
-from agent.compute.infer.choice import Selection
+from agent.compute.infer.benchmark import Selection
 from agent.config.toml import to_toml
 from agent.errors import NO_JSON, FleetError, ModelError
 from agent.optimise.evaluate import time_ms

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
+from agent.compute.infer.benchmark import describe_error, golden_inputs, output_error, tolerance
 from agent.compute.infer.chain import ModelChain
-from agent.compute.infer.choice import describe_error, golden_inputs, output_error, tolerance
 from agent.compute.infer.session import BackendSpec, SessionOptions
 from agent.compute.infer.worker import PATIENCE_S, WorkerSession
 from agent.compute.manifest import Manifest, Model

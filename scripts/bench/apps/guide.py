@@ -1,11 +1,9 @@
-"""The model guide against what the commands beside its rows give.
+"""The model guide against files, records and the benches beside its rows.
 
-For every task and three boards, with --quick one, the command of each row's latency is run and must give the
-latency of the row, and the TOML must be a configuration that the daemon takes. File sizes, operations and tensors
-of models that are not here are compared with their files: those of the catalogue are pulled, `tiny` is built as
-the recorded runs left it. Estimated memory is compared with what a process grows by. Accuracies are compared with
-the recorded figures, and with those that a bench prints if it runs within a minute. With --quick nothing is
-pulled, and no bench is run.
+Size, estimated memory and predicted latency of each row are compared with the model's file: those of the
+catalogue are pulled, `tiny` is built as the recorded runs left it. Estimated memory is compared with what a
+process grows by. Accuracies are compared with the recorded figures, and with those that a bench prints if it runs
+within a minute. With --quick nothing is pulled, and no bench is run.
 """
 
 from __future__ import annotations
@@ -16,23 +14,22 @@ import shlex
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import common
-import msgspec
-
-sys.path.append(str(common.ROOT / "scripts" / "build_models"))
 from board_network import Network
+from board_predictor import known_boards, predict, work_of_variant
+from board_work import Arithmetic, Work
+from msgspec.structs import replace
 
+from agent.compute.manifest import Manifest
+from agent.compute.tflite.model import ModelFile
 from agent.compute.tflite.read import read_modelfile
-from agent.compute.tflite.work import Arithmetic, Work, work_of
-from agent.config.load import parse
+from agent.models.fetch import GuideModel, GuideVariant, guide
 from agent.models.library import look_up
-from agent.models.recommend import TASKS, GuideModel, Recommendation, known_models, recommend
 
-BOARDS = ("pi4b", "pi5", "sd865")
 RECORDED = common.ROOT / "scripts" / "bench" / "optimise" / "recorded.json"
 RUN = {
     "scripts/bench/run accuracy": ("--quick",),
@@ -46,12 +43,15 @@ TINY = 128, 24, (48, 96, 192), 0.53
 """Side of the picture, channels of the stem and of the stages, and the share that pruning leaves of them."""
 
 
+ARENA = 2.5
+"""Memory of all computed tensors, as a multiple of those of the largest operation."""
+
+
 def main() -> None:
     parser = common.arguments(__doc__ or "")
     common.data_argument(parser)
     given = parser.parse_args()
-    wrong = [*latencies(BOARDS[:1] if given.quick else BOARDS), *tiny()]
-    checked = len(known_models())
+    wrong = [*here(), *tiny()]
     accuracies, off = recorded()
     if not given.quick:
         wrong += pulled()
@@ -59,7 +59,7 @@ def main() -> None:
         accuracies, off = accuracies + more, off + others
     growth = memories()
     figures = {
-        "models": float(checked),
+        "models": float(len(guide().models)),
         "rows_wrong": float(len(wrong)),
         "accuracies_checked": float(accuracies),
         "accuracies_wrong": float(len(off)),
@@ -73,42 +73,56 @@ def main() -> None:
     common.conclude("apps/guide", figures, targets, meets)
 
 
-def latencies(boards: Sequence[str]) -> list[str]:
-    """Run the command of each row whose model is here, and parse its TOML; return what differs."""
-    wrong = []
-    for task in TASKS:
-        for board in boards:
-            for row in recommend(task, board):
-                if row.toml:
-                    parse(row.toml, "the guide")
-                if row.prediction is None or (row.get and row.model != "inspection"):
-                    continue
-                command = row.bench.replace("/opt/models/castings.tflite", row.model)
-                wrong += told(row, command)
-    return wrong
+def here() -> Iterator[str]:
+    """Compare the models that are bundled or installed with their files."""
+    for entry in guide().models:
+        if not entry.get or entry.name == "inspection":
+            known = look_up(entry.name)
+            yield from differences(entry, read_modelfile(known.content), known.manifest, known.size)
 
 
-def told(row: Recommendation, command: str) -> list[str]:
-    """Run the command of a row, and return what differs from the row."""
-    assert row.prediction is not None
-    found = json.loads(vedette([*shlex.split(command)[1:], "--json"]))
-    latency = found["variants"][0]["predictions"][row.prediction.threads - 1]["ms"]
-    if abs(latency / row.prediction.ms - 1) < 1e-6:
-        return []
-    return [f"{command}: {latency} ms, and the row tells {row.prediction.ms}"]
+def differences(entry: GuideModel, file: ModelFile, manifest: Manifest, size: int) -> Iterator[str]:
+    """Yield the rows of an entry that its file does not bear out, as they should be."""
+    for row, variant in zip(entry.variants, manifest.variants, strict=True):
+        graphs = tuple(file.graph(one.signature) for one in manifest.chain(variant.name))
+        constants = {tensor.buffer: tensor.size for graph in graphs for tensor in graph.tensors}
+        tensors = replace(file, subgraphs=graphs).least_memory
+        memory = size + sum(constants.values()) + int(ARENA * tensors)
+        yield from difference(entry, row, size, memory, work_of_variant(file, manifest, variant.name))
 
 
-def vedette(words: list[str]) -> str:
-    """Call `vedette` and return what it prints."""
+def difference(
+    entry: GuideModel, row: GuideVariant, size: int, memory: int, work: dict[Arithmetic, Work]
+) -> Iterator[str]:
+    """Yield a row as it should be, if it differs."""
+    right = replace(row, bytes=size, memory=memory, ms=latencies(work))
+    if right != row:
+        yield f"{entry.name}: expected {right}"
+
+
+def latencies(work: dict[Arithmetic, Work]) -> dict[str, tuple[float, float, float]]:
+    """Return the latencies of a row by board."""
+    found = {}
+    for name, board in known_boards().items():
+        one, four = (predict(work, board, threads) for threads in (1, 4))
+        found[name] = (rounded(one.ms), rounded(four.ms), rounded(four.high_ms))
+    return found
+
+
+def rounded(ms: float) -> float:
+    return round(ms, 2 if ms < 10.0 else None)
+
+
+def vedette(words: list[str]) -> None:
+    """Call `vedette`."""
     command = [sys.executable, "-m", "agent", *words]
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=common.ROOT)
     if done.returncode:
         sys.exit(f"{shlex.join(command)}: {done.stderr}")
-    return done.stdout
 
 
-def tiny() -> list[str]:
-    """Compare the work of `tiny`, whose channels are 0.53 of those of its network."""
+def tiny() -> Iterator[str]:
+    """Compare `tiny`, whose channels are 0.53 of those of its network."""
     side, stem, widths, left = TINY
     net = Network(side)
     net.conv(round(stem * left), 3, 2)
@@ -118,81 +132,65 @@ def tiny() -> list[str]:
         net.moves(2.0)
     net.mean()
     net.full(net.channels, 2)
-    kept = json.loads(RECORDED.read_text("utf-8"))["tiny/castings"]["figures"]
+    size = round(json.loads(RECORDED.read_text("utf-8"))["tiny/castings"]["figures"]["int8_kb"] * 1e3)
     tensors = 2 * (side // 2) ** 2 * round(stem * left)
-    return differences(model("tiny"), {"int8": net.work}, round(kept["int8_kb"] * 1e3), tensors)
+    memory = size + net.work.weights + net.work.small_weights + int(ARENA * tensors)
+    entry = model("tiny")
+    yield from difference(entry, entry.variants[0], size, memory, {"int8": net.work})
 
 
 def model(name: str) -> GuideModel:
     """The entry of the guide."""
-    return next(one for one in known_models() if one.name == name)
+    return next(one for one in guide().models if one.name == name)
 
 
-def differences(entry: GuideModel, work: dict[Arithmetic, Work], size: int, tensors: int) -> list[str]:
-    """Return what an entry of the guide tells wrongly, with what is right."""
-    if (entry.work, entry.bytes, entry.tensors) == (work, size, tensors):
-        return []
-    counts = {kind: {k: v for k, v in msgspec.structs.asdict(one).items() if v} for kind, one in work.items()}
-    tables = [f"{kind} = {{ {', '.join(f'{k} = {v}' for k, v in one.items())}" for kind, one in counts.items()]
-    inner = ", ".join(f"{table} }}" for table in tables)
-    return [f'name = "{entry.name}"\nbytes = {size}\ntensors = {tensors}\nwork = {{ {inner} }}']
-
-
-def pulled() -> list[str]:
+def pulled() -> Iterator[str]:
     """Pull the models of the catalogue, and compare what the guide tells of their files."""
-    wrong = []
     with tempfile.TemporaryDirectory() as name:
-        for entry in known_models():
-            if not entry.get or not entry.get[0].startswith("vedette models pull"):
-                continue
-            vedette(["models", "pull", entry.name, "--to", name])
-            path = Path(name, f"{entry.name}.tflite")
-            wrong += file_of(entry, path)
-            for row in recommend(entry.task, BOARDS[0]):
-                if row.model == entry.name:
-                    wrong += told(row, row.bench.replace(entry.file, str(path)))
-    return wrong
-
-
-def file_of(entry: GuideModel, path: Path) -> list[str]:
-    """Compare an entry with a model file."""
-    file = read_modelfile(path.read_bytes())
-    return differences(entry, work_of(file.subgraphs[0]), path.stat().st_size, file.least_memory)
+        for entry in guide().models:
+            if entry.get and entry.get[0].startswith("vedette models pull"):
+                vedette(["models", "pull", entry.name, "--to", name])
+                known = look_up(str(Path(name, f"{entry.name}.tflite")))
+                yield from differences(entry, read_modelfile(known.content), known.manifest, known.size)
 
 
 def recorded() -> tuple[int, list[str]]:
     """Compare accuracies with recorded figures."""
     kept = json.loads(RECORDED.read_text("utf-8"))
     count, wrong = 0, list[str]()
-    for entry in known_models():
+    for entry in guide().models:
         if entry.recorded:
-            found = compared(entry, kept[entry.recorded]["figures"])
-            count, wrong = count + len(entry.accuracy) + len(entry.noisy), wrong + found
+            number, found = compared(entry, kept[entry.recorded]["figures"])
+            count, wrong = count + number, wrong + found
     return count, wrong
 
 
-def compared(entry: GuideModel, figures: dict[str, Any]) -> list[str]:
-    """Return the accuracies of an entry that figures do not bear out."""
-    wrong: list[str] = []
-    for values, keys in ((entry.accuracy, entry.figures), (entry.noisy, entry.noisy_figures)):
-        for variant, value in values.items():
-            right = figures[keys[variant]]
-            if abs(right - value) > TOLERANCE:
-                wrong.append(f"{entry.name}, {variant}: {right} by {entry.command}, and the guide tells {value}")
-    return wrong
+def compared(entry: GuideModel, figures: dict[str, Any]) -> tuple[int, list[str]]:
+    """Return the number of accuracies of an entry, and those that figures do not bear out."""
+    count, wrong = 0, list[str]()
+    for row in entry.variants:
+        for value, key in ((row.accuracy, row.figure), (row.noisy, row.noisy_figure)):
+            if value is None:
+                continue
+            count += 1
+            if abs(figures[key] - value) > TOLERANCE:
+                wrong.append(
+                    f"{entry.name} {row.name}: {figures[key]} by {entry.command}, and the guide tells {value}"
+                )
+    return count, wrong
 
 
 def benches(data: Path) -> tuple[int, list[str]]:
     """Run the benches of `RUN` and compare what they print."""
     count, wrong = 0, list[str]()
-    for entry in known_models():
+    for entry in guide().models:
         if entry.command not in RUN:
             continue
         script = common.ROOT / "scripts" / "bench" / f"{entry.command.split()[-1]}.py"
         command = [sys.executable, str(script), *RUN[entry.command], "--data", str(data)]
         done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=common.ROOT)
-        wrong += compared(entry, json.loads(done.stdout.splitlines()[-1])["figures"])
-        count += len(entry.accuracy)
+        number, found = compared(entry, json.loads(done.stdout.splitlines()[-1])["figures"])
+        count, wrong = count + number, wrong + found
     return count, wrong
 
 
@@ -207,7 +205,7 @@ def memories() -> list[float]:
         ("blood-cells", "full"),
         ("inspection", "full"),
     ):
-        rows = {row.variant or "full": row for row in recommend(model(entry).task, "pi4b") if row.model == entry}
+        rows = {row.name or "full": row for row in model(entry).variants}
         grown = common.child("guide:grown", entry, variant)["bytes"] + look_up(entry).size
         ratios.append(rows[variant].memory / grown)
         print(f"{entry} {variant}: {rows[variant].memory / 1e6:.1f} MB estimated, {grown / 1e6:.1f} MB measured")

@@ -20,8 +20,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 import common
-
-from agent.models.predict import CLASSES, find_board
+from board_predictor import CLASSES, find_board
 
 PACKAGE = "ai-edge-litert==2.3.0"
 LIBRARY = "ai_edge_litert/libpywrap_litert_common.so"
@@ -127,7 +126,7 @@ def compared(kind: Literal["int8", "float32"], loops: list[Loop]) -> dict[str, f
     """Return cycles for a multiply-add, and what they are of the fitted cost with one thread."""
     some = sorted(cycles(one) / one.products for one in loops if one.kind == kind)
     best = some[int(len(some) * BEST)]
-    fitted = find_board(BOARD)[1].costs[kind].single[CLASSES.index("point")]
+    fitted = find_board(BOARD).costs[kind].single[CLASSES.index("point")]
     print(
         f"{kind}: {best:.3f} cycles, {best / CLOCK:.3f} ms a million on a {CORE}; fitted {fitted:.3f}", flush=True
     )

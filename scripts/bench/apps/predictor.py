@@ -2,23 +2,19 @@
 
 The times are those of `scripts/build_models/board_times.toml`, of ncnn and XNNPACK; the fit is the one of
 `scripts/build_models/board_rates.py`. A network is left out with all its sizes and kinds of arithmetic, on every
-board. The share of times within the interval that `vedette bench --board` would tell is counted as well,
+board. The share of times within the interval that a prediction tells is counted as well,
 and how far Amdahl's law is off with two threads. Nothing
 is measured here, and --quick changes nothing.
 """
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 
 import common
 import numpy as np
-
-sys.path.append(str(common.ROOT / "scripts" / "build_models"))
+from board_predictor import with_threads
 from board_rates import KINDS, Miss, leave_one_out, read_scaling, read_times, spread_of
-
-from agent.models.predict import with_threads
 
 MEDIAN, WORST = 0.20, 0.60
 ASKED = ("pi4b", "pi5", "sd855", "sd865")

@@ -13,11 +13,11 @@ import _recorded
 import torch
 from _cifar import dataset, dataset_argument
 from _quantised import FloatNet, brief_net, open_net, packed
+from board_predictor import find_board, predict
+from board_work import work_of
 from common import arguments, conclude, data_argument
 
 from agent.compute.tflite.read import read_modelfile
-from agent.compute.tflite.work import work_of
-from agent.models.predict import find_board, predict
 from agent.optimise.evaluate import time_ms
 
 LOSS, QUICK_LOSS, FASTER = 0.003, 0.015, 2.3
@@ -30,7 +30,7 @@ BOARD = "pi4b"
 def speed(net: FloatNet, rounds: int) -> tuple[float, float]:
     """Time of the float file as a multiple of that of the INT8 file: here, and as predicted for a board."""
     files = [net.content, net.quantised(method="int8").content]
-    board = find_board(BOARD)[1]
+    board = find_board(BOARD)
     before, after = time_ms(files, rounds)
     float_there, int8_there = (predict(work_of(read_modelfile(one).graph("")), board, 1).ms for one in files)
     return before / after, float_there / int8_there

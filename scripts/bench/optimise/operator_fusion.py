@@ -32,19 +32,18 @@ import numpy as np
 from _naive import decode_nanodet, nms
 from _unfused import MEAN_BGR, STD_BGR, as_float, first_graph, packed, unfuse, with_float_ends
 from ai_edge_litert.interpreter import Interpreter
+from board_predictor import find_board, predict
+from board_work import work_of
 from common import CLIP, arguments, conclude
 
-from agent.compute.infer.backends import open_session
-from agent.compute.infer.session import SessionOptions
+from agent.compute.infer.session import SessionOptions, open_session
 from agent.compute.manifest import Model
 from agent.compute.tflite.expand import expand_int4
 from agent.compute.tflite.read import read_modelfile
-from agent.compute.tflite.work import work_of
 from agent.compute.vision import Detector
 from agent.config import DecodeConfig
 from agent.models.files import load_file
 from agent.models.library import open_model
-from agent.models.predict import find_board, predict
 from agent.optimise.graph.rewrite import rewrite
 from agent.types import WHOLE, Frame
 
@@ -147,7 +146,7 @@ def kinds(content: bytes) -> str:
 def predicted_speedup() -> float:
     """Time of an inference of the unfused float graph as a multiple of that of the bundled one, on `BOARD`."""
     content = expand_int4(load_file("nanodet")[0], None)
-    board, bundled = find_board(BOARD)[1], packed(first_graph(content))
+    board, bundled = find_board(BOARD), packed(first_graph(content))
     graphs = (read_modelfile(one).graph() for one in (unfuse(as_float(content), batch_norm=True), bundled))
     before, after = (predict(work_of(graph), board, 1).ms for graph in graphs)
     return before / after

@@ -86,6 +86,6 @@ def test_what_does_not_fit_together_is_refused(options: tuple[str, ...]) -> None
 
 
 def test_a_backend_that_is_not_here_is_one_line(tmp_path: Path) -> None:
-    done = call(person_model(tmp_path), "--sustained", "1s", "--backend", "vx")
+    done = call(person_model(tmp_path), "--sustained", "1s", "--backend", "teflon")
     assert done.exit_code == 1
     assert "/dev/galcore" in str(done.exception)

@@ -11,7 +11,7 @@ import pytest
 
 from agent.cli import chart
 from agent.cli.chart import check, draw_latencies
-from agent.compute.infer.choice import Measurement, Selection, decide
+from agent.compute.infer.benchmark import Measurement, Selection, decide
 from agent.errors import VedetteError
 
 pytest.importorskip("matplotlib", reason="the extra [charts] is not installed")

@@ -21,11 +21,10 @@ from msgspec.structs import replace
 
 from agent.board.identity import read_board
 from agent.compute.infer import benchmark
-from agent.compute.infer.backends import open_session
-from agent.compute.infer.choice import Measurement, SplitMeasurement
+from agent.compute.infer.benchmark import Measurement
 from agent.compute.infer.failover import FailoverSession
 from agent.compute.infer.litert import CpuSession
-from agent.compute.infer.session import Session, SessionOptions
+from agent.compute.infer.session import Session, SessionOptions, open_session
 from agent.compute.infer.sharing import SharedSession, SwappableSession
 from agent.compute.manifest import Model
 from agent.config import SelectionConfig
@@ -452,16 +451,9 @@ def test_without_a_chooser_auto_is_the_cpu(model: Model) -> None:
 def test_streams_of_one_model_get_the_threads_that_suit_all_of_them(
     tmp_path: Path, model: Model, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What the two measurements find is replaced, since it depends on the machine; all else is real."""
+    """What the measurement finds is replaced, since it depends on the machine; all else is real."""
     alone = tuple(Measurement("cpu", threads=count, p50_ms=10.0 / count, cpu_ms=10.0) for count in (1, 2))
-    counts: list[int] = []
-
-    def measure_splits(model: Model, streams: int, *_: object, **__: object) -> tuple[SplitMeasurement, ...]:
-        counts.append(streams)
-        return tuple(SplitMeasurement(streams, count, 2, per_s=100.0 / count) for count in (1, 2))
-
     monkeypatch.setattr(benchmark, "survey", lambda *_, **__: alone)
-    monkeypatch.setattr(benchmark, "measure_splits", measure_splits)
     monkeypatch.setattr(measurements, "read_board", lambda: replace(read_board(), cores=2))
     chooser = AutoBackend(SelectionConfig(candidates=(), threads_max=2, after_s=0.0), tmp_path)
     first = opened(chooser, model)
@@ -472,7 +464,6 @@ def test_streams_of_one_model_get_the_threads_that_suit_all_of_them(
         answers(session, 7)
     third = opened(chooser, model)
     assert third.plan.threads == 1
-    assert counts == [2]
     for session in (first, second, third):
         session.close()
     chooser.close()
@@ -481,21 +472,14 @@ def test_streams_of_one_model_get_the_threads_that_suit_all_of_them(
 def test_streams_that_run_as_measured_already_do_not_open_their_model_again(
     tmp_path: Path, model: Model, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    counts: list[int] = []
-
-    def measure_splits(model: Model, streams: int, *_: object, **__: object) -> tuple[SplitMeasurement, ...]:
-        counts.append(streams)
-        return (SplitMeasurement(streams, 1, 2, per_s=100.0),)
-
     monkeypatch.setattr("agent.daemon.autoselect.default_threads", lambda _: 1)
     monkeypatch.setattr(
         benchmark, "survey", lambda *_, **__: (Measurement("cpu", threads=1, p50_ms=10.0, cpu_ms=10.0),)
     )
-    monkeypatch.setattr(benchmark, "measure_splits", measure_splits)
     monkeypatch.setattr(measurements, "read_board", lambda: replace(read_board(), cores=2))
     chooser = AutoBackend(SelectionConfig(candidates=(), threads_max=2, after_s=0.0), tmp_path)
     sessions = [opened(chooser, model) for _ in range(2)]
-    wait_for(lambda: counts == [2] and not chooser._waiting)
+    wait_for(lambda: chooser._may_be_measured and not chooser._waiting)
     chooser._queued.put(None)
     wait_for(chooser._queued.empty)  # whatever was queued before has been done
     shared = [session._session for session in sessions]

@@ -11,8 +11,7 @@ import numpy as np
 import pytest
 
 from agent.comms.topics import Topics
-from agent.compute.infer.backends import open_session
-from agent.compute.infer.session import SessionOptions
+from agent.compute.infer.session import SessionOptions, open_session
 from agent.compute.tflite.read import read_modelfile
 from agent.compute.vision import Detector
 from agent.config import DecodeConfig, StreamConfig
@@ -230,14 +229,6 @@ def test_several_variants_of_a_file_without_signatures_are_refused(tmp_path: Pat
         ModelError, match=r"m\.toml:1: .*the model file has none, so that it can have one variant only"
     ):
         open_model(str(path))
-
-
-def test_an_empty_manifest_leaves_every_key_out(tmp_path: Path) -> None:
-    path = tmp_path / "m.tflite"
-    path.write_bytes(classifier())
-    without = open_model(str(path)).manifest
-    path.with_suffix(".toml").touch()
-    assert open_model(str(path)).manifest == without
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from typing import Any
 import psutil
 import pytest
 
-from agent.compute.infer.choice import golden_inputs
+from agent.compute.infer.benchmark import golden_inputs
 from agent.compute.infer.session import BackendSpec
 from agent.compute.tflite.model import TensorSpec
 from agent.errors import VedetteError

@@ -13,7 +13,7 @@ from msgspec.structs import replace
 from agent.cli.checks.examine import check_configuration
 from agent.cli.checks.models import Tried, check_models, check_survey
 from agent.compute.infer import unprivileged
-from agent.compute.infer.choice import Measurement, decide
+from agent.compute.infer.benchmark import Measurement, decide
 from agent.compute.infer.delegates import DelegateProbe
 from agent.compute.infer.session import BackendSpec
 from agent.config import Config, SelectionConfig, StreamConfig

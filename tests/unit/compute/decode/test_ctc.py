@@ -178,11 +178,6 @@ def test_a_text_that_cannot_match_is_no_text() -> None:
     assert read(steps("AB12")[None], pattern="[0-9]{8}") == []
 
 
-def test_a_short_text_is_none() -> None:
-    assert read(steps("AB")[None], min_length=3) == []
-    assert read(steps("ABC")[None], min_length=3)[0][0] == "ABC"
-
-
 def test_only_wanted_texts_are_told() -> None:
     config = DecodeConfig(labels=("AB 12", "XY"))
     assert read(steps("AB 12")[None], config=config)[0][0] == "AB 12"
@@ -230,7 +225,6 @@ def test_the_output_is_found_among_others() -> None:
         (spec("out", 1, 40, CLASSES), LABELS, {"blank": 7}, "blank"),
         (spec("out", 1, 40, CLASSES), LABELS, {"blank": "middle"}, "blank"),
         (spec("out", 1, 40, CLASSES), LABELS, {"logits": "sigmoid"}, "logits"),
-        (spec("out", 1, 40, CLASSES), LABELS, {"min_length": 0}, "min_length"),
         (spec("out", 1, 40, CLASSES), (*LABELS[:-1], "a whole word"), {}, "a whole word"),
     ],
 )

@@ -51,7 +51,7 @@ def test_logits_get_a_softmax_and_int8_its_scale() -> None:
 
 
 def test_labels_are_without_the_background() -> None:
-    with pytest.raises(ModelError, match=r"a score for each of 3 labels, found 2 classes"):
+    with pytest.raises(ModelError, match=r"expected a cell of 4 classes"):
         decoder("fomo", picture(96), GRID, ("background", *LABELS))
     with pytest.raises(ModelError, match="two classes or more"):
         decoder("fomo", picture(96), (spec("out", 1, 12, 12, 1),))

@@ -10,16 +10,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from agent.compute.infer.benchmark import choose, survey
-from agent.compute.infer.choice import (
+from agent.compute.infer.benchmark import (
     By,
     Measurement,
     best_of,
+    choose,
     cost,
     decide,
     describe_error,
     golden_inputs,
     output_error,
+    survey,
     tolerance,
 )
 from agent.compute.infer.delegates import DelegateProbe, probe_delegates
@@ -61,7 +62,7 @@ def test_the_right_one_is_chosen_and_each_refusal_is_named(tmp_path: Path) -> No
 
 
 def test_without_anything_better_it_is_the_cpu(tmp_path: Path) -> None:
-    verdict = choose(open_model("small-speech", "3"), probe_delegates(["vx"], tmp_path), cores=2)
+    verdict = choose(open_model("small-speech", "3"), probe_delegates(["teflon"], tmp_path), cores=2)
     assert (verdict.chosen.kind, verdict.chosen.threads in (1, 2)) == ("cpu", True)
     assert [one.here for one in verdict.measured] == [True, True, False]
     assert all(one.p50_ms > 0.0 and one.cpu_ms > 0.0 and one.rss_mb > 10.0 for one in verdict.measured[:2])

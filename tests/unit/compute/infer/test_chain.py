@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from msgspec.structs import replace
 
+from agent.compute.infer.benchmark import golden_inputs
 from agent.compute.infer.chain import ModelChain
-from agent.compute.infer.choice import golden_inputs
 from agent.compute.infer.litert import CpuBackend
 from agent.compute.infer.session import BackendSpec, SessionOptions
 from agent.compute.infer.worker import WorkerSession

@@ -12,9 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from agent.compute.infer.backends import open_session
 from agent.compute.infer.litert import CpuBackend, default_threads, load_runtime, native_stderr
-from agent.compute.infer.session import Backend, BackendSpec, SessionOptions
+from agent.compute.infer.session import BackendSpec, SessionOptions, open_session
 from agent.compute.infer.tensors import NullBackend
 from agent.compute.manifest import Manifest, Model, OutputManifest, Variant
 from agent.errors import BackendError, ModelError
@@ -66,7 +65,7 @@ def test_a_variant_is_a_signature() -> None:
 
 
 @pytest.mark.parametrize("backend", [CpuBackend(), NullBackend()], ids=["cpu", "null"])
-def test_a_missing_signature_names_those_that_there_are(backend: Backend) -> None:
+def test_a_missing_signature_names_those_that_there_are(backend: CpuBackend | NullBackend) -> None:
     content = build.add_model(signature="deep")
     with pytest.raises(ModelError, match=r"m\.tflite: .*no signature 'deeper'; .* has: deep"):
         backend.open(model(content, Variant("12", "deeper")), SessionOptions())
@@ -139,12 +138,12 @@ def test_the_null_backend_has_the_models_tensors_and_no_answer() -> None:
 
 
 def test_an_unknown_backend_names_the_known() -> None:
-    with pytest.raises(BackendError, match="no backend 'fpga'; known: armnn, auto, cpu, "):
+    with pytest.raises(BackendError, match="no backend 'fpga'; known: auto, cpu, "):
         open_session(model(build.add_model()), "fpga", SessionOptions())
 
 
 def test_the_null_backend_is_offered_to_nobody() -> None:
-    with pytest.raises(BackendError, match="no backend 'null'; known: armnn, auto, cpu, "):
+    with pytest.raises(BackendError, match="no backend 'null'; known: auto, cpu, "):
         open_session(model(build.add_model()), "null", SessionOptions())
 
 

@@ -64,7 +64,6 @@ def test_streams_at_once_get_their_own_answers_and_no_session_runs_twice_at_once
         running.discard(id(session))
 
     monkeypatch.setattr(CpuSession, "invoke", invoke)
-    monkeypatch.setattr(sharing, "_WINDOW_S", 0.01)
     errors: list[BaseException] = []
 
     def run(session: Session, number: int) -> None:

@@ -19,9 +19,8 @@ import pytest
 from msgspec.structs import replace
 
 from agent.compute.infer import vetting
-from agent.compute.infer.backends import open_session
 from agent.compute.infer.litert import CpuBackend, CpuSession, load_runtime, runtime_version
-from agent.compute.infer.session import AUTO, SessionOptions
+from agent.compute.infer.session import AUTO, SessionOptions, open_session
 from agent.compute.infer.vetting import Vetting, VettingLimits, identity
 from agent.compute.manifest import Manifest, Model, OutputManifest, Variant
 from agent.daemon.streams import perception
@@ -161,7 +160,7 @@ def test_a_model_that_hangs_on_pictures_but_not_on_noise_is_refused() -> None:
 
 
 def test_a_model_that_hangs_only_later_fails_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("agent.compute.infer.worker.HANGS_S", 1.0)
+    monkeypatch.setattr("agent.compute.infer.vetting.OPEN_S", 1.0)
     sleeper = model(build.looping_model())
     vetting.KNOWN[identity(sleeper)] = vetting.Outcome("", time.monotonic())
     with closing(Vetting().open(sleeper, SessionOptions(threads=1))) as session:

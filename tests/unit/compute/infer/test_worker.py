@@ -11,17 +11,15 @@ import sys
 import time
 import tracemalloc
 from collections.abc import Iterator
-from contextlib import closing
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from agent.child import LOG_BYTES
-from agent.compute.infer.backends import open_session
+from agent.compute.infer.benchmark import golden_inputs
 from agent.compute.infer.chain import ModelChain
-from agent.compute.infer.choice import golden_inputs
-from agent.compute.infer.session import BackendSpec, SessionOptions
+from agent.compute.infer.session import BackendSpec, SessionOptions, open_session
 from agent.compute.infer.worker import WorkerSession
 from agent.compute.manifest import Model
 from agent.errors import BackendError, ModelError
@@ -144,15 +142,6 @@ def test_it_is_timed_there_and_goes_on_as_before() -> None:
     assert len(turn.ms) <= 6
     assert 0.0 < min(turn.ms) <= max(turn.ms)
     assert turn.cpu_ms > 0.0
-    session.select("4")
-    session.output(0)[...] = 0
-    session.select("12")
-    session.output(0)[...] = 0
-    session.select("4")
-    session.invoke_chain()
-    assert session.variant == "4"
-    session.select("12")
-    assert np.array_equal(right[0][0], whole.outputs[0].real(session.output(0)))
     assert all(np.array_equal(*both) for both in zip(right[0], whole.run_cases(cases)[0], strict=True))
     session.close()
 
@@ -390,17 +379,3 @@ time.sleep(60)
         time.sleep(0.05)
     else:
         assert not Path(f"/proc/{child}/stat").exists()
-
-
-def test_a_process_that_stops_ends_a_command_by_the_time_of_its_first_inference(
-    identity: Model, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("agent.compute.infer.worker.HANGS_S", 0.1)
-    with closing(WorkerSession(identity, CPU, SessionOptions(), deadline_s=120.0, learns=True)) as session:
-        assert session.deadline_s == 120.0
-        session.invoke()
-        assert 0.1 <= session.deadline_s < 120.0
-        session.deadline_s = min(session.deadline_s, 0.5)  # the first one was slow beside other work
-        os.kill(session.pid, signal.SIGSTOP)
-        with pytest.raises(BackendError, match=r"hangs: an inference took longer than 0\.\d+ s"):
-            session.invoke()

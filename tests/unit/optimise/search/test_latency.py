@@ -13,7 +13,7 @@ import pytest
 
 pytest.importorskip("torch", reason="candidates need the extra [optimise]")
 
-from agent.compute.infer.choice import Measurement, Selection
+from agent.compute.infer.benchmark import Measurement, Selection
 from agent.compute.infer.session import BackendSpec
 from agent.errors import FleetError, ModelError
 from agent.optimise.search.latency import BoardMeter, LocalMeter

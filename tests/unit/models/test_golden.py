@@ -11,14 +11,14 @@ import soundfile
 from msgspec.structs import replace
 
 from agent.compute.infer.audio_input import AudioInput, build_frontend
-from agent.compute.infer.backends import open_session
-from agent.compute.infer.choice import golden_inputs
-from agent.compute.infer.session import SessionOptions
+from agent.compute.infer.benchmark import golden_inputs
+from agent.compute.infer.session import SessionOptions, open_session
 from agent.compute.manifest import GoldenManifest, Model
 from agent.compute.tflite.model import TensorSpec
 from agent.errors import ModelError
 from agent.models.files import ZOO
-from agent.models.library import golden, open_model
+from agent.models.golden import golden
+from agent.models.library import open_model
 
 
 def specs(model: Model) -> tuple[TensorSpec, ...]:

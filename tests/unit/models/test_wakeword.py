@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from agent.errors import ModelError
-from agent.models import files
+from agent.models import wakeword
 from agent.models.files import load_file
 from agent.models.library import look_up
 from tests.support.tflite_builder import add_model
@@ -64,21 +64,21 @@ def test_what_is_none_is_refused(tmp_path: Path, content: bytes, why: str) -> No
 
 
 def test_without_the_package_it_is_said_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(files, "_PACKAGE", "there_is_no_such_package")
-    assert files.packaged() == ()
+    monkeypatch.setattr(wakeword, "_PACKAGE", "there_is_no_such_package")
+    assert wakeword.packaged() == ()
     with pytest.raises(ModelError, match=r"pip install '\.\[wakeword\]' in the clone"):
         load_file("wakeword/alexa")
 
 
 def test_the_packages_models_are_found_by_name() -> None:
     pytest.importorskip("pymicro_wakeword", reason="the extra [wakeword] is not installed")
-    assert "wakeword/alexa" in files.packaged()
+    assert "wakeword/alexa" in wakeword.packaged()
     with pytest.raises(ModelError, match="no wake word 'wakeword/alexis'"):
         load_file("wakeword/alexis")
 
 
 def test_nothing_is_guessed_of_the_packages_models() -> None:
     pytest.importorskip("pymicro_wakeword", reason="the extra [wakeword] is not installed")
-    assert {name: look_up(name, thorough=True).remarks() for name in files.packaged()} == {
-        name: [] for name in files.packaged()
+    assert {name: look_up(name, thorough=True).remarks() for name in wakeword.packaged()} == {
+        name: [] for name in wakeword.packaged()
     }

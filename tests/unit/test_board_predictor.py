@@ -7,26 +7,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent.compute.manifest import AudioManifest, Manifest
-from agent.compute.tflite.work import Arithmetic, Work
-from agent.errors import ModelError
-from agent.models.predict import (
-    CLASSES,
-    PredictedLatency,
-    VariantPrediction,
-    find_board,
-    known_boards,
-    needed_fps,
-    predict,
-    predict_model,
-    row_of,
-    with_threads,
-)
 from tests.support.running import ROOT
 
 sys.path.append(str(ROOT / "scripts" / "build_models"))
 from board_networks import NETWORKS, work_of
+from board_predictor import CLASSES, find_board, known_boards, predict, predict_model, row_of, with_threads
 from board_rates import Boards, read_scaling, read_times
+from board_work import Arithmetic, Work
 
 MOBILENETS: dict[str, float] = {"mobilenet": 569, "mobilenet_v2": 301, "mobilenet_v3": 217}
 COUNTS = MOBILENETS | {
@@ -74,7 +61,7 @@ def test_the_costs_are_those_that_the_fit_gives() -> None:
     ],
 )
 def test_xnnpacks_own_times_on_a_pi_4b_are_met(network: str, kind: Arithmetic, published: float) -> None:
-    found = predict({kind: work_of(network)}, find_board("pi4b")[1], 4)
+    found = predict({kind: work_of(network)}, find_board("pi4b"), 4)
     assert found.ms * 1.8 / 1.5 == pytest.approx(published, rel=0.25)  # theirs ran at 1.5 GHz
 
 
@@ -94,14 +81,14 @@ works = st.builds(Work, *[st.integers(0, 10**9)] * 12).filter(lambda work: work.
 def test_more_threads_are_not_slower_and_the_interval_holds_the_expectation(
     work: Work, board: str, kind: Arithmetic
 ) -> None:
-    found = [predict({kind: work}, find_board(board)[1], threads) for threads in (1, 2, 3, 4)]
+    found = [predict({kind: work}, find_board(board), threads) for threads in (1, 2, 3, 4)]
     assert all(before.ms >= after.ms for before, after in pairwise(found))
     assert all(one.low_ms < one.ms < one.high_ms for one in found)
 
 
 @given(works, works, st.integers(1, 4))
 def test_the_time_of_two_works_is_the_sum_of_both(first: Work, second: Work, threads: int) -> None:
-    board = find_board("pi5")[1]
+    board = find_board("pi5")
     alone = [predict({"int8": one}, board, threads).ms for one in (first, second)]
     assert predict({"int8": first + second}, board, threads).ms == pytest.approx(sum(alone))
     mixed = predict({"int8": first, "float32": second}, board, threads).ms
@@ -117,40 +104,11 @@ def test_without_winograds_method_a_small_convolution_is_a_product_of_matrices()
 
 
 def test_absurd_sizes_are_a_long_time_and_no_error() -> None:
-    found = predict({"int8": Work(point=10**400, operations=1)}, find_board("pi4b")[1], 1)
-    assert found.reaches(0.01) == "no"
-
-
-def test_a_rate_is_reached_surely_likely_or_not() -> None:
-    one = PredictedLatency(2, 50.0, 40.0, 60.0)
-    assert [one.reaches(fps) for fps in (10, 16, 18, 20, 21)] == ["yes", "yes", "likely", "likely", "no"]
-    variant = VariantPrediction(
-        "416", (PredictedLatency(1, 90.0, 80.0, 100.0), one, PredictedLatency(3, 40.0, 30.0, 50.0))
-    )
-    sure, likely = (variant.fewest_threads(20, sure=sure) for sure in (True, False))
-    assert sure is not None
-    assert likely is not None
-    assert (sure.threads, likely.threads) == (3, 2)
-    assert variant.fewest_threads(40, sure=False) is None
-
-
-def test_an_unknown_board_is_told_with_those_that_are_known() -> None:
-    with pytest.raises(ModelError) as raised:
-        find_board("jetson")
-    assert all(name in str(raised.value) for name in known_boards())
-    assert find_board("zero2w")[0] == "pi-zero2w"
+    assert predict({"int8": Work(point=10**400, operations=1)}, find_board("pi4b"), 1).ms > 1e6
 
 
 def test_a_deeper_exit_takes_the_time_of_those_before_it() -> None:
     found = predict_model("small-speech", "pi4b")
-    assert [one.variant for one in found.variants] == ["12", "6", "4", "3"]
-    times = [one.predictions[0].ms for one in found.variants]
+    assert list(found) == ["12", "6", "4", "3"]
+    times = [one[0].ms for one in found.values()]
     assert times == sorted(times, reverse=True)
-    assert predict_model("small-speech", "pi4b", variant="6").variants == (found.variants[1],)
-    assert found.fps == pytest.approx(10)
-    assert predict_model("small-speech", "pi4b", fps=4.0).fps == 4
-
-
-def test_the_rate_of_a_model_of_sound_is_that_of_its_windows() -> None:
-    assert needed_fps(Manifest()) == 15
-    assert needed_fps(Manifest(audio=AudioManifest(16_000, "micro")), rows=3) == pytest.approx(100 / 3)

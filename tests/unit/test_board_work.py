@@ -1,14 +1,19 @@
 from __future__ import annotations
 
+import sys
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from agent.compute.tflite.read import read_modelfile
-from agent.compute.tflite.work import Work, added, convolution, work_of
 from agent.models.library import open_whole_model
+from tests.support.running import ROOT
 from tests.support.tflite_builder import Op, T, write
+
+sys.path.append(str(ROOT / "scripts" / "build_models"))
+from board_work import Work, added, convolution, work_of
 
 Shape = tuple[int, ...]
 

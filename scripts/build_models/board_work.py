@@ -25,7 +25,7 @@ _IN_PLACE = {"ELU", "GELU", "HARD_SWISH", "LEAKY_RELU", "LOGISTIC", "RELU", "REL
 """Operations whose output may take the place of their input."""
 _CACHED = 1_200_000
 """Most values of an operation that caches hold: published times are explained best by it, see
-`scripts/build_models/board_rates.py`."""
+`board_rates.py`."""
 
 
 class Work(Struct, frozen=True):
