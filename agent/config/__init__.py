@@ -42,7 +42,7 @@ class DeviceConfig(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class StorageConfig(Struct, frozen=True, forbid_unknown_fields=True):
-    """`[storage]`: the state folder. A reload applies new bounds and durability at once.
+    """`[storage]`: the state folder. A reload applies new bounds of clips at once; the others wait for a restart.
 
     Attributes:
         state_dir: folder for state; `~` and `$STATE_DIRECTORY` are expanded. Empty: `$STATE_DIRECTORY`, else

@@ -76,12 +76,11 @@ class StateGuard:
             if is_gone:
                 self._folder.renew()
         except StorageError as error:
-            self._spool.detach()
             self.trouble = str(error)
             self._log_once(self.trouble)
             return
         self.trouble = ""
-        self._spool.attach()
+        self._spool.move()
         if is_gone or not self._is_written:  # the spool may need another attempt, the other files do not
             self._write_anew()
             self._is_written = True
