@@ -29,7 +29,7 @@ from agent.compute.infer.vetting import Vetting
 from agent.compute.manifest import Model
 from agent.config import SelectionConfig
 from agent.daemon.vetting_record import VettingRecord
-from agent.errors import StorageError, VedetteError
+from agent.errors import VedetteError
 from agent.models.library import golden
 from agent.storage.state import MeasurementFiles
 
@@ -154,14 +154,6 @@ class AutoBackend:
             jobs = list(self._open)
         for job in jobs:
             self._queue(job)
-
-    def write_anew(self) -> None:
-        """Write the results of measuring and vetting again: the state folder was deleted."""
-        try:
-            self._files.write_anew()
-        except StorageError as error:
-            log.warning("%s; measuring again after the next start", error)
-        self._vetted.write_anew()
 
     def close(self) -> None:
         """Stop measuring."""

@@ -456,9 +456,6 @@ class ClipsWriter(DevicePart):
     def configure(self, config: Config) -> None:
         self.recorder.configure(config.storage)
 
-    def restore(self) -> None:
-        self.recorder.configure(self._runtime.config.storage)  # lists the clips that there are
-
     def health(self) -> dict[str, Any]:
         if all(stream.config.clips is None for stream in dict(self._runtime.streams).values()):
             return {}  # a reload has turned them off
