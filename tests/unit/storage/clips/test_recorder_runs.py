@@ -263,7 +263,7 @@ def test_the_first_piece_is_named_after_its_first_picture(caplog: pytest.LogCapt
         job.end()
         recorder.serve()
         (entry,) = clips_in(folder)
-        assert abs(entry.began_at - datetime.now(UTC)) < timedelta(hours=1)
+        assert abs(entry.at - datetime.now(UTC)) < timedelta(hours=1)
 
 
 def test_a_clip_names_the_file_that_is_open() -> None:
