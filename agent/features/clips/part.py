@@ -188,7 +188,7 @@ class StreamClips(StreamPart):
         self._pace = PicturePace(config.fps)
         self._frame_now = time.monotonic_ns(), time.monotonic_ns()
         self._packet_now: tuple[int, int] | None = None
-        self._waiting, self._has_failed, self._cut_was_told = 0, False, False
+        self._waiting, self._has_failed = 0, False
         self._ended, self._stall_s = False, stall_s if has_other_source else 0.0
         self._thread: threading.Thread | None = None
         self.other_source: PacketStream | None = None
@@ -232,15 +232,6 @@ class StreamClips(StreamPart):
         """Take a packet of the camera. For one thread, that of the capture."""
         self._packet_now = packet.captured_ns, time.monotonic_ns()
         self._wake_after(self._input.add(packet))
-        if self._ring.cut and not self._cut_was_told:
-            self._cut_was_told = True
-            log.warning(
-                "stream %s: clips: before_s = %g and a group of pictures take more than %d MiB of memory: clips "
-                "begin later; shorten before_s or the camera's key frame interval, or lower its bit rate",
-                self._stream,
-                self._config.before_s,
-                _RING_BYTES >> 20,
-            )
 
     def _wake_after(self, more: int) -> None:
         """Wake the recorder when enough bytes wait; slower streams are served by its own polling."""

@@ -101,8 +101,7 @@ class Recorder:
         self._closing = False
         self._expire_at = 0.0
         self._saved = self._failed = self._written = 0
-        # Why clips cannot be saved, since when (monotonic, s), and how many had been dropped before.
-        self._trouble, self._trouble_s, self._failed_before = "", 0.0, 0
+        self._trouble, self._trouble_s = "", 0.0  # why clips cannot be saved, and since when (monotonic, s)
         self._clock_s, self._steady_s = time.time() - time.monotonic(), time.monotonic()
 
     def start(self) -> None:
@@ -417,14 +416,13 @@ class Recorder:
 
     def _end_trouble(self) -> None:
         if self._trouble:
-            seconds, dropped = time.monotonic() - self._trouble_s, self._failed - self._failed_before
             self._trouble = ""
-            log.info("clips are saved again after %.0f s; %d were dropped", seconds, dropped)
+            log.info("clips are saved again after %.0f s", time.monotonic() - self._trouble_s)
 
     def _report_trouble(self, why: str) -> None:
         """Record why clips cannot be saved, and log it once."""
         if not self._trouble:
-            self._trouble, self._trouble_s, self._failed_before = why, time.monotonic(), self._failed
+            self._trouble, self._trouble_s = why, time.monotonic()
             log.error("clips cannot be saved and are dropped: %s", why)
 
 

@@ -58,18 +58,14 @@ class History:
         Raises:
             StorageError: the database is missing, damaged, or may not be read.
         """
-        while found := self._query(f"{_SELECT} WHERE seq > ? ORDER BY seq LIMIT {_CHUNK}", seq):
-            yield from found
-            seq = found[-1].stored.seq
+        return self._pages("seq > ? ORDER BY seq", seq)
 
     def backwards(self) -> Iterator[HistoryEntry]:
-        """Yield all messages, the newest first.
+        """Yield all messages, the newest first. Raises as `after` does."""
+        return self._pages("seq < ? ORDER BY seq DESC", 1 << 62)
 
-        Raises:
-            StorageError: the database is missing, damaged, or may not be read.
-        """
-        seq = 1 << 62
-        while found := self._query(f"{_SELECT} WHERE seq < ? ORDER BY seq DESC LIMIT {_CHUNK}", seq):
+    def _pages(self, which: str, seq: int) -> Iterator[HistoryEntry]:
+        while found := self._query(f"{_SELECT} WHERE {which} LIMIT {_CHUNK}", seq):
             yield from found
             seq = found[-1].stored.seq
 

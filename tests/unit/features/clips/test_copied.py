@@ -181,18 +181,6 @@ def test_a_continuous_recording_has_every_picture(tmp_path: Path) -> None:
     assert camera.clips == []
 
 
-def test_a_group_that_does_not_fit_into_memory_is_told_once(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    monkeypatch.setattr("agent.features.clips.part._RING_BYTES", 5000)
-    monkeypatch.setattr("agent.features.clips.part._WAKE_BYTES", 1000)
-    camera = Camera(tmp_path / "clips")
-    packets = packets_of(make_video(tmp_path / "a.mp4", 5.0, group=100))
-    camera.play([msgspec.structs.replace(one, data=one.data + bytes(500)) for one in packets], {})
-    camera.close()
-    assert len([1 for one in caplog.records if "MiB of memory" in one.getMessage()]) == 1
-
-
 class Other:
     """A second source in a state that a test chooses."""
 
