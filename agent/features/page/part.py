@@ -164,7 +164,7 @@ def _navigation(stream: str, streams: list[str], *, pieces: bool) -> str:
 
 
 def _article(clip: Entry, header: ClipHeader) -> str:
-    occasion, folder, name = header.occasion, clip.path.parent.name, clip.path.name
+    occasion, folder, name = header.label.occasion, clip.path.parent.name, clip.path.name
     path = f"/clips/{quote(folder)}/{quote(name)}" + (f"?bytes={clip.bytes}" if clip.recording else "")
     length = "" if header.duration_s is None else f"{header.duration_s:.1f} s"
     told = (folder, "being recorded" if clip.recording else length, f"{clip.bytes / 1e6:.1f} MB")
@@ -179,7 +179,7 @@ def _article(clip: Entry, header: ClipHeader) -> str:
 
 def _moment_s(at: datetime, header: ClipHeader) -> float:
     """Return the time in a clip at which its event has just happened, s: the picture that is shown of it."""
-    moment_s = (at + timedelta(seconds=1) - header.began_at).total_seconds()
+    moment_s = (at + timedelta(seconds=1) - header.label.began_at).total_seconds()
     last_s = max(0.0, (header.duration_s or moment_s) - 0.5)
     return min(max(0.0, moment_s), last_s)
 

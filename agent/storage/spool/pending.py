@@ -91,7 +91,6 @@ class PendingRows:
         self.sync_interval_s = 0.0
         # First number that waits for a sync, of what is pending and of what is being written; 0: none.
         self._urgent = self._urgent_writing = 0
-        self._urgent_at = math.inf  # when to write what waits for a sync
         # When the first row of what is pending, and of what is being written, is to be on the disk.
         self._row_at = self._writing_row_at = math.inf
 
@@ -101,8 +100,7 @@ class PendingRows:
         now_s = time.monotonic()
         if self._config.durability == "event":
             self._row_at = min(self._row_at, now_s + self.sync_interval_s)
-            if not self._urgent:
-                self._urgent, self._urgent_at = self.given, now_s + self.sync_interval_s
+            self._urgent = self._urgent or self.given
         else:
             self._row_at = min(self._row_at, now_s + 2.0 * LINGER_S)
             self._linger()
@@ -139,15 +137,14 @@ class PendingRows:
     def due_at(self) -> float:
         """When to write, s of the monotonic clock; ∞: nothing is pending; -∞: at once."""
         many = len(self.rows) + len(self.settled) + len(self.deleted) + len(self.tracks) >= _MANY
-        if many or (self._urgent and self._urgent_at <= time.monotonic()):
+        urgent_at = self._row_at if self._urgent else math.inf
+        if many or urgent_at <= time.monotonic():
             return -math.inf
-        return min(self._urgent_at, self._since + LINGER_S)
+        return min(urgent_at, self._since + LINGER_S)
 
     def set_sync_interval(self, seconds: float) -> None:
         """Let events that need a sync wait so long for others, also those that wait now."""
-        longer_s = seconds - self.sync_interval_s
-        self._urgent_at += longer_s
-        self._row_at += longer_s
+        self._row_at += seconds - self.sync_interval_s
         self.sync_interval_s = seconds
 
     def late_s(self, now_s: float) -> float:
@@ -219,7 +216,7 @@ class PendingRows:
         """Return everything that is pending, to be written; `finish_commit` must follow."""
         self._writing_row_at = min(self._row_at, time.monotonic()) if len(self.rows) else math.inf
         self._writing, self._since = self.given, math.inf
-        self._urgent_at = self._row_at = math.inf
+        self._row_at = math.inf
         self._urgent, self._urgent_writing = 0, self._urgent
         return Commit(
             list(self.rows.values()),
@@ -239,8 +236,7 @@ class PendingRows:
         due_at, self._writing_row_at = self._writing_row_at, math.inf
         if not done:
             self._row_at = min(self._row_at, due_at)
-            if urgent:
-                self._urgent, self._urgent_at = urgent, -math.inf
+            self._urgent = urgent or self._urgent
             # While the disk fails, memory is for rows that are not acknowledged.
             for numbers in (self.settled, self.deleted):
                 numbers.difference_update([seq for seq in numbers if self._remove(seq)])

@@ -32,7 +32,7 @@ def test_the_newest_come_first_and_older_ones_after_them(tmp_path: Path) -> None
     assert [entry.path.parent.name for entry, _ in newest_clips(tmp_path, most=2)] == ["back", "front"]
     assert clip_folders(tmp_path) == ["back", "front"]
     entry, header = newest_clips(tmp_path, "front")[0]
-    assert (entry.at, header.occasion.label) == (BEGAN + timedelta(minutes=2), "person")
+    assert (entry.at, header.label.occasion.label) == (BEGAN + timedelta(minutes=2), "person")
     assert header.duration_s == pytest.approx(5.0, abs=0.5)
     assert entry.bytes == paths[2].stat().st_size
 
