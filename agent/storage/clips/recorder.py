@@ -30,8 +30,7 @@ from agent.storage.clips.packets import PacketRing, TimedPacket
 from agent.storage.clips.store import (
     CONTINUOUS,
     ClipStore,
-    check_room,
-    check_writable,
+    check_saving,
     clip_path,
     folder_name,
     make_clips_folder,
@@ -162,8 +161,7 @@ class Recorder:
         folder = self._folder / folder_name(stream)
         with storage_errors(f"{folder}: clips cannot be saved there"):
             make_clips_folder(folder)
-        check_writable(folder)
-        check_room(self._folder, self._config, min(more, self._store.max_bytes))
+        check_saving(self._folder, self._config, min(more, self._store.max_bytes), folder)
 
     @property
     def stats(self) -> ClipStats:

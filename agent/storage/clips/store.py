@@ -284,31 +284,22 @@ def _why_disk_is_full(folder: Path, config: StorageConfig, free: int, more: int)
     )
 
 
-def check_writable(folder: Path) -> None:
-    """Check that a folder can be written, by writing 4 KiB into a file without a name.
-
-    Raises:
-        StorageError: nothing can be written there, with the reason.
-    """
-    with storage_errors(f"{folder}: clips cannot be saved there"), tempfile.TemporaryFile(dir=folder) as probe:
-        probe.write(bytes(4096))
-        probe.flush()
-
-
-def check_room(folder: Path, config: StorageConfig, more: int, at: Path | None = None) -> None:
-    """Check that more bytes fit if every clip is deleted.
+def check_saving(folder: Path, config: StorageConfig, more: int, at: Path) -> None:
+    """Check that clips can be saved, by writing 4 KiB into a file without a name, and that they have room.
 
     Args:
         folder: of all clips.
         config: free space that clips leave to other programs.
-        more: bytes to be written.
-        at: an existing folder on the same disk, in case `folder` does not exist yet.
+        more: bytes that are to fit if every clip is deleted.
+        at: an existing folder on the same disk.
 
     Raises:
-        StorageError: they do not fit, or the folder cannot be read.
+        StorageError: nothing can be written there, they do not fit, or the folder cannot be read.
     """
-    with storage_errors(f"{folder}: cannot be read"):
-        free = shutil.disk_usage(at or folder).free
+    with storage_errors(f"{at}: clips cannot be saved there"), tempfile.TemporaryFile(dir=at) as probe:
+        probe.write(bytes(4096))
+        probe.flush()
+        free = shutil.disk_usage(at).free
     clips = sum(entry.bytes for entry in clips_in(folder))
     if why := _why_disk_is_full(folder, config, free + clips, more):
         raise StorageError(why)
