@@ -145,6 +145,7 @@ class SpoolDisk:
         self._knows_all = config.durability == "event"  # no number is sent before it lies on the disk
         self.failing, self._recovered, self._given = False, list[Stored](), 0
         self._inherited: list[StoredOpenTrack] | None = None
+        self._moved: Commit | None = None  # out of another file, for the next one that is opened
         self.stale = False
         self._opened: tuple[tuple[Path, int, int], ...] = ()
         self.counts = Counts()
@@ -231,10 +232,16 @@ class SpoolDisk:
             log.info("spool %s: back on the disk after %.0f s with %s", self.path, seconds, events)
         return True
 
-    def _open(self, moved: Commit | None = None) -> SpoolTable:
-        self._table = table = SpoolTable(self.path, self._config)
-        if moved is not None:  # out of another file
-            table.commit(moved)
+    def _open(self) -> SpoolTable:
+        table = SpoolTable(self.path, self._config)
+        if self._moved is not None:
+            try:
+                table.commit(self._moved)
+            except BaseException:
+                table.close()
+                raise
+            self._moved = None
+        self._table = table
         self._opened = tuple(_file_ids(self.path, self.path.with_name(f"{self.path.name}-wal")))
         self.counts = table.counts
         self._reopened = True
@@ -256,6 +263,7 @@ class SpoolDisk:
         Files of the same names that another program has put there are set aside. Where the disk refuses, rows are
         in memory until it takes them.
         """
+        self._mark.forget()
         if (table := self._table) is None or not self.is_gone:
             return
         rows, tracks = list[Stored](), list[StoredOpenTrack]()
@@ -265,18 +273,19 @@ class SpoolDisk:
             log.error("spool %s: %d events are lost with its disk: %s", self.path, self.counts.rows, error)
         with self._swap:  # no reader may find newer rows before these
             self.close()  # before the new one is opened: SQLite deletes a journal by its name
+            self._moved = Commit(rows, (), (), given, table.counts.dropped, tracks)
             try:
                 if any(os.path.lexists(f"{self.path}{suffix}") for suffix in FILES):
                     from agent.storage.spool.recovery import quarantine
 
                     name = quarantine(self.path, "replaced").name
                     log.warning("spool %s: another file was in its place; it is set aside as %s", self.path, name)
-                self._mark.forget()
                 self._mark.reserve(given)
-                self._open(Commit(rows, (), (), given, table.counts.dropped, tracks))
+                self._open()
                 return
             except (sqlite3.Error, OSError, ImportError) as error:
-                self._recovered, why = rows, error
+                self._moved, self._recovered, why = self._moved._replace(insert=()), rows, error
+                self.counts = self.counts._replace(rows=0, bytes=0)
         self.handle_error(why)
 
     def handle_error(self, error: Exception) -> None:
@@ -319,8 +328,8 @@ class SpoolDisk:
         rows, tracks = recover(self.path, self._mark.after() - 1)
         try:
             aside = quarantine(self.path)
-            self._recovered = rows
-            self._open(Commit((), (), (), 0, tracks=tracks))
+            self._recovered, self._moved = rows, Commit((), (), (), 0, tracks=tracks)
+            self._open()
         except (sqlite3.Error, OSError):
             return False
         events = plural(len(rows), "event")

@@ -183,6 +183,11 @@ def test_while_something_lies_in_place_of_the_mark_events_are_kept_in_memory(
     wait_for(lambda: state.mended() and state.spool.stats().on == "disk")
     assert state.spool.flush(20.0)
     assert numbers(state.spool) == [2, 3, 4, 5]
+    assert state.spool.stats().waiting == 4
+    again = Spool(copied(state.path), StorageConfig())
+    wait_for(lambda: numbers(again)[:4] == [2, 3, 4, 5] and len(numbers(again)) == 5)
+    assert again.peek(5, 1)[0].body == b"end", "the crash end has moved, too"
+    again.close()
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root is refused")
