@@ -42,15 +42,15 @@ def list_(path: Path, folder: Path | None, stream: str, as_json: bool) -> None:
     damaged = list[str]()
     for entry in clips_in(folder / "clips" if folder else _folder(path)):
         try:
-            label = read_header(entry.path)
+            header = read_header(entry.path)
         except StorageError as error:
             damaged.append(str(error))
             continue
-        if stream in ("", label.occasion.stream):
-            rows.append((entry, label))
-            if label.duration_s is None:  # the end of a complete clip tells its length
+        if stream in ("", header.label.occasion.stream):
+            rows.append((entry, header))
+            if header.duration_s is None:  # the end of a complete clip tells its length
                 damaged.append(f"{entry.path}: is cut off: what is left of it can be played")
-    rows.sort(key=lambda row: row[1].began_at)  # the name of a file may tell when it was asked for
+    rows.sort(key=lambda row: row[1].label.began_at)  # the name of a file may tell when it was asked for
     (_print_json if as_json else _print_table)(rows)
     for why in damaged:
         click.echo(f"vedette: {plain(why)}", err=True)
@@ -69,15 +69,15 @@ def _print_json(rows: list[_Row]) -> None:
     found = [
         {
             "path": str(entry.path),
-            "stream": label.occasion.stream,
-            "began_at": label.began_at,
-            "duration_s": label.duration_s,
+            "stream": header.label.occasion.stream,
+            "began_at": header.label.began_at,
+            "duration_s": header.duration_s,
             "bytes": entry.bytes,
-            "label": label.occasion.label,
-            "track": label.occasion.track,
-            "reason": label.occasion.reason,
+            "label": header.label.occasion.label,
+            "track": header.label.occasion.track,
+            "reason": header.label.occasion.reason,
         }
-        for entry, label in rows
+        for entry, header in rows
     ]
     print_json(found, indent=2)
 
@@ -88,9 +88,9 @@ def _print_table(rows: list[_Row]) -> None:
     from agent.text import local_time, plural
 
     table = open_table("began", "stream", "what", "length", "size", "path", right=("length", "size"))
-    for entry, label in rows:
-        began, occasion = local_time(label.began_at), label.occasion
-        length = "?" if label.duration_s is None else f"{label.duration_s:.1f} s"
+    for entry, header in rows:
+        began, occasion = local_time(header.label.began_at), header.label.occasion
+        length = "?" if header.duration_s is None else f"{header.duration_s:.1f} s"
         what = occasion.label or occasion.reason
         cells = (began, occasion.stream, what, length, f"{entry.bytes / 1e6:.1f} MB", str(entry.path))
         table.add_row(*(Text(plain(cell)) for cell in cells))

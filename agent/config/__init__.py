@@ -42,7 +42,7 @@ class DeviceConfig(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class StorageConfig(Struct, frozen=True, forbid_unknown_fields=True):
-    """`[storage]`: the state folder. A reload applies new bounds and durability at once.
+    """`[storage]`: the state folder. A reload applies new bounds of clips at once; the others wait for a restart.
 
     Attributes:
         state_dir: folder for state; `~` and `$STATE_DIRECTORY` are expanded. Empty: `$STATE_DIRECTORY`, else
@@ -58,9 +58,8 @@ class StorageConfig(Struct, frozen=True, forbid_unknown_fields=True):
             0: none are kept.
         clips_folder: full path of the folder for clips, with a subfolder for each stream; `~` and
             `$STATE_DIRECTORY` are expanded. Empty: `clips` in the state folder. A change waits for a restart.
-        clips_max_bytes: bytes of all clips; the oldest are deleted first. Left out: as `clips_max_share` says.
-        clips_max_share: share of their file system that all clips may take, 0..1. Left out, as is
-            `clips_max_bytes`: a small share, see the guide's page of clips.
+        clips_max_bytes: bytes of all clips; the oldest are deleted first. Left out: a tenth of their file system,
+            at most 1 GiB.
         clips_max_age_s: age from which clips are deleted, s; none in the hour after a start or a new clock time.
         recordings_max_age_s: likewise of the pieces of continuous recordings, which also are deleted first where
             room is short, s.
@@ -74,7 +73,6 @@ class StorageConfig(Struct, frozen=True, forbid_unknown_fields=True):
     history_max_bytes: Annotated[int, Meta(ge=0)] = 16 * 1024 * 1024
     clips_folder: str = ""
     clips_max_bytes: Annotated[int, Meta(ge=1048576)] | None = None
-    clips_max_share: Annotated[float, Meta(gt=0.0, le=0.95)] | None = None
     clips_max_age_s: Seconds = 30 * 86400.0
     recordings_max_age_s: Seconds = 3 * 86400.0
     clips_keep_free_bytes: Annotated[int, Meta(ge=0)] = 256 * 1024 * 1024

@@ -139,6 +139,9 @@ RESTART: tuple[Key, ...] = (
     ("mqtt", "prefix"),
     ("storage", "state_dir"),
     ("storage", "clips_folder"),
+    ("storage", "spool_max_bytes"),
+    ("storage", "durability"),
+    ("storage", "history_max_bytes"),
 )
 RULE = (
     "a reload takes up everything but "

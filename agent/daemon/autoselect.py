@@ -37,7 +37,7 @@ from agent.compute.infer.vetting import Vetting
 from agent.compute.manifest import Model
 from agent.config import SelectionConfig
 from agent.daemon.vetting_record import VettingRecord
-from agent.errors import StorageError, VedetteError
+from agent.errors import VedetteError
 from agent.storage.state import MeasurementFiles
 
 if TYPE_CHECKING:
@@ -161,14 +161,6 @@ class AutoBackend:
             jobs = list(self._open)
         for job in jobs:
             self._queue(job)
-
-    def write_anew(self) -> None:
-        """Write the results of measuring and vetting again: the state folder was deleted."""
-        try:
-            self._files.write_anew()
-        except StorageError as error:
-            log.warning("%s; measuring again after the next start", error)
-        self._vetted.write_anew()
 
     def close(self) -> None:
         """Stop measuring."""

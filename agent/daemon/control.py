@@ -335,8 +335,6 @@ class ReloadPlan:
             self._runtime.auto_backend.configure(self._config.selection)
         if "mqtt" in self._changes.tables:
             self._runtime.mqtt.reconfigure(self._config.mqtt)
-        if "storage" in self._changes.tables:
-            self._runtime.spool.configure(self._config.storage)
         warn_of_unmasked(self._config.streams, self._runtime.config.streams)
         self._runtime.config = self._config
         if not self._only:

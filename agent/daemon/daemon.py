@@ -36,8 +36,8 @@ _TRIM_S = 30.0
 class StateGuard:
     """Restores the state folder when it is deleted or replaced under the daemon.
 
-    `trouble` is why the folder cannot be written now, empty if it can. `write_anew` writes all other files again.
-    `retry_s` is the first pause between two attempts to restore it, s; the following pauses grow.
+    `trouble` is why the folder cannot be written now, empty if it can. `write_anew` writes again what commands
+    have set. `retry_s` is the first pause between two attempts to restore it, s; the following pauses grow.
     """
 
     def __init__(
@@ -76,12 +76,11 @@ class StateGuard:
             if is_gone:
                 self._folder.renew()
         except StorageError as error:
-            self._spool.detach()
             self.trouble = str(error)
             self._log_once(self.trouble)
             return
         self.trouble = ""
-        self._spool.attach()
+        self._spool.move()
         if is_gone or not self._is_written:  # the spool may need another attempt, the other files do not
             self._write_anew()
             self._is_written = True
@@ -161,7 +160,7 @@ class Daemon:
             spool = Spool(folder, self._config.storage)
             try:
                 self._open(folder, spool)
-                self._guard = StateGuard(owned, spool, self._write_anew)
+                self._guard = StateGuard(owned, spool, self._control.write_anew)
                 self.runtime.log_unclean_shutdown()
                 self.runtime.prepare()
                 if self._board:
@@ -242,10 +241,6 @@ class Daemon:
         if self._health.changed or now_s - self._trimmed_s >= _TRIM_S:
             self._trimmed_s = now_s
             trim_heap()
-
-    def _write_anew(self) -> None:
-        self._control.write_anew()
-        self.runtime.write_anew()
 
     def _is_done(self) -> bool:
         """True if every stream has ended, and the daemon should end with them."""

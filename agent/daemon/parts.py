@@ -138,9 +138,6 @@ class DevicePart:
     def configure(self, config: Config) -> None:
         """Use a configuration that was read again."""
 
-    def restore(self) -> None:
-        """Write all files again: the state folder was deleted."""
-
     def health(self) -> dict[str, Any]:
         """Return fields of `HealthMessage`."""
         return {}
@@ -403,10 +400,6 @@ class DeviceParts:
         self.open(config)
         for part in self:
             part.configure(config)
-
-    def restore(self) -> None:
-        for part in self:
-            part.restore()
 
     @property
     def troubles(self) -> tuple[str, ...]:

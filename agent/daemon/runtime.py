@@ -299,12 +299,6 @@ class Runtime:
         """Return the former streams of this name whose threads still hang."""
         return [one for one in self._abandoned if one.name == name and not one.join(0.0)]
 
-    def write_anew(self) -> None:
-        """Write all files but the event queue's again: the state folder was deleted."""
-        if self.auto_backend is not None:
-            self.auto_backend.write_anew()
-        self.parts.restore()
-
     def delete_outdated(self, name: str) -> None:
         """Delete at the broker what a stream that was replaced has published, and its configuration forbids now.
 

@@ -80,13 +80,6 @@ class VettingRecord:
         except StorageError as error:
             self._log_once(f"{error}; new models are vetted again after the next start")
 
-    def write_anew(self) -> None:
-        """Write all files again, see `MeasurementFiles.write_anew`."""
-        try:
-            self._files.write_anew()
-        except StorageError as error:
-            self._log_once(f"{error}; new models are vetted again after the next start")
-
     def _log_once(self, text: str) -> None:
         if not self._has_failed:
             self._has_failed = True

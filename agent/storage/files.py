@@ -31,7 +31,6 @@ _KINDS = {
     stat.S_IFCHR: "a device",
     stat.S_IFBLK: "a device",
 }
-_OTHER_KIND = "a file of another kind"
 
 
 @contextmanager
@@ -78,7 +77,7 @@ def check_kind(found: os.stat_result, wanted: int, path: Path) -> None:
     """
     if stat.S_IFMT(found.st_mode) != wanted:
         expected = "a folder" if wanted == stat.S_IFDIR else "a file"
-        kind = _KINDS.get(stat.S_IFMT(found.st_mode), _OTHER_KIND)
+        kind = _KINDS.get(stat.S_IFMT(found.st_mode), "a file of another kind")
         raise StorageError(f"{path}: is {kind} where {expected} is expected: remove it")
 
 
@@ -91,11 +90,11 @@ def refuse_special(path: Path, error: type[VedetteError] = BundleError, *, follo
         follow: follow links.
     """
     try:
-        found = stat.S_IFMT(path.stat(follow_symlinks=follow).st_mode)
+        check_kind(path.stat(follow_symlinks=follow), stat.S_IFREG, path)
+    except StorageError as why:
+        raise error(str(why)) from None
     except OSError:
         return
-    if found != stat.S_IFREG:
-        raise error(f"{path}: is {_KINDS.get(found, _OTHER_KIND)} where a file is expected")
 
 
 STATE_MODE = 0o640

@@ -360,7 +360,6 @@ class MeasurementFiles:
     def __init__(self, state: Path, folder: str = "verdicts") -> None:
         """Name a folder in the state folder; it is made with the first file."""
         self._state, self._folder = state, state / folder
-        self._known: dict[tuple[str, str], bytes] = {}
 
     def read(self, model: str, key: str) -> bytes:
         """Return the content of a model's file; empty: there is none.
@@ -375,8 +374,7 @@ class MeasurementFiles:
         try:
             with _opened(self._state) as state, _inside(state, self._folder) as folder:
                 owners = {0, os.geteuid(), os.fstat(state).st_uid}
-                content = self._known[model, key] = read_regular(path, _LARGEST, folder, owners)
-                return content
+                return read_regular(path, _LARGEST, folder, owners)
         except FileNotFoundError:
             return b""
         except OSError as error:
@@ -403,16 +401,6 @@ class MeasurementFiles:
                     with open_replacement(path, STATE_MODE, folder=folder, temporary=new) as file:
                         _give_to_owner(file.fileno(), owner)
                         file.write(content)
-        self._known[model, key] = content
-
-    def write_anew(self) -> None:
-        """Write all files again that were read or written since the start: the folder was deleted.
-
-        Raises:
-            StorageError: a file cannot be written.
-        """
-        for (model, key), content in list(self._known.items()):
-            self.write(model, key, content)
 
     def path(self, model: str, key: str) -> Path:
         """Return the path of a file."""

@@ -32,7 +32,7 @@ sys.path.insert(0, str(common.ROOT))
 from agent.capture.media import Media
 from agent.capture.streams import PacketStream
 from agent.compute.av_encoding import PictureEncoder, SoundTranscoder
-from agent.config import CaptureConfig, ClipsConfig, StorageConfig
+from agent.config import CaptureConfig, ClipsConfig, StorageConfig, StreamConfig
 from agent.features.clips.part import StreamClips
 from agent.storage.clips.file import part_of, read_boxes, recover
 from agent.storage.clips.recorder import Recorder
@@ -174,8 +174,8 @@ def serve(path: str, port: int, sound: bool) -> None:
 def one_turn(uri: str, folder: Path, seconds: float, *, records: bool) -> tuple[float, int]:
     """Return the CPU of some seconds, % of a core, and the bytes that were written."""
     recorder = Recorder(folder, StorageConfig(clips_keep_free_bytes=0), lambda clip: None)
-    config = ClipsConfig(record="continuous" if records else "events", events=False)
-    clips = StreamClips("bench", config, recorder, has_other_source=True)
+    config = ClipsConfig(record="continuous" if records else "events", events=False, record_source=uri)
+    clips = StreamClips("bench", StreamConfig(uri, "", clips=config), recorder)
     on_packet = clips.add_packet if records else (lambda packet: None)
     stream = PacketStream("bench", uri, CaptureConfig(), on_packet=on_packet, on_change=lambda state, why: None)
     stream.start()
@@ -237,7 +237,7 @@ def recorded(path: Path, folder: Path, count: int, seconds: int) -> list[tuple[C
             folder / str(number), StorageConfig(clips_keep_free_bytes=0), done.append, turn_s=0.02
         )
         config = ClipsConfig(before_s=BEFORE_S, after_s=AFTER_S)
-        clips = StreamClips("bench", config, recorder, lossless=True)
+        clips = StreamClips("bench", StreamConfig("test:?pace=fast", "", clips=config), recorder)
         at_s = play(packets, clips, at_s)
         clips.close()
         recorder.close(30.0)

@@ -9,18 +9,16 @@ from pathlib import Path
 import pytest
 
 from agent.config import StorageConfig
-from agent.storage.spool.spool import Spool, SpoolTimings
+from agent.storage.spool.spool import Spool
 
 TOPIC = "vedette/porch/front/events"
-_USUAL = SpoolTimings()
-IMPATIENT = SpoolTimings(retry_s=0.1)
+_USUAL = 5.0
+IMPATIENT = 0.1
 
 
-def filled(
-    folder: Path, count: int, config: StorageConfig | None = None, timings: SpoolTimings = _USUAL
-) -> Spool:
+def filled(folder: Path, count: int, config: StorageConfig | None = None, retry_s: float = _USUAL) -> Spool:
     """With so many events, on the disk."""
-    opened = Spool(folder, config or StorageConfig(), timings)
+    opened = Spool(folder, config or StorageConfig(), retry_s)
     for number in range(count):
         opened.put(TOPIC, b"%d" % number)
     assert opened.flush(60.0)

@@ -244,9 +244,9 @@ def test_a_reload_answers_with_what_has_changed_or_why_not(vedette: Vedette, ope
     vedette.write()
     assert operator.ask("reload") == {"ok": True, "reason": "stream back is gone"}
     operator.messages.wait(lambda _: operator.states("back", "enabled")[-1] == b"")
-    vedette.config["storage"] |= {"history_max_bytes": 1000, "clips_folder": "/elsewhere"}
+    vedette.config["storage"] |= {"clips_max_age_s": 1000.0, "clips_folder": "/elsewhere"}
     vedette.write()
-    waits = "[storage] history_max_bytes; [storage] clips_folder waits for a restart"
+    waits = "[storage] clips_max_age_s; [storage] clips_folder waits for a restart"
     assert operator.ask("reload") == {"ok": True, "reason": waits}
     assert operator.ask("status")["waits_for_restart"] == ["storage.clips_folder"]
     vedette.config["streams"]["front"]["variant"] = "x"

@@ -196,12 +196,12 @@ def test_a_reload_takes_up_what_it_can_and_says_what_waits_for_a_restart(
 ) -> None:
     both_see(messages)
     del vedette.config["streams"]["back"]
-    vedette.config["storage"] |= {"spool_max_bytes": 70_000, "clips_folder": "/elsewhere"}
+    vedette.config["storage"] |= {"clips_max_age_s": 70_000.0, "clips_folder": "/elsewhere"}
     vedette.config["device"]["name"] = "shed"
     vedette.reload()
     said = vedette.wait_said("reloaded: ")
     assert said.endswith(
-        "reloaded: [storage] spool_max_bytes; stream back is gone; [device] name waits for a restart; "
+        "reloaded: [storage] clips_max_age_s; stream back is gone; [device] name waits for a restart; "
         "[storage] clips_folder waits for a restart"
     )
     messages.wait(lambda m: "end" in kinds(m, "back"))

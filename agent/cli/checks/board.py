@@ -41,7 +41,7 @@ from agent.config import Config, StorageConfig
 from agent.daemon.overrides import OverridesFile
 from agent.errors import StorageError
 from agent.features.teaching.taught import FOLDER, damaged_states, read_state
-from agent.storage.clips.store import check_room, check_writable, clips_max_bytes
+from agent.storage.clips.store import check_saving, clips_max_bytes
 from agent.storage.state import clips_path, folder_of
 from agent.text import local_time, plural
 
@@ -323,8 +323,7 @@ def check_clips(config: StorageConfig, root: Path) -> Finding:
             return Finding(_CLIPS, f"{folder}: not reported by its file system", "warning")
         if not disk.at.is_dir():
             raise StorageError(f"{disk.at}: expected a folder for clips, found a file")
-        check_writable(disk.at)
-        check_room(folder, config, 0, at=disk.at)
+        check_saving(folder, config, 0, disk.at)
     except StorageError as error:
         return _clips_fault(str(error), error.__cause__)
     most_mb = clips_max_bytes(folder, config) >> 20

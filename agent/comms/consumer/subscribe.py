@@ -2,7 +2,7 @@
 
 A daemon that was cut off begins its next run above every number that it may have given out, and each message
 tells with which number its run began. So a gap before that number does not mean lost messages: its numbers were
-never given out, or were in the device's memory only. See `agent.storage.spool.pending`.
+never given out, or were in the device's memory only. See `agent.storage.spool.disk`.
 
 A device with a new card begins at its clock, above all that it had before, unless the clock is wrong. So an
 unknown run that begins lower is such a one, and its messages are counted from there.

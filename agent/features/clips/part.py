@@ -12,7 +12,6 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from msgspec.structs import asdict
@@ -22,7 +21,7 @@ from agent.capture.source import DecodeMode, Demand
 from agent.capture.streams import LatestFrame
 from agent.comms.messages import clip_message, encode
 from agent.compute.av_encoding import PictureEncoder, SoundTranscoder
-from agent.config import ClipsConfig, Config, StreamConfig
+from agent.config import Config, StreamConfig
 from agent.config.source_uri import parse
 from agent.daemon.parts import NO_DEMAND, Asked, DevicePart, Parts, Reply, StreamContext, StreamPart
 from agent.errors import BackendError, CommandError
@@ -150,52 +149,39 @@ class StreamClips(StreamPart):
         other_source: that is recorded instead of the one that is looked at; it is closed with the clips.
     """
 
-    def __init__(
-        self,
-        stream: str,
-        config: ClipsConfig,
-        recorder: Recorder,
-        *,
-        only_zones: bool = False,
-        lossless: bool = False,
-        copies: bool = True,
-        has_other_source: bool = False,
-        stall_s: float = 0.0,
-    ) -> None:
-        """Start the encoding thread.
+    def __init__(self, stream: str, config: StreamConfig, recorder: Recorder) -> None:
+        """Keep packets from now on; pictures are encoded from the first frame on that needs it.
 
         Args:
             stream: its name.
-            config: of its clips.
+            config: of the stream; it has clips.
             recorder: of the device.
-            only_zones: see `ClipTrigger`.
-            lossless: True if the source waits, so that no frame needs to be dropped.
-            copies: False if its packets must not be recorded, since parts of its pictures are hidden.
-            has_other_source: True if packets come from another source, so that no frame is recorded.
-            stall_s: time without a picture after which its source is lost, s.
         """
-        self._stream, self._config, self._recorder = stream, config, recorder
-        self._trigger = ClipTrigger(stream, config, only_zones=only_zones)
-        self._ring = PacketRing(config.before_s, _RING_BYTES, patient=lossless)
-        self._input, self._copies = PacketInput(stream, self._ring, is_only=has_other_source), copies
-        self._has_other_source = has_other_source
-        self._encoder = PictureEncoder(config.max_width, config.quality, config.fps)
+        assert config.clips is not None
+        self._stream, self._config, self._recorder = stream, config.clips, recorder
+        clips, lossless = config.clips, parse(config.source).lossless
+        self._has_other_source = bool(clips.record_source)
+        self._copies = not config.hides  # else what is hidden would be seen
+        self._trigger = ClipTrigger(stream, clips, only_zones=config.publish.only_zones)
+        self._ring = PacketRing(clips.before_s, _RING_BYTES, patient=lossless)
+        self._input = PacketInput(stream, self._ring, is_only=self._has_other_source)
+        self._encoder = PictureEncoder(clips.max_width, clips.quality, clips.fps)
         self._slot = LatestFrame(lossless=lossless)
         self._lock = threading.Lock()
         self._job: ClipJob | None = None
         self._asked: ClipJob | None = None
         self._whole: ClipJob | None = None
-        self._pace = PicturePace(config.fps)
+        self._pace = PicturePace(clips.fps)
         self._frame_now = time.monotonic_ns(), time.monotonic_ns()
         self._packet_now: tuple[int, int] | None = None
-        self._waiting, self._has_failed, self._cut_was_told = 0, False, False
-        self._ended, self._stall_s = False, stall_s if has_other_source else 0.0
+        self._waiting, self._has_failed, self._ended = 0, False, False
+        self._stall_s = config.capture.stall_s if self._has_other_source else 0.0
         self._thread: threading.Thread | None = None
         self.other_source: PacketStream | None = None
-        if config.record == CONTINUOUS:
-            reason, now = ClipReason(stream, CONTINUOUS), datetime.now(UTC)
+        if clips.record == CONTINUOUS:
+            reason, now, stall_s = ClipReason(stream, CONTINUOUS), datetime.now(UTC), config.capture.stall_s
             self._whole = recorder.begin(
-                self._ring, reason, now, 0, 0, segment_s=config.segment_s, stall_s=stall_s
+                self._ring, reason, now, 0, 0, segment_s=clips.segment_s, stall_s=stall_s
             )
 
     @property
@@ -232,15 +218,6 @@ class StreamClips(StreamPart):
         """Take a packet of the camera. For one thread, that of the capture."""
         self._packet_now = packet.captured_ns, time.monotonic_ns()
         self._wake_after(self._input.add(packet))
-        if self._ring.cut and not self._cut_was_told:
-            self._cut_was_told = True
-            log.warning(
-                "stream %s: clips: before_s = %g and a group of pictures take more than %d MiB of memory: clips "
-                "begin later; shorten before_s or the camera's key frame interval, or lower its bit rate",
-                self._stream,
-                self._config.before_s,
-                _RING_BYTES >> 20,
-            )
 
     def _wake_after(self, more: int) -> None:
         """Wake the recorder when enough bytes wait; slower streams are served by its own polling."""
@@ -396,19 +373,8 @@ class StreamClips(StreamPart):
 
 def open_part(context: StreamContext, _: Parts) -> StreamClips:
     """Record a stream."""
-    config, clips = context.config, context.config.clips
-    assert clips is not None
-    part = StreamClips(
-        context.name,
-        clips,
-        context.services.device("clips").recorder,
-        only_zones=config.publish.only_zones,
-        lossless=parse(config.source).lossless,
-        copies=not config.hides,
-        has_other_source=bool(clips.record_source),
-        stall_s=config.capture.stall_s,
-    )
-    part.other_source = open_record_source(context.name, config, part.add_packet)
+    part = StreamClips(context.name, context.config, context.services.device("clips").recorder)
+    part.other_source = open_record_source(context.name, context.config, part.add_packet)
     return part
 
 
@@ -420,15 +386,14 @@ def open_record_source(
         return None
     from agent.capture.streams import PacketStream
 
-    uri, on_change = config.clips.record_source, partial(_log_change, name)
-    opened = PacketStream(name, uri, config.capture, on_packet=on_packet, on_change=on_change)
+    def log_change(state: str, reason: str) -> None:
+        level = logging.WARNING if state == "lost" else logging.INFO
+        log.log(level, "stream %s: record_source: %s: %s", name, state, reason)
+
+    uri = config.clips.record_source
+    opened = PacketStream(name, uri, config.capture, on_packet=on_packet, on_change=log_change)
     opened.start()
     return opened
-
-
-def _log_change(name: str, state: str, reason: str) -> None:
-    """Log an outage of a second source."""
-    (log.warning if state == "lost" else log.info)("stream %s: record_source: %s: %s", name, state, reason)
 
 
 class ClipsWriter(DevicePart):
@@ -455,9 +420,6 @@ class ClipsWriter(DevicePart):
 
     def configure(self, config: Config) -> None:
         self.recorder.configure(config.storage)
-
-    def restore(self) -> None:
-        self.recorder.configure(self._runtime.config.storage)  # lists the clips that there are
 
     def health(self) -> dict[str, Any]:
         if all(stream.config.clips is None for stream in dict(self._runtime.streams).values()):

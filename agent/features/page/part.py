@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import os
 import re
-from datetime import timedelta
+from datetime import datetime, timedelta
 from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,7 +21,8 @@ from agent.comms.http import Answer, HttpEndpoint, HttpRequest, Page, text_answe
 from agent.config import Config
 from agent.daemon.parts import DevicePart
 from agent.errors import StorageError
-from agent.storage.clips.store import ShownClip, clip_folders, newest_clips, open_clip
+from agent.storage.clips.file import ClipHeader
+from agent.storage.clips.store import Entry, clip_folders, newest_clips, open_clip
 from agent.text import local_time, plain
 
 if TYPE_CHECKING:
@@ -89,8 +90,10 @@ class ClipsPage:
         found = newest_clips(self._folder, stream, before=before, pieces=pieces, most=ON_A_PAGE + 1)
         shown = found[:ON_A_PAGE]
         title = escape(f"{'Recordings' if pieces else 'Clips'} of {stream or self._device}")
-        older = _link(stream, "older", pieces=pieces, before=shown[-1].name) if len(found) > ON_A_PAGE else ""
-        body = "".join(map(_article, shown)) or "<p>There are none.</p>"
+        older = (
+            _link(stream, "older", pieces=pieces, before=shown[-1][0].path.name) if len(found) > ON_A_PAGE else ""
+        )
+        body = "".join(_article(*clip) for clip in shown) or "<p>There are none.</p>"
         html = (
             f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{title}</title>\n'
             f'<meta name="viewport" content="width=device-width"><style>{_STYLE}</style></head>\n'
@@ -160,24 +163,24 @@ def _navigation(stream: str, streams: list[str], *, pieces: bool) -> str:
     return "".join((*names, _link(stream, other, pieces=not pieces)))
 
 
-def _article(clip: ShownClip) -> str:
-    occasion = clip.header.occasion
-    path = f"/clips/{quote(clip.folder)}/{quote(clip.name)}" + (f"?bytes={clip.bytes}" if clip.recording else "")
-    length = "" if clip.header.duration_s is None else f"{clip.header.duration_s:.1f} s"
-    told = (clip.folder, "being recorded" if clip.recording else length, f"{clip.bytes / 1e6:.1f} MB")
+def _article(clip: Entry, header: ClipHeader) -> str:
+    occasion, folder, name = header.label.occasion, clip.path.parent.name, clip.path.name
+    path = f"/clips/{quote(folder)}/{quote(name)}" + (f"?bytes={clip.bytes}" if clip.recording else "")
+    length = "" if header.duration_s is None else f"{header.duration_s:.1f} s"
+    told = (folder, "being recorded" if clip.recording else length, f"{clip.bytes / 1e6:.1f} MB")
     about = " · ".join(filter(None, told))
-    video = f'<video controls preload="metadata" src="{escape(path)}#t={_moment_s(clip):.1f}"></video>'
+    video = f'<video controls preload="metadata" src="{escape(path)}#t={_moment_s(clip.at, header):.1f}"></video>'
     return (
         f"<article>{video}<h2>{escape(plain(occasion.label or occasion.reason))}</h2>"
         f"<p>{escape(local_time(clip.at))}</p>"
-        f'<p>{escape(about)} · <a href="{escape(path)}" download="{escape(clip.name)}">save</a></p></article>\n'
+        f'<p>{escape(about)} · <a href="{escape(path)}" download="{escape(name)}">save</a></p></article>\n'
     )
 
 
-def _moment_s(clip: ShownClip) -> float:
+def _moment_s(at: datetime, header: ClipHeader) -> float:
     """Return the time in a clip at which its event has just happened, s: the picture that is shown of it."""
-    moment_s = (clip.at + timedelta(seconds=1) - clip.header.began_at).total_seconds()
-    last_s = max(0.0, (clip.header.duration_s or moment_s) - 0.5)
+    moment_s = (at + timedelta(seconds=1) - header.label.began_at).total_seconds()
+    last_s = max(0.0, (header.duration_s or moment_s) - 0.5)
     return min(max(0.0, moment_s), last_s)
 
 

@@ -223,17 +223,22 @@ class ClipTotals(Struct, frozen=True):
 
 
 class ClipHeader(Struct, frozen=True):
-    """What a clip says about itself, see `ClipLabel`.
+    """What a clip says about itself.
 
     Attributes:
-        duration_s: length, s; None: it is not complete.
+        label: why it was made, and when it begins.
+        totals: None: it is not complete.
         playable: bytes up to the end of its last whole fragment.
     """
 
-    occasion: ClipReason
-    began_at: datetime
-    duration_s: float | None
-    playable: int = 0
+    label: ClipLabel
+    totals: ClipTotals | None
+    playable: int
+
+    @property
+    def duration_s(self) -> float | None:
+        """Length, s; None: it is not complete."""
+        return None if self.totals is None else self.totals.duration_s
 
 
 def read_header(path: Path) -> ClipHeader:
@@ -244,21 +249,15 @@ def read_header(path: Path) -> ClipHeader:
     """
     try:
         with path.open("rb") as file:
-            label, totals, end = _scan(file)
+            return _scan(file)
     except OSError as error:
         raise StorageError(f"{path}: cannot be read: {reason_of(error)}") from error
     except ValueError as error:
         raise StorageError(f"{path}: is not a clip of Vedette's, or {error}") from error
-    return ClipHeader(label.occasion, label.began_at, totals.duration_s if totals else None, end)
 
 
-def _scan(file: BinaryIO) -> tuple[ClipLabel, ClipTotals | None, int]:
-    """Return label, totals and the offset after the last whole fragment.
-
-    Raises:
-        OSError: it cannot be read.
-        ValueError: it has no label, or a damaged one.
-    """
+def _scan(file: BinaryIO) -> ClipHeader:
+    """Read the header of an open clip. Raises OSError; ValueError: it has no label, or a damaged one."""
     label = totals = None
     end, has_moof = 0, False
     for box in read_boxes(file):
@@ -278,7 +277,7 @@ def _scan(file: BinaryIO) -> tuple[ClipLabel, ClipTotals | None, int]:
         has_moof = box.type == b"moof"
     if label is None:
         raise ValueError("its head is damaged")
-    return label, totals, end
+    return ClipHeader(label, totals, end)
 
 
 T = TypeVar("T", ClipLabel, ClipTotals)
@@ -399,12 +398,12 @@ def recover(part: Path) -> Clip | None:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             return None
-        label, totals, end = _scan(file)
-        path = path_of(part)
-        if totals is not None:
-            return _name(path, label, totals, file.seek(0, os.SEEK_END))
-        os.ftruncate(file.fileno(), end)
-        clip = _complete(file, path, label, _count(part, label.occasion.track), end)
+        header, path = _scan(file), path_of(part)
+        if header.totals is not None:
+            return _name(path, header.label, header.totals, file.seek(0, os.SEEK_END))
+        os.ftruncate(file.fileno(), header.playable)
+        totals = _count(part, header.label.occasion.track)
+        clip = _complete(file, path, header.label, totals, header.playable)
         return msgspec.structs.replace(clip, repaired=True)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -25,8 +24,6 @@ _IDLE_S, _SLACK = 10.0, 1.25
 """A camera has stopped after so long without a picture, s, and after so many times its `stall_s`."""
 _RETRY_S = 10.0
 """After a failure a continuous recording begins anew so much later, s."""
-_GATHER_S = 60.0
-"""Shortest time between two messages of missing pictures of a continuous recording, s."""
 _WAIT_S = 2.0
 """Longest wait for more pictures, s: what is not written is lost in a crash."""
 
@@ -71,7 +68,7 @@ class ClipJob:
         self.files, self.paused_until_s = 0, 0.0
         self._lock = threading.Lock()
         self._skipped = self._in_file = 0
-        self._missed_before, self._told_s = ring.lost + ring.unusable, -math.inf
+        self._missed_before = ring.lost + ring.unusable
         self._wrote_s = self._synced_s = self._over_s = self._shown_s = time.monotonic()
 
     @property
@@ -140,14 +137,10 @@ class ClipJob:
         return str(self.path.parent if self.files or self.is_continuous else self.path)
 
     def take_missing(self) -> int:
-        """Return how many pictures are in no file since the last time; of an endless recording once a minute."""
-        now_s = time.monotonic()
-        if self.is_continuous and not self.finished and now_s - self._told_s < _GATHER_S:
-            return 0
+        """Return how many pictures are in no file since the last time."""
         missed = self.ring.lost + self.ring.unusable
         missing = missed - self._missed_before + self._skipped
         self._missed_before, self._skipped = missed, 0
-        self._told_s = now_s if missing else self._told_s
         return missing
 
     def utc_of(self, captured_ns: int) -> datetime:

@@ -70,8 +70,7 @@ class _TrackClock:
     def __init__(self, track: MediaTrack, offset_ns: int = 0) -> None:
         self.track, self.offset_ns = track, offset_ns
         self.dts_ns: int | None = None
-        self.came_ns = 0
-        self._step_ns, self._has_stamps = _USUAL_NS, False
+        self.came_ns, self._step_ns = 0, _USUAL_NS
 
     def stamps(self, packet: MediaPacket) -> tuple[int, int, int] | None:
         """Return pts, dts and duration of a packet, ns; None: the time stamps have jumped."""
@@ -88,15 +87,11 @@ class _TrackClock:
     def _dts_ns(self, packet: MediaPacket) -> int | None:
         """Return the decoding time: by the track's own time stamps, or by when the packets came."""
         own_ns, last_ns = ticks_ns(self.track, _ticks(packet)), self.dts_ns
-        had_stamps, self._has_stamps = self._has_stamps, self._has_stamps or own_ns is not None
         if last_ns is None:
             return (packet.captured_ns if own_ns is None else own_ns) + self.offset_ns
         passed_ns = packet.captured_ns - self.came_ns
-        if own_ns is None or not had_stamps:
-            dts_ns = last_ns + max(passed_ns, _TICK_NS)
-            if own_ns is not None:  # from here on the track's own time stamps go on
-                self.offset_ns = dts_ns - own_ns
-            return dts_ns
+        if own_ns is None:
+            return last_ns + max(passed_ns, _TICK_NS)
         step_ns = own_ns + self.offset_ns - last_ns
         if step_ns < -_BACK_NS or step_ns - passed_ns > _JUMP_NS:
             return None
@@ -207,7 +202,6 @@ class PacketRing:
         bytes: of all packets in it.
         lost: pictures that were held and had to be dropped.
         unusable: pictures without time stamps: those of their track jumped, and no key frame has come since.
-        cut: True if pictures that are young enough to be kept were dropped since they take too much memory.
     """
 
     def __init__(self, seconds: float, max_bytes: int, *, patient: bool = False) -> None:
@@ -230,7 +224,7 @@ class PacketRing:
         self._added_s = time.monotonic()
         self._newest_ns, self._next_seq = -1, 0
         self.bytes = self.lost = self.unusable = 0
-        self.cut = self._loses_group = False
+        self._loses_group = False
 
     def add(self, packet: MediaPacket) -> None:
         """Add a packet; one that cannot be decoded for want of a key frame is ignored."""
@@ -331,15 +325,17 @@ class PacketRing:
             following = next((key for key in self._keys if key is not first), None)
             newest_ns = self._keys[-1].packet.captured_ns if self._keys else self._newest_ns
             oldest_ns = newest_ns - self._kept_ns - _LATE_NS
-            is_young = following is None or following.packet.captured_ns > oldest_ns
             if self.bytes > self._max_bytes:
-                self.cut = self.cut or is_young
                 if held is not None and first.seq < held and len(self._packets) > 1:
                     self._drop_first()
                     continue
             elif held is None and not first.opens_group:
                 pass  # the rest of a group, in which nothing goes on
-            elif is_young or following is None or (held is not None and following.seq > held):
+            elif (
+                following is None
+                or following.packet.captured_ns > oldest_ns
+                or (held is not None and following.seq > held)
+            ):
                 return
             self._drop_group()
 

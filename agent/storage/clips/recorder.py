@@ -30,8 +30,7 @@ from agent.storage.clips.packets import PacketRing, TimedPacket
 from agent.storage.clips.store import (
     CONTINUOUS,
     ClipStore,
-    check_room,
-    check_writable,
+    check_saving,
     clip_path,
     folder_name,
     make_clips_folder,
@@ -101,8 +100,7 @@ class Recorder:
         self._closing = False
         self._expire_at = 0.0
         self._saved = self._failed = self._written = 0
-        # Why clips cannot be saved, since when (monotonic, s), and how many had been dropped before.
-        self._trouble, self._trouble_s, self._failed_before = "", 0.0, 0
+        self._trouble, self._trouble_s = "", 0.0  # why clips cannot be saved, and since when (monotonic, s)
         self._clock_s, self._steady_s = time.time() - time.monotonic(), time.monotonic()
 
     def start(self) -> None:
@@ -163,8 +161,7 @@ class Recorder:
         folder = self._folder / folder_name(stream)
         with storage_errors(f"{folder}: clips cannot be saved there"):
             make_clips_folder(folder)
-        check_writable(folder)
-        check_room(self._folder, self._config, min(more, self._store.max_bytes))
+        check_saving(self._folder, self._config, min(more, self._store.max_bytes), folder)
 
     @property
     def stats(self) -> ClipStats:
@@ -417,14 +414,13 @@ class Recorder:
 
     def _end_trouble(self) -> None:
         if self._trouble:
-            seconds, dropped = time.monotonic() - self._trouble_s, self._failed - self._failed_before
             self._trouble = ""
-            log.info("clips are saved again after %.0f s; %d were dropped", seconds, dropped)
+            log.info("clips are saved again after %.0f s", time.monotonic() - self._trouble_s)
 
     def _report_trouble(self, why: str) -> None:
         """Record why clips cannot be saved, and log it once."""
         if not self._trouble:
-            self._trouble, self._trouble_s, self._failed_before = why, time.monotonic(), self._failed
+            self._trouble, self._trouble_s = why, time.monotonic()
             log.error("clips cannot be saved and are dropped: %s", why)
 
 

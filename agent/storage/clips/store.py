@@ -14,7 +14,7 @@ import tempfile
 from bisect import insort
 from collections import Counter
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import BinaryIO
@@ -39,26 +39,27 @@ _FOLDER_MODE = 0o750
 _FOLDER = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 """Name of a stream's folder, without those of streams that no configuration can have."""
 _PART = f"{SUFFIX}.part"
-_TIME_LENGTH = len("2026-11-25T10-15-03Z")
 _READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _SHARE, _LEAST_BYTES, _MOST_BYTES = 0.1, 1 << 20, 1 << 30
-"""Default of `clips_max_share`, and the bounds of what it comes to."""
+"""Default of `clips_max_bytes`: a share of the file system, and its bounds."""
 
 
 class Entry(Struct, frozen=True):
     """A stored clip.
 
     Attributes:
-        path: of its file.
-        began_at: UTC, from its name.
-        bytes: of the file.
+        path: of its file, now or when it is complete.
+        at: UTC of its event or command, by its name: in whole seconds, rounded down.
+        bytes: of the file; of one that is shown while it is recorded, those that can be played.
         continuous: whether it is a piece of a recording that goes on without an end.
+        recording: whether it is being recorded.
     """
 
     path: Path
-    began_at: datetime
+    at: datetime
     bytes: int
     continuous: bool = False
+    recording: bool = False
 
 
 def clip_path(folder: Path, occasion: ClipReason, began_at: datetime, token: str = "") -> Path:
@@ -97,22 +98,22 @@ def clips_in(folder: Path) -> list[Entry]:
     Raises:
         StorageError: it cannot be read.
     """
-    found = (_entry(file) for file in _files(folder))
-    return sorted((entry for entry in found if entry is not None), key=lambda entry: (entry.began_at, entry.path))
+    entries = (_entry(path) for path in _files(folder))
+    return sorted((entry for entry in entries if entry is not None), key=lambda entry: (entry.at, entry.path))
 
 
-def _files(folder: Path) -> list[os.DirEntry[str]]:
+def _files(folder: Path) -> list[Path]:
     """Return the files in the folders of all streams; none where there is no folder.
 
     Raises:
         StorageError: they cannot be read.
     """
-    found = list[os.DirEntry[str]]()
+    paths = list[Path]()
     with storage_errors(f"{folder}: cannot be read"):
         for stream in clip_folders(folder):
             with suppress(FileNotFoundError), os.scandir(folder / stream) as files:  # deleted meanwhile
-                found += files
-    return found
+                paths += map(Path, files)
+    return paths
 
 
 def clip_folders(folder: Path) -> list[str]:
@@ -128,15 +129,16 @@ def clip_folders(folder: Path) -> list[str]:
     return []
 
 
-def _entry(file: os.DirEntry[str]) -> Entry | None:
-    named = NAME.fullmatch(file.name)
-    if named is None or not file.is_file(follow_symlinks=False):
-        return None
-    try:
-        began = datetime.strptime(named[1], TIME).replace(tzinfo=UTC)
-        return Entry(Path(file.path), began, file.stat(follow_symlinks=False).st_size, is_piece(named[2]))
-    except (ValueError, FileNotFoundError):  # no time; or deleted meanwhile
-        return None
+def _entry(path: Path) -> Entry | None:
+    """Return a clip; None: it is none, or was deleted meanwhile."""
+    with suppress(ValueError, FileNotFoundError):  # its name has no time
+        if (named := NAME.fullmatch(path.name)) and stat.S_ISREG((state := path.lstat()).st_mode):
+            return Entry(path, _time_of(path.name), state.st_size, is_piece(named[2]))
+    return None
+
+
+def _time_of(name: str) -> datetime:
+    return datetime.strptime(name[: len("2026-11-25T10-15-03Z")], TIME).replace(tzinfo=UTC)
 
 
 def is_piece(about: str) -> bool:
@@ -151,8 +153,7 @@ def recover_partial_clips(folder: Path, on_complete: Callable[[Clip], None]) -> 
         OSError, StorageError: the folder cannot be made or read, or a broken clip cannot be removed.
     """
     make_clips_folder(folder)
-    files = (Path(file.path) for file in _files(folder) if file.is_file(follow_symlinks=False))
-    for part in sorted(path for path in files if path.name.startswith(".") and path.name.endswith(_PART)):
+    for part in sorted(path for path in _files(folder) if path.name.endswith(_PART) and path.name[0] == "."):
         try:
             clip = recover(part)
             if clip is not None and folder_name(clip.occasion.stream) != part.parent.name:
@@ -198,26 +199,23 @@ class ClipStore:
         Raises:
             StorageError: the folder cannot be read.
         """
-        known = {str(entry.path): entry for entry in self._entries}
-        found = (known.get(file.path) or _entry(file) for file in _files(self.folder))
-        self._entries = sorted((entry for entry in found if entry is not None), key=_turn)
+        known = {entry.path: entry for entry in self._entries}
+        entries = (known.get(path) or _entry(path) for path in _files(self.folder))
+        self._entries = sorted((entry for entry in entries if entry is not None), key=_turn)
         self.bytes = sum(entry.bytes for entry in self._entries)
 
     def add(self, clip: Clip) -> None:
         """Add a clip that was completed since the last scan."""
-        named = NAME.fullmatch(Path(clip.path).name)
-        if named is None:
-            return
-        began = datetime.strptime(named[1], TIME).replace(tzinfo=UTC)
-        insort(self._entries, Entry(Path(clip.path), began, clip.bytes, is_piece(named[2])), key=_turn)
-        self.bytes += clip.bytes
+        if (entry := _entry(Path(clip.path))) is not None:
+            insort(self._entries, entry, key=_turn)
+            self.bytes += entry.bytes
 
     def expire(self, now: datetime) -> dict[str, int]:
         """Delete clips that are too old; return how many, by the key that says so."""
         counts = Counter[str]()
         for entry in list(self._entries):
             key = "recordings_max_age_s" if entry.continuous else "clips_max_age_s"
-            age_s, began_s = getattr(self._config, key), entry.began_at.timestamp()
+            age_s, began_s = getattr(self._config, key), entry.at.timestamp()
             if CLOCK_SET <= began_s < now.timestamp() - age_s:
                 counts[key] += self._delete(entry)
         return dict(+counts)
@@ -241,8 +239,7 @@ class ClipStore:
         """Return why more bytes do not fit; empty: they do."""
         config, most = self._config, self.max_bytes
         if self.bytes + other + more > most:
-            keys = "clips_max_bytes and clips_max_share"
-            return f"{self.folder}: what is being recorded is larger than {keys} of [storage] allow, {most} bytes"
+            return f"{self.folder}: what is being recorded is larger than [storage] clips_max_bytes, {most} bytes"
         return _why_disk_is_full(self.folder, config, shutil.disk_usage(self.folder).free, more)
 
     def _delete(self, entry: Entry) -> bool:
@@ -262,23 +259,18 @@ class ClipStore:
 
 def _turn(entry: Entry) -> tuple[bool, datetime, str]:
     """Sort key of clips: the first are the first to be deleted for room."""
-    return not entry.continuous, entry.began_at, str(entry.path)
+    return not entry.continuous, entry.at, str(entry.path)
 
 
 def clips_max_bytes(folder: Path, config: StorageConfig) -> int:
-    """Return the bound of the bytes of all clips: as configured, in bytes or as a share of the file system."""
-    most = config.clips_max_bytes
-    if config.clips_max_share is None and most is not None:
-        return most
+    """Return the bound of the bytes of all clips: as configured, else a share of the file system."""
+    if config.clips_max_bytes is not None:
+        return config.clips_max_bytes
     try:
         there = next(path for path in (folder, *folder.parents) if path.exists())
-        size = shutil.disk_usage(there).total
+        return max(_LEAST_BYTES, min(_MOST_BYTES, int(shutil.disk_usage(there).total * _SHARE)))
     except (OSError, StopIteration):
-        return _MOST_BYTES if most is None else most
-    if config.clips_max_share is None:
-        return max(_LEAST_BYTES, min(_MOST_BYTES, int(size * _SHARE)))
-    share = max(_LEAST_BYTES, int(size * config.clips_max_share))
-    return share if most is None else min(share, most)
+        return _MOST_BYTES
 
 
 def _why_disk_is_full(folder: Path, config: StorageConfig, free: int, more: int) -> str:
@@ -292,59 +284,30 @@ def _why_disk_is_full(folder: Path, config: StorageConfig, free: int, more: int)
     )
 
 
-def check_writable(folder: Path) -> None:
-    """Check that a folder can be written, by writing 4 KiB into a file without a name.
-
-    Raises:
-        StorageError: nothing can be written there, with the reason.
-    """
-    with storage_errors(f"{folder}: clips cannot be saved there"), tempfile.TemporaryFile(dir=folder) as probe:
-        probe.write(bytes(4096))
-        probe.flush()
-
-
-def check_room(folder: Path, config: StorageConfig, more: int, at: Path | None = None) -> None:
-    """Check that more bytes fit if every clip is deleted.
+def check_saving(folder: Path, config: StorageConfig, more: int, at: Path) -> None:
+    """Check that clips can be saved, by writing 4 KiB into a file without a name, and that they have room.
 
     Args:
         folder: of all clips.
         config: free space that clips leave to other programs.
-        more: bytes to be written.
-        at: an existing folder on the same disk, in case `folder` does not exist yet.
+        more: bytes that are to fit if every clip is deleted.
+        at: an existing folder on the same disk.
 
     Raises:
-        StorageError: they do not fit, or the folder cannot be read.
+        StorageError: nothing can be written there, they do not fit, or the folder cannot be read.
     """
-    with storage_errors(f"{folder}: cannot be read"):
-        free = shutil.disk_usage(at or folder).free
+    with storage_errors(f"{at}: clips cannot be saved there"), tempfile.TemporaryFile(dir=at) as probe:
+        probe.write(bytes(4096))
+        probe.flush()
+        free = shutil.disk_usage(at).free
     clips = sum(entry.bytes for entry in clips_in(folder))
     if why := _why_disk_is_full(folder, config, free + clips, more):
         raise StorageError(why)
 
 
-class ShownClip(Struct, frozen=True):
-    """A clip to show.
-
-    Attributes:
-        folder: name of its stream's folder.
-        name: of its file, now or when it is complete.
-        at: UTC of its event or command, by its name: in whole seconds, rounded down.
-        header: what it says about itself.
-        bytes: of its file; of one that is being recorded, those that can be played.
-        recording: True if it is being recorded.
-    """
-
-    folder: str
-    name: str
-    at: datetime
-    header: ClipHeader
-    bytes: int
-    recording: bool = False
-
-
 def newest_clips(
     folder: Path, stream: str = "", *, before: str = "", pieces: bool = False, most: int = 12
-) -> list[ShownClip]:
+) -> list[tuple[Entry, ClipHeader]]:
     """Return the newest clips, newest first. Damaged ones, and those deleted meanwhile, are left out.
 
     Args:
@@ -357,31 +320,26 @@ def newest_clips(
     Raises:
         StorageError: the folder cannot be read.
     """
-    names = set[tuple[str, str]]()
-    for file in _files(folder):
-        path = path_of(Path(file.path))  # also of one that is being recorded
+    paths = {path_of(path) for path in _files(folder) if stream in ("", path.parent.name)}
+    shown = list[tuple[Entry, ClipHeader]]()
+    for path in sorted(paths, key=lambda path: (path.name, path), reverse=True):
         named = NAME.fullmatch(path.name)
-        if named is not None and is_piece(named[2]) is pieces and stream in ("", path.parent.name):
-            names.add((path.name, path.parent.name))
-    found = list[ShownClip]()
-    for name, place in sorted(names, reverse=True):
-        if len(found) == most:
+        if named is None or is_piece(named[2]) is not pieces or (before and path.name >= before):
+            continue
+        if len(shown) == most:
             break
-        if not before or name < before:
-            with suppress(StorageError, OSError, ValueError):  # ValueError: its name has no time
-                found.append(_shown(folder / place / name))
-    return found
+        with suppress(StorageError, OSError, ValueError):  # ValueError: its name has no time
+            shown.append(_shown(path, pieces))
+    return shown
 
 
-def _shown(path: Path) -> ShownClip:
-    at = datetime.strptime(path.name[:_TIME_LENGTH], TIME).replace(tzinfo=UTC)
-    recording = not os.path.lexists(path)
+def _shown(path: Path, continuous: bool) -> tuple[Entry, ClipHeader]:
+    at, recording = _time_of(path.name), not os.path.lexists(path)
     place = part_of(path) if recording else path
     state = place.lstat()
     check_kind(state, stat.S_IFREG, place)
     header = read_header(place)
-    size = header.playable if recording else state.st_size
-    return ShownClip(path.parent.name, path.name, at, header, size, recording)
+    return Entry(path, at, header.playable if recording else state.st_size, continuous, recording), header
 
 
 def open_clip(folder: Path, stream: str, name: str) -> BinaryIO | None:
@@ -392,25 +350,13 @@ def open_clip(folder: Path, stream: str, name: str) -> BinaryIO | None:
     """
     if not _FOLDER.fullmatch(stream) or not NAME.fullmatch(name):
         return None
-    try:
+    with suppress(OSError), ExitStack() as opened:
         place = os.open(folder / stream, _READ | os.O_DIRECTORY)
-    except OSError:
-        return None
-    try:
-        for one in (name, part_of(Path(name)).name):
-            if (file := _open_regular(one, place)) is not None:
-                return file
-        return None
-    finally:
-        os.close(place)
-
-
-def _open_regular(name: str, place: int) -> BinaryIO | None:
-    try:
-        number = os.open(name, _READ, dir_fd=place)
-    except OSError:
-        return None
-    if stat.S_ISREG(os.fstat(number).st_mode):
-        return os.fdopen(number, "rb")
-    os.close(number)
+        opened.callback(os.close, place)
+        for path in (name, part_of(Path(name)).name):
+            with suppress(FileNotFoundError):
+                number = os.open(path, _READ, dir_fd=place)
+                if stat.S_ISREG(os.fstat(number).st_mode):
+                    return os.fdopen(number, "rb")
+                os.close(number)
     return None

@@ -1,11 +1,4 @@
-"""The spool's rows on disk: one SQLite file in WAL mode, written so that an SD card wears little.
-
-A commit appends the pages that it changes to a journal, which is copied into the file when it is full. Pages are
-small, because most commits change a few hundred bytes. Free space in the file is used again and never given back.
-Deleted rows are overwritten only where their page is written anyway.
-
-Acknowledged rows stay as the history, for `vedette events`. They are deleted in pieces: to delete the oldest with
-each new one would wear a card as much as the new ones do.
+"""The spool's files on a disk that may be full, read-only, damaged or gone, and the numbers that were given out.
 
 An outage of the disk is logged once when it begins and once when it ends. What can be read of a corrupt database
 is kept, and the file is set aside for people to look at.
@@ -13,378 +6,122 @@ is kept, and the file is set aside for people to look at.
 
 from __future__ import annotations
 
-import errno
-import json
 import logging
 import os
+import random
 import sqlite3
 import threading
 import time
-from collections.abc import Collection, Container, Iterator, Mapping
-from contextlib import closing, contextmanager, suppress
+from collections.abc import Callable, Container
+from contextlib import suppress
 from pathlib import Path
-from typing import NamedTuple
 
 from agent.config import StorageConfig
 from agent.errors import StorageError
-from agent.storage.files import STATE_MODE, sync_folder
-from agent.storage.spool.pending import (
-    FILES,
-    Commit,
-    Reason,
-    StoredOpenTrack,
-    Watermark,
-    is_corrupt,
-    number_from_clock,
-    size,
-)
+from agent.storage.files import CLOCK_SET, SAFE, STATE_MODE, read_regular
+from agent.storage.spool.pending import Commit, StoredOpenTrack
+from agent.storage.spool.table import FILES, Counts, SpoolTable, is_corrupt
 from agent.text import plural
 from agent.types import Stored
 
 log = logging.getLogger(__name__)
-SIZE = "length(body) + length(CAST(topic AS BLOB))"
-"""SQL for the bytes of a row, see `agent.storage.spool.pending.size`."""
-_PAGE, _FRAME = 512, 24
-"""Bytes of a page in a new file, and of its header in the journal."""
-_JOURNAL, _LEAST = 1 << 20, 1 << 16
-"""Largest and smallest size at which the journal is copied into the file, bytes. A small partition gets less."""
-_SCHEMA = """
-CREATE TABLE IF NOT EXISTS spool (
-    seq INTEGER PRIMARY KEY, topic TEXT NOT NULL, body BLOB NOT NULL, put_at REAL NOT NULL,
-    acked INTEGER NOT NULL DEFAULT 0, settled INTEGER NOT NULL DEFAULT 0, first_seq INTEGER NOT NULL DEFAULT 0
-);
-CREATE TABLE IF NOT EXISTS will (key TEXT NOT NULL, topic TEXT NOT NULL, body BLOB NOT NULL);
-CREATE TABLE IF NOT EXISTS counter (name TEXT PRIMARY KEY, value INTEGER NOT NULL) WITHOUT ROWID;
-"""
+
+BLOCK = 10_000
+"""Numbers that one write reserves, and the largest gap that a repair makes."""
+_YEAR_S = 31_536_000.0
+_FORMAT = "%020d %s\n"
+_STATES = ("disk", "lost", "void")
+_LENGTH = len(_FORMAT % (0, "disk"))
+_REPAIR_AGAIN_S = 60.0
+"""A second corruption within this time is the disk's fault, and another file would not help, s."""
+_STILL_OPEN = (sqlite3.SQLITE_FULL, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_BUSY)
+"""After these errors the connection stays usable for reading. A full disk could not open another."""
 
 
-def connect(path: Path) -> sqlite3.Connection:
-    """Open a connection for any thread, in autocommit mode.
+def number_from_clock() -> int:
+    """Return the time in µs: a number above every count of events that a device has made.
 
-    Raises:
-        sqlite3.Error, OSError: it cannot be opened.
+    A clock that is not synchronised shows the same after each start. Then the number is a random time of the year
+    after `CLOCK_SET`, and a run may begin below the one before, see `agent.comms.consumer.subscribe`.
     """
-    _make_file(path)
-    connection = sqlite3.connect(path, timeout=2.0, isolation_level=None, check_same_thread=False)
-    try:
-        connection.execute(f"PRAGMA page_size={_PAGE}")  # of a new file; an old one keeps its own
-        connection.execute("PRAGMA journal_mode=WAL")
-        connection.execute("PRAGMA secure_delete=FAST")  # else freed pages are filled with zeros and written
-        (page,) = connection.execute("PRAGMA page_size").fetchone()
-        pages = _journal_bytes(path.parent) // page
-        connection.execute(f"PRAGMA wal_autocheckpoint={pages}")
-        # What is cut off would have to be added again, which costs writes of the file system.
-        connection.execute(f"PRAGMA journal_size_limit={(pages + 1) * (page + _FRAME)}")
-    except BaseException:
-        connection.close()
-        raise
-    return connection
+    now = time.time()
+    return int((now if now > CLOCK_SET else CLOCK_SET + random.uniform(0.0, _YEAR_S)) * 1e6)
 
 
-def _make_file(path: Path) -> None:
-    """Create an empty file for a database, if there is none; SQLite would create it with mode 0644."""
-    with suppress(OSError):
-        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, STATE_MODE))
-    if path.is_symlink():
-        raise OSError(errno.ELOOP, f"{path.name} is a link where a file is expected: remove it")
+class Watermark:
+    """High-water mark: the highest number that may have been given out, in a small file beside the database.
 
+    A sound database knows the next number, and no gap arises. If the database is corrupt or gone, or if numbers
+    were given out while it could not be written, the next number is one above this mark. So no number is used
+    twice; the gap that may arise is a possible loss to subscribers. The mark is raised before such numbers are
+    given out. If it cannot be written, the numbers come from the clock, as in a folder without a mark.
 
-def _journal_bytes(folder: Path) -> int:
-    """Return a sixteenth of the partition, within bounds."""
-    found = os.statvfs(folder)
-    return min(_JOURNAL, max(_LEAST, found.f_blocks * found.f_frsize // 16))
-
-
-def prepare(connection: sqlite3.Connection) -> None:
-    """Check a file and create its tables.
-
-    Raises:
-        sqlite3.DatabaseError: it is damaged.
-    """
-    (verdict,) = connection.execute("PRAGMA quick_check(1)").fetchone()
-    if verdict != "ok":
-        error = sqlite3.DatabaseError(verdict)
-        error.sqlite_errorcode = sqlite3.SQLITE_CORRUPT
-        raise error
-    connection.executescript(_SCHEMA)
-
-
-class Counts(NamedTuple):
-    """Counts of a table, and how far it is acknowledged.
-
-    A row is acknowledged if its number is at most `acked`, or if it is marked as settled, as one that overtook
-    others. Each row carries the `acked` of its commit, and that of the newest row counts: so an acknowledgement
-    costs no page of its own where events follow each other.
+    The file has a fixed length and is overwritten in place, which works on a full disk. Methods that write raise
+    an OSError if the disk refuses.
 
     Attributes:
-        rows, bytes: of what waits.
-        kept: bytes of the history: rows that have been acknowledged.
-        acked: every row up to this number has been acknowledged.
-        stored_acked: the `acked` in the counter, for when the newest row does not carry it.
+        value: no number above it has been given out, as far as known.
+        known: False if the file is missing or damaged.
+        trusted: True if the database knew every number that was given out when the mark was written.
+        stale: True if it did not, and the crash ends in it are of tracks that have ended.
     """
 
-    rows: int
-    bytes: int
-    kept: int
-    acked: int
-    stored_acked: int
-
-    def add(self, *, rows: int = 0, waiting: int = 0, kept: int = 0) -> Counts:
-        """Return the counts with more rows that wait, their bytes, and bytes of history."""
-        return self._replace(rows=self.rows + rows, bytes=self.bytes + waiting, kept=self.kept + kept)
-
-
-def _newest(connection: sqlite3.Connection) -> tuple[int, int]:
-    """Return the number of the newest row and the `acked` that it carries; zeros if there is none."""
-    found: tuple[int, int] | None = connection.execute(
-        "SELECT seq, acked FROM spool ORDER BY seq DESC LIMIT 1"
-    ).fetchone()
-    return found or (0, 0)
-
-
-_PIECE = 8
-"""One piece is this fraction of the history's bytes."""
-
-
-def _settle(connection: sqlite3.Connection, counts: Counts, commit: Commit) -> Counts:
-    """Record what has been acknowledged, before the new rows are inserted."""
-    if not commit.settled:
-        return counts
-    acked, rows, size = _advance(connection, counts.acked, commit)
-    counts = counts._replace(acked=acked).add(rows=-rows, waiting=-size, kept=size)
-    if ahead := [seq for seq in commit.settled if seq > acked]:
-        found = connection.execute(
-            "UPDATE spool SET settled = 1 WHERE seq IN (SELECT value FROM json_each(?)) AND NOT settled "
-            f"RETURNING {SIZE}",
-            (json.dumps(ahead),),
-        ).fetchall()
-        size = sum(row_size for (row_size,) in found)
-        counts = counts.add(rows=-len(found), waiting=-size, kept=size)
-    return counts
-
-
-def _advance(connection: sqlite3.Connection, acked: int, commit: Commit) -> tuple[int, int, int]:
-    """Return the new `acked`, and how many waiting rows it settles, and their bytes."""
-    count, freed = 0, 0
-    statement = f"SELECT seq, settled, {SIZE} FROM spool WHERE seq > ? ORDER BY seq"
-    with closing(connection.execute(statement, (acked,))) as rows:
-        for seq, settled, size in rows:
-            if not settled:
-                if seq not in commit.settled:
-                    return acked, count, freed
-                count, freed = count + 1, freed + size
-            acked = seq
-    for row in commit.insert:
-        if row.seq not in commit.settled:
-            break
-        acked = row.seq
-    return acked, count, freed
-
-
-_DROPPED = "dropped_"
-"""Prefix of a reason in the name of its counter."""
-
-
-class SpoolTotals(NamedTuple):
-    """Counts of rows that wait in a table, and of rows that were dropped, ever, by reason."""
-
-    rows: int = 0
-    bytes: int = 0
-    dropped: Mapping[Reason, int] = {}
-
-
-class SpoolTable:
-    """An open database.
-
-    `read` may be called from any thread, everything else from one. Every method may raise `sqlite3.Error`
-    or `OSError`, and then nothing has changed.
-
-    Attributes:
-        counts: what lies in it.
-        dropped: rows that were dropped, ever, by reason.
-        last_seq: highest number that was given out, as far as this file knows; kept when it is emptied.
-    """
-
-    def __init__(self, path: Path, config: StorageConfig) -> None:
-        """Open the file, create it if need be, and check it."""
-        self.path, self._config = path, config
-        self._reading = threading.Lock()
-        self._syncs: bool | None = None
-        self._writer = connect(path)
+    def __init__(self, path: Path) -> None:
+        """Read the file; a missing or damaged one counts as 0."""
+        self.path = path
+        self.value, self.trusted, self.known, self.stale = 0, True, False, False
         try:
-            prepare(self._writer)
-            self._count()
-            self._reader = connect(path)
-        except BaseException:
-            self._writer.close()
-            raise
-        sync_folder(path.parent)
-
-    def configure(self, config: StorageConfig) -> None:
-        """Apply other bounds from the next commit on."""
-        self._config = config
-
-    def _count(self) -> None:
-        counters = dict(self._writer.execute("SELECT name, value FROM counter").fetchall())
-        last, acked = _newest(self._writer)
-        acked = max(counters.get("acked", 0), acked)
-        found = self._writer.execute(
-            f"SELECT seq <= ? OR settled AS done, count(*), sum({SIZE}) FROM spool GROUP BY done", (acked,)
-        )
-        by_done = {bool(done): (rows, size) for done, rows, size in found}
-        waiting, (_, kept) = by_done.get(False, (0, 0)), by_done.get(True, (0, 0))
-        self.counts = Counts(*waiting, kept, acked, counters.get("acked", 0))
-        self.dropped: dict[Reason, int] = {
-            name.removeprefix(_DROPPED): value for name, value in counters.items() if name.startswith(_DROPPED)
-        }
-        # The counter knows of numbers that are gone: it is written only when the newest row is.
-        self.last_seq = max(counters.get("seq", 0), last)
+            number, state = read_regular(path, _LENGTH).decode("ascii").split()
+            if number.isdecimal() and state in _STATES:
+                self.value, self.trusted, self.known = int(number), state == "disk", True
+                self.stale = state == "void"
+        except (OSError, ValueError, StorageError):
+            pass
 
     @property
-    def totals(self) -> SpoolTotals:
-        """Waiting and dropped rows, as of the last commit."""
-        return SpoolTotals(self.counts.rows, self.counts.bytes, self.dropped)
+    def is_new(self) -> bool:
+        """True if the file says that no number has been given out."""
+        return self.known and not self.value
 
-    def read(self, after: int, limit: int) -> list[Stored]:
-        """Return the first waiting rows above a number, in order."""
-        with self._reading:
-            found = self._reader.execute(
-                "SELECT seq, topic, body, put_at, first_seq FROM spool "
-                "WHERE seq > ? AND NOT settled ORDER BY seq LIMIT ?",
-                (max(after, self.counts.acked), limit),
-            ).fetchall()
-        return [Stored(*row) for row in found]
+    def after(self) -> int:
+        """Return a number above every one given out before; without a readable file it comes from the clock."""
+        return self.value + 1 if self.known else number_from_clock()
 
-    def commit(self, commit: Commit) -> None:
-        """Apply a commit as a whole, and keep the bounds."""
-        self._sync(commit.sync)
-        with self._transaction():
-            counts = self._delete(self.counts, commit.delete)
-            if self._config.history_max_bytes:
-                counts = self._insert(_settle(self._writer, counts, commit), commit)
-            else:
-                counts = self._delete(self._insert(counts, commit), commit.settled)
-            for track in commit.tracks:
-                self._set_track(track)
-            counts, trimmed = self._trim(counts)
-            counts = self._shorten(counts)
-            dropped = _sum(commit.dropped, {"bytes": trimmed} if trimmed else {})
-            counts = self._write_counters(counts, commit.given, dropped)
-        self.counts, self.dropped = counts, _sum(self.dropped, dropped)
-        self.last_seq = max(self.last_seq, commit.given)
+    def reserve(self, seq: int) -> None:
+        """Write the mark if numbers up to `seq` and some more are not below it."""
+        if self._is_near(seq):
+            self._write(seq + BLOCK, self.trusted, stale=self.stale)
 
-    def open_tracks(self) -> list[StoredOpenTrack]:
-        return [StoredOpenTrack(*row) for row in self._writer.execute("SELECT key, topic, body FROM will")]
+    def claim(self, seq: int) -> None:
+        """Reserve numbers that the database will not know."""
+        if self._is_near(seq) or self.trusted:
+            self._write(seq + BLOCK if self._is_near(seq) else self.value, False, stale=self.stale)
 
-    def _set_track(self, track: StoredOpenTrack) -> None:
-        """Write one crash end. The table has no index, which would be one more page to write; it is small."""
-        key, topic, body = track
-        if body is None:
-            self._writer.execute("DELETE FROM will WHERE key = ?", (key,))
-        elif not self._writer.execute(
-            "UPDATE will SET topic = ?, body = ? WHERE key = ?", (topic, body, key)
-        ).rowcount:
-            self._writer.execute("INSERT INTO will (key, topic, body) VALUES (?, ?, ?)", track)
+    def trust(self, trusted: bool) -> None:
+        """Record whether the database knows every number from here on."""
+        if trusted != self.trusted or self.stale:
+            self._write(self.value, trusted)
 
-    def _sync(self, durable: bool) -> None:
-        if durable is not self._syncs:
-            self._writer.execute(f"PRAGMA synchronous={'FULL' if durable else 'NORMAL'}")
-            self._syncs = durable
+    def mark_stale(self) -> None:
+        """Record that the database is behind, and that the tracks with crash ends in it have ended."""
+        self._write(self.value, False, stale=True)
 
-    @contextmanager
-    def _transaction(self) -> Iterator[None]:
-        self._writer.execute("BEGIN IMMEDIATE")
+    def forget(self) -> None:
+        """Write the file with the next numbers: it was deleted or replaced."""
+        self.known = False
+
+    def _is_near(self, seq: int) -> bool:
+        return seq > self.value - BLOCK // 2 or not self.known
+
+    def _write(self, value: int, trusted: bool, *, stale: bool = False) -> None:
+        text = (_FORMAT % (value, "disk" if trusted else "void" if stale else "lost")).encode("ascii")
+        descriptor = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_NONBLOCK | SAFE, STATE_MODE)
         try:
-            yield
-            self._writer.execute("COMMIT")
-        except BaseException:
-            with suppress(sqlite3.Error):  # SQLite may have rolled back by itself
-                self._writer.execute("ROLLBACK")
-            raise
-
-    def _insert(self, counts: Counts, commit: Commit) -> Counts:
-        for row in commit.insert:
-            ahead = row.seq > counts.acked and row.seq in commit.settled and self._config.history_max_bytes > 0
-            self._writer.execute(
-                "INSERT INTO spool (seq, topic, body, put_at, acked, settled, first_seq) "
-                "VALUES (?, ?, ?, ?, ?, ?, ?)",
-                (row.seq, row.topic, row.body, row.put_at, counts.acked, ahead, row.first_seq),
-            )
-            done = ahead or row.seq <= counts.acked
-            counts = counts.add(kept=size(row)) if done else counts.add(rows=1, waiting=size(row))
-        return counts
-
-    def _delete(self, counts: Counts, seqs: Collection[int]) -> Counts:
-        if not seqs:
-            return counts
-        found = self._writer.execute(
-            "DELETE FROM spool WHERE seq IN (SELECT value FROM json_each(?)) "
-            f"RETURNING seq <= ? OR settled, {SIZE}",
-            (json.dumps(list(seqs)), counts.acked),
-        ).fetchall()
-        for done, row_size in found:
-            counts = counts.add(kept=-row_size) if done else counts.add(rows=-1, waiting=-row_size)
-        return counts
-
-    def _trim(self, counts: Counts) -> tuple[Counts, int]:
-        """Drop the oldest waiting rows if they take too much; return how many."""
-        most = self._config.spool_max_bytes
-        if counts.bytes <= most:
-            return counts, 0
-        last, rows, freed = self._oldest("seq > ? AND NOT settled", counts.acked, counts.bytes - most)
-        self._writer.execute("DELETE FROM spool WHERE seq > ? AND seq <= ? AND NOT settled", (counts.acked, last))
-        return counts.add(rows=-rows, waiting=-freed), rows
-
-    def _shorten(self, counts: Counts) -> Counts:
-        """Delete the oldest part of the history if it has become too large."""
-        most = self._config.history_max_bytes
-        if counts.kept <= most:
-            return counts
-        last, _, freed = self._oldest("(seq <= ? OR settled)", counts.acked, counts.kept - most + most // _PIECE)
-        self._writer.execute("DELETE FROM spool WHERE seq <= ? AND (seq <= ? OR settled)", (last, counts.acked))
-        return counts.add(kept=-freed)
-
-    def _oldest(self, which: str, acked: int, excess: int) -> tuple[int, int, int]:
-        """Return the last of the oldest rows that take this excess of bytes, their number and their bytes."""
-        last = rows = freed = 0
-        statement = f"SELECT seq, {SIZE} FROM spool WHERE {which} ORDER BY seq"
-        with closing(self._writer.execute(statement, (acked,))) as found:
-            for seq, row_size in found:
-                if freed >= excess:
-                    break
-                last, rows, freed = seq, rows + 1, freed + row_size
-        return last, rows, freed
-
-    def _write_counters(self, counts: Counts, given: int, dropped: dict[Reason, int]) -> Counts:
-        """Write the counters that the newest row does not carry."""
-        last, acked = _newest(self._writer)
-        if last < given:
-            self._counter("seq", given)
-        if max(acked, counts.stored_acked) < counts.acked:
-            self._counter("acked", counts.acked)
-            counts = counts._replace(stored_acked=counts.acked)
-        for reason, number in dropped.items():
-            self._counter(_DROPPED + reason, self.dropped.get(reason, 0) + number)
-        return counts
-
-    def _counter(self, name: str, value: int) -> None:
-        self._writer.execute("INSERT OR REPLACE INTO counter VALUES (?, ?)", (name, value))
-
-    def empty_journal(self) -> None:
-        """Fold the journal into the database and empty it, if possible: that frees room on a full disk."""
-        with suppress(sqlite3.Error):
-            self._writer.execute("PRAGMA wal_checkpoint(TRUNCATE)")
-
-    def close(self) -> None:
-        """Close; SQLite folds the journal into the database with the last connection."""
-        with self._reading, suppress(sqlite3.Error):
-            self._reader.close()
-        with suppress(sqlite3.Error):
-            self._writer.close()
-
-
-def _sum(some: Mapping[Reason, int], more: Mapping[Reason, int]) -> dict[Reason, int]:
-    return {reason: some.get(reason, 0) + more.get(reason, 0) for reason in (*some, *more)}
+            os.pwrite(descriptor, text, 0)
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+        self.value, self.trusted, self.known, self.stale = value, trusted, True, stale
 
 
 _REPAIR_AGAIN_S = 60.0
@@ -394,26 +131,24 @@ _STILL_OPEN = (sqlite3.SQLITE_FULL, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_BUSY
 
 
 class SpoolDisk:
-    """Writes rows while the disk allows it. Only one thread may call it, except for `read`.
+    """Writes rows while the disk allows it. Only one thread may call it, except for `read` and `is_gone`.
 
     Attributes:
         failing: True while rows cannot be written.
-        detached: True while readable rows are in a deleted file, to which nothing is written.
         stale: True if the crash ends of the previous process must not be put: it ended well, and could not delete
             them.
-        counted: what waits, as of the last time that it could be read.
+        counts: what the table holds, as of the last time that it could be read.
     """
 
     def __init__(self, path: Path, config: StorageConfig) -> None:
-        self.path = path
-        self._set(config)
+        self.path, self._config = path, config
+        self._knows_all = config.durability == "event"  # no number is sent before it lies on the disk
         self.failing, self._recovered, self._given = False, list[Stored](), 0
         self._inherited: list[StoredOpenTrack] | None = None
-        self.stale = self.detached = False
-        self._barred = False  # after `detach`: nothing is written, and no number is claimed
-        self._refused = ""  # why `attach` failed the last time
+        self._moved: Commit | None = None  # out of another file, for the next one that is opened
+        self.stale = False
         self._opened: tuple[tuple[Path, int, int], ...] = ()
-        self.totals = SpoolTotals()
+        self.counts = Counts()
         self._since, self._repaired_at, self._reopened = 0.0, float("-inf"), False
         self._table: SpoolTable | None = None
         self._swap = threading.Lock()
@@ -422,17 +157,6 @@ class SpoolDisk:
             self._open()
         except (sqlite3.Error, OSError) as error:
             self.handle_error(error)
-
-    def _set(self, config: StorageConfig) -> None:
-        self._config = config
-        self._knows_all = config.durability == "event"  # no number is sent before it lies on the disk
-
-    def configure(self, config: StorageConfig, given: int) -> None:
-        """Apply other bounds and another durability from the next write on."""
-        self._set(config)
-        if self._table is not None:
-            self._table.configure(config)
-        self.claim(given)
 
     def next_seq(self) -> int:
         """Return the first number that has not been given out; see `Watermark` for gaps."""
@@ -458,10 +182,14 @@ class SpoolDisk:
             self._is_claimed(seq)
 
     def _is_claimed(self, seq: int) -> bool:
-        if self._barred:
+        return self._note(lambda: self._mark.claim(seq))
+
+    def _note(self, write: Callable[[], None]) -> bool:
+        """Write the mark, unless its folder is gone or the disk refuses; return True if that was done."""
+        if self.is_gone:
             return False
         try:
-            self._mark.claim(seq)
+            write()
         except OSError:
             return False
         return True
@@ -484,29 +212,38 @@ class SpoolDisk:
 
     def write(self, commit: Commit) -> bool:
         """Commit to the table; return False if that failed."""
-        if self.detached or self._barred:
-            return False
         try:
             table = self._table or self._open()
             if self._reopened:  # the commit that failed may yet have reached the disk: then these rows are in it
                 commit = commit._replace(delete={*commit.delete, *(row.seq for row in commit.insert)})
-            if commit.given:  # a spool that was never used leaves no mark
+            if commit.given and not self.is_gone:  # a spool that was never used leaves no mark
                 self._mark.reserve(commit.given)
             table.commit(commit)
         except (sqlite3.Error, OSError) as error:
             self.handle_error(error)
             return False
         self._reopened = False
-        self.totals = table.totals
-        self._record_success(commit)
+        self.counts = table.counts
+        # If this fails, the next start only skips some sequence numbers.
+        self._note(lambda: self._mark.trust(self._knows_all or commit.final))
+        if self.failing:
+            self.failing = False
+            seconds, events = time.monotonic() - self._since, plural(len(commit.insert), "event")
+            log.info("spool %s: back on the disk after %.0f s with %s", self.path, seconds, events)
         return True
 
-    def _open(self, moved: Commit | None = None) -> SpoolTable:
-        self._table = table = SpoolTable(self.path, self._config)
-        if moved is not None:  # out of another file
-            table.commit(moved)
+    def _open(self) -> SpoolTable:
+        table = SpoolTable(self.path, self._config)
+        if self._moved is not None:
+            try:
+                table.commit(self._moved)
+            except BaseException:
+                table.close()
+                raise
+            self._moved = None
+        self._table = table
         self._opened = tuple(_file_ids(self.path, self.path.with_name(f"{self.path.name}-wal")))
-        self.totals = table.totals
+        self.counts = table.counts
         self._reopened = True
         if self._inherited is None:  # the first that could be opened: all of these are of the previous process
             self._inherited, self.stale = table.open_tracks(), self._mark.stale
@@ -518,70 +255,38 @@ class SpoolDisk:
 
         SQLite writes to deleted files without an error, and that is lost with the process.
         """
-        return self.detached or any(entry not in _file_ids(entry[0]) for entry in self._opened)
+        return any(entry not in _file_ids(entry[0]) for entry in self._opened)
 
-    def detach(self) -> None:
-        """Keep new rows in memory until `attach`: the files are gone, and no others can be made."""
-        self._barred = True
-        self._keep_in_memory()
+    def move(self, given: int) -> None:
+        """Write the content of deleted files into new ones, and use those.
 
-    def _keep_in_memory(self) -> None:
-        self.detached = self._table is not None
-        if not self.failing:
-            self.failing, self._since = True, time.monotonic()
-
-    def attach(self, given: int) -> bool:
-        """Write the content of the deleted files into new ones, and use those.
-
-        Files of the same names that another program has put there are set aside.
-
-        Returns:
-            False if that failed and was logged; it may be tried again.
+        Files of the same names that another program has put there are set aside. Where the disk refuses, rows are
+        in memory until it takes them.
         """
-        self._barred = False
-        try:
-            # First: where this fails, nothing has been set aside, and the next try sets no new file aside.
-            self._mark.renew(given)
-            if self._table is not None and self.is_gone:
-                if any(os.path.lexists(f"{self.path}{suffix}") for suffix in FILES):
-                    from agent.storage.spool.recovery import quarantine
-
-                    aside = quarantine(self.path, "replaced")
-                    log.warning(
-                        "spool %s: another file was in its place; it is set aside as %s", self.path, aside.name
-                    )
-                self._move_rows(self._table, given)
-        except (sqlite3.Error, OSError, StorageError, ImportError) as error:
-            self._keep_in_memory()
-            if str(error) != self._refused:
-                self._log_failure(error)
-            self._refused = str(error)
-            return False
-        self.detached, self._refused = False, ""
-        return True
-
-    def _move_rows(self, table: SpoolTable, given: int) -> None:
-        """Write what waits in a deleted file into a new one; if it cannot be read any more, log what is lost."""
+        self._mark.forget()
+        if (table := self._table) is None or not self.is_gone:
+            return
         rows, tracks = list[Stored](), list[StoredOpenTrack]()
         try:
             rows, tracks = table.read(0, -1), table.open_tracks()
         except sqlite3.Error as error:
-            log.error("spool %s: %d events are lost with its disk: %s", self.path, table.totals.rows, error)
+            log.error("spool %s: %d events are lost with its disk: %s", self.path, self.counts.rows, error)
         with self._swap:  # no reader may find newer rows before these
             self.close()  # before the new one is opened: SQLite deletes a journal by its name
+            self._moved = Commit(rows, (), (), given, table.counts.dropped, tracks)
             try:
-                self._open(Commit(rows, (), (), given, table.dropped, tracks))
-            except BaseException:
-                self._recovered = rows
-                raise
+                if any(os.path.lexists(f"{self.path}{suffix}") for suffix in FILES):
+                    from agent.storage.spool.recovery import quarantine
 
-    def _log_failure(self, error: Exception) -> None:
-        log.error(
-            "spool %s: %s: events are kept in memory until it can be written%s",
-            self.path,
-            getattr(error, "strerror", None) or error,
-            "" if isinstance(error, StorageError) else "; make room, or look at the disk",
-        )
+                    name = quarantine(self.path, "replaced").name
+                    log.warning("spool %s: another file was in its place; it is set aside as %s", self.path, name)
+                self._mark.reserve(given)
+                self._open()
+                return
+            except (sqlite3.Error, OSError, ImportError) as error:
+                self._moved, self._recovered, why = self._moved._replace(insert=()), rows, error
+                self.counts = self.counts._replace(rows=0, bytes=0)
+        self.handle_error(why)
 
     def handle_error(self, error: Exception) -> None:
         """Handle an error: repair a corrupt file, or fail until a write succeeds."""
@@ -599,7 +304,11 @@ class SpoolDisk:
             self._is_claimed(self._given)
         if not self.failing:
             self.failing, self._since = True, time.monotonic()
-            self._log_failure(error)
+            log.error(
+                "spool %s: %s: events are kept in memory until it can be written; make room, or look at the disk",
+                self.path,
+                getattr(error, "strerror", None) or error,
+            )
 
     def _is_writable_again(self, error: Exception) -> bool:
         """Return True for a connection that was opened on a read-only disk, which takes writes by now."""
@@ -611,16 +320,16 @@ class SpoolDisk:
         if time.monotonic() - self._repaired_at < _REPAIR_AGAIN_S:
             return False
         try:
-            from agent.storage.spool.recovery import quarantine, recover_open_tracks, recover_rows
+            from agent.storage.spool.recovery import quarantine, recover
         except (ImportError, OSError):  # the disk of the code fails, too
             return False
         self._repaired_at = time.monotonic()
         self.close()
-        rows, tracks = recover_rows(self.path, self._mark.after() - 1), recover_open_tracks(self.path)
+        rows, tracks = recover(self.path, self._mark.after() - 1)
         try:
             aside = quarantine(self.path)
-            self._recovered = rows
-            self._open(Commit((), (), (), 0, tracks=tracks))
+            self._recovered, self._moved = rows, Commit((), (), (), 0, tracks=tracks)
+            self._open()
         except (sqlite3.Error, OSError):
             return False
         events = plural(len(rows), "event")
@@ -628,7 +337,7 @@ class SpoolDisk:
         return True
 
     def take_recovered(self) -> tuple[list[Stored], list[StoredOpenTrack]]:
-        """Return rows out of a corrupt file, and the crash ends of the previous process: each once."""
+        """Return rows out of a corrupt or deleted file, and the crash ends of the previous process: each once."""
         rows, self._recovered = self._recovered, []
         tracks = self._inherited or []
         if tracks:
@@ -637,23 +346,12 @@ class SpoolDisk:
 
     def mark_stale(self) -> None:
         """Mark the stored crash ends as stale, because the failing disk cannot delete them."""
-        if not self._mark.stale and not self._barred:
-            with suppress(OSError):
-                self._mark.mark_stale()
-
-    def _record_success(self, commit: Commit) -> None:
-        # If this write fails, the next start only skips some sequence numbers.
-        with suppress(OSError):
-            self._mark.trust(self._knows_all or commit.final)
-        if self.failing:
-            self.failing = False
-            seconds = time.monotonic() - self._since
-            events = plural(len(commit.insert), "event")
-            log.info("spool %s: back on the disk after %.0f s with %s", self.path, seconds, events)
+        if not self._mark.stale:
+            self._note(self._mark.mark_stale)
 
     def close(self) -> None:
         table, self._table = self._table, None
-        self._opened, self.detached = (), False
+        self._opened = ()
         if table is not None:
             table.close()
 

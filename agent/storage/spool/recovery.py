@@ -8,14 +8,15 @@ import time
 from collections.abc import Iterable, Iterator
 from contextlib import closing, suppress
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 from urllib.parse import quote
 
 from msgspec import Struct
 
 from agent.errors import StorageError
 from agent.storage.files import sync_folder
-from agent.storage.spool.pending import FILES, StoredOpenTrack, is_corrupt
+from agent.storage.spool.pending import StoredOpenTrack
+from agent.storage.spool.table import FILES, is_corrupt
 from agent.types import Stored
 
 _CHUNK = 200
@@ -57,18 +58,14 @@ class History:
         Raises:
             StorageError: the database is missing, damaged, or may not be read.
         """
-        while found := self._query(f"{_SELECT} WHERE seq > ? ORDER BY seq LIMIT {_CHUNK}", seq):
-            yield from found
-            seq = found[-1].stored.seq
+        return self._pages("seq > ? ORDER BY seq", seq)
 
     def backwards(self) -> Iterator[HistoryEntry]:
-        """Yield all messages, the newest first.
+        """Yield all messages, the newest first. Raises as `after` does."""
+        return self._pages("seq < ? ORDER BY seq DESC", 1 << 62)
 
-        Raises:
-            StorageError: the database is missing, damaged, or may not be read.
-        """
-        seq = 1 << 62
-        while found := self._query(f"{_SELECT} WHERE seq < ? ORDER BY seq DESC LIMIT {_CHUNK}", seq):
+    def _pages(self, which: str, seq: int) -> Iterator[HistoryEntry]:
+        while found := self._query(f"{_SELECT} WHERE {which} LIMIT {_CHUNK}", seq):
             yield from found
             seq = found[-1].stored.seq
 
@@ -97,8 +94,8 @@ class History:
         return sqlite3.connect(f"file:{quote(str(self._path))}?{how}", uri=True, timeout=2.0)
 
 
-def recover_rows(path: Path, highest: int) -> list[Stored]:
-    """Return the waiting rows of a corrupt database, up to the first that cannot be read.
+def recover(path: Path, highest: int) -> tuple[list[Stored], list[StoredOpenTrack]]:
+    """Return the waiting rows and the crash ends of a corrupt database, up to the first that cannot be read.
 
     The counter and the newest readable row say how far rows have been acknowledged. Acknowledged rows that
     neither knows of are sent again.
@@ -109,30 +106,23 @@ def recover_rows(path: Path, highest: int) -> list[Stored]:
     """
     rows: list[tuple[Stored, bool]] = []
     last = acked = 0
+    for row in _readable(path, "SELECT seq, topic, body, put_at, acked, settled FROM spool ORDER BY seq"):
+        if [*map(type, row)] == [int, str, bytes, float, int, int] and last < row[0] <= highest:
+            last, acked = row[0], max(acked, row[4])
+            rows.append((Stored(*row[:4]), bool(row[5])))
+    for (value,) in _readable(path, "SELECT value FROM counter WHERE name = 'acked'"):
+        if isinstance(value, int) and value <= highest:
+            acked = max(acked, value)
+    tracks = _readable(path, "SELECT key, topic, body FROM will")
+    return (
+        [row for row, settled in rows if row.seq > acked and not settled],
+        [StoredOpenTrack(*track) for track in tracks if [*map(type, track)] == [str, str, bytes]],
+    )
+
+
+def _readable(path: Path, statement: str) -> Iterator[tuple[Any, ...]]:
     with suppress(sqlite3.Error), closing(sqlite3.connect(path, timeout=2.0)) as connection:
-        for row in connection.execute("SELECT seq, topic, body, put_at, acked, settled FROM spool ORDER BY seq"):
-            if _is_sound(row, last, highest):
-                last, acked = row[0], max(acked, row[4])
-                rows.append((Stored(*row[:4]), bool(row[5])))
-    with suppress(sqlite3.Error), closing(sqlite3.connect(path, timeout=2.0)) as connection:
-        for (value,) in connection.execute("SELECT value FROM counter WHERE name = 'acked'"):
-            if isinstance(value, int) and value <= highest:
-                acked = max(acked, value)
-    return [row for row, settled in rows if row.seq > acked and not settled]
-
-
-def recover_open_tracks(path: Path) -> list[StoredOpenTrack]:
-    """Return the crash ends of a corrupt database, up to the first that cannot be read."""
-    tracks: list[StoredOpenTrack] = []
-    with suppress(sqlite3.Error), closing(sqlite3.connect(path, timeout=2.0)) as connection:
-        rows = connection.execute("SELECT key, topic, body FROM will")
-        tracks.extend(StoredOpenTrack(*row) for row in rows if [*map(type, row)] == [str, str, bytes])
-    return tracks
-
-
-def _is_sound(row: tuple[object, ...], last: int, highest: int) -> bool:
-    seq, *rest = row
-    return isinstance(seq, int) and last < seq <= highest and [*map(type, rest)] == [str, bytes, float, int, int]
+        yield from connection.execute(statement)
 
 
 _KEPT = 2

@@ -11,7 +11,7 @@ the track is open.
 
 Delivery is at least once: an acknowledgement is written with the next commit, or up to ten seconds later. After a
 power cut or a crash before that, the event is sent again, with the same id and number. A gap in the numbers is a
-loss, or the trace of a repair (see `agent.storage.spool.pending.Watermark`).
+loss, or the trace of a repair (see `agent.storage.spool.disk.Watermark`).
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ import threading
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable
+from itertools import islice
 from pathlib import Path
 from typing import Literal
 
@@ -55,21 +56,12 @@ class SpoolStats(Struct, frozen=True):
     dropped_by: dict[Reason, int] = {}
 
 
-class SpoolTimings(Struct, frozen=True):
-    """Times of a spool, s.
-
-    Attributes:
-        close_s: for the last write; a disk that hangs longer does not hold up the daemon's end.
-        retry_s: between two attempts to write to a disk that failed.
-        quiet_s: without a drop, after which an outage of dropping is over.
-    """
-
-    close_s: float = 10.0
-    retry_s: float = 5.0
-    quiet_s: float = 600.0
-
-
-_TIMINGS = SpoolTimings()
+_CLOSE_S = 10.0
+"""For the last write, s; a disk that hangs longer does not hold up the daemon's end."""
+_RETRY_S = 5.0
+"""Between two attempts to write to a disk that failed, s."""
+_QUIET_S = 600.0
+"""Without a drop, after which an outage of dropping is over, s."""
 _LATELY_S, _LATELY = 5.0, 100
 """Age, s, and number of the commits whose times count as those of now."""
 
@@ -81,15 +73,15 @@ class Spool:
         crash_ends: how many `end` events of the previous process were put because it died, as far as known.
     """
 
-    def __init__(self, folder: Path, config: StorageConfig, timings: SpoolTimings = _TIMINGS) -> None:
+    def __init__(self, folder: Path, config: StorageConfig, retry_s: float = _RETRY_S) -> None:
         """Open the spool of a folder, adopt what the previous process left, and start the writer.
 
         Args:
             folder: existing, and owned by this process; see `agent.storage.state`.
             config: bounds and durability.
-            timings: see `SpoolTimings`.
+            retry_s: between two attempts to write to a disk that failed, s.
         """
-        self._timings = timings
+        self._retry_s = retry_s
         self._disk = disk = SpoolDisk(folder / "spool.db", config)
         given = disk.next_seq() - 1
         disk.claim(given)
@@ -99,15 +91,13 @@ class Spool:
         self._on_stored: Callable[[], None] | None = None
         # Requests of other threads to the writer.
         self._trouble: Exception | None = None
-        self._move: Literal["", "detach", "attach"] = ""
-        self._next: StorageConfig | None = None
-        self._closing = False
+        self._moves = self._closing = False
         # Numbers up to which events were announced as ready to be sent, are committed, and are to be committed.
         self._announced = self._committed = self._wanted = given
         # Times are s of the monotonic clock.
         self._retry_at = self._wakes_at = self._wrote_at = 0.0
         self._commits: deque[tuple[float, float]] = deque(maxlen=_LATELY)  # when one ended, and its length, s
-        self._on_disk = disk.totals
+        self._on_disk = disk.counts
         self._logged_drops = self._dropped.get("bytes", 0)
         self._dropping: tuple[int, float, float] | None = None  # count before, beginning, newest drop
         self.crash_ends = 0
@@ -136,7 +126,8 @@ class Spool:
         """Return at most `limit` events above a number that may be sent and are not settled, in order."""
         with self._lock:
             ready, done = self._ready, self._pending.settled | self._pending.deleted
-            held = self._pending.rows.after(after_seq, limit, done)
+            waiting = (row for row in self._pending.rows.values() if row.seq > after_seq and row.seq not in done)
+            held = list(islice(waiting, limit))
         rows: dict[int, Stored] = {}
         try:
             rows = {row.seq: row for row in self._disk.read(after_seq, limit, done)}
@@ -160,12 +151,6 @@ class Spool:
         with self._lock:
             self._pending.drop(seq)
 
-    def configure(self, config: StorageConfig) -> None:
-        """Apply other bounds and another durability at once; the folder in `config` is ignored."""
-        with self._lock:
-            self._next = config
-            self._work.notify()
-
     def set_sync_interval(self, seconds: float) -> None:
         """Let an event of durability `event` wait so long before it is synced and sent, s; 0: not at all.
 
@@ -179,22 +164,16 @@ class Spool:
 
     @property
     def is_gone(self) -> bool:
-        """True if its files have been deleted or replaced; see `attach`."""
+        """True if its files have been deleted or replaced: they are lost with the process, see `move`."""
         return self._disk.is_gone
 
-    def detach(self) -> None:
-        """Keep new events in memory from now on: the files are gone, and cannot be made again yet."""
-        with self._lock:
-            self._move = "detach"
-            self._work.notify()
-
-    def attach(self) -> None:
+    def move(self) -> None:
         """Write everything anew into the folder, which must exist; return at once.
 
-        `is_gone` is False when that is done. Where it fails, events stay in memory, and this may be called again.
+        `is_gone` is False when that is done. Where the disk refuses, events stay in memory until it takes them.
         """
         with self._lock:
-            self._move = "attach"
+            self._moves = True
             self._work.notify()
 
     def on_stored(self, function: Callable[[], None] | None) -> None:
@@ -215,9 +194,9 @@ class Spool:
     def stats(self) -> SpoolStats:
         with self._lock:
             waiting = max(0, self._on_disk.rows + self._pending.row_delta)
-            size = self._on_disk.bytes + self._pending.rows.bytes if waiting else 0
-            by = self._dropped
-            return SpoolStats(waiting, size, sum(by.values()), "memory" if self._disk.failing else "disk", by)
+            size = self._on_disk.bytes + self._pending.bytes if waiting else 0
+            by, is_lost = self._dropped, self._disk.failing or self._disk.is_gone
+            return SpoolStats(waiting, size, sum(by.values()), "memory" if is_lost else "disk", by)
 
     def load(self) -> DiskLoad:
         """Return how long commits take lately, and how late the oldest event is; clips are not in it.
@@ -235,16 +214,16 @@ class Spool:
     def close(self) -> None:
         """Commit what is left and close. Log how many events could not be kept."""
         disk = self._disk
-        detached = self._on_disk.rows if disk.detached else 0
         with self._lock:
             self._closing = True
             self._work.notify()
-        self._thread.join(self._timings.close_s)
+        self._thread.join(_CLOSE_S)
+        gone = self._on_disk.rows if disk.is_gone else 0
         if not self._thread.is_alive():  # else the disk hangs
-            if disk.failing and not self._pending.tracks.any_open and not len(self._pending.rows):
+            if disk.failing and not self._pending.any_open and not self._pending.rows:
                 disk.mark_stale()
             disk.close()
-        if lost := detached + len(self._pending.rows):
+        if lost := gone + len(self._pending.rows):
             log.error("spool: %d events were in memory only and are lost", lost)
 
     @property
@@ -258,7 +237,7 @@ class Spool:
 
     @property
     def _has_news(self) -> bool:
-        return bool(self._closing or self._trouble or self._next or self._move) or self._announced < self._ready
+        return bool(self._closing or self._trouble or self._moves) or self._announced < self._ready
 
     @property
     def _due_at(self) -> float:
@@ -282,57 +261,43 @@ class Spool:
             while not self._has_news and (pause_s := self._pause()) > 0:
                 if not self._work.wait(pause_s):
                     break
-            config, self._next = self._next, None
-            move, self._move = self._move, ""
-        if move:
-            self._carry_out(move)
-        if config is not None:
-            self._apply(config)
-        with self._lock:
-            closing, trouble, self._trouble = self._closing, self._trouble, None
-            is_due = closing or config is not None or time.monotonic() >= self._due_at
-            commit = self._pending.start_commit(final=closing) if is_due else None
-        self._disk.claim(self._pending.given)
+            moves, self._moves = self._moves, False
+            trouble, self._trouble = self._trouble, None
+        if moves:
+            self._move_files()
         if trouble is not None:
             self._disk.handle_error(trouble)
-        elif commit is not None:
+        with self._lock:
+            closing = self._closing
+            is_due = closing or time.monotonic() >= self._due_at
+            commit = self._pending.start_commit(final=closing) if is_due else None
+        self._disk.claim(self._pending.given)
+        if commit is not None:
             self._write(commit)
         self._adopt_recovered()
         if self._disk.failing:
-            self._mark_stale()
+            with self._lock:
+                stale = self._pending.crash_ends_are_stale
+            if stale:  # a kill would repeat ends: the failing disk cannot delete them
+                self._disk.mark_stale()
         self._announce()
         return not closing
 
     def _pause(self) -> float:
         """Return the seconds to sleep now; 0 or less: none."""
         now = time.monotonic()
-        pause_s = min(self._due_at - now, self._timings.quiet_s)
+        pause_s = min(self._due_at - now, _QUIET_S)
         if now < self._wrote_at + LINGER_S:
             pause_s = min(pause_s, LINGER_S)  # what comes now and may linger need not wake the writer
         self._wakes_at = now + pause_s
         return pause_s
 
-    def _carry_out(self, move: Literal["detach", "attach"]) -> None:
-        if move == "detach":
-            self._disk.detach()
-        elif self._disk.attach(self._pending.given):
-            with self._lock:
-                self._retry_at = 0.0  # what has come meanwhile is written now
-                self._on_disk = self._disk.totals
-            self._call_on_stored()  # a reader may have found no rows meanwhile
-
-    def _mark_stale(self) -> None:
-        """Mark crash ends as stale where a kill would repeat ends: the failing disk cannot delete them."""
+    def _move_files(self) -> None:
+        self._disk.move(self._pending.given)
         with self._lock:
-            stale = self._pending.crash_ends_are_stale
-        if stale:
-            self._disk.mark_stale()
-
-    def _apply(self, config: StorageConfig) -> None:
-        # Configure the disk first: with durability `batch` it reserves numbers before events get them.
-        self._disk.configure(config, self._pending.given)
-        with self._lock:
-            self._pending.configure(config)
+            self._retry_at = 0.0  # what has come meanwhile is written now
+            self._on_disk = self._disk.counts
+        self._call_on_stored()  # a reader may have found no rows meanwhile
 
     def _write(self, commit: Commit) -> None:
         began = time.monotonic()
@@ -345,15 +310,15 @@ class Spool:
             if done:
                 self._committed = commit.given
             else:
-                self._retry_at = self._wrote_at + self._timings.retry_s
+                self._retry_at = self._wrote_at + self._retry_s
             self._pending.finish_commit(commit, done=done)
-            self._on_disk = self._disk.totals
+            self._on_disk = self._disk.counts
             self._done.notify_all()
 
     def _adopt_recovered(self) -> None:
         """Take back rows out of a corrupt file, and put the crash ends of the previous process."""
         with self._lock:
-            self._on_disk = self._disk.totals
+            self._on_disk = self._disk.counts
             rows, tracks = self._disk.take_recovered()
             self._pending.restore(rows)
             self.crash_ends += self._pending.adopt_crash_ends(tracks, stale=self._disk.stale)
@@ -383,6 +348,6 @@ class Spool:
             self._logged_drops, self._dropping = dropped, (before, since, now)
         if self._dropping is not None:
             before, since, last = self._dropping
-            if self._closing or now - last > self._timings.quiet_s:
+            if self._closing or now - last > _QUIET_S:
                 self._dropping = None
                 log.warning("spool: %d events were dropped in %.0f s", dropped - before, last - since)

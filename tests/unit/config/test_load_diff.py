@@ -34,10 +34,10 @@ def test_what_waits_stays_as_it_is_and_the_rest_of_its_table_is_new() -> None:
         OLD,
         device=DeviceConfig("shed"),
         mqtt=MqttConfig(host="other", prefix="eyes"),
-        storage=StorageConfig("/x", spool_max_bytes=65536),
+        storage=StorageConfig("/x", clips_max_age_s=65536.0),
     )
     held, waiting = keep_until_restart(OLD, wanted)
-    assert held == replace(OLD, mqtt=MqttConfig(host="other"), storage=StorageConfig(spool_max_bytes=65536))
+    assert held == replace(OLD, mqtt=MqttConfig(host="other"), storage=StorageConfig(clips_max_age_s=65536.0))
     assert names(waiting) == ("device.name", "mqtt.prefix", "storage.state_dir")
     assert describe_pending([*waiting, ("storage", "clips_folder")]) == [
         "[device] name waits for a restart",

@@ -329,16 +329,12 @@ def test_candidates_that_are_none_are_refused(runtime: Runtime) -> None:
         ReloadPlan(runtime, other)
 
 
-def test_new_bounds_of_the_spool_and_of_clips_are_taken_up_and_what_waits_is_said(
-    runtime: Runtime, tmp_path: Path, caplog: pytest.LogCaptureFixture
+def test_new_bounds_of_clips_are_taken_up_and_what_waits_is_said(
+    runtime: Runtime, caplog: pytest.LogCaptureFixture
 ) -> None:
-    for _ in range(10):
-        runtime.spool.put("t", bytes(20_000))
-    wait_for(lambda: runtime.spool.stats().waiting >= 10)
-    small = StorageConfig(spool_max_bytes=65536)
+    short = StorageConfig(clips_max_age_s=3600.0)
     with caplog.at_level(logging.INFO, "agent.daemon.control"):
-        ReloadPlan(runtime, replace(runtime.config, storage=small), waiting=(("device", "name"),)).apply()
-        wait_for(lambda: runtime.spool.stats().bytes <= 65536)
+        ReloadPlan(runtime, replace(runtime.config, storage=short), waiting=(("device", "name"),)).apply()
         ReloadPlan(
             runtime, runtime.config, waiting=(("storage", "state_dir"), ("storage", "clips_folder"))
         ).apply()
@@ -347,7 +343,7 @@ def test_new_bounds_of_the_spool_and_of_clips_are_taken_up_and_what_waits_is_sai
     assert [len(waited), len(runtime.pending_restart)] == [2, 0]
     told = [record for record in caplog.records if record.name == "agent.daemon.control"]
     assert [record.getMessage() for record in told] == [
-        "reloaded: [storage] spool_max_bytes; [device] name waits for a restart",
+        "reloaded: [storage] clips_max_age_s; [device] name waits for a restart",
         "reloaded: [storage] state_dir, clips_folder wait for a restart",
         "reloaded: nothing has changed",
     ]

@@ -29,6 +29,8 @@ from tests.support.publishing import wait_for
 from tests.unit.features.clips.test_rules import event
 from tests.unit.storage.clips.test_file_mp4 import loud_at, shown_in
 
+MAIN = {"record_source": "rtsp://camera/main"}
+
 
 class Camera:
     """A camera whose packets come with every picture, and the clips of it."""
@@ -38,8 +40,9 @@ class Camera:
         self.folder, self.taken = folder, 0
         storage = StorageConfig(clips_keep_free_bytes=0)
         self.recorder = Recorder(folder, storage, self.clips.append, turn_s=0.02)
-        config = ClipsConfig(before_s=1.0, after_s=1.0, max_s=10.0, **options.pop("clips", {}))
-        self.stream = StreamClips("front", config, self.recorder, **options)
+        clips = ClipsConfig(before_s=1.0, after_s=1.0, max_s=10.0, **options.pop("clips", {}))
+        source, config = options.pop("source", "rtsp://camera"), options
+        self.stream = StreamClips("front", StreamConfig(source, "nanodet", clips=clips, **config), self.recorder)
 
     def play(self, packets: Sequence[MediaPacket], events: Mapping[float, Sequence[Event]]) -> None:
         """Give it packets, and a frame for each picture; events come with the frame of that time, s."""
@@ -116,7 +119,7 @@ def test_packets_that_browsers_do_not_play_are_not_copied_and_pictures_are_encod
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
-    camera = Camera(tmp_path / "clips", lossless=True)
+    camera = Camera(tmp_path / "clips", source="test:?pace=fast")
     camera.play(packets_of(make_video(tmp_path / "a.mkv", 9.0, codec="mjpeg")), AROUND)
     with av.open(camera.clip().path) as file:
         assert file.streams.video[0].codec_context.name == "h264"
@@ -126,7 +129,7 @@ def test_packets_that_browsers_do_not_play_are_not_copied_and_pictures_are_encod
 
 
 def test_packets_of_a_stream_that_hides_something_are_never_taken(tmp_path: Path) -> None:
-    camera = Camera(tmp_path / "clips", copies=False, lossless=True)
+    camera = Camera(tmp_path / "clips", source="test:?pace=fast", blur=("face",))
     assert camera.stream.on_packet is None
     camera.play(packets_of(make_video(tmp_path / "a.mp4", 9.0)), AROUND)
     assert {number for number, _ in shown_in(Path(camera.clip().path))} == {0}, "the frames that were given"
@@ -134,7 +137,7 @@ def test_packets_of_a_stream_that_hides_something_are_never_taken(tmp_path: Path
 
 
 def test_what_another_source_gives_is_recorded_instead(tmp_path: Path) -> None:
-    camera = Camera(tmp_path / "clips", has_other_source=True)
+    camera = Camera(tmp_path / "clips", clips=MAIN)
     assert camera.stream.on_packet is None
     other = packets_of(make_video(tmp_path / "a.mp4", 9.0))
     for packet in other:
@@ -181,18 +184,6 @@ def test_a_continuous_recording_has_every_picture(tmp_path: Path) -> None:
     assert camera.clips == []
 
 
-def test_a_group_that_does_not_fit_into_memory_is_told_once(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    monkeypatch.setattr("agent.features.clips.part._RING_BYTES", 5000)
-    monkeypatch.setattr("agent.features.clips.part._WAKE_BYTES", 1000)
-    camera = Camera(tmp_path / "clips")
-    packets = packets_of(make_video(tmp_path / "a.mp4", 5.0, group=100))
-    camera.play([msgspec.structs.replace(one, data=one.data + bytes(500)) for one in packets], {})
-    camera.close()
-    assert len([1 for one in caplog.records if "MiB of memory" in one.getMessage()]) == 1
-
-
 class Other:
     """A second source in a state that a test chooses."""
 
@@ -205,7 +196,7 @@ class Other:
 
 @pytest.fixture
 def doubled(tmp_path: Path) -> Iterator[Camera]:
-    made = Camera(tmp_path / "clips", has_other_source=True)
+    made = Camera(tmp_path / "clips", clips=MAIN)
     yield made
     made.close()
 
@@ -240,7 +231,7 @@ def test_a_clip_is_complete_soon_after_the_other_source_was_lost_and_goes_on_whe
     monkeypatch.setattr("agent.storage.clips.job._IDLE_S", 0.2)
     monkeypatch.setattr("agent.storage.clips.job._WAIT_S", 0.1)
     camera, video = (
-        Camera(tmp_path / "clips", has_other_source=True, stall_s=0.1),
+        Camera(tmp_path / "clips", clips=MAIN, capture=CaptureConfig(stall_s=0.1)),
         make_video(tmp_path / "a.mp4", 3.0),
     )
     try:
@@ -311,7 +302,7 @@ def test_a_second_source_without_key_frames_is_told_as_lost(
 ) -> None:
     monkeypatch.setattr("agent.capture.network.Liveness", partial(Liveness, key_frame_s=12.0))
     units = encode(pattern(150, 160, 128), options={"preset": "ultrafast", "x264-params": "keyint=300:bframes=0"})
-    camera = Camera(tmp_path / "clips", has_other_source=True)
+    camera = Camera(tmp_path / "clips", clips=MAIN)
     with PacketCamera(units[1:]) as other:
         clips, capture = ClipsConfig(record_source=other.uri), CaptureConfig(stall_s=4.0)
         config = StreamConfig("test:", "nanodet", clips=clips, capture=capture)
@@ -355,7 +346,7 @@ def test_a_camera_of_few_pictures_is_recorded_in_one_file(
         for number in range(20 * 15)
     ]
     continuous = {"record": "continuous", "segment_s": 600.0}
-    camera = Camera(tmp_path / "clips", has_other_source=True, clips=continuous, stall_s=20.0)
+    camera = Camera(tmp_path / "clips", clips={**MAIN, **continuous}, capture=CaptureConfig(stall_s=20.0))
     with PacketCamera(units, shift_s=lambda number: 100.0) as other:
         clips, capture = ClipsConfig(record_source=other.uri), CaptureConfig(stall_s=20.0)
         config = StreamConfig("test:", "nanodet", clips=clips, capture=capture)

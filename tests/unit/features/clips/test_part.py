@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agent.compute.av_encoding import PictureEncoder
-from agent.config import ClipsConfig, PublishConfig, StorageConfig
+from agent.config import ClipsConfig, PublishConfig, StorageConfig, StreamConfig
 from agent.daemon.streams.pipeline import VideoPipeline
 from agent.errors import BackendError, CommandError
 from agent.features.clips.part import StreamClips
@@ -58,7 +58,9 @@ class Camera:
         self.taken: list[int] = []
         self.recorder = Recorder(folder, StorageConfig(clips_keep_free_bytes=0), self.clips.append, turn_s=0.02)
         fields = {"before_s": 1.0, "after_s": 1.0, "max_s": 10.0, "fps": 10.0, **config}
-        self.clips_of_stream = StreamClips("front", ClipsConfig(**fields), self.recorder, lossless=True)
+        self.clips_of_stream = StreamClips(
+            "front", StreamConfig("test:?pace=fast", "nanodet", clips=ClipsConfig(**fields)), self.recorder
+        )
 
     def add_frames(self, first: int, last: int, *events: Event) -> None:
         """Frames by number; the events are in the first."""
@@ -138,7 +140,7 @@ def test_a_live_camera_does_not_wait_for_the_encoder(tmp_path: Path, monkeypatch
     monkeypatch.setattr(PictureEncoder, "encode", slowly)
     back = Backs()
     recorder = Recorder(tmp_path, StorageConfig(), lambda _: None)
-    recording = StreamClips("front", ClipsConfig(fps=30.0), recorder)
+    recording = StreamClips("front", StreamConfig("test:", "nanodet", clips=ClipsConfig(fps=30.0)), recorder)
     frames = [
         Frame(image(n), "front", n, n * SECOND // 10, datetime.now(UTC), lease=Released(back, n))
         for n in range(30)

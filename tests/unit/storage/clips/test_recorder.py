@@ -155,7 +155,7 @@ def test_a_next_file_that_begins_in_the_second_of_the_event_has_a_name_of_its_ow
     made.add_frames(4, 5)
     wait_for(lambda: bool(made.clips) and bool(part_names(made.folder)) and recording.file is not None)
     shown = newest_clips(made.folder)
-    assert [clip.recording for clip in shown].count(True) == 1, "the page has the one being recorded"
+    assert [entry.recording for entry, _ in shown].count(True) == 1, "the page has the one being recorded"
     assert len(shown) == 2
     made.add_frames(6, 9)
     first, second = made.clip(0), made.clip(1)
@@ -385,7 +385,7 @@ def test_new_bounds_of_clips_count_at_once(tmp_path: Path) -> None:
         StorageConfig(clips_keep_free_bytes=0, clips_max_age_s=1e8, clips_max_bytes=1_300_000)
     )
     wait_for(lambda: len(clips_in(made.folder)) == 2)
-    assert clips_in(made.folder)[0].began_at.day == 2, "the oldest goes first"
+    assert clips_in(made.folder)[0].at.day == 2, "the oldest goes first"
     made.recorder.close(5.0)
 
 
@@ -466,7 +466,6 @@ def test_a_disk_that_refuses_costs_the_clip_and_is_said_once(
     assert "clips cannot be saved" in line
     assert "No space left" in line
     wait_for(lambda: any("saved again" in line for line in said(caplog, logging.INFO)))
-    assert any("3 were dropped" in line for line in said(caplog, logging.INFO))
     wait_for(lambda: len(list(made.folder.rglob("*.mp4*"))) == 1)  # a clip is published before it is settled
 
 

@@ -8,11 +8,11 @@ import pytest
 
 from agent.config import StorageConfig
 from agent.errors import StorageError
-from agent.storage.clips.store import check_room, check_writable
+from agent.storage.clips.store import check_saving
 
 
 def test_nothing_is_left_of_the_attempt(tmp_path: Path) -> None:
-    check_writable(tmp_path)
+    check_saving(tmp_path, StorageConfig(clips_keep_free_bytes=0), 0, tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -20,7 +20,7 @@ def test_nothing_is_left_of_the_attempt(tmp_path: Path) -> None:
 def test_where_nothing_can_be_written_the_reason_is_told(tmp_path: Path, place: str) -> None:
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(StorageError, match=f"{tmp_path / place}: clips cannot be saved there: "):
-        check_writable(tmp_path / place)
+        check_saving(tmp_path, StorageConfig(clips_keep_free_bytes=0), 0, tmp_path / place)
 
 
 def test_clips_that_could_go_count_as_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -35,7 +35,7 @@ def test_clips_that_could_go_count_as_room(tmp_path: Path, monkeypatch: pytest.M
     usage_type = type(shutil.disk_usage(tmp_path))
     monkeypatch.setattr(shutil, "disk_usage", usage)
     config = StorageConfig(clips_keep_free_bytes=2000)
-    check_room(tmp_path, config, 2000)
+    check_saving(tmp_path, config, 2000, tmp_path)
     with pytest.raises(StorageError, match="MB are free on the disk, and clips leave"):
-        check_room(tmp_path, config, 2001)
-    check_room(tmp_path / "gone", StorageConfig(clips_keep_free_bytes=1000), 0, at=tmp_path)
+        check_saving(tmp_path, config, 2001, tmp_path)
+    check_saving(tmp_path / "gone", StorageConfig(clips_keep_free_bytes=1000), 0, tmp_path)

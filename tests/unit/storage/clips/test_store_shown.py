@@ -14,37 +14,41 @@ from hypothesis import strategies as st
 
 from agent.errors import StorageError
 from agent.storage.clips.file import ClipHeader, read_header
-from agent.storage.clips.store import clip_folders, newest_clips, open_clip
+from agent.storage.clips.store import Entry, clip_folders, newest_clips, open_clip
 from tests.support.clip_pictures import BEGAN
 from tests.support.stored_clips import begin_clip, store_clip
+
+
+def names(shown: list[tuple[Entry, ClipHeader]]) -> list[str]:
+    return [entry.path.name for entry, _ in shown]
 
 
 def test_the_newest_come_first_and_older_ones_after_them(tmp_path: Path) -> None:
     paths = [store_clip(tmp_path, at=BEGAN + timedelta(minutes=minute)) for minute in range(3)]
     store_clip(tmp_path, "cat", stream="back", at=BEGAN + timedelta(hours=1))
-    names = [one.name for one in newest_clips(tmp_path, "front", most=2)]
-    assert names == [paths[2].name, paths[1].name]
-    assert paths[0].name in [one.name for one in newest_clips(tmp_path, "front", before=names[-1])]
-    assert [one.folder for one in newest_clips(tmp_path, most=2)] == ["back", "front"]
+    newest = names(newest_clips(tmp_path, "front", most=2))
+    assert newest == [paths[2].name, paths[1].name]
+    assert paths[0].name in names(newest_clips(tmp_path, "front", before=newest[-1]))
+    assert [entry.path.parent.name for entry, _ in newest_clips(tmp_path, most=2)] == ["back", "front"]
     assert clip_folders(tmp_path) == ["back", "front"]
-    newest = newest_clips(tmp_path, "front")[0]
-    assert (newest.at, newest.header.occasion.label) == (BEGAN + timedelta(minutes=2), "person")
-    assert newest.header.duration_s == pytest.approx(5.0, abs=0.5)
-    assert newest.bytes == paths[2].stat().st_size
+    entry, header = newest_clips(tmp_path, "front")[0]
+    assert (entry.at, header.label.occasion.label) == (BEGAN + timedelta(minutes=2), "person")
+    assert header.duration_s == pytest.approx(5.0, abs=0.5)
+    assert entry.bytes == paths[2].stat().st_size
 
 
 def test_one_that_is_being_recorded_is_among_them_as_far_as_it_plays(tmp_path: Path) -> None:
     file = begin_clip(tmp_path)
-    (running,) = newest_clips(tmp_path)
-    assert (running.recording, running.name, running.header.duration_s) == (True, file.path.name, None)
+    ((running, header),) = newest_clips(tmp_path)
+    assert (running.recording, running.path.name, header.duration_s) == (True, file.path.name, None)
     assert 0 < running.bytes <= file.part.stat().st_size
     opened = open_clip(tmp_path, "front", file.path.name)
     assert opened is not None
     with opened:
         assert len(opened.read()) == file.part.stat().st_size
     file.finish(())
-    (complete,) = newest_clips(tmp_path)
-    assert (complete.recording, complete.name) == (False, running.name), "also before it is settled"
+    ((complete, _),) = newest_clips(tmp_path)
+    assert (complete.recording, complete.path) == (False, running.path), "also before it is settled"
 
 
 def test_damaged_files_and_a_missing_folder_are_no_clips(tmp_path: Path) -> None:
@@ -52,14 +56,14 @@ def test_damaged_files_and_a_missing_folder_are_no_clips(tmp_path: Path) -> None
     path = store_clip(tmp_path)
     path.with_name(f"2026-11-25T10-15-04Z-person{path.suffix}").write_bytes(b"\0" * 100)
     path.with_name(f"2026-99-99T10-15-04Z-person{path.suffix}").write_bytes(path.read_bytes())
-    assert [one.name for one in newest_clips(tmp_path)] == [path.name]
+    assert names(newest_clips(tmp_path)) == [path.name]
 
 
 def test_damaged_ones_hide_no_others(tmp_path: Path) -> None:
     path = store_clip(tmp_path)
     for number in range(60):
         path.with_name(f"2027-01-01T00-00-{number:02}Z-person{path.suffix}").write_bytes(b"")
-    assert [one.name for one in newest_clips(tmp_path, most=2)] == [path.name]
+    assert names(newest_clips(tmp_path, most=2)) == [path.name]
 
 
 def test_only_those_that_are_shown_are_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -73,7 +77,7 @@ def test_only_those_that_are_shown_are_opened(tmp_path: Path, monkeypatch: pytes
 
     monkeypatch.setattr("agent.storage.clips.store.read_header", read)
     shown = newest_clips(tmp_path, most=3)
-    assert [one.name for one in opened] == [one.name for one in shown]
+    assert [one.name for one in opened] == names(shown)
 
 
 def test_a_folder_that_cannot_be_read_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -93,7 +97,7 @@ def test_a_folder_that_cannot_be_read_is_an_error(tmp_path: Path, monkeypatch: p
 def test_a_pipe_that_is_named_like_a_clip_is_none(tmp_path: Path) -> None:
     path = store_clip(tmp_path)
     os.mkfifo(path.with_name(f"2027-01-01T00-00-00Z-person{path.suffix}"))
-    assert [one.name for one in newest_clips(tmp_path)] == [path.name]
+    assert names(newest_clips(tmp_path)) == [path.name]
 
 
 @pytest.fixture(scope="module")
@@ -111,11 +115,11 @@ def test_all_are_found_in_order_whatever_is_damaged(whole: bytes, names: dict[tu
             path = Path(name) / place / f"2026-01-01T00-00-{number:02}Z-person.mp4"
             path.parent.mkdir(exist_ok=True)
             path.write_bytes(b"" if is_damaged else whole)
-        found = [(one.name, one.folder) for one in newest_clips(Path(name), most=3)]
+        found = [(entry.path.name, entry.path.parent.name) for entry, _ in newest_clips(Path(name), most=3)]
         left = (place for place, is_damaged in names.items() if not is_damaged)
         expected = sorted(((f"2026-01-01T00-00-{n:02}Z-person.mp4", place) for n, place in left), reverse=True)
         assert found == expected[:3]
-        every = [(one.name, one.folder) for one in newest_clips(Path(name), most=100)]
+        every = [(entry.path.name, entry.path.parent.name) for entry, _ in newest_clips(Path(name), most=100)]
         assert every == expected
 
 

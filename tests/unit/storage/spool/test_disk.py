@@ -9,10 +9,11 @@ from pathlib import Path
 import pytest
 
 from agent.config import StorageConfig
-from agent.storage.spool.disk import SpoolTable
-from agent.storage.spool.pending import BLOCK, Commit, is_corrupt, size
+from agent.storage.spool.disk import BLOCK
+from agent.storage.spool.pending import Commit, size
 from agent.storage.spool.recovery import quarantine
 from agent.storage.spool.spool import Spool
+from agent.storage.spool.table import SpoolTable, is_corrupt
 from agent.types import Stored
 from tests.support.publishing import wait_for
 from tests.support.spooling import IMPATIENT, TOPIC, corruption, errors, filled, numbers, reopened
@@ -67,7 +68,7 @@ def test_only_the_newest_corrupt_databases_are_kept(tmp_path: Path, monkeypatch:
 def test_corruption_at_work_is_repaired_at_once_but_not_again_and_again(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    opened = filled(tmp_path, 20, timings=IMPATIENT)
+    opened = filled(tmp_path, 20, retry_s=IMPATIENT)
     commit, left, usable = SpoolTable.commit, [1], threading.Event()
     usable.set()
 

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from agent.config import StorageConfig
-from agent.storage.spool import disk
-from agent.storage.spool.pending import Watermark
+from agent.storage.spool import table
+from agent.storage.spool.disk import Watermark
 from agent.storage.spool.spool import Spool
 from agent.types import OpenTrack
 from tests.support.publishing import wait_for
@@ -67,14 +67,14 @@ def test_crash_ends_on_a_disk_that_can_be_opened_only_later_are_put_then(
     opened.close()
     if stale:
         Watermark(tmp_path / "spool.seq").mark_stale()
-    connect, usable = disk.connect, threading.Event()
+    connect, usable = table.connect, threading.Event()
 
     def fail(path: Path) -> sqlite3.Connection:
         if not usable.is_set():
             raise sqlite3.OperationalError("unable to open database file")
         return connect(path)
 
-    monkeypatch.setattr(disk, "connect", fail)
+    monkeypatch.setattr(table, "connect", fail)
     again = Spool(tmp_path, StorageConfig(), IMPATIENT)
     assert again.stats().on == "memory"
     again.put(TOPIC, b"x")

@@ -15,10 +15,10 @@ import pytest
 
 from agent.config import StorageConfig
 from agent.errors import StorageError
-from agent.storage.spool.disk import SpoolTable
 from agent.storage.spool.pending import Commit, size
 from agent.storage.spool.recovery import History
 from agent.storage.spool.spool import Spool
+from agent.storage.spool.table import SpoolTable
 from agent.types import Stored
 from tests.support.publishing import wait_for
 from tests.support.spooling import TOPIC, filled, numbers, reopened

@@ -18,7 +18,7 @@ from agent.config import Durability, StorageConfig
 from agent.storage.spool.pending import size
 from agent.storage.spool.recovery import History
 from agent.storage.spool.spool import Spool
-from tests.support.publishing import from_one, wait_for
+from tests.support.publishing import from_one
 
 LIMIT, ALL = 65536, 10**9
 TOPIC = "v/d/s/events"
@@ -87,12 +87,9 @@ class SpoolMachine(RuleBasedStateMachine):
 
     @rule(durability=durabilities, history=st.sampled_from([0, 30_000, ALL]))
     def configure(self, durability: Durability, history: int) -> None:
-        """As a reload does."""
-        config = structs.replace(self.config, durability=durability, history_max_bytes=history)
-        self.spool.configure(config)
+        self.config = structs.replace(self.config, durability=durability, history_max_bytes=history)
         self.lossless &= history == ALL
-        wait_for(lambda: self.spool._pending._config is config)
-        self.config = config
+        self.reopen()
         self.put([b""])
 
     @rule(picks=st.lists(st.integers(0, 1000)))
@@ -148,7 +145,7 @@ class SpoolMachine(RuleBasedStateMachine):
         while True:
             with self.spool._lock:
                 if not self.spool._pending._writing:
-                    ready, held = self.spool._ready, {row.seq for row in self.spool._pending.rows}
+                    ready, held = self.spool._ready, set(self.spool._pending.rows)
                     if self.folder.exists():
                         shutil.copytree(self.folder, copy, dirs_exist_ok=True)
                     break
@@ -169,7 +166,7 @@ class SpoolMachine(RuleBasedStateMachine):
     def tell_the_history(self) -> None:
         self.flush()
         self.spool.settle([])
-        if not self.spool._disk.totals.rows:
+        if not self.spool._disk.counts.rows:
             return
         found = {past.stored.seq: past for past in History(self.folder).after(0)}
         noted = {seq for seq, past in found.items() if past.acknowledged}

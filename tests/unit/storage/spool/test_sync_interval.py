@@ -14,9 +14,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agent.config import Durability, StorageConfig
-from agent.storage.spool.disk import SpoolTable
 from agent.storage.spool.pending import LINGER_S, Commit, PendingRows
 from agent.storage.spool.spool import Spool
+from agent.storage.spool.table import SpoolTable
 from tests.support.publishing import wait_for
 from tests.support.spooling import TOPIC, numbers
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from agent.storage.spool.pending import BLOCK, Watermark
+from agent.storage.spool.disk import BLOCK, Watermark
 
 
 @pytest.mark.parametrize(
