@@ -509,20 +509,6 @@ class DiskLoad(Struct, frozen=True, gc=False):
     clips_behind_s: float = 0.0
 
 
-class LinkLoad(Struct, frozen=True, gc=False):
-    """How busy the connection to the broker is.
-
-    Attributes:
-        connected: whether there is one.
-        unsent_bytes: of messages that wait for the network, 0 while it takes all at once.
-        oldest_s: age of the oldest event that was sent and is not acknowledged, s.
-    """
-
-    connected: bool = False
-    unsent_bytes: int = 0
-    oldest_s: float = 0.0
-
-
 class OpenTrack(Struct, frozen=True, gc=False):
     """The crash end of a track: its `end` event, which the next start publishes if this process dies first.
 

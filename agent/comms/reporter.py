@@ -36,11 +36,6 @@ class RetainedSink(Protocol):
         """Send once at QoS 0, or drop."""
         ...
 
-    @property
-    def quick_bytes(self) -> int:
-        """Size up to which a retained topic does not hold up a slow network for long, bytes."""
-        ...
-
 
 EventListener = Callable[[str, Sequence[Event], datetime], None]
 """Called with a stream, its events, and their UTC of capture, in the stream's thread: it must return quickly."""
@@ -378,11 +373,6 @@ class Reporter:
         with self._lock:
             if self._config.events and not self._closed:
                 self._events.put(self._topics.verdicts(self._stream), messages.encode(message))
-
-    @property
-    def quick_bytes(self) -> int:
-        """Size up to which a snapshot does not hold up a slow network for long, bytes."""
-        return self._board.quick_bytes
 
     def snapshot(self, jpeg: bytes, *, asked: bool = False) -> None:
         """Publish the picture of the newest event, or one that was asked for; after `stop` drop it."""

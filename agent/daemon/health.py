@@ -54,7 +54,7 @@ def link_health(state: LinkState) -> LinkHealth | None:
     """Return the state of the connection to the broker; None while there is none."""
     if not state.connected:
         return None
-    return LinkHealth(state.broker, state.detail, state.is_fallback, state.connects, state.trouble)
+    return LinkHealth(state.broker, state.detail, state.connects, state.trouble)
 
 
 class HealthPublisher:

@@ -18,7 +18,6 @@ from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 
-from msgspec import structs
 from paho.mqtt.reasoncodes import ReasonCode
 
 from agent.comms.topics import Topics
@@ -157,38 +156,22 @@ def _tls_reason(error: Exception) -> str:
 OPEN = "every user of this machine may read or change it"
 
 
-def brokers_of(config: MqttConfig) -> list[MqttConfig]:
-    """Return the configuration of each broker, in their order. A fallback inherits what it leaves out."""
-    set_keys = [
-        {key: value for key, value in structs.asdict(fallback).items() if value is not None}
-        for fallback in config.fallback
-    ]
-    return [config, *(structs.replace(config, **keys) for keys in set_keys)]
-
-
 def problems(config: MqttConfig) -> Iterator[ConfigError]:
-    """Check the files and keys of each broker; yield an error, with the key's place, for each that is wrong."""
-    for number, broker in enumerate(brokers_of(config)):
-        for check in (check_host, read_password, read_certificates):
-            try:
-                check(broker)
-            except ConfigError as error:
-                yield _placed(error, number - 1, shown_host(broker.host)) if number else error
-
-
-def _placed(error: ConfigError, number: int, host: str) -> ConfigError:
-    text = str(error).removeprefix("[mqtt] ")
-    return ConfigError(f"[[mqtt.fallback]] {host}: {text}", keys=("mqtt", "fallback", number, *error.keys[1:]))
+    """Check the files and keys of the broker; yield an error, with the key's place, for each that is wrong."""
+    for check in (check_host, read_password, read_certificates):
+        try:
+            check(config)
+        except ConfigError as error:
+            yield error
 
 
 def remarks(config: MqttConfig) -> list[str]:
     """Warn of files with secrets that every user may read or write, a line for each."""
-    paths: dict[Path, None] = {}
-    for broker in brokers_of(config):
-        for key in ("password_file", "key_file"):
-            with suppress(ConfigError):
-                if name := getattr(broker, key):
-                    paths[servers.expand(name, partial(_wrong, key))] = None
+    paths = []
+    for key in ("password_file", "key_file"):
+        with suppress(ConfigError):
+            if name := getattr(config, key):
+                paths.append(servers.expand(name, partial(_wrong, key)))
     return [f"{path}: {OPEN}; chmod o= {path}" for path in paths if servers.is_open_to_all(path)]
 
 
@@ -221,13 +204,12 @@ def commands_off(config: MqttConfig) -> str:
     """
     if config.commands is not None:
         return "" if config.commands else "[mqtt] commands = false"
-    for broker in brokers_of(config):
-        if not (broker.cert_file or (broker.username and broker.password_file)):
-            return (
-                f"the broker {address(broker)} is used without a password or a client certificate, so "
-                "it may let anybody on the network in; set [mqtt] username and password_file, or commands = true"
-            )
-    return ""
+    if config.cert_file or (config.username and config.password_file):
+        return ""
+    return (
+        f"the broker {address(config)} is used without a password or a client certificate, so it may let anybody "
+        "on the network in; set [mqtt] username and password_file, or commands = true"
+    )
 
 
 REFUSED = 0x80

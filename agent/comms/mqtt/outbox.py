@@ -2,7 +2,7 @@
 
 On a slow network events go first. A message that is being written cannot be overtaken: so samples are handed on
 a few at a time, and large payloads, such as snapshots, one by one, when no event waits, and for a part of the
-time only. One that would take long waits for a smaller one in its place, unless it is urgent.
+time only.
 
 Events are sent in the order of their numbers, and settled when the broker has acknowledged them. After a lost
 connection all that are not acknowledged are sent again, oldest first. Events of a topic that the broker refuses
@@ -336,10 +336,6 @@ _LARGE = 8192
 _LARGE_PAUSE, _LARGE_PAUSE_MAX_S = 3.0, 30.0
 """Pause after a large payload, as a multiple of the time until its acknowledgement, and the longest, s: so they
 take a quarter of a slow network, and an event seldom comes while one is being written."""
-_QUICK_S, _UNQUICK_WAIT_S = 1.5, 30.0
-"""Time that one large payload should take on a slow network, and how long one that would take longer waits, s."""
-_FAST = 1e9
-"""Rate of a network that is not known yet, bytes per second."""
 
 
 class RetainedTopics:
@@ -350,23 +346,16 @@ class RetainedTopics:
         self._lock = threading.Lock()
         self._payloads: dict[str, bytes] = {}
         self._due: dict[str, float] = {}  # with the time from which the topic waits
-        self._urgent: set[str] = set()
         self._flight: dict[int, str] = {}
         self._large = 0  # number of the one large payload in flight; 0: there is none
         self._large_at = 0.0  # when it was sent; or when the next one may be sent
-        self._large_size, self._rate = 0, _FAST
         self._complained: set[str] = set()
 
-    def set(self, topic: str, payload: bytes, *, urgent: bool = True) -> bool:
-        """Set a topic. Return True if its payload changes.
-
-        A large payload that is not urgent waits for a slow network, and takes the place of no urgent one.
-        """
+    def set(self, topic: str, payload: bytes) -> bool:
+        """Set a topic. Return True if its payload changes."""
         with self._lock:
-            waits = topic in self._urgent and topic in self._due
-            if self._payloads.get(topic) == payload or (waits and not urgent and len(payload) > _LARGE):
+            if self._payloads.get(topic) == payload:
                 return False
-            (self._urgent.add if urgent else self._urgent.discard)(topic)
             self._payloads[topic] = payload
             self._due.setdefault(topic, time.monotonic())
             return True
@@ -395,7 +384,7 @@ class RetainedTopics:
         """Begin on a new connection: the broker may have lost everything."""
         with self._lock:
             self._flight.clear()
-            self._large, self._large_at, self._rate = 0, 0.0, _FAST
+            self._large, self._large_at = 0, 0.0
             self._due = dict.fromkeys(self._payloads, time.monotonic())
 
     @property
@@ -412,14 +401,6 @@ class RetainedTopics:
         with self._lock:
             sizes = [len(self._payloads[topic]) for topic in self._due]
         return sum(size for size in sizes if size > _LARGE)
-
-    @property
-    def quick_bytes(self) -> int:
-        """Bytes that the network takes in 1.5 s, by the newest large payload. Any thread may read it."""
-        rate, elapsed_s = self._rate, time.monotonic() - self._large_at
-        if self._large and elapsed_s > _QUICK_S:
-            rate = min(rate, self._large_size / elapsed_s)
-        return round(rate * _QUICK_S)
 
     @property
     def wants_large(self) -> bool:
@@ -440,7 +421,7 @@ class RetainedTopics:
                 return
             del self._due[topic]
             payload = self._payloads[topic]
-        self._large_size, self._large_at = len(payload), time.monotonic()
+        self._large_at = time.monotonic()
         self._large = self._publish(connection, topic, payload)
 
     def _publish(self, connection: Connection, topic: str, payload: bytes) -> int:
@@ -465,15 +446,9 @@ class RetainedTopics:
 
     def _next_large(self) -> str | None:
         """Return the topic of the large payload that may be sent now. Call it with the lock held."""
-        if self._large:
+        if self._large or time.monotonic() < self._large_at:
             return None
-        now_s, quick = time.monotonic(), self.quick_bytes
-        large = {topic: size for topic in self._due if (size := len(self._payloads[topic])) > _LARGE}
-        urgent = next((topic for topic in large if topic in self._urgent), None)
-        if urgent is not None or now_s < self._large_at:
-            return urgent
-        may = (one for one, size in large.items() if size <= quick or now_s >= self._due[one] + _UNQUICK_WAIT_S)
-        return next(may, None)
+        return next((topic for topic in self._due if len(self._payloads[topic]) > _LARGE), None)
 
     def acknowledge(self, acknowledged: PubAck) -> bool:
         """Record an acknowledgement. Return True if it was for a retained topic."""
@@ -481,19 +456,15 @@ class RetainedTopics:
         if topic is None:
             return False
         if acknowledged.mid == self._large:
-            self._end_large()
+            now_s = time.monotonic()
+            pause_s = min(_LARGE_PAUSE_MAX_S, _LARGE_PAUSE * (now_s - self._large_at))
+            self._large, self._large_at = 0, now_s + pause_s
         if acknowledged.is_refusal:
             self._complain(topic, f"is refused: {in_words(acknowledged.code)}")
         else:
             self._complained.discard(topic)
             self._forget_deleted(topic)
         return True
-
-    def _end_large(self) -> None:
-        now_s = time.monotonic()
-        took_s = now_s - self._large_at
-        self._rate = self._large_size / max(1e-3, took_s)
-        self._large, self._large_at = 0, now_s + min(_LARGE_PAUSE_MAX_S, _LARGE_PAUSE * took_s)
 
     def _forget_deleted(self, topic: str) -> None:
         """Forget a topic that the broker has deleted, so that it is not deleted again on each connection."""

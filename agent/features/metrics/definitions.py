@@ -298,11 +298,6 @@ METRICS: tuple[MetricDefinition, ...] = (
     _device("spool_on_disk", "1 if new events go to the disk, 0 while it fails.", lambda r: r.spool.on == "disk"),
     _device("broker_connected", "1 while a broker has accepted the connection.", lambda r: r.link.connected),
     _device(
-        "broker_fallback",
-        "1 if the broker that is used or tried is not the first.",
-        lambda r: r.link.is_fallback,
-    ),
-    _device(
         "broker_connections_total",
         "Times that a broker has accepted the connection.",
         lambda r: r.link.connects,

@@ -1,122 +1,23 @@
-"""Which broker and which MQTT is tried next, and a change of the configuration."""
+"""Which MQTT is tried next, outages in the log, and a change of the configuration."""
 
 from __future__ import annotations
 
-import math
+import logging
 import socket
 import threading
+import time
 
-from hypothesis import given
-from hypothesis import strategies as st
+import pytest
 
-from agent.comms.mqtt.connection import TIMINGS, ConnectionTimings
+from agent.comms.mqtt import endpoint, publisher
+from agent.comms.mqtt.connection import BrokerEndpoint, ConnectionTimings
 from agent.comms.mqtt.endpoint import UNSUPPORTED_PROTOCOL, RefusedError, UnansweredError
-from agent.comms.mqtt.publisher import BrokerEndpoint, FailoverPolicy, Publisher
+from agent.comms.mqtt.publisher import LinkLog, Publisher
 from agent.config.servers import MqttConfig, MqttVersion
 from agent.errors import BrokerError
 from tests.support.hostile import CONNACK_5, peer, receive_until, until_left
 from tests.support.mosquitto import HOST
 from tests.support.publishing import TOPICS, Kept, wait_for
-
-PATIENCE_S = 10.0
-
-
-def order(count: int = 3) -> FailoverPolicy:
-    return FailoverPolicy(count, PATIENCE_S, 0.0)
-
-
-def test_a_single_broker_is_tried_again_after_a_pause() -> None:
-    one = order(1)
-    for now in range(100):
-        assert not one.failed(float(now), at_once=True)
-        assert one.current == 0
-
-
-def test_the_first_is_given_time_and_the_others_are_tried_in_their_order_at_once() -> None:
-    it = order()
-    assert not it.failed(1.0)
-    assert not it.failed(9.9)
-    assert it.current == 0
-    assert it.failed(10.0)
-    assert it.current == 1
-    assert it.failed(10.1)
-    assert it.current == 2
-    assert not it.failed(10.2), "a round is over: a pause"
-    assert it.current == 0
-    assert it.failed(11.0), "the next round begins without patience"
-
-
-def test_a_broker_that_refuses_us_is_not_waited_for() -> None:
-    it = order()
-    assert it.failed(0.1, at_once=True)
-    assert it.current == 1
-
-
-def test_a_short_restart_of_the_first_moves_nobody() -> None:
-    it = order()
-    it.connected(1.0)
-    assert not it.lost(1000.0)
-    assert not it.failed(1005.0)
-    assert it.current == 0
-    assert it.failed(1010.0)
-
-
-def test_a_first_that_never_stays_is_left_too() -> None:
-    it = order()
-    now = 0.0
-    while it.current == 0:
-        it.connected(now)
-        now += 1.0
-        it.lost(now)
-        assert now < 60.0
-    assert it.current == 1
-
-
-def test_when_a_fallback_is_lost_the_first_is_tried_first_and_without_patience() -> None:
-    it = order()
-    it.failed(20.0)
-    it.connected(21.0)
-    assert not it.lost(500.0)
-    assert it.current == 0
-    assert it.failed(500.5)
-    assert it.current == 1
-
-
-def test_on_a_fallback_the_first_is_tried_at_intervals() -> None:
-    it = order()
-    it.connected(0.0)
-    assert not it.is_return_due(1e9), "it is in use"
-    it.failed(20.0)
-    it.connected(21.0)
-    assert not it.is_return_due(20.0 + TIMINGS.return_every_s)
-    assert it.is_return_due(21.0 + TIMINGS.return_every_s)
-    it.postpone_return(621.0)
-    assert not it.is_return_due(620.0 + TIMINGS.return_every_s)
-    it.return_to_first()
-    assert it.current == 0
-    assert it.failed(700.0), "without patience: a fallback is there"
-    assert it.current == 1
-
-
-@given(
-    st.integers(1, 4), st.lists(st.tuples(st.sampled_from(["fail", "refuse", "work", "lose"]), st.floats(0, 900)))
-)
-def test_whatever_happens_a_broker_is_current_and_none_is_tried_twice_in_one_round(
-    count: int, steps: list[tuple[str, float]]
-) -> None:
-    it, now, in_a_row = order(count), 0.0, 0
-    for step, pause in steps:
-        now += pause
-        if step == "work":
-            it.connected(now)
-            in_a_row = 0
-        else:
-            at_once = it.lost(now) if step == "lose" else it.failed(now, at_once=step == "refuse")
-            in_a_row = in_a_row + 1 if at_once else 0
-        assert 0 <= it.current < count
-        assert in_a_row < count
-        assert it.current > 0 or not it.is_return_due(math.nextafter(math.inf, 0))
-
 
 SILENT, CLOSED = UnansweredError("x", silent=True), UnansweredError("x", silent=False)
 TOO_NEW = RefusedError("x", UNSUPPORTED_PROTOCOL)
@@ -196,3 +97,96 @@ def test_a_new_configuration_does_not_wait_for_a_broker_that_keeps_silent() -> N
         assert made.state.broker == f"{HOST}:{second}"
         wait_for(lambda: connected)
         made.stop(1.0)
+
+
+@pytest.fixture
+def line(caplog: pytest.LogCaptureFixture) -> LinkLog:
+    caplog.set_level(logging.INFO)
+    return LinkLog("host:1883")
+
+
+def said(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [record.getMessage() for record in caplog.records]
+
+
+def test_an_outage_is_said_once_at_each_end(
+    line: LinkLog, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [100.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    line.accepted("MQTT 5")
+    line.acknowledged()
+    now[0] += 1000
+    line.lost("the connection broke")
+    for _ in range(50):
+        now[0] += 1.0
+        line.lost("nothing listens there")
+        assert not line.connected
+        assert line.detail == "nothing listens there"
+    line.accepted("MQTT 5")
+    assert line.connected
+    line.acknowledged()
+    assert said(caplog) == [
+        "broker host:1883: connected, MQTT 5",
+        "broker host:1883: the connection broke; events wait in the spool, trying again",
+        "broker host:1883: back after 50.0 s, MQTT 5",
+    ]
+    line.close("stopped")
+    assert (line.connected, line.detail) == (False, "stopped")
+
+
+def test_a_refusal_during_an_outage_is_said_too_but_once(line: LinkLog, caplog: pytest.LogCaptureFixture) -> None:
+    for _ in range(5):
+        line.lost("nothing listens there")
+        line.lost("refuses user 'cam': not authorised", refused=True)
+    assert len(said(caplog)) == 2
+
+
+def test_connections_that_do_not_last_are_one_outage(
+    line: LinkLog, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [100.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    for _ in range(30):
+        line.accepted("MQTT 3.1.1")
+        line.acknowledged()
+        now[0] += 1.0
+        line.poll()
+        line.lost("the connection broke")
+    assert line.is_flapping
+    assert len(said(caplog)) == 4
+    line.accepted("MQTT 3.1.1")
+    line.acknowledged()
+    now[0] += publisher._STABLE_S
+    line.poll()
+    assert "back after" in said(caplog)[-1]
+    assert not line.is_flapping
+
+
+def test_a_broker_that_accepts_and_acknowledges_nothing_is_not_back(
+    line: LinkLog, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [100.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    for _ in range(10):
+        line.accepted("MQTT 5")
+        for _ in range(60):
+            now[0] += 1.0
+            line.poll()
+        line.lost("no acknowledgement for 60 s")
+    assert said(caplog) == [
+        "broker host:1883: no acknowledgement for 60 s; events wait in the spool, trying again"
+    ]
+    line.accepted("MQTT 5")
+    line.acknowledged()
+    assert len(said(caplog)) == 2
+    assert "back after" in said(caplog)[1]
+
+
+def test_a_connection_taken_over_is_said_once(line: LinkLog, caplog: pytest.LogCaptureFixture) -> None:
+    for _ in range(10):
+        line.accepted("MQTT 5")
+        line.acknowledged()
+        line.lost(endpoint.in_words(endpoint.TAKEN_OVER), refused=True)
+    assert len([text for text in said(caplog) if "another client connected with the same client id" in text]) == 1
+    assert len(said(caplog)) == 2

@@ -25,7 +25,7 @@ from agent.storage.spool.spool import SpoolStats
 from agent.types import Event, StageTimes, StreamResult, Track
 from tests.unit.comms.test_reporter import NOW
 
-LINK = LinkState(True, "MQTT 5", "broker:1883", False, 2, "", 10, 9, 1)
+LINK = LinkState(True, "MQTT 5", "broker:1883", 2, "", 10, 9, 1)
 SPOOL = SpoolStats(3, 4096, 5, "disk", {"bytes": 5})
 OPENMETRICS = "application/openmetrics-text; version=1.0.0"
 
