@@ -165,7 +165,7 @@ class ConsumerClient:
 
     def _on_disconnect(self, client: Any, userdata: Any, flags: Any, reason: Any, properties: Any) -> None:
         hint = "" if self._options.uses_tls else endpoint.PERHAPS_TLS
-        self._results.put(endpoint.explain_break(int(reason.value), "") + hint)
+        self._results.put(endpoint.explain_break(int(reason.value)) + hint)
 
 
 _STATUS_S = 3.0

@@ -47,11 +47,11 @@ LARGEST_RECEIVED = 64 * LARGEST_WANTED
 3.1.1 is told no limit, and what it retains must not end every connection."""
 _WINDOW = 20
 """Maximum number of messages that wait for their acknowledgement."""
-_READ_FIRST = 8
-"""Packets that are read before writing, so that the broker's DISCONNECT reason is not missed."""
 _UNSENT = 8192
 """So many bytes may wait in the system before the socket counts as not writable: what waits there cannot be
 overtaken by events. The system takes up to a segment more (TCP_NOTSENT_LOWAT in tcp(7))."""
+
+
 _SIOCOUTQNSD = 0x894B
 """Request for the bytes of a socket that TCP has not sent yet (linux/sockios.h)."""
 
@@ -239,6 +239,12 @@ def _properties(packet: int, content_type: str, expiry_s: int = 0) -> Any:
     return properties
 
 
+def _is_ready(sock: Any, events: int) -> bool:
+    poll = select.poll()
+    poll.register(sock, events)
+    return bool(poll.poll(0))
+
+
 class Connection:
     """A connection that is opened once.
 
@@ -349,11 +355,7 @@ class Connection:
     def has_room(self) -> bool:
         """True if the network has taken nearly everything that was queued before."""
         sock: Any = self._client.socket()
-        if sock is None or self._client.want_write():
-            return False
-        poll = select.poll()
-        poll.register(sock, select.POLLOUT)
-        return bool(poll.poll(0))
+        return sock is not None and not self._client.want_write() and _is_ready(sock, select.POLLOUT)
 
     @property
     def unsent_bytes(self) -> int:
@@ -381,10 +383,12 @@ class Connection:
 
     def _turn(self, timeout_s: float) -> None:
         client = self._client
-        if client.want_write():
-            self._read_first()
-            client.loop_write()
         sock: Any = client.socket()
+        if sock is not None and client.want_write():
+            if _is_ready(sock, select.POLLIN):
+                client.loop_read()  # first: the reason that a broker gives before it closes
+            client.loop_write()
+            sock = client.socket()
         if sock is None:
             self.lost = self.lost or "the connection broke"
             return
@@ -407,17 +411,6 @@ class Connection:
         if self._wake.fileno() in found:
             self._wake.clear()
         return bool(found.get(sock.fileno(), 0) & ~select.POLLOUT)
-
-    def _read_first(self) -> None:
-        """Read the reason that a broker gives before it closes, before a write fails."""
-        for _ in range(_READ_FIRST):
-            sock: Any = self._client.socket()
-            if sock is None:
-                return
-            self._poll.register(sock, select.POLLIN)
-            if sock.fileno() not in dict(self._poll.poll(0)):
-                return
-            self._client.loop_read()
 
     def farewell(self, timeout_s: float) -> None:
         """Disconnect in order: the broker drops the will."""

@@ -214,14 +214,13 @@ def commands_off(config: MqttConfig) -> str:
 
 REFUSED = 0x80
 """Reason codes from this one on are refusals."""
-UNSUPPORTED_PROTOCOL, PROTOCOL_ERROR, KEEP_ALIVE, TAKEN_OVER = 0x84, 0x82, 0x8D, 0x8E
+UNSUPPORTED_PROTOCOL, PROTOCOL_ERROR = 0x84, 0x82
 _LOGIN = "check [mqtt] username and [mqtt] password_file"
 _HINTS = {
     UNSUPPORTED_PROTOCOL: "set [mqtt] protocol",
     0x86: _LOGIN,
     0x87: f"{_LOGIN}, and the broker's access list",
-    TAKEN_OVER: "another client connected with the same client id: a copy of this card, or a second daemon?",
-    0x9A: "Vedette needs retained messages",
+    0x8E: "another client connected with the same client id: a copy of this card, or a second daemon?",
 }
 """The next step after a refusal, by its code."""
 _TEXT_MAX = 200
@@ -259,17 +258,15 @@ def in_words(code: int, broker_text: object = "") -> str:
     return "".join((words, f"; {_HINTS[code]}" if code in _HINTS else "", f" ('{text}')" if text else ""))
 
 
-def explain_break(code: int, text: str) -> str:
+def explain_break(code: int, text: str = "") -> str:
     """Explain why a connection broke, by the reason code that paho assigns and the text of its log."""
-    if code == KEEP_ALIVE:
-        return in_words(code)
     if code == PROTOCOL_ERROR:
         return "it sent something that is not MQTT"
-    return f"the connection broke: {_with_certificate_hint(text)}" if text else "the connection broke"
+    return f"the connection broke: {_with_hint(text)}" if text else "the connection broke"
 
 
-def _with_certificate_hint(text: str) -> str:
-    """Append to a TLS alert of the broker what it is mostly about."""
+def _with_hint(text: str) -> str:
+    """Append to an alert of TLS what it is mostly about."""
     return f"{text}; check [mqtt] cert_file and [mqtt] key_file" if "alert" in text.lower() else text
 
 
@@ -289,7 +286,7 @@ def explain_error(error: Exception) -> str:
     """Explain an error of the network or of TLS to a user."""
     if type(error).__module__ == "ssl":  # naming its classes would load it after any outage
         if not isinstance(error, ssl.SSLCertVerificationError):
-            return f"TLS failed: {_with_certificate_hint(_tls_reason(error))}"
+            return f"TLS failed: {_with_hint(_tls_reason(error))}"
         return (
             f"its certificate is not accepted: {error.verify_message}; check [mqtt] ca_file and [mqtt] host, and "
             f"the clock here, which says {datetime.now(UTC):%Y-%m-%d %H:%M} UTC"
@@ -298,8 +295,6 @@ def explain_error(error: Exception) -> str:
         return f"its name cannot be resolved: {error.strerror}"
     if isinstance(error, ConnectionRefusedError):
         return "nothing listens there"
-    if isinstance(error, TimeoutError):
-        return "no answer"
     if type(error).__name__ == "WebsocketConnectionError":
         return "it does not answer as a WebSocket; check [mqtt] port and [mqtt] ws_path"
-    return reason_of(error)
+    return "no answer" if isinstance(error, TimeoutError) else reason_of(error)

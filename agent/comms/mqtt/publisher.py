@@ -204,7 +204,7 @@ class Publisher:
         self._broker = BrokerEndpoint(config, self._client_id, (self._topics.status, OFFLINE), self._timings)
         longest_s = config.reconnect_max_s or RECONNECT_MAX_S
         self._backoff = Backoff(RECONNECT_FIRST_S, longest_s)
-        self._events.retry_max_s = longest_s
+        self._events.retry_s = longest_s
         self._link.close("connecting")
 
     def __str__(self) -> str:
@@ -447,19 +447,18 @@ class Publisher:
     def _send(self, connection: Connection) -> None:
         # Before anything is queued here.
         has_room = (self._transient.is_waiting or self._states.wants_large) and connection.has_room
-        # Who sees a topic may answer it at once: what was subscribed before it was set is subscribed before it.
-        began = time.monotonic()
+        # First: who sees a topic may answer it at once.
         if self._inbox.is_changed:
             self._inbox.update(connection.subscriptions)
         # States are few and newest-wins; a quarter of the window leaves the rest to the events.
         share = max(1, connection.window // 4) - self._states.in_flight
-        self._transient.send(connection, 0)  # short replies go first
-        self._states.send(connection, min(share, connection.window - self._in_flight()), set_by=began)
+        self._transient.send(connection, 0)  # replies go first: somebody waits for them
+        self._states.send(connection, min(share, connection.window - self._in_flight()))
         self._events.send(connection, connection.window - self._in_flight())
         self._transient.send(connection, _PIECE if has_room else 0)
         can_send_large = not self._events.is_waiting and connection.window > self._in_flight()
         if has_room and can_send_large:
-            self._states.send_large(connection, set_by=began)
+            self._states.send_large(connection)
         connection.wants_room = self._transient.is_waiting or (can_send_large and self._states.wants_large)
         self._correct_status(connection)
 

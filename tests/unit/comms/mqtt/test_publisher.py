@@ -187,6 +187,6 @@ def test_a_connection_taken_over_is_said_once(line: LinkLog, caplog: pytest.LogC
     for _ in range(10):
         line.accepted("MQTT 5")
         line.acknowledged()
-        line.lost(endpoint.in_words(endpoint.TAKEN_OVER), refused=True)
+        line.lost(endpoint.in_words(0x8E), refused=True)
     assert len([text for text in said(caplog) if "another client connected with the same client id" in text]) == 1
     assert len(said(caplog)) == 2
