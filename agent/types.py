@@ -33,11 +33,9 @@ Verdict = Literal["ok", "ng", "unsure"]
 
 
 class Luma(NamedTuple):
-    """Brightness of a picture, as its decoder gave it.
+    """Brightness of a picture, as its decoder gave it: H×W uint8, whose rows may have gaps. Read only.
 
-    Attributes:
-        pixels: H×W uint8; its rows may have gaps. Read only.
-        full_range: black is 0 and white 255; else they are 16 and 235 (ITU-R BT.601, BT.709).
+    With `full_range`, black is 0 and white 255; else they are 16 and 235 (ITU-R BT.601, BT.709).
     """
 
     pixels: NDArray[np.uint8]
@@ -47,11 +45,8 @@ class Luma(NamedTuple):
 class Planes(NamedTuple):
     """A picture as brightness and colour differences, as its decoder gave it. Read only.
 
-    Attributes:
-        luma: its brightness.
-        blue, red: differences of blue and red to the brightness, of half its height and width, rounded up, uint8;
-            their rows may have gaps.
-        is_bt709: whether they are those of ITU-R BT.709; else of BT.601.
+    `blue` and `red` are uint8, of half its height and width, rounded up; their rows may have gaps. With
+    `is_bt709`, they are those of ITU-R BT.709; else of BT.601.
     """
 
     luma: Luma
@@ -61,11 +56,7 @@ class Planes(NamedTuple):
 
 
 class DeferredImage(Protocol):
-    """A decoded picture that is converted when its pixels are first used. Any thread may call it.
-
-    Attributes:
-        shape: H, W and 3.
-    """
+    """A decoded picture, H×W×3, that is converted when its pixels are first used. Any thread may call it."""
 
     @property
     def shape(self) -> tuple[int, ...]: ...
@@ -175,19 +166,13 @@ class Frame(Struct, frozen=True, gc=False):
 
     @property
     def luma(self) -> Luma | None:
-        """Brightness of the picture that models are shown; None: take `model_image`.
-
-        A stream that hides something has none.
-        """
+        """Brightness of the picture that models are shown; None, as where masks are: take `model_image`."""
         pixels = self.pixels
         return None if isinstance(pixels, np.ndarray) else pixels.luma()
 
     @property
     def planes(self) -> Planes | None:
-        """The picture that models are shown, as it was decoded; None: take `model_image`.
-
-        A stream that hides something has none.
-        """
+        """The picture that models are shown, as it was decoded; None, as where masks are: take `model_image`."""
         pixels = self.pixels
         return None if isinstance(pixels, np.ndarray) else pixels.planes()
 
@@ -346,12 +331,7 @@ class FusedEvidence(Struct, frozen=True, omit_defaults=True):
 
 
 class Crossing(Struct, frozen=True, gc=False):
-    """A line that a track has crossed.
-
-    Attributes:
-        line: its name.
-        direction: see `LineConfig`.
-    """
+    """A line, by its name, that a track has crossed in a direction, see `LineConfig`."""
 
     line: str
     direction: Literal["in", "out"]
@@ -409,31 +389,6 @@ class Event(Struct, frozen=True):
     reason: str
 
 
-class PartVerdict(Struct, frozen=True, omit_defaults=True):
-    """The verdict on one inspected part.
-
-    Attributes:
-        part: id, as its trigger gave it, or made: unique over streams and restarts.
-        verdict: see `Verdict`.
-        reason: of `ng` the label of the defect; of `ok` `good`; else `between`, `not found`, `half in view`,
-            `too few pictures`, `overtaken`, `shutdown` …
-        score: strongest evidence of a defect, 0..1.
-        views: number of pictures that were judged.
-        detections: of the picture that decided it.
-        triggered_at: UTC of the trigger.
-        rejected: True if the reject output was told to act.
-    """
-
-    part: str
-    verdict: Verdict
-    reason: str
-    score: float
-    views: int
-    triggered_at: datetime
-    detections: tuple[Detection, ...] = ()
-    rejected: bool = False
-
-
 class StageTimes(Struct, frozen=True, gc=False):
     """Time spent in each stage on one frame, ns; `queue` is the time before the first.
 
@@ -456,13 +411,10 @@ class StageTimes(Struct, frozen=True, gc=False):
 
 
 class StreamResult(Struct, frozen=True):
-    """Result of one frame.
+    """Result of one frame: events of the tracks, and times.
 
-    Attributes:
-        events: of the tracks.
-        detections: None if the gate was closed and the model did not run.
-        stages: see `StageTimes`.
-        predicted: where the tracks should be now, if the frame was not inferred although the gate was open.
+    `detections` is None if the gate was closed and the model did not run; `predicted`: where the tracks should be
+    now, if the frame was not inferred although the gate was open.
     """
 
     events: list[Event]
@@ -495,26 +447,10 @@ class StreamBudget(Struct, frozen=True, gc=False):
     decode: Literal["", "keyframes"] = ""
 
 
-class DiskLoad(Struct, frozen=True, gc=False):
-    """How busy the disk of the state folder and of clips is.
-
-    Attributes:
-        commit_ms: 95th percentile of the newest commits of events to the disk, ms; None: there was none lately.
-        waiting_s: how much longer than wanted the oldest event has waited to be committed, s.
-        clips_behind_s: how much longer than usual the oldest picture has waited to be written into a clip, s.
-    """
-
-    commit_ms: float | None = None
-    waiting_s: float = 0.0
-    clips_behind_s: float = 0.0
-
-
 class OpenTrack(Struct, frozen=True, gc=False):
     """The crash end of a track: its `end` event, which the next start publishes if this process dies first.
 
-    Attributes:
-        key: of the track; a later crash end replaces an earlier one.
-        body: JSON of the event; None: the track has ended.
+    `body` is JSON, None: the track has ended. A later crash end of one `key` replaces an earlier one.
     """
 
     key: str
@@ -539,30 +475,10 @@ class Stored(Struct, frozen=True, gc=False):
     first_seq: int = 0
 
 
-class EncodedFrame(Struct, frozen=True, gc=False):
-    """A frame as a JPEG.
-
-    Attributes:
-        jpeg: content of the file.
-        width, height: pixels.
-        captured_ns, captured_at: see `Frame`.
-    """
-
-    jpeg: bytes
-    width: int
-    height: int
-    captured_ns: int
-    captured_at: datetime
-
-
 class ClipReason(Struct, frozen=True):
-    """Why a clip is made.
+    """Why a clip is made: the event that it began with, its track's id and label.
 
-    Attributes:
-        stream: its name.
-        reason: of the event that it began with; `asked`: by a command.
-        track: id of that event's track; empty: by a command.
-        label: of that track.
+    The reason is `asked`, and the track empty, if a command began it.
     """
 
     stream: str

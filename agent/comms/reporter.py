@@ -14,7 +14,7 @@ from msgspec.structs import replace
 from agent.comms import messages
 from agent.comms.topics import Topics
 from agent.config import PublishConfig
-from agent.types import Event, EventKind, OpenTrack, PartVerdict, StageTimes, StreamBudget, StreamResult, Track
+from agent.types import Event, EventKind, OpenTrack, StageTimes, StreamBudget, StreamResult, Track
 
 
 class EventSink(Protocol):
@@ -342,7 +342,9 @@ class Reporter:
                 self._fading.discard(topic)
                 self._board.retain(topic, b"")
 
-    def verdict(self, verdict: PartVerdict, judged_ms: float, picture: str, backend: str, variant: str) -> None:
+    def verdict(
+        self, verdict: messages.PartVerdict, judged_ms: float, picture: str, backend: str, variant: str
+    ) -> None:
         """Publish the verdict on a part, also after `stop`, since its reject output has acted; not after `close`.
 
         Args:

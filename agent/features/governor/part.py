@@ -22,7 +22,7 @@ from agent.board.thermal import firmware_limit_c
 from agent.capture.streams import FrameStream
 from agent.comms.mqtt.publisher import LinkLoad
 from agent.daemon.parts import DevicePart
-from agent.types import DiskLoad
+from agent.storage.spool.spool import DiskLoad
 
 if TYPE_CHECKING:
     from agent.daemon.runtime import Runtime

@@ -33,7 +33,8 @@ from agent.features.governor.part import (
     shares_between,
 )
 from agent.features.governor.readings import StreamReaders, StreamReading
-from agent.types import DiskLoad, StageTimes, StreamResult
+from agent.storage.spool.spool import DiskLoad
+from agent.types import StageTimes, StreamResult
 from tests.support.boards import write
 
 RTSP = "rtsp://192.0.2.1/yard"

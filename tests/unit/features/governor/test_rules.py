@@ -15,7 +15,8 @@ from agent.features.governor.part import find_shortages
 from agent.features.governor.readings import BoardReading, Readings, StreamReading, VariantCost
 from agent.features.governor.rules import Governor
 from agent.features.governor.steps import CHANGES_PER_MINUTE, CONFIGURED, Decision
-from agent.types import DiskLoad, StreamBudget
+from agent.storage.spool.spool import DiskLoad
+from agent.types import StreamBudget
 
 FULL = StreamBudget()
 SIZES = (VariantCost(), VariantCost("320", 0.6), VariantCost("256", 0.4))
