@@ -16,15 +16,11 @@ from numpy.typing import NDArray
 
 Image = NDArray[np.uint8]
 """H×W×3 uint8, C-contiguous."""
-
 Samples = NDArray[np.int16]
 """N int16, one channel, C-contiguous."""
-
 Array = NDArray[Any]
-
 Box = tuple[float, float, float, float]
 WHOLE: Box = (0.0, 0.0, 1.0, 1.0)
-
 Point = tuple[float, float]
 ChannelOrder = Literal["bgr", "rgb"]
 EventKind = Literal["new", "update", "end", "keyword"]
@@ -80,8 +76,6 @@ Pixels = Image | DeferredImage
 
 class Lease:
     """Counts who reads a frame's memory; who releases it last gives it back. Any thread may call it."""
-
-    __slots__ = ("_give_back", "_lock", "_readers")
 
     def __init__(self, give_back: Callable[[], None]) -> None:
         self._give_back, self._lock, self._readers = give_back, threading.Lock(), 1
@@ -317,9 +311,7 @@ class FusedEvidence(Struct, frozen=True, omit_defaults=True):
 
     Attributes:
         source: name of the stream, or of the text input.
-        label: of the track or keyword; of a text, the words that were asked for. The text itself is not kept.
-        score: highest so far, 0..1; 1 for a text.
-        track: id of the stream's track or keyword; empty for a text.
+        label, score, track: of the track or keyword; of a text, the words that were asked for, 1, and empty.
         age_s: time from its end to the event, s; None: it was going on.
     """
 
@@ -378,7 +370,6 @@ class Event(Struct, frozen=True):
     """A track began, changed or ended, or a keyword was detected. Every `new` has exactly one `end`.
 
     Attributes:
-        kind: see `EventKind`.
         track: current state; a keyword's track has already ended.
         reason: `appeared`, `zone`, `line`, `moved`, `clearer`, `still here`, `stationary`, `attribute`, `lost`,
             `ended`, `stall`, `shutdown`, `restart`, `word` …
@@ -406,8 +397,7 @@ class StageTimes(Struct, frozen=True, gc=False):
     @property
     def total(self) -> int:
         """Sum of all stages, ns."""
-        main = self.queue + self.gate + self.prepare + self.infer + self.decode + self.track
-        return main + self.secondary
+        return self.queue + self.gate + self.prepare + self.infer + self.decode + self.track + self.secondary
 
 
 class StreamResult(Struct, frozen=True):
@@ -488,17 +478,10 @@ class ClipReason(Struct, frozen=True):
 
 
 class Clip(Struct, frozen=True):
-    """A saved clip.
+    """A saved clip; `path` is absolute.
 
-    Attributes:
-        path: absolute path of its file.
-        occasion: why it was made.
-        tracks: ids of all tracks that it was made for, the occasion's first.
-        began_at, ended_at: UTC of its first picture, and of the end of its last.
-        duration_s: time between the two, s.
-        frames: number of pictures.
-        bytes: size of the file.
-        repaired: whether it was cut off by a crash or a power cut.
+    `tracks` are the ids of all tracks that it was made for, the occasion's first. It lasts from `began_at`, the UTC
+    of its first picture, to `ended_at`. `repaired`: a crash or a power cut ended it.
     """
 
     path: str

@@ -18,7 +18,7 @@ from agent.board.monitor import PowerMonitor
 from agent.board.proc import boot_id, read_memory
 from agent.board.process import resident_mb
 from agent.comms import messages
-from agent.comms.mqtt.publisher import LinkState
+from agent.comms.mqtt.link import LinkState
 from agent.config.load import names
 from agent.daemon.control import ConfigManager
 from agent.daemon.runtime import Runtime

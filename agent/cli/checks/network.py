@@ -14,8 +14,9 @@ from msgspec.structs import replace
 from agent.capture.source import check_login, open_source
 from agent.cli.checks import Finding, Job, run_parallel
 from agent.comms.http import listen
-from agent.comms.mqtt.connection import BrokerEndpoint, WakeupPipe
+from agent.comms.mqtt.connection import WakeupPipe
 from agent.comms.mqtt.endpoint import address, check_host, commands_off
+from agent.comms.mqtt.link import BrokerEndpoint
 from agent.config import Config, StreamConfig
 from agent.config.servers import MqttConfig, ServedConfig
 from agent.config.source_uri import parse

@@ -31,7 +31,6 @@ from agent.comms.mqtt import endpoint
 from agent.comms.mqtt.endpoint import REFUSED, RefusedError, UnansweredError
 from agent.comms.mqtt.inbox import Subscriptions
 from agent.config.servers import MqttConfig
-from agent.config.source_uri import is_local
 from agent.errors import BrokerError
 
 Protocol = Literal["5", "3.1.1"]
@@ -451,82 +450,3 @@ class Connection:
     def _on_log(self, client: Any, userdata: Any, level: int, text: str) -> None:
         if level == paho.MQTT_LOG_ERR:
             self._error = text
-
-
-_LOCAL_MAX_S, _MAX_S = 5.0, 60.0
-"""Longest pauses between two attempts while a broker is away: of the local network, and another, s."""
-_UNANSWERED_MAX = 2
-"""Unanswered connections before the other version: an old broker ends them, but so does one that just starts."""
-
-
-class BrokerEndpoint:
-    """A broker, and the version of MQTT that it speaks: 5, else 3.1.1. For one thread at a time.
-
-    Attributes:
-        where: `host:port`.
-        protocol: version that is tried next; from the first that worked, only an explicit refusal changes it.
-    """
-
-    def __init__(
-        self, config: MqttConfig, client_id: str, will: Will, timings: ConnectionTimings = TIMINGS
-    ) -> None:
-        self.where = endpoint.address(config)
-        self._config, self._client_id, self._will, self._timings = config, client_id, will, timings
-        self.protocol: Protocol = "5" if config.protocol == "auto" else config.protocol
-        self._is_proven, self._unanswered = config.protocol != "auto", 0
-
-    def open(self, wake: WakeupPipe, left: Callable[[], float]) -> Connection:
-        """Return a connection that the broker has accepted. `wake` and `left` are as in `Connection.open`.
-
-        Raises:
-            ConfigError: a file that the configuration names cannot be used.
-            BrokerError: the broker cannot be reached, or refuses the connection.
-        """
-        while True:
-            is_guess = self.protocol == "5" and not self._is_proven
-            connection = Connection(self._config, self._client_id, self.protocol, self._will, self._timings)
-            try:
-                connection.open(wake, left, self._timings.first_answer_s if is_guess else self._timings.answer_s)
-            except BrokerError as error:
-                if not self.speaks_another(error) or self.protocol == "5":
-                    raise
-            else:
-                self._is_proven, self._unanswered = True, 0
-                return connection
-
-    def speaks_another(self, error: BrokerError) -> bool:
-        """Record a failure. Return True if the other version of MQTT is the one to try now."""
-        if isinstance(error, UnansweredError) and not self._is_proven:
-            self._unanswered += _UNANSWERED_MAX if error.silent else 1
-        is_refused = isinstance(error, RefusedError) and error.code == endpoint.UNSUPPORTED_PROTOCOL
-        if self._config.protocol != "auto" or not (is_refused or self._unanswered >= _UNANSWERED_MAX):
-            return False
-        self.protocol = "3.1.1" if self.protocol == "5" else "5"
-        self._is_proven, self._unanswered = False, 0
-        return True
-
-    @property
-    def reconnect_max_s(self) -> float:
-        """Longest pause between two attempts while the broker cannot be reached, s.
-
-        If it is not configured, it is short for a broker of the local network, which few devices share and which
-        may be back any moment.
-        """
-        if self._config.reconnect_max_s is not None:
-            return self._config.reconnect_max_s
-        return _LOCAL_MAX_S if is_local(self._config.host) else _MAX_S
-
-    @property
-    def how(self) -> str:
-        """Protocol, encryption and user."""
-        web = " over WebSocket" if self._config.transport == "websockets" else ""
-        tls = " and TLS" if endpoint.uses_tls(self._config) else ""
-        user = f" as user {self._config.username!r}" if self._config.username else ""
-        return f"MQTT {self.protocol}{web}{tls}{user}"
-
-    def describe(self, error: Exception) -> str:
-        """Return why the broker cannot be used, with the user that it refuses."""
-        if not (isinstance(error, RefusedError) and error.code):
-            return str(error)
-        user = f"user {self._config.username!r}" if self._config.username else "this client (no user name is set)"
-        return f"refuses {user}: {error}"

@@ -13,13 +13,12 @@ import time
 from collections import deque
 from collections.abc import Callable
 
-from msgspec import Struct
-
 from agent.backoff import Backoff
 from agent.comms.mqtt import endpoint
-from agent.comms.mqtt.connection import TIMINGS, BrokerEndpoint, Connection, ConnectionTimings, PubAck, WakeupPipe
+from agent.comms.mqtt.connection import TIMINGS, Connection, ConnectionTimings, PubAck, WakeupPipe
 from agent.comms.mqtt.endpoint import RefusedError, in_words
 from agent.comms.mqtt.inbox import Answer, Inbox, IncomingMessage, OnMessage, StaleTopics, StreamConfigs
+from agent.comms.mqtt.link import RECONNECT_MAX_S, BrokerEndpoint, LinkLoad, LinkLog, LinkState
 from agent.comms.mqtt.outbox import EventSender, EventSource, OnSent, RetainedTopics, TransientQueue
 from agent.comms.topics import OFFLINE, ONLINE, STOPPED, Topics
 from agent.config.servers import MqttConfig
@@ -27,12 +26,8 @@ from agent.errors import BrokerError, ConfigError
 
 log = logging.getLogger(__name__)
 
-RECONNECT_FIRST_S, RECONNECT_MAX_S = 1.0, 60.0
-"""First pause between two attempts to connect, and the longest if the configuration names none, s."""
-_STABLE_S = 10.0
-"""A connection that lasts so long ends an outage of shorter ones."""
-_FLAPPING = 2
-"""So many short connections in a row are one outage; one that the broker ends with a reason counts twice."""
+_RECONNECT_FIRST_S = 1.0
+"""First pause between two attempts to connect, s."""
 _MOVE_S = 5.0
 """Time for what is in flight when another broker is to be used; the rest is sent again over its connection."""
 _RESERVE_S = 0.3
@@ -41,115 +36,6 @@ _SHUTDOWN_S = 2.0
 """A broker that shuts down has closed the connection by then."""
 _PIECE = 4096
 """Bytes of samples and replies that are handed on at once: events wait behind them on a slow network."""
-
-
-class LinkLoad(Struct, frozen=True, gc=False):
-    """How busy the connection to the broker is.
-
-    Attributes:
-        connected: whether there is one.
-        unsent_bytes: of messages that wait for the network, 0 while it takes all at once.
-        oldest_s: age of the oldest event that was sent and is not acknowledged, s.
-    """
-
-    connected: bool = False
-    unsent_bytes: int = 0
-    oldest_s: float = 0.0
-
-
-class LinkState(Struct, frozen=True):
-    """How the connection to the broker is.
-
-    Attributes:
-        connected: True if the broker has accepted the connection.
-        detail: protocol and user of the connection, or why there is none.
-        broker: its `host:port`.
-        connects: how often the broker has accepted a connection, since the start.
-        trouble: where and why the connection was lost last; empty: never.
-        sent, acknowledged: events, since the start.
-        dropped_samples: messages at QoS 0 that were not sent.
-    """
-
-    connected: bool
-    detail: str
-    broker: str
-    connects: int
-    trouble: str
-    sent: int
-    acknowledged: int
-    dropped_samples: int
-
-
-class LinkLog:
-    """Logs each outage once when it begins and once when it ends, with its length.
-
-    Attributes:
-        connected: True if the broker has accepted the connection.
-        detail: protocol and user of the connection, or why there is none.
-        connects: how often the broker has accepted a connection.
-        trouble: where and why the connection was lost last, or why there has been none yet; empty: never.
-    """
-
-    def __init__(self, where: object) -> None:
-        self._where = where
-        self.connects, self.trouble = 0, ""
-        self._connected_at = 0.0
-        self.close("connecting")
-
-    def close(self, detail: str) -> None:
-        """Record that this device has disconnected by itself, which is not an outage."""
-        self.connected, self.detail = False, detail
-        self._since = time.monotonic()  # of the outage
-        self._is_acknowledged = self._is_announced = False
-        self._logged, self._short = "", 0
-
-    @property
-    def is_flapping(self) -> bool:
-        """True if connections do not last: the outage ends when one has lasted for some seconds."""
-        return self._short >= _FLAPPING
-
-    def lost(self, reason: str, *, refused: bool = False) -> None:
-        """Record that the connection broke, or could not be opened.
-
-        A `refused` one is logged even if the outage began for another reason.
-        """
-        trouble, now = f"{self._where}: {reason}", time.monotonic()
-        if self.connected:
-            is_short = now - self._connected_at < _STABLE_S
-            self._short = self._short + 1 + refused if is_short else 0
-            self._since = now if self._is_announced else self._since
-        if self.connected or not self.connects:
-            self.trouble = trouble
-        self.connected, self.detail, self._is_announced = False, reason, False
-        if not self._logged or (refused and trouble != self._logged):
-            log.warning("broker %s; events wait in the spool, trying again", trouble)
-            self._logged = trouble
-
-    def accepted(self, how: str) -> None:
-        """Record that the broker has accepted the connection; that is logged with the first acknowledgement."""
-        self.connected, self.detail, self._connected_at = True, how, time.monotonic()
-        self.connects += 1
-        self._is_acknowledged = False
-
-    def acknowledged(self) -> None:
-        """Record an acknowledgement."""
-        self._is_acknowledged = True
-        self.poll()
-
-    def poll(self) -> None:
-        """Log that the broker is back when that is certain; call now and then while a connection lasts."""
-        if self._is_announced or not self._is_acknowledged:
-            return
-        if self.is_flapping and time.monotonic() - self._connected_at < _STABLE_S:
-            return
-        self._is_announced = True
-        self._short = 0 if self.is_flapping else self._short
-        if self._logged:
-            seconds = time.monotonic() - self._since
-            log.info("broker %s: back after %.1f s, %s", self._where, seconds, self.detail)
-        else:
-            log.info("broker %s: connected, %s", self._where, self.detail)
-        self._logged = ""
 
 
 class Publisher:
@@ -203,7 +89,7 @@ class Publisher:
             log.warning(remark)
         self._broker = BrokerEndpoint(config, self._client_id, (self._topics.status, OFFLINE), self._timings)
         longest_s = config.reconnect_max_s or RECONNECT_MAX_S
-        self._backoff = Backoff(RECONNECT_FIRST_S, longest_s)
+        self._backoff = Backoff(_RECONNECT_FIRST_S, longest_s)
         self._events.retry_s = longest_s
         self._link.close("connecting")
 

@@ -23,7 +23,7 @@ from agent.board.proc import Memory, read_memory
 from agent.board.processors import Ticks, read_ticks
 from agent.capture.supervisor import CaptureStats
 from agent.comms.http import Page
-from agent.comms.mqtt.publisher import LinkState
+from agent.comms.mqtt.link import LinkState
 from agent.daemon.streams.counters import BOUNDS_S, StageTimer, StreamMetrics
 from agent.daemon.streams.services import State
 from agent.features.metrics.checks import check_installed

@@ -19,7 +19,7 @@ from agent.board.processors import Quota, Ticks
 from agent.board.sensors import ChipReading, EnergyReading
 from agent.board.thermal import Zone
 from agent.capture.streams import FrameStream
-from agent.comms.mqtt.publisher import LinkLoad
+from agent.comms.mqtt.link import LinkLoad
 from agent.config import Config, StreamConfig
 from agent.config.features import GovernorConfig, ServiceConfig
 from agent.config.source_uri import CaptureConfig

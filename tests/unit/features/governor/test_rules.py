@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from agent.comms.mqtt.publisher import LinkLoad
+from agent.comms.mqtt.link import LinkLoad
 from agent.config.features import GovernorConfig
 from agent.features.governor.part import find_shortages
 from agent.features.governor.readings import BoardReading, Readings, StreamReading, VariantCost

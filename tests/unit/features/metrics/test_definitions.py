@@ -15,7 +15,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from agent.board.power import PowerReading
 from agent.board.proc import Memory
 from agent.board.processors import Ticks
-from agent.comms.mqtt.publisher import LinkState
+from agent.comms.mqtt.link import LinkState
 from agent.daemon.streams.counters import STAGES, StreamMetrics
 from agent.errors import ConfigError
 from agent.features.metrics.checks import check_installed
