@@ -480,8 +480,8 @@ class ClipReason(Struct, frozen=True):
 class Clip(Struct, frozen=True):
     """A saved clip; `path` is absolute.
 
-    `tracks` are the ids of all tracks that it was made for, the occasion's first. It lasts from `began_at`, the UTC
-    of its first picture, to `ended_at`. `repaired`: a crash or a power cut ended it.
+    `tracks` are the ids of all tracks that it was made for, the occasion's first. It lasts from `began_at`, the
+    UTC of its first picture, to `ended_at`. `repaired`: a crash or a power cut ended it.
     """
 
     path: str

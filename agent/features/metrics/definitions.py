@@ -22,8 +22,9 @@ from agent.board.power import PowerReading
 from agent.board.proc import Memory, read_memory
 from agent.board.processors import Ticks, read_ticks
 from agent.capture.supervisor import CaptureStats
-from agent.comms.http import Page
+from agent.comms.http import Answer, HttpRequest, text_answer
 from agent.comms.mqtt.link import LinkState
+from agent.config.servers import MetricsConfig
 from agent.daemon.streams.counters import BOUNDS_S, StageTimer, StreamMetrics
 from agent.daemon.streams.services import State
 from agent.features.metrics.checks import check_installed
@@ -357,15 +358,17 @@ class Exposition:
         ProcessCollector(registry=self._registry)
         self._registry.register(self)
 
-    def page(self, accept: str) -> Page:
-        """Return the metrics now, as text or as OpenMetrics, whichever an `Accept` header prefers."""
+    def respond(self, request: HttpRequest) -> Answer:
+        """Answer with the metrics now, as text or as OpenMetrics, whichever the `Accept` header prefers."""
         from prometheus_client.exposition import choose_encoder
 
+        if request.path.partition("?")[0] != MetricsConfig.PATH:
+            return text_answer(404, f"there is only {MetricsConfig.PATH} here")
         try:
-            encode, content_type = choose_encoder(accept)
+            encode, content_type = choose_encoder(request.headers.get("Accept", ""))
         except (TypeError, ValueError):  # the library does not expect every header
             encode, content_type = choose_encoder("")
-        return Page(content_type, encode(self._registry))
+        return Answer(encode(self._registry), content_type)
 
     def describe(self) -> Iterator[Metric]:
         """Name the metrics without reading them; the library asks for this when they are registered."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from email.message import Message
 from typing import Any
 
 import pytest
@@ -15,6 +16,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from agent.board.power import PowerReading
 from agent.board.proc import Memory
 from agent.board.processors import Ticks
+from agent.comms.http import HttpRequest
 from agent.comms.mqtt.link import LinkState
 from agent.daemon.streams.counters import STAGES, StreamMetrics
 from agent.errors import ConfigError
@@ -58,7 +60,9 @@ def readings(**streams: StreamTotals) -> DaemonReadings:
 
 
 def samples(found: DaemonReadings, accept: str = "") -> dict[str, list[tuple[dict[str, str], float]]]:
-    page = Exposition(lambda: found).page(accept)
+    headers = Message()
+    headers["Accept"] = accept
+    page = Exposition(lambda: found).respond(HttpRequest("/metrics", headers))
     parse: Any = parse_openmetrics if "openmetrics" in page.content_type else text_string_to_metric_families
     by_name: dict[str, list[tuple[dict[str, str], float]]] = {}
     for family in parse(page.body.decode()):
