@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from email.message import Message
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -21,7 +22,7 @@ from agent.comms.mqtt.link import LinkState
 from agent.daemon.streams.counters import STAGES, StreamMetrics
 from agent.errors import ConfigError
 from agent.features.metrics.checks import check_installed
-from agent.features.metrics.definitions import METRICS, DaemonReadings, Exposition, MetricDefinition, StreamTotals
+from agent.features.metrics.definitions import METRICS, DaemonReadings, Exposition, MetricDefinition
 from agent.health import ClipsHealth
 from agent.storage.spool.spool import SpoolStats
 from agent.types import Event, StageTimes, StreamResult, Track
@@ -32,21 +33,29 @@ SPOOL = SpoolStats(3, 4096, 5, "disk", {"bytes": 5})
 OPENMETRICS = "application/openmetrics-text; version=1.0.0"
 
 
-def stream(*labels: str) -> StreamTotals:
+def stream(*labels: str) -> Any:
     metrics = StreamMetrics()
     metrics.add(StreamResult([], [], StageTimes(*[2_000_000] * 7)), 1)
     for label in labels:
         metrics.events.add(Event("new", Track("a", label, 0.5, 0.5, 1, NOW, NOW), "appeared"))
-    return StreamTotals("running", metrics, None, 1, "person", "cpu", "full", 1.5)
+    return SimpleNamespace(
+        status=("running", ""),
+        metrics=metrics,
+        captured=None,
+        tracks=1,
+        model=SimpleNamespace(manifest=SimpleNamespace(name="person")),
+        answered_by=("cpu", "full"),
+        reduced="",
+        unmet="",
+    )
 
 
-def readings(**streams: StreamTotals) -> DaemonReadings:
+def readings(**streams: Any) -> DaemonReadings:
     return DaemonReadings(
-        version="1.0",
-        python="3.13.0",
         device="porch",
         uptime_s=7.0,
         streams=streams,
+        cpu_s=dict.fromkeys(streams, 1.5),
         spool=SPOOL,
         link=LINK,
         clips=ClipsHealth(1, 0, 0, 1, 5000, "", 6000),
