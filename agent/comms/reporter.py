@@ -48,38 +48,6 @@ class EventTap:
         self.listener: EventListener | None = None
 
 
-class SampleLimiter:
-    """Limits the rate of one stream's `detections`.
-
-    A message that comes too early waits until it is due, or a newer one takes its place. Times are s of
-    CLOCK_MONOTONIC. The owner does the locking.
-
-    Attributes:
-        every_s: least time between two, s; 0: each passes at once.
-    """
-
-    def __init__(self) -> None:
-        self.every_s = 0.0
-        self._passed_s = -math.inf
-        self._waiting: messages.DetectionsMessage | None = None
-
-    def add(self, message: messages.DetectionsMessage, now_s: float) -> messages.DetectionsMessage | None:
-        """Add the newest; return what is to be sent now."""
-        self._waiting = message
-        return self.due(now_s)
-
-    def due(self, now_s: float) -> messages.DetectionsMessage | None:
-        """Return the one that has waited, if it is to be sent now."""
-        if self._waiting is None or now_s < self._passed_s + self.every_s:
-            return None
-        message, self._waiting, self._passed_s = self._waiting, None, now_s
-        return message
-
-    def drop(self) -> None:
-        """Drop the one that waits."""
-        self._waiting = None
-
-
 _LABELS_MAX, _LABEL_LENGTH = 64, 64
 _OTHER, _TEXT = "other", "text"
 
@@ -137,7 +105,8 @@ class Reporter:
         self._lock = threading.Lock()
         self._stopped = self._closed = False
         self._answered_by = ("", "")
-        self._samples = SampleLimiter()
+        self._sample: messages.DetectionsMessage | None = None  # the newest, which waits until it is due
+        self._sample_every_s, self._sampled_s = 0.0, -math.inf
         self._counts: dict[str, int] = {}
         self._zone_counts: dict[tuple[str, str], int] = {}
         self._seen: dict[tuple[str, str], None] = {}
@@ -152,29 +121,29 @@ class Reporter:
             found = result.detections if result.detections is not None else result.predicted
             if self._config.detections and found is not None and not self._stopped:
                 is_predicted = result.detections is None
-                message = messages.DetectionsMessage(
+                self._sample = messages.DetectionsMessage(
                     *(self._topics.device, self._stream, seq, at, found, _latency(result.stages), self._model),
                     *(backend, variant, is_predicted),
                 )
-                self._send_sample(self._samples.add(message, time.monotonic()))
-            else:
-                self._send_sample(self._samples.due(time.monotonic()))
+            self._send_sample()
             if result.events:
                 self._put_wanted(result.events, at, result.stages, backend, variant)
 
-    def _send_sample(self, message: messages.DetectionsMessage | None) -> None:
-        if message is not None:
-            self._board.send(self._topics.detections(self._stream), messages.encode(message))
+    def _send_sample(self) -> None:
+        now_s = time.monotonic()
+        if self._sample is not None and now_s >= self._sampled_s + self._sample_every_s:
+            sample, self._sample, self._sampled_s = self._sample, None, now_s
+            self._board.send(self._topics.detections(self._stream), messages.encode(sample))
 
     def send_due_sample(self) -> None:
         """Send the newest `detections` that had to wait, if it is due; call now and then while no input comes."""
         with self._lock:
-            self._send_sample(self._samples.due(time.monotonic()))
+            self._send_sample()
 
     def set_budget(self, budget: StreamBudget) -> None:
         """Send `detections` at the rate of a budget from now on. Any thread may call this."""
         with self._lock:
-            self._samples.every_s = budget.samples_every_s
+            self._sample_every_s = budget.samples_every_s
 
     def events(
         self, events: Sequence[Event], at: datetime, stages: StageTimes, backend: str, variant: str
@@ -204,7 +173,7 @@ class Reporter:
         """
         with self._lock:
             self._stopped = True
-            self._samples.drop()
+            self._sample = None
             for topic in self._fading:
                 self._board.retain(topic, b"")
             self._fading.clear()
