@@ -308,11 +308,11 @@ class Connection:
         while self._answer is None and not self.lost:
             if (timeout_s := min(left(), deadline - time.monotonic())) <= 0:
                 self.drop(f"no answer to CONNECT; check that it is an MQTT broker{hint}")
-                raise UnansweredError(self.lost, silent=True)
+                raise UnansweredError(self.lost)
             self.turn(timeout_s)
         self._client.on_log = None  # it costs time, and from now on other callbacks give the reasons
         if self._answer is None:
-            raise UnansweredError(f"{self.lost}{hint}", silent=False)
+            raise UnansweredError(f"{self.lost}{hint}")
         if self._answer.value:
             raise RefusedError(endpoint.in_words(self._answer.value, self._broker_text), self._answer.value)
         if 0 < self.max_packet < _LEAST_PACKET:

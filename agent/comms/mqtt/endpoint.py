@@ -240,15 +240,7 @@ class RefusedError(BrokerError):
 
 
 class UnansweredError(BrokerError):
-    """The broker accepted the connection and did not answer the CONNECT.
-
-    Attributes:
-        silent: it did nothing; else it ended the connection.
-    """
-
-    def __init__(self, text: str, *, silent: bool) -> None:
-        self.silent = silent
-        super().__init__(text)
+    """The broker accepted the connection, and kept silent after the CONNECT or ended the connection."""
 
 
 def in_words(code: int, broker_text: object = "") -> str:

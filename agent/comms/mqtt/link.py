@@ -21,7 +21,7 @@ RECONNECT_MAX_S, _LOCAL_MAX_S = 60.0, 5.0
 """Longest pauses between two attempts, where the configuration does not say, s: the second while a broker of the
 local network is away."""
 _UNANSWERED_MAX = 2
-"""Unanswered connections before the other version: an old broker ends them, but so does one that just starts."""
+"""Unanswered connections before the other version: of an old broker, but also of one that just starts."""
 
 
 class BrokerEndpoint:
@@ -62,7 +62,7 @@ class BrokerEndpoint:
     def speaks_another(self, error: BrokerError) -> bool:
         """Record a failure. Return True if the other version of MQTT is the one to try now."""
         if isinstance(error, UnansweredError) and not self._is_proven:
-            self._unanswered += _UNANSWERED_MAX if error.silent else 1
+            self._unanswered += 1
         is_refused = isinstance(error, RefusedError) and error.code == endpoint.UNSUPPORTED_PROTOCOL
         if self._config.protocol != "auto" or not (is_refused or self._unanswered >= _UNANSWERED_MAX):
             return False

@@ -13,7 +13,7 @@ from agent.comms.mqtt.link import BrokerEndpoint, LinkLog
 from agent.config.servers import MqttConfig, MqttVersion
 from agent.errors import BrokerError
 
-SILENT, CLOSED = UnansweredError("x", silent=True), UnansweredError("x", silent=False)
+CLOSED = UnansweredError("x")
 TOO_NEW = RefusedError("x", UNSUPPORTED_PROTOCOL)
 
 
@@ -38,12 +38,6 @@ def test_a_broker_that_says_it_does_not_speak_mqtt_5_is_tried_with_3_1_1_at_once
     assert spoken(broker) == "5"
 
 
-def test_a_broker_that_keeps_silent_is_not_waited_for_long() -> None:
-    broker = choice()
-    assert broker.speaks_another(SILENT)
-    assert spoken(broker) == "3.1.1"
-
-
 def test_a_broker_that_hangs_up_gets_a_second_chance() -> None:
     broker = choice()
     assert not broker.speaks_another(CLOSED)
@@ -60,7 +54,7 @@ def test_a_configured_version_is_never_changed() -> None:
     versions: tuple[MqttVersion, ...] = ("5", "3.1.1")
     for version in versions:
         broker = choice(version)
-        for error in (TOO_NEW, SILENT, CLOSED):
+        for error in (TOO_NEW, CLOSED):
             assert not broker.speaks_another(error)
         assert spoken(broker) == version
 
