@@ -238,6 +238,7 @@ class RetainedSubscription:
 
 
 Answer = Callable[[bytes], None]
+_Question = tuple[Answer, RetainedSubscription | None]
 
 
 class Inbox:
@@ -253,7 +254,7 @@ class Inbox:
         self._lock = threading.Lock()
         self._handlers: dict[str, _Handler] = {}
         self._removed: list[str] = []
-        self._questions: dict[str, tuple[Answer, RetainedSubscription | None]] = {}
+        self._questions: dict[str, _Question] = {}
 
     def listen(self, pattern: str, on_message: OnMessage, *, as_published: bool = False) -> None:
         """Subscribe a handler on this connection and on each later one, see `Publisher.listen`."""
@@ -298,13 +299,22 @@ class Inbox:
         for handler in handlers:
             if not handler.is_subscribed:
                 handler.subscribe(subscriptions)
-        for topic, (answer, asked) in questions:
+        for topic, question in questions:
+            answer, asked = question
             if asked is None:
-                self._questions[topic] = answer, RetainedSubscription(subscriptions, topic)
+                self._replace(topic, question, (answer, RetainedSubscription(subscriptions, topic)))
             elif (found := asked.received()) or asked.is_settled:
                 asked.end()
-                del self._questions[topic]
+                self._replace(topic, question, None)
                 answer(found[-1].payload if found else b"")
+
+    def _replace(self, topic: str, question: _Question, newer: _Question | None) -> None:
+        """Replace a question, or remove it, unless a later one has replaced it meanwhile."""
+        with self._lock:
+            if self._questions.get(topic) is question:
+                del self._questions[topic]
+                if newer is not None:
+                    self._questions[topic] = newer
 
 
 StreamConfigs = Callable[[], Mapping[str, StreamConfig]]
