@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Protocol
 
-from msgspec.structs import replace
+from msgspec.structs import asdict, replace
 
 from agent.comms import messages
 from agent.comms.topics import Topics
@@ -324,22 +324,15 @@ class Reporter:
             variant: of the model.
         """
         message = messages.VerdictMessage(
-            messages.new_id(),
-            self._topics.device,
-            self._stream,
-            verdict.part,
-            verdict.verdict,
-            verdict.reason,
-            round(verdict.score, 4),
-            verdict.views,
-            verdict.detections,
-            verdict.triggered_at,
-            round(judged_ms, 3),
-            verdict.rejected,
-            picture.encode("utf-8", "replace").decode(),  # a path may not be UTF-8
-            self._model,
-            backend,
-            variant,
+            id=messages.new_id(),
+            device=self._topics.device,
+            stream=self._stream,
+            **asdict(replace(verdict, score=round(verdict.score, 4))),
+            judged_ms=round(judged_ms, 3),
+            picture=picture.encode("utf-8", "replace").decode(),  # a path may not be UTF-8
+            model=self._model,
+            backend=backend,
+            variant=variant,
         )
         with self._lock:
             if self._config.events and not self._closed:

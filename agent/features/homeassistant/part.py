@@ -198,8 +198,7 @@ class Announcer:
         self.topic, self._status = topic(config.prefix, device.topics.device), f"{config.prefix}/status"
         self.trouble = ""
         self._answers: queue.SimpleQueue[bytes] = queue.SimpleQueue()
-        self._starts: queue.SimpleQueue[None] = queue.SimpleQueue()
-        self._is_answered = self._is_ours = False
+        self._is_answered = self._is_ours = self._has_started = False
         self._device: DeviceEntitySource | None = None
         self._alive: dict[str, str] = {}
         self._gone: dict[str, str] = {}
@@ -254,7 +253,7 @@ class Announcer:
 
     def _on_status(self, received: IncomingMessage) -> None:
         if received.payload == b"online" and not received.retained:
-            self._starts.put(None)
+            self._has_started = True
 
     def _report_owner(self, found: RetainedEntities) -> None:
         self._due = self._clock() + _RETRY_S
@@ -268,8 +267,8 @@ class Announcer:
 
     def _answer_start(self, now: float) -> None:
         """Announce everything again after a start of Home Assistant, without what it has removed."""
-        while not self._starts.empty():
-            self._starts.get()
+        if self._has_started:
+            self._has_started = False
             self._announce_at = self._announce_at or now + self._jitter(1.0, _JITTER_S)
         if self._announce_at and now >= max(self._announce_at, self._due):
             self._announce_at = 0.0
