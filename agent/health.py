@@ -102,14 +102,12 @@ class LinkHealth(Struct, frozen=True):
     Attributes:
         broker: `host:port` of the broker that delivered this message.
         how: protocol, encryption and user.
-        fallback: True if that is not the first of the configuration.
         connects: how often a broker has accepted a connection, since the start.
         trouble: where and why the connection was lost last, such as a second client with this id; empty: never.
     """
 
     broker: str
     how: str
-    fallback: bool = False
     connects: Count = 0
     trouble: str = ""
 

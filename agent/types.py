@@ -16,15 +16,11 @@ from numpy.typing import NDArray
 
 Image = NDArray[np.uint8]
 """H×W×3 uint8, C-contiguous."""
-
 Samples = NDArray[np.int16]
 """N int16, one channel, C-contiguous."""
-
 Array = NDArray[Any]
-
 Box = tuple[float, float, float, float]
 WHOLE: Box = (0.0, 0.0, 1.0, 1.0)
-
 Point = tuple[float, float]
 ChannelOrder = Literal["bgr", "rgb"]
 EventKind = Literal["new", "update", "end", "keyword"]
@@ -33,11 +29,9 @@ Verdict = Literal["ok", "ng", "unsure"]
 
 
 class Luma(NamedTuple):
-    """Brightness of a picture, as its decoder gave it.
+    """Brightness of a picture, as its decoder gave it: H×W uint8, whose rows may have gaps. Read only.
 
-    Attributes:
-        pixels: H×W uint8; its rows may have gaps. Read only.
-        full_range: black is 0 and white 255; else they are 16 and 235 (ITU-R BT.601, BT.709).
+    With `full_range`, black is 0 and white 255; else they are 16 and 235 (ITU-R BT.601, BT.709).
     """
 
     pixels: NDArray[np.uint8]
@@ -47,11 +41,8 @@ class Luma(NamedTuple):
 class Planes(NamedTuple):
     """A picture as brightness and colour differences, as its decoder gave it. Read only.
 
-    Attributes:
-        luma: its brightness.
-        blue, red: differences of blue and red to the brightness, of half its height and width, rounded up, uint8;
-            their rows may have gaps.
-        is_bt709: whether they are those of ITU-R BT.709; else of BT.601.
+    `blue` and `red` are uint8, of half its height and width, rounded up; their rows may have gaps. With
+    `is_bt709`, they are those of ITU-R BT.709; else of BT.601.
     """
 
     luma: Luma
@@ -61,11 +52,7 @@ class Planes(NamedTuple):
 
 
 class DeferredImage(Protocol):
-    """A decoded picture that is converted when its pixels are first used. Any thread may call it.
-
-    Attributes:
-        shape: H, W and 3.
-    """
+    """A decoded picture, H×W×3, that is converted when its pixels are first used. Any thread may call it."""
 
     @property
     def shape(self) -> tuple[int, ...]: ...
@@ -89,8 +76,6 @@ Pixels = Image | DeferredImage
 
 class Lease:
     """Counts who reads a frame's memory; who releases it last gives it back. Any thread may call it."""
-
-    __slots__ = ("_give_back", "_lock", "_readers")
 
     def __init__(self, give_back: Callable[[], None]) -> None:
         self._give_back, self._lock, self._readers = give_back, threading.Lock(), 1
@@ -175,19 +160,13 @@ class Frame(Struct, frozen=True, gc=False):
 
     @property
     def luma(self) -> Luma | None:
-        """Brightness of the picture that models are shown; None: take `model_image`.
-
-        A stream that hides something has none.
-        """
+        """Brightness of the picture that models are shown; None, as where masks are: take `model_image`."""
         pixels = self.pixels
         return None if isinstance(pixels, np.ndarray) else pixels.luma()
 
     @property
     def planes(self) -> Planes | None:
-        """The picture that models are shown, as it was decoded; None: take `model_image`.
-
-        A stream that hides something has none.
-        """
+        """The picture that models are shown, as it was decoded; None, as where masks are: take `model_image`."""
         pixels = self.pixels
         return None if isinstance(pixels, np.ndarray) else pixels.planes()
 
@@ -332,9 +311,7 @@ class FusedEvidence(Struct, frozen=True, omit_defaults=True):
 
     Attributes:
         source: name of the stream, or of the text input.
-        label: of the track or keyword; of a text, the words that were asked for. The text itself is not kept.
-        score: highest so far, 0..1; 1 for a text.
-        track: id of the stream's track or keyword; empty for a text.
+        label, score, track: of the track or keyword; of a text, the words that were asked for, 1, and empty.
         age_s: time from its end to the event, s; None: it was going on.
     """
 
@@ -346,12 +323,7 @@ class FusedEvidence(Struct, frozen=True, omit_defaults=True):
 
 
 class Crossing(Struct, frozen=True, gc=False):
-    """A line that a track has crossed.
-
-    Attributes:
-        line: its name.
-        direction: see `LineConfig`.
-    """
+    """A line, by its name, that a track has crossed in a direction, see `LineConfig`."""
 
     line: str
     direction: Literal["in", "out"]
@@ -398,7 +370,6 @@ class Event(Struct, frozen=True):
     """A track began, changed or ended, or a keyword was detected. Every `new` has exactly one `end`.
 
     Attributes:
-        kind: see `EventKind`.
         track: current state; a keyword's track has already ended.
         reason: `appeared`, `zone`, `line`, `moved`, `clearer`, `still here`, `stationary`, `attribute`, `lost`,
             `ended`, `stall`, `shutdown`, `restart`, `word` …
@@ -407,31 +378,6 @@ class Event(Struct, frozen=True):
     kind: EventKind
     track: Track
     reason: str
-
-
-class PartVerdict(Struct, frozen=True, omit_defaults=True):
-    """The verdict on one inspected part.
-
-    Attributes:
-        part: id, as its trigger gave it, or made: unique over streams and restarts.
-        verdict: see `Verdict`.
-        reason: of `ng` the label of the defect; of `ok` `good`; else `between`, `not found`, `half in view`,
-            `too few pictures`, `overtaken`, `shutdown` …
-        score: strongest evidence of a defect, 0..1.
-        views: number of pictures that were judged.
-        detections: of the picture that decided it.
-        triggered_at: UTC of the trigger.
-        rejected: True if the reject output was told to act.
-    """
-
-    part: str
-    verdict: Verdict
-    reason: str
-    score: float
-    views: int
-    triggered_at: datetime
-    detections: tuple[Detection, ...] = ()
-    rejected: bool = False
 
 
 class StageTimes(Struct, frozen=True, gc=False):
@@ -451,18 +397,14 @@ class StageTimes(Struct, frozen=True, gc=False):
     @property
     def total(self) -> int:
         """Sum of all stages, ns."""
-        main = self.queue + self.gate + self.prepare + self.infer + self.decode + self.track
-        return main + self.secondary
+        return self.queue + self.gate + self.prepare + self.infer + self.decode + self.track + self.secondary
 
 
 class StreamResult(Struct, frozen=True):
-    """Result of one frame.
+    """Result of one frame: events of the tracks, and times.
 
-    Attributes:
-        events: of the tracks.
-        detections: None if the gate was closed and the model did not run.
-        stages: see `StageTimes`.
-        predicted: where the tracks should be now, if the frame was not inferred although the gate was open.
+    `detections` is None if the gate was closed and the model did not run; `predicted`: where the tracks should be
+    now, if the frame was not inferred although the gate was open.
     """
 
     events: list[Event]
@@ -495,40 +437,10 @@ class StreamBudget(Struct, frozen=True, gc=False):
     decode: Literal["", "keyframes"] = ""
 
 
-class DiskLoad(Struct, frozen=True, gc=False):
-    """How busy the disk of the state folder and of clips is.
-
-    Attributes:
-        commit_ms: 95th percentile of the newest commits of events to the disk, ms; None: there was none lately.
-        waiting_s: how much longer than wanted the oldest event has waited to be committed, s.
-        clips_behind_s: how much longer than usual the oldest picture has waited to be written into a clip, s.
-    """
-
-    commit_ms: float | None = None
-    waiting_s: float = 0.0
-    clips_behind_s: float = 0.0
-
-
-class LinkLoad(Struct, frozen=True, gc=False):
-    """How busy the connection to the broker is.
-
-    Attributes:
-        connected: whether there is one.
-        unsent_bytes: of messages that wait for the network, 0 while it takes all at once.
-        oldest_s: age of the oldest event that was sent and is not acknowledged, s.
-    """
-
-    connected: bool = False
-    unsent_bytes: int = 0
-    oldest_s: float = 0.0
-
-
 class OpenTrack(Struct, frozen=True, gc=False):
     """The crash end of a track: its `end` event, which the next start publishes if this process dies first.
 
-    Attributes:
-        key: of the track; a later crash end replaces an earlier one.
-        body: JSON of the event; None: the track has ended.
+    `body` is JSON, None: the track has ended. A later crash end of one `key` replaces an earlier one.
     """
 
     key: str
@@ -553,30 +465,10 @@ class Stored(Struct, frozen=True, gc=False):
     first_seq: int = 0
 
 
-class EncodedFrame(Struct, frozen=True, gc=False):
-    """A frame as a JPEG.
-
-    Attributes:
-        jpeg: content of the file.
-        width, height: pixels.
-        captured_ns, captured_at: see `Frame`.
-    """
-
-    jpeg: bytes
-    width: int
-    height: int
-    captured_ns: int
-    captured_at: datetime
-
-
 class ClipReason(Struct, frozen=True):
-    """Why a clip is made.
+    """Why a clip is made: the event that it began with, its track's id and label.
 
-    Attributes:
-        stream: its name.
-        reason: of the event that it began with; `asked`: by a command.
-        track: id of that event's track; empty: by a command.
-        label: of that track.
+    The reason is `asked`, and the track empty, if a command began it.
     """
 
     stream: str
@@ -586,17 +478,10 @@ class ClipReason(Struct, frozen=True):
 
 
 class Clip(Struct, frozen=True):
-    """A saved clip.
+    """A saved clip; `path` is absolute.
 
-    Attributes:
-        path: absolute path of its file.
-        occasion: why it was made.
-        tracks: ids of all tracks that it was made for, the occasion's first.
-        began_at, ended_at: UTC of its first picture, and of the end of its last.
-        duration_s: time between the two, s.
-        frames: number of pictures.
-        bytes: size of the file.
-        repaired: whether it was cut off by a crash or a power cut.
+    `tracks` are the ids of all tracks that it was made for, the occasion's first. It lasts from `began_at`, the
+    UTC of its first picture, to `ended_at`. `repaired`: a crash or a power cut ended it.
     """
 
     path: str

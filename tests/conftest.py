@@ -27,7 +27,7 @@ COMPAT = (
     "unit/cli/test_run",
     "unit/comms/mqtt/test_connection",
     "unit/comms/mqtt/test_endpoint",
-    "unit/comms/mqtt/test_session",
+    "unit/comms/mqtt/test_link",
     "unit/comms/test_messages",
     "unit/compute/infer/test_litert",
     "unit/compute/infer/test_unprivileged",

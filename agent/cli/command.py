@@ -16,7 +16,7 @@ from agent.errors import BrokerError, CommandError
 from agent.text import plain, plural
 
 if TYPE_CHECKING:
-    from agent.comms.consumer.client import BrokerOptions, CommandReply
+    from agent.comms.consumer import BrokerOptions, CommandReply
 
 
 _VERBS = ("status", "reload", "doctor")
@@ -75,7 +75,7 @@ def command(
     words: tuple[str, ...],
 ) -> None:
     """Run `vedette command`; `_HELP` is its help text."""
-    from agent.comms.consumer.client import send_command
+    from agent.comms.consumer import send_command
     from agent.comms.topics import Topics
 
     verb, body = _request(words)
@@ -238,7 +238,7 @@ def trace(
     as_json: bool,
 ) -> None:
     """Run `vedette trace`; `_TRACE_HELP` is its help text."""
-    from agent.comms.consumer.client import send_command
+    from agent.comms.consumer import send_command
     from agent.comms.topics import Topics
 
     if not output.absolute().parent.is_dir():

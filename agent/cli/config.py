@@ -124,8 +124,7 @@ def masked(config: Config) -> Config:
     streams = {
         name: replace(stream, source=mask(config.streams[name].source)) for name, stream in found.streams.items()
     }
-    fallback = tuple(replace(one, host=shown_host(one.host)) for one in config.mqtt.fallback)
-    mqtt = replace(found.mqtt, host=shown_host(config.mqtt.host), fallback=fallback)
+    mqtt = replace(found.mqtt, host=shown_host(config.mqtt.host))
     return replace(found, streams=streams, mqtt=mqtt)
 
 

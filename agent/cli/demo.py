@@ -25,7 +25,7 @@ from agent.cli.output import print_json
 from agent.errors import BrokerError, VedetteError, reason_of
 
 if TYPE_CHECKING:
-    from agent.comms.consumer.subscribe import ReceivedMessage, Subscriber
+    from agent.comms.consumer import ReceivedMessage, Subscriber
     from agent.config import Config, StreamConfig
     from agent.daemon.daemon import Daemon
 
@@ -304,8 +304,7 @@ class Show:
         Raises:
             VedetteError: a source or a model cannot be used.
         """
-        from agent.comms.consumer.client import BrokerOptions
-        from agent.comms.consumer.subscribe import Subscriber
+        from agent.comms.consumer import BrokerOptions, Subscriber
         from agent.daemon.daemon import Daemon
         from agent.daemon.runtime import StopTimes
 

@@ -17,7 +17,7 @@ import click
 from agent.errors import ConfigError
 
 if TYPE_CHECKING:
-    from agent.comms.consumer.client import BrokerOptions
+    from agent.comms.consumer import BrokerOptions
 
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -148,7 +148,7 @@ def broker_options(verb: F) -> F:
 
 
 def _access(given: dict[str, Any]) -> BrokerOptions:
-    from agent.comms.consumer.client import BrokerOptions, as_options
+    from agent.comms.consumer import BrokerOptions, as_options
     from agent.comms.mqtt.endpoint import check_host
 
     values = {key: given.pop(key) for key in BrokerOptions.__struct_fields__}

@@ -13,7 +13,7 @@ from agent.errors import BrokerError, CommandError
 from agent.text import plain, plural
 
 if TYPE_CHECKING:
-    from agent.comms.consumer.client import BrokerOptions, CommandReply
+    from agent.comms.consumer import BrokerOptions, CommandReply
 
 _PATIENCE_S, _SHORT_S = 90.0, 10.0
 """Longest wait for a lesson, and for other answers, s."""
@@ -164,7 +164,7 @@ class TaughtStream:
         Raises:
             RefusedCommandError: the device refuses. BrokerError: the broker or the device cannot be reached.
         """
-        from agent.comms.consumer.client import send_command
+        from agent.comms.consumer import send_command
 
         body = body if verb == "status" else {**body, "stream": self.stream}
         answer = send_command(self._access, self._topics, verb, body, timeout_s)

@@ -23,8 +23,7 @@ from agent.errors import NO_JSON
 from agent.text import file_name, local_time, plain, plural
 
 if TYPE_CHECKING:
-    from agent.comms.consumer.client import BrokerOptions
-    from agent.comms.consumer.subscribe import ReceivedMessage, SequenceGap
+    from agent.comms.consumer import BrokerOptions, ReceivedMessage, SequenceGap
     from agent.comms.messages import EventMessage
     from agent.health import HealthMessage
 
@@ -64,7 +63,7 @@ def watch(
 
     The broker is that of --host, with its login, not that of a configuration file.
     """
-    from agent.comms.consumer.subscribe import Subscriber
+    from agent.comms.consumer import Subscriber
 
     if as_json and fleet:
         raise click.UsageError("--json and --fleet cannot be combined: choose one")
@@ -224,7 +223,7 @@ class DeviceStatus:
         self.name, self.status = name, ""
         self.health: HealthMessage | None = None
         self.event: EventMessage | None = None
-        from agent.comms.consumer.subscribe import SequenceTracker
+        from agent.comms.consumer import SequenceTracker
 
         self.numbers = SequenceTracker()
 

@@ -10,7 +10,6 @@ when it is sent, and refused from the next connection on.
 
 from __future__ import annotations
 
-import difflib
 import logging
 import math
 import threading
@@ -194,12 +193,8 @@ def _setting(stream: str, what: str, given: Given) -> Command:
     kind, _, name = what.partition("/")
     read = _READERS.get(kind if name and kind in _NAMED else what if what not in _NAMED else "")
     if read is None:
-        if what in _ACTIONS:
-            raise CommandError(f"{what} is not a setting but a command of its own: cmd/{what}")
         known = ", ".join(f"{name}/NAME" if name in _NAMED else name for name in _READERS)
-        near = difflib.get_close_matches(what, _READERS.keys() - _NAMED | set(_ACTIONS), 1)
-        meant = f"did you mean {near[0]!r}? " if near else ""
-        raise CommandError(f"{quoted(what)} cannot be set; {meant}there are: {known}")
+        raise CommandError(f"{quoted(what)} cannot be set; there are: {known}")
     if given is None or given == DEFAULT:
         return Command("set", stream, what)
     return Command("set", stream, what, read(given, what))
@@ -331,8 +326,6 @@ _COMMANDS: Mapping[str, _Row] = {
 }
 """All commands by verb. A new one is a row here, with its body; `CommandHandler` or a feature executes it."""
 VERBS = tuple(_COMMANDS)
-_ACTIONS = tuple(verb for verb, row in _COMMANDS.items() if row.from_text is not None)
-"""Commands of a stream that set nothing."""
 
 
 def check_answer_topic(topic: str, topics: Topics, verb: str) -> None:

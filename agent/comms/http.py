@@ -19,13 +19,11 @@ import ssl
 import threading
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from email.message import Message
 from functools import partial
 from http.server import BaseHTTPRequestHandler
 from socketserver import ThreadingTCPServer
-from typing import Any, BinaryIO, NamedTuple
-from urllib.parse import quote
+from typing import Any, BinaryIO
 
 from msgspec import Struct
 
@@ -34,10 +32,6 @@ from agent.config.servers import ServedConfig, is_loopback, read_password
 from agent.errors import ConfigError, reason_of
 
 log = logging.getLogger(__name__)
-SERVER = "Vedette"
-"""Begins the header `Server`, by which `vedette doctor` knows a daemon's port; the device's name may follow."""
-RETRY_S = 30.0
-"""Time between two attempts to listen, s."""
 
 
 class HttpLimits(Struct, frozen=True):
@@ -51,6 +45,7 @@ class HttpLimits(Struct, frozen=True):
         request_bytes: largest request: its line and all headers.
         piece_bytes: of a file that are read and sent at once.
         wrong_s: wait before the answer to a wrong password, s.
+        retry_s: between two attempts to listen, s.
     """
 
     connections: int = 8
@@ -60,10 +55,11 @@ class HttpLimits(Struct, frozen=True):
     request_bytes: int = 16 * 1024
     piece_bytes: int = 256 * 1024
     wrong_s: float = 0.3
+    retry_s: float = 30.0
 
 
 LIMITS = HttpLimits()
-_DRAIN_S = 0.25
+_POLL_S = 0.25
 _END = re.compile(rb"\r?\n\r?\n")
 _HOST = re.compile(r"(?:\[([0-9A-Fa-f:.]+)\]|([0-9.]+|localhost))(?::[0-9]{0,5})?", re.IGNORECASE)
 
@@ -93,21 +89,11 @@ class Access(Struct, frozen=True):
         return hmac.compare_digest(given, wanted) and scheme.lower() == "basic"
 
 
-def check_served(config: ServedConfig | None) -> None:
-    """Check a table with the files that it names.
-
-    Raises:
-        ConfigError: the address is none, others could read it without a password, or a file cannot be used.
-    """
-    if config is not None:
-        read_access(config)
-
-
 def read_access(config: ServedConfig) -> Access:
     """Return who is let in, with the password and the certificate read from their files.
 
     Raises:
-        ConfigError: see `check_served`.
+        ConfigError: the address is none, others could read it without a password, or a file cannot be used.
     """
     host, _ = config.address
     for key, other in (("username", "password_file"), ("password_file", "username"), ("key_file", "cert_file")):
@@ -116,9 +102,8 @@ def read_access(config: ServedConfig) -> Access:
     if ":" in config.username:
         raise config.wrong("username", f"= {config.username!r}: basic authentication allows no colon in it")
     if not config.username and (config.NEEDS_LOGIN or not is_loopback(host)):
-        who = "every user of this machine" if is_loopback(host) else "others on the network"
-        key, value = ("username", "") if config.NEEDS_LOGIN else ("listen", config.listen)
-        raise config.wrong(key, f"= {value!r}: {who} could read what is served; set username and password_file")
+        key = "username" if config.NEEDS_LOGIN else "listen"
+        raise config.wrong(key, "lets others read what is served; set username and password_file")
     password, tls = "", None
     if config.password_file:
         password = read_password(config.password_file, partial(config.wrong, "password_file"))
@@ -126,22 +111,6 @@ def read_access(config: ServedConfig) -> Access:
         tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
         load_certificate(tls, config.cert_file, config.key_file, config.wrong)
     return Access(config.username, password, tls)
-
-
-def server_header(device: str) -> str:
-    """Return the value of the header `Server` of a device."""
-    return f"{SERVER} ({quote(device)})" if device else SERVER
-
-
-class Page(NamedTuple):
-    """Body of an answer and its media type."""
-
-    content_type: str
-    body: bytes
-
-
-Render = Callable[[str], Page]
-"""Function that returns the page for the value of an `Accept` header."""
 
 
 class HttpRequest(Struct, frozen=True):
@@ -160,14 +129,16 @@ class Answer(Struct, frozen=True):
     """Answer to a request.
 
     Attributes:
-        page: type and body.
+        body: content.
+        content_type: its media type.
         code: of HTTP.
         headers: further ones.
         file: that is sent after the body, from its position on, and closed; None: none is.
         length: bytes of the file to send.
     """
 
-    page: Page
+    body: bytes
+    content_type: str
     code: int = 200
     headers: tuple[tuple[str, str], ...] = ()
     file: BinaryIO | None = None
@@ -175,23 +146,12 @@ class Answer(Struct, frozen=True):
 
 
 Respond = Callable[[HttpRequest], Answer]
-"""Function that answers a request of a client that was let in."""
+"""Function that answers a request of a client that was let in. Any thread may call it."""
 
 
-def text_answer(code: int, text: str) -> Answer:
+def text_answer(code: int, text: str, *headers: tuple[str, str]) -> Answer:
     """Return an answer of a line of text."""
-    return Answer(Page("text/plain; charset=utf-8", f"{text}\n".encode()), code)
-
-
-def one_page(path: str, render: Render) -> Respond:
-    """Return what serves one page, and nothing else."""
-
-    def respond(request: HttpRequest) -> Answer:
-        if request.path.partition("?")[0] != path:
-            return text_answer(404, f"there is only {path} here")
-        return Answer(render(request.headers.get("Accept", "")))
-
-    return respond
+    return Answer(f"{text}\n".encode(), "text/plain; charset=utf-8", code, headers)
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -207,34 +167,26 @@ def listen(host: str, port: int) -> socket.socket:
 
 
 class HttpServer(ThreadingTCPServer):
-    """Answers requests in threads of its own from `start` to `close`. Any thread may call every method.
+    """Answers requests in threads of its own until `close`. Any thread may call every method.
 
     Attributes:
         name: for the log and the threads.
         access: who is let in; may be replaced while the server runs.
-        header: value of `Server`.
         limits: see `HttpLimits`.
     """
 
     daemon_threads, block_on_close = True, False
 
     def __init__(
-        self,
-        name: str,
-        listener: socket.socket,
-        respond: Respond,
-        access: Access,
-        limits: HttpLimits = LIMITS,
-        device: str = "",
+        self, name: str, listener: socket.socket, respond: Respond, access: Access, limits: HttpLimits = LIMITS
     ) -> None:
-        """Serve on a listening socket, see `listen`; every client is told the name of the `device`."""
+        """Serve on a listening socket, see `listen`."""
         super().__init__(listener.getsockname(), BaseHTTPRequestHandler, bind_and_activate=False)
         self.socket.close()
-        self.socket, self.name, self._respond, self.limits = listener, name, respond, limits
-        self.access, self.header = access, server_header(device)
+        self.socket, self.name, self._respond, self.limits, self.access = listener, name, respond, limits, access
         self._slots = threading.BoundedSemaphore(limits.connections)
         self._has_failed = False
-        self._thread = threading.Thread(target=self.serve_forever, args=(_DRAIN_S,), name=name, daemon=True)
+        threading.Thread(target=self.serve_forever, args=(_POLL_S,), name=name, daemon=True).start()
 
     @property
     def address(self) -> tuple[str, int]:
@@ -242,13 +194,9 @@ class HttpServer(ThreadingTCPServer):
         host, port, *_ = self.socket.getsockname()
         return host, port
 
-    def start(self) -> None:
-        self._thread.start()
-
     def close(self) -> None:
         """Free the port. Answers that are being sent go on to their end."""
-        if self._thread.ident is not None:
-            self.shutdown()
+        self.shutdown()
         self.server_close()
 
     def respond(self, request: HttpRequest) -> Answer:
@@ -309,81 +257,65 @@ class _Handler(BaseHTTPRequestHandler):
 
     def __init__(self, connection: socket.socket, server: HttpServer, access: Access) -> None:
         self._server, self._access, self._limits = server, access, server.limits
-        self._file: tuple[BinaryIO, int] | None = None
+        self._file: tuple[BinaryIO, int] = io.BytesIO(), 0
         super().__init__(connection, ("", 0), server)
 
     def setup(self) -> None:
-        self.connection, self._sent = self.request, io.BytesIO()
-        self.wfile, self.rfile = self._sent, io.BytesIO(self._read())
+        self.connection, self.wfile, self.rfile = self.request, io.BytesIO(), io.BytesIO(self._read())
 
     def _read(self) -> bytes:
-        """Return the request up to the end of its headers, of one that is too long its first part."""
+        """Return the request up to the end of its headers."""
         data, until = b"", time.monotonic() + self._limits.request_s
-        while len(data) <= self._limits.request_bytes and not _END.search(data):
+        while not _END.search(data):
             if (left_s := until - time.monotonic()) <= 0.0:
                 raise TimeoutError("the request is too slow")
             self.request.settimeout(left_s)
             if not (piece := self.request.recv(4096)):
                 break
             data += piece
-        self._is_too_long = len(data) > self._limits.request_bytes
+            if len(data) > self._limits.request_bytes:
+                raise ValueError("the request is too long")
         return data
 
     def handle(self) -> None:
-        if self._is_too_long:
-            self.request_version, self.command, self.requestline = self.protocol_version, "", ""
-            self._reply(text_answer(431, "the request is too long"))
-        else:
-            self.handle_one_request()
+        self.handle_one_request()
 
     def finish(self) -> None:
         """Send the whole answer; the time-out of `sendall` is for all that it is given."""
         self.request.settimeout(self._limits.answer_s)
-        file, length = self._file or (io.BytesIO(), 0)
+        file, length = self._file
         with file:
-            self.request.sendall(self._sent.getvalue())
+            self.request.sendall(self.wfile.getvalue())  # type: ignore[attr-defined]  # see `setup`
             while piece := file.read(min(length, self._limits.piece_bytes)):
                 self.request.sendall(piece)
                 length -= len(piece)
-        with suppress(OSError):  # what the client still sends is read: a reset would delete its answer
-            self.request.shutdown(socket.SHUT_WR)
-            until = time.monotonic() + _DRAIN_S
-            while (left_s := until - time.monotonic()) > 0:
-                self.request.settimeout(left_s)
-                if not self.request.recv(4096):
-                    break
 
     def do_GET(self) -> None:
         if not self._access.allows(given := self.headers.get("Authorization", "")):
             if given:
                 time.sleep(self._limits.wrong_s)  # so that passwords cannot be tried fast
-            self._reply(text_answer(401, "user name or password is wrong"))
+            login = "WWW-Authenticate", 'Basic realm="Vedette", charset="UTF-8"'
+            self._reply(text_answer(401, "user name or password is wrong", login))
         elif not self._access.username and not names_an_address(self.headers.get("Host", "")):
             # A website could let its own name lead to this machine, to read the answer in a visitor's browser.
             self._reply(text_answer(403, "without username and password, ask for an IP address or localhost"))
         else:
             self._reply(self._server.respond(HttpRequest(self.path, self.headers)))
 
-    do_HEAD = do_GET  # noqa: N815 - as the base class looks it up
-
     def _reply(self, answer: Answer) -> None:
-        page = answer.page
         self.send_response(answer.code)
-        self.send_header("Content-Type", page.content_type)
-        self.send_header("Content-Length", str(len(page.body) + answer.length))
+        self.send_header("Content-Type", answer.content_type)
+        self.send_header("Content-Length", str(len(answer.body) + answer.length))
         self.send_header("Connection", "close")
         for name, value in answer.headers:
             self.send_header(name, value)
-        if answer.code == 401:
-            self.send_header("WWW-Authenticate", 'Basic realm="Vedette", charset="UTF-8"')
         self.end_headers()
+        self.wfile.write(answer.body)
         if answer.file is not None:
-            self._file = answer.file, 0 if self.command == "HEAD" else answer.length
-        if self.command != "HEAD":
-            self.wfile.write(page.body)
+            self._file = answer.file, answer.length
 
     def version_string(self) -> str:
-        return self._server.header
+        return "Vedette"
 
     def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - as in the base class
         log.debug("%s: " + format, self._server.name, *args)
@@ -396,16 +328,9 @@ class HttpEndpoint:
         trouble: why nothing is served as configured, for health; empty: it is, or nothing is wanted.
     """
 
-    def __init__(self, name: str, respond: Respond, device: str = "", retry_s: float = RETRY_S) -> None:
-        """Serve nothing before `configure`.
-
-        Args:
-            name: for the log.
-            respond: is called in threads of the server.
-            device: its name, which every client is told.
-            retry_s: time between two attempts to listen, s.
-        """
-        self._name, self._respond, self._device, self._retry_s = name, respond, device, retry_s
+    def __init__(self, name: str, respond: Respond, limits: HttpLimits = LIMITS) -> None:
+        """Serve nothing before `configure`; `name` is for the log."""
+        self._name, self._respond, self._limits = name, respond, limits
         self._wanted: ServedConfig | None = None
         self._server: HttpServer | None = None
         self._served: tuple[str, int] | None = None
@@ -413,10 +338,7 @@ class HttpEndpoint:
         self.trouble = ""
 
     def configure(self, config: ServedConfig | None) -> None:
-        """Serve as a configuration says that `check_served` accepts; its files are read again.
-
-        The port of the former one is freed when the new one is open, so it is kept if that cannot be had.
-        """
+        """Serve as a configuration says that `read_access` accepts; its files are read again."""
         self._wanted = config
         if config is None:
             self.close()
@@ -425,7 +347,7 @@ class HttpEndpoint:
 
     def poll(self) -> None:
         """Try again to listen if that is due."""
-        if self.trouble and self._wanted and time.monotonic() - self._failed_at >= self._retry_s:
+        if self.trouble and self._wanted and time.monotonic() - self._failed_at >= self._limits.retry_s:
             self._try(self._wanted)
 
     def close(self) -> None:
@@ -435,27 +357,19 @@ class HttpEndpoint:
             server.close()
 
     def _try(self, config: ServedConfig) -> None:
-        trouble, before = "", self.trouble
+        before, self.trouble = self.trouble, ""
         try:
             access = read_access(config)
             if self._server is not None and self._served == config.address:
                 self._server.access = access
-            else:
-                self._replace(config, access)
+                return
+            self.close()
+            self._server = HttpServer(self._name, listen(*config.address), self._respond, access, self._limits)
+            self._served = config.address
+            scheme = "http" if access.tls is None else "https"
+            log.info("%s: served at %s://%s%s", self._name, scheme, config.listen, config.PATH)
         except (ConfigError, OSError) as error:
-            trouble = f"cannot listen on {config.listen}: {reason_of(error)}"
+            self.trouble = f"cannot listen on {config.listen}: {reason_of(error)}"
             self._failed_at = time.monotonic()
-        self.trouble = trouble
-        if trouble and trouble != before:
-            log.error("%s: %s; trying again", self._name, trouble)
-
-    def _replace(self, config: ServedConfig, access: Access) -> None:
-        if self._served is not None and self._served[1] == config.address[1]:
-            self.close()  # the port on another address
-        listener = listen(*config.address)
-        self.close()
-        self._server = HttpServer(self._name, listener, self._respond, access, device=self._device)
-        self._served = config.address
-        self._server.start()
-        scheme = "http" if access.tls is None else "https"
-        log.info("%s: served at %s://%s%s", self._name, scheme, config.listen, config.PATH)
+            if self.trouble != before:
+                log.error("%s: %s; trying again", self._name, self.trouble)

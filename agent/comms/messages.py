@@ -88,6 +88,31 @@ class ModelId(Struct, frozen=True, gc=False):
     sha256: str
 
 
+class PartVerdict(Struct, frozen=True, omit_defaults=True):
+    """The verdict on one inspected part.
+
+    Attributes:
+        part: id, as its trigger gave it, or made: unique over streams and restarts.
+        verdict: see `Verdict`.
+        reason: of `ng` the label of the defect; of `ok` `good`; else `between`, `not found`, `half in view`,
+            `too few pictures`, `overtaken`, `shutdown` …
+        score: strongest evidence of a defect, 0..1.
+        views: number of pictures that were judged.
+        detections: of the picture that decided it.
+        triggered_at: UTC of the trigger.
+        rejected: True if the reject output was told to act.
+    """
+
+    part: str
+    verdict: Verdict
+    reason: str
+    score: float
+    views: int
+    triggered_at: datetime
+    detections: tuple[Detection, ...] = ()
+    rejected: bool = False
+
+
 class VerdictMessage(Struct, frozen=True):
     """`<device>/<stream>/verdicts`, QoS 1, never retained: a part was inspected.
 

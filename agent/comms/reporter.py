@@ -9,12 +9,12 @@ from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Protocol
 
-from msgspec.structs import replace
+from msgspec.structs import asdict, replace
 
 from agent.comms import messages
 from agent.comms.topics import Topics
 from agent.config import PublishConfig
-from agent.types import Event, EventKind, OpenTrack, PartVerdict, StageTimes, StreamBudget, StreamResult, Track
+from agent.types import Event, EventKind, OpenTrack, StageTimes, StreamBudget, StreamResult, Track
 
 
 class EventSink(Protocol):
@@ -36,11 +36,6 @@ class RetainedSink(Protocol):
         """Send once at QoS 0, or drop."""
         ...
 
-    @property
-    def quick_bytes(self) -> int:
-        """Size up to which a retained topic does not hold up a slow network for long, bytes."""
-        ...
-
 
 EventListener = Callable[[str, Sequence[Event], datetime], None]
 """Called with a stream, its events, and their UTC of capture, in the stream's thread: it must return quickly."""
@@ -51,38 +46,6 @@ class EventTap:
 
     def __init__(self) -> None:
         self.listener: EventListener | None = None
-
-
-class SampleLimiter:
-    """Limits the rate of one stream's `detections`.
-
-    A message that comes too early waits until it is due, or a newer one takes its place. Times are s of
-    CLOCK_MONOTONIC. The owner does the locking.
-
-    Attributes:
-        every_s: least time between two, s; 0: each passes at once.
-    """
-
-    def __init__(self) -> None:
-        self.every_s = 0.0
-        self._passed_s = -math.inf
-        self._waiting: messages.DetectionsMessage | None = None
-
-    def add(self, message: messages.DetectionsMessage, now_s: float) -> messages.DetectionsMessage | None:
-        """Add the newest; return what is to be sent now."""
-        self._waiting = message
-        return self.due(now_s)
-
-    def due(self, now_s: float) -> messages.DetectionsMessage | None:
-        """Return the one that has waited, if it is to be sent now."""
-        if self._waiting is None or now_s < self._passed_s + self.every_s:
-            return None
-        message, self._waiting, self._passed_s = self._waiting, None, now_s
-        return message
-
-    def drop(self) -> None:
-        """Drop the one that waits."""
-        self._waiting = None
 
 
 _LABELS_MAX, _LABEL_LENGTH = 64, 64
@@ -142,7 +105,8 @@ class Reporter:
         self._lock = threading.Lock()
         self._stopped = self._closed = False
         self._answered_by = ("", "")
-        self._samples = SampleLimiter()
+        self._sample: messages.DetectionsMessage | None = None  # the newest, which waits until it is due
+        self._sample_every_s, self._sampled_s = 0.0, -math.inf
         self._counts: dict[str, int] = {}
         self._zone_counts: dict[tuple[str, str], int] = {}
         self._seen: dict[tuple[str, str], None] = {}
@@ -157,29 +121,29 @@ class Reporter:
             found = result.detections if result.detections is not None else result.predicted
             if self._config.detections and found is not None and not self._stopped:
                 is_predicted = result.detections is None
-                message = messages.DetectionsMessage(
+                self._sample = messages.DetectionsMessage(
                     *(self._topics.device, self._stream, seq, at, found, _latency(result.stages), self._model),
                     *(backend, variant, is_predicted),
                 )
-                self._send_sample(self._samples.add(message, time.monotonic()))
-            else:
-                self._send_sample(self._samples.due(time.monotonic()))
+            self._send_sample()
             if result.events:
                 self._put_wanted(result.events, at, result.stages, backend, variant)
 
-    def _send_sample(self, message: messages.DetectionsMessage | None) -> None:
-        if message is not None:
-            self._board.send(self._topics.detections(self._stream), messages.encode(message))
+    def _send_sample(self) -> None:
+        now_s = time.monotonic()
+        if self._sample is not None and now_s >= self._sampled_s + self._sample_every_s:
+            sample, self._sample, self._sampled_s = self._sample, None, now_s
+            self._board.send(self._topics.detections(self._stream), messages.encode(sample))
 
     def send_due_sample(self) -> None:
         """Send the newest `detections` that had to wait, if it is due; call now and then while no input comes."""
         with self._lock:
-            self._send_sample(self._samples.due(time.monotonic()))
+            self._send_sample()
 
     def set_budget(self, budget: StreamBudget) -> None:
         """Send `detections` at the rate of a budget from now on. Any thread may call this."""
         with self._lock:
-            self._samples.every_s = budget.samples_every_s
+            self._sample_every_s = budget.samples_every_s
 
     def events(
         self, events: Sequence[Event], at: datetime, stages: StageTimes, backend: str, variant: str
@@ -209,7 +173,7 @@ class Reporter:
         """
         with self._lock:
             self._stopped = True
-            self._samples.drop()
+            self._sample = None
             for topic in self._fading:
                 self._board.retain(topic, b"")
             self._fading.clear()
@@ -347,7 +311,9 @@ class Reporter:
                 self._fading.discard(topic)
                 self._board.retain(topic, b"")
 
-    def verdict(self, verdict: PartVerdict, judged_ms: float, picture: str, backend: str, variant: str) -> None:
+    def verdict(
+        self, verdict: messages.PartVerdict, judged_ms: float, picture: str, backend: str, variant: str
+    ) -> None:
         """Publish the verdict on a part, also after `stop`, since its reject output has acted; not after `close`.
 
         Args:
@@ -358,31 +324,19 @@ class Reporter:
             variant: of the model.
         """
         message = messages.VerdictMessage(
-            messages.new_id(),
-            self._topics.device,
-            self._stream,
-            verdict.part,
-            verdict.verdict,
-            verdict.reason,
-            round(verdict.score, 4),
-            verdict.views,
-            verdict.detections,
-            verdict.triggered_at,
-            round(judged_ms, 3),
-            verdict.rejected,
-            picture.encode("utf-8", "replace").decode(),  # a path may not be UTF-8
-            self._model,
-            backend,
-            variant,
+            id=messages.new_id(),
+            device=self._topics.device,
+            stream=self._stream,
+            **asdict(replace(verdict, score=round(verdict.score, 4))),
+            judged_ms=round(judged_ms, 3),
+            picture=picture.encode("utf-8", "replace").decode(),  # a path may not be UTF-8
+            model=self._model,
+            backend=backend,
+            variant=variant,
         )
         with self._lock:
             if self._config.events and not self._closed:
                 self._events.put(self._topics.verdicts(self._stream), messages.encode(message))
-
-    @property
-    def quick_bytes(self) -> int:
-        """Size up to which a snapshot does not hold up a slow network for long, bytes."""
-        return self._board.quick_bytes
 
     def snapshot(self, jpeg: bytes, *, asked: bool = False) -> None:
         """Publish the picture of the newest event, or one that was asked for; after `stop` drop it."""

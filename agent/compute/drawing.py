@@ -23,7 +23,7 @@ from agent.config import ZoneConfig
 from agent.config.places import LineConfig
 from agent.errors import BackendError
 from agent.text import attribute_texts
-from agent.types import Attribute, ChannelOrder, Detection, EncodedFrame, Frame, Image, Keypoint, Point, Track
+from agent.types import Attribute, ChannelOrder, Detection, Frame, Image, Keypoint, Point, Track
 
 _FIRST, _COUNT = 32, 95
 _FALLBACK = cv2.FONT_HERSHEY_SIMPLEX
@@ -346,6 +346,22 @@ def _luminance(colour: _Colour, order: ChannelOrder) -> float:
     """Return the brightness 0..255 by ITU-R BT.601."""
     blue, green, red = colour if order == "bgr" else colour[::-1]
     return 0.114 * blue + 0.587 * green + 0.299 * red
+
+
+class EncodedFrame(Struct, frozen=True, gc=False):
+    """A frame as a JPEG.
+
+    Attributes:
+        jpeg: content of the file.
+        width, height: pixels.
+        captured_ns, captured_at: see `Frame`.
+    """
+
+    jpeg: bytes
+    width: int
+    height: int
+    captured_ns: int
+    captured_at: datetime
 
 
 class FrameEncoder:

@@ -119,33 +119,6 @@ Prefix = Annotated[str, Meta(pattern=rf"^(?!\$){_LEVEL}(/{_LEVEL})*$", extra=_PR
 Username = Annotated[str, Meta(pattern=r"^[^\x00-\x1f\x7f-\x9f]*$", extra=_USERNAME)]
 
 
-class FallbackConfig(Struct, frozen=True, forbid_unknown_fields=True):
-    """`[[mqtt.fallback]]`: another broker, used while those before it cannot be reached.
-
-    Keys that are left out are as in `[mqtt]`, which explains each, credentials and TLS included.
-
-    Attributes:
-        host: name or address.
-        port, transport, ws_path: how to reach it; port 0: the protocol's default.
-        username, password_file: credentials.
-        tls, ca_file, cert_file, key_file, alpn: encryption.
-        protocol: MQTT version.
-    """
-
-    host: Host
-    port: Port | None = None
-    transport: Transport | None = None
-    ws_path: WsPath | None = None
-    username: Username | None = None
-    password_file: str | None = None
-    tls: bool | None = None
-    ca_file: str | None = None
-    cert_file: str | None = None
-    key_file: str | None = None
-    alpn: Alpn | None = None
-    protocol: MqttVersion | None = None
-
-
 class MqttConfig(Struct, frozen=True, forbid_unknown_fields=True):
     """`[mqtt]`: the broker. In the names of its files `$CREDENTIALS_DIRECTORY`, which systemd sets, is expanded.
 
@@ -166,16 +139,11 @@ class MqttConfig(Struct, frozen=True, forbid_unknown_fields=True):
         keepalive_s: silence after which the broker reports the device offline, s.
         reconnect_max_s: longest pause between two attempts to connect, s. Left out: 60, and 5 while a broker of
             the local network cannot be reached.
-        commands: whether commands are taken from the broker. Left out: they are if this device logs in to it, and
-            to every fallback, with `username` and `password_file` or with a client certificate, so that its
-            access list can say who commands. A broker without that may let anybody on the network in, also one on
-            this machine.
+        commands: whether commands are taken from the broker. Left out: they are if this device logs in to it with
+            `username` and `password_file` or with a client certificate, so that its access list can say who
+            commands. A broker without that may let anybody on the network in, also one on this machine.
         event_expiry_s: time that the broker keeps an event for a disconnected subscriber, s; 0: the broker's
             choice. MQTT 5 only.
-        fallback: other brokers, in the order in which they are tried. While one is in use,
-            the first is tried again at each reconnect and every 10 minutes.
-        fallback_after_s: time without a connection until the next broker is tried, s; one that refuses the
-            connection is left at once.
     """
 
     host: Host = "localhost"
@@ -195,8 +163,6 @@ class MqttConfig(Struct, frozen=True, forbid_unknown_fields=True):
     reconnect_max_s: Seconds | None = None
     commands: bool | None = None
     event_expiry_s: Annotated[int, Meta(ge=0, le=4_000_000_000)] = 7 * 86400
-    fallback: tuple[FallbackConfig, ...] = ()
-    fallback_after_s: Annotated[float, Meta(ge=0.0, le=1e8)] = 10.0
 
 
 _LISTEN = {"use": 'use an address and a port, such as "127.0.0.1:9469" or "[::1]:9469"'}

@@ -18,7 +18,7 @@ from agent.board.monitor import PowerMonitor
 from agent.board.proc import boot_id, read_memory
 from agent.board.process import resident_mb
 from agent.comms import messages
-from agent.comms.mqtt.publisher import LinkState
+from agent.comms.mqtt.link import LinkState
 from agent.config.load import names
 from agent.daemon.control import ConfigManager
 from agent.daemon.runtime import Runtime
@@ -54,7 +54,7 @@ def link_health(state: LinkState) -> LinkHealth | None:
     """Return the state of the connection to the broker; None while there is none."""
     if not state.connected:
         return None
-    return LinkHealth(state.broker, state.detail, state.is_fallback, state.connects, state.trouble)
+    return LinkHealth(state.broker, state.detail, state.connects, state.trouble)
 
 
 class HealthPublisher:

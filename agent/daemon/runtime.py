@@ -27,10 +27,9 @@ from agent.daemon.parts import DeviceParts
 from agent.daemon.streams.services import StreamServices
 from agent.daemon.streams.stream import Stream
 from agent.errors import ModelError, StreamError, VedetteError
-from agent.storage.spool.spool import Spool
+from agent.storage.spool.spool import DiskLoad, Spool
 from agent.storage.state import clips_path, state_path
 from agent.text import plural
-from agent.types import DiskLoad
 
 if TYPE_CHECKING:
     from agent.daemon.autoselect import AutoBackend

@@ -38,8 +38,7 @@ import common
 
 sys.path.insert(0, str(common.ROOT))
 
-from agent.comms.consumer.client import BrokerOptions
-from agent.comms.consumer.subscribe import Subscriber
+from agent.comms.consumer import BrokerOptions, Subscriber
 from agent.health import HealthMessage
 from agent.storage.spool.recovery import History
 from tests.support.publishing import from_one

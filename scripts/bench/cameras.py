@@ -241,8 +241,7 @@ def confirmed(setting: Setting, count: int) -> dict[str, float]:
 
 def observed(setting: Setting, count: int) -> Observed:
     """Run the daemon with so many cameras on one core, and observe it when they are known."""
-    from agent.comms.consumer.client import BrokerOptions
-    from agent.comms.consumer.subscribe import Subscriber
+    from agent.comms.consumer import BrokerOptions, Subscriber
 
     page, sent = common.free_port(), setting.cameras.sent
     tables = [f'[metrics]\nlisten = "127.0.0.1:{page}"']

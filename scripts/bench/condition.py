@@ -61,7 +61,6 @@ class Station:
         opened = open_model(model, self.config.variant)
         self.opened: Any = open_perception("bench", self.config, opened, opener)
         reporter = Reporter(Topics("vedette", "bench"), "bench", self.config.publish, ModelId("", ""), self, self)
-        self.quick_bytes = 1 << 30
         self.told: list[Told] = []
         self._now_s = 0.0
         services = StreamServices(Topics("vedette", "bench"), self, self)

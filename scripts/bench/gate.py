@@ -92,7 +92,6 @@ class Sink:
 
     def __init__(self, *, updates: bool = False) -> None:
         self.events: list[EventMessage] = []
-        self.quick_bytes = 1 << 30
         self._updates = updates
         self._decoder = msgspec.json.Decoder(EventMessage)
 

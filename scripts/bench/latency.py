@@ -44,8 +44,7 @@ def main() -> None:
 
 def collect(folder: Path, port: int, seconds: float) -> tuple[dict[str, list[float]], list[float]]:
     """Milliseconds by stage and in all, of every frame but those of the first two seconds."""
-    from agent.comms.consumer.client import BrokerOptions
-    from agent.comms.consumer.subscribe import Subscriber
+    from agent.comms.consumer import BrokerOptions, Subscriber
     from agent.comms.messages import DetectionsMessage
 
     decoder = msgspec.json.Decoder(DetectionsMessage)

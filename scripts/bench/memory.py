@@ -238,7 +238,7 @@ def toggled(folder: Path, port: int, times: int, seconds: float) -> dict[str, fl
 
 def switch(port: int, value: str) -> None:
     """Send a command as `vedette command` does."""
-    from agent.comms.consumer.client import BrokerOptions, send_command
+    from agent.comms.consumer import BrokerOptions, send_command
     from agent.comms.topics import Topics
 
     request = {"stream": "bench", "what": "enabled", "value": value}
@@ -249,8 +249,7 @@ def switch(port: int, value: str) -> None:
 
 def grown(folder: Path, port: int, model: str, frames: int) -> float:
     """How much more memory the last tenth of the frames takes than the first tenth after warming up, MB."""
-    from agent.comms.consumer.client import BrokerOptions
-    from agent.comms.consumer.subscribe import Subscriber
+    from agent.comms.consumer import BrokerOptions, Subscriber
     from agent.health import HealthMessage
 
     subscriber = Subscriber(BrokerOptions("127.0.0.1", port))

@@ -160,8 +160,7 @@ def send_command(device: str, port: int, daemon: subprocess.Popen[bytes]) -> Non
 
 def events(port: int, device: str) -> Iterator[int]:
     """Yield when each event of a device comes, in ns of the monotonic clock, for a minute."""
-    from agent.comms.consumer.client import BrokerOptions
-    from agent.comms.consumer.subscribe import Subscriber
+    from agent.comms.consumer import BrokerOptions, Subscriber
 
     subscriber = Subscriber(BrokerOptions("127.0.0.1", port))
     subscriber.start()

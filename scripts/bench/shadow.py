@@ -97,8 +97,7 @@ def compared(folder: Path, port: int, rounds: int, seconds: float) -> dict[str, 
 @contextmanager
 def running(folder: Path, port: int) -> Iterator[tuple[int, list[float]]]:
     """The daemon, its process, and the latencies of the frames that it has looked at, ms."""
-    from agent.comms.consumer.client import BrokerOptions
-    from agent.comms.consumer.subscribe import Subscriber
+    from agent.comms.consumer import BrokerOptions, Subscriber
     from agent.comms.messages import DetectionsMessage
 
     subscriber = Subscriber(BrokerOptions("127.0.0.1", port))

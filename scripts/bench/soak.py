@@ -20,8 +20,7 @@ import numpy as np
 
 sys.path.insert(0, str(common.ROOT))
 
-from agent.comms.consumer.client import BrokerOptions
-from agent.comms.consumer.subscribe import Subscriber
+from agent.comms.consumer import BrokerOptions, Subscriber
 from agent.health import HealthMessage
 from tests.support.soundserver import SoundServer
 

@@ -27,8 +27,7 @@ from msgspec import Struct
 sys.path.insert(0, str(common.ROOT))
 
 from agent.capture.sound import AudioStream
-from agent.comms.consumer.client import BrokerOptions
-from agent.comms.consumer.subscribe import Subscriber
+from agent.comms.consumer import BrokerOptions, Subscriber
 from agent.comms.messages import EventMessage
 from agent.config import CaptureConfig
 from agent.types import Samples

@@ -42,8 +42,7 @@ def help_s() -> float:
 
 def first_result_s(folder: Path, port: int) -> float:
     """From starting the process to receiving the first detections at a subscriber, s."""
-    from agent.comms.consumer.client import BrokerOptions
-    from agent.comms.consumer.subscribe import Subscriber
+    from agent.comms.consumer import BrokerOptions, Subscriber
 
     subscriber = Subscriber(BrokerOptions("127.0.0.1", port))
     subscriber.start()

@@ -8,7 +8,7 @@ from contextlib import redirect_stdout, suppress
 from agent.capture.source import jpeg_size
 from agent.cli.watch import Roster, fleet_lines, follow, json_line, snapshot_name
 from agent.comms.commands import check_answer_topic, id_of, request_command, set_command
-from agent.comms.consumer.subscribe import Kind, ReceivedMessage
+from agent.comms.consumer import Kind, ReceivedMessage
 from agent.comms.messages import complete_spooled
 from agent.comms.topics import Topics
 from agent.errors import VedetteError

@@ -13,7 +13,7 @@ from ha_streams import MEASURED, PLATE, READING, WORD
 
 from agent.features.homeassistant import discovery
 from agent.features.homeassistant.discovery import slug
-from agent.features.homeassistant.message import _NEEDS
+from agent.features.homeassistant.part import PLATFORMS
 from tests.support.publishing import TOPICS
 from tests.support.soundscape import ALARM
 from tests.system.gate_camera import REGION
@@ -203,5 +203,5 @@ def every_kind_was_there(scene: Scene) -> None:
         "each kind in the code was announced", made <= there, ", ".join(sorted(made - there)) or len(made)
     )
     platforms = {entity.partition(".")[0] for entity in scene.ha.entities(DEVICE).values()}
-    missing = _NEEDS.keys() - platforms
+    missing = PLATFORMS - platforms
     scene.proved("on each platform", not missing, ", ".join(sorted(missing or platforms)))

@@ -12,7 +12,7 @@ from msgspec.structs import replace
 from agent.comms.messages import EventMessage, Latency, ModelId, encode, new_id
 from agent.comms.topics import Topics
 from agent.features.homeassistant.discovery import DeviceEntitySource, StreamEntitySource, ZoneLabel, entities
-from agent.features.homeassistant.message import message, topic
+from agent.features.homeassistant.part import message, topic
 from agent.health import HealthMessage, SpoolHealth, StreamHealth
 from agent.types import Attribute, EventKind, Track
 

@@ -81,7 +81,6 @@ class Kept:
         self.retained: dict[str, bytes] = {}
         self.history: list[tuple[str, bytes]] = []
         self.sent: list[tuple[str, bytes]] = []
-        self.quick_bytes = 1_000_000
 
     def put(self, topic: str, body: bytes, track: OpenTrack | None = None) -> None:
         self.puts.append((topic, body))

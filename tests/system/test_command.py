@@ -12,7 +12,7 @@ from click.testing import CliRunner, Result
 
 from agent.cli.command import command
 from agent.cli.demo import EmbeddedBroker
-from agent.comms.consumer.client import NoAnswerError
+from agent.comms.consumer import NoAnswerError
 from agent.errors import BrokerError
 from tests.support.doubles import person_model
 from tests.support.hostile import peer, read_packet, until_left

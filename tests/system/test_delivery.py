@@ -353,8 +353,8 @@ def test_counts_that_a_run_before_left_are_set_to_0_and_no_others(
     finally:
         publisher.stop(2.0)
     assert messages.of(TOPICS.count("front", "person"))[-1] == b"7"
-    for topic, payload in left.items():
-        assert f"{topic!r}: set to 0, an earlier run left it at {payload.decode()!r}" in caplog.messages
+    for topic in left:
+        assert f"{topic!r}: set to 0, an earlier run left it" in caplog.messages
     for topic, payload in kept.items():
         assert set(messages.of(topic)) == {payload}
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from agent.comms.consumer.client import BrokerOptions, NoAnswerError, send_command
+from agent.comms.consumer import BrokerOptions, NoAnswerError, send_command
 from tests.support.mosquitto import HOST, Mosquitto
 from tests.support.publishing import TOPICS
 

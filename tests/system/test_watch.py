@@ -18,8 +18,7 @@ from click.testing import CliRunner, Result
 
 from agent.capture.source import jpeg_size
 from agent.cli.watch import watch
-from agent.comms.consumer.client import BrokerOptions
-from agent.comms.consumer.subscribe import Subscriber
+from agent.comms.consumer import BrokerOptions, Subscriber
 from agent.errors import BrokerError
 from tests.support.certificates import make_certificates
 from tests.support.doubles import person_model

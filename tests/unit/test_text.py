@@ -17,7 +17,7 @@ from agent.cli.clips import clips
 from agent.cli.events import events
 from agent.cli.watch import follow
 from agent.comms import messages
-from agent.comms.consumer.subscribe import ReceivedMessage
+from agent.comms.consumer import ReceivedMessage
 from agent.comms.topics import Topics
 from agent.config import StorageConfig
 from agent.storage.spool.spool import Spool

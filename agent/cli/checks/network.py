@@ -1,4 +1,4 @@
-"""Try every broker and network camera at the same time, for a few seconds."""
+"""Try the broker and every network camera at the same time, for a few seconds."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from agent.capture.source import check_login, open_source
 from agent.cli.checks import Finding, Job, run_parallel
 from agent.comms.http import listen
 from agent.comms.mqtt.connection import WakeupPipe
-from agent.comms.mqtt.endpoint import address, brokers_of, check_host, commands_off
-from agent.comms.mqtt.publisher import BrokerEndpoint
+from agent.comms.mqtt.endpoint import address, check_host, commands_off
+from agent.comms.mqtt.link import BrokerEndpoint
 from agent.config import Config, StreamConfig
 from agent.config.servers import MqttConfig, ServedConfig
 from agent.config.source_uri import parse
@@ -32,17 +32,19 @@ _FLOWING = ("running", "degraded")
 
 
 def check_network(config: Config, root: Path) -> Iterator[Finding]:
-    """Report whether each broker lets this device in, and whether each camera on the network answers.
+    """Report whether the broker lets this device in, and whether each camera on the network answers.
 
     A running daemon is not disturbed: the client id differs, and a camera that the daemon has open is not tried.
     """
-    health, brokers = read_health(_health(root)), brokers_of(config.mqtt)
-    jobs: list[tuple[str, Job]] = [("broker", partial(_check_broker, one, health)) for one in brokers]
+    health = read_health(_health(root))
+    jobs: list[tuple[str, Job]] = [("broker", partial(_check_broker, config.mqtt, health))]
     if config.mqtt.commands is None and not commands_off(config.mqtt):
-        jobs += [("commands", partial(_check_anonymous, one)) for one in brokers]
-    for served in (config.metrics, config.page):
-        if served is not None:
-            jobs.append((served.TABLE, partial(check_port, served, is_running=health is not None)))
+        jobs.append(("commands", partial(_check_anonymous, config.mqtt)))
+    jobs += [
+        (served.TABLE, partial(check_port, served, is_running=health is not None))
+        for served in (config.metrics, config.page)
+        if served is not None
+    ]
     for name, stream in config.streams.items():
         at = None if health is None or name not in health.streams else health.streams[name]
         jobs.append((f"stream {name}", partial(_check_source, f"stream {name}", stream.source, stream, at)))

@@ -46,11 +46,11 @@ LARGEST_RECEIVED = 64 * LARGEST_WANTED
 3.1.1 is told no limit, and what it retains must not end every connection."""
 _WINDOW = 20
 """Maximum number of messages that wait for their acknowledgement."""
-_READ_FIRST = 8
-"""Packets that are read before writing, so that the broker's DISCONNECT reason is not missed."""
 _UNSENT = 8192
 """So many bytes may wait in the system before the socket counts as not writable: what waits there cannot be
 overtaken by events. The system takes up to a segment more (TCP_NOTSENT_LOWAT in tcp(7))."""
+
+
 _SIOCOUTQNSD = 0x894B
 """Request for the bytes of a socket that TCP has not sent yet (linux/sockios.h)."""
 
@@ -70,7 +70,6 @@ class ConnectionTimings(Struct, frozen=True):
         silence_s: without an acknowledgement, after which the connection is dropped, whatever the broker's pings
             say; a slow network may need long for a snapshot.
         pause_s: most to wait for something to do; patient retained topics wait for it.
-        return_every_s: between two attempts to reach the first broker while a fallback is in use.
     """
 
     connect_s: float = 5.0
@@ -78,7 +77,6 @@ class ConnectionTimings(Struct, frozen=True):
     first_answer_s: float = 3.0
     silence_s: float = 60.0
     pause_s: float = 1.0
-    return_every_s: float = 600.0
 
 
 TIMINGS = ConnectionTimings()
@@ -244,6 +242,12 @@ def _properties(packet: int, content_type: str, expiry_s: int = 0) -> Any:
     return properties
 
 
+def _is_ready(sock: Any, events: int) -> bool:
+    poll = select.poll()
+    poll.register(sock, events)
+    return bool(poll.poll(0))
+
+
 class Connection:
     """A connection that is opened once.
 
@@ -308,11 +312,11 @@ class Connection:
         while self._answer is None and not self.lost:
             if (timeout_s := min(left(), deadline - time.monotonic())) <= 0:
                 self.drop(f"no answer to CONNECT; check that it is an MQTT broker{hint}")
-                raise UnansweredError(self.lost, silent=True)
+                raise UnansweredError(self.lost)
             self.turn(timeout_s)
         self._client.on_log = None  # it costs time, and from now on other callbacks give the reasons
         if self._answer is None:
-            raise UnansweredError(f"{self.lost}{hint}", silent=False)
+            raise UnansweredError(f"{self.lost}{hint}")
         if self._answer.value:
             raise RefusedError(endpoint.in_words(self._answer.value, self._broker_text), self._answer.value)
         if 0 < self.max_packet < _LEAST_PACKET:
@@ -354,11 +358,7 @@ class Connection:
     def has_room(self) -> bool:
         """True if the network has taken nearly everything that was queued before."""
         sock: Any = self._client.socket()
-        if sock is None or self._client.want_write():
-            return False
-        poll = select.poll()
-        poll.register(sock, select.POLLOUT)
-        return bool(poll.poll(0))
+        return sock is not None and not self._client.want_write() and _is_ready(sock, select.POLLOUT)
 
     @property
     def unsent_bytes(self) -> int:
@@ -386,10 +386,12 @@ class Connection:
 
     def _turn(self, timeout_s: float) -> None:
         client = self._client
-        if client.want_write():
-            self._read_first()
-            client.loop_write()
         sock: Any = client.socket()
+        if sock is not None and client.want_write():
+            if _is_ready(sock, select.POLLIN):
+                client.loop_read()  # first: the reason that a broker gives before it closes
+            client.loop_write()
+            sock = client.socket()
         if sock is None:
             self.lost = self.lost or "the connection broke"
             return
@@ -412,17 +414,6 @@ class Connection:
         if self._wake.fileno() in found:
             self._wake.clear()
         return bool(found.get(sock.fileno(), 0) & ~select.POLLOUT)
-
-    def _read_first(self) -> None:
-        """Read the reason that a broker gives before it closes, before a write fails."""
-        for _ in range(_READ_FIRST):
-            sock: Any = self._client.socket()
-            if sock is None:
-                return
-            self._poll.register(sock, select.POLLIN)
-            if sock.fileno() not in dict(self._poll.poll(0)):
-                return
-            self._client.loop_read()
 
     def farewell(self, timeout_s: float) -> None:
         """Disconnect in order: the broker drops the will."""

@@ -18,7 +18,6 @@ from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 
-from msgspec import structs
 from paho.mqtt.reasoncodes import ReasonCode
 
 from agent.comms.topics import Topics
@@ -157,38 +156,22 @@ def _tls_reason(error: Exception) -> str:
 OPEN = "every user of this machine may read or change it"
 
 
-def brokers_of(config: MqttConfig) -> list[MqttConfig]:
-    """Return the configuration of each broker, in their order. A fallback inherits what it leaves out."""
-    set_keys = [
-        {key: value for key, value in structs.asdict(fallback).items() if value is not None}
-        for fallback in config.fallback
-    ]
-    return [config, *(structs.replace(config, **keys) for keys in set_keys)]
-
-
 def problems(config: MqttConfig) -> Iterator[ConfigError]:
-    """Check the files and keys of each broker; yield an error, with the key's place, for each that is wrong."""
-    for number, broker in enumerate(brokers_of(config)):
-        for check in (check_host, read_password, read_certificates):
-            try:
-                check(broker)
-            except ConfigError as error:
-                yield _placed(error, number - 1, shown_host(broker.host)) if number else error
-
-
-def _placed(error: ConfigError, number: int, host: str) -> ConfigError:
-    text = str(error).removeprefix("[mqtt] ")
-    return ConfigError(f"[[mqtt.fallback]] {host}: {text}", keys=("mqtt", "fallback", number, *error.keys[1:]))
+    """Check the files and keys of the broker; yield an error, with the key's place, for each that is wrong."""
+    for check in (check_host, read_password, read_certificates):
+        try:
+            check(config)
+        except ConfigError as error:
+            yield error
 
 
 def remarks(config: MqttConfig) -> list[str]:
     """Warn of files with secrets that every user may read or write, a line for each."""
-    paths: dict[Path, None] = {}
-    for broker in brokers_of(config):
-        for key in ("password_file", "key_file"):
-            with suppress(ConfigError):
-                if name := getattr(broker, key):
-                    paths[servers.expand(name, partial(_wrong, key))] = None
+    paths = []
+    for key in ("password_file", "key_file"):
+        with suppress(ConfigError):
+            if name := getattr(config, key):
+                paths.append(servers.expand(name, partial(_wrong, key)))
     return [f"{path}: {OPEN}; chmod o= {path}" for path in paths if servers.is_open_to_all(path)]
 
 
@@ -221,25 +204,23 @@ def commands_off(config: MqttConfig) -> str:
     """
     if config.commands is not None:
         return "" if config.commands else "[mqtt] commands = false"
-    for broker in brokers_of(config):
-        if not (broker.cert_file or (broker.username and broker.password_file)):
-            return (
-                f"the broker {address(broker)} is used without a password or a client certificate, so "
-                "it may let anybody on the network in; set [mqtt] username and password_file, or commands = true"
-            )
-    return ""
+    if config.cert_file or (config.username and config.password_file):
+        return ""
+    return (
+        f"the broker {address(config)} is used without a password or a client certificate, so it may let anybody "
+        "on the network in; set [mqtt] username and password_file, or commands = true"
+    )
 
 
 REFUSED = 0x80
 """Reason codes from this one on are refusals."""
-UNSUPPORTED_PROTOCOL, PROTOCOL_ERROR, KEEP_ALIVE, TAKEN_OVER = 0x84, 0x82, 0x8D, 0x8E
+UNSUPPORTED_PROTOCOL, PROTOCOL_ERROR = 0x84, 0x82
 _LOGIN = "check [mqtt] username and [mqtt] password_file"
 _HINTS = {
     UNSUPPORTED_PROTOCOL: "set [mqtt] protocol",
     0x86: _LOGIN,
     0x87: f"{_LOGIN}, and the broker's access list",
-    TAKEN_OVER: "another client connected with the same client id: a copy of this card, or a second daemon?",
-    0x9A: "Vedette needs retained messages",
+    0x8E: "another client connected with the same client id: a copy of this card, or a second daemon?",
 }
 """The next step after a refusal, by its code."""
 _TEXT_MAX = 200
@@ -259,15 +240,7 @@ class RefusedError(BrokerError):
 
 
 class UnansweredError(BrokerError):
-    """The broker accepted the connection and did not answer the CONNECT.
-
-    Attributes:
-        silent: it did nothing; else it ended the connection.
-    """
-
-    def __init__(self, text: str, *, silent: bool) -> None:
-        self.silent = silent
-        super().__init__(text)
+    """The broker accepted the connection, and kept silent after the CONNECT or ended the connection."""
 
 
 def in_words(code: int, broker_text: object = "") -> str:
@@ -277,17 +250,15 @@ def in_words(code: int, broker_text: object = "") -> str:
     return "".join((words, f"; {_HINTS[code]}" if code in _HINTS else "", f" ('{text}')" if text else ""))
 
 
-def explain_break(code: int, text: str) -> str:
+def explain_break(code: int, text: str = "") -> str:
     """Explain why a connection broke, by the reason code that paho assigns and the text of its log."""
-    if code == KEEP_ALIVE:
-        return in_words(code)
     if code == PROTOCOL_ERROR:
         return "it sent something that is not MQTT"
-    return f"the connection broke: {_with_certificate_hint(text)}" if text else "the connection broke"
+    return f"the connection broke: {_with_hint(text)}" if text else "the connection broke"
 
 
-def _with_certificate_hint(text: str) -> str:
-    """Append to a TLS alert of the broker what it is mostly about."""
+def _with_hint(text: str) -> str:
+    """Append to an alert of TLS what it is mostly about."""
     return f"{text}; check [mqtt] cert_file and [mqtt] key_file" if "alert" in text.lower() else text
 
 
@@ -307,7 +278,7 @@ def explain_error(error: Exception) -> str:
     """Explain an error of the network or of TLS to a user."""
     if type(error).__module__ == "ssl":  # naming its classes would load it after any outage
         if not isinstance(error, ssl.SSLCertVerificationError):
-            return f"TLS failed: {_with_certificate_hint(_tls_reason(error))}"
+            return f"TLS failed: {_with_hint(_tls_reason(error))}"
         return (
             f"its certificate is not accepted: {error.verify_message}; check [mqtt] ca_file and [mqtt] host, and "
             f"the clock here, which says {datetime.now(UTC):%Y-%m-%d %H:%M} UTC"
@@ -316,8 +287,6 @@ def explain_error(error: Exception) -> str:
         return f"its name cannot be resolved: {error.strerror}"
     if isinstance(error, ConnectionRefusedError):
         return "nothing listens there"
-    if isinstance(error, TimeoutError):
-        return "no answer"
     if type(error).__name__ == "WebsocketConnectionError":
         return "it does not answer as a WebSocket; check [mqtt] port and [mqtt] ws_path"
-    return reason_of(error)
+    return "no answer" if isinstance(error, TimeoutError) else reason_of(error)

@@ -1,7 +1,7 @@
 """Receives from the broker, over one connection after another: messages for handlers, and retained topics.
 
 Handlers are called in the connection's thread, so they must return quickly. Neither payloads that are too large
-reach them nor more messages than they can process: a flood is cut off at the broker, and events continue.
+reach them nor more messages than they can process, so events continue during a flood.
 """
 
 from __future__ import annotations
@@ -48,18 +48,13 @@ _MAX_UNMATCHED = 10_000
 """Messages since the last change that match no subscription: some may be on their way when one ends."""
 
 
-class _Subscriber(Struct):
-    on_message: OnMessage
-    on_subscribed: OnSubscribed
-
-
 class Subscriptions:
     """The subscriptions of one connection. Everything happens in the thread that turns the connection."""
 
     def __init__(self, client: paho.Client, *, mqtt_5: bool = True) -> None:
         """Take over the callbacks of a client, with which nothing else may subscribe."""
         self._client, self._is_5 = client, mqtt_5
-        self._subscribers: dict[str, list[_Subscriber]] = {}
+        self._subscribers: dict[str, tuple[OnMessage, OnSubscribed]] = {}
         self._pending: dict[int, str] = {}
         self._unmatched = 0
         client.on_subscribe, client.on_message = self._on_subscribe, self._on_message
@@ -76,8 +71,8 @@ class Subscriptions:
         """Subscribe.
 
         Args:
-            pattern: of topics; several may subscribe to the same one. Where different ones overlap, the broker
-                may send a message twice.
+            pattern: of topics; a later call replaces the former. Where different ones overlap, the broker may
+                send a message twice.
             on_message: called with each message.
             on_subscribed: see `OnSubscribed`.
             qos: maximum QoS of the messages.
@@ -93,16 +88,13 @@ class Subscriptions:
             _, mid = self._client.subscribe(pattern, options=options)
         else:
             _, mid = self._client.subscribe(pattern, qos)
-        self._subscribers.setdefault(pattern, []).append(_Subscriber(on_message, on_subscribed))
+        self._subscribers[pattern] = on_message, on_subscribed
         if mid is not None:  # else the connection is gone, and there will be no answer
             self._pending[mid] = pattern
 
-    def remove(self, pattern: str, on_message: OnMessage | None = None) -> None:
-        """Unsubscribe `on_message`, or all if it is None, from a pattern. Messages on their way are ignored."""
-        subscribers = self._subscribers.pop(pattern, [])
-        if rest := [one for one in subscribers if on_message is not None and one.on_message != on_message]:
-            self._subscribers[pattern] = rest
-        elif subscribers:
+    def remove(self, pattern: str) -> None:
+        """Unsubscribe from a pattern. Messages on their way are ignored."""
+        if self._subscribers.pop(pattern, None) is not None:
             self._unmatched = 0
             self._client.unsubscribe(pattern)
 
@@ -112,8 +104,9 @@ class Subscriptions:
         return self._unmatched > _MAX_UNMATCHED
 
     def _on_subscribe(self, client: Any, userdata: Any, mid: int, reasons: Any, properties: Any) -> None:
-        for one in list(self._subscribers.get(self._pending.pop(mid, ""), ())) if reasons else ():
-            one.on_subscribed(int(reasons[0].value))
+        subscriber = self._subscribers.get(self._pending.pop(mid, ""))
+        if subscriber is not None and reasons:
+            subscriber[1](int(reasons[0].value))
 
     def _on_message(self, client: Any, userdata: Any, message: Any) -> None:
         try:
@@ -128,88 +121,50 @@ class Subscriptions:
             getattr(message.properties, "ResponseTopic", ""),
             getattr(message.properties, "CorrelationData", b""),
         )
-        matching = [some for pattern, some in self._subscribers.items() if paho.topic_matches_sub(pattern, topic)]
-        matched = [one for some in matching for one in some]
-        self._unmatched += not matched
-        for one in matched:
-            one.on_message(received)
+        patterns = [pattern for pattern in self._subscribers if paho.topic_matches_sub(pattern, topic)]
+        self._unmatched += not patterns
+        for pattern in patterns:
+            self._subscribers[pattern][0](received)
 
 
 PER_S, BURST = 20.0, 200
 """Messages of a pattern that are accepted: each second in the long run, and at once."""
-SHUT_AFTER, SHUT_S = 1000, 2.0
-"""Messages dropped in one flood before the subscription is ended for some seconds, again and again: even dropping
-them costs time."""
 LARGEST = 16 * 1024
 """Maximum payload that is passed to a handler, bytes."""
 
 
 class RateLimiter:
-    """A token bucket that asks for an end of the subscription during a flood.
-
-    Attributes:
-        dropped: messages of the flood that is going on; 0: there is none.
-    """
+    """A token bucket."""
 
     def __init__(
         self, clock: Callable[[], float] = time.monotonic, *, per_s: float = PER_S, burst: int = BURST
     ) -> None:
         self._clock, self._per_s, self._burst = clock, per_s, float(burst)
         self._tokens, self._at = self._burst, clock()
-        self._shut_until = 0.0
-        self.dropped = 0
 
     def allow(self) -> bool:
-        """Return True if a message that arrives now is taken; else it is dropped, see `is_shut`."""
-        self._fill()
-        if self._tokens >= 1.0:
-            self._tokens -= 1.0
-            return True
-        self.dropped += 1
-        if self.dropped >= SHUT_AFTER:
-            self._shut_until = self._at + SHUT_S
-        return False
-
-    def _fill(self) -> None:
+        """Return True if a message that arrives now is taken."""
         now = self._clock()
         self._tokens = min(self._burst, self._tokens + (now - self._at) * self._per_s)
         self._at = now
-
-    def end_flood(self) -> int:
-        """Return how many messages were dropped if a flood has ended since the last call; else 0."""
-        self._fill()
-        if self._tokens < self._burst:
-            return 0
-        dropped, self.dropped = self.dropped, 0
-        return dropped
-
-    @property
-    def is_shut(self) -> bool:
-        """True if the subscription is not wanted for now."""
-        return self._clock() < self._shut_until
+        is_allowed = self._tokens >= 1.0
+        self._tokens -= is_allowed
+        return is_allowed
 
 
 class _Handler:
     """The handler of one pattern."""
 
-    def __init__(self, inbox: Inbox, pattern: str, on_message: OnMessage, as_published: bool) -> None:
-        self._inbox, self.pattern, self._on_message, self._as_published = inbox, pattern, on_message, as_published
+    def __init__(self, where: object, pattern: str, on_message: OnMessage, as_published: bool) -> None:
+        self._where, self.pattern, self._on_message, self._as_published = where, pattern, on_message, as_published
         self._limiter = RateLimiter()
         self.is_subscribed = False
         self._logged: set[str] = set()
 
-    def update(self, subscriptions: Subscriptions) -> None:
-        """Subscribe if that is wanted and not done, and the reverse; log the end of a flood."""
-        if dropped := self._limiter.end_flood():
-            log.info("%s: no longer flooded; %d messages were dropped", self.pattern, dropped)
-        is_wanted = not self._limiter.is_shut
-        if is_wanted and not self.is_subscribed:
-            to, answered = self._receive, self._on_subscribed
-            subscriptions.add(self.pattern, to, answered, qos=1, as_published=self._as_published)
-        elif self.is_subscribed and not is_wanted:
-            subscriptions.remove(self.pattern)
-        self.is_subscribed = is_wanted
-        self._inbox.is_changed |= self._limiter.dropped > 0
+    def subscribe(self, subscriptions: Subscriptions) -> None:
+        to, answered = self._receive, self._on_subscribed
+        subscriptions.add(self.pattern, to, answered, qos=1, as_published=self._as_published)
+        self.is_subscribed = True
 
     def _warn_once(self, what: str, text: str, *args: object) -> None:
         if what not in self._logged:
@@ -221,13 +176,11 @@ class _Handler:
             self._logged.discard("refusal")
             return
         text = "broker %s refuses the subscription to %s: %s; what is sent there does not arrive"
-        self._warn_once("refusal", text, self._inbox.where, self.pattern, in_words(code))
+        self._warn_once("refusal", text, self._where, self.pattern, in_words(code))
 
     def _receive(self, received: IncomingMessage) -> None:
         if not self._limiter.allow():
-            self._inbox.is_changed = True
-            if self._limiter.dropped == 1:
-                log.warning("%s: too many messages; some are dropped", self.pattern)
+            self._warn_once("flood", "%s: too many messages; some are dropped", self.pattern)
             return
         size = len(received.payload)
         if size > LARGEST:
@@ -271,7 +224,7 @@ class RetainedSubscription:
         return 0.0 < self._until <= time.monotonic()
 
     def end(self) -> None:
-        self._subscriptions.remove(self._pattern, self._on_message)
+        self._subscriptions.remove(self._pattern)
 
     def _on_subscribed(self, code: int) -> None:
         self._until = time.monotonic() + _SETTLE_S
@@ -285,27 +238,28 @@ class RetainedSubscription:
 
 
 Answer = Callable[[bytes], None]
+_Question = tuple[Answer, RetainedSubscription | None]
 
 
 class Inbox:
     """Handlers by pattern, and questions. Any thread may call `listen`, `ignore` and `ask`.
 
     Attributes:
-        where: broker, for messages.
         is_changed: True if `update` may have something to do.
     """
 
     def __init__(self, where: object) -> None:
-        self.where, self.is_changed = where, False
+        """Name the broker, for messages."""
+        self._where, self.is_changed = where, False
         self._lock = threading.Lock()
         self._handlers: dict[str, _Handler] = {}
         self._removed: list[str] = []
-        self._questions: dict[tuple[str, Answer], RetainedSubscription | None] = {}
+        self._questions: dict[str, _Question] = {}
 
     def listen(self, pattern: str, on_message: OnMessage, *, as_published: bool = False) -> None:
         """Subscribe a handler on this connection and on each later one, see `Publisher.listen`."""
         with self._lock:
-            self._handlers[pattern] = _Handler(self, pattern, on_message, as_published)
+            self._handlers[pattern] = _Handler(self._where, pattern, on_message, as_published)
             self.is_changed = True
 
     def ignore(self, pattern: str) -> None:
@@ -318,24 +272,24 @@ class Inbox:
         """Ask for the payload that is retained under a topic, on each connection until it is answered.
 
         Args:
-            topic: without wildcards.
+            topic: without wildcards; a later question about it replaces the former.
             answer: called with the payload in the connection's thread; empty: nothing is retained, or the broker
                 refuses the subscription.
         """
         with self._lock:
-            self._questions[topic, answer] = None
+            self._questions[topic] = answer, None
             self.is_changed = True
 
     def restart(self, subscriptions: Subscriptions) -> None:
         """Begin on a new connection: the broker knows no subscription."""
         with self._lock:
-            self._questions = dict.fromkeys(self._questions)
+            self._questions = {topic: (answer, None) for topic, (answer, _) in self._questions.items()}
             for handler in self._handlers.values():
                 handler.is_subscribed = False
         self.update(subscriptions)
 
     def update(self, subscriptions: Subscriptions) -> None:
-        """Subscribe to what is new or may arrive again, unsubscribe from what is ignored, pass answers on."""
+        """Subscribe to what is new, unsubscribe from what is ignored, pass answers on."""
         with self._lock:
             removed, self._removed = [one for one in self._removed if one not in self._handlers], []
             handlers, questions = list(self._handlers.values()), list(self._questions.items())
@@ -343,14 +297,24 @@ class Inbox:
         for pattern in removed:
             subscriptions.remove(pattern)
         for handler in handlers:
-            handler.update(subscriptions)
-        for (topic, answer), asked in questions:
+            if not handler.is_subscribed:
+                handler.subscribe(subscriptions)
+        for topic, question in questions:
+            answer, asked = question
             if asked is None:
-                self._questions[topic, answer] = RetainedSubscription(subscriptions, topic)
+                self._replace(topic, question, (answer, RetainedSubscription(subscriptions, topic)))
             elif (found := asked.received()) or asked.is_settled:
                 asked.end()
-                del self._questions[topic, answer]
+                self._replace(topic, question, None)
                 answer(found[-1].payload if found else b"")
+
+    def _replace(self, topic: str, question: _Question, newer: _Question | None) -> None:
+        """Replace a question, or remove it, unless a later one has replaced it meanwhile."""
+        with self._lock:
+            if self._questions.get(topic) is question:
+                del self._questions[topic]
+                if newer is not None:
+                    self._questions[topic] = newer
 
 
 StreamConfigs = Callable[[], Mapping[str, StreamConfig]]
@@ -412,13 +376,8 @@ class StaleTopics:
             self._set_if_new(self._topics.snapshot(stream), b"")
         if self._set_if_new(topic, correct):
             self._corrected += 1
-            log.log(
-                logging.INFO if self._corrected <= _MAX_LOGGED else logging.DEBUG,
-                "%.100r: %s, an earlier run left it at %.60r",
-                topic,
-                "set to 0" if correct else "deleted",
-                message.payload.decode(errors="replace"),
-            )
+            level = logging.INFO if self._corrected <= _MAX_LOGGED else logging.DEBUG
+            log.log(level, "%.100r: %s, an earlier run left it", topic, "set to 0" if correct else "deleted")
 
     def _correction(self, topic: str, stream: str) -> bytes | None:
         """Return what a topic should hold that this run has not set; None: it stays."""

@@ -2,7 +2,7 @@
 
 On a slow network events go first. A message that is being written cannot be overtaken: so samples are handed on
 a few at a time, and large payloads, such as snapshots, one by one, when no event waits, and for a part of the
-time only. One that would take long waits for a smaller one in its place, unless it is urgent.
+time only.
 
 Events are sent in the order of their numbers, and settled when the broker has acknowledged them. After a lost
 connection all that are not acknowledged are sent again, oldest first. Events of a topic that the broker refuses
@@ -24,7 +24,6 @@ from typing import Protocol
 import msgspec
 
 from agent import spans
-from agent.backoff import Backoff
 from agent.comms.messages import complete_spooled
 from agent.comms.mqtt.connection import Connection, PubAck
 from agent.comms.mqtt.endpoint import in_words
@@ -57,7 +56,6 @@ _AHEAD = 256
 """Events read at once."""
 _SCAN = 2000
 """Events searched at once for one that can be sent: the network must not wait for a search."""
-_RETRY_FIRST_S = 1.0
 _REREAD_S = 60.0
 """Interval at which older events are searched for: after a failure of the disk they come back late."""
 
@@ -65,52 +63,32 @@ OnSent = Callable[[str, float], None]
 """Called with the topic of an event, and how long it has waited in the source, s; it must be quick."""
 
 
-class _Hold:
-    """A topic that the broker refuses.
-
-    Attributes:
-        since, until: first refusal and next attempt, s of the monotonic clock; `until` is 0 if an attempt is due.
-        trying: the event of that attempt is in flight.
-    """
-
-    def __init__(self, max_s: float) -> None:
-        self.backoff, self.since = Backoff(_RETRY_FIRST_S, max_s), time.monotonic()
-        self.until, self.trying = 0.0, False
-
-    @property
-    def lets_through(self) -> bool:
-        """True if an event may be sent to test whether the refusal lasts."""
-        return not self.until and not self.trying
-
-
 class EventSender:
     """Sends events over one connection after another. For one thread, except `more`.
 
     Attributes:
         sent, acknowledged: counts since the start.
-        retry_max_s: longest pause before a refused topic is tried again, s.
+        retry_s: pause before a refused topic is tried again, s.
         on_sent: see `OnSent`; None: nobody wants to know.
     """
 
-    def __init__(self, source: EventSource, where: object, retry_max_s: float) -> None:
-        self._source, self._where, self.retry_max_s = source, where, retry_max_s
+    def __init__(self, source: EventSource, where: object, retry_s: float) -> None:
+        self._source, self._where, self.retry_s = source, where, retry_s
         self.sent = self.acknowledged = 0
         self.on_sent: OnSent | None = None
         self._began = time.monotonic()
         self._flight: dict[int, tuple[Stored, float]] = {}  # with the time of sending
-        self._oldest_at: float | None = None
         self._flying: set[int] = set()
         self._settled: list[int] = []
-        self._holds: dict[str, _Hold] = {}
+        # Topics that the broker refuses, with the time of the next attempt; 0: now, infinite: it is in flight.
+        self._holds: dict[str, float] = {}
         self.restart()
 
     def restart(self) -> None:
         """Begin on a new connection: send again everything that has not been acknowledged."""
         self._flight.clear()
-        self._oldest_at = None
         self._flying.clear()
-        for hold in self._holds.values():
-            hold.trying = False
+        self._holds = dict.fromkeys(self._holds, 0.0)
         self._rewind()
 
     def _rewind(self) -> None:
@@ -130,11 +108,8 @@ class EventSender:
     @property
     def oldest_s(self) -> float:
         """Age of the oldest event in flight, s; 0: there is none. Any thread may read it."""
-        sent_at = self._oldest_at
-        return 0.0 if sent_at is None else max(0.0, time.monotonic() - sent_at)
-
-    def _find_oldest(self) -> None:
-        self._oldest_at = next((sent_at for _, sent_at in self._flight.values()), None)
+        now = time.monotonic()
+        return max((now - sent_at for _, sent_at in list(self._flight.values())), default=0.0)
 
     @property
     def is_waiting(self) -> bool:
@@ -149,8 +124,7 @@ class EventSender:
     def retry_in(self) -> float:
         """Return the time until a refused topic is tried again, s."""
         now = time.monotonic()
-        waits = (hold.until - now for hold in self._holds.values() if hold.until)
-        return max(0.0, min(waits, default=_REREAD_S))
+        return max(0.0, min((until - now for until in self._holds.values() if until), default=_REREAD_S))
 
     def send(self, connection: Connection, room: int) -> None:
         """Send at most `room` events."""
@@ -168,24 +142,20 @@ class EventSender:
                 continue
             self._flight[mid] = stored, time.monotonic()
             self._flying.add(stored.seq)
-            if self._holds and (hold := self._holds.get(stored.topic)) is not None:
-                hold.trying = True
+            if stored.topic in self._holds:
+                self._holds[stored.topic] = math.inf
             self.sent += 1
             room -= 1
-            self._report_sent(stored)
-        self._find_oldest()
-
-    def _report_sent(self, stored: Stored) -> None:
-        """Report how long an event has waited, unless that began before this run, or the clock was set since."""
-        waited_s = time.time() - stored.put_at
-        if self.on_sent is not None and 0.0 <= waited_s <= time.monotonic() - self._began:
-            self.on_sent(stored.topic, waited_s)
+            # Unless it began to wait before this run, or the clock was set since.
+            waited_s = time.time() - stored.put_at
+            if self.on_sent is not None and 0.0 <= waited_s <= time.monotonic() - self._began:
+                self.on_sent(stored.topic, waited_s)
 
     def _rewind_if_due(self) -> None:
         now = time.monotonic()
-        due = [hold for hold in self._holds.values() if 0 < hold.until <= now]
-        for hold in due:
-            hold.until = 0.0
+        due = [topic for topic, until in self._holds.items() if 0 < until <= now]
+        for topic in due:
+            self._holds[topic] = 0.0
         if due or (not self._flight and now >= self._reread_at):
             self._rewind()
 
@@ -195,8 +165,7 @@ class EventSender:
             if not self._ahead and not self._read():
                 return None
             stored = self._ahead.popleft()
-            hold = self._holds.get(stored.topic)
-            if stored.seq not in self._flying and (hold is None or hold.lets_through):
+            if stored.seq not in self._flying and not self._holds.get(stored.topic):
                 return stored
         return None
 
@@ -217,28 +186,19 @@ class EventSender:
         stored, _ = self._flight.pop(acknowledged.mid, (None, 0.0))
         if stored is None:
             return False
-        self._find_oldest()
         self._flying.discard(stored.seq)
         if acknowledged.is_refusal:
-            self._hold(stored.topic, acknowledged.code)
+            if stored.topic not in self._holds:
+                text = "broker %s refuses %s: %s; its events wait in the spool"
+                log.warning(text, self._where, stored.topic, in_words(acknowledged.code))
+            self._holds[stored.topic] = time.monotonic() + self.retry_s
             return True
         self._settled.append(stored.seq)
         self.acknowledged += 1
-        if self._holds and (hold := self._holds.pop(stored.topic, None)) is not None:
+        if self._holds.pop(stored.topic, None) is not None:
             self._rewind()  # the events that waited have lower numbers
-            seconds = time.monotonic() - hold.since
-            log.info("broker %s accepts %s again after %.0f s", self._where, stored.topic, seconds)
+            log.info("broker %s accepts %s again", self._where, stored.topic)
         return True
-
-    def _hold(self, topic: str, code: int) -> None:
-        hold = self._holds.get(topic)
-        if hold is None:
-            hold = self._holds[topic] = _Hold(self.retry_max_s)
-            what = in_words(code)
-            log.warning("broker %s refuses %s: %s; its events wait in the spool", self._where, topic, what)
-        hold.trying = False
-        if not hold.until:  # all that were in flight together are one refusal
-            hold.until = time.monotonic() + hold.backoff.next_s()
 
     def settle(self) -> None:
         if self._settled:
@@ -250,8 +210,6 @@ _KEPT = 64
 """Samples, and replies, that wait while the network is slow; of more, the oldest are dropped."""
 _SAMPLE_AGE_S = 1.0
 """Age from which a sample is dropped instead of sent: it is of use only now."""
-_SHORT_REPLY = 8192
-"""Bytes of a reply that is sent at once, also on a slow network."""
 
 
 class TransientQueue:
@@ -300,13 +258,9 @@ class TransientQueue:
         return bool(self._samples or self._replies)
 
     def send(self, connection: Connection, room: int) -> None:
-        """Send replies and then samples, about `room` bytes; what has waited for too long is dropped.
-
-        A short reply needs no room: somebody waits for it.
-        """
-        while self._replies and (room > 0 or len(self._replies[0][1]) <= _SHORT_REPLY):
+        """Send all replies, and then samples, about `room` bytes; what has waited for too long is dropped."""
+        while self._replies:
             topic, payload, correlation = self._replies.popleft()
-            room -= len(payload)
             try:
                 connection.check_size(topic, payload + correlation)
                 connection.answer(topic, payload, correlation)
@@ -336,10 +290,6 @@ _LARGE = 8192
 _LARGE_PAUSE, _LARGE_PAUSE_MAX_S = 3.0, 30.0
 """Pause after a large payload, as a multiple of the time until its acknowledgement, and the longest, s: so they
 take a quarter of a slow network, and an event seldom comes while one is being written."""
-_QUICK_S, _UNQUICK_WAIT_S = 1.5, 30.0
-"""Time that one large payload should take on a slow network, and how long one that would take longer waits, s."""
-_FAST = 1e9
-"""Rate of a network that is not known yet, bytes per second."""
 
 
 class RetainedTopics:
@@ -349,26 +299,19 @@ class RetainedTopics:
         self._where = where
         self._lock = threading.Lock()
         self._payloads: dict[str, bytes] = {}
-        self._due: dict[str, float] = {}  # with the time from which the topic waits
-        self._urgent: set[str] = set()
+        self._due: dict[str, None] = {}  # topics that wait, in their order
         self._flight: dict[int, str] = {}
         self._large = 0  # number of the one large payload in flight; 0: there is none
         self._large_at = 0.0  # when it was sent; or when the next one may be sent
-        self._large_size, self._rate = 0, _FAST
         self._complained: set[str] = set()
 
-    def set(self, topic: str, payload: bytes, *, urgent: bool = True) -> bool:
-        """Set a topic. Return True if its payload changes.
-
-        A large payload that is not urgent waits for a slow network, and takes the place of no urgent one.
-        """
+    def set(self, topic: str, payload: bytes) -> bool:
+        """Set a topic. Return True if its payload changes."""
         with self._lock:
-            waits = topic in self._urgent and topic in self._due
-            if self._payloads.get(topic) == payload or (waits and not urgent and len(payload) > _LARGE):
+            if self._payloads.get(topic) == payload:
                 return False
-            (self._urgent.add if urgent else self._urgent.discard)(topic)
             self._payloads[topic] = payload
-            self._due.setdefault(topic, time.monotonic())
+            self._due[topic] = None
             return True
 
     def set_if_new(self, topic: str, payload: bytes) -> bool:
@@ -376,7 +319,7 @@ class RetainedTopics:
         with self._lock:
             is_new = topic not in self._payloads
             if is_new:
-                self._payloads[topic], self._due[topic] = payload, time.monotonic()
+                self._payloads[topic], self._due[topic] = payload, None
             return is_new
 
     def repeat(self, topic: str) -> bool:
@@ -384,7 +327,7 @@ class RetainedTopics:
         with self._lock:
             is_set = topic in self._payloads
             if is_set:
-                self._due.setdefault(topic, time.monotonic())
+                self._due[topic] = None
             return is_set
 
     def all(self) -> dict[str, bytes]:
@@ -395,8 +338,8 @@ class RetainedTopics:
         """Begin on a new connection: the broker may have lost everything."""
         with self._lock:
             self._flight.clear()
-            self._large, self._large_at, self._rate = 0, 0.0, _FAST
-            self._due = dict.fromkeys(self._payloads, time.monotonic())
+            self._large, self._large_at = 0, 0.0
+            self._due = dict.fromkeys(self._payloads)
 
     @property
     def in_flight(self) -> int:
@@ -414,33 +357,25 @@ class RetainedTopics:
         return sum(size for size in sizes if size > _LARGE)
 
     @property
-    def quick_bytes(self) -> int:
-        """Bytes that the network takes in 1.5 s, by the newest large payload. Any thread may read it."""
-        rate, elapsed_s = self._rate, time.monotonic() - self._large_at
-        if self._large and elapsed_s > _QUICK_S:
-            rate = min(rate, self._large_size / elapsed_s)
-        return round(rate * _QUICK_S)
-
-    @property
     def wants_large(self) -> bool:
         """True if a large payload waits and may be sent."""
         with self._lock:
             return self._next_large() is not None
 
-    def send(self, connection: Connection, room: int, *, set_by: float = math.inf) -> None:
-        """Send at most `room` payloads that wait since `set_by` (monotonic clock), large ones not among them."""
-        while room > 0 and (due := self._next(set_by)) is not None:
+    def send(self, connection: Connection, room: int) -> None:
+        """Send at most `room` payloads, large ones not among them."""
+        while room > 0 and (due := self._next()) is not None:
             self._publish(connection, *due)
             room -= 1
 
-    def send_large(self, connection: Connection, *, set_by: float = math.inf) -> None:
+    def send_large(self, connection: Connection) -> None:
         """Send the large payload that has waited for longest, unless one is in flight or was just now."""
         with self._lock:
-            if (topic := self._next_large()) is None or self._due[topic] > set_by:
+            if (topic := self._next_large()) is None:
                 return
             del self._due[topic]
             payload = self._payloads[topic]
-        self._large_size, self._large_at = len(payload), time.monotonic()
+        self._large_at = time.monotonic()
         self._large = self._publish(connection, topic, payload)
 
     def _publish(self, connection: Connection, topic: str, payload: bytes) -> int:
@@ -454,26 +389,20 @@ class RetainedTopics:
         self._flight[mid] = topic
         return mid
 
-    def _next(self, set_by: float) -> tuple[str, bytes] | None:
+    def _next(self) -> tuple[str, bytes] | None:
         with self._lock:
-            for topic, waits_from in self._due.items():
+            for topic in self._due:
                 payload = self._payloads[topic]
-                if len(payload) <= _LARGE and waits_from <= set_by:
+                if len(payload) <= _LARGE:
                     del self._due[topic]
                     return topic, payload
             return None
 
     def _next_large(self) -> str | None:
         """Return the topic of the large payload that may be sent now. Call it with the lock held."""
-        if self._large:
+        if self._large or time.monotonic() < self._large_at:
             return None
-        now_s, quick = time.monotonic(), self.quick_bytes
-        large = {topic: size for topic in self._due if (size := len(self._payloads[topic])) > _LARGE}
-        urgent = next((topic for topic in large if topic in self._urgent), None)
-        if urgent is not None or now_s < self._large_at:
-            return urgent
-        may = (one for one, size in large.items() if size <= quick or now_s >= self._due[one] + _UNQUICK_WAIT_S)
-        return next(may, None)
+        return next((topic for topic in self._due if len(self._payloads[topic]) > _LARGE), None)
 
     def acknowledge(self, acknowledged: PubAck) -> bool:
         """Record an acknowledgement. Return True if it was for a retained topic."""
@@ -481,19 +410,15 @@ class RetainedTopics:
         if topic is None:
             return False
         if acknowledged.mid == self._large:
-            self._end_large()
+            now_s = time.monotonic()
+            pause_s = min(_LARGE_PAUSE_MAX_S, _LARGE_PAUSE * (now_s - self._large_at))
+            self._large, self._large_at = 0, now_s + pause_s
         if acknowledged.is_refusal:
             self._complain(topic, f"is refused: {in_words(acknowledged.code)}")
         else:
             self._complained.discard(topic)
             self._forget_deleted(topic)
         return True
-
-    def _end_large(self) -> None:
-        now_s = time.monotonic()
-        took_s = now_s - self._large_at
-        self._rate = self._large_size / max(1e-3, took_s)
-        self._large, self._large_at = 0, now_s + min(_LARGE_PAUSE_MAX_S, _LARGE_PAUSE * took_s)
 
     def _forget_deleted(self, topic: str) -> None:
         """Forget a topic that the broker has deleted, so that it is not deleted again on each connection."""

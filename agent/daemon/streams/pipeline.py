@@ -355,7 +355,6 @@ _FULL = StreamBudget()
 """Of snapshots that were asked for."""
 _SMALL_BELOW, _SMALL_WIDTH = 60, 480
 """Below this quality of the JPEG, snapshots are made so narrow, px: a fifth of the bytes at quality 40."""
-_QUICK = StreamBudget(snapshot_quality=40)
 """Of snapshots that a slow network would take long for."""
 
 
@@ -371,10 +370,7 @@ def show_snapshot(reporter: Reporter, frame: Frame, budget: StreamBudget | None,
     Raises:
         BackendError: OpenCV cannot encode it.
     """
-    jpeg = _encode(frame, budget or _FULL, quality)
-    if budget is not None and budget.snapshot_quality > _QUICK.snapshot_quality:
-        jpeg = jpeg if len(jpeg) <= reporter.quick_bytes else _encode(frame, _QUICK, quality)
-    reporter.snapshot(jpeg, asked=budget is None)
+    reporter.snapshot(_encode(frame, budget or _FULL, quality), asked=budget is None)
 
 
 def _encode(frame: Frame, budget: StreamBudget, quality: int) -> bytes:

@@ -20,8 +20,9 @@ from agent.board.proc import read_memory
 from agent.board.processors import Quota, Ticks, read_quota, read_ticks, usable_processors
 from agent.board.thermal import firmware_limit_c
 from agent.capture.streams import FrameStream
+from agent.comms.mqtt.link import LinkLoad
 from agent.daemon.parts import DevicePart
-from agent.types import DiskLoad, LinkLoad
+from agent.storage.spool.spool import DiskLoad
 
 if TYPE_CHECKING:
     from agent.daemon.runtime import Runtime

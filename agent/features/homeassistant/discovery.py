@@ -1,7 +1,7 @@
 """Home Assistant's device: its entities and those of its streams, and what they read and command.
 
 Keys are in the pages of each platform: https://www.home-assistant.io/integrations/mqtt/. Templates are Jinja, and
-must never fail: Home Assistant would log each failure. The message is in `message` beside it.
+must never fail: Home Assistant would log each failure.
 
 To add an entity of the device, add a row to `_HEALTH_ENTITIES`; to add one of a stream, a function here that
 `stream_entities` calls, or `entities` in the part of a feature.
@@ -86,22 +86,16 @@ class StreamEntitySource(Struct, frozen=True):
     """A stream, as far as its entities depend on it.
 
     Attributes:
-        name: of the stream.
         kind: what its model finds; None: not known, since the model cannot be opened.
         labels: that the model may find, in its order.
-        named: by the configuration: these become entities at once.
-        counted: found in this run, in that order.
-        zones: names.
-        variants: to choose from.
-        counts, events: True if these are published.
-        commands: True if commands are accepted.
+        configured_labels: named by the configuration: these become entities at once.
+        counted_labels: found in this run, in that order.
+        counts, events, commands: True if these are published, or accepted.
         inspection: True if it judges parts, and has no labels to count.
         unit: of measurements; empty: none.
         attributes: names of what secondary models tell about an object.
         of_features: entities that features give, by id.
-        lines: names.
         filters: names of those that have one.
-        motion_masks: True if it has any.
     """
 
     name: str

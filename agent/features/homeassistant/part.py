@@ -10,14 +10,17 @@ import logging
 import queue
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import msgspec
+from msgspec import Struct
 from msgspec.structs import asdict, replace
 
 from agent import __version__
 from agent.board.identity import read_board
+from agent.comms.entities import Component, available
 from agent.comms.mqtt.inbox import IncomingMessage
 from agent.comms.mqtt.publisher import Publisher
 from agent.config import HomeAssistantConfig, StreamConfig
@@ -26,13 +29,144 @@ from agent.daemon.parts import DevicePart, EntityPlace
 from agent.daemon.parts import entities as entities_of_features
 from agent.daemon.runtime import Runtime
 from agent.daemon.streams.stream import Stream
-from agent.features.homeassistant.discovery import DeviceEntitySource, StreamEntitySource, ZoneLabel, entities
-from agent.features.homeassistant.message import RetainedEntities, message, read, topic
+from agent.features.homeassistant.discovery import (
+    DeviceEntitySource,
+    StreamEntitySource,
+    ZoneLabel,
+    entities,
+    node,
+)
 from agent.models.findings import findings_of
 from agent.storage.state import state_path
+from agent.structs import from_json
 from agent.text import plural
 
 log = logging.getLogger(__name__)
+
+ORIGIN = "Vedette"
+
+PLATFORMS = frozenset(
+    ("binary_sensor", "button", "event", "image", "number", "select", "sensor", "switch", "update")
+)
+"""Platforms of Home Assistant that Vedette uses."""
+_ENTITIES_MAX = 2000
+"""Entities that are read from a retained message: Vedette never announces more."""
+
+# https://www.home-assistant.io/integrations/mqtt/#discovery-payload; the message is a third smaller so.
+_SHORT = {
+    "availability": "avty",
+    "availability_mode": "avty_mode",
+    "command_topic": "cmd_t",
+    "content_type": "cont_type",
+    "device_class": "dev_cla",
+    "entity_category": "ent_cat",
+    "event_types": "evt_typ",
+    "image_topic": "img_t",
+    "json_attributes_template": "json_attr_tpl",
+    "json_attributes_topic": "json_attr_t",
+    "options": "ops",
+    "payload_off": "pl_off",
+    "payload_on": "pl_on",
+    "payload_press": "pl_prs",
+    "platform": "p",
+    "state_class": "stat_cla",
+    "state_topic": "stat_t",
+    "suggested_display_precision": "sug_dsp_prc",
+    "topic": "t",
+    "unique_id": "uniq_id",
+    "unit_of_measurement": "unit_of_meas",
+    "value_template": "val_tpl",
+}
+
+
+def topic(prefix: str, device: str) -> str:
+    """Return the topic of a device's discovery message."""
+    return f"{prefix}/device/{node(device)}/config"
+
+
+def message(device: DeviceEntitySource, components: Mapping[str, Component], gone: Mapping[str, str]) -> bytes:
+    """Return the discovery message of a device.
+
+    `gone` has the platforms of entities to remove: a component with only its platform does that.
+    """
+    # Removals come first: if a message arrives too soon after another, Home Assistant may ignore what follows a
+    # component that it is still busy with.
+    removals = {name: {"platform": kind} for name, kind in gone.items()}
+    known = {name: {**one, "unique_id": f"{device.identifier}/{name}"} for name, one in components.items()}
+    body = {
+        "dev": {
+            "ids": [device.identifier],
+            "name": device.display_name,
+            "mf": ORIGIN,
+            **({"mdl": device.board} if device.board else {}),
+            "sw": device.version,
+        },
+        "o": {"name": ORIGIN, "sw": device.version},
+        "avty": [_short(one) for one in available(device.topics)],
+        "cmps": {name: _short(one) for name, one in {**removals, **known}.items()},
+    }
+    return msgspec.json.encode(body)
+
+
+def _short(component: Component) -> Component:
+    return {_SHORT.get(key, key): _shortened(value) for key, value in component.items()}
+
+
+def _shortened(value: Any) -> Any:
+    return [_short(one) if isinstance(one, dict) else one for one in value] if isinstance(value, list) else value
+
+
+class _Origin(Struct, frozen=True):
+    name: str = ""
+
+
+class _Identity(Struct, frozen=True):
+    ids: tuple[str, ...] = ()
+
+
+class _Part(Struct, frozen=True):
+    p: str = ""
+    uniq_id: str = ""
+
+
+class _Message(Struct, frozen=True):
+    o: _Origin = _Origin()
+    dev: _Identity = _Identity()
+    cmps: dict[str, _Part] = {}
+
+
+class RetainedEntities(Struct, frozen=True):
+    """Describe the discovery message that the broker retained.
+
+    Attributes:
+        alive: platforms by id of the existing entities.
+        gone: platforms by id of removed entities that Home Assistant may still have.
+        owner: another program that has announced a device of that name; empty: there is none.
+    """
+
+    alive: dict[str, str] = {}
+    gone: dict[str, str] = {}
+    owner: str = ""
+
+
+def read(body: bytes, device: DeviceEntitySource) -> RetainedEntities:
+    """Read a message that the broker retained; anyone may have written it."""
+    if not body:
+        return RetainedEntities()
+    try:
+        found = from_json(body, _Message)
+    except (msgspec.MsgspecError, RecursionError):
+        return RetainedEntities(owner="something that is not a discovery message of Vedette")
+    if found.o.name != ORIGIN or found.dev.ids != (device.identifier,):
+        return RetainedEntities(
+            owner=f"{found.o.name[:60] or 'another program'}, device {', '.join(found.dev.ids)[:60] or '?'}"
+        )
+    alive, gone = dict[str, str](), dict[str, str]()
+    for name, part in list(found.cmps.items())[:_ENTITIES_MAX]:
+        if part.p in PLATFORMS and len(name) <= 300:
+            (alive if part.uniq_id else gone)[name] = part.p
+    return RetainedEntities(alive, gone)
+
 
 _JITTER_S = 10.0
 """When Home Assistant starts, every device announces itself: spread over this time."""
@@ -64,8 +198,7 @@ class Announcer:
         self.topic, self._status = topic(config.prefix, device.topics.device), f"{config.prefix}/status"
         self.trouble = ""
         self._answers: queue.SimpleQueue[bytes] = queue.SimpleQueue()
-        self._starts: queue.SimpleQueue[None] = queue.SimpleQueue()
-        self._is_answered = self._is_ours = False
+        self._is_answered = self._is_ours = self._has_started = False
         self._device: DeviceEntitySource | None = None
         self._alive: dict[str, str] = {}
         self._gone: dict[str, str] = {}
@@ -120,7 +253,7 @@ class Announcer:
 
     def _on_status(self, received: IncomingMessage) -> None:
         if received.payload == b"online" and not received.retained:
-            self._starts.put(None)
+            self._has_started = True
 
     def _report_owner(self, found: RetainedEntities) -> None:
         self._due = self._clock() + _RETRY_S
@@ -134,8 +267,8 @@ class Announcer:
 
     def _answer_start(self, now: float) -> None:
         """Announce everything again after a start of Home Assistant, without what it has removed."""
-        while not self._starts.empty():
-            self._starts.get()
+        if self._has_started:
+            self._has_started = False
             self._announce_at = self._announce_at or now + self._jitter(1.0, _JITTER_S)
         if self._announce_at and now >= max(self._announce_at, self._due):
             self._announce_at = 0.0

@@ -16,7 +16,7 @@ from msgspec.structs import replace
 
 from agent.capture.source import DecodeMode, Demand
 from agent.comms.entities import Component, button, display_name, entity, stream_id
-from agent.comms.messages import InspectionMessage
+from agent.comms.messages import InspectionMessage, PartVerdict
 from agent.comms.reporter import Reporter
 from agent.config import PublishConfig
 from agent.daemon.parts import Asked, EntityPlace, Parts, Reply, StreamContext, StreamPart
@@ -31,7 +31,6 @@ from agent.types import (
     Event,
     Frame,
     Image,
-    PartVerdict,
     StageTimes,
     StreamBudget,
     StreamResult,

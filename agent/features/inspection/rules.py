@@ -20,8 +20,9 @@ from datetime import datetime, timedelta
 from msgspec import Struct
 from msgspec.structs import replace
 
+from agent.comms.messages import PartVerdict
 from agent.config.features import InspectionConfig
-from agent.types import WHOLE, Box, Detection, PartVerdict, Verdict
+from agent.types import WHOLE, Box, Detection, Verdict
 
 GOOD, BETWEEN, NOT_FOUND, HALF = "good", "between", "not found", "half in view"
 FEW, NONE, OVERTAKEN, LATE = "too few pictures", "no picture", "overtaken", "late"

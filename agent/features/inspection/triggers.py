@@ -21,6 +21,7 @@ from typing import NamedTuple, Protocol
 
 import msgspec
 
+from agent.comms.messages import PartVerdict
 from agent.config.features import InspectionConfig
 from agent.errors import CommandError, StorageError
 from agent.features.inspection.rules import ClosedPart, Counters, at_shift, counted
@@ -29,7 +30,6 @@ from agent.storage.part_pictures import PartPictures
 from agent.storage.state import StateFile
 from agent.structs import from_json
 from agent.text import plural
-from agent.types import PartVerdict
 
 log = logging.getLogger(__name__)
 _WRITE_S = 60.0

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from functools import partial
 
-from agent.comms.http import check_served
+from agent.comms.http import read_access
 from agent.config import Config
 from agent.errors import ConfigError, NotInstalledError
 from agent.models.findings import ModelReader
@@ -13,11 +13,12 @@ from agent.models.findings import ModelReader
 
 def device_problems(config: Config, _: ModelReader) -> Iterator[ConfigError]:
     """Yield what keeps metrics from being served."""
-    for check in (partial(check_served, config.metrics), check_installed):
-        try:
-            check()
-        except ConfigError as error:
-            yield error
+    if config.metrics is not None:
+        for check in (partial(read_access, config.metrics), check_installed):
+            try:
+                check()
+            except ConfigError as error:
+                yield error
 
 
 def check_installed() -> None:

@@ -21,10 +21,10 @@ from agent import __version__
 from agent.board.power import PowerReading
 from agent.board.proc import Memory, read_memory
 from agent.board.processors import Ticks, read_ticks
-from agent.capture.supervisor import CaptureStats
-from agent.comms.http import Page
-from agent.comms.mqtt.publisher import LinkState
-from agent.daemon.streams.counters import BOUNDS_S, StageTimer, StreamMetrics
+from agent.comms.http import Answer, HttpRequest, text_answer
+from agent.comms.mqtt.link import LinkState
+from agent.config.servers import MetricsConfig
+from agent.daemon.streams.counters import BOUNDS_S, StageTimer
 from agent.daemon.streams.services import State
 from agent.features.metrics.checks import check_installed
 from agent.storage.spool.pending import Reason
@@ -39,40 +39,14 @@ if TYPE_CHECKING:
     from agent.health import ClipsHealth
 
 
-class StreamTotals(Struct, frozen=True):
-    """One stream at a scrape.
-
-    Attributes:
-        state: see `agent.health.StreamHealth`.
-        metrics: what it has handled.
-        capture: totals of its source; None: it has never run.
-        tracks: alive now.
-        model, backend, variant: in use; empty: not known.
-        cpu_s: processor time of its threads, s.
-        reduced: True if the governor gives it less than everything.
-        unmet: True if a promise of its service is not kept.
-    """
-
-    state: str
-    metrics: StreamMetrics
-    capture: CaptureStats | None
-    tracks: int
-    model: str
-    backend: str
-    variant: str
-    cpu_s: float
-    reduced: bool = False
-    unmet: bool = False
-
-
 class DaemonReadings(Struct, frozen=True):
     """Everything at a scrape.
 
     Attributes:
-        version, python: of Vedette, and of Python.
         device: name of the device.
         uptime_s: of the daemon, s.
         streams: by name.
+        cpu_s: processor time of the threads of each stream, s.
         spool: the event queue.
         link: connection to the broker.
         clips: of all streams; None: no stream makes any.
@@ -84,11 +58,10 @@ class DaemonReadings(Struct, frozen=True):
         power: that the board takes; None: not known.
     """
 
-    version: str
-    python: str
     device: str
     uptime_s: float
-    streams: dict[str, StreamTotals]
+    streams: dict[str, Stream]
+    cpu_s: dict[str, float]
     spool: SpoolStats
     link: LinkState
     clips: ClipsHealth | None
@@ -103,13 +76,11 @@ class DaemonReadings(Struct, frozen=True):
 def read_all(runtime: Runtime) -> DaemonReadings:
     """Read everything. Any thread may call this."""
     streams, board, health = dict(runtime.streams), runtime.board, runtime.parts.health()
-    used = board.load.stream_seconds(set(streams))
     return DaemonReadings(
-        version=__version__,
-        python=platform.python_version(),
         device=runtime.topics.device,
         uptime_s=time.monotonic() - runtime.began_s,
-        streams={name: _reading(stream, used.get(name, 0.0)) for name, stream in streams.items()},
+        streams=streams,
+        cpu_s=board.load.stream_seconds(set(streams)),
         spool=runtime.spool.stats(),
         link=runtime.mqtt.state,
         clips=health.get("clips"),
@@ -119,22 +90,6 @@ def read_all(runtime: Runtime) -> DaemonReadings:
         cpu=read_ticks(),
         memory=read_memory(),
         power=board.power.power,
-    )
-
-
-def _reading(stream: Stream, cpu_s: float) -> StreamTotals:
-    model, (backend, variant) = stream.model, stream.answered_by
-    return StreamTotals(
-        stream.status[0],
-        stream.metrics,
-        stream.captured,
-        stream.tracks,
-        model.manifest.name if model else "",
-        backend,
-        variant,
-        cpu_s,
-        bool(stream.reduced),
-        bool(stream.unmet),
     )
 
 
@@ -180,19 +135,19 @@ def _device(name: str, text: str, value: Callable[[DaemonReadings], Value | None
     return MetricDefinition(f"vedette_{name}", text, read)
 
 
-def _stream(name: str, text: str, value: Callable[[StreamTotals], Value | None]) -> MetricDefinition:
+def _stream(name: str, text: str, value: Callable[[Stream], Value | None]) -> MetricDefinition:
     """Return a metric of one sample a stream; None: the stream has none now."""
 
     def read(readings: DaemonReadings) -> Iterator[Labelled]:
-        for stream, totals in readings.streams.items():
-            if (found := value(totals)) is not None:
-                yield (stream,), found
+        for name, stream in readings.streams.items():
+            if (found := value(stream)) is not None:
+                yield (name,), found
 
     return MetricDefinition(f"vedette_stream_{name}", text, read, ("stream",))
 
 
 def _capture(name: str, text: str, key: str) -> MetricDefinition:
-    return _stream(name, text, lambda s: None if s.capture is None else float(getattr(s.capture, key)))
+    return _stream(name, text, lambda s: None if (c := s.captured) is None else float(getattr(c, key)))
 
 
 def _clips(name: str, text: str, key: str) -> MetricDefinition:
@@ -202,12 +157,12 @@ def _clips(name: str, text: str, key: str) -> MetricDefinition:
 def _states(readings: DaemonReadings) -> Iterator[Labelled]:
     for name, stream in readings.streams.items():
         for state in get_args(State):
-            yield (name, state), float(stream.state == state)
+            yield (name, state), float(stream.status[0] == state)
 
 
 def _models(readings: DaemonReadings) -> Iterator[Labelled]:
     for name, stream in readings.streams.items():
-        yield (name, stream.model, stream.backend, stream.variant), 1.0
+        yield (name, stream.model.manifest.name if stream.model else "", *stream.answered_by), 1.0
 
 
 def _stages(readings: DaemonReadings) -> Iterator[Labelled]:
@@ -245,7 +200,7 @@ METRICS: tuple[MetricDefinition, ...] = (
     MetricDefinition(
         "vedette_build_info",
         "Versions of Vedette and of Python; always 1.",
-        lambda r: [((r.version, r.python), 1.0)],
+        lambda _: [((__version__, platform.python_version()), 1.0)],
         ("version", "python"),
     ),
     _device("uptime_seconds", "Age of the daemon.", lambda r: r.uptime_s),
@@ -275,8 +230,8 @@ METRICS: tuple[MetricDefinition, ...] = (
         "Of the handled ones, those that were not inferred although the gate was open, by the governor.",
         lambda s: s.metrics.predicted,
     ),
-    _stream("reduced", "1 while the governor gives the stream less than everything.", lambda s: s.reduced),
-    _stream("unmet", "1 while a promise of the stream's service is not kept.", lambda s: s.unmet),
+    _stream("reduced", "1 while the governor gives the stream less than everything.", lambda s: bool(s.reduced)),
+    _stream("unmet", "1 while a promise of the stream's service is not kept.", lambda s: bool(s.unmet)),
     _stream("inferences_total", "Inferences.", lambda s: s.metrics.inferences),
     _stream("tracks", "Tracks that are alive.", lambda s: s.tracks),
     MetricDefinition("vedette_stream_events_total", "Published events.", _events, ("stream", "label", "kind")),
@@ -286,10 +241,11 @@ METRICS: tuple[MetricDefinition, ...] = (
         _stages,
         ("stream", "stage"),
     ),
-    _stream(
-        "cpu_seconds_total",
+    MetricDefinition(
+        "vedette_stream_cpu_seconds_total",
         "Processor time of the stream's own threads, without those of the model's runtime.",
-        lambda s: s.cpu_s,
+        lambda r: [((name,), r.cpu_s.get(name, 0.0)) for name in r.streams],
+        ("stream",),
     ),
     # Delivery
     _device("spool_events", "Events not yet acknowledged.", lambda r: r.spool.waiting),
@@ -297,11 +253,6 @@ METRICS: tuple[MetricDefinition, ...] = (
     MetricDefinition("vedette_spool_dropped_total", "Events dropped undelivered, ever.", _dropped, ("reason",)),
     _device("spool_on_disk", "1 if new events go to the disk, 0 while it fails.", lambda r: r.spool.on == "disk"),
     _device("broker_connected", "1 while a broker has accepted the connection.", lambda r: r.link.connected),
-    _device(
-        "broker_fallback",
-        "1 if the broker that is used or tried is not the first.",
-        lambda r: r.link.is_fallback,
-    ),
     _device(
         "broker_connections_total",
         "Times that a broker has accepted the connection.",
@@ -362,15 +313,17 @@ class Exposition:
         ProcessCollector(registry=self._registry)
         self._registry.register(self)
 
-    def page(self, accept: str) -> Page:
-        """Return the metrics now, as text or as OpenMetrics, whichever an `Accept` header prefers."""
+    def respond(self, request: HttpRequest) -> Answer:
+        """Answer with the metrics now, as text or as OpenMetrics, whichever the `Accept` header prefers."""
         from prometheus_client.exposition import choose_encoder
 
+        if request.path.partition("?")[0] != MetricsConfig.PATH:
+            return text_answer(404, f"there is only {MetricsConfig.PATH} here")
         try:
-            encode, content_type = choose_encoder(accept)
+            encode, content_type = choose_encoder(request.headers.get("Accept", ""))
         except (TypeError, ValueError):  # the library does not expect every header
             encode, content_type = choose_encoder("")
-        return Page(content_type, encode(self._registry))
+        return Answer(encode(self._registry), content_type)
 
     def describe(self) -> Iterator[Metric]:
         """Name the metrics without reading them; the library asks for this when they are registered."""

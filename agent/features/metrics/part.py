@@ -22,7 +22,6 @@ import msgspec
 from agent import __version__, spans
 from agent.board.monitor import thread_names
 from agent.config import Config
-from agent.config.servers import MetricsConfig
 from agent.daemon.parts import Asked, DevicePart, Reply
 from agent.errors import CommandError, NotInstalledError
 from agent.spans import Span, SpanRecorder
@@ -194,11 +193,10 @@ class MetricsPart(DevicePart):
             self._endpoint.configure(config.metrics)
 
     def _open(self) -> HttpEndpoint:
-        from agent.comms.http import HttpEndpoint, one_page
+        from agent.comms.http import HttpEndpoint
         from agent.features.metrics.definitions import Exposition, read_all
 
-        page = Exposition(partial(read_all, self._runtime)).page
-        return HttpEndpoint("metrics", one_page(MetricsConfig.PATH, page), self._runtime.topics.device)
+        return HttpEndpoint("metrics", Exposition(partial(read_all, self._runtime)).respond)
 
     def poll(self) -> None:
         if self._endpoint is not None:

@@ -15,9 +15,9 @@ from datetime import datetime, timedelta
 from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import parse_qs, quote, unquote, urlsplit
+from urllib.parse import parse_qs, quote, unquote, urlencode, urlsplit
 
-from agent.comms.http import Answer, HttpEndpoint, HttpRequest, Page, text_answer
+from agent.comms.http import Answer, HttpEndpoint, HttpRequest, text_answer
 from agent.config import Config
 from agent.daemon.parts import DevicePart
 from agent.errors import StorageError
@@ -93,14 +93,17 @@ class ClipsPage:
         older = (
             _link(stream, "older", pieces=pieces, before=shown[-1][0].path.name) if len(found) > ON_A_PAGE else ""
         )
+        places = [_link("", "all streams", pieces=pieces), *(_link(one, one, pieces=pieces) for one in streams)]
+        other = "clips of events" if pieces else "continuous recordings"
+        links = "".join([*places, _link(stream, other, pieces=not pieces)])
         body = "".join(_article(*clip) for clip in shown) or "<p>There are none.</p>"
         html = (
             f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{title}</title>\n'
             f'<meta name="viewport" content="width=device-width"><style>{_STYLE}</style></head>\n'
-            f"<body><h1>{title}</h1>\n<nav>{_navigation(stream, streams, pieces=pieces)}</nav>\n"
+            f"<body><h1>{title}</h1>\n<nav>{links}</nav>\n"
             f"<main>\n{body}</main>\n<footer>{older}</footer></body></html>\n"
         )
-        return Answer(Page("text/html; charset=utf-8", html.encode()), headers=_OF_PAGE)
+        return Answer(html.encode(), "text/html; charset=utf-8", headers=_OF_PAGE)
 
     def _clip(self, stream: str, name: str, query: dict[str, str], request: HttpRequest) -> Answer:
         file = open_clip(self._folder, stream, name)
@@ -109,21 +112,19 @@ class ClipsPage:
         size = os.fstat(file.fileno()).st_size
         if (limit := query.get("bytes", "")).isdecimal():
             size = min(size, int(limit[:18]))
-        kind = Page("video/mp4", b"")
         headers = (("Accept-Ranges", "bytes"), *_PRIVATE)
         given = request.headers.get("Range", "") if request.headers.get("If-Range") is None else ""
         part = wanted_range(given, size)
         if part is None:
-            return Answer(kind, 200, headers, file, size)
+            return Answer(b"", "video/mp4", 200, headers, file, size)
         begin, length = part
         if length == 0:
             file.close()
-            answer = text_answer(416, "the clip has not so many bytes")
-            return Answer(answer.page, 416, (("Content-Range", f"bytes */{size}"), *headers))
+            return text_answer(416, "the clip has not so many bytes", ("Content-Range", f"bytes */{size}"))
         length = min(length, _MOST_BYTES)
         file.seek(begin)
         place = f"bytes {begin}-{begin + length - 1}/{size}"
-        return Answer(kind, 206, (("Content-Range", place), *headers), file, length)
+        return Answer(b"", "video/mp4", 206, (("Content-Range", place), *headers), file, length)
 
 
 def _first_values(query: str) -> dict[str, str]:
@@ -152,15 +153,9 @@ def wanted_range(header: str, size: int) -> tuple[int, int] | None:
 
 def _link(stream: str, text: str, *, pieces: bool, before: str = "") -> str:
     place = f"/clips/{quote(stream)}/" if stream else "/"
-    asked = [f"kind={_RECORDINGS}"] if pieces else []
-    asked += [f"before={quote(before)}"] if before else []
-    return f'<a href="{escape("?".join(filter(None, (place, "&".join(asked)))))}">{escape(text)}</a>'
-
-
-def _navigation(stream: str, streams: list[str], *, pieces: bool) -> str:
-    names = [_link("", "all streams", pieces=pieces), *(_link(one, one, pieces=pieces) for one in streams)]
-    other = "clips of events" if pieces else "continuous recordings"
-    return "".join((*names, _link(stream, other, pieces=not pieces)))
+    asked = {"kind": _RECORDINGS if pieces else "", "before": before}
+    query = urlencode({key: value for key, value in asked.items() if value})
+    return f'<a href="{escape(place)}{"?" if query else ""}{escape(query)}">{escape(text)}</a>'
 
 
 def _article(clip: Entry, header: ClipHeader) -> str:
@@ -188,9 +183,8 @@ class PagePart(DevicePart):
     """Serves the page while it is configured."""
 
     def __init__(self, runtime: Runtime) -> None:
-        """Serve nothing before `start`."""
-        self._runtime, device = runtime, runtime.topics.device
-        self._endpoint = HttpEndpoint("page", ClipsPage(runtime.clips_folder, device).respond, device)
+        self._runtime, page = runtime, ClipsPage(runtime.clips_folder, runtime.topics.device)
+        self._endpoint = HttpEndpoint("page", page.respond)
 
     @property
     def trouble(self) -> str:

@@ -42,7 +42,7 @@ def number_from_clock() -> int:
     """Return the time in µs: a number above every count of events that a device has made.
 
     A clock that is not synchronised shows the same after each start. Then the number is a random time of the year
-    after `CLOCK_SET`, and a run may begin below the one before, see `agent.comms.consumer.subscribe`.
+    after `CLOCK_SET`, and a run may begin below the one before, see `agent.comms.consumer`.
     """
     now = time.time()
     return int((now if now > CLOCK_SET else CLOCK_SET + random.uniform(0.0, _YEAR_S)) * 1e6)

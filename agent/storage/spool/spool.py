@@ -33,7 +33,7 @@ from agent import spans
 from agent.config import StorageConfig
 from agent.storage.spool.disk import SpoolDisk
 from agent.storage.spool.pending import LINGER_S, Commit, PendingRows, Reason
-from agent.types import DiskLoad, OpenTrack, Stored
+from agent.types import OpenTrack, Stored
 
 log = logging.getLogger(__name__)
 
@@ -64,6 +64,20 @@ _QUIET_S = 600.0
 """Without a drop, after which an outage of dropping is over, s."""
 _LATELY_S, _LATELY = 5.0, 100
 """Age, s, and number of the commits whose times count as those of now."""
+
+
+class DiskLoad(Struct, frozen=True, gc=False):
+    """How busy the disk of the state folder and of clips is.
+
+    Attributes:
+        commit_ms: 95th percentile of the newest commits of events to the disk, ms; None: there was none lately.
+        waiting_s: how much longer than wanted the oldest event has waited to be committed, s.
+        clips_behind_s: how much longer than usual the oldest picture has waited to be written into a clip, s.
+    """
+
+    commit_ms: float | None = None
+    waiting_s: float = 0.0
+    clips_behind_s: float = 0.0
 
 
 class Spool:

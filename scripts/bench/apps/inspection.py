@@ -177,7 +177,6 @@ class Sink:
 
     def __init__(self) -> None:
         self.verdicts: list[VerdictMessage] = []
-        self.quick_bytes = 1 << 30
 
     def put(self, topic: str, body: bytes, track: OpenTrack | None = None) -> None:
         if topic.endswith("/verdicts"):

@@ -13,9 +13,9 @@ from click.testing import CliRunner, Result
 from agent.__main__ import main
 from agent.cli import command as module
 from agent.cli.command import command
+from agent.comms import consumer
 from agent.comms.commands import request_command
-from agent.comms.consumer import client
-from agent.comms.consumer.client import BrokerOptions, CommandReply, NoAnswerError
+from agent.comms.consumer import BrokerOptions, CommandReply, NoAnswerError
 from agent.comms.topics import Topics
 from agent.errors import BrokerError
 
@@ -78,7 +78,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
         assert isinstance(answer, CommandReply)
         return answer
 
-    monkeypatch.setattr(client, "send_command", ask)
+    monkeypatch.setattr(consumer, "send_command", ask)
     return answers
 
 

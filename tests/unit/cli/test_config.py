@@ -186,14 +186,6 @@ def test_a_problem_is_named_with_its_line(file: Path, line: int, text: str, why:
     assert any(said.startswith(f"{file}:{line}: ") and why in said for said in found), found
 
 
-def test_a_fallback_without_its_file_is_named_with_its_line(file: Path) -> None:
-    stream = '[streams.front]\nsource = "test:"\nmodel = "nanodet"\n'
-    fallback = '[[mqtt.fallback]]\nhost = "ok"\n[[mqtt.fallback]]\nhost = "spare"\nca_file = "/no/ca.pem"\n'
-    assert problems(file, stream + fallback) == [
-        f"{file}:8: [[mqtt.fallback]] spare: ca_file = /no/ca.pem: No such file or directory"
-    ]
-
-
 def test_every_problem_of_every_stream_is_told(file: Path) -> None:
     streams = [f'[streams.s{n}]\nsource = "tset:"\nmodel = "nobody{n}"\n' for n in range(3)]
     assert [line.split(": ")[0] for line in problems(file, "".join(streams))] == [
@@ -479,13 +471,11 @@ def test_nobody_is_told_to_change_the_rights_of_what_is_no_plain_file(
     ],
 )
 def test_a_host_with_a_user_is_told_without_the_password(file: Path, host: str) -> None:
-    fallback = f'[[mqtt.fallback]]\nhost = "{host}"\n'
-    text = f'[mqtt]\nhost = "{host}"\n{fallback}[streams.front]\nsource = "test:"\nmodel = "nanodet"\n'
-    first, second = problems(file, text)
-    for line, number in ((first, 2), (second, 4)):
-        assert line.startswith(f"{file}:{number}: ")
-        assert "write only the name or the IP address of the broker" in line
-        assert "S3cr" not in line
+    text = f'[mqtt]\nhost = "{host}"\n[streams.front]\nsource = "test:"\nmodel = "nanodet"\n'
+    (line,) = problems(file, text)
+    assert line.startswith(f"{file}:2: ")
+    assert "write only the name or the IP address of the broker" in line
+    assert "S3cr" not in line
     assert "S3cr" not in call("show", str(file)).output
 
 

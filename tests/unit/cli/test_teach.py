@@ -10,7 +10,7 @@ from click.testing import CliRunner
 
 from agent.cli import teach as module
 from agent.cli.main import vedette
-from agent.comms.consumer.client import CommandReply
+from agent.comms.consumer import CommandReply
 
 GOOD = {"right": 5, "unsure": 0, "wrong": 0}
 STATES = {
@@ -41,7 +41,7 @@ class Device:
 @pytest.fixture
 def device(monkeypatch: pytest.MonkeyPatch) -> Device:
     found = Device()
-    monkeypatch.setattr("agent.comms.consumer.client.send_command", found)
+    monkeypatch.setattr("agent.comms.consumer.send_command", found)
     return found
 
 

@@ -15,7 +15,7 @@ from click.testing import CliRunner
 
 from agent.cli import command as module
 from agent.cli.main import vedette
-from agent.comms.consumer.client import CommandReply
+from agent.comms.consumer import CommandReply
 from agent.errors import BrokerError, StorageError
 from agent.features.metrics.part import pack
 from agent.spans import SpanRecorder
@@ -46,7 +46,7 @@ class Device:
 @pytest.fixture
 def device(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Device:
     found = Device()
-    monkeypatch.setattr("agent.comms.consumer.client.send_command", found)
+    monkeypatch.setattr("agent.comms.consumer.send_command", found)
     monkeypatch.chdir(tmp_path)
     return found
 
@@ -98,7 +98,7 @@ def test_an_interrupted_trace_is_ended_at_the_device(device: Device, monkeypatch
             raise KeyboardInterrupt
         return CommandReply(True, "", {})
 
-    monkeypatch.setattr("agent.comms.consumer.client.send_command", interrupted)
+    monkeypatch.setattr("agent.comms.consumer.send_command", interrupted)
     assert run().exit_code != 0
     assert [body["seconds"] for _, _, body, _ in device.asked] == [10.0, 0]
 
@@ -111,7 +111,7 @@ def test_sigterm_ends_it_too_and_no_further_signal_interrupts_that(
         return device(access, topics, verb, body, timeout_s)
 
     before = signal.getsignal(signal.SIGTERM)
-    monkeypatch.setattr("agent.comms.consumer.client.send_command", signalled)
+    monkeypatch.setattr("agent.comms.consumer.send_command", signalled)
     assert run().exit_code != 0
     assert [body["seconds"] for _, _, body, _ in device.asked] == [0]
     assert signal.getsignal(signal.SIGTERM) is before

@@ -16,8 +16,7 @@ from click.testing import CliRunner
 from agent.cli.command import command
 from agent.cli.output import EVENT_COLUMNS, format_event
 from agent.cli.watch import follow, json_line, watch
-from agent.comms.consumer.client import BrokerOptions
-from agent.comms.consumer.subscribe import Kind, ReceivedMessage, Subscriber
+from agent.comms.consumer import BrokerOptions, Kind, ReceivedMessage, Subscriber
 from agent.comms.messages import EventMessage
 from agent.errors import BrokerError
 from tests.support.publishing import event

@@ -9,7 +9,7 @@ import pytest
 
 from agent.cli.watch import DEVICE_COLUMNS, MOST, DeviceStatus, Roster, fleet_lines, follow, follow_fleet
 from agent.comms import messages as payload
-from agent.comms.consumer.subscribe import Kind, ReceivedMessage
+from agent.comms.consumer import Kind, ReceivedMessage
 from agent.comms.messages import LineMessage
 from agent.health import HealthMessage, SpoolHealth, StreamHealth
 from agent.types import Detection, Verdict

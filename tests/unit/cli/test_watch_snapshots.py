@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from agent.capture.source import jpeg_size
 from agent.cli.watch import SnapshotSaver, snapshot_name, watch
-from agent.comms.consumer.subscribe import ReceivedMessage
+from agent.comms.consumer import ReceivedMessage
 from agent.errors import StorageError
 
 

@@ -4,11 +4,12 @@ from datetime import UTC, datetime
 from itertools import pairwise
 
 import msgspec
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent.comms.messages import DetectionsMessage, EventMessage, Latency, ModelId
-from agent.comms.reporter import EventCounts, Reporter, SampleLimiter
+from agent.comms.messages import DetectionsMessage, EventMessage, ModelId
+from agent.comms.reporter import EventCounts, Reporter
 from agent.comms.topics import Topics
 from agent.config import PublishConfig
 from agent.types import Detection, Event, EventKind, OpenTrack, StageTimes, StreamBudget, StreamResult, Track
@@ -210,39 +211,26 @@ def test_measurements_are_not_set_where_nothing_is_to_be_retained() -> None:
     assert kept.history == []
 
 
-def sample(seq: int) -> DetectionsMessage:
-    stages = Latency(1.0, 0.5, 1.0, 20.0, 1.0, 0.1)
-    return DetectionsMessage("porch", "front", seq, NOW, [], stages, ModelId("person", "0"), "cpu", "full")
-
-
-def test_of_samples_that_come_too_early_the_newest_is_sent_when_it_is_due() -> None:
-    limiter = SampleLimiter()
-    limiter.every_s = 1.0
-    passed = {at_s: limiter.add(sample(round(at_s * 10)), at_s) for at_s in (0.0, 0.3, 0.9, 1.1)}
-    assert {at_s: one and one.seq for at_s, one in passed.items()} == {0.0: 0, 0.3: None, 0.9: None, 1.1: 11}
-    assert limiter.add(sample(15), 1.5) is None
-    assert limiter.due(2.0) is None
-    late = limiter.due(2.2)
-    assert late is not None
-    assert late.seq == 15
-    assert limiter.due(9.0) is None, "it is sent once"
-
-
 @given(st.lists(st.floats(0.0, 3.0), max_size=50), st.sampled_from([0.0, 0.5, 1.0, 5.0]))
 def test_samples_are_never_closer_than_allowed_and_the_newest_is_never_lost(
     pauses: list[float], every_s: float
 ) -> None:
-    limiter, now_s, sent = SampleLimiter(), 0.0, list[tuple[float, int]]()
-    limiter.every_s = every_s
-    for number, pause_s in enumerate(pauses):
-        now_s += pause_s
-        if (passed := limiter.add(sample(number), now_s)) is not None:
-            sent.append((now_s, passed.seq))
-    if (passed := limiter.due(now_s + every_s)) is not None:
-        sent.append((now_s + every_s, passed.seq))
-    assert all(later - earlier >= every_s - 1e-9 for (earlier, _), (later, _) in pairwise(sent))
-    assert [seq for _, seq in sent] == sorted({seq for _, seq in sent})
-    assert not pauses or sent[-1][1] == len(pauses) - 1
+    kept, now_s, times = Kept(), [0.0], list[float]()
+    speaking = reporter(kept, PublishConfig(detections=True))
+    speaking.set_budget(StreamBudget(samples_every_s=every_s))
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("agent.comms.reporter.time.monotonic", lambda: now_s[0])
+        for number, pause_s in enumerate(pauses):
+            now_s[0] += pause_s
+            speaking.report(number, NOW, StreamResult([], [], StageTimes()), "cpu", "full")
+            times += [now_s[0]] * (len(kept.sent) - len(times))
+        now_s[0] += every_s
+        speaking.send_due_sample()
+        times += [now_s[0]] * (len(kept.sent) - len(times))
+    numbers = [msgspec.json.decode(body)["seq"] for _, body in kept.sent]
+    assert all(later - earlier >= every_s - 1e-9 for earlier, later in pairwise(times))
+    assert numbers == sorted(set(numbers))
+    assert not pauses or numbers[-1] == len(pauses) - 1
 
 
 def test_a_budget_limits_samples_and_no_events() -> None:

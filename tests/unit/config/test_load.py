@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from agent.config import ClipsConfig, Config, GateConfig, StreamConfig, ZoneConfig
 from agent.config.load import dump, load, parse
-from agent.config.servers import FallbackConfig, MqttConfig
+from agent.config.servers import MqttConfig
 from agent.errors import ConfigError
 
 NAME_RULE = "use letters, digits, - and _, up to 63 characters; begin with a letter or digit"
@@ -30,7 +30,6 @@ streams = st.builds(
     zones=st.lists(zones, max_size=2).map(tuple),
     clips=st.none() | clips,
 )
-fallbacks = st.builds(FallbackConfig, host=texts, username=st.none() | texts, tls=st.none() | st.booleans())
 configs = st.builds(
     Config,
     streams=st.dictionaries(names, streams, max_size=3),
@@ -39,7 +38,6 @@ configs = st.builds(
         host=texts,
         port=st.integers(0, 65535),
         tls=st.booleans(),
-        fallback=st.lists(fallbacks, max_size=2).map(tuple),
     ),
 )
 
@@ -92,8 +90,6 @@ def test_the_smallest_file_is_three_lines() -> None:
         ("[streams.Front Door]", "v.toml:1: not TOML: "),
         ("[streams.Front Door.gate]", "write [streams.Front-Door.gate]"),
         ("[mqtt]\nport = 99999", "v.toml:2: `mqtt.port`: expected a whole number of at most 65535; found 99999"),
-        ("[[mqtt.fallback]]\nhots = 'x'", "v.toml:2: unknown key `mqtt.fallback[0].hots`; did you mean 'host'?"),
-        ("[[mqtt.fallback]]\nport = 1", "v.toml:1: `mqtt.fallback[0]`: missing key `host`"),
         ("[mqtt]\nws_path = 'mqtt'", "v.toml:2: `mqtt.ws_path`: begin with /, and use printable ASCII"),
         ("[mqtt]\nws_path = '/a b'", "v.toml:2: `mqtt.ws_path`: begin with /, and use printable ASCII"),
         ("[mqtt]\nalpn = ['']", "v.toml:2: `mqtt.alpn[0]`: use 1 to 255 printable ASCII characters"),

@@ -16,7 +16,7 @@ from msgspec.structs import replace
 from agent.board.proc import boot_id
 from agent.cli.checks import Finding, network
 from agent.config import CaptureConfig, ClipsConfig, Config, StreamConfig
-from agent.config.servers import FallbackConfig, MqttConfig
+from agent.config.servers import MqttConfig
 from agent.health import DaemonHealth, LinkHealth, StreamReport
 from tests.support.mosquitto import HOST, Mosquitto
 from tests.support.packet_camera import PacketCamera, encode, pattern
@@ -76,15 +76,11 @@ def test_a_broker_that_lets_us_in_and_nobody_else(broker: Mosquitto, tmp_path: P
 def test_what_a_broker_has_against_us_is_told(broker: Mosquitto, tmp_path: Path) -> None:
     secret = tmp_path / "wrong"
     secret.write_text("wrong")
-    with socket.create_server((HOST, 0)) as free:
-        port = int(free.getsockname()[1])
-    gone = FallbackConfig(HOST, port=port)
-    mqtt = replace(broker.config(), password_file=str(secret), commands=False, fallback=(gone,))
-    first, second, commands = network.check_network(Config(mqtt=mqtt), tmp_path)
-    assert (first.state, second.state) == ("problem", "problem")
+    mqtt = replace(broker.config(), password_file=str(secret), commands=False)
+    first, commands = network.check_network(Config(mqtt=mqtt), tmp_path)
+    assert first.state == "problem"
     assert "refuses user 'porch'" in first.value
     assert "[mqtt] username and [mqtt] password_file" in first.advice
-    assert second.value == f"{HOST}:{port}: nothing listens there"
     assert commands.value == "off: [mqtt] commands = false"
 
 
@@ -92,11 +88,11 @@ def test_a_host_that_is_refused_is_not_tried(tmp_path: Path, monkeypatch: pytest
     asked = list[str]()
     monkeypatch.setattr(socket, "create_connection", lambda address, *_, **__: asked.append(address))
     monkeypatch.setattr(socket, "getaddrinfo", lambda host, *_, **__: asked.append(host))
-    config = Config(mqtt=MqttConfig("mqtt://u:S3cr3t@localhost", fallback=(FallbackConfig("u:S3cr3t@h"),)))
-    first, second, commands = found(config, tmp_path)
-    assert first[1:2] == second[1:2] == ("warning",)
+    config = Config(mqtt=MqttConfig("mqtt://u:S3cr3t@localhost"))
+    first, commands = found(config, tmp_path)
+    assert first[1] == "warning"
     assert first[2].startswith("***:1883: not tried: [mqtt] host is a URL")
-    assert "S3cr3t" not in f"{first}{second}{commands}"
+    assert "S3cr3t" not in f"{first}{commands}"
     assert asked == []
 
 

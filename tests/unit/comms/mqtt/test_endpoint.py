@@ -14,11 +14,9 @@ from msgspec.structs import replace
 
 from agent.comms.mqtt import endpoint
 from agent.comms.mqtt.endpoint import (
-    brokers_of,
     client_id,
     commands_off,
     port,
-    problems,
     read_certificates,
     read_password,
     uses_tls,
@@ -26,7 +24,7 @@ from agent.comms.mqtt.endpoint import (
 from agent.comms.mqtt.publisher import Publisher
 from agent.comms.topics import Topics
 from agent.config import servers
-from agent.config.servers import FallbackConfig, MqttConfig
+from agent.config.servers import MqttConfig
 from agent.errors import ConfigError
 from tests.support.certificates import make_certificates
 from tests.support.publishing import Kept
@@ -163,7 +161,6 @@ def test_secrets_that_everybody_may_read_are_told_once(
         password_file="$CREDENTIALS_DIRECTORY/mqtt",
         cert_file=f"{tmp_path}/client.pem",
         key_file=str(key),
-        fallback=(FallbackConfig("other"),),
     )
     for of_secret, of_key, told in ((0o644, 0o600, [secret]), (0o640, 0o602, [key]), (0o440, 0o400, [])):
         caplog.clear()
@@ -171,23 +168,6 @@ def test_secrets_that_everybody_may_read_are_told_once(
         key.chmod(of_key)
         Publisher(config, TOPICS, Kept())
         assert [r.getMessage().partition(":")[0] for r in caplog.records] == [str(path) for path in told]
-
-
-def test_what_a_fallback_leaves_out_is_as_in_the_first(tmp_path: Path) -> None:
-    first = MqttConfig(host="a", port=1, username="cam", password_file="p", tls=True, alpn=("mqtt",))
-    second = FallbackConfig("b", port=0, username="", password_file="", transport="websockets")
-    fallback = (FallbackConfig("c"), second)
-    one, two, three = brokers_of(replace(first, fallback=fallback))
-    assert (one.host, two.host, three.host) == ("a", "c", "b")
-    assert replace(two, host="a", fallback=()) == first
-    assert (three.tls, three.alpn, three.username, port(three)) == (True, ("mqtt",), "", 443)
-
-
-def test_what_is_wrong_with_a_fallback_names_it_and_its_key(tmp_path: Path) -> None:
-    config = MqttConfig(fallback=(FallbackConfig("ok"), FallbackConfig("spare", ca_file=f"{tmp_path}/none")))
-    (problem,) = problems(config)
-    assert str(problem) == f"[[mqtt.fallback]] spare: ca_file = {tmp_path}/none: No such file or directory"
-    assert problem.keys == ("mqtt", "fallback", 1, "ca_file")
 
 
 def test_the_id_of_the_machine_does_not_get_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -229,11 +209,6 @@ LOGIN: dict[str, Any] = {"username": "porch", "password_file": "secret"}
         ({"host": "broker.local", "username": "porch", "password_file": "secret"}, True),
         ({"host": "broker.local", "cert_file": "porch.pem"}, True),
         ({"host": "broker.local", "commands": True}, True),
-        ({"commands": True, "fallback": (FallbackConfig("127.0.0.2"),)}, True),
-        ({"cert_file": "porch.pem", "fallback": (FallbackConfig("broker.local"),)}, True),
-        ({"cert_file": "porch.pem", "fallback": (FallbackConfig("broker.local", cert_file=""),)}, False),
-        ({**LOGIN, "fallback": (FallbackConfig("broker.local"),)}, True),
-        ({**LOGIN, "fallback": (FallbackConfig("broker.local", username=""),)}, False),
         ({**LOGIN, "host": "localhost", "commands": False}, False),
     ],
 )
@@ -242,7 +217,7 @@ def test_commands_are_taken_where_the_broker_can_say_who_sends_them(fields: dict
 
 
 def test_the_reason_names_the_broker_and_what_to_set() -> None:
-    config = MqttConfig(**LOGIN, fallback=(FallbackConfig("spare.local", password_file=""),))
+    config = MqttConfig(host="spare.local")
     assert "spare.local:1883" in commands_off(config)
     assert "[mqtt] username and password_file, or commands = true" in commands_off(config)
     assert commands_off(MqttConfig(commands=False)) == "[mqtt] commands = false"

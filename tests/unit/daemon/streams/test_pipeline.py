@@ -252,19 +252,6 @@ def test_a_budget_makes_snapshots_small_unless_they_are_asked_for(tmp_path: Path
     assert len(best) < len(asked) / 3
 
 
-@pytest.mark.parametrize(("quick_bytes", "width"), [(1_000_000, 640), (100_000, 480)])
-def test_a_snapshot_is_small_where_the_network_would_take_long_for_it(
-    tmp_path: Path, quick_bytes: int, width: int
-) -> None:
-    kept, noise = Kept(), np.random.default_rng(0).integers(0, 255, (480, 640, 3), np.uint8)
-    kept.quick_bytes = quick_bytes
-    run(tmp_path, kept, FrameList([replace(one, pixels=noise) for one in frames(4)]))
-    encoded = np.frombuffer(kept.retained["vedette/porch/front/snapshot"], np.uint8)
-    picture = cv2.imdecode(encoded, cv2.IMREAD_COLOR)
-    assert picture is not None
-    assert picture.shape[1] == width
-
-
 def test_a_budget_of_samples_is_kept_and_the_newest_is_sent_while_the_source_gives_nothing(
     tmp_path: Path,
 ) -> None:
@@ -346,7 +333,6 @@ def test_a_snapshot_has_the_quality_that_is_asked_for(tmp_path: Path) -> None:
     sizes = []
     for quality in (30, 80, 95):
         kept, noise = Kept(), np.random.default_rng(0).integers(0, 255, (480, 640, 3), np.uint8)
-        kept.quick_bytes = 10_000_000
         source = FrameList([replace(one, pixels=noise.copy()) for one in frames(4)])
         run(tmp_path, kept, source, PublishConfig(snapshot_quality=quality))
         sizes.append(len(kept.retained["vedette/porch/front/snapshot"]))

@@ -40,7 +40,6 @@ class Board:
         self.events: list[EventMessage] = []
         self.crash_ends: dict[str, bytes | None] = {}
         self.retained: list[tuple[str, bytes]] = []
-        self.quick_bytes = 1 << 30
 
     def put(self, topic: str, body: bytes, track: OpenTrack | None = None) -> None:
         self.events.append(msgspec.json.decode(body, type=EventMessage))

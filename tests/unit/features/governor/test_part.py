@@ -19,6 +19,7 @@ from agent.board.processors import Quota, Ticks
 from agent.board.sensors import ChipReading, EnergyReading
 from agent.board.thermal import Zone
 from agent.capture.streams import FrameStream
+from agent.comms.mqtt.link import LinkLoad
 from agent.config import Config, StreamConfig
 from agent.config.features import GovernorConfig, ServiceConfig
 from agent.config.source_uri import CaptureConfig
@@ -32,7 +33,8 @@ from agent.features.governor.part import (
     shares_between,
 )
 from agent.features.governor.readings import StreamReaders, StreamReading
-from agent.types import DiskLoad, LinkLoad, StageTimes, StreamResult
+from agent.storage.spool.spool import DiskLoad
+from agent.types import StageTimes, StreamResult
 from tests.support.boards import write
 
 RTSP = "rtsp://192.0.2.1/yard"

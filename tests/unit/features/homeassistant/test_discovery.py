@@ -28,7 +28,7 @@ from agent.features.homeassistant.discovery import (
     node,
     slug,
 )
-from agent.features.homeassistant.message import _NEEDS, ORIGIN, message, read, topic
+from agent.features.homeassistant.part import ORIGIN, PLATFORMS, message, read, topic
 from agent.models.findings import Kind
 
 TOPICS = Topics("vedette", "porch")
@@ -235,7 +235,7 @@ def test_what_is_gone_is_removed_by_its_platform_alone_and_comes_first() -> None
     assert next(iter(parts)) == "back.fps"
 
 
-@given(st.dictionaries(st.from_regex(r"[a-z.]{1,20}", fullmatch=True), st.sampled_from(sorted(_NEEDS))))
+@given(st.dictionaries(st.from_regex(r"[a-z.]{1,20}", fullmatch=True), st.sampled_from(sorted(PLATFORMS))))
 def test_whatever_is_removed_is_read_as_removed(gone: dict[str, str]) -> None:
     made = device()
     found = read(message(made, {}, gone), made)
@@ -245,7 +245,7 @@ def test_whatever_is_removed_is_read_as_removed(gone: dict[str, str]) -> None:
 def test_every_platform_that_there_is_can_be_raised() -> None:
     kinds: list[Kind] = ["things", "words"]
     made = device(*(replace(FRONT, name=kind, kind=kind) for kind in kinds))
-    assert {one["platform"] for one in told(made).values()} == set(_NEEDS)
+    assert {one["platform"] for one in told(made).values()} == PLATFORMS
 
 
 def test_a_message_of_ours_is_understood() -> None:

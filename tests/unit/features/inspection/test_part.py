@@ -17,7 +17,7 @@ from msgspec.structs import replace
 
 pytest.importorskip("flatbuffers", reason="models are written with flatbuffers")
 
-from agent.comms.messages import InspectionMessage, ModelId, VerdictMessage
+from agent.comms.messages import InspectionMessage, ModelId, PartVerdict, VerdictMessage
 from agent.comms.reporter import Reporter
 from agent.comms.topics import Topics
 from agent.compute.vision import VideoPerception
@@ -31,7 +31,7 @@ from agent.features.inspection import part, triggers
 from agent.features.inspection.part import InspectionPart
 from agent.features.inspection.triggers import CounterFile, Inspection
 from agent.models.library import open_model
-from agent.types import Frame, Lease, PartVerdict
+from agent.types import Frame, Lease
 from tests.support.belt import belt
 from tests.support.doubles import Kept
 from tests.support.picture_models import classifier, picture

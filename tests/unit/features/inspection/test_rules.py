@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from agent.comms.messages import PartVerdict
 from agent.config.features import InspectionConfig
 from agent.errors import ConfigError
 from agent.features.inspection.checks import InspectedModel, check_inspection
@@ -26,7 +27,7 @@ from agent.features.inspection.rules import (
     shift_of,
     touches_edge,
 )
-from agent.types import Detection, PartVerdict
+from agent.types import Detection
 
 AT = datetime(2026, 11, 28, 10, 0, tzinfo=UTC)
 S = 1_000_000_000

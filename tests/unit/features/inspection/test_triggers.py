@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
+from agent.comms.messages import PartVerdict
 from agent.config.features import InspectionConfig
 from agent.features.inspection.rules import ClosedPart
 from agent.features.inspection.triggers import RejectOutput, Trigger
-from agent.types import PartVerdict
 from tests.support.publishing import wait_for
 
 _KEYS = count(1)

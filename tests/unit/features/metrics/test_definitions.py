@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from email.message import Message
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,36 +17,45 @@ from prometheus_client.parser import text_string_to_metric_families
 from agent.board.power import PowerReading
 from agent.board.proc import Memory
 from agent.board.processors import Ticks
-from agent.comms.mqtt.publisher import LinkState
+from agent.comms.http import HttpRequest
+from agent.comms.mqtt.link import LinkState
 from agent.daemon.streams.counters import STAGES, StreamMetrics
 from agent.errors import ConfigError
 from agent.features.metrics.checks import check_installed
-from agent.features.metrics.definitions import METRICS, DaemonReadings, Exposition, MetricDefinition, StreamTotals
+from agent.features.metrics.definitions import METRICS, DaemonReadings, Exposition, MetricDefinition
 from agent.health import ClipsHealth
 from agent.storage.spool.spool import SpoolStats
 from agent.types import Event, StageTimes, StreamResult, Track
 from tests.unit.comms.test_reporter import NOW
 
-LINK = LinkState(True, "MQTT 5", "broker:1883", False, 2, "", 10, 9, 1)
+LINK = LinkState(True, "MQTT 5", "broker:1883", 2, "", 10, 9, 1)
 SPOOL = SpoolStats(3, 4096, 5, "disk", {"bytes": 5})
 OPENMETRICS = "application/openmetrics-text; version=1.0.0"
 
 
-def stream(*labels: str) -> StreamTotals:
+def stream(*labels: str) -> Any:
     metrics = StreamMetrics()
     metrics.add(StreamResult([], [], StageTimes(*[2_000_000] * 7)), 1)
     for label in labels:
         metrics.events.add(Event("new", Track("a", label, 0.5, 0.5, 1, NOW, NOW), "appeared"))
-    return StreamTotals("running", metrics, None, 1, "person", "cpu", "full", 1.5)
+    return SimpleNamespace(
+        status=("running", ""),
+        metrics=metrics,
+        captured=None,
+        tracks=1,
+        model=SimpleNamespace(manifest=SimpleNamespace(name="person")),
+        answered_by=("cpu", "full"),
+        reduced="",
+        unmet="",
+    )
 
 
-def readings(**streams: StreamTotals) -> DaemonReadings:
+def readings(**streams: Any) -> DaemonReadings:
     return DaemonReadings(
-        version="1.0",
-        python="3.13.0",
         device="porch",
         uptime_s=7.0,
         streams=streams,
+        cpu_s=dict.fromkeys(streams, 1.5),
         spool=SPOOL,
         link=LINK,
         clips=ClipsHealth(1, 0, 0, 1, 5000, "", 6000),
@@ -58,7 +69,9 @@ def readings(**streams: StreamTotals) -> DaemonReadings:
 
 
 def samples(found: DaemonReadings, accept: str = "") -> dict[str, list[tuple[dict[str, str], float]]]:
-    page = Exposition(lambda: found).page(accept)
+    headers = Message()
+    headers["Accept"] = accept
+    page = Exposition(lambda: found).respond(HttpRequest("/metrics", headers))
     parse: Any = parse_openmetrics if "openmetrics" in page.content_type else text_string_to_metric_families
     by_name: dict[str, list[tuple[dict[str, str], float]]] = {}
     for family in parse(page.body.decode()):

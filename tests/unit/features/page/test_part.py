@@ -32,7 +32,7 @@ class Page(HTMLParser):
         super().__init__()
         self.videos, self.links, self.text = list[str](), list[str](), ""
         assert answer.code == 200
-        self.feed(answer.page.body.decode())
+        self.feed(answer.body.decode())
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         found = dict(attrs)
@@ -97,7 +97,7 @@ def test_a_range_is_given_and_a_wrong_one_refused(tmp_path: Path) -> None:
     path = store_clip(tmp_path)
     data, link = path.read_bytes(), f"/clips/front/{path.name}"
     whole = ask(tmp_path, link)
-    assert (whole.code, content(whole), whole.page.content_type) == (200, data, "video/mp4")
+    assert (whole.code, content(whole), whole.content_type) == (200, data, "video/mp4")
     part = ask(tmp_path, link, Range="bytes=10-19")
     assert (part.code, content(part)) == (206, data[10:20])
     assert dict(part.headers)["Content-Range"] == f"bytes 10-19/{len(data)}"

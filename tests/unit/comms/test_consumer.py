@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent.comms.consumer.subscribe import SEQ_END, SequenceGap, SequenceTracker
+from agent.comms.consumer import SEQ_END, SequenceGap, SequenceTracker
 
 
 @pytest.mark.parametrize(

@@ -1,1 +1,0 @@
-"""The other end: programs that ask a device, and follow what it publishes."""
