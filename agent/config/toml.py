@@ -29,8 +29,6 @@ _HEADER = re.compile(rf"^\s*(\[\[?)\s*{_DOTTED}\s*\]\]?\s*(?:#.*)?$")
 _KEY = re.compile(rf"^\s*{_DOTTED}\s*=")
 _LONGEST = 80
 """Most characters of a wrong value that a message quotes."""
-_BOUND = re.compile(r"[<>]|of length")
-"""Occurs in msgspec's message about a value out of bounds."""
 _TYPES = {
     "int": "a whole number",
     "float": "a number",
@@ -44,13 +42,7 @@ _TYPES = {
     "null": "nothing",
 }
 """Words for the types in msgspec's messages."""
-_UNITS = {"str": "character", "array": "value", "object": "key"}
-_LIMITS = {">=": "at least ", "<=": "at most ", ">": "more than ", "<": "less than ", None: ""}
-_EXPECTED = re.compile(
-    r"Expected `(?P<types>[a-z |]+)`(?: (?P<length>of length )?(?P<sign>[<>]=?)? ?(?P<bound>-?[\d.e+-]+))?"
-    r"(?:, got `?(?P<found>\w+)`?)?"
-)
-_FIELD = re.compile(r"Object (?P<what>missing required|contains unknown) field `(?P<name>.*)`", re.DOTALL)
+_TYPE = re.compile(r"(Expected |, got )`?([a-z |]+)`?")
 _AT = re.compile(r"^(?P<what>.*?)(?: - at `(?:key in )?(?P<path>\$[^`]*)`)?$", re.DOTALL)
 
 
@@ -184,12 +176,7 @@ def to_toml(table: Mapping[str, Any], remarks: Mapping[Keys, str]) -> str:
 
 def _escaped(line: str) -> str:
     """Escape unprintable characters in a line of tomli_w, which has them only within double quotes."""
-    if is_plain(line):
-        return line
-    return "".join(
-        char if is_plain(char) else f"\\u{ord(char):04x}" if ord(char) < 0x10000 else f"\\U{ord(char):08x}"
-        for char in line
-    )
+    return "".join(char if is_plain(char) else f"\\U{ord(char):08x}" for char in line)
 
 
 def without_none(value: Any) -> Any:
@@ -251,11 +238,8 @@ def _syntax_error(error: Exception, text: str, path: str) -> ConfigError:
         return ConfigError("not TOML: a number with too many digits, or brackets nested too deeply", path)
     what, _, where = str(error).partition(" (at ")
     found = re.match(r"line (\d+)", where)
-    lines = text.removesuffix("\n").split("\n")
-    number = int(found[1]) if found else len(lines)
-    header = re.match(r"\s*(\[[^\s\]]+(?: +[^\s\]]+)+\])", lines[number - 1])
-    hint = f"; a name has no spaces: write {re.sub(' +', '-', header[1])}" if header else ""
-    return ConfigError(f"not TOML: {what}{hint}", f"{path}:{number}")
+    number = int(found[1]) if found else len(text.removesuffix("\n").split("\n"))
+    return ConfigError(f"not TOML: {what}", f"{path}:{number}")
 
 
 def _inside_arrays(table: Keys, counts: dict[Keys, int]) -> Keys:
@@ -308,7 +292,7 @@ def _unknown(keys: Keys, fields: Mapping[str, Any]) -> str:
 
 def _names(kind: Any) -> Iterator[str]:
     """Yield the keys of a table, or of one that may be left out."""
-    for one in get_args(kind) if get_origin(kind) in (Union, UnionType) else (kind,):
+    for one in _kinds(kind):
         if isinstance(one, type) and issubclass(one, Struct):
             yield from one.__struct_fields__
 
@@ -350,20 +334,13 @@ def _in_words(what: str, data: Any, kind: Any, steps: Sequence[str]) -> str:
     """
     for step in steps:
         data, kind = _inner(data, step), _kind_inside(kind, step)
-    if what.startswith(("Invalid enum value", "Expected `str`, got `object`")):
-        choices = [str(choice) for one in _kinds(kind) if get_origin(one) is Literal for choice in get_args(one)]
-        found = "a table" if isinstance(data, dict) else what.removeprefix("Invalid enum value ")
-        close = difflib.get_close_matches(found.strip("'"), choices, n=1, cutoff=0.5)
-        hint = f"; did you mean {close[0]!r}?" if close else ""
-        if choices:
-            return f"expected one of {', '.join(choices)}; found {found}{hint}"
+    kinds = _kinds(kind)
+    if choices := [str(choice) for one in kinds if get_origin(one) is Literal for choice in get_args(one)]:
+        return f"expected one of {', '.join(choices)}{_shown(data)}"
     if "matching regex" in what:
-        for one in _kinds(kind):
-            for meta in getattr(one, "__metadata__", ()):
-                if meta.extra:
-                    return f"{meta.extra['use']}{_shown(data)}"
-    found = _shown(data) if _BOUND.search(what) else ""
-    return f"{plain_fault(what.partition(', got ')[0] if found else what)}{found}"
+        hints = [meta.extra["use"] for one in kinds for meta in getattr(one, "__metadata__", ()) if meta.extra]
+        return f"{''.join(hints[:1]) or plain_fault(what)}{_shown(data)}"
+    return plain_fault(what) + (_shown(data) if what.startswith("Expected") and ", got " not in what else "")
 
 
 def plain_fault(what: str) -> str:
@@ -371,28 +348,14 @@ def plain_fault(what: str) -> str:
 
     For example, ``Expected `int`, got `str` `` becomes `expected a whole number; found text`.
     """
-    if field := _FIELD.match(what):
-        kind = "missing" if field["what"].startswith("missing") else "unknown"
-        return f"{kind} key `{field['name']}`{what[field.end() :]}"
-    if not (found := _EXPECTED.match(what)):
-        return what if what[1:2].isupper() else f"{what[:1].lower()}{what[1:]}"
-    types = [one for one in found["types"].split(" | ") if one != "null"]
-    expected = " or ".join(_TYPES.get(one, one) for one in types) + _limit(found, types[0])
-    given = found["found"] and f"; found {_TYPES.get(found['found'], found['found'])}"
-    return f"expected {expected}{given or ''}{what[found.end() :]}"
+    what = what.replace("Object missing required field", "missing key")
+    what = what.replace("Object contains unknown field", "unknown key")
+    what = _TYPE.sub(lambda found: f"{found[1]}{_type_names(found[2])}", what).replace(", got ", "; found ")
+    return what if what[1:2].isupper() else f"{what[:1].lower()}{what[1:]}"
 
 
-def _limit(found: re.Match[str], kind: str) -> str:
-    """Return the bound of an expected value or length in words; empty: it has none."""
-    sign, bound = found["sign"], found["bound"]
-    if bound is None:
-        return ""
-    unit = ""
-    if found["length"]:
-        if (sign, bound) == (">=", "1"):
-            return " that is not empty"
-        unit = f" {_UNITS.get(kind, 'value')}{'s' * (bound != '1')}"
-    return f" of {_LIMITS[sign]}{bound.removesuffix('.0')}{unit}"
+def _type_names(types: str) -> str:
+    return " or ".join(_TYPES.get(one, one) for one in types.split(" | ") if one != "null" or types == "null")
 
 
 def _shown(data: Any) -> str:
@@ -401,7 +364,7 @@ def _shown(data: Any) -> str:
         return f"; found {without_login(data)[:_LONGEST]!r}"
     if isinstance(data, int | float):
         return f"; found {str(data)[:_LONGEST]}"
-    return f"; found {len(data)} of them" if isinstance(data, list) else ""
+    return "; found a table" if isinstance(data, dict) else ""
 
 
 def _inner(data: Any, step: str) -> Any:
@@ -419,12 +382,11 @@ def _kinds(kind: Any) -> tuple[Any, ...]:
 def _kind_inside(kind: Any, step: str) -> Any:
     """Return the type of an element or a field, or None if it is unknown."""
     for one in _kinds(kind):
+        arguments = get_args(one)
         if step == "..." and get_origin(one) is dict:
-            return get_args(one)[1]
+            return arguments[1]
         if step.isdigit() and get_origin(one) is tuple:
-            return get_args(one)[
-                min(int(step), len(get_args(one)) - 2) if get_args(one)[-1] is ... else int(step)
-            ]
+            return arguments[0] if arguments[-1] is ... else arguments[int(step)]
         if isinstance(one, type) and issubclass(one, Struct):
             fields = {field.encode_name: field.type for field in msgspec.structs.fields(one)}
             if step in fields:

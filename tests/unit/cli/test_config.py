@@ -407,7 +407,7 @@ def test_files_that_are_not_there_are_told_before_the_daemon_meets_them(file: Pa
         (3, 'ca_file = "nul\\u0000"', "embedded null"),
         (3, 'cert_file = "FILE"', "cert_file = FILE: not usable as PEM"),
         (4, 'ca_file = "/etc"\nkey_file = "FILE"', "key_file is set but cert_file is not"),
-        (4, 'tls = true\nhost = ""', "`mqtt.host`: expected text that is not empty; found ''"),
+        (4, 'tls = true\nhost = ""', "`mqtt.host`: expected text of length >= 1; found ''"),
         (
             3,
             'host = "mqtt://localhost:1883"',
