@@ -81,8 +81,8 @@ def polygon_problem(polygon: Sequence[Point]) -> str:
     for x, y in polygon:
         if not (0.0 <= x <= 1.0 and 0.0 <= y <= 1.0):
             return (
-                f"corner [{x:g}, {y:g}] lies outside the frame: corners are fractions 0 to 1; divide pixels by the "
-                "picture's width and height"
+                f"corner [{x:g}, {y:g}] lies outside the frame: corners are fractions 0 to 1; divide pixels by "
+                "the picture's width and height"
             )
     if len(set(polygon)) < len(polygon):
         return "two of its corners are at one place: list each corner once, the polygon closes by itself"

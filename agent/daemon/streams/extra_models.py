@@ -10,7 +10,7 @@ from agent.compute.infer.session import NotYetError
 from agent.compute.manifest import Manifest, Model
 from agent.config import StreamConfig
 from agent.config.places import BLUR_VARIANTS, blur_models
-from agent.errors import BlurModelError, ModelError, VedetteError
+from agent.errors import BlurModelError, ModelError, VedetteError, about
 from agent.features import FEATURES
 from agent.models.library import open_model
 
@@ -101,12 +101,8 @@ def open_extra_models(
         ModelError, NotYetError: see `agent.models.library.open_model`.
     """
     blurs = (BlurModels(config, open_one),) if config.blur and model.manifest.audio is None else ()
-    return (*blurs, *(load(name, config, model, open_one) for load in _loaders(config, model.manifest)))
-
-
-def has_extra_models(config: StreamConfig, manifest: Manifest) -> bool:
-    """Return True if a feature adds models to those of a stream."""
-    return any(feature.adds_models(config, manifest) for feature in FEATURES)
+    with about("secondary" if config.secondary else "model"):
+        return (*blurs, *(load(name, config, model, open_one) for load in _loaders(config, model.manifest)))
 
 
 def _loaders(config: StreamConfig, manifest: Manifest) -> Iterator[Callable[..., ExtraModels]]:

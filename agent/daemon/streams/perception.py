@@ -16,7 +16,7 @@ from agent.config.toml import nearest
 from agent.daemon.parts import check_with_model
 from agent.daemon.streams.extra_models import OpenModel, open_extra_models
 from agent.daemon.streams.privacy import check_privacy
-from agent.errors import ConfigError
+from agent.errors import ConfigError, about
 from agent.models.library import open_model, prefixed_errors
 from agent.types import WHOLE, Box
 
@@ -52,17 +52,13 @@ def open_perception(
     takes_sound, address = model.manifest.audio is not None, parse(config.source)
     if not (address.gives_sound if takes_sound else address.gives_pictures):
         gives, takes = ("pictures", "sound") if takes_sound else ("sound", "pictures")
-        raise ConfigError(
-            f"stream {name}: {address.masked} gives {gives}, and model {config.model} takes {takes}"
-        )
+        text = f"stream {name}: {address.masked} gives {gives}, and model {config.model} takes {takes}"
+        raise ConfigError(text, keys=("model",))
+    _check_decode(name, config, model)
     check_privacy(name, config, takes_sound=takes_sound)
     check_only_zones(config)
     _check_crop(name, config, model)
-    if config.decode.pattern and not model.manifest.gives_texts:
-        raise ConfigError(f"stream {name}: decode.pattern is for texts, and {config.model} reads none")
-    _check_numbers(name, config, model)
-    _check_places(name, config, model)
-    check_with_model(name, config, model)
+    check_live_settings(name, config, model)
     extra = open_extra_models(name, config, model, open_one)
     with _closing(opener) as keeping:
         with prefixed_errors(model.path):
@@ -170,19 +166,30 @@ def describe(config: StreamConfig, opened: Perception, detail: str) -> str:
     return f"{source}, {model} on {opened.session.backend}{then}"
 
 
+def _check_decode(name: str, config: StreamConfig, model: Model) -> None:
+    known = model.manifest.output.labels
+    for label in config.decode.labels:
+        if known and not model.manifest.gives_texts and label not in known:
+            raise ConfigError(
+                f"decode.labels: no label {label!r}{nearest(label, known)}", keys=("decode", "labels")
+            )
+    if config.decode.pattern and not model.manifest.gives_texts:
+        text = f"stream {name}: decode.pattern is for texts, and {config.model} reads none"
+        raise ConfigError(text, keys=("decode", "pattern"))
+
+
 def check_only_zones(config: StreamConfig) -> None:
     """Raise ConfigError if only tracks in zones are published, and there is no zone."""
     if config.publish.only_zones and not config.zones:
-        raise ConfigError(
-            "publish.only_zones: the stream has no [[zones]], so it would publish no event; add one"
-        )
+        text = "publish.only_zones: the stream has no [[zones]], so it would publish no event; add one"
+        raise ConfigError(text, keys=("publish", "only_zones"))
 
 
 def check_crop(crop: Box) -> None:
     """Raise ConfigError if a crop has no width or no height."""
     x0, y0, x1, y1 = crop
     if x0 >= x1 or y0 >= y1:
-        raise ConfigError(f"crop: expected left, top, right, bottom, found {list(crop)}")
+        raise ConfigError(f"crop: expected left, top, right, bottom, found {list(crop)}", keys=("crop",))
 
 
 def _labels(config: StreamConfig, model: Model) -> tuple[str, ...]:
@@ -195,18 +202,23 @@ def _check_crop(name: str, config: StreamConfig, model: Model) -> None:
         return
     check_crop(config.crop)
     if model.manifest.audio is not None:
-        raise ConfigError(f"stream {name}: crop is for pictures, and {config.model} takes sound")
+        text = f"stream {name}: crop is for pictures, and {config.model} takes sound"
+        raise ConfigError(text, keys=("crop",))
     if config.inspection is not None or config.gate.crop:
         other = "inspection.crop" if config.inspection else "gate.crop"
-        raise ConfigError(f"stream {name}: crop and {other} both say what the model is shown: delete one")
+        text = f"stream {name}: crop and {other} both say what the model is shown: delete one"
+        raise ConfigError(text, keys=("crop",))
 
 
 def _check_places(name: str, config: StreamConfig, model: Model) -> None:
     """Refuse lines, filters and masks of a stream of sound, and labels that the stream never reports."""
     if model.manifest.audio is not None:
-        masks = ("gate.masks",) if config.gate.masks else ()
-        for key in (*masks, *(key for key in ("lines", "filters") if getattr(config, key))):
-            raise ConfigError(f"stream {name}: {key} is for pictures, and {config.model} takes sound")
+        if config.gate.masks:
+            text = f"stream {name}: gate.masks is for pictures, and {config.model} takes sound"
+            raise ConfigError(text, keys=("gate", "masks"))
+        for key in (key for key in ("zones", "lines", "filters") if getattr(config, key)):
+            text = f"stream {name}: {key} is for pictures, and {config.model} takes sound"
+            raise ConfigError(text, keys=(key,))
     _check_labels(config, model)
 
 
@@ -215,10 +227,19 @@ def check_live_settings(name: str, config: StreamConfig, model: Model) -> None:
     _check_numbers(name, config, model)
     _check_places(name, config, model)
     check_with_model(name, config, model)
-    check_zones(config.zones)
-    check_lines(config.lines)
-    check_filters(config.filters)
-    check_polygons(config.gate.masks, "gate.masks")
+    check_drawn(config)
+
+
+def check_drawn(config: StreamConfig) -> None:
+    """Check the zones, lines, filters and masks of a stream by themselves. Raises ConfigError."""
+    with about("zones"):
+        check_zones(config.zones)
+    with about("lines"):
+        check_lines(config.lines)
+    with about("filters"):
+        check_filters(config.filters)
+    with about("gate", "masks"):
+        check_polygons(config.gate.masks, "gate.masks")
 
 
 def _check_labels(config: StreamConfig, model: Model) -> None:
@@ -227,10 +248,9 @@ def _check_labels(config: StreamConfig, model: Model) -> None:
         return
     for key, label in _named_labels(config):
         if label not in labels:
-            why = f"{key}.labels: the stream never reports {label!r}"
-            if label in model.manifest.output.labels:
-                raise ConfigError(f"{why}: decode.labels leaves it out")
-            raise ConfigError(f"{why}{nearest(label, labels)}")
+            left_out = label in model.manifest.output.labels
+            why = ": decode.labels leaves it out" if left_out else nearest(label, labels)
+            raise ConfigError(f"{key}.labels: the stream never reports {label!r}{why}", keys=(key,))
 
 
 def _named_labels(config: StreamConfig) -> Iterator[tuple[str, str]]:
@@ -247,7 +267,8 @@ def _check_numbers(name: str, config: StreamConfig, model: Model) -> None:
         return
     for key in ("clips", "zones", "lines", "filters"):
         if getattr(config, key):
-            raise ConfigError(f"stream {name}: {key} need events, and {config.model} gives numbers; delete them")
+            text = f"stream {name}: {key} need events, and {config.model} gives numbers; delete them"
+            raise ConfigError(text, keys=(key,))
     if config.publish.detections is False and model.manifest.output.decoder == "raw":
         raise ConfigError(
             f"stream {name}: {config.model} gives numbers with each picture alone: set publish.detections = true"

@@ -32,7 +32,7 @@ from agent.daemon.streams.perception import Perception, open_perception, prepare
 from agent.daemon.streams.pipeline import Input, Pipeline, StreamRun, open_pipeline
 from agent.daemon.streams.privacy import log_privacy
 from agent.daemon.streams.services import AT_WORK, State, StreamServices
-from agent.errors import BackendError, BlurError, BlurModelError, VedetteError
+from agent.errors import BackendError, BlurError, BlurModelError, VedetteError, about
 from agent.health import StreamHealth
 from agent.models.library import log_guesses, open_model
 from agent.text import plural
@@ -119,15 +119,19 @@ class Stream:
             ConfigError, SourceError, ModelError: what is wrong, in one line. The stream is `failed` then.
         """
         try:
-            check_uri(self.config.source)
-            for _, check in check_values(self.name, self.config):
-                check()
+            with about("source"):
+                check_uri(self.config.source)
+            for keys, check in check_values(self.name, self.config):
+                with about(*keys):
+                    check()
             if self.config.enabled:
-                check_login(self.config.source, self.config.capture)
+                with about("capture"):
+                    check_login(self.config.source, self.config.capture)
                 check_masks(self.config.privacy)
-                self._open_model(perception.PREPARE_S)
-                opener, vetting = self._services.opener, self._services.vetting
-                self._perception = prepare_perception(self.name, self.config, self.model, opener, vetting)
+                with about("model"):
+                    self._open_model(perception.PREPARE_S)
+                    opener, vetting = self._services.opener, self._services.vetting
+                    self._perception = prepare_perception(self.name, self.config, self.model, opener, vetting)
         except NotYetError:
             pass  # the stream's thread opens it
         except VedetteError as error:

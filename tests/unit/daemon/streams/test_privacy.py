@@ -174,7 +174,7 @@ def test_a_wrong_mask_is_told_with_its_line(tmp_path: Path) -> None:
     mask = '[[streams.front.privacy]]\nname = "door"\npolygon = [[0, 0], [1, 0]]\n'
     path = _written(tmp_path, head + mask)
     (problem,) = problems(path)
-    assert problem.startswith(f"{path}:8: privacy mask 'door'")
+    assert problem.startswith(f"{path}:10: privacy mask 'door'")
 
 
 def test_a_stream_that_shows_what_another_hides_is_a_warning(tmp_path: Path) -> None:
