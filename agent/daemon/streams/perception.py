@@ -11,11 +11,11 @@ from agent.comms.topics import Topics
 from agent.compute.manifest import AUTO, ONLY_VARIANT, Model
 from agent.compute.track.places import check_filters, check_lines, check_polygons, check_zones
 from agent.config import StreamConfig
+from agent.config.places import check_masks
 from agent.config.source_uri import parse
 from agent.config.toml import nearest
 from agent.daemon.parts import check_with_model
 from agent.daemon.streams.extra_models import OpenModel, open_extra_models
-from agent.daemon.streams.privacy import check_privacy
 from agent.errors import ConfigError, about
 from agent.models.library import open_model, prefixed_errors
 from agent.types import WHOLE, Box
@@ -55,7 +55,7 @@ def open_perception(
         text = f"stream {name}: {address.masked} gives {gives}, and model {config.model} takes {takes}"
         raise ConfigError(text, keys=("model",))
     _check_decode(name, config, model)
-    check_privacy(name, config, takes_sound=takes_sound)
+    _check_privacy(name, config, takes_sound=takes_sound)
     check_only_zones(config)
     _check_crop(name, config, model)
     check_live_settings(name, config, model)
@@ -176,6 +176,25 @@ def _check_decode(name: str, config: StreamConfig, model: Model) -> None:
     if config.decode.pattern and not model.manifest.gives_texts:
         text = f"stream {name}: decode.pattern is for texts, and {config.model} reads none"
         raise ConfigError(text, keys=("decode", "pattern"))
+
+
+def _check_privacy(name: str, config: StreamConfig, *, takes_sound: bool) -> None:
+    check_masks(config.privacy)
+    if takes_sound and config.hides:
+        key = "privacy" if config.privacy else "blur"
+        raise ConfigError(f"stream {name}: {key} is for pictures, and {config.model} takes sound", keys=(key,))
+    if not config.mask_model and not config.hides:
+        text = "is false, and the stream has neither [[privacy]] nor blur: delete it"
+        raise ConfigError(f"stream {name}: mask_model {text}", keys=("mask_model",))
+
+
+def describe_privacy(config: StreamConfig) -> str:
+    """Return what a stream hides, for people, and that its clips are of masked pictures."""
+    masks = f"masks: {', '.join(mask.name for mask in config.privacy)}" if config.privacy else ""
+    blurs = f"blurs: {', '.join(config.blur)}" if config.blur else ""
+    sees = "" if config.mask_model else "; its models see the true picture"
+    clips = "; clips are encoded from masked pictures, the camera's packets are not kept" if config.clips else ""
+    return f"{'; '.join(filter(None, (masks, blurs)))}{sees}{clips}"
 
 
 def check_only_zones(config: StreamConfig) -> None:

@@ -27,10 +27,8 @@ from agent.daemon.parts import Parts, StreamContext, check_values, open_part, op
 from agent.daemon.streams import perception
 from agent.daemon.streams.counters import StreamMetrics
 from agent.daemon.streams.extra_models import models_changed
-from agent.daemon.streams.outages import OutageLog
 from agent.daemon.streams.perception import Perception, open_perception, prepare_perception
 from agent.daemon.streams.pipeline import Input, Pipeline, StreamRun, open_pipeline
-from agent.daemon.streams.privacy import log_privacy
 from agent.daemon.streams.services import AT_WORK, State, StreamServices
 from agent.errors import BackendError, BlurError, BlurModelError, VedetteError, about
 from agent.health import StreamHealth
@@ -71,6 +69,12 @@ def with_live_settings(config: StreamConfig, other: StreamConfig) -> StreamConfi
     )
 
 
+def log_change(stream: str, state: str, reason: str) -> None:
+    """Log a new state of a stream's source, as `agent.capture.supervisor.OnChange`. Any thread may call this."""
+    what = reason if state == "starting" else f"{state}: {reason}"
+    log.log(logging.WARNING if state == "lost" else logging.INFO, "stream %s: %s", stream, what)
+
+
 class Stream:
     """One entry of `[streams]`, run in a thread of its own and restarted after a failure that may pass.
 
@@ -100,7 +104,7 @@ class Stream:
         self.parts, self.run = Parts(), StreamRun()
         self._context: StreamContext | None = None
         self._captured: CaptureStats | None = None
-        self.metrics, self._outages = StreamMetrics(), OutageLog(name)
+        self.metrics = StreamMetrics()
         self._reporter: Reporter | None = None
         self.model: Model | None = None
         self._variant = config.variants  # that the model was opened with
@@ -415,10 +419,10 @@ class Stream:
         self._context = context = StreamContext(self.name, self.config, opened, reporter, services, folder)
         try:
             with closing(open_parts(context)) as self.parts:
-                more = self.metrics, services.cameras
-                source, pipeline = open_pipeline(
-                    self.name, self.config, opened, reporter, self._outages, self.parts, *more
-                )
+                # The source's threads, which may hang, hold what logs its changes, and so no stream.
+                changed = partial(log_change, self.name)
+                more = self.parts, self.metrics, services.cameras
+                source, pipeline = open_pipeline(self.name, self.config, opened, reporter, changed, *more)
                 self._run_pipeline(source, pipeline, opened)
         finally:
             self._context = None  # it holds the model
@@ -457,7 +461,7 @@ class Stream:
         )
         self._reporter = reporter
         if self.config.hides:
-            log_privacy(self.name, self.config)
+            log.info("stream %s: %s", self.name, perception.describe_privacy(self.config))
         has_counts = opened.manifest.has_tracks and not opened.manifest.gives_texts
         if has_counts and not self._stop.is_set():
             named = self.config.labels_to_count
@@ -467,7 +471,6 @@ class Stream:
 
     def _before_each(self, opened: Perception, pipeline: Pipeline[Any], source: Input) -> None:
         self.heartbeat()
-        self._outages.poll()
         if (budget := self.budget) != self._budget_in_use:
             self._budget_in_use = budget
             pipeline.set_budget(budget)

@@ -31,12 +31,11 @@ from agent.config import (
     ZoneConfig,
 )
 from agent.config.features import InspectionConfig
-from agent.daemon.autoselect import AutoBackend
+from agent.daemon.autoselect import AutoBackend, VettingRecord
 from agent.daemon.overrides import settings_of
 from agent.daemon.streams import perception
 from agent.daemon.streams.services import StreamServices
 from agent.daemon.streams.stream import Stream
-from agent.daemon.vetting_record import VettingRecord
 from agent.errors import BackendError, ModelError, SourceError
 from agent.models import library
 from agent.models.findings import findings_of
