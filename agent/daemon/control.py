@@ -33,7 +33,7 @@ from agent.daemon.overrides import (
 )
 from agent.daemon.runtime import Runtime, warn_of_unmasked
 from agent.daemon.streams.perception import check_live_settings
-from agent.daemon.streams.stream import Stream, with_live_settings
+from agent.daemon.streams.stream import Stream
 from agent.errors import CommandError, ConfigError, StorageError, VedetteError
 from agent.health import StreamHealth
 
@@ -300,27 +300,22 @@ class ReloadPlan:
             raise VedetteError("\n".join(refused))
 
     def _goes_on(self, name: str, config: StreamConfig) -> bool:
-        """Return True if a running stream can go on with what has changed."""
-        stream = self._runtime.streams.get(name)
-        if stream is None or stream.state != "running" or stream.model_changed:
-            return False
-        if replace(config, service=stream.config.service) == stream.config:
-            return stream.can_adjust(config)
-        return self._filters_other(stream, config)
+        """Return True if a running stream can go on with what has changed.
 
-    def _filters_other(self, stream: Stream, config: StreamConfig) -> bool:
-        """Return True if only filters, masks, places and the kind of snapshots have changed, and can be used.
-
-        Zones and lines that come or go have topics and entities of their own: the stream is replaced.
+        Zones and lines that come or go have topics and entities of their own: the stream is replaced. So it is
+        for `decode` and a variant, which only commands change while it runs.
         """
+        stream = self._runtime.streams.get(name)
+        if stream is None or stream.state != "running" or stream.model is None or stream.model_changed:
+            return False
         now = stream.config
-        same_names = [one.name for one in config.zones] == [one.name for one in now.zones]
-        same_topics = same_names and config.labels_to_count == now.labels_to_count
-        if not same_topics or with_live_settings(config, now) != now or stream.model is None:
+        same_topics = [one.name for one in config.zones] == [one.name for one in now.zones]
+        same_topics = same_topics and config.labels_to_count == now.labels_to_count
+        if not same_topics or (config.decode, config.variant) != (now.decode, now.variant):
             return False
         try:
-            check_live_settings(stream.name, config, stream.model)
-        except ConfigError:  # told when it is prepared as a new stream
+            check_live_settings(name, config, stream.model)
+        except ConfigError:  # reported when it is prepared as a new stream
             return False
         return stream.can_adjust(config)
 

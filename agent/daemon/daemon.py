@@ -14,7 +14,7 @@ from agent.backoff import Backoff
 from agent.board.process import show_thread_names, trim_heap
 from agent.config import Config
 from agent.config.toml import Where
-from agent.daemon.command_handler import CommandHandler, DoctorProcess
+from agent.daemon.command_handler import CommandHandler
 from agent.daemon.control import ConfigManager
 from agent.daemon.health import HealthFile, HealthPublisher
 from agent.daemon.overrides import OverridesFile
@@ -130,7 +130,7 @@ class Daemon:
         """
         self._config, self._reload, self._where, self._exit_when_done = config, reload, where, exit_when_done
         self._board, self._stop_times = board, stop_times
-        self._doctor, self._systemd = DoctorProcess(file), SystemdStatus(Notifier())
+        self._file, self._systemd = file, SystemdStatus(Notifier())
         self._stop_asked = self._reload_asked = False
         self._trimmed_s = self._poll_at_s = 0.0
         # Not an Event: a signal handler that sets one deadlocks if it interrupts the same Event's `wait`.
@@ -179,7 +179,7 @@ class Daemon:
         self._control = ConfigManager(self._config, OverridesFile(folder))
         self.runtime = Runtime(self._control.config, spool, self._where, auto_backend)
         self._control.attach(self.runtime)
-        self._commands = CommandHandler(self._control, self.runtime, self._doctor, self._read_again, self._wake)
+        self._commands = CommandHandler(self._control, self.runtime, self._file, self._read_again, self._wake)
         self._health = HealthPublisher(self.runtime, self._control)
         self._health_file = HealthFile(self.runtime, self._health)
 

@@ -52,7 +52,7 @@ _SNAPSHOT = tuple(
 )
 
 
-def with_live_settings(config: StreamConfig, other: StreamConfig) -> StreamConfig:
+def _with_live_settings(config: StreamConfig, other: StreamConfig) -> StreamConfig:
     """Return a configuration with the filters, masks, zones, lines and kind of snapshots of another one.
 
     Lines keep theirs if they have other names, which need other topics.
@@ -172,7 +172,7 @@ class Stream:
         now = self.config
         promised = replace(config.service, smaller_variants=now.service.smaller_variants)
         alike = replace(
-            with_live_settings(config, now), decode=now.decode, variant=now.variant, service=now.service
+            _with_live_settings(config, now), decode=now.decode, variant=now.variant, service=now.service
         )
         return alike == now and promised == config.service and self._has_open(config.variant)
 
