@@ -14,8 +14,8 @@ from weakref import WeakSet
 
 from msgspec.structs import replace
 
-from agent.comms.commands import MOTION_MASKS, ONLY_MOVING, quoted
 from agent.comms.mqtt.inbox import RateLimiter
+from agent.comms.topics import MOTION_MASKS, ONLY_MOVING
 from agent.config import Config, StreamConfig
 from agent.config.load import MODEL_FILE, Key, changes, describe_pending, keep_until_restart
 from agent.daemon.check_device import check_device
@@ -40,6 +40,8 @@ from agent.health import StreamHealth
 log = logging.getLogger(__name__)
 _WRITES_PER_S, _WRITES = 0.2, 60
 """Writes per second in the long run, and in one burst: SD cards wear out."""
+_SHOWN = 100
+"""Most characters of a stranger's name in a message."""
 
 
 class ConfigManager:
@@ -169,7 +171,7 @@ class ConfigManager:
     def check_stream(self, stream: str) -> None:
         """Raise CommandError if there is no such stream, naming those that there are."""
         if stream not in self.config.streams:
-            raise CommandError(f"no stream {quoted(stream)}; there are: {', '.join(self.config.streams)}")
+            raise CommandError(f"no stream {stream[:_SHOWN]!r}; there are: {', '.join(self.config.streams)}")
 
     def _check_setting(self, stream: str, what: str) -> None:
         config = self._from_file.streams[stream]
@@ -179,7 +181,7 @@ class ConfigManager:
             kind, _, name = what.partition("/")
             names = ", ".join(one.name for one in getattr(config, f"{kind}s") if one.name)
             known = f"it has: {names}" if names else "it has none"
-            raise CommandError(f"stream {stream} has no {kind} {quoted(name)}; {known}")
+            raise CommandError(f"stream {stream} has no {kind} {name[:_SHOWN]!r}; {known}")
         if what == ONLY_MOVING and self._runtime.settings[stream].only_moving is None:
             raise CommandError(f"stream {stream} finds no objects that may move")
 
@@ -188,7 +190,7 @@ class ConfigManager:
         if variant not in settings.variants:
             model = self.config.streams[stream].model
             known = f"it has: {', '.join(settings.variants)}" if settings.variants else "it cannot be opened"
-            raise CommandError(f"model {model} has no variant {quoted(variant)}; {known}")
+            raise CommandError(f"model {model} has no variant {variant[:_SHOWN]!r}; {known}")
 
     def _plan(self, stream: str, config: Config) -> ReloadPlan:
         try:

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
-from typing import TYPE_CHECKING, Union
+from typing import TYPE_CHECKING, Any, Union
 
 from agent.comms.topics import Topics
 from agent.compute.manifest import AUTO, ONLY_VARIANT, Model
-from agent.compute.track.places import check_filters, check_lines, check_polygons, check_zones
 from agent.config import StreamConfig
 from agent.config.places import check_masks
 from agent.config.source_uri import parse
 from agent.config.toml import nearest
 from agent.daemon.parts import check_with_model
-from agent.daemon.streams.extra_models import OpenModel, open_extra_models
-from agent.errors import ConfigError, about
+from agent.errors import ConfigError, VedetteError, about
+from agent.features import FEATURES
 from agent.models.library import open_model, prefixed_errors
 from agent.types import WHOLE, Box
 
@@ -26,8 +25,11 @@ if TYPE_CHECKING:
     from agent.compute.infer.vetting import Vetting
     from agent.compute.listening import UtterancePerception
     from agent.compute.vision import VideoPerception
+    from agent.daemon.streams.extra_models import ExtraModels
 
 
+OpenModel = Callable[[str, str], Model]
+"""Opens a model by its name or path, and the variant. Raises ModelError, NotYetError."""
 PREPARE_S = 3.0
 """Longest wait of the daemon's thread for the vetting of a model, s; most need less, also on small boards."""
 Perception = Union["VideoPerception", "AudioPerception", "UtterancePerception"]
@@ -59,7 +61,7 @@ def open_perception(
     check_only_zones(config)
     _check_crop(name, config, model)
     check_live_settings(name, config, model)
-    extra = open_extra_models(name, config, model, open_one)
+    extra = _extra_models(name, config, model, open_one)
     with _closing(opener) as keeping:
         with prefixed_errors(model.path):
             opened = _open_first(name, config, model, keeping)
@@ -122,7 +124,7 @@ def prepare_perception(
     model = model or open_model(config.model, config.variants)
     if opens_at_once(config.backend):
         ready = is_vetted(name, config, model, vetting, PREPARE_S)
-        ready = ready and not any(one.is_slow for one in open_extra_models(name, config, model))
+        ready = ready and not any(one.is_slow for one in _extra_models(name, config, model, open_model))
         return open_perception(name, config, model, opener) if ready else None
     resolve_backend(config.backend)
     from agent.compute.infer.tensors import NullBackend  # only for an accelerator
@@ -144,11 +146,40 @@ def is_vetted(name: str, config: StreamConfig, model: Model, vetting: Vetting | 
     if not opens_at_once(config.backend):
         return True
     opens = partial(open_model, wait_s=wait_s, vetting=vetting)
-    extra = open_extra_models(name, config, model, opens)
+    extra = _extra_models(name, config, model, opens)
     models = model, *(each for one in extra for each, _ in one.models())
     check, options = (vetting or VETTING).check, SessionOptions(threads=config.threads)
     known = [check(each, options, wait_s) for each in models]  # all of them: one is vetted while another is
     return all(known)
+
+
+def models_changed(name: str, config: StreamConfig, model: Model, variant: str, opened: Any) -> bool:
+    """Return True if a file or a manifest of a stream's models has changed, or can no longer be used.
+
+    Args:
+        name: of the stream.
+        config: of the stream.
+        model: its first one.
+        variant: that it was opened with.
+        opened: its perception; None: it does not run, and has no other models.
+    """
+    try:
+        now = open_model(model.path, variant, 0.0)
+        extra = _extra_models(name, config, now, partial(open_model, wait_s=0.0)) if opened else ()
+    except VedetteError:
+        return True
+    if (now.sha256, now.manifest) != (model.sha256, model.manifest):
+        return True
+    return opened is not None and [one.identity for one in extra] != [one.identity for one in opened.extra_models]
+
+
+def _extra_models(name: str, config: StreamConfig, model: Model, open_one: OpenModel) -> tuple[ExtraModels, ...]:
+    """Open and check what a stream runs besides its model; see `open_extra_models` for what is raised."""
+    if not config.blur and not any(feature.adds_models(config, model.manifest) for feature in FEATURES):
+        return ()
+    from agent.daemon.streams.extra_models import open_extra_models
+
+    return open_extra_models(name, config, model, open_one)
 
 
 def degraded(opened: Perception) -> str:
@@ -251,6 +282,10 @@ def check_live_settings(name: str, config: StreamConfig, model: Model) -> None:
 
 def check_drawn(config: StreamConfig) -> None:
     """Check the zones, lines, filters and masks of a stream by themselves. Raises ConfigError."""
+    if not (config.zones or config.lines or config.filters or config.gate.masks):
+        return
+    from agent.compute.track.places import check_filters, check_lines, check_polygons, check_zones
+
     with about("zones"):
         check_zones(config.zones)
     with about("lines"):

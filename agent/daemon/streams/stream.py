@@ -26,7 +26,6 @@ from agent.config.places import check_masks
 from agent.daemon.parts import Parts, StreamContext, check_values, open_part, open_parts
 from agent.daemon.streams import perception
 from agent.daemon.streams.counters import StreamMetrics
-from agent.daemon.streams.extra_models import models_changed
 from agent.daemon.streams.perception import Perception, open_perception, prepare_perception
 from agent.daemon.streams.pipeline import Input, Pipeline, StreamRun, open_pipeline
 from agent.daemon.streams.services import AT_WORK, State, StreamServices
@@ -155,7 +154,7 @@ class Stream:
     def model_changed(self) -> bool:
         """True if the model's file or manifest has changed, or can no longer be used."""
         model = self.model
-        return model is not None and models_changed(
+        return model is not None and perception.models_changed(
             self.name, self.config, model, self._variant, self._perception
         )
 

@@ -16,8 +16,8 @@ from agent.compute.vision import VideoPerception
 from agent.config import GateConfig, StreamConfig
 from agent.config.places import PrivacyMask
 from agent.daemon.check import problems, warnings
-from agent.daemon.streams.extra_models import BlurModels, models_changed
-from agent.daemon.streams.perception import open_perception
+from agent.daemon.streams.extra_models import BlurModels
+from agent.daemon.streams.perception import models_changed, open_perception
 from agent.errors import BackendError, BlurModelError, ConfigError
 from agent.features.condition.camera import _origin
 from agent.models.library import open_model

@@ -17,8 +17,7 @@ from hypothesis import strategies as st
 from agent.compute.hearing import AudioPerception
 from agent.compute.infer.backends import open_session
 from agent.config import GateConfig, StreamConfig
-from agent.daemon.streams.extra_models import models_changed
-from agent.daemon.streams.perception import open_perception
+from agent.daemon.streams.perception import models_changed, open_perception
 from agent.errors import ModelError
 from agent.features.verification import models as module
 from agent.features.verification.models import (
