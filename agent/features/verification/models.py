@@ -22,6 +22,7 @@ import zipfile
 import zlib
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -67,6 +68,8 @@ _PAUSE_STEPS, _END_STEPS, _LOUD_STEPS = 25, 5, 3
 
 _DAMAGED = (
     ValueError,
+    TypeError,
+    IndexError,
     OSError,
     EOFError,
     RuntimeError,
@@ -140,27 +143,19 @@ def _checked(kept: Mapping[str, Array], sha256: str, path: str) -> VerificationH
     count = sum(name.startswith("weights") for name in kept)
     if not 0 < count <= _LAYERS_MAX:
         raise ModelError(f"{path}: {count} layers; expected 1 to {_LAYERS_MAX}")
-    layers = [_layer(kept, number) for number in range(count)]
-    size = len(layers[0][0])
-    for number, (weights, biases) in enumerate(layers):
-        if weights.shape != (size, len(biases)):
-            raise ModelError(
-                f"{path}: weights{number} is {list(weights.shape)}: expected [{size}, {len(biases)}], by what is "
-                f"before it and by biases{number}"
-            )
-        if not (np.isfinite(weights).all() and np.isfinite(biases).all()):
-            raise ModelError(f"{path}: weights{number} or biases{number} is not finite")
-        size = len(biases)
-    if len(set(labels)) != len(labels) or len(labels) != size:
-        raise ModelError(f"{path}: labels: expected {size} different ones, one for each output of the last layer")
-    return VerificationHead(tuple(labels), tuple(ends_s.tolist()), str(kept["embedding"]), sha256, tuple(layers))
-
-
-def _layer(kept: Mapping[str, Array], number: int) -> tuple[Floats, Floats]:
-    weights, biases = kept[f"weights{number}"], kept[f"biases{number}"]
-    if weights.dtype.kind != "f" or biases.dtype.kind != "f" or weights.ndim != 2 or biases.ndim != 1:
-        raise ValueError(f"weights{number} or biases{number} is no matrix or no row of floats")
-    return np.asarray(weights, np.float32), np.asarray(biases, np.float32)
+    layers = [(kept[f"weights{number}"], kept[f"biases{number}"]) for number in range(count)]
+    if any(one.dtype.kind != "f" or not np.isfinite(one).all() for layer in layers for one in layer):
+        raise ModelError(f"{path}: weights and biases must be finite floats")
+    sizes = [layers[0][0].shape[0], *(len(biases) for _, biases in layers)]
+    shapes = [weights.shape for weights, _ in layers]
+    if shapes != list(pairwise(sizes)) or any(biases.ndim != 1 for _, biases in layers):
+        found = ", ".join(f"weights{number} {list(shape)}" for number, shape in enumerate(shapes))
+        raise ModelError(f"{path}: {found}: they fit neither each other nor their biases")
+    if len(set(labels)) != len(labels) or len(labels) != sizes[-1]:
+        text = f"expected {sizes[-1]} different ones, one for each output of the last layer"
+        raise ModelError(f"{path}: labels: {text}")
+    floats = tuple((weights.astype(np.float32), biases.astype(np.float32)) for weights, biases in layers)
+    return VerificationHead(tuple(labels), tuple(ends_s.tolist()), str(kept["embedding"]), sha256, floats)
 
 
 class Verification(Struct, frozen=True):
