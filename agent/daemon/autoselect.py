@@ -231,16 +231,9 @@ class AutoBackend:
         """Warn once that this process opens models as root; models of installed packages are trusted."""
         if os.geteuid() or self._warned_root or model.is_packaged:
             return
-        from agent.child import is_root, other_user  # rarely needed: the daemon seldom runs as root
-
         self._warned_root = True
-        first = f"user {other_user()} has opened and run it first" if is_root() else "there is no other user here"
-        log.warning(
-            "%s: is opened as root (%s); run Vedette as another user, as its systemd unit does, so that models "
-            "run without root's rights",
-            model.path,
-            first,
-        )
+        text = "%s: is opened as root; run Vedette as another user, as its systemd unit does"
+        log.warning(text, model.path)
 
     def configure(self, selection: SelectionConfig) -> None:
         """Use another configuration, and what other processes have measured."""
@@ -301,7 +294,7 @@ class AutoBackend:
         if not measure and not self._may_be_measured:
             self._waiting.append(job)
             return
-        from agent.daemon.measurements import log_selection, log_splits
+        from agent.daemon.measurements import log_selection
 
         found = self._measurements.delegates()
         made = self._measurements.load_valid(model, found)
@@ -320,7 +313,6 @@ class AutoBackend:
                 return
             log.info("%s: measuring how %d streams share the cores", model.path, streams)
             made = self._measurements.measure_splits_and_store(model, made, streams, self._check_open)
-            log_splits(model, made, streams)
             selected = self._measurements.select(made, found, job.options.threads, streams)
         self._exchange(job, model, selected)
 

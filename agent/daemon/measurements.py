@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import os
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -162,12 +161,7 @@ class StoredMeasurements:
         Raises:
             ModelError, BackendError: not even the CPU runs the model.
         """
-        made = self.measure(model, found, progress)
-        try:
-            self.store(model, made)
-        except StorageError as error:
-            log.warning("%s; measuring again after the next start", error)
-        return made
+        return self._stored(model, self.measure(model, found, progress))
 
     def measure(
         self, model: Model, found: Sequence[DelegateProbe], progress: Callable[[str], None]
@@ -214,7 +208,9 @@ class StoredMeasurements:
             spare_mb=spare_memory_mb(),
             progress=progress,
         )
-        made = replace(made, splits=(*made.splits, *splits))
+        return self._stored(model, replace(made, splits=(*made.splits, *splits)))
+
+    def _stored(self, model: Model, made: StoredMeasurement) -> StoredMeasurement:
         try:
             self.store(model, made)
         except StorageError as error:
@@ -272,20 +268,6 @@ def spare_memory_mb() -> float:
 def _key(model: Model) -> str:
     variants = " ".join(variant.name for variant in model.manifest.variants)
     return hashlib.sha256(f"{model.sha256} {variants}".encode()).hexdigest()
-
-
-def log_splits(model: Model, made: StoredMeasurement, streams: int) -> None:
-    """Log what so many streams of a model get with each number of threads."""
-    for one in made.splits:
-        if one.streams == min(streams, os.cpu_count() or 1):
-            gives = one.refused or f"{one.per_s:.0f} inferences per second, {one.cpu_ms:.2f} ms of CPU time each"
-            log.info(
-                "%s: %s with %s: %s",
-                model.path,
-                plural(one.streams, "stream"),
-                plural(one.threads, "thread"),
-                gives,
-            )
 
 
 def log_selection(model: Model, selected: Selection) -> None:
