@@ -11,7 +11,7 @@ from msgspec.structs import replace
 from agent.config import Config, DeviceConfig, StorageConfig, StreamConfig, ZoneConfig
 from agent.config.load import Rereadable
 from agent.config.places import PrivacyMask
-from agent.daemon.control import ReloadPlan
+from agent.daemon.reload import ReloadPlan
 from agent.daemon.runtime import Runtime, device_name
 from agent.daemon.streams.extra_models import BlurModels
 from agent.errors import ConfigError, ModelError, StreamError
