@@ -23,7 +23,7 @@ import msgspec
 from msgspec import Struct, structs
 
 from agent.comms.topics import MOTION_MASKS, ONLY_MOVING, Addressed, Topics
-from agent.config.toml import plain_fault
+from agent.config.wording import plain_fault
 from agent.errors import NO_JSON, CommandError
 from agent.structs import from_json
 from agent.text import plain

@@ -28,7 +28,7 @@ from agent.config import (
     ThermalConfig,
 )
 from agent.config.source_uri import parse as parse_uri
-from agent.config.toml import Keys, Problem, TomlFile, nearest, parse_toml, read_toml, to_toml
+from agent.config.toml import Keys, Problem, TomlFile, parse_toml, read_toml, to_toml
 from agent.errors import ConfigError, SourceError
 from agent.structs import convert
 
@@ -264,6 +264,8 @@ def choose(wanted: str, board: Board) -> Profile | None:
         return _read(Path(wanted))
     files = {path.stem: path for path in shipped()}
     if wanted not in files:
+        from agent.config.wording import nearest
+
         known = nearest(wanted, [*files, AUTO, NONE])
         raise ConfigError(f"no profile {wanted!r}{known}", keys=("device", "profile"))
     return _read(files[wanted])

@@ -22,7 +22,7 @@ from agent.compute.manifest import Manifest
 from agent.compute.tflite.model import ModelFile
 from agent.compute.tflite.read import read_modelfile
 from agent.compute.tflite.work import Arithmetic, Work, added, work_of
-from agent.config.toml import nearest
+from agent.config.wording import nearest
 from agent.errors import ModelError
 from agent.models.library import look_up
 from agent.structs import from_json

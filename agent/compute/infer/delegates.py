@@ -28,7 +28,6 @@ from msgspec import Struct
 from agent.child import ChildError, ChildProcess, init_child, send
 from agent.compute.infer.session import BackendSpec
 from agent.compute.tflite.model import ModelFile
-from agent.config.toml import nearest
 from agent.errors import BackendError, reason_of
 
 _EDGE_TPU = "edgetpu-custom-op"
@@ -270,6 +269,8 @@ def probe_delegates(
         elif name in rows:
             found.append(_probe(rows[name], root, libraries))
         else:
+            from agent.config.wording import nearest
+
             known = (*besides, *rows, f"{EXTERNAL}PATH?key=value")
             raise BackendError(f"no backend {name!r}{nearest(name, known)}")
     return found

@@ -12,7 +12,6 @@ from agent.compute.manifest import AUTO, ONLY_VARIANT, Model
 from agent.config import StreamConfig
 from agent.config.places import check_masks
 from agent.config.source_uri import parse
-from agent.config.toml import nearest
 from agent.daemon.parts import check_with_model
 from agent.errors import ConfigError, VedetteError, about
 from agent.features import FEATURES
@@ -201,9 +200,10 @@ def _check_decode(name: str, config: StreamConfig, model: Model) -> None:
     known = model.manifest.output.labels
     for label in config.decode.labels:
         if known and not model.manifest.gives_texts and label not in known:
-            raise ConfigError(
-                f"decode.labels: no label {label!r}{nearest(label, known)}", keys=("decode", "labels")
-            )
+            from agent.config.wording import nearest
+
+            text = f"decode.labels: no label {label!r}{nearest(label, known)}"
+            raise ConfigError(text, keys=("decode", "labels"))
     if config.decode.pattern and not model.manifest.gives_texts:
         text = f"stream {name}: decode.pattern is for texts, and {config.model} reads none"
         raise ConfigError(text, keys=("decode", "pattern"))
@@ -302,6 +302,8 @@ def _check_labels(config: StreamConfig, model: Model) -> None:
         return
     for key, label in _named_labels(config):
         if label not in labels:
+            from agent.config.wording import nearest
+
             left_out = label in model.manifest.output.labels
             why = ": decode.labels leaves it out" if left_out else nearest(label, labels)
             raise ConfigError(f"{key}.labels: the stream never reports {label!r}{why}", keys=(key,))
