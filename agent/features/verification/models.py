@@ -17,7 +17,6 @@ import hashlib
 import io
 import logging
 import lzma
-import time
 import zipfile
 import zlib
 from collections.abc import Collection, Iterator, Mapping
@@ -52,8 +51,6 @@ LARGEST = 1024**2
 _LAYERS_MAX, _WINDOWS_MAX, _AGO_MAX_S = 4, 16, 1.0
 _SPARE_S = 0.5
 """Sound that is kept beyond what is needed, s: a chunk may hold several inferences."""
-_SLOW_S, _SLOW_TIMES = 0.1, 3
-"""Time that a word may take, s: after so many slower ones in a row there is a warning."""
 _EDGE_S = 0.05
 """Sound before the first window, s: there the resampler begins."""
 _ROW_S = 1.5
@@ -193,7 +190,6 @@ class WordVerifier:
             ModelError: it is broken, gives no embedding of sound, or the head is for another model.
         """
         self.verification, self.score, self.refused = verification, 0.0, 0
-        self._slow = 0
         self.session = opener(verification.model, CPU, SessionOptions(threads=1))
         self._prepare(verification.model, verification.head)
 
@@ -253,21 +249,13 @@ class WordVerifier:
         Raises:
             BackendError: the inference failed.
         """
-        began = time.monotonic()
         scores = self.verification.head.probabilities(self.embeddings(late_s))
         self.score = float(scores[self.verification.head.labels.index(label)])
-        self._warn_if_slow(time.monotonic() - began)
         is_word = self.score >= self.verification.threshold and (
             self.score >= self.verification.running or self._in_row(late_s) or self._alone(late_s)
         )
         self.refused += not is_word
         return is_word
-
-    def _warn_if_slow(self, took_s: float) -> None:
-        self._slow = self._slow + 1 if took_s > _SLOW_S else 0
-        if self._slow == _SLOW_TIMES:
-            path = self.verification.model.path
-            log.warning("%s: verifying a word takes %.0f ms, by which words come later", path, took_s * 1e3)
 
     def close(self) -> None:
         """Release the model."""

@@ -19,7 +19,6 @@ from agent.compute.infer.backends import open_session
 from agent.config import GateConfig, StreamConfig
 from agent.daemon.streams.perception import models_changed, open_perception
 from agent.errors import ModelError
-from agent.features.verification import models as module
 from agent.features.verification.models import (
     LARGEST,
     WordVerifier,
@@ -81,14 +80,6 @@ def test_a_word_that_is_not_verified_is_not_told_and_asked_for_again(tmp_path: P
     assert hear(hearing) == ["high"]
     assert hearing.verifier is not None
     assert hearing.verifier.refused > 2
-
-
-def test_a_slow_verification_is_warned_of_once(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    monkeypatch.setattr(module, "_SLOW_S", 0.0)
-    hear(ear(verified_model(tmp_path, NEVER_LOW)))
-    assert sum("words come later" in record.message for record in caplog.records) == 1
 
 
 @pytest.mark.parametrize("voice", [True, False])
