@@ -25,7 +25,20 @@ do, in one line. Errors of libraries are mapped to these once, where they occur.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 from agent.text import plain, without_logins
+
+
+@contextmanager
+def about(*keys: str | int) -> Iterator[None]:
+    """Have each error of the block tell that it is about a key of the configuration, unless it names one."""
+    try:
+        yield
+    except VedetteError as error:
+        error.keys = error.keys or keys
+        raise
 
 
 def reason_of(error: Exception) -> str:
@@ -42,9 +55,14 @@ class VedetteError(Exception):
     """Base class: the command line prints the text and exits with `exit_code`.
 
     The text is made printable, and user names and passwords in addresses are masked. Line breaks stay.
+
+    Attributes:
+        keys: path of the configuration's key that it is about, such as `("mqtt", "ca_file")`; below its table for
+            an error of a stream. Empty: unknown.
     """
 
     exit_code = 1
+    keys: tuple[str | int, ...] = ()
 
     def __init__(self, message: str = "") -> None:
         super().__init__(without_logins(plain(message, keep="\n")))
@@ -55,7 +73,6 @@ class ConfigError(VedetteError):
 
     Attributes:
         where: `file:line` of the wrong key; empty: unknown.
-        keys: path of the wrong key, such as `("mqtt", "ca_file")`, if its file is unknown.
     """
 
     def __init__(self, message: str, where: str = "", *, keys: tuple[str | int, ...] = ()) -> None:

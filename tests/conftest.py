@@ -35,7 +35,7 @@ COMPAT = (
     "unit/compute/infer/test_worker",
     "unit/config/test_load",
     "unit/daemon/test_daemon",
-    "unit/daemon/test_control_reload",
+    "unit/daemon/test_reload",
     "unit/daemon/test_systemd",
     "unit/storage/spool",
     "unit/storage/test_files",

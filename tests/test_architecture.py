@@ -57,7 +57,7 @@ MAY_IMPORT = {
         "agent.config",
     },
     "update": {"agent.models", "agent.compute", "agent.storage", "agent.board", "agent.config"},
-    "update/fleet": {"agent.update", "agent.storage", "agent.config.toml"},
+    "update/fleet": {"agent.update", "agent.storage", "agent.config.toml", "agent.config.wording"},
     "daemon": {
         "agent.models",
         "agent.capture",

@@ -189,7 +189,7 @@ def _print(found: BundleInspection) -> None:
 
 def _read_target(arch: str, python: str, glibc: str, boards: Sequence[str]) -> Target:
     from agent.config.load import shipped
-    from agent.config.toml import nearest
+    from agent.config.wording import nearest
     from agent.update.bundle import GLIBC, PYTHON, Target
 
     known = [path.stem for path in shipped()]
@@ -234,7 +234,7 @@ def read_shadow(given: Sequence[str]) -> ShadowGate | None:
 
 
 def _gate(option: str, given: Sequence[str], kind: type[T]) -> T:
-    from agent.config.toml import nearest
+    from agent.config.wording import nearest
 
     known = kind.__struct_fields__  # type: ignore[attr-defined]
     values: dict[str, str] = {}
@@ -249,7 +249,7 @@ def _gate(option: str, given: Sequence[str], kind: type[T]) -> T:
 def _converted(option: str, values: Any, kind: type[T]) -> T:
     import msgspec
 
-    from agent.config.toml import plain_fault
+    from agent.config.wording import plain_fault
     from agent.structs import convert
 
     try:

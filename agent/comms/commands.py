@@ -21,8 +21,8 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 from msgspec import Struct, structs
 
-from agent.comms.topics import Addressed, Topics
-from agent.config.toml import plain_fault
+from agent.comms.topics import MOTION_MASKS, ONLY_MOVING, Addressed, Topics
+from agent.config.wording import plain_fault
 from agent.errors import NO_JSON, CommandError
 from agent.structs import from_json
 from agent.text import plain
@@ -37,8 +37,6 @@ Value = bool | float | str | None
 Given = bool | int | float | str | None
 Fields = dict[str, Any]
 
-ZONE, LINE, FILTER = "zone/", "line/", "filter/"
-ONLY_MOVING, MOTION_MASKS = "only_moving", "motion_masks"
 ALL = "all"
 """Value that stands for every line of a stream."""
 DEFAULT = "default"

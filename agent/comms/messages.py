@@ -230,11 +230,10 @@ class SensorMessage(RetainedMessage, frozen=True):
 
 
 class InspectionMessage(RetainedMessage, frozen=True):
-    """`<device>/<stream>/inspection`, retained: the counters of the current shift.
+    """`<device>/<stream>/inspection`, retained: the counters of its parts.
 
     Attributes:
         device, stream: where it was counted.
-        began_at: when the shift began; None: without shifts, counted since the first start.
         parts: number of all parts.
         ok, ng, unsure: parts by verdict.
         rejected: parts for which the reject output was told to act.
@@ -246,7 +245,6 @@ class InspectionMessage(RetainedMessage, frozen=True):
 
     device: str
     stream: str
-    began_at: datetime | None
     parts: int
     ok: int
     ng: int

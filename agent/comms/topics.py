@@ -12,6 +12,9 @@ TEXT = "text"
 """Level of texts to the device: no stream may have this name beside a text."""
 ONLINE, OFFLINE, STOPPED = b"online", b"offline", b"stopped"
 """Payloads of the status topic."""
+ZONE, LINE, FILTER = "zone/", "line/", "filter/"
+ONLY_MOVING, MOTION_MASKS = "only_moving", "motion_masks"
+"""Settings of a stream in `set/` and `state/`; the first three end in a name."""
 
 
 class Addressed(Struct, frozen=True):

@@ -411,14 +411,8 @@ class TextConfig(Struct, frozen=True, forbid_unknown_fields=True):
     """`[text.NAME]`: text from the broker as evidence for `[fusion]`: messages, or what others have transcribed.
 
     It is taken from the topic `text/NAME` of this device, under the same condition as commands, see
-    `mqtt.commands`. The table enables this, even an empty one.
-
-    Attributes:
-        clock_within_s: a message's own time `at` counts if it differs no more than this from this device's clock,
-            s; else the time of its arrival does.
+    `mqtt.commands`. The table, which is empty, enables this.
     """
-
-    clock_within_s: Annotated[float, Meta(ge=0.0, le=3600.0)] = 5.0
 
 
 class FusionConfig(Struct, frozen=True, forbid_unknown_fields=True):

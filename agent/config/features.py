@@ -86,8 +86,6 @@ _TRIGGER = {"use": 'use "every", "command", "region" or "gpio:" with the number 
 _OUTPUT = {"use": 'use "gpio:" with the number of a pin, such as "gpio:22"'}
 Trigger = Annotated[str, Meta(pattern=r"^(every|command|region|gpio:(0|[1-9][0-9]{0,2}))$", extra=_TRIGGER)]
 Output = Annotated[str, Meta(pattern=r"^(gpio:(0|[1-9][0-9]{0,2}))?$", extra=_OUTPUT)]
-_TIME = {"use": 'use times of day such as "06:00"'}
-TimeOfDay = Annotated[str, Meta(pattern=r"^([01][0-9]|2[0-3]):[0-5][0-9]$", extra=_TIME)]
 Delay = Annotated[float, Meta(ge=0.0, le=3600.0)]
 
 
@@ -122,7 +120,6 @@ class InspectionConfig(Struct, frozen=True, forbid_unknown_fields=True):
         reject_active_low: the output is low while it is active.
         reject_after_s: time from the trigger to the pulse, s, at least `deadline_s`; 0: at the verdict.
         reject_pulse_s: length of the pulse, s.
-        shifts: times of day, local, at which a shift begins and the counters start anew; empty: they go on.
         keep_bytes: bytes of pictures of `ng` and `unsure` parts that are kept in the stream's folder of clips, as
             the model was shown them; the oldest are deleted first. 0: none are kept.
         keep_ok: keep pictures of `ok` parts as well, as to train a model.
@@ -147,7 +144,6 @@ class InspectionConfig(Struct, frozen=True, forbid_unknown_fields=True):
     reject_active_low: bool = False
     reject_after_s: Delay = 0.0
     reject_pulse_s: Annotated[float, Meta(ge=0.001, le=60.0)] = 0.1
-    shifts: tuple[TimeOfDay, ...] = ()
     keep_bytes: Annotated[int, Meta(ge=0)] = 256 * 1024 * 1024
     keep_ok: bool = False
 

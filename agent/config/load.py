@@ -1,7 +1,7 @@
 """Load a configuration file: TOML to `Config`, over the profile of the board, with file and line in every error.
 
-Also compare two configurations: only a restart changes under which topics the device publishes, and which folders
-it uses; a reload changes everything else.
+Only a restart changes under which topics the device publishes, and which folders it uses; a reload changes all
+else.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from agent.config import (
     ThermalConfig,
 )
 from agent.config.source_uri import parse as parse_uri
-from agent.config.toml import Keys, Problem, TomlFile, nearest, parse_toml, read_toml, to_toml
+from agent.config.toml import Keys, Problem, TomlFile, parse_toml, read_toml, to_toml
 from agent.errors import ConfigError, SourceError
 from agent.structs import convert
 
@@ -175,70 +175,6 @@ def names(keys: Iterable[Key]) -> tuple[str, ...]:
     return tuple(map(".".join, keys))
 
 
-def describe_pending(keys: Iterable[Key]) -> list[str]:
-    """Return a sentence for each table with keys that wait."""
-    by_table = dict[str, list[str]]()
-    for table, key in keys:
-        by_table.setdefault(table, []).append(key)
-    return [
-        f"[{table}] {', '.join(some)} {'waits' if len(some) == 1 else 'wait'} for a restart"
-        for table, some in by_table.items()
-    ]
-
-
-MODEL_FILE = "the model's file or manifest"
-"""Stands for keys if the stream's configuration is the same, and the model file is not."""
-
-
-class ConfigDiff(Struct, frozen=True):
-    """Differences between the current and a new configuration.
-
-    Attributes:
-        tables: changed keys by table, such as `host` and `port` of `mqtt`, and names of changed tables in
-            `fusion` and `text`; without streams.
-        changed: changed keys by stream; `MODEL_FILE` if only the model file is another one.
-        added, removed: names of streams.
-    """
-
-    tables: dict[str, list[str]]
-    changed: dict[str, list[str]]
-    added: list[str]
-    removed: list[str]
-
-    @property
-    def is_empty(self) -> bool:
-        return not (self.tables or self.changed or self.added or self.removed)
-
-    def __str__(self) -> str:
-        parts = [f"[{table}] {', '.join(keys)}" for table, keys in self.tables.items()]
-        parts += [f"stream {name}: {', '.join(keys)}" for name, keys in self.changed.items()]
-        parts += [f"stream {name} is new" for name in self.added]
-        parts += [f"stream {name} is gone" for name in self.removed]
-        return "; ".join(parts) or "nothing has changed"
-
-
-def changes(old: Config, new: Config) -> ConfigDiff:
-    """Compare two configurations."""
-    tables = [table for table in _keys(old, new) if table != "streams"]
-    both = [name for name in new.streams if name in old.streams]
-    return ConfigDiff(
-        {table: _keys(getattr(old, table), getattr(new, table)) for table in tables},
-        {name: keys for name in both if (keys := _keys(old.streams[name], new.streams[name]))},
-        [name for name in new.streams if name not in old.streams],
-        [name for name in old.streams if name not in new.streams],
-    )
-
-
-def _keys(old: Struct | Mapping[str, Struct] | None, new: Struct | Mapping[str, Struct] | None) -> list[str]:
-    """Return the keys with another value; of a table of named tables, their names; of a table that comes, all."""
-    if old is None or new is None:
-        return list((old or new).__struct_fields__)  # type: ignore[union-attr]  # one of them is a struct
-    if isinstance(old, Mapping) and isinstance(new, Mapping):
-        return [name for name in {**old, **new} if old.get(name) != new.get(name)]
-    assert isinstance(old, Struct)
-    return [key for key in old.__struct_fields__ if getattr(old, key) != getattr(new, key)]
-
-
 Table = dict[str, Any]
 AUTO, NONE = "auto", "none"
 _BESIDE = Path(__file__).parent.parent
@@ -331,6 +267,8 @@ def choose(wanted: str, board: Board) -> Profile | None:
         return _read(Path(wanted))
     files = {path.stem: path for path in shipped()}
     if wanted not in files:
+        from agent.config.wording import nearest
+
         known = nearest(wanted, [*files, AUTO, NONE])
         raise ConfigError(f"no profile {wanted!r}{known}", keys=("device", "profile"))
     return _read(files[wanted])

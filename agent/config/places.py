@@ -80,27 +80,13 @@ def polygon_problem(polygon: Sequence[Point]) -> str:
         return f"the polygon has {len(polygon)} corners: give at most {MOST_CORNERS}"
     for x, y in polygon:
         if not (0.0 <= x <= 1.0 and 0.0 <= y <= 1.0):
-            size = "; divide pixels by the picture's width and height" if max(x, y) > 1.0 else ""
-            return f"corner [{x:g}, {y:g}] lies outside the frame: corners are fractions 0 to 1{size}"
-    return _repeated(polygon) or _misshapen(polygon)
-
-
-def _repeated(polygon: Sequence[Point]) -> str:
-    first = dict[Point, int]()
-    for number, (x, y) in enumerate(polygon, 1):
-        same = first.setdefault((x, y), number)
-        if same == 1 and number == len(polygon):
-            return "its last corner repeats the first: leave it out, the polygon closes by itself"
-        if same != number:
-            return f"its corners {same} and {number} are at one place: list each corner once"
-    return ""
-
-
-def _misshapen(polygon: Sequence[Point]) -> str:
-    far = max(polygon, key=lambda one: math.dist(polygon[0], one))
-    if all(_turn(polygon[0], far, one) == 0.0 for one in polygon):
-        return "the polygon has no area: its corners lie on one line; move one of them"
-    if meeting := _meeting(polygon):
+            return (
+                f"corner [{x:g}, {y:g}] lies outside the frame: corners are fractions 0 to 1; divide pixels by "
+                "the picture's width and height"
+            )
+    if len(set(polygon)) < len(polygon):
+        return "two of its corners are at one place: list each corner once, the polygon closes by itself"
+    if meeting := _meeting(list(pairwise((*polygon, polygon[0])))):
         return (
             f"the sides from corner {meeting[0]} and from corner {meeting[1]} cross or touch: list the corners "
             "in order, each side apart from the others"
@@ -120,24 +106,12 @@ def area(polygon: Sequence[Point]) -> float:
 def self_crossing(points: Sequence[Point]) -> str:
     """Return where an open line crosses or touches itself; empty: it does not. Its ends may be at one place."""
     apart = [one for number, one in enumerate(points) if not number or one != points[number - 1]]
-    sides = list(pairwise(apart))
-    if not (meeting := _meeting_of(sides)):
+    if not (meeting := _meeting(list(pairwise(apart)))):
         return ""
-    first, second = (
-        f"[{a[0]:g}, {a[1]:g}] to [{b[0]:g}, {b[1]:g}]" for a, b in (sides[number - 1] for number in meeting)
-    )
-    return (
-        f"its pieces from {first} and from {second} cross or touch: on which side something is would be unclear"
-    )
+    return f"its pieces {meeting[0]} and {meeting[1]} cross or touch: on which side something is would be unclear"
 
 
-def _meeting(polygon: Sequence[Point]) -> tuple[int, int] | None:
-    """Return the numbers (from 1) of the first corners of two sides that share more than a common corner."""
-    sides = list(pairwise((*polygon, polygon[0])))
-    return _meeting_of(sides)
-
-
-def _meeting_of(sides: Sequence[tuple[Point, Point]]) -> tuple[int, int] | None:
+def _meeting(sides: Sequence[tuple[Point, Point]]) -> tuple[int, int] | None:
     """Return the numbers (from 1) of two sides of a path that share more than the corner at which they join."""
     count = len(sides)
     for i, (begin, end) in enumerate(sides):

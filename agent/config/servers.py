@@ -204,17 +204,12 @@ class ServedConfig(Struct, frozen=True, forbid_unknown_fields=True):
             ConfigError: the host is neither an IP address nor `localhost`, or the port is no port.
         """
         host, _, port = self.listen.rpartition(":")
-        if ":" in host and not (host.startswith("[") and host.endswith("]")):
-            raise self.wrong(
-                "listen", f"= {self.listen!r}: write an IPv6 address in brackets, such as '[::1]:{port}'"
-            )
+        is_bare = ":" not in host or (host.startswith("[") and host.endswith("]"))
         host = host.removeprefix("[").removesuffix("]")
-        if not _as_ip(host) and host.lower() != "localhost":
-            raise self.wrong(
-                "listen", f"= {self.listen!r}: expected an IP address of this machine, found {host!r}"
-            )
-        if not 1 <= int(port) <= 65535:
-            raise self.wrong("listen", f"= {self.listen!r}: expected a port from 1 to 65535, found {port}")
+        is_here = _as_ip(host) or host.lower() == "localhost"
+        if not (is_bare and is_here and 1 <= int(port) <= 65535):
+            text = f"= {self.listen!r}: expected an IP address of this machine and a port from 1 to 65535"
+            raise self.wrong("listen", f"{text}, such as '127.0.0.1:9469' or '[::1]:9469'")
         return host, int(port)
 
     def wrong(self, key: str, what: str) -> ConfigError:

@@ -8,7 +8,6 @@ import math
 import re
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from difflib import get_close_matches
 from typing import Annotated, Any, Literal, cast
 from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
 
@@ -91,30 +90,18 @@ _READERS: dict[str, tuple[Callable[[str], Any], str]] = {
 def _read_options(pairs: Sequence[tuple[str, str]], keys: Sequence[str], pace: Pace, shown: str) -> SourceOptions:
     """Parse the options of a query."""
     values: dict[str, Any] = {}
-    seen: set[str] = set()
     for key, text in pairs:
         if key not in keys:
-            raise SourceError(_unknown_key(key, keys, shown))
-        if key in seen:
+            raise SourceError(f"{shown}: expected a key among {', '.join(keys)}; found {key}")
+        if key in values:
             raise SourceError(f"{shown}: expected {key} once; found it twice")
-        seen.add(key)
-        values[key] = _read_value(key, text, shown)
+        read, expected = _READERS[key]
+        try:
+            values[key] = read(text)
+        except (ValueError, KeyError):
+            raise SourceError(f"{shown}: {key}: expected {expected}; found {text!r}") from None
     # What never ends is no replay: its times would run ahead of the clock without limit.
     return SourceOptions(**{"pace": "realtime" if values.get("loop") else pace} | values)
-
-
-def _read_value(key: str, text: str, shown: str) -> Any:
-    read, expected = _READERS[key]
-    try:
-        return read(text)
-    except (ValueError, KeyError):
-        raise SourceError(f"{shown}: {key}: expected {expected}; found {text!r}") from None
-
-
-def _unknown_key(key: str, keys: Sequence[str], shown: str) -> str:
-    near = get_close_matches(key, keys, n=1, cutoff=0.5)
-    hint = f"; did you mean {near[0]}?" if near else ""
-    return f"{shown}: expected a key among {', '.join(keys)}; found {key}{hint}"
 
 
 _AUTHORITY = re.compile(r"//([^/?#]*)(.*)", re.DOTALL)
@@ -153,7 +140,6 @@ class Scheme(Struct, frozen=True):
     pattern: str = r".+"
 
 
-_SOUND_FILES = (".wav", ".flac", ".ogg")
 _STREAM = Scheme(
     "agent.capture.network:open_stream",
     "a host, such as //camera.local:554/path",
@@ -389,26 +375,18 @@ def _local(parts: SplitResult, scheme: Scheme, shown: str) -> SourceUri:
             f"{shown}: expected {scheme.target}; found an address on the network: write rtsp: or http:"
         )
     if not re.fullmatch(scheme.pattern, target):
-        found = f"found {target}" if target else "found nothing"
-        raise SourceError(f"{shown}: expected {parts.scheme}: and {scheme.target}; {found}")
+        raise SourceError(f"{shown}: expected {parts.scheme}: and {scheme.target}; found {target or 'nothing'}")
     pairs = parse_qsl(parts.query, keep_blank_values=True)
     options = _read_options(pairs, scheme.keys, scheme.pace, shown)
     return SourceUri(parts.scheme, target, options, shown, scheme.live)
 
 
 def _unknown(uri: str, scheme: str) -> str:
-    """Suggest the nearest scheme."""
     shown = mask(uri)
-    if not scheme and shown != uri:
-        return f"{shown}: expected a URI with a scheme, such as rtsp://HOST/PATH; found none"
     if not scheme:
-        shown = f"/dev/video{uri}" if uri.isdecimal() else uri  # as OpenCV counts cameras
-        kind = "v4l2" if shown.startswith("/dev/") else "dir" if uri.endswith("/") else "file"
-        kind = "wav" if uri.lower().endswith(_SOUND_FILES) else kind
-        return f"{uri}: expected a URI with a scheme; found none; did you mean {kind}:{shown}?"
-    near = get_close_matches(scheme, SCHEMES, n=1, cutoff=0.5)
-    hint = f"; did you mean {near[0]}:?" if near else ""
-    return f"{shown}: expected one of {', '.join(f'{name}:' for name in SCHEMES)}; found {scheme}:{hint}"
+        examples = "v4l2:/dev/video0, rtsp://HOST/PATH, mic:default or file:clip.mp4"
+        return f"{shown}: expected a URI with a scheme, such as {examples}; found none"
+    return f"{shown}: expected one of {', '.join(f'{name}:' for name in SCHEMES)}; found {scheme}:"
 
 
 DEFAULT_PORTS = {"rtsp": 554, "rtsps": 322, "http": 80, "https": 443}

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 import stat
 import tomllib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from types import UnionType
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Union, get_args, get_origin
 
 import msgspec
 from msgspec import Meta, Struct
 
 from agent.errors import ConfigError, reason_of
 from agent.structs import convert
-from agent.text import is_plain, without_login
+from agent.text import is_plain
 
 Keys = tuple[str | int, ...]
 Problem = tuple[Keys, str]
@@ -27,30 +26,6 @@ _PART = re.compile(r"""[A-Za-z0-9_-]+|"[^"]*"|'[^']*'""")
 _DOTTED = rf"((?:{_PART.pattern})(?:\s*\.\s*(?:{_PART.pattern}))*)"
 _HEADER = re.compile(rf"^\s*(\[\[?)\s*{_DOTTED}\s*\]\]?\s*(?:#.*)?$")
 _KEY = re.compile(rf"^\s*{_DOTTED}\s*=")
-_LONGEST = 80
-"""Most characters of a wrong value that a message quotes."""
-_BOUND = re.compile(r"[<>]|of length")
-"""Occurs in msgspec's message about a value out of bounds."""
-_TYPES = {
-    "int": "a whole number",
-    "float": "a number",
-    "str": "text",
-    "bool": "true or false",
-    "array": "a list",
-    "object": "a table",
-    "date": "a date",
-    "time": "a time",
-    "datetime": "a date with time",
-    "null": "nothing",
-}
-"""Words for the types in msgspec's messages."""
-_UNITS = {"str": "character", "array": "value", "object": "key"}
-_LIMITS = {">=": "at least ", "<=": "at most ", ">": "more than ", "<": "less than ", None: ""}
-_EXPECTED = re.compile(
-    r"Expected `(?P<types>[a-z |]+)`(?: (?P<length>of length )?(?P<sign>[<>]=?)? ?(?P<bound>-?[\d.e+-]+))?"
-    r"(?:, got `?(?P<found>\w+)`?)?"
-)
-_FIELD = re.compile(r"Object (?P<what>missing required|contains unknown) field `(?P<name>.*)`", re.DOTALL)
 _AT = re.compile(r"^(?P<what>.*?)(?: - at `(?:key in )?(?P<path>\$[^`]*)`)?$", re.DOTALL)
 
 
@@ -184,12 +159,7 @@ def to_toml(table: Mapping[str, Any], remarks: Mapping[Keys, str]) -> str:
 
 def _escaped(line: str) -> str:
     """Escape unprintable characters in a line of tomli_w, which has them only within double quotes."""
-    if is_plain(line):
-        return line
-    return "".join(
-        char if is_plain(char) else f"\\u{ord(char):04x}" if ord(char) < 0x10000 else f"\\U{ord(char):08x}"
-        for char in line
-    )
+    return "".join(char if is_plain(char) else f"\\U{ord(char):08x}" for char in line)
 
 
 def without_none(value: Any) -> Any:
@@ -199,63 +169,14 @@ def without_none(value: Any) -> Any:
     return [without_none(one) for one in value] if isinstance(value, list | tuple) else value
 
 
-SYNONYMS = {
-    "threshold": "decode.score_threshold",
-    "confidence": "decode.score_threshold",
-    "iou": "decode.iou_threshold",
-    "labels": "decode.labels",
-    "classes": "decode.labels",
-    "fps": "capture.max_fps",
-    "snapshots": "publish.snapshot",
-    "recording": "clips.record",
-    "url": "source",
-    "camera": "source",
-    "cameras": "streams",
-    "broker": "host",
-    "server": "host",
-    "topic": "prefix",
-    "coral": "edgetpu",
-    "tpu": "edgetpu",
-    "human": "person",
-    "people": "person",
-    "bike": "bicycle",
-    "motorbike": "motorcycle",
-}
-"""Key, backend or label that is meant by a word that people write; a dotted one is a key of a table."""
-_KNOWN_SHOWN = 40
-_LIKE = 0.72
-"""Least likeness of a name that is proposed: `hots` and `host` have 0.75, `record` and `decode` 0.67."""
-
-
-def nearest(name: str, known: Iterable[str]) -> str:
-    """Return `; did you mean …?` if a known name is meant or close, in any case, else the known names."""
-    names = sorted(known)
-    if not names:
-        return "; no key is known there"
-    meant = SYNONYMS.get(name.lower(), "")
-    table, _, key = meant.rpartition(".")
-    if key in names:
-        meant = key
-    elif not table or "source" not in names:  # dotted keys are those of a stream
-        by_lower = {one.lower(): one for one in names}
-        close = difflib.get_close_matches(name.lower(), by_lower, 1, _LIKE)
-        close += [one for one in by_lower if one.startswith(name.lower())]
-        meant = by_lower[close[0]] if close else ""
-    more = " …" if names[_KNOWN_SHOWN:] else ""
-    return f"; did you mean {meant!r}?" if meant else f"; known: {', '.join(names[:_KNOWN_SHOWN])}{more}"
-
-
 def _syntax_error(error: Exception, text: str, path: str) -> ConfigError:
     """Make an error with the line; the file's last line if the error only shows at the end."""
     if not isinstance(error, tomllib.TOMLDecodeError):
         return ConfigError("not TOML: a number with too many digits, or brackets nested too deeply", path)
     what, _, where = str(error).partition(" (at ")
     found = re.match(r"line (\d+)", where)
-    lines = text.removesuffix("\n").split("\n")
-    number = int(found[1]) if found else len(lines)
-    header = re.match(r"\s*(\[[^\s\]]+(?: +[^\s\]]+)+\])", lines[number - 1])
-    hint = f"; a name has no spaces: write {re.sub(' +', '-', header[1])}" if header else ""
-    return ConfigError(f"not TOML: {what}{hint}", f"{path}:{number}")
+    number = int(found[1]) if found else len(text.removesuffix("\n").split("\n"))
+    return ConfigError(f"not TOML: {what}", f"{path}:{number}")
 
 
 def _inside_arrays(table: Keys, counts: dict[Keys, int]) -> Keys:
@@ -294,23 +215,9 @@ def _unknown_keys(data: Any, kind: Any, at: Keys) -> Iterator[Problem]:
             if key in fields:
                 yield from _unknown_keys(value, fields[key], (*at, key))
             else:
-                yield (*at, key), _unknown((*at, key), fields)
+                from agent.config.wording import unknown_key
 
-
-def _unknown(keys: Keys, fields: Mapping[str, Any]) -> str:
-    """Tell of an unknown key: the known one that it is in another table, if there is one such, or the nearest."""
-    key = str(keys[-1])
-    elsewhere = [f"{table}.{key}" for table, kind in fields.items() if key in _names(kind)]
-    is_plain = len(elsewhere) == 1 and key not in SYNONYMS
-    proposal = f"; did you mean {elsewhere[0]!r}?" if is_plain else nearest(key, fields)
-    return f"unknown key `{_dotted(keys)}`{proposal}"
-
-
-def _names(kind: Any) -> Iterator[str]:
-    """Yield the keys of a table, or of one that may be left out."""
-    for one in get_args(kind) if get_origin(kind) in (Union, UnionType) else (kind,):
-        if isinstance(one, type) and issubclass(one, Struct):
-            yield from one.__struct_fields__
+                yield (*at, key), unknown_key((*at, key), fields)
 
 
 def _wrong_values(data: dict[str, Any], kind: type[Struct]) -> Iterator[Problem]:
@@ -332,104 +239,13 @@ def _wrong_value(data: Any, kind: Any, at: Keys) -> Iterator[Problem]:
     try:
         convert(data, kind)
     except msgspec.ValidationError as error:
+        from agent.config.wording import in_words
+
         found = _AT.match(str(error))
         what, path = (found["what"], found["path"] or "$") if found else (str(error), "$")
         steps = re.findall(r"\w+|\.\.\.", path[1:])
         keys = (*at, *(int(step) if step.isdigit() else step for step in steps if step != "..."))
-        yield keys, f"`{_dotted(keys)}`: {_in_words(what, data, kind, steps)}"
-
-
-def _in_words(what: str, data: Any, kind: Any, steps: Sequence[str]) -> str:
-    """Describe a wrong value, with the possible values or characters if those are known.
-
-    Args:
-        what: msgspec's message.
-        data: that was checked.
-        kind: type of `data`.
-        steps: path from `data` to the value: keys, indices, and `...` for any key of a mapping.
-    """
-    for step in steps:
-        data, kind = _inner(data, step), _kind_inside(kind, step)
-    if what.startswith(("Invalid enum value", "Expected `str`, got `object`")):
-        choices = [str(choice) for one in _kinds(kind) if get_origin(one) is Literal for choice in get_args(one)]
-        found = "a table" if isinstance(data, dict) else what.removeprefix("Invalid enum value ")
-        close = difflib.get_close_matches(found.strip("'"), choices, n=1, cutoff=0.5)
-        hint = f"; did you mean {close[0]!r}?" if close else ""
-        if choices:
-            return f"expected one of {', '.join(choices)}; found {found}{hint}"
-    if "matching regex" in what:
-        for one in _kinds(kind):
-            for meta in getattr(one, "__metadata__", ()):
-                if meta.extra:
-                    return f"{meta.extra['use']}{_shown(data)}"
-    found = _shown(data) if _BOUND.search(what) else ""
-    return f"{plain_fault(what.partition(', got ')[0] if found else what)}{found}"
-
-
-def plain_fault(what: str) -> str:
-    """Return msgspec's message about a wrong value without the names of Python's types.
-
-    For example, ``Expected `int`, got `str` `` becomes `expected a whole number; found text`.
-    """
-    if field := _FIELD.match(what):
-        kind = "missing" if field["what"].startswith("missing") else "unknown"
-        return f"{kind} key `{field['name']}`{what[field.end() :]}"
-    if not (found := _EXPECTED.match(what)):
-        return what if what[1:2].isupper() else f"{what[:1].lower()}{what[1:]}"
-    types = [one for one in found["types"].split(" | ") if one != "null"]
-    expected = " or ".join(_TYPES.get(one, one) for one in types) + _limit(found, types[0])
-    given = found["found"] and f"; found {_TYPES.get(found['found'], found['found'])}"
-    return f"expected {expected}{given or ''}{what[found.end() :]}"
-
-
-def _limit(found: re.Match[str], kind: str) -> str:
-    """Return the bound of an expected value or length in words; empty: it has none."""
-    sign, bound = found["sign"], found["bound"]
-    if bound is None:
-        return ""
-    unit = ""
-    if found["length"]:
-        if (sign, bound) == (">=", "1"):
-            return " that is not empty"
-        unit = f" {_UNITS.get(kind, 'value')}{'s' * (bound != '1')}"
-    return f" of {_LIMITS[sign]}{bound.removesuffix('.0')}{unit}"
-
-
-def _shown(data: Any) -> str:
-    """Quote the value that was found, if it fits in a line."""
-    if isinstance(data, str):
-        return f"; found {without_login(data)[:_LONGEST]!r}"
-    if isinstance(data, int | float):
-        return f"; found {str(data)[:_LONGEST]}"
-    return f"; found {len(data)} of them" if isinstance(data, list) else ""
-
-
-def _inner(data: Any, step: str) -> Any:
-    """Return an element of a list or a table, or None if its key is unknown."""
-    if isinstance(data, list) and step.isdigit():
-        return data[int(step)]
-    return data.get(step) if isinstance(data, dict) else None
-
-
-def _kinds(kind: Any) -> tuple[Any, ...]:
-    """Return the members of a union, or the one type."""
-    return get_args(kind) if get_origin(kind) in (Union, UnionType) else (kind,)
-
-
-def _kind_inside(kind: Any, step: str) -> Any:
-    """Return the type of an element or a field, or None if it is unknown."""
-    for one in _kinds(kind):
-        if step == "..." and get_origin(one) is dict:
-            return get_args(one)[1]
-        if step.isdigit() and get_origin(one) is tuple:
-            return get_args(one)[
-                min(int(step), len(get_args(one)) - 2) if get_args(one)[-1] is ... else int(step)
-            ]
-        if isinstance(one, type) and issubclass(one, Struct):
-            fields = {field.encode_name: field.type for field in msgspec.structs.fields(one)}
-            if step in fields:
-                return fields[step]
-    return None
+        yield keys, f"`{dotted(keys)}`: {in_words(what, data, kind, steps)}"
 
 
 def _drop(data: Any, keys: Keys) -> None:
@@ -438,7 +254,8 @@ def _drop(data: Any, keys: Keys) -> None:
     del data[keys[-1]]
 
 
-def _dotted(keys: Keys) -> str:
+def dotted(keys: Keys) -> str:
+    """Return a path of keys as people write it, such as `streams.front.zones[0].name`."""
     return "".join(f"[{key}]" if isinstance(key, int) else f".{key}" for key in keys).lstrip(".")
 
 

@@ -6,22 +6,18 @@ No camera, microphone, broker or state folder is opened.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from functools import partial
 from itertools import chain
 from pathlib import Path
-from typing import TypeVar
-
-from msgspec.structs import replace
 
 from agent.capture.source import check_login, check_opens, check_there, check_uri
 from agent.comms.mqtt.endpoint import OPEN, commands_off
 from agent.comms.mqtt.endpoint import remarks as unwise
-from agent.compute.track.places import check_filters, check_lines, check_polygons, check_zones
-from agent.config import Config, StreamConfig, ZoneConfig
+from agent.config import Config, StreamConfig
 from agent.config.load import ConfigFile, load
-from agent.config.places import LineConfig, PrivacyMask, check_masks
+from agent.config.places import check_masks
 from agent.config.servers import ServedConfig, expand, is_loopback, is_open_to_all, wants_credentials
 from agent.config.source_uri import holds_secret
 from agent.config.toml import Keys
@@ -33,20 +29,11 @@ from agent.daemon.check_device import (
     unmasked_twins,
 )
 from agent.daemon.parts import Step, check_values
-from agent.daemon.streams.extra_models import has_extra_models
-from agent.daemon.streams.perception import (
-    Perception,
-    check_crop,
-    check_only_zones,
-    open_perception,
-    prepare_perception,
-)
+from agent.daemon.streams.perception import check_crop, check_drawn, check_only_zones, open_perception
 from agent.errors import ConfigError, VedetteError
 from agent.models.findings import findings_without_root
 from agent.models.library import look_up, open_model
 from agent.storage.state import service_user
-
-_Opens = Callable[[str, StreamConfig], Perception | None]
 
 
 def problems(path: Path) -> list[str]:
@@ -168,36 +155,15 @@ def can_start(path: Path) -> bool:
 
 def check_stream(name: str, stream: StreamConfig) -> None:
     """Check one stream. Raises VedetteError, its first problem."""
-    for _, step in (
-        *_source_steps(stream),
-        *_steps(name, stream, _open_perception),
-    ):
-        step()
-
-
-def keys_of(error: VedetteError, name: str, stream: StreamConfig) -> Keys:
-    """Return the key below the stream that an error is about: the one whose check fails with the same message.
-
-    Empty: there is none. The TFLite runtime is not asked again about a model.
-    """
-
-    def prepare(name: str, stream: StreamConfig) -> Perception | None:
-        return prepare_perception(name, stream, open_model(stream.model, stream.variant, 0.0))
-
-    for keys, step in (
-        *_source_steps(stream),
-        *_steps(name, stream, prepare, 0.0),
-    ):
-        if any(str(found) == str(error) for _, found in _first_problem([(keys, step)])):
-            return keys
-    return ()
+    for _, error in _first_problem((*_source_steps(stream), *_steps(name, stream))):
+        raise error
 
 
 def _device_problems(file: ConfigFile) -> Iterator[tuple[Keys, VedetteError]]:
     seen = set[str]()
     for error in chain(device_problems(file.config, findings_without_root), folder_problems(file.config)):
         if str(error) not in seen:
-            yield getattr(error, "keys", ()), error
+            yield error.keys, error
         seen.add(str(error))
 
 
@@ -216,10 +182,7 @@ def _stream_problems(file: ConfigFile) -> Iterator[str]:
     for name, stream in streams.items():
         found = [
             (keys, str(error))
-            for steps in (
-                _source_steps(stream, check_opens),
-                _shared(file, name),
-            )
+            for steps in (_source_steps(stream, check_opens), _shared(file, name))
             for keys, error in _first_problem(steps)
             if not _is_of_another_user(error)
         ]
@@ -234,7 +197,7 @@ def _model_problems(streams: dict[str, StreamConfig]) -> dict[str, list[tuple[Ke
 
     def found() -> dict[str, list[tuple[Keys, str]]]:
         return {
-            name: [(keys, str(error)) for keys, error in _first_problem(_steps(name, stream, _open_perception))]
+            name: [(keys, str(error)) for keys, error in _first_problem(_steps(name, stream))]
             for name, stream in streams.items()
         }
 
@@ -251,92 +214,21 @@ def _source_steps(stream: StreamConfig, check: Callable[[str], None] = check_the
     yield ("capture",), lambda: check_login(stream.source, stream.capture)
 
 
-_Table = TypeVar("_Table", ZoneConfig, LineConfig, PrivacyMask)
+def _steps(name: str, stream: StreamConfig) -> Iterator[Step]:
+    """Yield the steps from the zones to the opened model."""
+    from agent.compute.infer.session import open_for_command, resolve_backend
 
-
-def _steps_of_each(
-    key: str, tables: Sequence[_Table], check: Callable[[Sequence[_Table]], None]
-) -> Iterator[Step]:
-    """Yield a check of each table, together with the first one of the same name, if there is one."""
-    first = dict[str, _Table]()
-    for number, table in enumerate(tables):
-        same = first.setdefault(table.name, table)
-        yield (key, number), partial(check, (table,) if same is table else (same, table))
-
-
-def _steps(name: str, stream: StreamConfig, opens: _Opens, wait_s: float | None = None) -> Iterator[Step]:
-    """Yield the steps from the zones to the opened model; `wait_s` as for `open_model`."""
-    from agent.compute.infer.session import resolve_backend
-
-    yield from _steps_of_each("zones", stream.zones, check_zones)
-    yield from _steps_of_each("lines", stream.lines, check_lines)
-    for number, one in enumerate(stream.filters):
-        yield ("filters", number), partial(check_filters, (one,))
-    yield ("gate", "masks"), partial(check_polygons, stream.gate.masks, "gate.masks")
-    yield from _steps_of_each("privacy", stream.privacy, check_masks)
+    yield ("zones",), partial(check_drawn, stream)
+    yield ("privacy",), partial(check_masks, stream.privacy)
     yield from check_values(name, stream)
     yield ("publish", "only_zones"), partial(check_only_zones, stream)
     yield ("crop",), partial(check_crop, stream.crop)
     yield ("backend",), lambda: resolve_backend(stream.backend)
-    yield ("model",), lambda: open_model(stream.model, wait_s=wait_s)
-    yield ("variant",), lambda: open_model(stream.model, stream.variant, wait_s)
+    yield ("model",), lambda: open_model(stream.model)
+    yield ("variant",), lambda: open_model(stream.model, stream.variant)
     if any(_first_problem([(("source",), lambda: check_uri(stream.source))])):
         return  # reported at its own line; whether it fits the model is unknown
-    gate = replace(stream.gate, masks=())
-    bare = replace(
-        stream,
-        publish=replace(stream.publish, only_zones=False),
-        clips=None,
-        inspection=None,
-        secondary=(),
-        zones=(),
-        lines=(),
-        filters=(),
-        gate=gate,
-        blur=(),
-        mask_model=True,
-    )
-    plain = replace(bare, decode=replace(stream.decode, labels=(), pattern=""))
-    yield ("model",), lambda: _open(opens, name, plain)
-    if stream.decode.pattern:
-        yield (
-            ("decode", "pattern"),
-            lambda: _open(opens, name, replace(bare, decode=replace(stream.decode, labels=()))),
-        )
-    if stream.decode.labels:
-        yield ("decode", "labels"), lambda: _open(opens, name, bare)
-    for key in ("zones", "lines", "filters"):
-        if tables := getattr(stream, key):
-            yield (key,), partial(_open, opens, name, replace(bare, **{key: tables}))
-    if stream.gate.masks:
-        yield ("gate", "masks"), partial(_open, opens, name, replace(bare, gate=stream.gate))
-    if stream.blur:
-        yield ("blur",), lambda: _open(opens, name, replace(bare, blur=stream.blur))
-    if not stream.mask_model:
-        yield ("mask_model",), lambda: _open(opens, name, replace(bare, blur=stream.blur, mask_model=False))
-    if stream.clips is not None:
-        yield ("clips",), lambda: _open(opens, name, replace(stream, inspection=None, secondary=()))
-    if stream.inspection is not None:
-        yield ("inspection",), lambda: _open(opens, name, replace(stream, secondary=()))
-    keys = ("secondary",) if stream.secondary else ("model",)
-    yield keys, lambda: _open_with_extra_models(opens, name, stream, wait_s)
-
-
-def _open_perception(name: str, stream: StreamConfig) -> Perception:
-    from agent.compute.infer.session import open_for_command
-
-    return open_perception(name, stream, opener=open_for_command)
-
-
-def _open(opens: _Opens, name: str, stream: StreamConfig) -> None:
-    if (opened := opens(name, stream)) is not None:
-        opened.close()
-
-
-def _open_with_extra_models(opens: _Opens, name: str, stream: StreamConfig, wait_s: float | None) -> None:
-    """Open a stream to which features add models; others have been opened by the steps before."""
-    if has_extra_models(stream, open_model(stream.model, stream.variant, wait_s).manifest):
-        _open(opens, name, stream)
+    yield ("model",), lambda: open_perception(name, stream, opener=open_for_command).close()
 
 
 def _first_problem(steps: Iterable[Step]) -> Iterator[tuple[Keys, VedetteError]]:
@@ -344,5 +236,5 @@ def _first_problem(steps: Iterable[Step]) -> Iterator[tuple[Keys, VedetteError]]
         try:
             step()
         except VedetteError as error:
-            yield keys, error
+            yield error.keys or keys, error
             return

@@ -131,7 +131,7 @@ def check_not_shared(name: str, streams: Mapping[str, StreamConfig]) -> None:
             raise ConfigError(
                 f"{parse(own.source).masked} is the camera of stream {other}, too, with another {differs}: it is "
                 "opened once, so streams that share it need the same source and [capture], except max_fps",
-                keys=("streams", name, "source"),
+                keys=("source",),
             )
 
 

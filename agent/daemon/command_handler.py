@@ -3,16 +3,9 @@
 from __future__ import annotations
 
 import logging
-import os
-import subprocess
-import sys
-import threading
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from pathlib import Path
-from typing import Any
-
-import msgspec
+from typing import TYPE_CHECKING, Any
 
 from agent import __version__
 from agent.comms.commands import Command, Request, Requests
@@ -21,91 +14,11 @@ from agent.daemon.control import ConfigManager
 from agent.daemon.parts import Asked, execute, is_of_feature
 from agent.daemon.runtime import Runtime
 from agent.errors import CommandError, VedetteError
-from agent.structs import from_json
+
+if TYPE_CHECKING:
+    from agent.daemon.doctor import DoctorProcess
 
 log = logging.getLogger(__name__)
-LONGEST_S = 300.0
-"""Longest run of `vedette doctor`, s. It takes some 10 s on a Pi 4."""
-_LARGEST = 256 * 1024
-_NICE = 10
-_STOP_S = 5.0
-
-Done = Callable[[dict[str, Any] | None, str], None]
-"""Called with the report, or with None and the reason."""
-
-
-class DoctorProcess:
-    """Runs `vedette doctor --json` in a process of its own: it may crash, hang or take much memory."""
-
-    def __init__(self, config: Path | None, longest_s: float = LONGEST_S) -> None:
-        """Set the configuration file to check, None for the default one, and when the process is killed, s."""
-        # With -P: no modules of the working directory, which may belong to another user, are run. PYTHONPATH
-        # still counts, so that the process finds the packages that the daemon has found.
-        self._command = [
-            sys.executable,
-            "-P",
-            "-m",
-            "agent",
-            "doctor",
-            "--json",
-            *(["-c", str(config)] if config else []),
-        ]
-        self._longest_s = longest_s
-        self._thread: threading.Thread | None = None
-        self._process: subprocess.Popen[bytes] | None = None
-
-    def start(self, done: Done) -> None:
-        """Start the process, unless one runs (CommandError); `done` is called from another thread at its end."""
-        if self._thread is not None and self._thread.is_alive():
-            raise CommandError("vedette doctor is running already; ask again when it has finished")
-        self._thread = threading.Thread(target=self._run, args=(done,), name="doctor", daemon=True)
-        self._thread.start()
-
-    def stop(self) -> None:
-        """Kill the process, if one is running."""
-        if (process := self._process) is not None:
-            process.kill()
-
-    def _run(self, done: Done) -> None:
-        try:
-            done(self._report(), "")
-        except CommandError as error:
-            done(None, str(error))
-        except Exception as error:
-            log.exception("doctor: internal error (please report)")
-            done(None, f"internal error: {error}")
-
-    def _report(self) -> dict[str, Any]:
-        try:
-            process = subprocess.Popen(
-                self._command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
-            )
-        except OSError as error:
-            raise CommandError(f"vedette doctor cannot be started: {error}") from error
-        self._process = process
-        with suppress(OSError):
-            os.setpriority(os.PRIO_PROCESS, process.pid, _NICE)
-        try:
-            output, _ = process.communicate(timeout=self._longest_s)
-        except subprocess.TimeoutExpired:
-            raise CommandError(f"vedette doctor did not finish in {self._longest_s:.0f} s") from None
-        finally:
-            self._process = None
-            process.kill()
-            with suppress(subprocess.TimeoutExpired):
-                process.communicate(timeout=_STOP_S)
-        return _decode(output, process.returncode)
-
-
-def _decode(output: bytes, code: int) -> dict[str, Any]:
-    try:
-        if len(output) > _LARGEST:
-            raise ValueError(f"{len(output)} bytes of report")
-        return from_json(output, dict[str, Any])
-    except (msgspec.MsgspecError, ValueError) as error:
-        raise CommandError(f"vedette doctor ended with exit status {code} without a report: {error}") from error
-
-
 _OF_STREAMS = ("set", "snapshot", "record", "inspect", "accept", "reset", "forget")
 _AT_ONCE = 8
 """Requests executed before the daemon turns to its other duties."""
@@ -121,15 +34,21 @@ class CommandHandler:
         self,
         control: ConfigManager,
         runtime: Runtime,
-        doctor: DoctorProcess,
+        file: Path | None,
         reload: Callable[[], str],
         wake: Callable[[], None],
     ) -> None:
-        """Receive no command before `listen`; `wake` is called from any thread when one has come.
+        """Receive no command before `listen`.
 
-        `reload` reads the configuration again and returns the changes, or raises a `VedetteError`.
+        Args:
+            control: changes settings.
+            runtime: in use.
+            file: configuration that a doctor checks; None: its default.
+            reload: reads the configuration again and returns the changes, or raises a `VedetteError`.
+            wake: called from any thread when a command has come.
         """
-        self._control, self._runtime, self._doctor, self._reload = control, runtime, doctor, reload
+        self._control, self._runtime, self._file, self._reload = control, runtime, file, reload
+        self._doctor: DoctorProcess | None = None
         self._requests = Requests(runtime.topics, runtime.mqtt.answer, wake)
         self._is_listening: bool | None = None
 
@@ -158,7 +77,8 @@ class CommandHandler:
 
     def stop(self) -> None:
         """Kill a running `doctor`."""
-        self._doctor.stop()
+        if self._doctor is not None:
+            self._doctor.stop()
 
     def _execute(self, request: Request) -> None:
         try:
@@ -219,6 +139,9 @@ class CommandHandler:
             more = {} if report is None else {"report": report}
             self._requests.answer(request, ok=report is not None, reason=why, more=more)
 
+        from agent.daemon.doctor import DoctorProcess
+
+        self._doctor = self._doctor or DoctorProcess(self._file)
         self._doctor.start(done)
         log.info("command: doctor")
 

@@ -10,15 +10,15 @@ from __future__ import annotations
 
 import logging
 import time
+from typing import TYPE_CHECKING
 from weakref import WeakSet
 
 from msgspec.structs import replace
 
-from agent.comms.commands import MOTION_MASKS, ONLY_MOVING, quoted
 from agent.comms.mqtt.inbox import RateLimiter
-from agent.config import Config, StreamConfig
-from agent.config.load import MODEL_FILE, Key, changes, describe_pending, keep_until_restart
-from agent.daemon.check_device import check_device
+from agent.comms.topics import MOTION_MASKS, ONLY_MOVING
+from agent.config import Config
+from agent.config.load import keep_until_restart
 from agent.daemon.overrides import (
     UNKNOWN_STATE,
     Override,
@@ -31,15 +31,19 @@ from agent.daemon.overrides import (
     settings_after,
     settings_of,
 )
-from agent.daemon.runtime import Runtime, warn_of_unmasked
-from agent.daemon.streams.perception import check_live_settings
-from agent.daemon.streams.stream import Stream, with_live_settings
-from agent.errors import CommandError, ConfigError, StorageError, VedetteError
+from agent.daemon.runtime import Runtime
+from agent.daemon.streams.stream import Stream
+from agent.errors import CommandError, StorageError, VedetteError
 from agent.health import StreamHealth
+
+if TYPE_CHECKING:
+    from agent.daemon.reload import ReloadPlan
 
 log = logging.getLogger(__name__)
 _WRITES_PER_S, _WRITES = 0.2, 60
 """Writes per second in the long run, and in one burst: SD cards wear out."""
+_SHOWN = 100
+"""Most characters of a stranger's name in a message."""
 
 
 class ConfigManager:
@@ -153,6 +157,8 @@ class ConfigManager:
         config, waiting = keep_until_restart(self.config, config)
         overrides, dropped = _usable(self._overrides, config)
         effective = overrides.apply_to(config)
+        from agent.daemon.reload import ReloadPlan
+
         plan = ReloadPlan(self._runtime, effective, waiting=waiting)
         self._store(overrides)
         plan.apply()
@@ -169,7 +175,7 @@ class ConfigManager:
     def check_stream(self, stream: str) -> None:
         """Raise CommandError if there is no such stream, naming those that there are."""
         if stream not in self.config.streams:
-            raise CommandError(f"no stream {quoted(stream)}; there are: {', '.join(self.config.streams)}")
+            raise CommandError(f"no stream {stream[:_SHOWN]!r}; there are: {', '.join(self.config.streams)}")
 
     def _check_setting(self, stream: str, what: str) -> None:
         config = self._from_file.streams[stream]
@@ -179,7 +185,7 @@ class ConfigManager:
             kind, _, name = what.partition("/")
             names = ", ".join(one.name for one in getattr(config, f"{kind}s") if one.name)
             known = f"it has: {names}" if names else "it has none"
-            raise CommandError(f"stream {stream} has no {kind} {quoted(name)}; {known}")
+            raise CommandError(f"stream {stream} has no {kind} {name[:_SHOWN]!r}; {known}")
         if what == ONLY_MOVING and self._runtime.settings[stream].only_moving is None:
             raise CommandError(f"stream {stream} finds no objects that may move")
 
@@ -188,9 +194,11 @@ class ConfigManager:
         if variant not in settings.variants:
             model = self.config.streams[stream].model
             known = f"it has: {', '.join(settings.variants)}" if settings.variants else "it cannot be opened"
-            raise CommandError(f"model {model} has no variant {quoted(variant)}; {known}")
+            raise CommandError(f"model {model} has no variant {variant[:_SHOWN]!r}; {known}")
 
     def _plan(self, stream: str, config: Config) -> ReloadPlan:
+        from agent.daemon.reload import ReloadPlan
+
         try:
             return ReloadPlan(self._runtime, config, only=stream)
         except VedetteError as error:
@@ -241,129 +249,6 @@ class ConfigManager:
     @property
     def _warning(self) -> str:
         return self.unwritten and f"done, but {self.unwritten}"
-
-
-class ReloadPlan:
-    """A new configuration, prepared while the old one runs."""
-
-    def __init__(
-        self, runtime: Runtime, config: Config, *, only: str = "", waiting: tuple[Key, ...] = ()
-    ) -> None:
-        """Prepare the new streams. The runtime does not change before `apply`.
-
-        Args:
-            runtime: to change.
-            config: the new configuration.
-            only: a stream that is replaced in any case, the only one that differs; empty: compare all.
-            waiting: keys with another value in the file, which need a restart.
-
-        Raises:
-            VedetteError: the configuration cannot be used.
-        """
-        check_device(config)
-        self._runtime, self._config, self._only, self._waiting = runtime, config, only, waiting
-        self._changes = changes(runtime.config, config)
-        if not only:
-            self._changes.changed.update({name: [MODEL_FILE] for name in self._changed_models()})
-        self._streams: dict[str, Stream] = {}
-        self._adjusted: dict[str, StreamConfig] = {}
-        try:
-            self._prepare()
-        except BaseException:
-            self._discard()
-            raise
-
-    def _changed_models(self) -> list[str]:
-        known = {*self._changes.changed, *self._changes.removed}
-        return [
-            name
-            for name, stream in self._runtime.streams.items()
-            if name not in known and stream.state != "failed" and stream.model_changed
-        ]
-
-    def _prepare(self) -> None:
-        """Prepare new and changed streams, and failed ones, which are tried again and may fail again."""
-        refused = []
-        for name, config in self._config.streams.items():
-            is_new = name in self._changes.added or name in self._changes.changed or name == self._only
-            if not is_new and (self._only or self._runtime.streams[name].state != "failed"):
-                continue
-            if name != self._only and self._goes_on(name, config):
-                self._adjusted[name] = config
-                continue
-            self._streams[name], refusal = self._runtime.make_stream(name, config, self._config.streams)
-            if refusal and is_new:
-                refused.append(refusal)
-            elif refusal:
-                log.error(refusal)
-        if refused:
-            raise VedetteError("\n".join(refused))
-
-    def _goes_on(self, name: str, config: StreamConfig) -> bool:
-        """Return True if a running stream can go on with what has changed."""
-        stream = self._runtime.streams.get(name)
-        if stream is None or stream.state != "running" or stream.model_changed:
-            return False
-        if replace(config, service=stream.config.service) == stream.config:
-            return stream.can_adjust(config)
-        return self._filters_other(stream, config)
-
-    def _filters_other(self, stream: Stream, config: StreamConfig) -> bool:
-        """Return True if only filters, masks, places and the kind of snapshots have changed, and can be used.
-
-        Zones and lines that come or go have topics and entities of their own: the stream is replaced.
-        """
-        now = stream.config
-        same_names = [one.name for one in config.zones] == [one.name for one in now.zones]
-        same_topics = same_names and config.labels_to_count == now.labels_to_count
-        if not same_topics or with_live_settings(config, now) != now or stream.model is None:
-            return False
-        try:
-            check_live_settings(stream.name, config, stream.model)
-        except ConfigError:  # told when it is prepared as a new stream
-            return False
-        return stream.can_adjust(config)
-
-    def _discard(self) -> None:
-        for stream in self._streams.values():
-            stream.discard()
-
-    def apply(self) -> None:
-        """Replace what differs, and log it, unless it is a single stream."""
-        self._replace_streams()
-        if self._runtime.auto_backend is not None:
-            self._runtime.auto_backend.configure(self._config.selection)
-        if "mqtt" in self._changes.tables:
-            self._runtime.mqtt.reconfigure(self._config.mqtt)
-        warn_of_unmasked(self._config.streams, self._runtime.config.streams)
-        self._runtime.config = self._config
-        if not self._only:
-            self._runtime.parts.configure(self._config)
-            self._runtime.pending_restart = self._waiting
-            log.log(logging.WARNING if self._waiting else logging.INFO, "reloaded: %s", self)
-
-    def _replace_streams(self) -> None:
-        runtime, removed = self._runtime, self._changes.removed
-        # Before they stop: the clip that a stop ends must not be announced after the state `off`.
-        off = (name for name, stream in self._config.streams.items() if not stream.enabled)
-        runtime.silent = frozenset((*removed, *off))
-        runtime.stop_streams(name for name in (*self._streams, *removed) if name in runtime.streams)
-        for name in removed:
-            runtime.remove(name)
-        runtime.streams.update(self._streams)
-        for name in self._streams:
-            runtime.delete_outdated(name)
-        for name, config in self._adjusted.items():
-            runtime.streams[name].adjust(config)
-        runtime.parts.open(self._config)
-        for name, stream in self._streams.items():
-            stream.start(runtime.hanging(name))
-
-    def __str__(self) -> str:
-        known = {*self._changes.added, *self._changes.changed}
-        again = [f"stream {name} is tried again" for name in self._streams if name not in known]
-        changed = [] if self._waiting and self._changes.is_empty else [str(self._changes)]
-        return "; ".join([*changed, *again, *describe_pending(self._waiting)])
 
 
 def _log_each(lines: list[str]) -> None:

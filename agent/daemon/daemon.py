@@ -9,12 +9,12 @@ from collections.abc import Callable
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from agent.backoff import Backoff
 from agent.board.process import show_thread_names, trim_heap
 from agent.config import Config
 from agent.config.toml import Where
-from agent.daemon.command_handler import CommandHandler, DoctorProcess
 from agent.daemon.control import ConfigManager
 from agent.daemon.health import HealthFile, HealthPublisher
 from agent.daemon.overrides import OverridesFile
@@ -23,6 +23,9 @@ from agent.daemon.systemd import Notifier, SystemdStatus
 from agent.errors import ConfigError, StorageError, StreamError, VedetteError
 from agent.storage.spool.spool import Spool
 from agent.storage.state import OwnedFolder, state_folder
+
+if TYPE_CHECKING:
+    from agent.daemon.command_handler import CommandHandler
 
 log = logging.getLogger(__name__)
 _RETRY_MAX_S = 16.0
@@ -129,8 +132,10 @@ class Daemon:
         """
         self._config, self._reload, self._where, self._exit_when_done = config, reload, where, exit_when_done
         self._board, self._stop_times = board, stop_times
-        self._doctor, self._systemd = DoctorProcess(file), SystemdStatus(Notifier())
+        self._file, self._systemd = file, SystemdStatus(Notifier())
         self._stop_asked = self._reload_asked = False
+        self._commands: CommandHandler | None = None
+        self._has_told = False  # that no commands are taken
         self._trimmed_s = self._poll_at_s = 0.0
         # Not an Event: a signal handler that sets one deadlocks if it interrupts the same Event's `wait`.
         self._wakeups: queue.SimpleQueue[None] = queue.SimpleQueue()
@@ -178,13 +183,12 @@ class Daemon:
         self._control = ConfigManager(self._config, OverridesFile(folder))
         self.runtime = Runtime(self._control.config, spool, self._where, auto_backend)
         self._control.attach(self.runtime)
-        self._commands = CommandHandler(self._control, self.runtime, self._doctor, self._read_again, self._wake)
         self._health = HealthPublisher(self.runtime, self._control)
         self._health_file = HealthFile(self.runtime, self._health)
 
     def _run(self) -> None:
         try:
-            self._commands.listen()  # before `online` is published: its receivers may send commands at once
+            self._listen()  # before `online` is published: its receivers may send commands at once
             self.runtime.board.sensors.start()
             self.runtime.start()
             self._watch()
@@ -192,7 +196,8 @@ class Daemon:
             self._systemd.stopping()
             self.runtime.parts.stop()
             self.runtime.board.sensors.stop()
-            self._commands.stop()
+            if self._commands is not None:
+                self._commands.stop()
             began = time.monotonic()
             stop_streams(self.runtime.streams.values(), self._stop_times.streams)
             self._health.publish()
@@ -204,7 +209,7 @@ class Daemon:
                 self._reload_asked = False
                 with suppress(VedetteError):  # it is logged, and reported in health.json
                     self._read_again()
-            if self._commands.process_pending():
+            if self._commands is not None and self._commands.process_pending():
                 self._wake()
             if time.monotonic() >= self._poll_at_s:
                 self._poll_at_s = time.monotonic() + _POLL_S
@@ -292,5 +297,18 @@ class Daemon:
         finally:
             self._systemd.reloaded()
         self._health_file.count_reload()
-        self._commands.listen()
+        self._listen()
         return changes
+
+    def _listen(self) -> None:
+        """Take commands from the broker, or no more, as the configuration in use says."""
+        runtime = self.runtime
+        if self._commands is None and runtime.commands:
+            from agent.daemon.command_handler import CommandHandler  # many devices take none
+
+            self._commands = CommandHandler(self._control, runtime, self._file, self._read_again, self._wake)
+        if self._commands is not None:
+            self._commands.listen()
+        elif runtime.config.mqtt.commands is None and not self._has_told:
+            self._has_told = True
+            log.info("commands are disabled: %s", runtime.commands_off)

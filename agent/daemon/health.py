@@ -154,17 +154,17 @@ class HealthPublisher:
 
     @contextmanager
     def _reading(self, what: str) -> Iterator[None]:
-        """Keep the previous value if the reading inside fails, as without free file descriptors; log it once."""
+        """Keep the previous value if the reading inside fails, as without free file descriptors; log it once.
+
+        What a sensor gives must not end the daemon, whatever it is.
+        """
         try:
             yield
-        except OSError as error:
+        except Exception as error:
             if what not in self._unreadable:
-                log.warning("%s: cannot be read: %s; health repeats the last value", what, reason_of(error))
-            self._unreadable.add(what)
-        except Exception:
-            # What a sensor gives must not end the daemon, whatever it is.
-            if what not in self._unreadable:
-                log.exception("%s: internal error (please report); health repeats the last value", what)
+                is_bug = not isinstance(error, OSError)
+                text = "%s: cannot be read: %s; health repeats the last value"
+                log.warning(text, what, reason_of(error), exc_info=is_bug)
             self._unreadable.add(what)
         else:
             if what in self._unreadable:

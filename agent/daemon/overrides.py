@@ -16,7 +16,7 @@ import msgspec
 from msgspec import Struct
 from msgspec.structs import replace
 
-from agent.comms.commands import FILTER, LINE, MOTION_MASKS, ONLY_MOVING, ZONE
+from agent.comms.topics import FILTER, LINE, MOTION_MASKS, ONLY_MOVING, ZONE
 from agent.compute.manifest import AUTO, Manifest
 from agent.config import Config, StreamConfig
 from agent.config.toml import Keys

@@ -20,7 +20,7 @@ from agent.config import Config, StreamConfig
 from agent.config.features import Problem
 from agent.config.toml import Keys
 from agent.daemon.streams.services import StreamServices
-from agent.errors import ConfigError, VedetteError
+from agent.errors import ConfigError, VedetteError, about
 from agent.features import FEATURES
 from agent.models.findings import IN_PICTURES, Kind, ModelReader
 from agent.types import AudioChunk, Event, Frame, MediaPacket, StreamBudget, StreamResult, Track
@@ -460,7 +460,8 @@ def check_with_model(name: str, config: StreamConfig, model: Model) -> None:
     """Check that what features ask for goes with the model. Raises ConfigError."""
     for feature in FEATURES:
         if feature.has_checks and feature.when(config):
-            feature.load("checks").check_with_model(name, config, model)
+            with about(feature.name):
+                feature.load("checks").check_with_model(name, config, model)
 
 
 def entities(place: EntityPlace) -> dict[str, dict[str, Any]]:

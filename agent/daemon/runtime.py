@@ -191,14 +191,12 @@ class Runtime:
 
     def _describe_refusal(self, name: str, config: StreamConfig, error: VedetteError) -> str:
         """Add the place in the file, and the model's path, which not every error names."""
-        from agent.daemon.check import keys_of
-
         reason = str(error).removeprefix(f"stream {name}: ")
         if isinstance(error, ModelError) and config.model not in reason:
             reason = f"{config.model}: {reason}"
         if self._where is None:
             return f"stream {name}: {reason}"
-        return f"{self._where('streams', name, *keys_of(error, name, config))}: stream {name}: {reason}"
+        return f"{self._where('streams', name, *error.keys)}: stream {name}: {reason}"
 
     def prepare(self) -> None:
         """Prepare every stream. One that cannot run is `failed`, unless none is left that can.

@@ -13,6 +13,7 @@ import time
 from collections.abc import Mapping
 
 from agent.capture.source import WAITS
+from agent.daemon.streams.services import AT_WORK
 from agent.daemon.streams.stream import Stream
 from agent.errors import reason_of
 from agent.text import plural
@@ -26,7 +27,7 @@ _SEND_S = 1.0
 class Notifier:
     """Sends notifications. Without a socket in the environment, as by hand, it sends nothing.
 
-    Systemd kills the process after `watchdog_s` without `alive`, s; 0: it does not.
+    Systemd kills the process after `watchdog_s` without WATCHDOG=1, s; 0: it does not.
     """
 
     def __init__(self, environment: Mapping[str, str] = os.environ) -> None:
@@ -34,54 +35,30 @@ class Notifier:
         self.watchdog_s = _period_s(environment) if self._address else 0.0
         self._failed = False
 
-    def ready(self) -> None:
-        """Report that the start, or a reload, has finished."""
-        self._send("READY=1")
-
-    def reloading(self) -> None:
-        """Report that a reload has begun; `ready` ends it."""
-        self._send(f"RELOADING=1\nMONOTONIC_USEC={time.monotonic_ns() // 1000}")
-
-    def stopping(self) -> None:
-        """Report that the process is about to end."""
-        self._send("STOPPING=1")
-
-    def alive(self) -> None:
-        """Feed the watchdog."""
-        self._send("WATCHDOG=1")
-
-    def status(self, text: str) -> None:
-        """Set the line that `systemctl status` shows."""
-        self._send(f"STATUS={' '.join(text.splitlines())}")
-
-    def _send(self, lines: str) -> None:
+    def send(self, *lines: str) -> None:
+        """Send lines, such as `READY=1`. A line break in one becomes a space."""
         if not self._address:
             return
+        text = "\n".join(" ".join(line.splitlines()) for line in lines)
+        # A leading @ stands for NUL: an address in the abstract namespace.
+        address = "\0" + self._address[1:] if self._address.startswith("@") else self._address
         try:
             with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sender:
                 sender.settimeout(_SEND_S)
-                sender.sendto(lines.encode(), _path(self._address))
+                sender.sendto(text.encode(), address)
         except OSError as error:
             if not self._failed:
                 log.warning("%s=%s: systemd cannot be notified: %s", _SOCKET, self._address, reason_of(error))
             self._failed = True
 
 
-def _path(address: str) -> str:
-    """Replace a leading @ by NUL: an address in the abstract namespace."""
-    return "\0" + address[1:] if address.startswith("@") else address
-
-
 def _period_s(environment: Mapping[str, str]) -> float:
     """Return the watchdog's period, s; 0 if it is meant for another process."""
     try:
-        return int(environment.get(_PERIOD, "0")) / 1e6 if _is_ours(environment) else 0.0
+        is_ours = environment.get(_PID) in (None, "", str(os.getpid()))
+        return int(environment.get(_PERIOD, "0")) / 1e6 if is_ours else 0.0
     except ValueError:
         return 0.0
-
-
-def _is_ours(environment: Mapping[str, str]) -> bool:
-    return environment.get(_PID) in (None, "", str(os.getpid()))
 
 
 HANGS_S = 150.0
@@ -89,7 +66,6 @@ HANGS_S = 150.0
 minutes to open a model (`agent.compute.infer.worker.PATIENCE_S`)."""
 _FEEDS = 4
 """Notifications per watchdog period."""
-_RUNNING = ("running", "degraded")
 _NOT_AWAITED = ("lost", "ended", "failed", "disabled")
 """States in which a stream is not awaited. A camera may stay away for days; waiting for it would let systemd's
 start timeout end the other streams."""
@@ -107,14 +83,6 @@ def _is_awaited(state: str, detail: str) -> bool:
     return state not in _NOT_AWAITED and not (state == "starting" and detail == WAITS)
 
 
-def _disabled(streams: Streams) -> list[str]:
-    return [name for name, one in streams.items() if one.status[0] == "disabled"]
-
-
-def _runs_any(streams: Streams) -> bool:
-    return any(one.status[0] in _RUNNING for one in streams.values())
-
-
 def hanging(streams: Streams) -> list[str]:
     """Return the names of streams whose thread is stuck."""
     return [name for name, one in streams.items() if one.stalled_s > HANGS_S]
@@ -124,7 +92,7 @@ def status_text(streams: Streams, *, ready: bool = True, connected: bool = True,
     """Describe the state of all streams in one line."""
     states = {name: one.status for name, one in streams.items()}
     wanted = {name: state for name, state in states.items() if state[0] != "disabled"}
-    run = sum(state in _RUNNING for state, _ in wanted.values())
+    run = sum(state in AT_WORK for state, _ in wanted.values())
     parts = [f"{run} of {plural(len(wanted), 'stream')} running"]
     if not ready:
         parts = [f"starting: waiting for the first inference of {', '.join(awaited(streams)) or 'any'}"]
@@ -148,32 +116,33 @@ class SystemdStatus:
         """Notify systemd of what has changed, and feed the watchdog. `connected` is for the status line only."""
         if not self.ready and not awaited(streams):
             self.ready = True
-            self._notifier.ready()
-            # The log has given the reasons.
-            text, off = status_text(streams, reasons=False), _disabled(streams)
-            word = "ready" if _runs_any(streams) else "no stream is running"
-            log.info("%s: %s", word, "; ".join([text, f"{', '.join(off)} disabled"] if off else [text]))
+            self._notifier.send("READY=1")
+            states = {name: one.status[0] for name, one in streams.items()}
+            text = status_text(streams, reasons=False)  # the log has given them
+            if off := [name for name, state in states.items() if state == "disabled"]:
+                text += f"; {', '.join(off)} disabled"
+            runs_any = any(state in AT_WORK for state in states.values())
+            log.info("%s: %s", "ready" if runs_any else "no stream is running", text)
         self._feed(hanging(streams))
         status = status_text(streams, ready=self.ready, connected=connected)
         if status != self._status:
             self._status = status
-            self._notifier.status(status)
+            self._notifier.send(f"STATUS={status}")
 
     def reloading(self) -> None:
         """Tell systemd that a reload has begun; `reloaded` ends it."""
         if self.ready:
-            self._notifier.reloading()
+            self._notifier.send("RELOADING=1", f"MONOTONIC_USEC={time.monotonic_ns() // 1000}")
 
     def reloaded(self) -> None:
         """Tell systemd that the reload has finished (READY=1)."""
         if self.ready:
-            self._notifier.ready()
+            self._notifier.send("READY=1")
 
     def stopping(self) -> None:
         """Tell systemd that the daemon is stopping."""
         log.info("stopping")
-        self._notifier.stopping()
-        self._notifier.status("stopping")
+        self._notifier.send("STOPPING=1", "STATUS=stopping")
 
     def _feed(self, hanging: list[str]) -> None:
         now_s, watchdog_s = time.monotonic(), self._notifier.watchdog_s
@@ -183,4 +152,4 @@ class SystemdStatus:
         self._hanging = hanging
         if watchdog_s and not hanging and now_s - self._fed_s >= watchdog_s / _FEEDS:
             self._fed_s = now_s
-            self._notifier.alive()
+            self._notifier.send("WATCHDOG=1")

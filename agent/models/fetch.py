@@ -21,7 +21,8 @@ from msgspec import Meta, Struct
 
 from agent.compute.decode import DECODERS
 from agent.compute.manifest import FEATURES
-from agent.config.toml import nearest, read_toml
+from agent.config.toml import read_toml
+from agent.config.wording import nearest
 from agent.errors import ModelError, StorageError
 from agent.storage.files import open_partial, refuse_special, remove, storage_errors
 from agent.structs import convert

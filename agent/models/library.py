@@ -23,7 +23,7 @@ from agent.compute.decode import DECODERS, lacks_labels, options_kind
 from agent.compute.manifest import FEATURES, Completed, Manifest, Model, Variant
 from agent.compute.tflite.model import ModelFile
 from agent.compute.tflite.read import Runtime, incompatibilities, only_signature, read_modelfile
-from agent.config.toml import Problem, TomlFile, nearest, problems_of
+from agent.config.toml import Problem, TomlFile, problems_of
 from agent.errors import ModelError, UndecodableError
 from agent.models.files import load_file, preloaded
 from agent.structs import convert
@@ -353,6 +353,8 @@ def _check_options(stated: TomlFile, decoder: str) -> None:
 def _unknown(name: str, known: Collection[str], what: str, keys: tuple[str, str]) -> list[Problem]:
     if name in known:
         return []
+    from agent.config.wording import nearest
+
     return [(keys, f"`{'.'.join(keys)}`: no {what} {name!r}{nearest(name, list(known))}")]
 
 

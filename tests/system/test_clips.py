@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from agent.comms.messages import ClipMessage
-from agent.daemon.command_handler import LONGEST_S
+from agent.daemon.doctor import LONGEST_S
 from agent.daemon.runtime import STOP_TIMES
 from agent.health import ClipsHealth
 from agent.types import Array

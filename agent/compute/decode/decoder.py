@@ -20,7 +20,6 @@ from numpy.typing import NDArray
 from agent.compute.manifest import OutputManifest
 from agent.compute.tflite.model import TensorSpec
 from agent.config import DecodeConfig
-from agent.config.toml import nearest, plain_fault
 from agent.errors import ModelError
 from agent.structs import convert
 from agent.types import Array, Box, Detection
@@ -89,6 +88,8 @@ class DecoderContext(Struct, frozen=True):
         try:
             return convert(self.output.options, kind)
         except msgspec.ValidationError as error:
+            from agent.config.wording import plain_fault
+
             known = ", ".join(kind.__struct_fields__)
             raise ModelError(
                 f"decoder {self.output.decoder!r}: options: {plain_fault(str(error))}; known: {known}"
@@ -107,6 +108,8 @@ class DecoderContext(Struct, frozen=True):
         names = self.output.labels or default
         unknown = [label for label in self.config.labels if names and label not in names]
         if unknown:
+            from agent.config.wording import nearest
+
             raise ModelError(", ".join(f"no label {label!r}{nearest(label, names)}" for label in unknown))
         return Labels(names, self.config.labels)
 

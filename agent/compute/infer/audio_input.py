@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from agent.compute.manifest import AudioManifest
 from agent.compute.tflite.model import TensorSpec
-from agent.config.toml import plain_fault
+from agent.config.wording import plain_fault
 from agent.errors import ModelError
 from agent.structs import convert
 from agent.types import Array, Samples

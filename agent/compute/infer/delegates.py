@@ -21,7 +21,6 @@ from msgspec import Struct
 
 from agent.compute.infer.session import BackendSpec
 from agent.compute.tflite.model import ModelFile
-from agent.config.toml import nearest
 from agent.errors import BackendError
 
 _EDGE_TPU = "edgetpu-custom-op"
@@ -207,6 +206,8 @@ def probe_delegates(
         elif name in rows:
             found.append(_probe(rows[name], root, libraries))
         else:
+            from agent.config.wording import nearest
+
             known = (*besides, *rows, f"{EXTERNAL}PATH?key=value")
             raise BackendError(f"no backend {name!r}{nearest(name, known)}")
     return found

@@ -214,9 +214,9 @@ def describe_zones(zones: Sequence[ZoneConfig], lines: Sequence[LineConfig] = ()
 def check_zones(zones: Sequence[ZoneConfig]) -> None:
     """Check zones. Raises ConfigError, which names the zone, if two have one name or a polygon cannot be used."""
     _check_names("zone", (zone.name for zone in zones))
-    for zone in zones:
+    for number, zone in enumerate(zones):
         if problem := polygon_problem(zone.polygon):
-            raise ConfigError(f"zone {zone.name!r}: {problem}")
+            raise ConfigError(f"zone {zone.name!r}: {problem}", keys=("zones", number))
 
 
 def _prepare(zone: ZoneConfig) -> _Zone:

@@ -20,41 +20,26 @@ _KEPT = 512
 """Most latencies and costs of one window."""
 
 
-class LatencyWindow:
-    """The newest 256 times of one stage, such as inference. One thread adds; any thread may read."""
-
-    def __init__(self) -> None:
-        self._ns, self._added = array("q", bytes(8 * _WINDOW)), 0
-
-    def add(self, nanoseconds: int) -> None:
-        """Add one time, ns."""
-        self._ns[self._added % _WINDOW] = nanoseconds
-        self._added += 1
-
-    @property
-    def p95_ms(self) -> float | None:
-        """95th percentile of the window, ms; None before the first time."""
-        newest = sorted(self._ns[: min(self._added, _WINDOW)])
-        return round(newest[(len(newest) * 19 - 1) // 20] / 1e6, 3) if newest else None
-
-
 BOUNDS_S = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0)
 """Upper bounds of the buckets of a histogram, s, besides infinity: from a gate to an outage of the broker."""
 _BOUNDS_NS = tuple(round(bound * 1e9) for bound in BOUNDS_S)
 
 
 class StageTimer:
-    """Times of one stage: a histogram since the start, and the newest. One thread adds; any thread may read.
+    """Times of one stage: a histogram since the start, and the newest 256. One thread adds; any may read.
 
     Attributes:
         counts: times by bucket, each in one; the last is of those above all bounds.
         sum_ns: of all times, ns.
-        window: the newest times of the current run.
     """
 
     def __init__(self) -> None:
         self.counts, self.sum_ns = [0] * (len(BOUNDS_S) + 1), 0
-        self.window = LatencyWindow()
+        self.begin_run()
+
+    def begin_run(self) -> None:
+        """Forget the newest times."""
+        self._newest, self._added = array("q", bytes(8 * _WINDOW)), 0
 
     def add(self, nanoseconds: int) -> None:
         """Add one time, ns. A negative one, which only a faulty clock gives, counts as 0."""
@@ -62,7 +47,14 @@ class StageTimer:
             nanoseconds = 0
         self.counts[bisect_left(_BOUNDS_NS, nanoseconds)] += 1
         self.sum_ns += nanoseconds
-        self.window.add(nanoseconds)
+        self._newest[self._added % _WINDOW] = nanoseconds
+        self._added += 1
+
+    @property
+    def p95_ms(self) -> float | None:
+        """95th percentile of the newest times, ms; None before the first time."""
+        newest = sorted(self._newest[: min(self._added, _WINDOW)])
+        return round(newest[(len(newest) * 19 - 1) // 20] / 1e6, 3) if newest else None
 
 
 STAGES = ("queue", "gate", "prepare", "infer", "decode", "track", "secondary", "publish")
@@ -209,15 +201,15 @@ class StreamMetrics:
         self._before, self._at = (0, 0, 0, 0), time.monotonic()
 
     @property
-    def latency(self) -> LatencyWindow:
+    def latency(self) -> StageTimer:
         """Inference times of the current run."""
-        return self.stages["infer"].window
+        return self.stages["infer"]
 
     def begin_run(self) -> None:
         """Start a new run: totals continue, the newest times and `has_result` start anew."""
         self.has_result = False
         for timer in self.stages.values():
-            timer.window = LatencyWindow()
+            timer.begin_run()
 
     def add(self, result: StreamResult, inferences: int, *, late: bool = False) -> None:
         """Count one input and the inferences that were made for it; `late`: see `Frame`."""
@@ -244,7 +236,7 @@ class StreamMetrics:
     def p95_ms(self) -> dict[str, float]:
         """Return the 95th percentile of the newest times by stage, ms, of stages that ran."""
         found: Iterable[tuple[str, float | None]]
-        found = ((stage, timer.window.p95_ms) for stage, timer in self.stages.items())
+        found = ((stage, timer.p95_ms) for stage, timer in self.stages.items())
         return {stage: round(ms, 1) for stage, ms in found if ms is not None}
 
     def rates(self, decoded: int = 0) -> Rates:

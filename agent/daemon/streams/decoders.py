@@ -88,19 +88,9 @@ class DecoderSelection:
 
 
 def _tell(codec: str, chosen: str, trials: tuple[DecoderTrial, ...]) -> None:
-    """Log the choice with the reason of each refusal."""
-    refused = "; ".join(f"{one.name}: {one.refused}" for one in trials if one.refused)
-    if chosen:
-        times = {one.name: one.cpu_ms for one in trials}
-        log.info(
-            "%s is decoded by %s: %.2f ms of the processor per picture of a test clip, %.2f in software",
-            codec,
-            chosen,
-            times[chosen],
-            times.get(SOFTWARE, 0.0),
-        )
-    else:
-        log.info("%s is decoded in software: %s", codec, refused or "no hardware decoder takes less")
+    """Log the choice with the processor time of each trial, or the reason of its refusal."""
+    tried = "; ".join(f"{one.name}: {one.refused or f'{one.cpu_ms:.2f} ms per picture'}" for one in trials)
+    log.info("%s is decoded by %s (%s)", codec, chosen or SOFTWARE, tried or "no hardware decoder")
 
 
 def _about(codec: str) -> str:

@@ -3,23 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from agent.compute.infer.session import NotYetError
 from agent.compute.manifest import Manifest, Model
 from agent.config import StreamConfig
 from agent.config.places import BLUR_VARIANTS, blur_models
-from agent.errors import BlurModelError, ModelError, VedetteError
+from agent.daemon.streams.perception import OpenModel
+from agent.errors import BlurModelError, ModelError, about
 from agent.features import FEATURES
-from agent.models.library import open_model
 
 if TYPE_CHECKING:
     from agent.compute.infer.session import Opener
     from agent.compute.vision import VideoPerception
-
-OpenModel = Callable[[str, str], Model]
-"""Opens a model by its name or path, and the variant. Raises ModelError, NotYetError."""
 
 
 class ExtraModels:
@@ -92,7 +88,7 @@ class BlurModels(ExtraModels):
 
 
 def open_extra_models(
-    name: str, config: StreamConfig, model: Model, open_one: OpenModel = open_model
+    name: str, config: StreamConfig, model: Model, open_one: OpenModel
 ) -> tuple[ExtraModels, ...]:
     """Open and check what a stream runs besides its `model`.
 
@@ -101,12 +97,8 @@ def open_extra_models(
         ModelError, NotYetError: see `agent.models.library.open_model`.
     """
     blurs = (BlurModels(config, open_one),) if config.blur and model.manifest.audio is None else ()
-    return (*blurs, *(load(name, config, model, open_one) for load in _loaders(config, model.manifest)))
-
-
-def has_extra_models(config: StreamConfig, manifest: Manifest) -> bool:
-    """Return True if a feature adds models to those of a stream."""
-    return any(feature.adds_models(config, manifest) for feature in FEATURES)
+    with about("secondary" if config.secondary else "model"):
+        return (*blurs, *(load(name, config, model, open_one) for load in _loaders(config, model.manifest)))
 
 
 def _loaders(config: StreamConfig, manifest: Manifest) -> Iterator[Callable[..., ExtraModels]]:
@@ -114,23 +106,3 @@ def _loaders(config: StreamConfig, manifest: Manifest) -> Iterator[Callable[...,
         if feature.adds_models(config, manifest):
             feature.check_installed()
             yield feature.load("models").open_models
-
-
-def models_changed(name: str, config: StreamConfig, model: Model, variant: str, opened: Any) -> bool:
-    """Return True if a file or a manifest of a stream's models has changed, or can no longer be used.
-
-    Args:
-        name: of the stream.
-        config: of the stream.
-        model: its first one.
-        variant: that it was opened with.
-        opened: its perception; None: it does not run, and has no other models.
-    """
-    try:
-        now = open_model(model.path, variant, 0.0)
-        extra = open_extra_models(name, config, now, partial(open_model, wait_s=0.0)) if opened else ()
-    except VedetteError:
-        return True
-    if (now.sha256, now.manifest) != (model.sha256, model.manifest):
-        return True
-    return opened is not None and [one.identity for one in extra] != [one.identity for one in opened.extra_models]

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
-from typing import TYPE_CHECKING, Union
+from typing import TYPE_CHECKING, Any, Union
 
 from agent.comms.topics import Topics
 from agent.compute.manifest import AUTO, ONLY_VARIANT, Model
-from agent.compute.track.places import check_filters, check_lines, check_polygons, check_zones
 from agent.config import StreamConfig
+from agent.config.places import check_masks
 from agent.config.source_uri import parse
-from agent.config.toml import nearest
 from agent.daemon.parts import check_with_model
-from agent.daemon.streams.extra_models import OpenModel, open_extra_models
-from agent.daemon.streams.privacy import check_privacy
-from agent.errors import ConfigError
+from agent.errors import ConfigError, VedetteError, about
+from agent.features import FEATURES
 from agent.models.library import open_model, prefixed_errors
 from agent.types import WHOLE, Box
 
@@ -26,8 +24,11 @@ if TYPE_CHECKING:
     from agent.compute.infer.vetting import Vetting
     from agent.compute.listening import UtterancePerception
     from agent.compute.vision import VideoPerception
+    from agent.daemon.streams.extra_models import ExtraModels
 
 
+OpenModel = Callable[[str, str], Model]
+"""Opens a model by its name or path, and the variant. Raises ModelError, NotYetError."""
 PREPARE_S = 3.0
 """Longest wait of the daemon's thread for the vetting of a model, s; most need less, also on small boards."""
 Perception = Union["VideoPerception", "AudioPerception", "UtterancePerception"]
@@ -52,18 +53,14 @@ def open_perception(
     takes_sound, address = model.manifest.audio is not None, parse(config.source)
     if not (address.gives_sound if takes_sound else address.gives_pictures):
         gives, takes = ("pictures", "sound") if takes_sound else ("sound", "pictures")
-        raise ConfigError(
-            f"stream {name}: {address.masked} gives {gives}, and model {config.model} takes {takes}"
-        )
-    check_privacy(name, config, takes_sound=takes_sound)
+        text = f"stream {name}: {address.masked} gives {gives}, and model {config.model} takes {takes}"
+        raise ConfigError(text, keys=("model",))
+    _check_decode(name, config, model)
+    _check_privacy(name, config, takes_sound=takes_sound)
     check_only_zones(config)
     _check_crop(name, config, model)
-    if config.decode.pattern and not model.manifest.gives_texts:
-        raise ConfigError(f"stream {name}: decode.pattern is for texts, and {config.model} reads none")
-    _check_numbers(name, config, model)
-    _check_places(name, config, model)
-    check_with_model(name, config, model)
-    extra = open_extra_models(name, config, model, open_one)
+    check_live_settings(name, config, model)
+    extra = _extra_models(name, config, model, open_one)
     with _closing(opener) as keeping:
         with prefixed_errors(model.path):
             opened = _open_first(name, config, model, keeping)
@@ -126,7 +123,7 @@ def prepare_perception(
     model = model or open_model(config.model, config.variants)
     if opens_at_once(config.backend):
         ready = is_vetted(name, config, model, vetting, PREPARE_S)
-        ready = ready and not any(one.is_slow for one in open_extra_models(name, config, model))
+        ready = ready and not any(one.is_slow for one in _extra_models(name, config, model, open_model))
         return open_perception(name, config, model, opener) if ready else None
     resolve_backend(config.backend)
     from agent.compute.infer.tensors import NullBackend  # only for an accelerator
@@ -147,11 +144,40 @@ def is_vetted(name: str, config: StreamConfig, model: Model, vetting: Vetting | 
     if not opens_at_once(config.backend):
         return True
     opens = partial(open_model, wait_s=wait_s, vetting=vetting)
-    extra = open_extra_models(name, config, model, opens)
+    extra = _extra_models(name, config, model, opens)
     models = model, *(each for one in extra for each, _ in one.models())
     check, options = (vetting or VETTING).check, SessionOptions(threads=config.threads)
     known = [check(each, options, wait_s) for each in models]  # all of them: one is vetted while another is
     return all(known)
+
+
+def models_changed(name: str, config: StreamConfig, model: Model, variant: str, opened: Any) -> bool:
+    """Return True if a file or a manifest of a stream's models has changed, or can no longer be used.
+
+    Args:
+        name: of the stream.
+        config: of the stream.
+        model: its first one.
+        variant: that it was opened with.
+        opened: its perception; None: it does not run, and has no other models.
+    """
+    try:
+        now = open_model(model.path, variant, 0.0)
+        extra = _extra_models(name, config, now, partial(open_model, wait_s=0.0)) if opened else ()
+    except VedetteError:
+        return True
+    if (now.sha256, now.manifest) != (model.sha256, model.manifest):
+        return True
+    return opened is not None and [one.identity for one in extra] != [one.identity for one in opened.extra_models]
+
+
+def _extra_models(name: str, config: StreamConfig, model: Model, open_one: OpenModel) -> tuple[ExtraModels, ...]:
+    """Open and check what a stream runs besides its model; see `open_extra_models` for what is raised."""
+    if not config.blur and not any(feature.adds_models(config, model.manifest) for feature in FEATURES):
+        return ()
+    from agent.daemon.streams.extra_models import open_extra_models
+
+    return open_extra_models(name, config, model, open_one)
 
 
 def degraded(opened: Perception) -> str:
@@ -169,19 +195,50 @@ def describe(config: StreamConfig, opened: Perception, detail: str) -> str:
     return f"{source}, {model} on {opened.session.backend}{then}"
 
 
+def _check_decode(name: str, config: StreamConfig, model: Model) -> None:
+    known = model.manifest.output.labels
+    for label in config.decode.labels:
+        if known and not model.manifest.gives_texts and label not in known:
+            from agent.config.wording import nearest
+
+            text = f"decode.labels: no label {label!r}{nearest(label, known)}"
+            raise ConfigError(text, keys=("decode", "labels"))
+    if config.decode.pattern and not model.manifest.gives_texts:
+        text = f"stream {name}: decode.pattern is for texts, and {config.model} reads none"
+        raise ConfigError(text, keys=("decode", "pattern"))
+
+
+def _check_privacy(name: str, config: StreamConfig, *, takes_sound: bool) -> None:
+    check_masks(config.privacy)
+    if takes_sound and config.hides:
+        key = "privacy" if config.privacy else "blur"
+        raise ConfigError(f"stream {name}: {key} is for pictures, and {config.model} takes sound", keys=(key,))
+    if not config.mask_model and not config.hides:
+        text = "is false, and the stream has neither [[privacy]] nor blur: delete it"
+        raise ConfigError(f"stream {name}: mask_model {text}", keys=("mask_model",))
+
+
+def describe_privacy(config: StreamConfig) -> str:
+    """Return what a stream hides, for people, and that its clips are of masked pictures."""
+    masks = f"masks: {', '.join(mask.name for mask in config.privacy)}" if config.privacy else ""
+    blurs = f"blurs: {', '.join(config.blur)}" if config.blur else ""
+    sees = "" if config.mask_model else "; its models see the true picture"
+    clips = "; clips are encoded from masked pictures, the camera's packets are not kept" if config.clips else ""
+    return f"{'; '.join(filter(None, (masks, blurs)))}{sees}{clips}"
+
+
 def check_only_zones(config: StreamConfig) -> None:
     """Raise ConfigError if only tracks in zones are published, and there is no zone."""
     if config.publish.only_zones and not config.zones:
-        raise ConfigError(
-            "publish.only_zones: the stream has no [[zones]], so it would publish no event; add one"
-        )
+        text = "publish.only_zones: the stream has no [[zones]], so it would publish no event; add one"
+        raise ConfigError(text, keys=("publish", "only_zones"))
 
 
 def check_crop(crop: Box) -> None:
     """Raise ConfigError if a crop has no width or no height."""
     x0, y0, x1, y1 = crop
     if x0 >= x1 or y0 >= y1:
-        raise ConfigError(f"crop: expected left, top, right, bottom, found {list(crop)}")
+        raise ConfigError(f"crop: expected left, top, right, bottom, found {list(crop)}", keys=("crop",))
 
 
 def _labels(config: StreamConfig, model: Model) -> tuple[str, ...]:
@@ -194,18 +251,23 @@ def _check_crop(name: str, config: StreamConfig, model: Model) -> None:
         return
     check_crop(config.crop)
     if model.manifest.audio is not None:
-        raise ConfigError(f"stream {name}: crop is for pictures, and {config.model} takes sound")
+        text = f"stream {name}: crop is for pictures, and {config.model} takes sound"
+        raise ConfigError(text, keys=("crop",))
     if config.inspection is not None or config.gate.crop:
         other = "inspection.crop" if config.inspection else "gate.crop"
-        raise ConfigError(f"stream {name}: crop and {other} both say what the model is shown: delete one")
+        text = f"stream {name}: crop and {other} both say what the model is shown: delete one"
+        raise ConfigError(text, keys=("crop",))
 
 
 def _check_places(name: str, config: StreamConfig, model: Model) -> None:
     """Refuse lines, filters and masks of a stream of sound, and labels that the stream never reports."""
     if model.manifest.audio is not None:
-        masks = ("gate.masks",) if config.gate.masks else ()
-        for key in (*masks, *(key for key in ("lines", "filters") if getattr(config, key))):
-            raise ConfigError(f"stream {name}: {key} is for pictures, and {config.model} takes sound")
+        if config.gate.masks:
+            text = f"stream {name}: gate.masks is for pictures, and {config.model} takes sound"
+            raise ConfigError(text, keys=("gate", "masks"))
+        for key in (key for key in ("zones", "lines", "filters") if getattr(config, key)):
+            text = f"stream {name}: {key} is for pictures, and {config.model} takes sound"
+            raise ConfigError(text, keys=(key,))
     _check_labels(config, model)
 
 
@@ -214,10 +276,23 @@ def check_live_settings(name: str, config: StreamConfig, model: Model) -> None:
     _check_numbers(name, config, model)
     _check_places(name, config, model)
     check_with_model(name, config, model)
-    check_zones(config.zones)
-    check_lines(config.lines)
-    check_filters(config.filters)
-    check_polygons(config.gate.masks, "gate.masks")
+    check_drawn(config)
+
+
+def check_drawn(config: StreamConfig) -> None:
+    """Check the zones, lines, filters and masks of a stream by themselves. Raises ConfigError."""
+    if not (config.zones or config.lines or config.filters or config.gate.masks):
+        return
+    from agent.compute.track.places import check_filters, check_lines, check_polygons, check_zones
+
+    with about("zones"):
+        check_zones(config.zones)
+    with about("lines"):
+        check_lines(config.lines)
+    with about("filters"):
+        check_filters(config.filters)
+    with about("gate", "masks"):
+        check_polygons(config.gate.masks, "gate.masks")
 
 
 def _check_labels(config: StreamConfig, model: Model) -> None:
@@ -226,10 +301,11 @@ def _check_labels(config: StreamConfig, model: Model) -> None:
         return
     for key, label in _named_labels(config):
         if label not in labels:
-            why = f"{key}.labels: the stream never reports {label!r}"
-            if label in model.manifest.output.labels:
-                raise ConfigError(f"{why}: decode.labels leaves it out")
-            raise ConfigError(f"{why}{nearest(label, labels)}")
+            from agent.config.wording import nearest
+
+            left_out = label in model.manifest.output.labels
+            why = ": decode.labels leaves it out" if left_out else nearest(label, labels)
+            raise ConfigError(f"{key}.labels: the stream never reports {label!r}{why}", keys=(key,))
 
 
 def _named_labels(config: StreamConfig) -> Iterator[tuple[str, str]]:
@@ -246,7 +322,8 @@ def _check_numbers(name: str, config: StreamConfig, model: Model) -> None:
         return
     for key in ("clips", "zones", "lines", "filters"):
         if getattr(config, key):
-            raise ConfigError(f"stream {name}: {key} need events, and {config.model} gives numbers; delete them")
+            text = f"stream {name}: {key} need events, and {config.model} gives numbers; delete them"
+            raise ConfigError(text, keys=(key,))
     if config.publish.detections is False and model.manifest.output.decoder == "raw":
         raise ConfigError(
             f"stream {name}: {config.model} gives numbers with each picture alone: set publish.detections = true"

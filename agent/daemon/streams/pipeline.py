@@ -25,7 +25,7 @@ from agent.compute.track.tracker import Tracker
 from agent.config import StreamConfig
 from agent.daemon.parts import Parts
 from agent.daemon.streams.counters import StreamMetrics
-from agent.daemon.streams.privacy import privacy_of
+from agent.errors import ConfigError
 from agent.spans import SpanRecorder
 from agent.types import AudioChunk, Event, Frame, StageTimes, StreamBudget, StreamResult
 
@@ -328,16 +328,20 @@ def open_pipeline(
 ) -> tuple[Input, VideoPipeline | AudioPipeline]:
     """Return the source of a stream, not yet started, and its pipeline with its open parts."""
     if opened.model.manifest.audio is None:
+        from agent.capture.privacy import Privacy
         from agent.capture.streams import FrameStream
 
         vision = cast("VideoPerception", opened)
+        if config.blur and vision.blur is None:
+            raise ConfigError("blur: the models that find what is blurred are not open", keys=("blur",))
+        find = vision.blur.find if vision.blur is not None else None
         frames = FrameStream(
             name,
             config.source,
             config.capture,
             on_change=on_change,
             cameras=cameras,
-            privacy=privacy_of(config, vision),
+            privacy=Privacy(config.privacy, find, config.mask_model),
             on_packet=parts.on_packet,
         )
         pipeline = VideoPipeline(frames, vision, reporter, parts, metrics)

@@ -26,13 +26,10 @@ from agent.config.places import check_masks
 from agent.daemon.parts import Parts, StreamContext, check_values, open_part, open_parts
 from agent.daemon.streams import perception
 from agent.daemon.streams.counters import StreamMetrics
-from agent.daemon.streams.extra_models import models_changed
-from agent.daemon.streams.outages import OutageLog
 from agent.daemon.streams.perception import Perception, open_perception, prepare_perception
 from agent.daemon.streams.pipeline import Input, Pipeline, StreamRun, open_pipeline
-from agent.daemon.streams.privacy import log_privacy
 from agent.daemon.streams.services import AT_WORK, State, StreamServices
-from agent.errors import BackendError, BlurError, BlurModelError, VedetteError
+from agent.errors import BackendError, BlurError, BlurModelError, VedetteError, about
 from agent.health import StreamHealth
 from agent.models.library import log_guesses, open_model
 from agent.text import plural
@@ -54,7 +51,7 @@ _SNAPSHOT = tuple(
 )
 
 
-def with_live_settings(config: StreamConfig, other: StreamConfig) -> StreamConfig:
+def _with_live_settings(config: StreamConfig, other: StreamConfig) -> StreamConfig:
     """Return a configuration with the filters, masks, zones, lines and kind of snapshots of another one.
 
     Lines keep theirs if they have other names, which need other topics.
@@ -69,6 +66,12 @@ def with_live_settings(config: StreamConfig, other: StreamConfig) -> StreamConfi
         track=replace(config.track, only_moving=other.track.only_moving),
         publish=replace(config.publish, **{key: getattr(other.publish, key) for key in _SNAPSHOT}),
     )
+
+
+def log_change(stream: str, state: str, reason: str) -> None:
+    """Log a new state of a stream's source, as `agent.capture.supervisor.OnChange`. Any thread may call this."""
+    what = reason if state == "starting" else f"{state}: {reason}"
+    log.log(logging.WARNING if state == "lost" else logging.INFO, "stream %s: %s", stream, what)
 
 
 class Stream:
@@ -100,7 +103,7 @@ class Stream:
         self.parts, self.run = Parts(), StreamRun()
         self._context: StreamContext | None = None
         self._captured: CaptureStats | None = None
-        self.metrics, self._outages = StreamMetrics(), OutageLog(name)
+        self.metrics = StreamMetrics()
         self._reporter: Reporter | None = None
         self.model: Model | None = None
         self._variant = config.variants  # that the model was opened with
@@ -119,15 +122,19 @@ class Stream:
             ConfigError, SourceError, ModelError: what is wrong, in one line. The stream is `failed` then.
         """
         try:
-            check_uri(self.config.source)
-            for _, check in check_values(self.name, self.config):
-                check()
+            with about("source"):
+                check_uri(self.config.source)
+            for keys, check in check_values(self.name, self.config):
+                with about(*keys):
+                    check()
             if self.config.enabled:
-                check_login(self.config.source, self.config.capture)
+                with about("capture"):
+                    check_login(self.config.source, self.config.capture)
                 check_masks(self.config.privacy)
-                self._open_model(perception.PREPARE_S)
-                opener, vetting = self._services.opener, self._services.vetting
-                self._perception = prepare_perception(self.name, self.config, self.model, opener, vetting)
+                with about("model"):
+                    self._open_model(perception.PREPARE_S)
+                    opener, vetting = self._services.opener, self._services.vetting
+                    self._perception = prepare_perception(self.name, self.config, self.model, opener, vetting)
         except NotYetError:
             pass  # the stream's thread opens it
         except VedetteError as error:
@@ -147,7 +154,7 @@ class Stream:
     def model_changed(self) -> bool:
         """True if the model's file or manifest has changed, or can no longer be used."""
         model = self.model
-        return model is not None and models_changed(
+        return model is not None and perception.models_changed(
             self.name, self.config, model, self._variant, self._perception
         )
 
@@ -164,7 +171,7 @@ class Stream:
         now = self.config
         promised = replace(config.service, smaller_variants=now.service.smaller_variants)
         alike = replace(
-            with_live_settings(config, now), decode=now.decode, variant=now.variant, service=now.service
+            _with_live_settings(config, now), decode=now.decode, variant=now.variant, service=now.service
         )
         return alike == now and promised == config.service and self._has_open(config.variant)
 
@@ -411,10 +418,10 @@ class Stream:
         self._context = context = StreamContext(self.name, self.config, opened, reporter, services, folder)
         try:
             with closing(open_parts(context)) as self.parts:
-                more = self.metrics, services.cameras
-                source, pipeline = open_pipeline(
-                    self.name, self.config, opened, reporter, self._outages, self.parts, *more
-                )
+                # The source's threads, which may hang, hold what logs its changes, and so no stream.
+                changed = partial(log_change, self.name)
+                more = self.parts, self.metrics, services.cameras
+                source, pipeline = open_pipeline(self.name, self.config, opened, reporter, changed, *more)
                 self._run_pipeline(source, pipeline, opened)
         finally:
             self._context = None  # it holds the model
@@ -453,7 +460,7 @@ class Stream:
         )
         self._reporter = reporter
         if self.config.hides:
-            log_privacy(self.name, self.config)
+            log.info("stream %s: %s", self.name, perception.describe_privacy(self.config))
         has_counts = opened.manifest.has_tracks and not opened.manifest.gives_texts
         if has_counts and not self._stop.is_set():
             named = self.config.labels_to_count
@@ -463,7 +470,6 @@ class Stream:
 
     def _before_each(self, opened: Perception, pipeline: Pipeline[Any], source: Input) -> None:
         self.heartbeat()
-        self._outages.poll()
         if (budget := self.budget) != self._budget_in_use:
             self._budget_in_use = budget
             pipeline.set_budget(budget)

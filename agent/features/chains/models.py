@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 from agent.compute.manifest import FEATURES, Model
 from agent.config import StreamConfig
 from agent.config.features import SecondaryConfig
-from agent.daemon.streams.extra_models import ExtraModels, OpenModel
+from agent.daemon.streams.extra_models import ExtraModels
+from agent.daemon.streams.perception import OpenModel
 from agent.errors import ConfigError, ModelError
 from agent.models.findings import DEEPEST, MOST, secondary_configs
 from agent.models.library import open_model, prefixed_errors
@@ -25,13 +26,13 @@ class ChainModels(ExtraModels):
 
     def __init__(self, config: StreamConfig, secondary: Sequence[SecondaryModel]) -> None:
         self._config, self._secondary = config, secondary
-        self._galleries = [gallery for one in secondary for gallery in one.galleries()]
+        self._chain = [each for one in secondary for each in one.chain()]
+        self._galleries = [one.gallery for one in self._chain if one.gallery is not None]
         self._pictures = [gallery.state for gallery in self._galleries]
         self._stage: SecondaryStage | None = None
 
     def models(self) -> Iterator[tuple[Model, str]]:
-        for one in self._secondary:
-            yield from one.models()
+        yield from ((one.model, one.config.variant) for one in self._chain)
 
     @property
     def is_slow(self) -> bool:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 
@@ -24,7 +23,8 @@ from agent.config import DecodeConfig, StreamConfig
 from agent.config.features import SecondaryConfig
 from agent.errors import ModelError, SourceError, reason_of
 from agent.features.chains.rules import AttributeVotes, area_of, chosen, crop_of, shorter_side
-from agent.text import is_plain
+from agent.models.library import prefixed_errors
+from agent.text import plain
 from agent.types import WHOLE, Attribute, Box, Detection, Event, Frame, Image, Track
 
 REASON = "attribute"
@@ -34,11 +34,9 @@ _LESS = ("clearer", "still here")
 
 
 log = logging.getLogger(__name__)
-MOST, LARGEST_PIXELS = 200, 4_000_000
-"""Most pictures of a gallery, and pixels of each: all are run through the model when the stream is opened, within
-the time after which a stream counts as stuck."""
-_HEAD = 65_536
-"""Bytes of a file in which the size of its picture is looked for."""
+MOST = 200
+"""Most pictures of a gallery: all are run through the model when the stream is opened, within the time after
+which a stream counts as stuck."""
 
 
 class GalleryFolder:
@@ -67,9 +65,6 @@ class GalleryFolder:
             )
         if len(found) > MOST:
             raise ModelError(f"gallery {folder}: {len(found)} pictures; at most {MOST} can be used")
-        for path in found:
-            if not is_plain(path.parent.name):
-                raise ModelError(f"gallery {folder}: the folder {path.parent.name!r} is no name that can be told")
 
     def _files(self) -> list[Path]:
         from agent.capture.local import SUFFIXES
@@ -97,7 +92,6 @@ class GalleryFolder:
         used = 0
         for path in self._files():
             try:
-                _check_size(path)
                 image = read_picture(path)
                 if image is None:
                     raise SourceError("cannot be decoded as a picture")
@@ -105,20 +99,9 @@ class GalleryFolder:
                 log.warning("gallery: %s is left out: %s", path, error)
                 continue
             used += 1
-            yield path.parent.name, image
+            yield plain(path.parent.name), image
         if not used:
             raise ModelError(f"gallery {self._folder}: none of its files is a picture that can be used")
-
-
-def _check_size(path: Path) -> None:
-    from agent.capture.source import header_size
-
-    with path.open("rb") as file:
-        width, height = header_size(file.read(_HEAD)) or (0, 0)
-    if width * height > LARGEST_PIXELS:
-        raise SourceError(
-            f"{width}x{height} pixels; expected at most {LARGEST_PIXELS // 10**6} megapixels: crop it"
-        )
 
 
 class KnownVectors:
@@ -162,24 +145,11 @@ class SecondaryModel(Struct, frozen=True):
     then: tuple[SecondaryModel, ...] = ()
     gallery: GalleryFolder | None = None
 
-    def names(self) -> Iterator[str]:
-        """Yield the names of the attributes that it and the models after it give."""
-        yield self.config.name
+    def chain(self) -> Iterator[SecondaryModel]:
+        """Yield it and the models after it."""
+        yield self
         for one in self.then:
-            yield from one.names()
-
-    def galleries(self) -> Iterator[GalleryFolder]:
-        """Yield the galleries of it and of the models after it."""
-        if self.gallery is not None:
-            yield self.gallery
-        for one in self.then:
-            yield from one.galleries()
-
-    def models(self) -> Iterator[tuple[Model, str]]:
-        """Yield it and the models after it, each with the variant that was asked for."""
-        yield self.model, self.config.variant
-        for one in self.then:
-            yield from one.models()
+            yield from one.chain()
 
 
 Answers = dict[str, list[Detection]]
@@ -200,7 +170,7 @@ class SecondaryDetector:
         answers, pattern = self.config.answers, self.config.pattern
         asked = DecodeConfig(score_threshold=self.config.score_threshold, labels=answers, pattern=pattern)
         stream = StreamConfig("", model.path, variant=self.config.variant, decode=asked)
-        with _named(model.path):
+        with prefixed_errors(model.path):
             self._session = opener(model, backend, options)
             self._detector = build_detector(self._session, model, stream)
             self._known = self._read_gallery(secondary)
@@ -245,16 +215,6 @@ class SecondaryDetector:
         self._session.close()
 
 
-@contextmanager
-def _named(path: str) -> Iterator[None]:
-    """Prefix the model's path to errors inside, which would be taken for errors of the first model."""
-    try:
-        yield
-    except ModelError as error:
-        first, *more = error.faults
-        raise type(error)(first if first.startswith(path) else f"{path}: {first}", *more) from None
-
-
 _Votes = dict[str, AttributeVotes]
 """Answers about one object, by name of the attribute."""
 
@@ -265,7 +225,7 @@ class SecondaryStage:
     def __init__(self, models: Sequence[SecondaryModel], opener: Opener, stream: StreamConfig) -> None:
         """Open the models, on the stream's backend; see `SecondaryDetector` for what is raised."""
         self._whole = stream.crop
-        self._configs = [dict(_configs(one)) for one in models]
+        self._configs = [{each.config.name: each.config for each in one.chain()} for one in models]
         self._known: dict[str, list[_Votes]] = {}
         options = SessionOptions(threads=stream.threads, priority=stream.service.priority)
         self._detectors = [SecondaryDetector(one, opener, stream.backend, options) for one in models]
@@ -351,12 +311,6 @@ class SecondaryStage:
         """Release the models."""
         for one in self._detectors:
             one.close()
-
-
-def _configs(secondary: SecondaryModel) -> Iterator[tuple[str, SecondaryConfig]]:
-    yield secondary.config.name, secondary.config
-    for one in secondary.then:
-        yield from _configs(one)
 
 
 def _votes(configs: Mapping[str, SecondaryConfig]) -> _Votes:

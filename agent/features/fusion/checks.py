@@ -10,7 +10,7 @@ from msgspec import Struct
 
 from agent.comms.messages import ModelId
 from agent.comms.topics import TEXT
-from agent.config import Config, FusionConfig, TextConfig
+from agent.config import Config, FusionConfig
 from agent.errors import ConfigError, VedetteError
 from agent.features.fusion.expression import EvidenceSource, LogOdds, Rule, read_calibration
 from agent.features.fusion.rules import Condition
@@ -102,7 +102,7 @@ class FusionPlan(Struct, frozen=True):
     """Fused events and texts to run, by name."""
 
     fused: dict[str, FusedEvent]
-    texts: dict[str, TextConfig]
+    texts: tuple[str, ...]
 
 
 def plan_fusion(config: Config, read_models: ModelReader = all_findings) -> FusionPlan:
@@ -123,7 +123,7 @@ def plan_fusion(config: Config, read_models: ModelReader = all_findings) -> Fusi
             fused[name] = open_fused(one, sources)
         except ConfigError as error:
             raise ConfigError(f"fusion {name}: {error}", keys=("fusion", name, *error.keys)) from error
-    return FusionPlan(fused, dict(config.text) if fused else {})
+    return FusionPlan(fused, tuple(config.text) if fused else ())
 
 
 def _check_names(config: Config) -> None:

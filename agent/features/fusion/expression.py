@@ -26,12 +26,11 @@ from msgspec import Struct
 from agent.errors import ConfigError
 from agent.structs import from_json
 
-RULE_MAX, TERMS_MAX, DEPTH_MAX = 1000, 32, 32
-"""Characters and different terms of a rule, and levels of its parentheses."""
-_TOKEN = re.compile(
-    r"""\s*(?:(?P<sign>[()])|(?:(?P<source>[^\W_][\w-]*)\s*:\s*)?"""
-    r"""(?:"(?P<quoted>[^"]*)"|(?P<word>[^\W_][\w-]*))|(?P<other>\S))"""
-)
+RULE_MAX, TERMS_MAX = 1000, 32
+"""Characters and different terms of a rule."""
+_TERM = re.compile(r"""(?:([^\W_][\w-]*)\s*:\s*)?(?:"([^"]*)"|([^\W_][\w-]*))""")
+"""Source, quoted words, and label of a term, or a keyword in place of the label."""
+_NODES = (ast.BoolOp, ast.And, ast.Or, ast.UnaryOp, ast.Not, ast.Name, ast.Load)
 _WORDS = re.compile(r"\w+(?:['’]\w+)*")
 _KEYWORDS = ("and", "or", "not")
 
@@ -115,7 +114,6 @@ class _Wanted(NamedTuple):
     source: str
     label: str
     quoted: bool
-    column: int
 
     def __str__(self) -> str:
         label = f'"{self.label}"' if self.quoted else self.label
@@ -135,7 +133,7 @@ class Rule:
 
         Raises:
             ConfigError: it is no rule, names a stream or a label that there is not, or would be true while
-                nothing is seen or heard. The message has the column.
+                nothing is seen or heard.
         """
         self._root, wanted = _parse(text)
         self.terms = tuple(_tied(one, sources) for one in wanted)
@@ -156,57 +154,30 @@ def _parse(text: str) -> tuple[ast.expr, list[_Wanted]]:
     """
     if len(text) > RULE_MAX:
         raise ConfigError(f"a rule has at most {RULE_MAX} characters; found {len(text)}")
+    if odd := re.search(r"[^\s()]", _TERM.sub("", text)):
+        raise ConfigError(f"{odd[0]!r} cannot be read; use letters, digits, _ and -, or words in quotes")
     wanted: dict[str, _Wanted] = {}
-    code, depth, takes_term = list[str](), 0, True
-    text = text.rstrip()
-    for found in _TOKEN.finditer(text):
-        kind = found.lastgroup or "other"
-        token, column = found[kind], found.start(kind) + 1 - (kind == "quoted")
-        word = token.lower() if kind == "word" and token.lower() in _KEYWORDS else ""
-        if kind == "other":
-            hint = 'a closing " is missing' if token == '"' else "use letters, digits, _ and -, or quotes"
-            raise ConfigError(f"column {column}: {token!r} cannot be read; {hint}")
-        if word and found["source"]:
-            raise ConfigError(f"column {column}: expected a label after {found['source']}:; found {token!r}")
-        if takes_term and kind != "sign" and not word:
-            one = _Wanted(found["source"] or "", token, kind == "quoted", found.start("source") + 1 or column)
-            code.append(f"_{_number(one, wanted)}")
-            takes_term = False
-        elif takes_term and token == "(":
-            depth += 1
-            code.append("(")
-        elif takes_term and word == "not":
-            code.append("not")
-        elif not takes_term and word in ("and", "or"):
-            code.append(word)
-            takes_term = True
-        elif not takes_term and token == ")" and depth:
-            depth -= 1
-            code.append(")")
-        else:
-            raise _unexpected(column, repr(token), takes_term=takes_term)
-        if depth > DEPTH_MAX:
-            raise ConfigError(f"column {column}: more than {DEPTH_MAX} levels")
-    if takes_term:
-        raise _unexpected(len(text) + 1, "the end", takes_term=True)
-    if depth:
-        raise ConfigError(f'column {len(text) + 1}: expected ")"; found the end')
-    return ast.parse(" ".join(code), mode="eval").body, list(wanted.values())
 
+    def name(found: re.Match[str]) -> str:
+        source, quoted, word = found.groups()
+        if not source and word and word.lower() in _KEYWORDS:
+            return f" {word.lower()} "
+        one = _Wanted(source or "", word or quoted, not word)
+        if not plain_words(one.label):
+            raise ConfigError(f"{one}: there is no word in it")
+        wanted[str(one)] = one
+        return f" _{list(wanted).index(str(one))} "
 
-def _unexpected(column: int, found: str, *, takes_term: bool) -> ConfigError:
-    expected = "a label, a word in quotes, or (" if takes_term else '"and", "or" or the end'
-    return ConfigError(f"column {column}: expected {expected}; found {found}")
-
-
-def _number(term: _Wanted, wanted: dict[str, _Wanted]) -> int:
-    """Return the number of a term, which is added unless it is known."""
-    if not plain_words(term.label):
-        raise ConfigError(f"column {term.column}: {term}: there is no word in it")
-    known = wanted.setdefault(str(term), term)
+    code = " ".join(_TERM.sub(name, text).split())
     if len(wanted) > TERMS_MAX:
-        raise ConfigError(f"column {term.column}: more than {TERMS_MAX} different terms")
-    return list(wanted.values()).index(known)
+        raise ConfigError(f"{len(wanted)} different terms; a rule has at most {TERMS_MAX}")
+    try:
+        root = ast.parse(code, mode="eval").body
+    except (SyntaxError, RecursionError, MemoryError):
+        root = None
+    if root is None or not all(isinstance(node, _NODES) for node in ast.walk(root)):
+        raise ConfigError('expected labels and words in quotes, joined with "and", "or", "not" and parentheses')
+    return root, list(wanted.values())
 
 
 def parse_term(text: str, sources: Mapping[str, EvidenceSource]) -> Term:
@@ -223,38 +194,20 @@ def parse_term(text: str, sources: Mapping[str, EvidenceSource]) -> Term:
 
 def _tied(wanted: _Wanted, sources: Mapping[str, EvidenceSource]) -> Term:
     """Tie a term to the sources that may give it."""
-    label, text = plain_words(wanted.label), str(wanted)
-    if wanted.source in sources and sources[wanted.source].kind == "none":
-        what = "gives numbers or verdicts on parts, no tracks or keywords"
-        raise ConfigError(f"column {wanted.column}: {text}: {wanted.source} {what}")
-    if wanted.source:
-        _check_source(wanted, sources)
-        allowed = {wanted.source: sources[wanted.source]}
-    else:
-        kinds = ("words", "text", "unknown") if wanted.quoted else ("pictures", "sounds", "words", "unknown")
-        allowed = {name: one for name, one in sources.items() if one.kind in kinds}
-    giving = tuple(name for name, one in allowed.items() if one.may_give(label, is_named=bool(wanted.source)))
-    if not giving:
-        raise ConfigError(f"column {wanted.column}: {text}: {_missing(wanted, allowed)}")
-    return Term(text, label, giving)
-
-
-def _check_source(wanted: _Wanted, sources: Mapping[str, EvidenceSource]) -> None:
-    if wanted.source not in sources:
+    label, named = plain_words(wanted.label), wanted.source
+    if named and named not in sources:
         known = ", ".join(sources) or "none"
-        raise ConfigError(f"column {wanted.column}: {wanted}: no stream or text is called {wanted.source!r}; "
-                          f"there are: {known}")  # fmt: skip
-
-
-def _missing(wanted: _Wanted, allowed: Mapping[str, EvidenceSource]) -> str:
-    known = sorted({label for one in allowed.values() for label in one.labels})
-    if wanted.quoted and not wanted.source and not known:
-        return "words come from a [text.NAME] or a stream with a model of keywords; there is none"
-    if not known:
-        return "no stream gives labels"
-    shown = ", ".join(known[:12]) + (" …" if len(known) > 12 else "")
-    hint = "" if wanted.quoted else "; words of a text are in quotes"
-    return f"nothing gives this label; known: {shown}{hint}"
+        raise ConfigError(f"{wanted}: no stream or text is called {named!r}; there are: {known}")
+    if named and sources[named].kind == "none":
+        raise ConfigError(f"{wanted}: {named} gives numbers or verdicts on parts, no tracks or keywords")
+    kinds = ("words", "text", "unknown") if wanted.quoted else ("pictures", "sounds", "words", "unknown")
+    allowed = {name: one for name, one in sources.items() if (name == named if named else one.kind in kinds)}
+    giving = tuple(name for name, one in allowed.items() if one.may_give(label, is_named=bool(named)))
+    if not giving:
+        known = ", ".join(sorted({label for one in allowed.values() for label in one.labels})) or "none"
+        hint = "they come from keywords or a [text.NAME]" if wanted.quoted else "words of a text are in quotes"
+        raise ConfigError(f"{wanted}: nothing gives this; known: {known}; {hint}")
+    return Term(str(wanted), label, giving)
 
 
 def _judge(node: ast.expr, readings: Sequence[Reading]) -> Judgement:

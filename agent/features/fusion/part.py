@@ -21,7 +21,7 @@ from msgspec import Struct
 
 from agent.comms.reporter import EventSink, Reporter, RetainedSink
 from agent.comms.topics import Topics
-from agent.config import Config, PublishConfig, TextConfig
+from agent.config import Config, PublishConfig
 from agent.daemon.parts import DevicePart
 from agent.daemon.runtime import Runtime
 from agent.errors import CommandError, ConfigError
@@ -120,15 +120,8 @@ class FusionRunner:
             plan: to run from now on.
             tracks: that are open now, by stream: evidence for what is new.
         """
-        self.texts = {name: self._receiver(name, one) for name, one in plan.texts.items()}
+        self.texts = {name: self.texts.get(name) or TextReceiver(name, self.add_text) for name in plan.texts}
         self._tasks.put(partial(self._configure, plan.fused, tracks))
-
-    def _receiver(self, name: str, config: TextConfig) -> TextReceiver:
-        """Return the receiver of a text; the one that there is if nothing has changed."""
-        known = self.texts.get(name)
-        if known is not None and known.clock_within_s == config.clock_within_s:
-            return known
-        return TextReceiver(name, config.clock_within_s, self.add_text)
 
     def add_events(self, stream: str, events: Sequence[Event], at: datetime) -> None:
         """Add events of a stream, with their UTC of capture."""
@@ -294,6 +287,8 @@ def open_device_part(runtime: Runtime) -> FusionPart:
 
 TEXT_MAX = 4096
 """Largest payload, bytes."""
+_CLOCK_WITHIN = timedelta(seconds=5)
+"""Most difference of a text's own time from this device's clock for which it counts."""
 
 
 class ReceivedText(Struct, frozen=True):
@@ -344,9 +339,9 @@ def _utc(at: datetime | float | None) -> datetime | None:
     return datetime.fromtimestamp(at, UTC)
 
 
-def said_at(text: ReceivedText, arrived_at: datetime, clock_within_s: float) -> datetime:
+def said_at(text: ReceivedText, arrived_at: datetime) -> datetime:
     """Return when a text was said: its own time if that is near enough, and not ahead; else its arrival."""
-    if text.at is None or abs(text.at - arrived_at) > timedelta(seconds=clock_within_s):
+    if text.at is None or abs(text.at - arrived_at) > _CLOCK_WITHIN:
         return arrived_at
     return min(text.at, arrived_at)
 
@@ -355,15 +350,13 @@ class TextReceiver:
     """Receives the texts of one topic. For the connection's thread; each kind of refusal is logged once.
 
     Attributes:
-        clock_within_s: see `agent.config.TextConfig`.
         refused: number of messages that were refused.
     """
 
-    def __init__(self, name: str, clock_within_s: float, on_text: Callable[[str, str, datetime], None]) -> None:
+    def __init__(self, name: str, on_text: Callable[[str, str, datetime], None]) -> None:
         """Pass on the name of the text input, the text, and the UTC at which it was said."""
-        self._name, self.clock_within_s, self._on_text = name, clock_within_s, on_text
+        self._name, self._on_text = name, on_text
         self.refused, self._reasons = 0, set[str]()
-        self._clock_logged = False
 
     def receive(self, received: IncomingMessage) -> None:
         """Pass a message on, or refuse it."""
@@ -377,9 +370,7 @@ class TextReceiver:
         except CommandError as error:
             self._refuse(str(error))
             return
-        if text.at is not None and abs((text.at - arrived_at).total_seconds()) > self.clock_within_s:
-            self._log_clock((text.at - arrived_at).total_seconds())
-        self._on_text(self._name, text.text, said_at(text, arrived_at, self.clock_within_s))
+        self._on_text(self._name, text.text, said_at(text, arrived_at))
 
     def _refuse(self, why: str) -> None:
         self.refused += 1
@@ -387,13 +378,3 @@ class TextReceiver:
         if kind not in self._reasons:
             self._reasons.add(kind)
             log.warning("text %s: refused: %s; more of this kind are counted in health", self._name, why)
-
-    def _log_clock(self, ahead_s: float) -> None:
-        if not self._clock_logged:
-            self._clock_logged = True
-            log.warning(
-                "text %s: the sender's clock is %.1f s %s of this device's: the time of arrival counts instead",
-                self._name,
-                abs(ahead_s),
-                "ahead" if ahead_s > 0 else "behind",
-            )

@@ -324,10 +324,8 @@ class InspectedVision:
         one = self._inspection.counters.counters
         parts = one.ok + one.ng + one.unsure
         place, counts = self._reporter.place, (parts, one.ok, one.ng, one.unsure, one.rejected)
-        self._reporter.retain(InspectionMessage(*place, one.began_at, *counts, one.reasons, one.last))
+        self._reporter.retain(InspectionMessage(*place, *counts, one.reasons, one.last))
 
     def write_counters(self) -> None:
-        if self._inspection.counters.begin_shift():
-            self._report_counters()
         if self._inspection.counters.is_due:
             self._inspection.store.run(self._inspection.counters.write)

@@ -15,10 +15,9 @@ opens, is unsure.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import datetime, timedelta
+from datetime import datetime
 
 from msgspec import Struct
-from msgspec.structs import replace
 
 from agent.comms.messages import PartVerdict
 from agent.config.features import InspectionConfig
@@ -28,8 +27,6 @@ GOOD, BETWEEN, NOT_FOUND, HALF = "good", "between", "not found", "half in view"
 FEW, NONE, OVERTAKEN, LATE = "too few pictures", "no picture", "overtaken", "late"
 OPEN_MAX = 64
 """Most parts between trigger and verdict."""
-_FUTURE = timedelta(hours=1)
-"""A shift that begins so far ahead was begun by a clock that was wrong."""
 _EDGE = 0.005
 """A box touches an edge within this distance, as a share of the side."""
 
@@ -205,17 +202,15 @@ class Inspector:
 
 
 class Counters(Struct, frozen=True):
-    """Counts of a shift.
+    """Counts of parts since the first start.
 
     Attributes:
-        began_at: when the shift began, with the offset of the local time; None: counted since the first start.
         ok, ng, unsure: parts by verdict.
         rejected: parts for which the reject output was told to act.
         reasons: parts that were not ok, by the reason of their verdict, at most 64 reasons.
-        last: verdict on the newest part; None: there was none in this shift.
+        last: verdict on the newest part; None: there was none.
     """
 
-    began_at: datetime | None = None
     ok: int = 0
     ng: int = 0
     unsure: int = 0
@@ -234,41 +229,4 @@ def counted(counters: Counters, verdict: PartVerdict) -> Counters:
     if verdict.verdict != "ok" and (why in reasons or len(reasons) < _REASONS_MAX):
         reasons[why] = reasons.get(why, 0) + 1
     rejected = counters.rejected + verdict.rejected
-    return Counters(counters.began_at, **more, rejected=rejected, reasons=reasons, last=verdict.verdict)
-
-
-def shift_of(now: datetime, shifts: Sequence[str]) -> datetime | None:
-    """Return when the shift began that a time lies in; None: there are no shifts.
-
-    Args:
-        now: local time as clocks on the wall show it, without an offset.
-        shifts: times of day, `HH:MM`.
-
-    Returns:
-        a time on the wall, without an offset: where clocks are set back, one shift is an hour longer.
-    """
-    if not shifts:
-        return None
-    days = (now, now - timedelta(days=1))
-    begins = [
-        day.replace(hour=int(one[:2]), minute=int(one[3:]), second=0, microsecond=0)
-        for day in days
-        for one in shifts
-    ]
-    return max(begin for begin in begins if begin <= now)
-
-
-def at_shift(counters: Counters, now: datetime, shifts: Sequence[str]) -> Counters:
-    """Return the counters at a time: the same, or new ones if a later shift has begun.
-
-    Args:
-        counters: so far.
-        now: see `shift_of`.
-        shifts: times of day; without, the counters go on.
-    """
-    begins = shift_of(now, shifts)
-    if begins is None:
-        return counters if counters.began_at is None else replace(counters, began_at=None)
-    began, here = counters.began_at, begins.astimezone()
-    is_later = began is None or here > began or began - now.astimezone() > _FUTURE
-    return Counters(here) if is_later else counters
+    return Counters(**more, rejected=rejected, reasons=reasons, last=verdict.verdict)

@@ -13,7 +13,6 @@ import threading
 import time
 import uuid
 from collections import deque
-from collections.abc import Iterable
 from contextlib import ExitStack
 from datetime import UTC, datetime
 from pathlib import Path
@@ -24,8 +23,7 @@ import msgspec
 from agent.comms.messages import PartVerdict
 from agent.config.features import InspectionConfig
 from agent.errors import CommandError, StorageError
-from agent.features.inspection.rules import ClosedPart, Counters, at_shift, counted
-from agent.storage.files import CLOCK_SET
+from agent.features.inspection.rules import ClosedPart, Counters, counted
 from agent.storage.part_pictures import PartPictures
 from agent.storage.state import StateFile
 from agent.structs import from_json
@@ -41,9 +39,9 @@ _WAITING_MAX = 1000
 class CounterFile:
     """Counters of a stream, kept over restarts. For one thread; writing may be handed to another."""
 
-    def __init__(self, folder: Path, stream: str, shifts: Iterable[str]) -> None:
+    def __init__(self, folder: Path, stream: str) -> None:
         """Read the counters of an earlier run; a damaged file is set aside, and they begin anew."""
-        self._file, self._shifts = StateFile(folder / f"inspection-{stream}.json"), tuple(shifts)
+        self._file = StateFile(folder / f"inspection-{stream}.json")
         self.counters, self._written, self._tried_s = Counters(), Counters(), time.monotonic()
         try:
             content = self._file.read()
@@ -55,16 +53,7 @@ class CounterFile:
 
     def add(self, verdict: PartVerdict) -> None:
         """Count one part."""
-        self.begin_shift()
         self.counters = counted(self.counters, verdict)
-
-    def begin_shift(self) -> bool:
-        """Begin new counters if a shift has begun; return True then. A clock that is not set begins none."""
-        if time.time() < CLOCK_SET:
-            return False
-        before = self.counters
-        self.counters = at_shift(before, datetime.now(), self._shifts)  # the clock on the wall
-        return self.counters is not before
 
     @property
     def is_due(self) -> bool:
@@ -120,7 +109,7 @@ class Inspection:
             self.reject = _open_reject(stream, config, reject)
             if self.reject is not None:
                 opened.callback(self.reject.close)
-            self.counters = CounterFile(state, stream, config.shifts)
+            self.counters = CounterFile(state, stream)
             self.store = PartPictures(clips / stream, config.keep_bytes)
             opened.callback(self._close_files)
             if config.trigger.startswith("gpio:"):

@@ -25,7 +25,7 @@ from agent.compute.manifest import Model
 from agent.config import StreamConfig
 from agent.daemon.parts import DevicePart, Parts, StreamPart
 from agent.daemon.runtime import Runtime
-from agent.daemon.streams.counters import LatencyWindow
+from agent.daemon.streams.counters import StageTimer
 from agent.daemon.streams.perception import Perception, open_perception
 from agent.daemon.streams.stream import Stream
 from agent.errors import VedetteError
@@ -92,7 +92,7 @@ class Shadow(StreamPart):
         self._name, self._config, self._model, self._plan, self._every = name, config, model, plan, every
         waiting = _PICTURES if model.manifest.audio is None else _CHUNKS
         self._inputs: queue.Queue[tuple[_Crop | AudioChunk, _Answer] | None] = queue.Queue(waiting)
-        self._infer, self._present = LatencyWindow(), LatencyWindow()
+        self._infer, self._present = StageTimer(), StageTimer()
         self._span, self._heard = 0, (_Span(), _Span())
         self._offered, self._compared, self._agreed, self._failed = 0, 0, 0.0, ""
         self._closed, self._own = False, own

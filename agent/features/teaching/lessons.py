@@ -9,18 +9,18 @@ from __future__ import annotations
 
 import logging
 import math
+import secrets
 import threading
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any
 
 import msgspec
 from msgspec.structs import replace
 
 from agent.comms.reporter import Reporter
-from agent.compute.manifest import Model
 from agent.compute.states import EXAMPLES_MIN, Floats, Head, leave_one_out
 from agent.daemon.parts import StreamPart
 from agent.errors import NO_JSON, CommandError, StorageError
@@ -82,27 +82,7 @@ class Course:
         self.begun_s, self.newest_ns = time.monotonic(), -math.inf
 
 
-class TeachablePerception(Protocol):
-    """Perception of a stream that can be taught: `VideoPerception` or `UtterancePerception`."""
-
-    @property
-    def model(self) -> Model: ...
-
-    @property
-    def has_features(self) -> bool: ...
-
-    @property
-    def embedding_size(self) -> int: ...
-
-    @property
-    def answered_by(self) -> tuple[str, str]: ...
-
-
-PerceptionT = TypeVar("PerceptionT", bound=TeachablePerception)
-HeadT = TypeVar("HeadT", bound=TaughtHead)
-
-
-class Teaching(StreamPart, ABC, Generic[PerceptionT, HeadT]):
+class Teaching(StreamPart, ABC):
     """All that one stream was taught, and the lesson that is going on.
 
     What takes examples, `poll` and `finish` are for the stream's thread; the rest is for any thread.
@@ -110,18 +90,20 @@ class Teaching(StreamPart, ABC, Generic[PerceptionT, HeadT]):
     Attributes:
         values_min: values that are needed before any is told.
         noun: what an example is.
+        delay_s: time from a request to its first example, s.
     """
 
     values_min = 2
     noun = "picture"
+    delay_s = 0.0
+    _heads: dict[str, Any]
 
     def __init__(
         self,
         stream: str,
         folder: Path,
-        perception: PerceptionT,
+        perception: Any,
         reporter: Reporter,
-        delay_s: float,
         patience_s: float = PATIENCE_S,
     ) -> None:
         """Read what was taught.
@@ -129,13 +111,13 @@ class Teaching(StreamPart, ABC, Generic[PerceptionT, HeadT]):
         Args:
             stream: its name.
             folder: of the files of all streams' states; it need not exist.
-            perception: gives embeddings.
+            perception: gives embeddings: `VideoPerception` or `UtterancePerception`.
             reporter: of the stream.
-            delay_s: time from a request to its first example, s.
             patience_s: longest wait for the examples of a lesson, s.
         """
         self._stream, self._folder, self._perception, self._reporter = stream, folder, perception, reporter
-        self._delay_s, self._patience_s = delay_s, patience_s
+        self._patience_s = patience_s
+        self._prefix, self._number = f"{stream}-{secrets.token_hex(4)}-{self.noun[0]}", 0
         self._lock = threading.Lock()
         self._course: Course | None = None
         self._is_closed, self._stale = False, set[str]()
@@ -238,24 +220,24 @@ class Teaching(StreamPart, ABC, Generic[PerceptionT, HeadT]):
         """Return what tells the values apart. Raises ValueError if nothing can."""
 
     @abstractmethod
-    def _open(self, taught: TaughtState) -> HeadT:
+    def _open(self, taught: TaughtState) -> TaughtHead:
         """Return what uses something taught."""
 
     @abstractmethod
-    def _inherit(self, one: HeadT, before: HeadT) -> None:
+    def _inherit(self, one: Any, before: Any) -> None:
         """Take over what is known from what used a state before it was taught more."""
 
     @abstractmethod
-    def _discard(self, one: HeadT, reason: str) -> None:
+    def _discard(self, one: Any, reason: str) -> None:
         """Publish that nothing is known any more."""
 
     @abstractmethod
-    def _describe(self, one: HeadT) -> dict[str, Any]: ...
+    def _describe(self, one: Any) -> dict[str, Any]: ...
 
     def _check(self, lesson: Lesson) -> None:
         check_lesson(lesson)
 
-    def _why_silent(self, one: HeadT) -> str:
+    def _why_silent(self, one: Any) -> str:
         """Return why a state has no value; empty: no reason is known."""
         taught = one.taught
         if not self._is_current(taught):
@@ -300,7 +282,7 @@ class Teaching(StreamPart, ABC, Generic[PerceptionT, HeadT]):
 
     def _add_example(self, course: Course, rows: Floats, at_ns: int) -> None:
         """Add the embeddings [variations, size] of an example, and learn from all after the last one."""
-        course.newest_ns, course.begun_s = at_ns, time.monotonic() - self._delay_s
+        course.newest_ns, course.begun_s = at_ns, time.monotonic() - self.delay_s
         course.taken.append(rows)
         if len(course.taken) == course.lesson.examples:
             model, variant = self._perception.model.sha256, self._perception.answered_by[1]
@@ -316,7 +298,6 @@ class Teaching(StreamPart, ABC, Generic[PerceptionT, HeadT]):
         try:
             known = self._heads.get(lesson.state)
             taught = (base if known is None else self._read(known)).with_examples(lesson.value, course.taken)
-            _check_kept(known, taught)
             opened, result = self._open(taught), self._result(taught)
             make_folder(self._folder)
             self._file(lesson.state).write(msgspec.json.encode(taught))
@@ -361,7 +342,7 @@ class Teaching(StreamPart, ABC, Generic[PerceptionT, HeadT]):
             self._course = None
         course.done(result, why)
 
-    def _read(self, one: HeadT) -> TaughtState:
+    def _read(self, one: Any) -> TaughtState:
         """Return a state with its examples; without any if its file is gone. Raises StorageError."""
         file = self._file(one.taught.name)
         try:
@@ -373,18 +354,7 @@ class Teaching(StreamPart, ABC, Generic[PerceptionT, HeadT]):
         return StateFile(self._folder / f"{self._stream}.{state}.json")
 
 
-def _check_kept(known: TaughtHead | None, taught: TaughtState) -> None:
-    """Raise ValueError if there is no room for enough examples of each value."""
-    for value, count in (known.counts if known else {}).items():
-        if count >= EXAMPLES_MIN > len(taught.examples.get(value, ())):
-            kept = sum(map(len, taught.examples.values()))
-            raise ValueError(
-                f"{taught.name} has room for some {kept} examples of this model, too few for another value: "
-                "forget one, or teach another state"
-            )
-
-
-def read_states(folder: Path, stream: str, use: Callable[[TaughtState], HeadT]) -> dict[str, HeadT]:
+def read_states(folder: Path, stream: str, use: Callable[[TaughtState], Any]) -> dict[str, Any]:
     """Return what `use` makes of each taught state of a stream, by name; a damaged file is set aside."""
     found = {}
     for path in sorted(folder.glob(f"{stream}.*.json")):

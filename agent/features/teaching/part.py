@@ -43,7 +43,7 @@ def known_values(name: str, config: StreamConfig, state: Path) -> dict[str, tupl
     return stored_values(state / FOLDER, name) if may_be_taught(config) else {}
 
 
-def open_part(context: StreamContext, _: Parts) -> Teaching[Any, Any] | None:
+def open_part(context: StreamContext, _: Parts) -> Teaching | None:
     """Read what a stream was taught; None: it can be taught nothing."""
     manifest = context.perception.model.manifest
     if not may_be_taught(context.config) or (manifest.audio is not None and not manifest.is_embedding):

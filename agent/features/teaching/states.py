@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import secrets
 import time
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from msgspec.structs import replace
 
 from agent.comms.messages import SensorMessage
-from agent.comms.reporter import Reporter
 from agent.compute.states import UNSURE, Floats, Head, StateHead, StateSensor, confused_values, vary
-from agent.features.teaching.lessons import PATIENCE_S, Course, TaughtHead, Teaching
+from agent.features.teaching.lessons import Course, TaughtHead, Teaching
 from agent.features.teaching.taught import TaughtState
 from agent.types import WHOLE, Event, Frame, StageTimes, StreamResult, Track
 
@@ -26,8 +23,6 @@ _EVERY_NS = 500_000_000
 """Least time between two examples: pictures in a row are alike."""
 _SETTLING_NS = 200_000_000
 """Least time between two inferences that are made only because a value is unknown or may change."""
-DELAY_S = 1.0
-"""Time from a request to its first example, s: pictures of a network camera are that late."""
 
 
 class _Sensor(TaughtHead):
@@ -45,22 +40,13 @@ class _Sensor(TaughtHead):
         self.message: SensorMessage | None = None
 
 
-class StreamStates(Teaching["VideoPerception", _Sensor]):
-    """State sensors of one stream."""
+class StreamStates(Teaching):
+    """State sensors of one stream. Its perception gives embeddings of the newest picture."""
 
-    def __init__(
-        self,
-        stream: str,
-        folder: Path,
-        vision: VideoPerception,
-        reporter: Reporter,
-        delay_s: float = DELAY_S,
-        patience_s: float = PATIENCE_S,
-    ) -> None:
-        """Read what was taught; see `Teaching`. `vision` gives embeddings of the newest picture."""
-        super().__init__(stream, folder, vision, reporter, delay_s, patience_s)
-        self._prefix, self._number = f"{stream}-{secrets.token_hex(4)}-s", 0
-        self._processed_ns = -_SETTLING_NS
+    delay_s = 1.0  # pictures of a network camera are that late
+    _perception: VideoPerception
+    _heads: dict[str, _Sensor]
+    _processed_ns = -_SETTLING_NS
 
     @property
     def pins_variant(self) -> bool:
@@ -152,7 +138,7 @@ class StreamStates(Teaching["VideoPerception", _Sensor]):
         }
 
     def _take_example(self, course: Course, frame: Frame) -> None:
-        if time.monotonic() - course.begun_s < self._delay_s:
+        if time.monotonic() - course.begun_s < self.delay_s:
             return
         if frame.captured_ns - course.newest_ns < _EVERY_NS or len(course.taken) >= course.lesson.examples:
             return

@@ -2,26 +2,20 @@
 
 from __future__ import annotations
 
-import secrets
 import time
 from collections.abc import Mapping, Sequence
 from datetime import datetime
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from agent.comms.reporter import Reporter
 from agent.compute.listening import WordHead
 from agent.compute.states import UNSURE, Floats, Head, StateAnswer
 from agent.errors import CommandError
-from agent.features.teaching.lessons import PATIENCE_S, Course, TaughtHead, Teaching
+from agent.features.teaching.lessons import Course, TaughtHead, Teaching
 from agent.features.teaching.taught import Lesson, TaughtState
 from agent.types import AudioChunk, Event, StageTimes, StreamResult, Track
 
 if TYPE_CHECKING:
     from agent.compute.listening import HeardUtterance, UtterancePerception
-
-DELAY_S = 0.4
-"""Time from a request to its first example, s: an utterance comes so late after its end."""
 
 
 class _Words(TaughtHead):
@@ -32,24 +26,14 @@ class _Words(TaughtHead):
         self.newest: Track | None = None
 
 
-class StreamWords(Teaching["UtterancePerception", _Words]):
-    """Taught words of one stream."""
+class StreamWords(Teaching):
+    """Taught words of one stream. Its perception gives embeddings of utterances."""
 
     values_min = 1
     noun = "word"
-
-    def __init__(
-        self,
-        stream: str,
-        folder: Path,
-        hearing: UtterancePerception,
-        reporter: Reporter,
-        delay_s: float = DELAY_S,
-        patience_s: float = PATIENCE_S,
-    ) -> None:
-        """Read what was taught; see `Teaching`. `hearing` gives embeddings of utterances."""
-        super().__init__(stream, folder, hearing, reporter, delay_s, patience_s)
-        self._prefix, self._number = f"{stream}-{secrets.token_hex(4)}-w", 0
+    delay_s = 0.4  # an utterance comes so late after its end
+    _perception: UtterancePerception
+    _heads: dict[str, _Words]
 
     def process(self, item: AudioChunk, result: StreamResult) -> None:
         self.poll(time.monotonic_ns())
@@ -106,7 +90,7 @@ class StreamWords(Teaching["UtterancePerception", _Words]):
             raise CommandError("region: is of a picture, and this stream has sound; leave it out")
 
     def _take_example(self, course: Course, heard: HeardUtterance) -> None:
-        if time.monotonic() - course.begun_s >= self._delay_s and len(course.taken) < course.lesson.examples:
+        if time.monotonic() - course.begun_s >= self.delay_s and len(course.taken) < course.lesson.examples:
             self._add_example(course, heard.embedding[None], heard.ended_ns)
 
     def _recognise(self, heard: HeardUtterance, now: datetime, stages: StageTimes) -> None:

@@ -17,11 +17,11 @@ import hashlib
 import io
 import logging
 import lzma
-import time
 import zipfile
 import zlib
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -35,7 +35,8 @@ from agent.compute.infer.session import CPU, Opener, SessionOptions
 from agent.compute.listening import embedding_output
 from agent.compute.manifest import Model
 from agent.config import StreamConfig
-from agent.daemon.streams.extra_models import ExtraModels, OpenModel
+from agent.daemon.streams.extra_models import ExtraModels
+from agent.daemon.streams.perception import OpenModel
 from agent.errors import ModelError
 from agent.models.files import read_part
 from agent.models.library import open_model, prefixed_errors
@@ -50,8 +51,6 @@ LARGEST = 1024**2
 _LAYERS_MAX, _WINDOWS_MAX, _AGO_MAX_S = 4, 16, 1.0
 _SPARE_S = 0.5
 """Sound that is kept beyond what is needed, s: a chunk may hold several inferences."""
-_SLOW_S, _SLOW_TIMES = 0.1, 3
-"""Time that a word may take, s: after so many slower ones in a row there is a warning."""
 _EDGE_S = 0.05
 """Sound before the first window, s: there the resampler begins."""
 _ROW_S = 1.5
@@ -66,6 +65,8 @@ _PAUSE_STEPS, _END_STEPS, _LOUD_STEPS = 25, 5, 3
 
 _DAMAGED = (
     ValueError,
+    TypeError,
+    IndexError,
     OSError,
     EOFError,
     RuntimeError,
@@ -139,27 +140,19 @@ def _checked(kept: Mapping[str, Array], sha256: str, path: str) -> VerificationH
     count = sum(name.startswith("weights") for name in kept)
     if not 0 < count <= _LAYERS_MAX:
         raise ModelError(f"{path}: {count} layers; expected 1 to {_LAYERS_MAX}")
-    layers = [_layer(kept, number) for number in range(count)]
-    size = len(layers[0][0])
-    for number, (weights, biases) in enumerate(layers):
-        if weights.shape != (size, len(biases)):
-            raise ModelError(
-                f"{path}: weights{number} is {list(weights.shape)}: expected [{size}, {len(biases)}], by what is "
-                f"before it and by biases{number}"
-            )
-        if not (np.isfinite(weights).all() and np.isfinite(biases).all()):
-            raise ModelError(f"{path}: weights{number} or biases{number} is not finite")
-        size = len(biases)
-    if len(set(labels)) != len(labels) or len(labels) != size:
-        raise ModelError(f"{path}: labels: expected {size} different ones, one for each output of the last layer")
-    return VerificationHead(tuple(labels), tuple(ends_s.tolist()), str(kept["embedding"]), sha256, tuple(layers))
-
-
-def _layer(kept: Mapping[str, Array], number: int) -> tuple[Floats, Floats]:
-    weights, biases = kept[f"weights{number}"], kept[f"biases{number}"]
-    if weights.dtype.kind != "f" or biases.dtype.kind != "f" or weights.ndim != 2 or biases.ndim != 1:
-        raise ValueError(f"weights{number} or biases{number} is no matrix or no row of floats")
-    return np.asarray(weights, np.float32), np.asarray(biases, np.float32)
+    layers = [(kept[f"weights{number}"], kept[f"biases{number}"]) for number in range(count)]
+    if any(one.dtype.kind != "f" or not np.isfinite(one).all() for layer in layers for one in layer):
+        raise ModelError(f"{path}: weights and biases must be finite floats")
+    sizes = [layers[0][0].shape[0], *(len(biases) for _, biases in layers)]
+    shapes = [weights.shape for weights, _ in layers]
+    if shapes != list(pairwise(sizes)) or any(biases.ndim != 1 for _, biases in layers):
+        found = ", ".join(f"weights{number} {list(shape)}" for number, shape in enumerate(shapes))
+        raise ModelError(f"{path}: {found}: they fit neither each other nor their biases")
+    if len(set(labels)) != len(labels) or len(labels) != sizes[-1]:
+        text = f"expected {sizes[-1]} different ones, one for each output of the last layer"
+        raise ModelError(f"{path}: labels: {text}")
+    floats = tuple((weights.astype(np.float32), biases.astype(np.float32)) for weights, biases in layers)
+    return VerificationHead(tuple(labels), tuple(ends_s.tolist()), str(kept["embedding"]), sha256, floats)
 
 
 class Verification(Struct, frozen=True):
@@ -197,7 +190,6 @@ class WordVerifier:
             ModelError: it is broken, gives no embedding of sound, or the head is for another model.
         """
         self.verification, self.score, self.refused = verification, 0.0, 0
-        self._slow = 0
         self.session = opener(verification.model, CPU, SessionOptions(threads=1))
         self._prepare(verification.model, verification.head)
 
@@ -257,21 +249,13 @@ class WordVerifier:
         Raises:
             BackendError: the inference failed.
         """
-        began = time.monotonic()
         scores = self.verification.head.probabilities(self.embeddings(late_s))
         self.score = float(scores[self.verification.head.labels.index(label)])
-        self._warn_if_slow(time.monotonic() - began)
         is_word = self.score >= self.verification.threshold and (
             self.score >= self.verification.running or self._in_row(late_s) or self._alone(late_s)
         )
         self.refused += not is_word
         return is_word
-
-    def _warn_if_slow(self, took_s: float) -> None:
-        self._slow = self._slow + 1 if took_s > _SLOW_S else 0
-        if self._slow == _SLOW_TIMES:
-            path = self.verification.model.path
-            log.warning("%s: verifying a word takes %.0f ms, by which words come later", path, took_s * 1e3)
 
     def close(self) -> None:
         """Release the model."""

@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta, Struct
 
-from agent.config.toml import plain_fault
+from agent.config.wording import plain_fault
 from agent.errors import BundleError, reason_of
 from agent.storage import tar
 from agent.storage.tar import ExpectedMember, open_regular

@@ -14,7 +14,7 @@ from typing import Annotated, Any, TypeVar
 import msgspec
 from msgspec import Meta, Struct
 
-from agent.config.toml import nearest, plain_fault
+from agent.config.wording import nearest, plain_fault
 from agent.errors import FleetError, reason_of
 from agent.structs import convert
 

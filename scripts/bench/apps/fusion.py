@@ -254,7 +254,7 @@ def sent(scene: Scene, at_s: float, chance: random.Random) -> Iterator[Recorded]
     payload = scene.text % (at_s + ahead_s) if "%" in scene.text else scene.text
     text: ReceivedText = decode_text(payload.encode())
     arrived: datetime = to_moment(ns(arrives_s))
-    said: datetime = said_at(text, arrived, TextConfig().clock_within_s)
+    said: datetime = said_at(text, arrived)
     said_ns = ns(arrives_s) - round((arrived - said) / timedelta(microseconds=1)) * 1000
     for evidence in text_evidence(Rule(RULE, sources()).terms, "gate", text.text, said_ns):
         yield Recorded(ns(arrives_s), evidence)

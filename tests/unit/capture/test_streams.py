@@ -184,7 +184,7 @@ def test_a_file_that_hangs_fails_for_good_and_does_not_hold_up_stop(tmp_path: Pa
 
 
 def test_a_wrong_uri_is_refused_before_anything_starts() -> None:
-    with pytest.raises(SourceError, match="did you mean"):
+    with pytest.raises(SourceError, match="expected one of"):
         FrameStream("door", "flie:a.mp4", _QUICK, on_change=print)
 
 

@@ -156,7 +156,7 @@ def test_a_key_that_is_missing_is_told_how_to_make(tmp_path: Path) -> None:
         ((*MODELS, "--model", "nanodet", "--shadow", "agree=1"), r"--shadow agree=1: .*did you mean 'agreement'"),
         (
             (*MODELS, "--model", "nanodet", "--shadow", "agreement=2", "--shadow", "every=2"),
-            "--shadow: expected a number of at most 1 .*agreement",
+            "--shadow: expected a number <= 1.*agreement",
         ),
         ((*MODELS, "--model", "nanodet", "--shadow", "every=x"), "--shadow: expected a whole number.*every"),
         (("build", "--counter", "1", "--shadow", "every=2"), "--shadow needs --models-only"),

@@ -167,8 +167,8 @@ def test_every_config_that_comes_along_is_fine(name: str) -> None:
     ("line", "text", "why"),
     [
         (2, 'source = "test:"', "unknown key `streams.front.sorce`; did you mean 'source'?"),
-        (2, 'source = "tset:"', "did you mean test:?"),
-        (2, 'source = "test:?siez=640x480"', "did you mean"),
+        (2, 'source = "tset:"', "found tset:"),
+        (2, 'source = "test:?siez=640x480"', "found siez"),
         (3, 'model = "nanodett"', "no bundled model is called 'nanodett'; did you mean 'nanodet'?"),
         (3, 'model = "/nothing/here.tflite"', "/nothing/here.tflite"),
         (4, 'variant = "999"', "has no variant '999'; it has: "),
@@ -399,7 +399,7 @@ def test_files_that_are_not_there_are_told_before_the_daemon_meets_them(file: Pa
         (3, 'ca_file = "nul\\u0000"', "embedded null"),
         (3, 'cert_file = "FILE"', "cert_file = FILE: not usable as PEM"),
         (4, 'ca_file = "/etc"\nkey_file = "FILE"', "key_file is set but cert_file is not"),
-        (4, 'tls = true\nhost = ""', "`mqtt.host`: expected text that is not empty; found ''"),
+        (4, 'tls = true\nhost = ""', "`mqtt.host`: expected text of length >= 1; found ''"),
         (
             3,
             'host = "mqtt://localhost:1883"',

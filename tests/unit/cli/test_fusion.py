@@ -111,9 +111,9 @@ def test_a_calibration_never_replaces_what_it_is_made_of(tmp_path: Path, config:
 @pytest.mark.parametrize(
     ("change", "line", "what"),
     [
-        ("when = 'persn and \"help\"'", 7, "column 1: persn"),
+        ("when = 'persn and \"help\"'", 7, "persn: nothing gives this"),
         ("when = 'side:person'", 7, "'side'"),
-        ("when = 'person and'", 7, "column 11"),
+        ("when = 'person and'", 7, "expected labels"),
         ("threshold = 0.4", 6, "one of `when` and `calibration`"),
         ("when = 'person'\nlate_s = 3.0", 8, "more than window_s"),
         ("calibration = '/no/such.json'", 7, "/no/such.json: no such file"),

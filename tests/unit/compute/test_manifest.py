@@ -26,7 +26,7 @@ def test_a_manifest_has_one_variant_unless_it_names_several() -> None:
         ({"name": "x", "output": OUTPUT, "variants": []}, "`variants` is empty"),
         (
             {"name": "x", "output": OUTPUT | {"score_threshold": 2}},
-            "`output.score_threshold`: expected a number of at most 1; found 2",
+            "`output.score_threshold`: expected a number <= 1.0; found 2",
         ),
         (
             {"name": "x", "output": OUTPUT, "variants": [{"name": "a"}, {"name": "b"}, {"name": "a"}]},

@@ -88,8 +88,7 @@ def test_the_smallest_file_is_three_lines() -> None:
         (f"{SMALLEST}[streams.front.gate]\nthreshold = 1", "`streams.front.gate.threshold`; known: crop, "),
         ("[cameras.front]", "`cameras`; did you mean 'streams'?"),
         ("[streams.Front Door]", "v.toml:1: not TOML: "),
-        ("[streams.Front Door.gate]", "write [streams.Front-Door.gate]"),
-        ("[mqtt]\nport = 99999", "v.toml:2: `mqtt.port`: expected a whole number of at most 65535; found 99999"),
+        ("[mqtt]\nport = 99999", "v.toml:2: `mqtt.port`: expected a whole number <= 65535; found 99999"),
         ("[mqtt]\nws_path = 'mqtt'", "v.toml:2: `mqtt.ws_path`: begin with /, and use printable ASCII"),
         ("[mqtt]\nws_path = '/a b'", "v.toml:2: `mqtt.ws_path`: begin with /, and use printable ASCII"),
         ("[mqtt]\nalpn = ['']", "v.toml:2: `mqtt.alpn[0]`: use 1 to 255 printable ASCII characters"),
@@ -98,7 +97,7 @@ def test_the_smallest_file_is_three_lines() -> None:
         ("[homeassistant]\nprefix = '#'", "v.toml:2: `homeassistant.prefix`: use one or more parts"),
         (
             "[mqtt]\ntransport = 'tpc'",
-            "v.toml:2: `mqtt.transport`: expected one of tcp, websockets; found 'tpc'; did",
+            "v.toml:2: `mqtt.transport`: expected one of tcp, websockets; found 'tpc'",
         ),
         ("[selection]\nby = 'x'", "v.toml:2: `selection.by`: expected one of latency, energy; found 'x'"),
         ("mqtt = 3", "v.toml:1: `mqtt`: expected a table; found a whole number"),

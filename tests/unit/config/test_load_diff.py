@@ -7,8 +7,9 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from agent.config import Config, DeviceConfig, HealthConfig, StorageConfig
-from agent.config.load import describe_pending, keep_until_restart, names
+from agent.config.load import keep_until_restart, names
 from agent.config.servers import MqttConfig
+from agent.daemon.reload import describe_pending
 
 OLD = Config(device=DeviceConfig("porch"))
 durabilities = st.sampled_from(["event", "batch"])

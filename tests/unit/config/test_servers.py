@@ -6,8 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent.config.load import changes, dump, parse
+from agent.config.load import dump, parse
 from agent.config.servers import MetricsConfig, PageConfig, is_loopback
+from agent.daemon.reload import changes
 from agent.errors import ConfigError
 
 

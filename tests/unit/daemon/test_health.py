@@ -103,7 +103,7 @@ def test_what_a_sensor_raises_ends_nothing_and_is_logged_once(
     monkeypatch.setattr("agent.board.monitor.TemperatureMonitor.poll", fail)
     for _ in range(3):
         publisher.due()
-    assert len([line for line in caplog.messages if line.startswith("temperature: internal error")]) == 1
+    assert len([line for line in caplog.messages if line.startswith("temperature: cannot be read")]) == 1
 
 
 def test_without_a_folder_nothing_is_written_and_without_a_disk_it_is_told_once(

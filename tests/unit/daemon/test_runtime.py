@@ -11,7 +11,7 @@ from msgspec.structs import replace
 from agent.config import Config, DeviceConfig, StorageConfig, StreamConfig, ZoneConfig
 from agent.config.load import Rereadable
 from agent.config.places import PrivacyMask
-from agent.daemon.control import ReloadPlan
+from agent.daemon.reload import ReloadPlan
 from agent.daemon.runtime import Runtime, device_name
 from agent.daemon.streams.extra_models import BlurModels
 from agent.errors import ConfigError, ModelError, StreamError
@@ -76,9 +76,9 @@ polygon = [[0.1, 0.1], [0.9, 0.9]]
         (2, {"source": "tset:"}, "tset:: "),
         (3, {"source": "wav:x.wav"}, "wav:x.wav gives sound, and model MODEL takes pictures"),
         (3, {"model": "nanodett"}, "no bundled model is called 'nanodett'"),
-        (4, {"variant": "9"}, "MODEL: has no variant '9'"),
+        (3, {"variant": "9"}, "MODEL: has no variant '9'"),
         (6, {"end": ZONES}, "zone 'line': the polygon has 2 corners"),
-        (6, {"end": '[streams.front.decode]\nlabels = ["persn"]'}, "MODEL: no label "),
+        (6, {"end": '[streams.front.decode]\nlabels = ["persn"]'}, "decode.labels: no label "),
         (5, {"end": "crop = [0.5, 0.0, 0.5, 1.0]"}, "crop: expected left, top, right, bottom"),
         (6, {"end": '[streams.front.decode]\npattern = "[0-9]+"'}, "decode.pattern is for texts"),
         (3, {"model": "nobody", "end": ZONES}, "no bundled model is called 'nobody'"),

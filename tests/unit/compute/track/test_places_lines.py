@@ -180,7 +180,7 @@ def test_a_path_that_ends_where_it_began_has_crossed_a_whole_line_as_often_in_as
         pytest.param(((0.3, 0.3), (0.3, 0.3)), "too short", id="one place"),
         pytest.param(
             ((0.1, 0.1), (0.9, 0.9), (0.9, 0.1), (0.1, 0.9)),
-            r"pieces from \[0.1, 0.1\] to \[0.9, 0.9\] and from \[0.9, 0.1\] to \[0.1, 0.9\] cross",
+            r"pieces 1 and 3 cross",
             id="crosses itself",
         ),
         pytest.param(((0.1, 0.5), (0.9, 0.5), (0.4, 0.5)), "cross or touch", id="folds back"),

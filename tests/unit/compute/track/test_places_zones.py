@@ -81,8 +81,8 @@ def test_what_sticks_out_of_the_frame_stands_on_its_lower_edge() -> None:
         pytest.param(((0, 0), (640, 0), (640, 480)), r"\[640, 0\] lies outside .* divide pixels", id="pixels"),
         pytest.param(((-0.1, 0), (1, 0), (1, 1)), r"corner \[-0.1, 0\] lies outside the frame", id="negative"),
         pytest.param(((math.nan, 0), (1, 0), (1, 1)), r"corner \[nan, 0\] lies outside the frame", id="NaN"),
-        pytest.param(((0, 0), (0.5, 0.5), (1, 1)), "has no area", id="line"),
-        pytest.param(((0.3, 0.3), (0.3, 0.3), (0.3, 0.3)), "1 and 2 are at one place", id="point"),
+        pytest.param(((0, 0), (0.5, 0.5), (1, 1)), "cross or touch", id="line"),
+        pytest.param(((0.3, 0.3), (0.3, 0.3), (0.3, 0.3)), "at one place", id="point"),
         pytest.param(((0, 0), (1, 1), (1, 0), (0, 1)), "from corner 1 and from corner 3 cross", id="bow tie"),
     ],
 )

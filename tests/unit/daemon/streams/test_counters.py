@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent.daemon.streams.counters import BOUNDS_S, LatencyWindow, StageTimer, StreamMetrics
+from agent.daemon.streams.counters import BOUNDS_S, StageTimer, StreamMetrics
 from agent.daemon.streams.pipeline import add_stages
 from agent.spans import SpanRecorder
 from agent.types import StageTimes, StreamResult
@@ -76,8 +76,8 @@ def test_the_stages_of_a_frame_lie_in_it_one_after_the_other() -> None:
     assert at_ns == frame.ended_ns
 
 
-def recent(*ms: float) -> LatencyWindow:
-    kept = LatencyWindow()
+def recent(*ms: float) -> StageTimer:
+    kept = StageTimer()
     for one in ms:
         kept.add(round(one * 1e6))
     return kept

@@ -16,8 +16,8 @@ from agent.compute.vision import VideoPerception
 from agent.config import GateConfig, StreamConfig
 from agent.config.places import PrivacyMask
 from agent.daemon.check import problems, warnings
-from agent.daemon.streams.extra_models import BlurModels, models_changed
-from agent.daemon.streams.perception import open_perception
+from agent.daemon.streams.extra_models import BlurModels
+from agent.daemon.streams.perception import models_changed, open_perception
 from agent.errors import BackendError, BlurModelError, ConfigError
 from agent.features.condition.camera import _origin
 from agent.models.library import open_model
@@ -174,7 +174,7 @@ def test_a_wrong_mask_is_told_with_its_line(tmp_path: Path) -> None:
     mask = '[[streams.front.privacy]]\nname = "door"\npolygon = [[0, 0], [1, 0]]\n'
     path = _written(tmp_path, head + mask)
     (problem,) = problems(path)
-    assert problem.startswith(f"{path}:8: privacy mask 'door'")
+    assert problem.startswith(f"{path}:10: privacy mask 'door'")
 
 
 def test_a_stream_that_shows_what_another_hides_is_a_warning(tmp_path: Path) -> None:

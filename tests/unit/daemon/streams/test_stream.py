@@ -31,13 +31,11 @@ from agent.config import (
     ZoneConfig,
 )
 from agent.config.features import InspectionConfig
-from agent.daemon.autoselect import AutoBackend
-from agent.daemon.check import keys_of
+from agent.daemon.autoselect import AutoBackend, VettingRecord
 from agent.daemon.overrides import settings_of
 from agent.daemon.streams import perception
 from agent.daemon.streams.services import StreamServices
 from agent.daemon.streams.stream import Stream
-from agent.daemon.vetting_record import VettingRecord
 from agent.errors import BackendError, ModelError, SourceError
 from agent.models import library
 from agent.models.findings import findings_of
@@ -221,7 +219,6 @@ def test_a_model_that_takes_long_to_open_holds_nobody_but_its_own_stream(
     assert (made.status[0], made.model) == ("starting", None)
     assert settings_of(made.config).variants == ()
     assert findings_of(made.config).labels == ()
-    assert keys_of(ModelError("something else"), "front", made.config) == ()
     made.start()
     assert time.monotonic() - began < 50.0  # the trial of this model takes minutes
     made.ask_to_stop()

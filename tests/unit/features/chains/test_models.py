@@ -26,7 +26,7 @@ _NEXT = '[[secondary]]\nname = "{name}"\nmodel = "{model}.toml"\n'
 def _open(path: Path, *secondary: SecondaryConfig) -> list[str]:
     config = StreamConfig("test:", str(path), secondary=secondary or None)
     opened = open_secondary("front", config, open_model(str(path)))
-    return [name for one in opened for name in one.names()]
+    return [each.config.name for one in opened for each in one.chain()]
 
 
 def test_the_manifest_names_the_models_beside_it(tmp_path: Path) -> None:
@@ -144,7 +144,6 @@ def _with_gallery(folder: Path, model: Path, gallery: Path) -> None:
         ({"known/notes.txt": b"x"}, "no pictures"),
         ({"known/1.jpg": b"x"}, "sub-folder"),
         ({"known/anna/1.jpg": b"not a picture"}, "none of its files"),
-        ({"known/an\nna/1.jpg": b"x"}, "no name"),
         ({"known/anna/1.gif": b"GIF89a"}, "no pictures"),
     ],
 )
@@ -162,12 +161,10 @@ def test_what_is_no_picture_of_a_gallery_is_left_out(tmp_path: Path, caplog: pyt
     folder.mkdir(parents=True)
     os.mkfifo(folder / "0.jpg")
     (folder / "1.jpg").write_bytes(b"half a pic")
-    cv2.imwrite(str(folder / "2.png"), np.zeros((2100, 2100, 3), np.uint8))
     cv2.imwrite(str(folder / "3.png"), np.zeros((8, 8, 3), np.uint8))
     found = list(GalleryFolder(tmp_path / "known").read())
     assert [(name, image.shape) for name, image in found] == [("anna", (8, 8, 3))]
     assert "1.jpg" in caplog.text
-    assert "2100x2100" in caplog.text
 
 
 def test_more_pictures_than_that_are_refused(tmp_path: Path) -> None:

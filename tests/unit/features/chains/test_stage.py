@@ -13,8 +13,7 @@ from hypothesis import strategies as st
 from agent.compute.vision import VideoPerception
 from agent.config import GateConfig, StreamConfig, TrackConfig
 from agent.config.features import SecondaryConfig
-from agent.daemon.streams.extra_models import models_changed
-from agent.daemon.streams.perception import open_perception
+from agent.daemon.streams.perception import models_changed, open_perception
 from agent.features.chains.stage import KnownVectors
 from agent.types import Event, Frame
 from tests.support.chains import chained_model, dressed, tint_model

@@ -261,4 +261,4 @@ def test_an_event_needs_exactly_one_condition(tmp_path: Path) -> None:
 
 
 def test_without_a_fused_event_no_text_is_taken() -> None:
-    assert plan_fusion(config()).texts == {}
+    assert plan_fusion(config()).texts == ()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Sequence
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -277,40 +277,14 @@ def test_damaged_counters_begin_anew_and_are_set_aside(tmp_path: Path) -> None:
     assert (tmp_path / "inspection-line.json.damaged").read_text() == "{"
 
 
-@pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> list[datetime]:
-    """The local time."""
-    now = [datetime(2026, 11, 28, 13, 59).astimezone()]
-
-    class Clock(datetime):
-        @classmethod
-        def now(cls, tz: Any = None) -> Any:
-            return now[0]
-
-    monkeypatch.setattr(triggers, "datetime", Clock)
-    return now
-
-
 def verdict(part: str = "a", kind: Any = "ng", *, rejected: bool = True) -> PartVerdict:
     return PartVerdict(part, kind, "red", 0.9, 1, datetime.now(UTC), (), rejected)
-
-
-def test_a_shift_begins_with_counters_of_its_own(tmp_path: Path, clock: list[datetime]) -> None:
-    counters = CounterFile(tmp_path, "line", ("06:00", "14:00"))
-    counters.add(verdict())
-    began = counters.counters.began_at
-    assert began is not None
-    assert (began.hour, counters.counters.ng) == (6, 1)
-    clock[0] += timedelta(minutes=2)
-    assert counters.begin_shift()
-    assert not counters.begin_shift()
-    assert counters.counters.ng == 0
 
 
 def test_counters_are_written_now_and_then_and_again_after_a_failure(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    counters = CounterFile(tmp_path / "gone", "line", ())
+    counters = CounterFile(tmp_path / "gone", "line")
     counters.add(verdict())
     due = [counters.is_due]
     monkeypatch.setattr(triggers, "_WRITE_S", 0.0)
@@ -322,7 +296,7 @@ def test_counters_are_written_now_and_then_and_again_after_a_failure(
     counters.write()
     due.append(counters.is_due)
     assert due == [False, True, True, False]
-    assert CounterFile(tmp_path / "gone", "line", ()).counters.ng == 1
+    assert CounterFile(tmp_path / "gone", "line").counters.ng == 1
 
 
 def test_a_disk_that_refuses_pictures_keeps_no_counter_from_the_file(tmp_path: Path) -> None:
@@ -330,7 +304,7 @@ def test_a_disk_that_refuses_pictures_keeps_no_counter_from_the_file(tmp_path: P
     line = Station(tmp_path, trigger="every")
     line.run("red", "red")
     assert "clips" in line.inspection.store.trouble
-    assert CounterFile(tmp_path, "line", ()).counters.ng == 2
+    assert CounterFile(tmp_path, "line").counters.ng == 2
 
 
 def test_verdicts_say_if_the_part_was_rejected(tmp_path: Path) -> None:

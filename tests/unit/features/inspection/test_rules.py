@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterator
 from datetime import UTC, datetime
 from typing import Any
 
@@ -14,17 +12,15 @@ from hypothesis import strategies as st
 from agent.comms.messages import PartVerdict
 from agent.config.features import InspectionConfig
 from agent.errors import ConfigError
-from agent.features.inspection.checks import InspectedModel, check_inspection
+from agent.features.inspection.checks import check_inspection, check_labels
 from agent.features.inspection.rules import (
     OPEN_MAX,
     ClosedPart,
     Counters,
     Inspector,
     ViewJudgement,
-    at_shift,
     counted,
     judge_view,
-    shift_of,
     touches_edge,
 )
 from agent.types import Detection
@@ -210,45 +206,46 @@ def test_a_deadline_that_passes_first_is_kept_whatever_is_open_before() -> None:
     assert [one.key for one in inspector.due(3 * S)] == [2]
 
 
-KNOWN = InspectedModel(("scratch", "ok"))
-BAD: dict[str, tuple[dict[str, Any], InspectedModel]] = {
-    "region: trigger": ({"trigger": "region"}, KNOWN),
-    "inspection.region": ({"trigger": "command", "region": (0.1, 0.1, 0.2, 0.2)}, KNOWN),
-    "region: .* sides": ({"trigger": "region", "region": (0.1, 0.1, 0.10001, 0.2)}, KNOWN),
-    "reaches out of `crop`": (
-        {"trigger": "region", "region": (0.1, 0.1, 0.2, 0.2), "crop": (0.5, 0, 1, 1)},
-        KNOWN,
-    ),
-    "left < right": ({"crop": (0.5, 0.0, 0.5, 1.0)}, KNOWN),
-    "crop: .* sides": ({"crop": (0.99, 0.99, 1.0, 1.0)}, KNOWN),
-    "views": ({"trigger": "every", "views": 2}, KNOWN),
-    "delay_s": ({"trigger": "every", "delay_s": 0.1}, KNOWN),
-    "reject": ({"trigger": "gpio:17", "reject": "gpio:17"}, KNOWN),
-    "reject_after_s": ({"reject": "gpio:22", "reject_after_s": 0.5}, KNOWN),
-    "deadline_s": ({"views": 5, "view_every_s": 0.3}, KNOWN),
-    "ng_labels": ({"ng_labels": ("a",), "ok_labels": ("a",)}, KNOWN),
-    "never finds 'wrong'": ({"ng_labels": ("wrong",)}, KNOWN),
-    "ng_score": ({}, InspectedModel((), threshold=0.9)),
-    "ok_labels: the model tells": ({}, InspectedModel(("bad", "good"), tells_classes=True)),
+BAD: dict[str, dict[str, Any]] = {
+    "region: trigger": {"trigger": "region"},
+    "inspection.region": {"trigger": "command", "region": (0.1, 0.1, 0.2, 0.2)},
+    "region: .* sides": {"trigger": "region", "region": (0.1, 0.1, 0.10001, 0.2)},
+    "reaches out of `crop`": {"trigger": "region", "region": (0.1, 0.1, 0.2, 0.2), "crop": (0.5, 0, 1, 1)},
+    "crop: .* sides": {"crop": (0.5, 0.0, 0.5, 1.0)},
+    "views": {"trigger": "every", "views": 2},
+    "delay_s": {"trigger": "every", "delay_s": 0.1},
+    "reject": {"trigger": "gpio:17", "reject": "gpio:17"},
+    "reject_after_s": {"reject": "gpio:22", "reject_after_s": 0.5},
+    "deadline_s": {"views": 5, "view_every_s": 0.3},
+    "ng_labels": {"ng_labels": ("a",), "ok_labels": ("a",)},
 }
 
 
 @pytest.mark.parametrize("named", BAD)
 def test_a_contradiction_is_refused_by_its_key(named: str) -> None:
-    keys, model = BAD[named]
     with pytest.raises(ConfigError, match=named):
-        check_inspection(config(**keys), model)
+        check_inspection(config(**BAD[named]))
+
+
+def test_labels_and_scores_that_do_not_fit_the_model_are_refused() -> None:
+    with pytest.raises(ConfigError, match="never finds 'wrong'"):
+        check_labels(config(ng_labels=("wrong",)), ("scratch", "ok"), 0.0, tells_classes=False)
+    with pytest.raises(ConfigError, match="ng_score"):
+        check_labels(config(), (), 0.9, tells_classes=False)
+    with pytest.raises(ConfigError, match="ok_labels: the model tells"):
+        check_labels(config(), ("bad", "good"), 0.0, tells_classes=True)
 
 
 def test_a_camera_that_is_too_slow_for_the_pictures_is_refused() -> None:
-    check_inspection(config(views=5), KNOWN)
+    check_inspection(config(views=5))
     with pytest.raises(ConfigError, match="max_fps take 4 s"):
-        check_inspection(config(views=5), KNOWN, max_fps=1.0)
+        check_inspection(config(views=5), max_fps=1.0)
 
 
 def test_a_usual_configuration_is_taken() -> None:
     usual = config(trigger="gpio:17", reject="gpio:22", reject_after_s=1.5, ok_labels=("ok",))
-    check_inspection(usual, InspectedModel(("scratch", "ok"), tells_classes=True, threshold=0.4))
+    check_inspection(usual)
+    check_labels(usual, ("scratch", "ok"), 0.4, tells_classes=True)
 
 
 def part(kind: Any, reason: str = "good", *, rejected: bool = False) -> PartVerdict:
@@ -259,7 +256,7 @@ def test_parts_are_counted_by_verdict_and_reason() -> None:
     counters = Counters()
     for one in (part("ok"), part("ng", "scratch", rejected=True), part("ng", "scratch"), part("unsure", "late")):
         counters = counted(counters, one)
-    assert counters == Counters(None, 1, 2, 1, 1, {"scratch": 2, "late": 1}, "unsure")
+    assert counters == Counters(1, 2, 1, 1, {"scratch": 2, "late": 1}, "unsure")
 
 
 def test_no_more_reasons_are_counted_than_a_message_can_hold() -> None:
@@ -267,45 +264,3 @@ def test_no_more_reasons_are_counted_than_a_message_can_hold() -> None:
     for number in range(100):
         counters = counted(counters, part("ng", f"label {number}"))
     assert (counters.ng, len(counters.reasons)) == (100, 64)
-
-
-NIGHT = ("06:00", "14:00", "22:00")
-
-
-def test_a_shift_begins_at_its_time_of_day() -> None:
-    assert shift_of(datetime(2026, 11, 28, 14, 0), NIGHT) == datetime(2026, 11, 28, 14)
-    assert shift_of(datetime(2026, 11, 28, 5, 59), NIGHT) == datetime(2026, 11, 27, 22)
-    assert shift_of(datetime(2026, 11, 28, 5, 59), ()) is None
-
-
-def test_counters_begin_anew_with_a_shift_and_only_then() -> None:
-    early = at_shift(Counters(ok=3), datetime(2026, 11, 28, 7), ("06:00",))
-    assert early == Counters(datetime(2026, 11, 28, 6).astimezone())
-    later = counted(early, part("ok"))
-    assert at_shift(later, datetime(2026, 11, 28, 23), ("06:00",)) is later
-    assert at_shift(later, datetime(2026, 11, 28, 5, 30), ("06:00",)) is later  # the clock was set back a little
-    assert at_shift(later, datetime(2026, 11, 29, 6), ("06:00",)).ok == 0
-    assert at_shift(later, datetime(2026, 11, 29, 6), ()).ok == 1
-    assert at_shift(later, datetime(2026, 11, 29, 6), ()).began_at is None
-
-
-def test_a_shift_that_a_wrong_clock_has_begun_ends_when_it_is_right_again() -> None:
-    ahead = counted(at_shift(Counters(), datetime(2099, 1, 1, 7), ("06:00",)), part("ok"))
-    now = at_shift(ahead, datetime(2026, 11, 28, 14, 30), NIGHT)
-    assert now == Counters(datetime(2026, 11, 28, 14).astimezone())
-
-
-@pytest.fixture
-def berlin(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setenv("TZ", "CET-1CEST,M3.5.0,M10.5.0/3")
-    time.tzset()
-    yield
-    monkeypatch.undo()
-    time.tzset()
-
-
-def test_the_night_shift_goes_on_where_clocks_are_set_back(berlin: None) -> None:
-    evening = at_shift(Counters(), datetime(2026, 10, 24, 22, 30), NIGHT)
-    for hour, fold in ((1, 0), (2, 0), (2, 1), (3, 0)):
-        assert at_shift(evening, datetime(2026, 10, 25, hour, 30, fold=fold), NIGHT) is evening
-    assert at_shift(evening, datetime(2026, 10, 25, 6, 0), NIGHT) is not evening

@@ -62,7 +62,9 @@ class Stream:
         self.kept, self.vision, self.folder = Kept(), vision, folder
         model = ModelId("nanodet", "0" * 12)
         self.reporter = Reporter(TOPICS, "front", PublishConfig(), model, self.kept, self.kept)
-        self.states = StreamStates("front", folder, vision, self.reporter, **{"delay_s": 0.0, **times})
+        delay_s = times.pop("delay_s", 0.0)
+        self.states = StreamStates("front", folder, vision, self.reporter, **times)
+        self.states.delay_s = delay_s
         self.number, self.answers = 0, list[tuple[dict[str, Any] | None, str]]()
 
     def show(self, what: str, count: int = 1) -> None:
@@ -321,16 +323,6 @@ def test_a_state_is_not_forgotten_while_it_is_taught(stream: Stream) -> None:
         stream.states.forget("gate", "")
     stream.states.suspend()
     assert "camera was lost" in stream.answers[-1][1]
-
-
-def test_another_value_is_refused_where_the_examples_of_others_would_be_too_few(
-    stream: Stream, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    taught(stream)
-    monkeypatch.setattr("agent.features.teaching.taught.BYTES_MAX", 11 * 3 * 2 * 2560)
-    result, why = stream.teach("strange")
-    assert (result, "forget one" in why) == (None, True)
-    assert stream.states.describe_states()["gate"]["examples"] == {"open": 5, "closed": 5}
 
 
 def test_a_forget_that_the_disk_refuses_leaves_the_value(stream: Stream, monkeypatch: pytest.MonkeyPatch) -> None:

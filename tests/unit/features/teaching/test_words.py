@@ -72,7 +72,9 @@ class Mic:
         self.reporter = Reporter(
             Topics("vedette", "porch"), "mic", PublishConfig(), ModelId("e", "0" * 12), self.kept, self.kept
         )
-        self.words = StreamWords("mic", folder, hearing, self.reporter, **{"delay_s": 0.0, **times})
+        delay_s = times.pop("delay_s", 0.0)
+        self.words = StreamWords("mic", folder, hearing, self.reporter, **times)
+        self.words.delay_s = delay_s
         self.answers = list[tuple[dict[str, Any] | None, str]]()
 
     def hear(self, *parts: Samples) -> None:

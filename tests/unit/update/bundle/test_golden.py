@@ -53,7 +53,7 @@ def test_the_models_that_a_manifest_names_are_gathered_with_it(tmp_path: Path) -
             (board / name).write_bytes(body)
     config = StreamConfig("test:", str(board / "models" / "person.toml"))
     opened = open_secondary("front", config, open_whole_model(config.model))
-    assert [name for one in opened for name in one.names()] == ["two", "then"]
+    assert [each.config.name for one in opened for each in one.chain()] == ["two", "then"]
 
 
 def test_a_circle_of_manifests_is_not_gathered(tmp_path: Path) -> None:

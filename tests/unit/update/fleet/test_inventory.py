@@ -66,7 +66,7 @@ def test_what_only_ansible_knows_is_left_to_it() -> None:
         ("[boards]\nhosts = 3", "[boards.hosts]: expected a table"),
         ("[boards]\nvars = 3", "[boards.vars]: expected a table"),
         ("[boards.hosts]\nx = 3", "board x: expected a table, such as { ansible_host = "),
-        ("[boards.hosts]\nx = { ansible_port = 0 }", "board x: expected a whole number of"),
+        ("[boards.hosts]\nx = { ansible_port = 0 }", "board x: expected a whole number >= 1"),
         ('[boards.hosts]\nx = { ansible_port = "22" }', "board x: expected a whole number"),
         ("[boards.hosts]\nx = { ansible_host = 7 }", "`$.ansible_host`"),
         ("[boards.hosts]\nx = {}\n[boards.vars]\nansible_port = 70000", "[boards.vars] expected"),

@@ -18,8 +18,8 @@ from agent.compute.infer import vetting
 from agent.compute.infer.session import SessionOptions
 from agent.compute.infer.vetting import HOLDS_S, Outcome, Vetting, identity
 from agent.compute.manifest import Model
-from agent.daemon import vetting_record
-from agent.daemon.vetting_record import VettingRecord
+from agent.daemon import autoselect
+from agent.daemon.autoselect import VettingRecord
 from agent.errors import ModelError
 from agent.models.library import open_model
 
@@ -94,10 +94,10 @@ def test_another_runtime_or_processor_is_another_outcome(
     tmp_path: Path, model: Model, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     VettingRecord(tmp_path).write(model, "")
-    here = vetting_record._environment()
+    here = autoselect._environment()
     for place in range(len(here)):
         other = (*here[:place], "another", *here[place + 1 :])
-        monkeypatch.setattr(vetting_record, "_environment", lambda other=other: other)
+        monkeypatch.setattr(autoselect, "_environment", lambda other=other: other)
         assert VettingRecord(tmp_path).read(model) is None
 
 

@@ -27,10 +27,9 @@ from agent.config import (
     ZoneConfig,
 )
 from agent.config.features import ServiceConfig
-from agent.config.load import changes
 from agent.config.places import FilterConfig
 from agent.config.servers import MqttConfig
-from agent.daemon.control import ReloadPlan
+from agent.daemon.reload import ReloadPlan, changes
 from agent.daemon.runtime import Runtime, stop_streams
 from agent.daemon.streams.stream import Stream
 from agent.errors import ConfigError, VedetteError
@@ -88,7 +87,7 @@ def test_only_what_is_different_is_swapped(
     front, back = runtime.streams.values()
     runtime.mqtt.retain(runtime.topics.count("back", "person"), b"1")
     new = replace(runtime.config, streams={"front": camera, "side": camera})
-    with caplog.at_level(logging.INFO, "agent.daemon.control"):
+    with caplog.at_level(logging.INFO, "agent.daemon.reload"):
         ReloadPlan(runtime, new).apply()
     assert runtime.config is new
     assert list(runtime.streams) == ["front", "side"]
@@ -263,7 +262,7 @@ def test_an_edited_manifest_swaps_the_streams_of_that_model(
 ) -> None:
     before = all_see(runtime)
     edit(camera.model, "score_threshold = 0.4", "score_threshold = 0.5")
-    with caplog.at_level(logging.INFO, "agent.daemon.control"):
+    with caplog.at_level(logging.INFO, "agent.daemon.reload"):
         ReloadPlan(runtime, runtime.config).apply()
         ReloadPlan(runtime, runtime.config).apply()
     assert all(stream.finished and runtime.streams[name] is not stream for name, stream in before.items())
@@ -311,7 +310,7 @@ def test_a_stream_that_failed_is_tried_again_and_may_fail_again(
     runtime.config = replace(runtime.config, streams={**runtime.config.streams, "late": late})
     runtime.streams["late"], error = runtime.make_stream("late", late)
     assert error is not None
-    with caplog.at_level(logging.INFO, "agent.daemon.control"):
+    with caplog.at_level(logging.INFO, "agent.daemon.reload"):
         ReloadPlan(runtime, runtime.config).apply()
     assert runtime.streams["late"].state == "failed"
     assert [message.partition(": ")[0] for message in caplog.messages] == ["stream late", "reloaded"]
@@ -333,7 +332,7 @@ def test_new_bounds_of_clips_are_taken_up_and_what_waits_is_said(
     runtime: Runtime, caplog: pytest.LogCaptureFixture
 ) -> None:
     short = StorageConfig(clips_max_age_s=3600.0)
-    with caplog.at_level(logging.INFO, "agent.daemon.control"):
+    with caplog.at_level(logging.INFO, "agent.daemon.reload"):
         ReloadPlan(runtime, replace(runtime.config, storage=short), waiting=(("device", "name"),)).apply()
         ReloadPlan(
             runtime, runtime.config, waiting=(("storage", "state_dir"), ("storage", "clips_folder"))
@@ -341,7 +340,7 @@ def test_new_bounds_of_clips_are_taken_up_and_what_waits_is_said(
         waited = runtime.pending_restart
         ReloadPlan(runtime, runtime.config).apply()
     assert [len(waited), len(runtime.pending_restart)] == [2, 0]
-    told = [record for record in caplog.records if record.name == "agent.daemon.control"]
+    told = [record for record in caplog.records if record.name == "agent.daemon.reload"]
     assert [record.getMessage() for record in told] == [
         "reloaded: [storage] clips_max_age_s; [device] name waits for a restart",
         "reloaded: [storage] state_dir, clips_folder wait for a restart",

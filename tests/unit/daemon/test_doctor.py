@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from agent.daemon import command_handler as module
-from agent.daemon.command_handler import LONGEST_S, DoctorProcess
+from agent.daemon import doctor as module
+from agent.daemon.doctor import LONGEST_S, DoctorProcess
 from agent.errors import CommandError
 
 Told = tuple[dict[str, Any] | None, str]
