@@ -12,6 +12,7 @@ from collections.abc import Collection, Container, Iterator, Mapping
 
 from agent.config.features import Giving, GovernorConfig
 from agent.features.governor.readings import (
+    BLIND_S,
     COLD_C,
     RESERVE,
     BoardReading,
@@ -89,7 +90,7 @@ class Governor(Budgets):
             domain: Pause(_SHORT_S, _SHORT_SOON_S) for domain in ("memory", "disk", "link")
         }
         self._short_s: dict[Domain, float] = {}
-        self._trouble_s = self._heat_s = self._cooled_s = -math.inf
+        self._trouble_s = self._heat_s = self._cooled_s = self._warm_s = -math.inf
 
     def decide(self, readings: Readings) -> Decision:
         """Decide what holds from now on. Times of readings must not run backwards."""
@@ -160,7 +161,11 @@ class Governor(Budgets):
     def _handle_heat(self) -> bool:
         """Reduce the load that leads above the temperature's limit, or is too much for the supply."""
         board, now_s = self._board, self._now_s
-        why = self._hot = heat_trouble(board)
+        if board.celsius is not None:
+            self._warm_s = now_s if board.celsius >= board.limit_c - COLD_C else -math.inf
+        why = heat_trouble(board)
+        if why or not self._is_blind:
+            self._hot = why
         if not why:
             return False
         is_early = bool(board.slowed) and self._supply.trouble(now_s)
@@ -174,6 +179,11 @@ class Governor(Budgets):
         if is_least and now_s - self._cooled_s >= _HEAT_SETTLE_S:
             self._unmet[""] = f"{why}, and nothing is left that could give way"
         return True
+
+    @property
+    def _is_blind(self) -> bool:
+        """True for some time after the temperature of a warm board could be read last."""
+        return self._board.celsius is None and self._now_s - self._warm_s < BLIND_S
 
     def _shed(self, kept: float, why: str) -> None:
         """Reduce the load to a share of it: the least important streams first, equal ones by turns."""
@@ -423,7 +433,7 @@ class Governor(Budgets):
         It is negative where heat or the supply allow nothing, or where that is not known well enough yet.
         """
         board, now_s = self._board, self._now_s
-        if now_s < self._supply.until_s:
+        if now_s < self._supply.until_s or self._is_blind:
             return -1.0
         idle = (board.idle - RESERVE) * board.cores
         if board.celsius is None or board.celsius < board.limit_c - COLD_C:

@@ -771,3 +771,18 @@ def test_whatever_is_read_budgets_stay_within_their_bounds_and_changes_are_few(
         assert all(bool(change.text) for change in decision.changes)
     for at in changed_at:
         assert sum(at <= other < at + 60.0 for other in changed_at) <= CHANGES_PER_MINUTE + _FOR_HEAT
+
+
+def test_a_temperature_that_vanishes_from_a_hot_board_gives_nothing_back_for_ten_minutes() -> None:
+    course = Course()
+    before = course.run(5, STREAMS, replace(IDLE, celsius=84.0, limit_c=77.0))
+    assert before.reduced
+    assert course.run(590, STREAMS, IDLE).budgets == before.budgets
+    assert course.run(30, STREAMS, IDLE).reduced == {}
+
+
+def test_heat_is_not_over_while_nothing_is_known_of_it() -> None:
+    course, hot = Course(), replace(IDLE, celsius=79.0, limit_c=77.0, settles_c=79.0)
+    assert course.run(1, PLAIN, hot).broken == {"": "the board is at 79 °C"}
+    assert course.run(300, PLAIN, IDLE).broken == {"": "the board is at 79 °C"}
+    assert course.run(400, PLAIN, IDLE).broken == {}
