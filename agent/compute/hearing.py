@@ -121,8 +121,7 @@ class AudioPerception:
         self._spec = self.session.inputs[0]
         self._rows = AudioInput(self._spec, audio, self._frontend)
         high_hz = VOICE_HZ if self._exits.keyword else audio.rate_hz / 2
-        judges = any(variant.complexity < 1.0 for variant in model.manifest.variants)
-        self._gate = VoiceGate(config.gate, audio.rate_hz, high_hz, judges=judges)
+        self._gate = VoiceGate(config.gate, audio.rate_hz, high_hz)
         self._every_s = self._rows.every * self._frontend.hop_s
         window_s = self._rows.rows * self._frontend.hop_s if audio.every_s else _STATE_S
         before_s = max(config.gate.pre_roll_s, window_s)

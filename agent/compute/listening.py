@@ -339,7 +339,7 @@ class UtterancePerception:
         if self._frontend.is_stateful or self._frontend.columns < 2:
             raise ModelError(f"{model.path}: utterances are found in the rows of 'logmel' or 'mfcc'")
         self._rows = AudioInput(self.session.inputs[0], audio, self._frontend)
-        self._gate = VoiceGate(config.gate, audio.rate_hz, judges=False)
+        self._gate = VoiceGate(config.gate, audio.rate_hz)
         before_s = self._rows.rows * self._frontend.hop_s + _NOISE_S
         self._preroll = PreRoll(round(max(config.gate.pre_roll_s, before_s) * audio.rate_hz))
         self._finder = UtteranceFinder(self._frontend.hop_s, before_s)

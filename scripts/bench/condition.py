@@ -31,7 +31,6 @@ from agent.comms.reporter import Reporter
 from agent.comms.topics import Topics
 from agent.compute.infer.session import Opener, open_session
 from agent.config import StreamConfig
-from agent.config.features import ConditionConfig
 from agent.daemon.parts import Parts, StreamContext
 from agent.daemon.streams.perception import open_perception
 from agent.daemon.streams.services import StreamServices
@@ -369,10 +368,9 @@ def cost_of_checks(folder: Path, cameras: Photographs) -> float:
     pictures = [np.asarray(cv2.resize(one, (768, 576)), np.uint8) for one in clip]
     from agent.compute.gate.motion import MotionGate
     from agent.config import GateConfig
-    from agent.features.condition.camera import CameraCondition
-    from agent.features.condition.view import CHECK_S
+    from agent.features.condition.camera import CHECK_S, CameraCondition
 
-    gate, camera = MotionGate(GateConfig()), CameraCondition(ConditionConfig())
+    gate, camera = MotionGate(GateConfig()), CameraCondition()
     looked, watched, clock = list[int](), list[int](), list[int]()
     for number in range(4 * len(pictures)):
         picture, at_ns = pictures[number % len(pictures)], number * 100_000_000

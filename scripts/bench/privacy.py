@@ -38,7 +38,8 @@ from agent.compute.blur import BlurFinder
 from agent.compute.infer.session import open_session
 from agent.config.places import BLUR_VARIANTS, PrivacyMask, blur_models
 from agent.config.toml import to_toml
-from agent.features.condition.camera import CameraMemory, unpack_looks
+from agent.features.condition.camera import CameraMemory
+from agent.features.condition.view import LearnedView
 from agent.models.library import open_model
 from agent.types import Box
 
@@ -359,8 +360,8 @@ def embedded_pictures(content: bytes) -> Iterator[Gray]:
 
 def learned_view(path: Path) -> NDArray[np.float32]:
     """Strength of the edges in what was learned of a view; empty: nothing was."""
-    looks = unpack_looks(msgspec.json.decode(path.read_bytes(), type=CameraMemory).looks)
-    return np.linalg.norm(looks[0].field, axis=2) if looks else np.empty((0, 0), np.float32)
+    view = msgspec.json.decode(path.read_bytes(), type=CameraMemory).view
+    return np.linalg.norm(LearnedView.unpack(view).field, axis=2) if view else np.empty((0, 0), np.float32)
 
 
 def costs() -> dict[str, float]:

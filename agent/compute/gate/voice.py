@@ -4,9 +4,7 @@ It compares the level per band with a floor that follows the noise: the mean whi
 only slowly while something does, so that a fan is learned and a word is not. The idea is that of noise tracking
 for speech enhancement: Cohen, IEEE Trans. Speech and Audio Processing 11 (2003).
 
-Speech is complex if it is little above the noise, flat like noise, changes fast, or is spoken fast. Syllables lie
-between dips of the level, as in de Jong and Wempe, Praat script to detect syllable nuclei and measure speech rate
-automatically, Behavior Research Methods 41 (2009).
+Speech is the more complex the less it is above the noise.
 """
 
 from __future__ import annotations
@@ -21,77 +19,8 @@ from agent.types import Array, Samples
 
 _CLEAR_DB = 20.0
 """Speech so far above its floor is as easy as in silence, dB."""
-_FLUX_DB = 12.0
-"""Change between two blocks that counts as the fastest, dB."""
-_CALM_HZ, _HASTY_HZ = 3.0, 8.0
-"""Syllables a second that add no complexity, and that count as the fastest, Hz."""
-_NOISE, _FLAT, _CHANGE, _HASTE = 0.55, 0.15, 0.15, 0.15
 _NEWEST = 0.3
-_STEP_S = 0.016
-_DIP_DB = 3.0
-_MEMORY_S = 1.0
-
-
-class SpeechComplexity:
-    """Complexity of one stream's speech over time. For one thread."""
-
-    def __init__(self, rate_hz: int) -> None:
-        self._rate = SpeechRate(rate_hz)
-        self._value = 0.5
-
-    def update(self, samples: Samples, above_db: float, flux_db: float, power: Array) -> float:
-        """Return the complexity of the newest audible block, smoothed over a word, 0..1.
-
-        Args:
-            samples: int16 [n], continuing the previous ones.
-            above_db: level above the noise, dB.
-            flux_db: mean change of the bands since the block before, dB.
-            power: spectrum of the block.
-        """
-        noise = 1.0 - min(1.0, max(0.0, above_db / _CLEAR_DB))
-        share = power / (power.sum() + 1e-20)
-        entropy = float(-(share * np.log(share + 1e-20)).sum() / np.log(share.size))
-        change = min(1.0, flux_db / _FLUX_DB)
-        haste = min(1.0, max(0.0, (self._rate.update(samples) - _CALM_HZ) / (_HASTY_HZ - _CALM_HZ)))
-        now = min(1.0, _NOISE * noise + _FLAT * entropy + _CHANGE * change + _HASTE * haste)
-        self._value += _NEWEST * (now - self._value)
-        return self._value
-
-    def pause(self) -> None:
-        """Record silence: the next sound is another utterance."""
-        self._rate.pause()
-
-
-class SpeechRate:
-    """Syllables a second over about the last second. For one thread."""
-
-    def __init__(self, rate_hz: int) -> None:
-        self._size = max(1, round(_STEP_S * rate_hz))
-        self._decay = float(np.exp(-self._size / rate_hz / _MEMORY_S))
-        self._hz, self._in_syllable, self._extreme = 0.0, False, float("inf")
-
-    def update(self, samples: Samples) -> float:
-        """Add samples, int16 [n], and return the rate, Hz. A remainder of a step is ignored."""
-        steps = samples[: len(samples) // self._size * self._size].reshape(-1, self._size).astype(np.float32)
-        levels = 10.0 * np.log10(np.einsum("ij,ij->i", steps, steps) + 1.0)
-        for level in levels.tolist():
-            self._hz *= self._decay
-            if not self._in_syllable:
-                self._extreme = min(self._extreme, level)
-                self._in_syllable = level > self._extreme + _DIP_DB
-                self._extreme = level if self._in_syllable else self._extreme
-                continue
-            self._extreme = max(self._extreme, level)
-            if level < self._extreme - _DIP_DB:
-                self._in_syllable, self._extreme = False, level
-                self._hz += 1.0 / _MEMORY_S
-        return self._hz
-
-    def pause(self) -> None:
-        """Restart the count."""
-        self._hz, self._in_syllable, self._extreme = 0.0, False, float("inf")
-
-
+"""Weight of the newest audible block in the complexity, which is smoothed over a word."""
 VOICE_HZ = 3800.0
 """Voices have little energy above this frequency."""
 _BLOCK_S = 0.096
@@ -130,16 +59,13 @@ _ALWAYS = VoiceDecision(True, False, True, 1.0)
 class VoiceGate:
     """Decides for one stream which sound is worth an inference. For one thread."""
 
-    def __init__(
-        self, config: GateConfig, rate_hz: int, high_hz: float = VOICE_HZ, *, judges: bool = True
-    ) -> None:
+    def __init__(self, config: GateConfig, rate_hz: int, high_hz: float = VOICE_HZ) -> None:
         """Begin with an unknown noise level.
 
         Args:
             config: `[streams.NAME.gate]`.
             rate_hz: of the samples.
             high_hz: highest frequency that can open the gate.
-            judges: also estimate the complexity of the sound, which costs CPU time.
         """
         self._config = config
         self._size = round(_BLOCK_S * rate_hz)
@@ -153,10 +79,8 @@ class VoiceGate:
         self._rest = np.zeros(0, np.int16)
         self._floor: Array | None = None
         self._power: Array | None = None
-        self._before: Array | None = None
         self._open_blocks = self._closed_blocks = 0
-        self._complexity = SpeechComplexity(rate_hz) if judges else None
-        self._last = VoiceDecision(False, False, False, 1.0)
+        self._last = VoiceDecision(False, False, False, 0.5)
 
     def evaluate(self, samples: Samples) -> VoiceDecision:
         """Decide on the next samples, int16 [n], which continue the previous ones."""
@@ -175,7 +99,6 @@ class VoiceGate:
     def reset(self) -> None:
         """Record a gap: the next samples do not continue the previous ones."""
         self._rest = self._rest[:0]
-        self._before = None
 
     def _block(self, samples: Samples) -> None:
         spectrum = np.fft.rfft(samples * self._window)
@@ -185,14 +108,10 @@ class VoiceGate:
         bands: Array = np.maximum(10.0 * np.log10(self._power + 1e-12), _QUIETEST_DB)
         above_db = self._follow_floor(bands)
         heard = above_db >= self._needed_db
-        flux = 0.0 if self._before is None else float(np.add.reduce(np.abs(bands - self._before))) / _BANDS
-        self._before = bands
         self._count_blocks(heard)
         complexity = self._last.complexity
-        if self._complexity is not None and heard:
-            complexity = self._complexity.update(samples, above_db, flux, power)
-        elif self._complexity is not None and not self._open_blocks:
-            self._complexity.pause()
+        if heard:
+            complexity += _NEWEST * (1.0 - min(1.0, max(0.0, above_db / _CLEAR_DB)) - complexity)
         self._last = VoiceDecision(self._open_blocks > 0, False, heard, complexity)
 
     def _follow_floor(self, bands: Array) -> float:

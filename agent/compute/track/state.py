@@ -34,10 +34,6 @@ _SPEED = 0.73**2
 """Variance of the velocity of an object that has been detected once, (sizes/s)²."""
 _ACCELERATION = 0.3**2
 """Spectral density of the acceleration, sizes²/s³."""
-_FASTEST = 1e8
-"""Most variance of a velocity, squared sizes per second: two stamps may be nanoseconds apart."""
-_SURPRISE = 12.0
-"""Squared distance of a detection, in variances, from which on the velocity is taken to be wrong."""
 _WANDER = 0.055**2
 """Spectral density of the position beside that, sizes²/s: poses change, and detectors err for longer."""
 _GROWTH = 0.157**2
@@ -174,7 +170,7 @@ class BoxFilter:
         x, y, log_w, log_h = measured(box)
         ahead_x, ahead_y = self._x + self._vx * ahead, self._y + self._vy * ahead
         off_x, off_y = x - ahead_x, y - ahead_y
-        pp = self._doubt_velocity(off_x / self._size_x, off_y / self._h, dt, ahead)
+        pp = self._spread(dt, ahead)
         pv = self._pv + ahead * self._vv + _ACCELERATION * dt * dt / 2.0
         total = pp + _CENTRE_NOISE
         gain, gain_v = pp / total, pv / total
@@ -193,17 +189,6 @@ class BoxFilter:
         self._seen_ns = at_ns
         self._hits += 1
         self._resize()
-
-    def _doubt_velocity(self, across: float, down: float, dt: float, ahead: float) -> float:
-        """Let the velocity explain a detection that is much farther off than it should be, in sizes.
-
-        Return the variance of its place.
-        """
-        off, spread = across * across + down * down, self._spread(dt, ahead)
-        if ahead <= 0.0 or off <= _SURPRISE * (spread + _CENTRE_NOISE):
-            return spread
-        self._vv = max(self._vv, min(_FASTEST, off / (ahead * ahead)))
-        return self._spread(dt, ahead)
 
 
 def measured(box: Box) -> tuple[float, float, float, float]:

@@ -1,4 +1,4 @@
-"""Drift of a model's answers on one camera: its scores or its labels are no longer what they were.
+"""Answers of a camera's model that drift over days, or that never change.
 
 A lens gets dirty, a web grows, a lamp is replaced, a file was quantised badly: all goes on, and less is found,
 with less certainty. Each day is compared with the days before, because a day has all of a place's lights and
@@ -12,11 +12,11 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from math import sqrt
 from statistics import fmean, stdev
-from typing import Annotated, NamedTuple
+from typing import NamedTuple
 
 import cv2
 import numpy as np
-from msgspec import Meta, Struct
+from msgspec import Struct
 
 from agent.types import Array, Event, Image
 
@@ -25,7 +25,7 @@ LEAST = 20
 """Tracks that a day needs."""
 KNOWN, KEPT = 7, 28
 """Days after which the usual is known: a week has all days of one; and most days that are kept."""
-_SURE_SCORE, _SURE_LABELS = 0.01, 0.02
+_SURE = (0.01, 0.02)
 """Least standard deviation of the mean score, and of the share of other labels: few days are alike by chance."""
 _ODD, _MOST = 1.25, 3.0
 """Standard deviations that a day may differ by without being suspect, and most that count of one day."""
@@ -34,22 +34,15 @@ _LIMIT, _FULL, _AGAIN = 6.0, 9.0, 3.0
 few odd days are holidays. Source of the method: Page, Continuous Inspection Schemes, Biometrika 41 (1954)."""
 _UNUSUAL = 2.0
 """Standard deviations from which a day teaches nothing."""
-_LABELS_MAX = 64
-"""Most labels of a day that are counted apart."""
-_TOLD = 3
-"""Labels that are told."""
-
-_Sum = Annotated[float, Meta(ge=0.0, le=_FULL)]
-_Label = Annotated[str, Meta(max_length=200)]
-_Labels = Annotated[dict[_Label, Annotated[int, Meta(ge=1, le=10**9)]], Meta(max_length=_LABELS_MAX + 1)]
-_Scores = Annotated[dict[_Label, Annotated[float, Meta(ge=0.0, le=1e9)]], Meta(max_length=_LABELS_MAX + 1)]
+_LABELS_MAX, _TOLD = 64, 3
+"""Most labels of a day that are counted apart, and of those that are told."""
 
 
 class Day(Struct, frozen=True):
     """Tracks of a day by their label: number, and sum of their best scores."""
 
-    labels: _Labels
-    scores: _Scores
+    labels: dict[str, int]
+    scores: dict[str, float]
 
 
 class DriftMemory(Struct, frozen=True):
@@ -65,11 +58,11 @@ class DriftMemory(Struct, frozen=True):
     """
 
     model: str = ""
-    days: Annotated[tuple[Day, ...], Meta(max_length=KEPT)] = ()
+    days: tuple[Day, ...] = ()
     today: Day = Day({}, {})
-    passed_s: Annotated[float, Meta(ge=0.0, le=1e9)] = 0.0
-    sums: tuple[_Sum, _Sum] = (0.0, 0.0)
-    drifted: Annotated[str, Meta(max_length=400)] = ""
+    passed_s: float = 0.0
+    sums: tuple[float, float] = (0.0, 0.0)
+    drifted: str = ""
 
 
 class AnswerDrift:
@@ -81,14 +74,12 @@ class AnswerDrift:
 
     def __init__(self, model: str, memory: DriftMemory | None = None) -> None:
         """Start with what was learned of this model, if anything. `model` identifies it and its settings."""
-        self._model = model
-        self._accepts = False
+        self._model, self._accepts = model, False
         self._before_ns: int | None = None
         known = memory if memory is not None and memory.model == model else DriftMemory()
-        self._days = list(known.days)
+        self._days, self._passed_s = known.days, known.passed_s
         self._labels, self._scores = Counter(known.today.labels), dict(known.today.scores)
-        self._passed_s = known.passed_s
-        self._sums, self.drifted = Odd(*known.sums), known.drifted
+        self._sums, self.drifted = known.sums, known.drifted
 
     def add(self, events: Sequence[Event]) -> None:
         """Add the tracks that have ended."""
@@ -104,14 +95,14 @@ class AnswerDrift:
     def pass_time(self, now_ns: int) -> None:
         """Let time pass, ns, and judge the day when it is over."""
         if self._accepts:
-            self._accepts = False
-            self._days.clear()
-            self._sums, self.drifted = Odd(0.0, 0.0), ""
+            self._accepts, self._days, self._sums, self.drifted = False, (), (0.0, 0.0), ""
         passed_s = 0.0 if self._before_ns is None else (now_ns - self._before_ns) / 1e9
         self._before_ns = now_ns
         before, self._passed_s = self._passed_s // DAY_S, self._passed_s + min(DAY_S, max(0.0, passed_s))
         if self._passed_s // DAY_S > before and self._labels.total() >= LEAST:
-            self._end_day(Day(dict(self._labels), self._scores))
+            day = Day(dict(self._labels), self._scores)
+            self._labels, self._scores, self._passed_s = Counter(), {}, 0.0
+            self._judge(day)
 
     def accept(self) -> None:
         """Learn anew what is usual, from now on. Any thread may call this."""
@@ -119,31 +110,18 @@ class AnswerDrift:
 
     def remember(self) -> DriftMemory:
         """Return what was learned."""
-        return DriftMemory(
-            self._model,
-            tuple(self._days),
-            Day(dict(self._labels), dict(self._scores)),
-            round(self._passed_s, 3),
-            (self._sums.scores, self._sums.labels),
-            self.drifted,
-        )
-
-    def _end_day(self, day: Day) -> None:
-        self._labels, self._scores, self._passed_s = Counter(), {}, 0.0
-        odd = compare(day, self._days) if len(self._days) >= KNOWN else Odd(0.0, 0.0)
-        self._sums = Odd(_add(self._sums.scores, odd.scores), _add(self._sums.labels, odd.labels))
-        self._judge(day)
-        if max(odd) < _UNUSUAL and not self.drifted:
-            self._days = [*self._days, day][-KEPT:]
+        today = Day(dict(self._labels), dict(self._scores))
+        return DriftMemory(self._model, self._days, today, round(self._passed_s, 3), self._sums, self.drifted)
 
     def _judge(self, day: Day) -> None:
+        odd = compare(day, self._days) if len(self._days) >= KNOWN else Odd(0.0, 0.0)
+        scores, labels = self._sums = (_add(self._sums[0], odd.scores), _add(self._sums[1], odd.labels))
         limit = _AGAIN if self.drifted else _LIMIT
-        words = []
-        if self._sums.scores >= limit:
-            words.append(describe_scores(day, self._days))
-        if self._sums.labels >= limit:
-            words.append(describe_labels(day, self._days))
-        self.drifted = "; ".join(words)
+        texts = [describe_scores(day, self._days)] if scores >= limit else []
+        texts += [describe_labels(day, self._days)] if labels >= limit else []
+        self.drifted = "; ".join(texts)
+        if max(odd) < _UNUSUAL and not self.drifted:
+            self._days = (*self._days, day)[-KEPT:]
 
 
 def _add(total: float, odd: float) -> float:
@@ -159,14 +137,20 @@ class Odd(NamedTuple):
 
 def compare(day: Day, before: Sequence[Day]) -> Odd:
     """Compare a day with two or more before."""
-    others = [_pooled([*before[:at], *before[at + 1 :]]) for at in range(len(before))]
-    usual = _pooled(before)
-    gains = [_gain(one, rest) for one, rest in zip(before, others, strict=True)]
-    apart = [difference(_shares(one), _shares(rest)) for one, rest in zip(before, others, strict=True)]
+    others = (_pooled([*before[:at], *before[at + 1 :]]) for at in range(len(before)))
+    usual = zip(*(_signs(one, rest) for one, rest in zip(before, others, strict=True)), strict=True)
+    growth = sqrt(1.0 + 1.0 / len(before))  # of the deviation of a new value from a mean
     return Odd(
-        (fmean(gains) - _gain(day, usual)) / _deviation(gains, _SURE_SCORE),
-        (difference(_shares(day), _shares(usual)) - fmean(apart)) / _deviation(apart, _SURE_LABELS),
+        *(
+            (now - fmean(known)) / (max(least, stdev(known)) * growth)
+            for now, known, least in zip(_signs(day, _pooled(before)), usual, _SURE, strict=True)
+        )
     )
+
+
+def _signs(day: Day, usual: Day) -> tuple[float, float]:
+    """Return by how much a day's scores are lower than the usual ones, and the share that has other labels."""
+    return -_gain(day, usual), difference(_shares(day), _shares(usual))
 
 
 def describe_scores(day: Day, before: Sequence[Day]) -> str:
@@ -185,14 +169,8 @@ def describe_labels(day: Day, before: Sequence[Day]) -> str:
     )
 
 
-def _deviation(values: Sequence[float], least: float) -> float:
-    """Return the standard deviation of a new value from the mean of these."""
-    return max(least, stdev(values)) * sqrt(1.0 + 1.0 / len(values))
-
-
 def _pooled(days: Sequence[Day]) -> Day:
-    labels: Counter[str] = Counter()
-    scores: dict[str, float] = {}
+    labels, scores = Counter[str](), dict[str, float]()
     for day in days:
         labels.update(day.labels)
         for label, score in day.scores.items():
@@ -205,10 +183,11 @@ def _gain(day: Day, usual: Day) -> float:
 
     A label that is not usual is left out: that it is there is told by the labels.
     """
-    known = [label for label in day.labels if usual.labels.get(label, 0) > 0]
-    expected = sum(day.labels[label] * usual.scores[label] / usual.labels[label] for label in known)
-    count = sum(day.labels[label] for label in known)
-    return (sum(day.scores[label] for label in known) - expected) / count if count else 0.0
+    known = {label: count for label, count in day.labels.items() if usual.labels.get(label, 0) > 0}
+    gains = (
+        day.scores[label] - count * usual.scores[label] / usual.labels[label] for label, count in known.items()
+    )
+    return sum(gains) / max(1, sum(known.values()))
 
 
 def _shares(day: Day) -> dict[str, float]:
@@ -240,8 +219,7 @@ class ConstantAnswer:
     def __init__(self) -> None:
         self.active = False
         self._next_ns = -(1 << 62)
-        self._answer = 0
-        self._first: Image | None = None
+        self._answer: tuple[int, ...] = ()
         self._began_ns, self._different = 0, 0
 
     def update(self, now_ns: int, outputs: Callable[[], Sequence[Array]], view: Callable[[], Image]) -> None:
@@ -252,22 +230,12 @@ class ConstantAnswer:
         found = outputs()
         if sum(one.size for one in found) < _NUMBERS:
             return
-        answer, picture = _digest(found), view()
-        if answer != self._answer or self._first is None or self._first.shape != picture.shape:
+        picture = view()
+        answer = (*picture.shape, *(zlib.crc32(np.ascontiguousarray(one).data.cast("B")) for one in found))
+        if answer != self._answer:
             self._answer, self._first, self._began_ns = answer, picture.copy(), now_ns
             self._different, self.active = 0, False
             return
-        self._different += _differ(picture, self._first)
+        changed = np.count_nonzero(cv2.absdiff(picture, self._first) > _LEVELS)
+        self._different += bool(changed >= _SHARE * picture.size)
         self.active = self._different >= _PICTURES and now_ns - self._began_ns >= _SPAN_S * 1e9
-
-
-def _digest(outputs: Sequence[Array]) -> int:
-    found = 0
-    for one in outputs:
-        found = zlib.crc32(np.ascontiguousarray(one).data.cast("B"), found)
-    return found
-
-
-def _differ(one: Image, other: Image) -> bool:
-    _, changed = cv2.threshold(cv2.absdiff(one, other), _LEVELS, 255, cv2.THRESH_BINARY)
-    return bool(cv2.countNonZero(changed) >= _SHARE * changed.size)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING, cast
 
@@ -34,27 +34,29 @@ def open_part(context: StreamContext, _: Parts) -> StreamCondition | None:
     if context.state is None:
         return None
     if context.has_sound:
-        from agent.features.condition.microphone import MicrophoneCondition
+        from agent.features.condition.microphone import MicrophoneWatcher
 
         hearing = cast("AudioPerception | UtterancePerception", context.perception)
-        watcher = MicrophoneCondition(config.condition, hearing.rate_hz, lambda: hearing.alarm)
+        watcher = MicrophoneWatcher(hearing.rate_hz, lambda: hearing.alarm)
     else:
         from agent.features.condition.camera import CameraWatcher
 
         vision = cast("VideoPerception", context.perception)
         watcher = CameraWatcher(context.name, config, vision, context.state / FOLDER)
-    return StreamCondition(context.name, watcher, context.reporter)
+    return StreamCondition(context.name, watcher, context.reporter, config.condition.ignore)
 
 
 class StreamCondition(StreamPart):
     """Problems of one stream. For the stream's thread; any thread may read `told` and call `accept`."""
 
-    def __init__(self, stream: str, watcher: Watcher, reporter: Reporter) -> None:
-        self._stream, self._watcher, self._reporter = stream, watcher, reporter
+    def __init__(
+        self, stream: str, watcher: Watcher, reporter: Reporter, ignored: Collection[Problem] = ()
+    ) -> None:
+        self._stream, self._watcher, self._reporter, self._ignored = stream, watcher, reporter, ignored
         self._told: dict[Problem, tuple[StreamProblem, int]] = {}
         self._suspended, self._published = False, False
-        self._next_ns = self._now_ns = -(1 << 62)
-        self._suspend(watcher.problems)  # it may have moved in an earlier run
+        self._next_ns = -(1 << 62)
+        self._suspend(self._found())  # it may have moved in an earlier run
 
     @property
     def problems(self) -> tuple[Problem, ...]:
@@ -87,20 +89,18 @@ class StreamCondition(StreamPart):
 
     def poll(self, now_ns: int, at: datetime) -> None:
         """Tell what has begun or ended, with the time of capture of the newest input."""
-        self._now_ns = now_ns
         if 0 < self._next_ns - now_ns <= _POLL_NS:
             return
         self._next_ns = now_ns + _POLL_NS
-        self._watcher.pass_time(now_ns)
-        found = self._watcher.problems
-        changed = found.keys() != self._told.keys()
-        if changed:
+        self._watcher.poll(now_ns)
+        found = self._found()
+        if found.keys() != self._told.keys():
             self._suspend(found)
             self._end(found, now_ns)
             self._begin(found, now_ns, at)
-        if changed or not self._published:
-            self._publish()
-        self._watcher.store(now_ns, at_once=changed)
+        elif self._published:
+            return
+        self._publish()
 
     def accept(self) -> None:
         """Take what the camera sees now for its right view. Raises CommandError for a microphone."""
@@ -114,6 +114,10 @@ class StreamCondition(StreamPart):
         """Write what was learned, and tell nothing any more: the stream ends."""
         self._watcher.close()
         self._reporter.clear(ConditionMessage)
+
+    def _found(self) -> dict[Problem, str]:
+        problems = self._watcher.problems
+        return {problem: detail for problem, detail in problems.items() if problem not in self._ignored}
 
     def _suspend(self, found: Mapping[Problem, str]) -> None:
         suspended = any(PROBLEMS[problem].suspends for problem in found)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from msgspec import Struct
@@ -11,9 +11,6 @@ from agent.config import StreamConfig
 from agent.config.features import Problem
 from agent.errors import CommandError
 from agent.types import Event, StreamResult
-
-GAP_S = 30.0
-"""After so long without inputs the delays start anew, s."""
 
 
 class ProblemRule(Struct, frozen=True):
@@ -36,8 +33,8 @@ PROBLEMS: Mapping[Problem, ProblemRule] = {
     "frozen": ProblemRule("the camera repeats one picture", 0.0, 4.0),
     "blurred": ProblemRule("the picture is blurred", 20.0, 10.0),
     "covered": ProblemRule("the camera is covered", 12.0, 10.0),
-    "moved": ProblemRule("the camera has moved", 0.0, 10.0, suspends=True),
-    "tilted": ProblemRule("the camera is tilted", 0.0, 10.0, suspends=True),
+    "moved": ProblemRule("the camera has moved", 6.0, 10.0, suspends=True),
+    "tilted": ProblemRule("the camera is tilted", 6.0, 10.0, suspends=True),
     "silent": ProblemRule("the sound is silent", 24.0, 4.0),
     "clipped": ProblemRule("the sound is clipped", 4.0, 60.0),
     "humming": ProblemRule("the sound hums", 32.0, 20.0),
@@ -47,43 +44,35 @@ PROBLEMS: Mapping[Problem, ProblemRule] = {
 
 
 class ProblemTimers:
-    """Follows which problems last, of which some are ignored. For one thread."""
+    """Follows which problems last, each with what is known about it. For one thread."""
 
-    def __init__(self, ignored: tuple[Problem, ...]) -> None:
-        self._ignored = frozenset(ignored)
-        self._active: dict[Problem, None] = {}
+    def __init__(self) -> None:
+        self.active: dict[Problem, str] = {}
         self._since_ns: dict[Problem, int] = {}
-        self._before_ns: int | None = None
 
-    def __contains__(self, problem: Problem) -> bool:
-        return problem in self._active
+    def update(
+        self, problem: Problem, sign: bool | None, now_ns: int, detail: str = "", *, begin_s: float | None = None
+    ) -> None:
+        """Record whether the sign of a problem is there; None: it cannot be told, so nothing changes now.
 
-    def __iter__(self) -> Iterator[Problem]:
-        return (problem for problem in PROBLEMS if problem in self._active)
-
-    def begin_check(self, now_ns: int) -> None:
-        """Start the delays anew if inputs were missing for long, or the time runs backwards."""
-        before_ns, self._before_ns = self._before_ns, now_ns
-        if before_ns is not None and not 0 <= now_ns - before_ns <= GAP_S * 1e9:
-            self._since_ns.clear()
-
-    def update(self, problem: Problem, sign: bool | None, now_ns: int) -> None:
-        """Record whether the sign of a problem is there; None: it cannot be told, so nothing changes now."""
-        sign = sign and problem not in self._ignored
-        if sign is None or sign is (problem in self):
+        `begin_s` replaces the time of the problem's row.
+        """
+        if sign is None or sign is (problem in self.active):
             self._since_ns.pop(problem, None)
             return
         rule, since_ns = PROBLEMS[problem], self._since_ns.setdefault(problem, now_ns)
-        if now_ns - since_ns >= (rule.begin_s if sign else rule.end_s) * 1e9:
-            self.set(problem, sign)
-
-    def set(self, problem: Problem, active: bool) -> None:
-        """Begin or end a problem at once."""
-        self._since_ns.pop(problem, None)
-        if active:
-            self._active[problem] = None
+        least_s = rule.end_s if not sign else rule.begin_s if begin_s is None else begin_s
+        if now_ns - since_ns < least_s * 1e9:
+            return
+        del self._since_ns[problem]
+        if sign:
+            self.active[problem] = detail
         else:
-            self._active.pop(problem, None)
+            del self.active[problem]
+
+    def restart(self) -> None:
+        """Start the delays anew: inputs were missing."""
+        self._since_ns.clear()
 
 
 class Watcher:
@@ -97,6 +86,12 @@ class Watcher:
     def watch(self, item: Any, result: StreamResult) -> None:
         """Watch an input, and what the model has answered."""
 
+    def pause(self) -> None:
+        """Record that no inputs come."""
+
+    def observe(self, events: Sequence[Event]) -> None:
+        """Learn from what the model has found."""
+
     def configure(self, config: StreamConfig) -> None:
         """Use other zones."""
 
@@ -108,17 +103,8 @@ class Watcher:
         """Take what the camera sees now for its right view. Any thread may call this."""
         raise CommandError("a microphone has no view")
 
-    def pause(self) -> None:
-        """Record that no inputs come."""
-
-    def observe(self, events: Sequence[Event]) -> None:
-        """Learn from what the model has found."""
-
-    def pass_time(self, now_ns: int) -> None:
-        """Let time pass, up to the capture of the newest input, ns."""
-
-    def store(self, now_ns: int, *, at_once: bool) -> None:
-        """Write what was learned, if that is due."""
+    def poll(self, now_ns: int) -> None:
+        """Let time pass, up to the capture of the newest input, ns; write what was learned, if that is due."""
 
     def close(self) -> None:
         """Write what was learned: the stream ends."""

@@ -32,8 +32,6 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 _EVERY_S = 1.0
 """Time between two decisions, s."""
-_LATE_S, _TOLD_S = 3.0, 600.0
-"""A decision that comes so much later than it should is logged, s, and not again for the second time."""
 _NICE, _DECODING_NICE = 5, 10
 """Niceness of the threads of streams below the highest priority: a third of the weight beside an equal rival; and
 of those that decode: a tenth, since each of many cameras has one."""
@@ -91,23 +89,11 @@ class GovernorPart(DevicePart):
         self._stop.set()
 
     def _run(self) -> None:
-        due_s, told_s = time.monotonic() + _EVERY_S, -math.inf
-        while not self._stop.wait(max(0.0, due_s - time.monotonic())):
-            late_s = time.monotonic() - due_s
-            due_s = time.monotonic() + _EVERY_S
+        while not self._stop.wait(_EVERY_S):
             try:
                 self._govern()
             except Exception:
                 log.exception("governor: internal error (please report); going on")
-            if late_s > _LATE_S and due_s - told_s > _TOLD_S:
-                told_s = due_s
-                log.warning(
-                    "governor: it ran %.1f s late; meanwhile other programs used %.0f %% of the processors, and "
-                    "%.0f %% were idle",
-                    late_s,
-                    100.0 * self.processors.others,
-                    100.0 * self.processors.idle,
-                )
 
     def _govern(self) -> None:
         runtime = self._runtime

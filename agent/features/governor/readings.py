@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import logging
 import math
-import re
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from statistics import median
@@ -54,8 +53,6 @@ _NEWEST = 0.2
 """Weight of the newest window in the cost of an inference."""
 _KEYS_ALONE = 50
 """Pictures of an opened camera, all of them key frames, after which no others are expected."""
-_FIGURE = re.compile(r"(?<![\w.-])\d+(\.\d+)?(?![\w-])")
-"""Number that is no part of a name, in a reason that stays the same while it changes."""
 
 
 class VariantCost(Struct, frozen=True, gc=False):
@@ -82,14 +79,11 @@ class StreamReading(Struct, frozen=True):
             windows; None: it was closed for most of the time.
         latency_ms: 95th percentile of capture to result; None: nothing was inferred.
         cost_ms: processor time of an inference of the largest variant when nothing disturbs it, ms.
-        least_ms: shortest time in which the smallest variant can answer here, ms; 0: unknown.
-        handled_fps: pictures per second that the stream has handled in the window, inferred or not.
         variants: that may be used, the largest first.
         has_samples, has_snapshots, has_clips: whether it publishes or encodes these; clips of copied packets
             cannot be reduced.
         has_decoding: whether less of its camera may be decoded: that is encoded, decoded as needed, gives others
-            than key frames, and the stream is promised no rate; and so for all streams that share the camera.
-        camera: what streams that share a camera have in common; empty: it is not shared.
+            than key frames, and is not shared, and the stream is promised no rate.
     """
 
     priority: int = 50
@@ -103,14 +97,11 @@ class StreamReading(Struct, frozen=True):
     fps_lately: float = 0.0
     latency_ms: float | None = None
     cost_ms: float = 0.0
-    least_ms: float = 0.0
-    handled_fps: float = 0.0
     variants: tuple[VariantCost, ...] = _ALL
     has_samples: bool = False
     has_snapshots: bool = False
     has_clips: bool = False
     has_decoding: bool = False
-    camera: str = ""
 
 
 class BoardReading(Struct, frozen=True, gc=False):
@@ -157,11 +148,6 @@ class Readings(Struct, frozen=True):
     known: frozenset[str] = frozenset()
 
 
-def without_figures(reason: str) -> str:
-    """Return a reason without its numbers: two that differ in these alone are of one kind."""
-    return _FIGURE.sub("", reason)
-
-
 def broken_promise(stream: StreamReading) -> str:
     """Return which promise a stream's window breaks; empty: none."""
     if _lacks_rate(stream):
@@ -184,17 +170,11 @@ def _lacks_rate(stream: StreamReading) -> bool:
     return stream.inferred_fps < promised - min(_PICTURE, _FEW * promised)
 
 
-def is_hopeless(stream: StreamReading) -> bool:
-    """Return True if others can give a stream nothing: an inference alone takes longer than is promised."""
-    return 0.0 < stream.max_latency_ms < stream.least_ms and not _lacks_rate(stream)
-
-
 def is_far_below(stream: StreamReading) -> bool:
     """Return True if a stream gets much less than it is promised."""
-    slow = stream.inferred_fps is not None and stream.inferred_fps < _FAR * min(stream.min_fps, stream.fps_now)
-    if slow or stream.latency_ms is None or stream.max_latency_ms < stream.least_ms:
-        return slow
-    return 0.0 < stream.max_latency_ms < _FAR * stream.latency_ms
+    if stream.inferred_fps is not None and stream.inferred_fps < _FAR * min(stream.min_fps, stream.fps_now):
+        return True
+    return stream.latency_ms is not None and 0.0 < stream.max_latency_ms < _FAR * stream.latency_ms
 
 
 def heat_trouble(board: BoardReading) -> str:
@@ -301,30 +281,21 @@ class StreamReaders:
         self._readers: dict[str, StreamReader] = {}
         self.variants: Mapping[str, str] = {}
 
-    def read(self, streams: Mapping[str, Stream], idle: float) -> dict[str, StreamReading]:
-        """Return the readings of the streams that run; `idle`: share of the processors, 0..1."""
+    def read(self, streams: Mapping[str, Stream]) -> dict[str, StreamReading]:
+        """Return the readings of the streams that run."""
         self._readers = {name: one for name, one in self._readers.items() if streams.get(name) is one.stream}
         readings = {}
         for name, stream in streams.items():
             if name not in self._readers:
                 self._readers[name] = StreamReader(stream)
-            reading = self._readers[name].read(self.variants.get(name, ""), is_starved=idle < RESERVE)
+            reading = self._readers[name].read(self.variants.get(name, ""))
             if reading is not None:
                 readings[name] = reading
-        return self._with_cameras(readings)
-
-    def _with_cameras(self, readings: dict[str, StreamReading]) -> dict[str, StreamReading]:
-        """Mark the streams that share a camera: less of it is decoded if all of them can do with less."""
-        users: dict[object, list[str]] = {}
-        for name, reader in self._readers.items():
-            if (camera := reader.camera) is not None:
-                users.setdefault(camera, []).append(name)
-        for names in users.values():
-            if len(names) > 1:
-                can = all(one in readings and readings[one].has_decoding for one in names)
-                for one in readings.keys() & names:
-                    readings[one] = replace(readings[one], camera=names[0], has_decoding=can)
-        return readings
+        cameras = Counter(reader.camera for reader in self._readers.values() if not reader.stream.has_sound)
+        return {
+            name: replace(reading, has_decoding=False) if cameras[self._readers[name].camera] > 1 else reading
+            for name, reading in readings.items()
+        }
 
 
 class StreamReader:
@@ -337,17 +308,11 @@ class StreamReader:
         self._captured, self._captured_at = 0, math.nan
         self._rates: deque[float] = deque(maxlen=_RATES)
         self._cost_ms: float | None = None
-        self._least_ms: deque[float] = deque(maxlen=_OPEN_WINDOWS)
-        self._too_slow_for, self._has_inter_coded = 0.0, False
+        self._has_inter_coded = False
         stream.metrics.meter.take()
 
-    def read(self, variant: str, *, is_starved: bool = False) -> StreamReading | None:
-        """Return the stream's newest reading; None: it does not run.
-
-        Args:
-            variant: that it may use.
-            is_starved: no processor is idle, so that a source may be read too late.
-        """
+    def read(self, variant: str) -> StreamReading | None:
+        """Return the stream's newest reading; None: it does not run. `variant` is the size that it may use."""
         stream = self.stream
         if stream.status[0] not in ("running", "degraded") or stream.model is None or stream.has_sound:
             return None
@@ -357,8 +322,6 @@ class StreamReader:
             self._open.append(window.open_s / seen_s)
         variants = self._variants()
         self._update_captured()
-        if not is_starved:
-            self._log_slow_camera()
         self._update_cost(window, next((one.cost for one in variants if one.name == variant), 1.0))
         now, lately = joined(list(self._windows)[-_WINDOWS:]), joined(self._windows)
         service, publish = stream.config.service, stream.config.publish
@@ -376,8 +339,6 @@ class StreamReader:
             fps_lately=self._fps_of(_LATELY),
             latency_ms=latencies[(len(latencies) * 19 - 1) // 20] if latencies else None,
             cost_ms=(self._cost_ms or 0.0) if self._gives_way else 0.0,
-            least_ms=min(self._least_ms, default=0.0) * variants[-1].cost,
-            handled_fps=now.inputs / seen_s if (seen_s := now.open_s + now.closed_s) else 0.0,
             variants=variants,
             has_samples=publish.detections,
             has_snapshots=publish.snapshot,
@@ -413,11 +374,8 @@ class StreamReader:
 
     @property
     def camera(self) -> object:
-        """Value that is equal for streams that share a camera; None: this stream has none now."""
-        config, is_over = self.stream.config, self.stream.status[0] in ("ended", "failed", "disabled")
-        if self.stream.captured is None or is_over or self.stream.has_sound or parse(config.source).lossless:
-            return None
-        return config.source, replace(config.capture, max_fps=0.0)
+        """Value that is equal for streams that share a camera."""
+        return self.stream.config.source, replace(self.stream.config.capture, max_fps=0.0)
 
     def _update_captured(self) -> None:
         """Follow the rate of the source over a minute, and whether it gives others than key frames.
@@ -438,22 +396,8 @@ class StreamReader:
             self._rates.append(max(0.0, min(rate, most)))
         self._captured, self._captured_at = frames, now_s
 
-    def _log_slow_camera(self) -> None:
-        """Log once that the source gives less than is promised: then no more can be kept than it gives."""
-        promised = self.stream.config.service.min_fps
-        if len(self._rates) < _OPEN_WINDOWS or not promised:
-            return
-        if self._fps >= _NEARLY * promised:
-            self._too_slow_for = 0.0
-        elif self._too_slow_for != promised:
-            self._too_slow_for = promised
-            text = "stream %s: promised %g pictures per second, of %.3g that its source gives"
-            log.warning(text, self.stream.name, promised, self._fps)
-
     def _update_cost(self, window: Window, relative: float) -> None:
         """Follow the processor time of an inference of the largest variant. All threads take about as much."""
-        if window.least_ms is not None:
-            self._least_ms.append(window.least_ms / max(0.01, relative))
         if not window.costs_ms:
             return
         threads = self.stream.config.threads or 1

@@ -20,13 +20,11 @@ from agent.features.governor.readings import (
     broken_promise,
     heat_trouble,
     is_far_below,
-    is_hopeless,
 )
 from agent.features.governor.steps import (
     CONFIGURED,
     EVERYTHING,
     FOR_PROMISES,
-    FOR_PROMISES_ROOM,
     OFF,
     REDUCTIONS,
     ROOM,
@@ -118,7 +116,7 @@ class Governor(Budgets):
                 broken[""] = self._hot
         states = {name: self._states[name] for name in self._streams}
         return Decision(
-            {name: state.budget(self._streams[name]) for name, state in states.items()},
+            {name: state.budget for name, state in states.items()},
             SYNC_S[self._sync],
             tuple(self._changes.values()),
             {name: state.why for name, state in states.items() if state.is_reduced},
@@ -219,7 +217,7 @@ class Governor(Budgets):
     def _handle_promises(self) -> bool:
         """Take from others what a stream lacks that is promised more than it gets. Return True if one does."""
         broken = self._confirmed()
-        helped = [name for name in broken if self._may_be_helped(name)]
+        helped = [name for name in broken if not self._states[name].is_futile]
         if self._now_s - self._settled_s >= _SETTLE_S:
             for name in sorted(helped, key=lambda one: -self._streams[one].priority):
                 if self._relieve(name, broken):
@@ -230,9 +228,9 @@ class Governor(Budgets):
             state = self._states[name]
             self._note_futile(state)
             if state.is_alone or name not in helped:
-                self._unmet[name] = f"{what}: {self._who_has_it(name)}"
+                self._unmet[name] = f"{what}: {self._who_has_it()}"
         return any(
-            self._states[name].broken_s is not None and self._may_be_helped(name) for name in self._streams
+            self._states[name].broken_s is not None and not self._states[name].is_futile for name in self._streams
         )
 
     def _confirmed(self) -> dict[str, str]:
@@ -248,9 +246,6 @@ class Governor(Budgets):
                 found[name] = what
         return found
 
-    def _may_be_helped(self, name: str) -> bool:
-        return not is_hopeless(self._streams[name]) and not self._states[name].is_futile
-
     def _note_futile(self, state: StreamState) -> None:
         """Let others have back what they gave for a promise that is not kept although processors are idle."""
         if not state.is_alone or self._board.idle < _IDLE:
@@ -259,13 +254,11 @@ class Governor(Budgets):
         state.idle_s = self._now_s if state.idle_s is None else state.idle_s
         state.is_futile = state.is_futile or self._now_s - state.idle_s >= _FUTILE_S
 
-    def _who_has_it(self, name: str) -> str:
+    def _who_has_it(self) -> str:
         """Return who uses what a stream lacks for which nothing can give way."""
-        stream, board = self._streams[name], self._board
+        board = self._board
         if board.slowed:
             return board.slowed
-        if is_hopeless(stream):
-            return f"an inference alone takes {stream.least_ms:.3g} ms of processor time here"
         if "inference" not in self._config.order:
             return NO_INFERENCE
         if board.idle >= _IDLE:
@@ -326,12 +319,8 @@ class Governor(Budgets):
                 has_given |= self._set_step(name, self._cheaper(name, self._step(name).cost * kept), why)
             if has_given and not takes_all:
                 break
-        sharers = self._sharers(name)
-        users = [self._streams[one] for one in sharers]
-        may_save = all(one.has_decoding and one.priority < priority for one in users)
-        if not has_given and "decoding" in self._config.order and may_save:
-            taken = [self._take(one, "decoding", why, "processors") for one in sharers]
-            has_given = any(taken)
+        if not has_given and is_lower and stream.has_decoding and "decoding" in self._config.order:
+            has_given = self._take(name, "decoding", why, "processors")
         return has_given
 
     # Memory, the disk, the network
@@ -377,7 +366,7 @@ class Governor(Budgets):
     def _give_back(self) -> None:
         """Give back what has room again: what was short each when that is over, inferences as time is idle."""
         for domain, pause in self._shortages.items():
-            if pause.is_over(self._now_s) and self._may_change(FOR_PROMISES_ROOM):
+            if pause.is_over(self._now_s) and self._may_change(FOR_PROMISES):
                 if domain == "disk" and self._sync:
                     self._set_sync(self._sync - 1, ROOM)
                     pause.returned(self._now_s)
@@ -390,7 +379,7 @@ class Governor(Budgets):
         left = {name for name in waiting if states[name].infers_less and not states[name].level("decoding")}
         if left and self._raise(free / _DEARER, left):
             return
-        if free > 0.0 and self._may_change(FOR_PROMISES_ROOM):
+        if free > 0.0 and self._may_change(FOR_PROMISES):
             whole = [name for name in waiting if name not in left]
             if self._return_level("processors", whole, ROOM):
                 return
@@ -401,7 +390,7 @@ class Governor(Budgets):
     def _return_level(self, domain: Domain, names: Collection[str], why: str) -> bool:
         """Give back a level that a domain took, to the most important of these streams, equal ones together.
 
-        Each has the last thing back that it gave; all streams of a camera have its pictures back together.
+        Each has the last thing back that it gave.
         """
         owed: dict[str, Giving] = {}
         for name in names:
@@ -412,12 +401,11 @@ class Governor(Budgets):
         for name, giving in owed.items():
             if self._streams[name].priority != highest:
                 continue
-            for one in self._sharers(name) if giving == "decoding" else (name,):
-                if one in names and self._states[one].give_back(giving, domain):
-                    if domain == "processors":
-                        self._states[one].pause.returned(self._now_s)
-                        self._settled_s = self._now_s
-                    self._record(one, self._states[one].text, why)
+            self._states[name].give_back(giving, domain)
+            if domain == "processors":
+                self._states[name].pause.returned(self._now_s)
+                self._settled_s = self._now_s
+            self._record(name, self._states[name].text, why)
         return bool(owed)
 
     def _try_one(self, waiting: list[str], left: Container[str]) -> None:
@@ -436,8 +424,8 @@ class Governor(Budgets):
             self._trouble_s = self._now_s
             if name in left:
                 self._set_step(name, self._dearer(name), TRIAL)
-            elif self._may_change(FOR_PROMISES_ROOM):
-                self._return_level("processors", [one for one in self._sharers(name) if one in waiting], TRIAL)
+            elif self._may_change(FOR_PROMISES):
+                self._return_level("processors", [name], TRIAL)
 
     def _spare(self) -> float:
         """Return the processor time per second that may be used in addition, as a share of one processor.

@@ -10,7 +10,7 @@ from typing import Any, Literal
 from msgspec import Struct
 
 from agent.config.features import Giving, GovernorConfig
-from agent.features.governor.readings import StreamReading, VariantCost, without_figures
+from agent.features.governor.readings import StreamReading, VariantCost
 from agent.types import StreamBudget
 
 Domain = Literal["processors", "memory", "disk", "link"]
@@ -54,9 +54,9 @@ SYNC_S = (0.0, 0.5, 2.0)
 CHANGES_PER_MINUTE = 6
 """Decisions in any minute that change something; what one decision changes at once counts once. What heat and a
 weak supply need does not count."""
-FOR_PROMISES, FOR_PROMISES_ROOM = 3, 1
-"""Decisions of a minute that are left for promises when memory, the disk or the network takes something, and when
-something comes back."""
+FOR_PROMISES = 2
+"""Decisions of a minute that are left for promises and heat when another shortage takes something, or something
+comes back."""
 ROOM, TRIAL = "there is room for it", "for a trial"
 CONFIGURED, OFF = "as it is configured now", "the governor is off"
 """Reasons of changes that no load has caused, but the configuration of a stream or of the governor."""
@@ -71,8 +71,6 @@ _LEAST_FPS = 2.0
 _CLEARLY, _NEARLY = 0.9, 0.98
 """Share of a rate below which a camera is clearly slower, and that a stride may leave of a promise: cameras of 10
 pictures per second often give 9.9."""
-_ROUNDING = 0.1
-"""Share of a stride by which a measured rate may be too high."""
 _SMALLER_FROM = 3
 """Stride from which on a smaller variant is preferred to fewer inferences."""
 
@@ -218,14 +216,10 @@ class StreamState:
         """Return True if a level was taken because that was short."""
         return any(known == domain for known, _ in self.taken.get(giving, ()))
 
-    def give_back(self, giving: Giving, domain: Domain) -> bool:
-        """Give back a level that was taken for a domain; return False if there is none."""
-        levels = self.taken.get(giving, [])
-        at = next((at for at, (known, _) in enumerate(levels) if known == domain), None)
-        if at is None:
-            return False
-        del levels[at]
-        return True
+    def give_back(self, giving: Giving, domain: Domain) -> None:
+        """Give back a level that was taken for a domain."""
+        levels = self.taken[giving]
+        del levels[[known for known, _ in levels].index(domain)]
 
     @property
     def infers_less(self) -> bool:
@@ -251,23 +245,16 @@ class StreamState:
         """Text of what is reduced and why; empty: nothing is."""
         causes = [self.cause] if self.infers_less else []
         causes += [cause for levels in self.taken.values() for _, cause in levels]
-        newest = {without_figures(cause): cause for cause in causes}
-        return f"{self.text}: {'; '.join(newest.values())}" if self.is_reduced else ""
+        return f"{self.text}: {'; '.join(dict.fromkeys(causes))}" if causes else ""
 
-    def budget(self, stream: StreamReading) -> StreamBudget:
-        """Return what the stream may use.
-
-        While key frames alone are decoded, a stride leaves no more inferences than before: usually each key frame
-        is inferred. A camera whose pictures are all key frames, or whose others still come, keeps its stride.
-        """
+    @property
+    def budget(self) -> StreamBudget:
+        """What the stream may use: where key frames alone are decoded, each of them is inferred."""
         fields: dict[str, Any] = {}
         for giving, reduction in REDUCTIONS.items():
             if level := self.level(giving):
                 fields |= reduction.levels[level - 1]
-        stride, most = self.stride, stream.fps / self.stride
-        if self.level("decoding") and most > 0.0:
-            stride = max(1, min(stride, math.ceil(stream.handled_fps / most - _ROUNDING)))
-        return StreamBudget(stride, self.variant, **fields)
+        return StreamBudget(1 if self.level("decoding") else self.stride, self.variant, **fields)
 
 
 class Change(Struct, frozen=True):
@@ -277,23 +264,16 @@ class Change(Struct, frozen=True):
         stream: its name; empty: the change is one of the event queue.
         now: what holds now.
         why: its reason.
-        is_more: True if that is more than before, and not yet everything.
     """
 
     stream: str
     now: str
     why: str
-    is_more: bool = False
-
-    @property
-    def what(self) -> str:
-        """Text of what holds now, and whether that is more."""
-        return f"{'more, now ' if self.is_more else ''}{self.now}"
 
     @property
     def text(self) -> str:
         """Text of what holds now, and why."""
-        return f"{self.what}: {self.why}"
+        return f"{self.now}: {self.why}"
 
 
 class Decision(Struct, frozen=True):
@@ -343,8 +323,7 @@ class Budgets:
         """Keep a change, which replaces an earlier one of this decision; an urgent one does not count."""
         if not urgent and (not self._changed_at or self._changed_at[-1] != self._now_s):
             self._changed_at.append(self._now_s)
-        is_more = bool(stream) and why in (ROOM, TRIAL) and self._states[stream].is_reduced
-        self._changes[stream] = Change(stream, text, why, is_more)
+        self._changes[stream] = Change(stream, text, why)
 
     def _set_sync(self, level: int, why: str) -> None:
         self._sync, wait_s = level, SYNC_S[level]
@@ -355,7 +334,7 @@ class Budgets:
         """Run a stream that way; False: it does already, or too much has changed lately and it is not urgent."""
         state, before = self._states[name], self._step(name)
         variant = "" if step.variant == self._streams[name].variants[0].name else step.variant
-        reserved = FOR_PROMISES_ROOM if why in (ROOM, TRIAL) else 0
+        reserved = FOR_PROMISES if why in (ROOM, TRIAL) else 0
         if (state.stride, state.variant) == (step.stride, variant) or not (urgent or self._may_change(reserved)):
             return False
         text, (state.stride, state.variant) = state.text, (step.stride, variant)
@@ -388,10 +367,3 @@ class Budgets:
 
     def _dearer(self, name: str, now: Step | None = None) -> Step:
         return dearer(self._streams[name], self._config.max_stride, now or self._step(name))
-
-    def _sharers(self, name: str) -> list[str]:
-        """Return the streams that have the camera of a stream, itself included."""
-        camera = self._streams[name].camera
-        return [
-            one for one, stream in self._streams.items() if one == name or (camera and stream.camera == camera)
-        ]

@@ -21,8 +21,7 @@ from agent.config import StreamConfig
 from agent.config.places import LineConfig
 from agent.daemon.parts import Asked, EntityPlace, Parts, Reply, StreamContext, StreamPart
 from agent.errors import CommandError, StorageError
-from agent.storage.files import make_folder
-from agent.storage.state import StateFile
+from agent.storage.background import BackgroundFile
 from agent.structs import from_json
 from agent.types import AudioChunk, Crossing, Event, Frame, StreamResult
 
@@ -31,6 +30,8 @@ FOLDER = "lines"
 """Folder of the files, in the state folder."""
 _WRITE_S = 60.0
 """Least time between two writes of the counts, s: SD cards wear out. A power cut loses no more than that."""
+_CLOSE_S = 5.0
+"""Longest wait for the disk when a stream ends, s."""
 _LABELS_MAX, _OTHER = 64, "other"
 
 
@@ -76,12 +77,14 @@ class LineCounters(StreamPart):
             reporter: of the stream.
         """
         self._stream, self._reporter = stream, reporter
-        self._file = None if folder is None else StateFile(_file(folder, stream))
-        self._lock, self._disk = threading.Lock(), threading.Lock()
+        failure = f"stream {stream}: its counts of lines are not written"
+        self._file = None
+        if folder is not None:
+            self._file = BackgroundFile(folder / f"{stream}.json", f"lines-{stream}", failure)
+        self._lock = threading.Lock()
         self._counts = self._written = self._read()
-        self._tried_s, self._failed = time.monotonic(), False
+        self._tried_s = time.monotonic()
         self._names: tuple[str, ...] = ()
-        self._writing: threading.Thread | None = None
         self.set_lines(lines)
 
     def process(self, item: Frame | AudioChunk, result: StreamResult) -> None:
@@ -132,25 +135,24 @@ class LineCounters(StreamPart):
             self._counts = {**self._counts, **dict.fromkeys(chosen, LineCount(now))}
             for one in chosen:
                 self._publish(one)
-        self._write()
+        if self._file is not None:
+            self._file.store(self._content)
 
     def store(self) -> None:
         """Write the counts if they have changed, and none were written for a while."""
-        if time.monotonic() - self._tried_s < _WRITE_S or self._counts == self._written or self._is_writing:
+        if time.monotonic() - self._tried_s < _WRITE_S or self._file is None or not self._is_changed:
             return
-        self._tried_s = time.monotonic()
-        # Another thread: a slow disk must not stop the pictures.
-        self._writing = threading.Thread(target=self._write_or_log, name=f"lines-{self._stream}", daemon=True)
-        self._writing.start()
+        if self._file.begin(self._content):
+            self._tried_s = time.monotonic()
 
     def close(self) -> None:
         """Write what has changed: the stream ends."""
-        if self._counts != self._written:
-            self._write_or_log()
+        if self._file is not None and self._is_changed:
+            self._file.finish(self._content, _CLOSE_S)
 
     @property
-    def _is_writing(self) -> bool:
-        return self._writing is not None and self._writing.is_alive()
+    def _is_changed(self) -> bool:
+        return self._counts != self._written or (self._file is not None and self._file.failed)
 
     def _publish(self, name: str) -> None:
         device, stream = self._reporter.place
@@ -169,34 +171,15 @@ class LineCounters(StreamPart):
             log.warning(text, self._stream, self._file.path, reason, aside)
             return {}
 
-    def _write_or_log(self) -> None:
-        try:
-            self._write()
-        except StorageError as error:
-            if not self._failed:
-                log.warning("stream %s: its counts of lines are not written: %s", self._stream, error)
-            self._failed = True
-        else:
-            self._failed = False
-
-    def _write(self) -> None:
-        with self._disk:
-            counts = self._counts
-            if self._file is not None:
-                if counts:
-                    make_folder(self._file.path.parent)
-                self._file.write(msgspec.json.encode(counts) if counts else b"")
-            self._written = counts
+    def _content(self) -> bytes:
+        counts = self._written = self._counts
+        return msgspec.json.encode(counts) if counts else b""
 
 
 def open_part(context: StreamContext, _: Parts) -> LineCounters:
     """Count the lines of a stream; one that had lines in an earlier run has them cleared."""
     folder = None if context.state is None else context.state / FOLDER
     return LineCounters(context.name, context.config.lines, folder, context.reporter)
-
-
-def _file(folder: Path, stream: str) -> Path:
-    return folder / f"{stream}.json"
 
 
 def reset(asked: Asked) -> Reply:

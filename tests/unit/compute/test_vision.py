@@ -11,7 +11,7 @@ from msgspec.structs import replace
 from agent.compute.infer.image_input import Placement
 from agent.compute.vision import VideoPerception, _placed
 from agent.config import CascadeConfig, DecodeConfig, GateConfig, StreamConfig, TrackConfig
-from agent.config.features import ConditionConfig, ServiceConfig
+from agent.config.features import ServiceConfig
 from agent.errors import ModelError
 from agent.features.condition.camera import CameraCondition
 from agent.models.library import open_model
@@ -249,7 +249,7 @@ def used(folder: Path, crop: Box, *, has_planes: bool, gated: bool = True) -> li
     gate = GateConfig(motion=gated, hold_s=0.0, max_idle_s=60.0)
     config = StreamConfig("test:", str(model), gate=gate, crop=crop)
     vision = VideoPerception("front", config, open_model(config.model))
-    camera = CameraCondition(ConditionConfig())
+    camera = CameraCondition()
     found = []
     for number in range(10):
         image = np.full((120, 160, 3), 90, np.uint8)

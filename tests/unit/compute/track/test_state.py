@@ -63,12 +63,6 @@ def test_an_overdue_track_and_one_that_left_the_frame_cost_more() -> None:
     assert leaving.forecast(SECOND, 0.0).spread > staying.forecast(SECOND, 0.0).spread
 
 
-def test_a_velocity_that_is_refuted_is_learned_at_once() -> None:
-    motion = BoxFilter(box(0.1), 0)
-    motion.correct(box(0.3), SECOND // 5)
-    assert motion.predict(2 * SECOND // 5) == pytest.approx(box(0.5), abs=0.02)
-
-
 def test_a_filter_moves_with_the_camera_and_keeps_its_velocity() -> None:
     still, moved = walker(0.1, 0.1), walker(0.1, 0.1)
     moved.shift(0.05, -0.02)

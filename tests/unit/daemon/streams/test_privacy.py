@@ -19,7 +19,7 @@ from agent.daemon.check import problems, warnings
 from agent.daemon.streams.extra_models import BlurModels
 from agent.daemon.streams.perception import models_changed, open_perception
 from agent.errors import BackendError, BlurModelError, ConfigError
-from agent.features.condition.camera import _origin
+from agent.features.condition.camera import origin_of
 from agent.models.library import open_model
 from agent.types import Box, ChannelOrder, Frame, Image
 from tests.support.doubles import Kept, person_model
@@ -93,7 +93,7 @@ def test_what_is_learned_of_a_view_is_masked_also_where_the_gate_sees_the_true_p
 
 def test_a_view_that_was_learned_without_masks_is_not_used_with_them() -> None:
     bare, masked = StreamConfig("rtsp://a/1", "m"), StreamConfig("rtsp://a/1", "m", privacy=(_UPPER,))
-    assert _origin(bare) != _origin(masked)
+    assert origin_of(bare) != origin_of(masked)
 
 
 def test_a_stream_that_cannot_be_blurred_any_more_shows_nothing_until_it_can_again(

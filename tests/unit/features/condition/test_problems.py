@@ -29,7 +29,6 @@ class Problems(Watcher):
         self.found: Mapping[Problem, str] = {}
         self.suspensions: list[bool] = []
         self._has_zones = zones
-        self.stored: list[bool] = []
         self.observed, self.closed = 0, False
 
     @property
@@ -46,18 +45,15 @@ class Problems(Watcher):
     def close(self) -> None:
         self.closed = True
 
-    def store(self, now_ns: int, *, at_once: bool) -> None:
-        self.stored.append(at_once)
-
 
 class Told:
     """A stream's condition on a made clock, and what it publishes."""
 
-    def __init__(self, *, zones: bool = True) -> None:
+    def __init__(self, *ignored: Problem, zones: bool = True) -> None:
         self.kept, self.watcher = Kept(), Problems(zones=zones)
         topics = Topics("vedette", "porch")
         self.reporter = Reporter(topics, "front", PublishConfig(), ModelId("", ""), self.kept, self.kept)
-        self.condition = StreamCondition("front", self.watcher, self.reporter)
+        self.condition = StreamCondition("front", self.watcher, self.reporter, ignored)
 
     def poll(self, at_s: float, **problems: str) -> None:
         self.watcher.found = problems  # type: ignore[assignment]
@@ -110,13 +106,11 @@ def test_without_zones_nothing_is_suspended() -> None:
     assert told.condition.trouble == "the camera is tilted (6° clockwise)"
 
 
-def test_what_was_learned_is_written_when_a_problem_begins_or_ends_and_at_the_end() -> None:
-    told = Told()
-    told.poll(0)
-    told.poll(2, moved="")
-    told.poll(4, moved="")
-    told.condition.close()
-    assert (told.watcher.stored, told.watcher.closed) == ([False, True, False], True)
+def test_an_ignored_problem_is_not_told_and_suspends_nothing() -> None:
+    told = Told("moved")
+    told.poll(0, moved="12% right", dark="")
+    assert told.condition.problems == ("dark",)
+    assert told.watcher.suspensions == []
 
 
 def test_a_stopped_stream_has_no_condition() -> None:

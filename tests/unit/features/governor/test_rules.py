@@ -324,34 +324,6 @@ def test_a_less_important_camera_has_its_key_frames_decoded_after_it_infers_as_l
     assert course.run(60, ENCODED).budgets == dict.fromkeys(ENCODED, FULL)
 
 
-def test_a_stride_stays_where_key_frames_alone_do_not_limit_the_inferences() -> None:
-    course = Course()
-    every = {**ENCODED_HUNGRY, "back": replace(ENCODED["back"], handled_fps=10.0)}
-    assert course.run(20, every, BUSY).budgets["back"].stride == 5
-    assert course.decisions[-1].budgets["back"].decode == "keyframes"
-    some = {**ENCODED_HUNGRY, "back": replace(ENCODED["back"], handled_fps=4.0)}
-    assert course.run(1, some, BUSY).budgets["back"].stride == 2
-    few = {**ENCODED_HUNGRY, "back": replace(ENCODED["back"], handled_fps=1.0)}
-    assert course.run(1, few, BUSY).budgets["back"].stride == 1
-
-
-def test_a_camera_that_streams_share_has_less_decoded_for_all_of_them_or_for_none() -> None:
-    shared = replace(ENCODED["back"], camera="yard")
-    both = {**ENCODED_HUNGRY, "back": shared, "yard": replace(shared, priority=50)}
-    course = Course()
-    decision = course.run(20, both, BUSY)
-    assert {decision.budgets[name].decode for name in ("back", "yard")} == {"keyframes"}
-    when = {at for at, _, text in course.changed if text.startswith("key frames")}
-    assert len(when) == 1
-    calm = {**ENCODED, "back": shared, "yard": replace(shared, priority=50)}
-    for _ in range(60):
-        decision = course.run(1, calm)
-        assert decision.budgets["back"].decode == decision.budgets["yard"].decode
-    assert decision.budgets["back"].decode == ""
-    important = {**both, "yard": replace(shared, priority=90)}
-    assert Course().run(30, important, BUSY).budgets["back"].decode == ""
-
-
 def test_cameras_of_one_priority_keep_their_pictures() -> None:
     equal = {name: replace(one, priority=50) for name, one in ENCODED_HUNGRY.items()}
     assert Course().run(60, equal, BUSY).budgets["back"].decode == ""
@@ -401,27 +373,6 @@ def test_a_stream_that_is_lost_for_some_time_keeps_what_was_decided() -> None:
 def test_an_order_without_inferences_is_named_where_nothing_gives_way() -> None:
     course = Course(GovernorConfig(order=("clips",)))
     assert course.run(5, HUNGRY, BUSY).unmet["front"].endswith("`governor.order` lets no inference give way")
-
-
-def test_a_promise_shorter_than_an_inference_says_so() -> None:
-    alone = {"front": replace(FRONT, max_latency_ms=30.0, least_ms=50.0, variants=SIZES[:1])}
-    assert "an inference alone takes 50 ms" in Course().run(5, alone, BUSY).unmet["front"]
-
-
-def test_nobody_gives_way_for_a_latency_that_no_inference_here_can_keep() -> None:
-    hopeless = {**STREAMS, "front": replace(FRONT, max_latency_ms=30.0, latency_ms=60.0, least_ms=35.0)}
-    course = Course()
-    decision = course.run(60, hopeless, BUSY)
-    assert course.changed == []
-    assert decision.unmet["front"].startswith("takes 60 of 30 ms: an inference alone takes 35 ms")
-    course.run(20, HUNGRY, BUSY)
-    assert course.run(20, hopeless, IDLE).budgets == dict.fromkeys(STREAMS, FULL), (
-        "it keeps nothing from coming back"
-    )
-    slow_too = {**hopeless, "front": replace(hopeless["front"], inferred_fps=3.0)}
-    assert course.run(10, slow_too, BUSY).budgets["back"].stride > 1, (
-        "a rate that is promised, too, can be helped"
-    )
 
 
 def test_a_broken_promise_of_any_stream_shortens_its_own_stride_first() -> None:
@@ -500,14 +451,6 @@ def test_a_battery_that_goes_up_and_down_changes_nothing_again() -> None:
         course.run(5, STREAMS, replace(IDLE, battery_percent=percent))
     assert len({at for at, _, _ in course.changed}) == 1
     assert course.run(10, STREAMS, replace(IDLE, battery_percent=25.0)).reduced == {}
-
-
-def test_a_temperature_that_vanishes_from_a_hot_board_gives_nothing_back_for_ten_minutes() -> None:
-    course = Course()
-    before = course.run(5, STREAMS, replace(IDLE, celsius=84.0, limit_c=77.0))
-    assert before.reduced
-    assert course.run(590, STREAMS, IDLE).budgets == before.budgets
-    assert course.run(30, STREAMS, IDLE).reduced == {}
 
 
 def test_a_governor_that_is_switched_off_gives_everything_back() -> None:
@@ -749,13 +692,6 @@ def test_what_streams_have_given_for_heat_is_judged_after_some_time() -> None:
     }
 
 
-def test_heat_is_not_over_while_nothing_is_known_of_it() -> None:
-    course, hot = Course(), replace(IDLE, celsius=79.0, limit_c=77.0, settles_c=79.0)
-    assert course.run(1, PLAIN, hot).broken == {"": "the board is at 79 °C"}
-    assert course.run(300, PLAIN, IDLE).broken == {"": "the board is at 79 °C"}
-    assert course.run(400, PLAIN, IDLE).broken == {}
-
-
 def test_a_low_limit_lets_streams_come_back_to_a_board_that_is_cooler() -> None:
     course = Course()
     course.run(30, PLAIN, replace(IDLE, celsius=41.0, limit_c=40.0, settles_c=41.0))
@@ -837,3 +773,18 @@ def test_whatever_is_read_budgets_stay_within_their_bounds_and_changes_are_few(
         assert all(bool(change.text) for change in decision.changes)
     for at in changed_at:
         assert sum(at <= other < at + 60.0 for other in changed_at) <= CHANGES_PER_MINUTE + _FOR_HEAT
+
+
+def test_a_temperature_that_vanishes_from_a_hot_board_gives_nothing_back_for_ten_minutes() -> None:
+    course = Course()
+    before = course.run(5, STREAMS, replace(IDLE, celsius=84.0, limit_c=77.0))
+    assert before.reduced
+    assert course.run(590, STREAMS, IDLE).budgets == before.budgets
+    assert course.run(30, STREAMS, IDLE).reduced == {}
+
+
+def test_heat_is_not_over_while_nothing_is_known_of_it() -> None:
+    course, hot = Course(), replace(IDLE, celsius=79.0, limit_c=77.0, settles_c=79.0)
+    assert course.run(1, PLAIN, hot).broken == {"": "the board is at 79 °C"}
+    assert course.run(300, PLAIN, IDLE).broken == {"": "the board is at 79 °C"}
+    assert course.run(400, PLAIN, IDLE).broken == {}

@@ -18,6 +18,7 @@ from agent.features.lines import part as lines
 from agent.features.lines.part import LineCounters
 from agent.types import Crossing, Event, Track
 from tests.support.doubles import Kept
+from tests.support.publishing import wait_for
 
 AT = datetime(2026, 1, 1, tzinfo=UTC)
 GATE, ROAD = (LineConfig(name, ((0.0, 0.5), (1.0, 0.5))) for name in ("gate", "road"))
@@ -80,8 +81,7 @@ def test_counts_are_written_now_and_then(kept: Kept, tmp_path: Path, monkeypatch
     assert not file.exists()
     monkeypatch.setattr(lines, "_WRITE_S", 0.0)
     counters.store()
-    assert counters._writing is not None
-    counters._writing.join()
+    wait_for(file.is_file)
     assert json.loads(file.read_bytes())["gate"]["labels"] == {"person": {"in": 1, "out": 0}}
 
 
