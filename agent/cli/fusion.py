@@ -21,17 +21,7 @@ if TYPE_CHECKING:
 _FILE = click.Path(path_type=Path, dir_okay=False)
 
 
-def _complete_name(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[str]:
-    import tomllib
-
-    try:
-        names = tomllib.loads(context.params["path"].read_text("utf-8")).get("fusion", {})
-    except (KeyError, OSError, ValueError, AttributeError):
-        return []
-    return [name for name in names if name.startswith(incomplete)]
-
-
-_NAME = click.argument("name", shell_complete=_complete_name)
+_NAME = click.argument("name")
 _RECORDING = click.argument("recording", type=_FILE)
 
 

@@ -59,12 +59,6 @@ def config_option(text: str, *, required: bool = True) -> Callable[[F], F]:
     return click.option("-c", "--config", "path", type=PATH, help=text)
 
 
-def picture_option(what: str) -> Callable[[F], F]:
-    """Return the option `--picture`, a file for a chart."""
-    text = f"Draw {what} into this PNG; needs matplotlib: pip install '.[charts]'."
-    return click.option("--picture", type=PATH, help=text)
-
-
 def first_line(context: click.Context, option: click.Parameter, path: Path | None) -> str:
     """Read the first line of a password file."""
     try:

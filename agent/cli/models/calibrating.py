@@ -24,9 +24,7 @@ _SAME_SCORES = 0.2
 """Change of a temperature up to which the same `score_threshold` is still fitting."""
 
 
-def calibrate_and_print(
-    model: str, data: Path, loss: float, out: Path | None, picture: Path | None, *, as_json: bool
-) -> None:
+def calibrate_and_print(model: str, data: Path, loss: float, out: Path | None, *, as_json: bool) -> None:
     """Learn thresholds from recordings or examples, write them to a manifest, and print what they bring.
 
     Args:
@@ -34,7 +32,6 @@ def calibrate_and_print(
         data: path of the recordings or examples.
         loss: accuracy that may be lost, percentage points.
         out: manifest to write; None: the model's own.
-        picture: PNG of accuracy against cost; None: none is drawn.
         as_json: print JSON.
 
     Raises:
@@ -47,18 +44,10 @@ def calibrate_and_print(
 
     if not 0.0 <= loss <= 100.0:
         raise click.BadParameter(f"{loss} is not within 0..100", param_hint="--loss")
-    if picture is not None:
-        from agent.cli.chart import check
-
-        check(picture)
-    refuse_inside([one for one in (picture, out) if one is not None], [data])
+    refuse_inside([out] if out else [], [data])
     target = _target(model, out)
     pictures = _calibrate_pictures(model, data, loss / 100.0)
     result, what = (pictures, "examples") if pictures else (_calibrate(model, data, loss / 100.0), "recordings")
-    if picture is not None:
-        from agent.cli.chart import draw_calibration
-
-        draw_calibration(result, picture)
     before = open_whole_model(model).manifest
     rewrite(model, target, set_variants(result.keys))
     _print_calibration(result, target, what, as_json=as_json)

@@ -10,8 +10,7 @@ import numpy as np
 from msgspec import Struct
 from msgspec.structs import replace
 
-from agent.cli.optimise.progress import show_progress
-from agent.cli.output import console, open_table, print_json
+from agent.cli.output import console, open_table, print_json, show_progress
 from agent.compute.manifest import AUTO, Model
 from agent.errors import ModelError
 from agent.models.library import open_model_without_root

@@ -30,13 +30,6 @@ _PREDICTED = (
 )
 
 
-def complete_board(_context: click.Context, _option: click.Parameter, incomplete: str) -> list[str]:
-    """Return the boards that begin so, for the shell."""
-    from agent.models.predict import known_boards
-
-    return [name for name in known_boards() if name.startswith(incomplete)]
-
-
 def predict_and_print(model: str, board: str, variant: str, fps: float, *, as_json: bool) -> None:
     """Print what each variant takes on a board, and which with how many threads reach a rate.
 
@@ -129,13 +122,6 @@ _NOTE = (
 )
 
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9}
-
-
-def complete_task(_context: click.Context, _option: click.Parameter, incomplete: str) -> list[str]:
-    """Return the tasks that begin so, for the shell."""
-    from agent.models.recommend import TASKS
-
-    return [task for task in TASKS if task.startswith(incomplete)]
 
 
 def memory_size(_context: click.Context, option: click.Parameter, text: str) -> int:

@@ -9,7 +9,6 @@ from typing import Any
 
 import click
 
-from agent.cli.optimise import complete_model
 from agent.cli.options import PATH, FilePath, NumberRange
 from agent.errors import StorageError
 
@@ -32,7 +31,7 @@ def screening() -> None:
 
 
 @screening.command()
-@click.argument("model", shell_complete=complete_model)
+@click.argument("model")
 @click.argument("data", type=PATH)
 @click.argument("point", type=_FILE)
 @click.option("--label", required=True, help="What is looked for.")
@@ -42,8 +41,7 @@ def screening() -> None:
     help="Most for each picture; 0.5 unless --sensitivity is given.",
 )
 @click.option("--sensitivity", type=NumberRange(0.0, 1.0, min_open=True), help="Least share that is to be found.")
-@click.option("--picture", type=_FILE, help="PNG, SVG or PDF of FROC and calibration.")
-@click.option("--force", is_flag=True, help="Replace POINT and the picture.")
+@click.option("--force", is_flag=True, help="Replace POINT.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of tables.")
 def calibrate(model: str, data: Path, point: Path, **options: Any) -> None:
     """Choose the threshold of MODEL on the labelled pictures DATA, and write the operating point POINT, a .toml.

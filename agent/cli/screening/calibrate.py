@@ -9,9 +9,7 @@ import msgspec
 from msgspec import Struct
 from msgspec.structs import replace
 
-from agent.cli import chart
-from agent.cli.optimise.progress import show_progress
-from agent.cli.output import console, open_table, print_json
+from agent.cli.output import console, open_table, print_json, show_progress
 from agent.config.toml import Keys, to_toml
 from agent.errors import ModelError
 from agent.features.screening.rules import NOTICE, ScreeningPoint, check_of
@@ -32,7 +30,6 @@ class CalibrateOptions(Struct, frozen=True):
         label: what is looked for.
         false_positives: most for each picture; None: the default, or `sensitivity` counts.
         sensitivity: least share that is to be found, 0..1; None: `false_positives` counts.
-        picture: PNG to write; None: none.
         force: replace files.
         as_json: print JSON instead of tables.
     """
@@ -40,7 +37,6 @@ class CalibrateOptions(Struct, frozen=True):
     label: str
     false_positives: float | None = None
     sensitivity: float | None = None
-    picture: Path | None = None
     force: bool = False
     as_json: bool = False
 
@@ -73,8 +69,6 @@ def calibrate_and_write(name: str, data: Path, target: Path, options: CalibrateO
     point = replace(found.point, model=_absolute(model.path))
     point = replace(point, check=check_of(point))
     write_atomic(target, _toml(point).encode())
-    if options.picture is not None:
-        chart.draw_operating_point(point, found.found, options.picture)
     print_json(point, indent=2) if options.as_json else _print(found)
     for line in (examples.description, *found.remarks, f"{target}: written", NOTICE):
         click.echo(plain(line), err=True)
@@ -96,11 +90,8 @@ def _absolute(model: str) -> str:
 def _check_targets(target: Path, options: CalibrateOptions) -> None:
     if target.suffix != ".toml":
         raise ModelError(f"{target}: expected the name of a .toml file")
-    if options.picture is not None:
-        chart.check(options.picture)
-    for path in (target, options.picture):
-        if path is not None and path.exists() and not options.force:
-            raise ModelError(f"{path}: exists; --force replaces it")
+    if target.exists() and not options.force:
+        raise ModelError(f"{target}: exists; --force replaces it")
     if not target.absolute().parent.is_dir():
         raise ModelError(f"{target}: there is no folder {target.absolute().parent}")
 

@@ -22,8 +22,7 @@ from msgspec import Struct
 from agent import __version__
 from agent.capture.local import SUFFIXES
 from agent.capture.source import LARGEST_PIXELS, header_size
-from agent.cli.optimise.progress import show_progress
-from agent.cli.output import console, open_table, print_json
+from agent.cli.output import console, open_table, print_json, show_progress
 from agent.cli.screening.review import AUDIT, KEY, NAMES, REVIEW, page_written, refuse_links
 from agent.compute.drawing import annotate_detections, jpeg
 from agent.config.toml import problems_of, read_toml

@@ -66,36 +66,16 @@ def test_what_is_learned_stands_in_the_manifest_and_is_used(tmp_path: Path, data
     assert "score_threshold" not in call(model, data).stderr
 
 
-def test_a_table_and_a_picture(tmp_path: Path, data: Path) -> None:
-    pytest.importorskip("matplotlib", reason="the extra [charts] is not installed")
-    model, picture, out = cascade_model(tmp_path), tmp_path / "curve.png", tmp_path / "new.toml"
+def test_a_table_and_another_manifest(tmp_path: Path, data: Path) -> None:
+    model, out = cascade_model(tmp_path), tmp_path / "new.toml"
     before = model.read_text()
-    done = call(model, data, "--picture", picture, "--out", out)
+    done = call(model, data, "--out", out)
     assert done.exit_code == 0, done.output
     assert "windows of 18 recordings: accuracy" in done.stdout
     assert "the early exits hardly answer" not in done.stdout
-    assert picture.read_bytes().startswith(b"\x89PNG")
     assert model.read_text() == before
     assert tomllib.loads(out.read_text())["name"] == "tones"
     assert tomllib.loads(out.read_text())["file"] == "depths.tflite"
-
-
-@pytest.mark.parametrize(
-    ("picture", "why"),
-    [
-        ("nowhere/curve.png", "nowhere/curve.png: there is no such folder"),
-        ("curve.xyz", "curve.xyz: expected a name that ends in .png"),
-        ("{data}/curve.png", "curve.png: lies among the examples in"),
-    ],
-)
-def test_a_picture_that_cannot_be_drawn_is_refused_first(
-    tmp_path: Path, data: Path, picture: str, why: str
-) -> None:
-    pytest.importorskip("matplotlib", reason="the extra [charts] is not installed")
-    model = cascade_model(tmp_path)
-    before = model.read_text()
-    assert why in str(call(model, data, "--picture", tmp_path / picture.format(data=data)).exception)
-    assert model.read_text() == before
 
 
 def test_elsewhere_the_manifest_has_its_files_beside_it(tmp_path: Path, data: Path) -> None:

@@ -108,14 +108,6 @@ def test_more_false_positives_find_more_and_a_target_is_met_or_refused(
     assert "exclude each other" in both
 
 
-def test_a_chart_shows_the_curve(model: Path, data: Path, tmp_path: Path) -> None:
-    pytest.importorskip("matplotlib", reason="charts need the extra [charts]")
-    called("calibrate", model, data, tmp_path / "p.toml", "--label", "cell", "--picture", tmp_path / "froc.png")
-    drawn = cv2.imread(str(tmp_path / "froc.png"))
-    assert drawn is not None
-    assert drawn.std() > 5
-
-
 @pytest.mark.parametrize(
     ("label", "target", "why"),
     [
