@@ -22,24 +22,22 @@ from agent.update.fleet.board import BAD, BoardOutcome, BoardUpdate, BundleInfo,
 from agent.update.fleet.ssh import Transport, run_parallel
 
 _ADVICE = "name another --ledger"
-_BEGINNING = b'{"type":"begun",'
+_BEGINNING = b'{"at":'
 
 
 Batch = tuple[str, ...]
 """Names of boards that are updated together."""
 
 
-class Begun(Struct, frozen=True, tag="begun"):
-    """A rollout was begun.
+class Begun(Struct, frozen=True):
+    """The plan of a rollout.
 
     Attributes:
-        at: UTC.
         bundle: sha256 of the file. file: its name.
         version, counter: of the bundle.
         batches: names of the boards.
     """
 
-    at: datetime
     bundle: str
     file: str
     version: str
@@ -47,50 +45,30 @@ class Begun(Struct, frozen=True, tag="begun"):
     batches: list[Batch]
 
 
-class Resumed(Struct, frozen=True, tag="resumed"):
-    """The rollout was resumed; failed boards are tried again."""
+class Entry(Struct, frozen=True, omit_defaults=True):
+    """A line of the ledger: a rollout was begun, or the update of a board has ended.
+
+    Attributes:
+        at: UTC.
+    """
 
     at: datetime
-
-
-class Started(Struct, frozen=True, tag="started"):
-    """The update of a board was started."""
-
-    at: datetime
-    board: str
-
-
-class Ended(Struct, frozen=True, tag="ended"):
-    """The update of a board ended."""
-
-    at: datetime
-    outcome: BoardOutcome
-
-
-class Done(Struct, frozen=True, tag="done"):
-    """All batches were tried, or the rollout stopped before its end for a reason."""
-
-    at: datetime
-    reason: str = ""
-
-
-Entry = Begun | Resumed | Started | Ended | Done
+    begun: Begun | None = None
+    outcome: BoardOutcome | None = None
 
 
 class RolloutProgress(Struct, frozen=True):
     """Progress of a rollout.
 
     Attributes:
-        begun: its first entry.
+        begun: its plan.
         outcomes: the newest of each board, by name.
         reason: why it was stopped; empty: it was not.
-        done: all batches were tried.
     """
 
     begun: Begun
     outcomes: dict[str, BoardOutcome]
     reason: str = ""
-    done: bool = False
 
     @property
     def left(self) -> tuple[Batch, ...]:
@@ -108,23 +86,11 @@ def replay(entries: Iterable[Entry]) -> RolloutProgress | None:
     """Return the progress of the newest rollout in a ledger; None if there is none."""
     found: RolloutProgress | None = None
     for entry in entries:
-        if isinstance(entry, Begun):
-            found = RolloutProgress(entry, {})
-        elif found is not None:
-            found = _after(found, entry)
+        if entry.begun is not None:
+            found = RolloutProgress(entry.begun, {})
+        elif found is not None and entry.outcome is not None:
+            found.outcomes[entry.outcome.board] = entry.outcome
     return found
-
-
-def _after(before: RolloutProgress, entry: Entry) -> RolloutProgress:
-    match entry:
-        case Ended(_, outcome):
-            outcomes = {**before.outcomes, outcome.board: outcome}
-            return msgspec.structs.replace(before, outcomes=outcomes)
-        case Resumed():
-            return msgspec.structs.replace(before, reason="", done=False)
-        case Done(_, reason):
-            return msgspec.structs.replace(before, reason=reason, done=not reason)
-    return before
 
 
 class Ledger:
@@ -291,7 +257,8 @@ class Rollout:
             StorageError: a disk error.
         """
         progress, is_there = self._progress(boards)
-        self._ledger.add(Resumed(datetime.now(UTC)) if is_there else progress.begun)
+        if not is_there:
+            self._ledger.add(Entry(datetime.now(UTC), progress.begun))
         return progress
 
     def planned(self, boards: dict[str, FleetBoard]) -> list[Batch]:
@@ -308,9 +275,7 @@ class Rollout:
         policy = self._inventory.policy
         batches = plan(list(boards), policy.canary, policy.batches)
         wanted = self._wanted
-        begun = Begun(
-            datetime.now(UTC), wanted.sha256, wanted.path.name, wanted.version, wanted.counter, list(batches)
-        )
+        begun = Begun(wanted.sha256, wanted.path.name, wanted.version, wanted.counter, list(batches))
         return RolloutProgress(begun, {}), False
 
     def _check_same(self, found: RolloutProgress) -> None:
@@ -331,24 +296,19 @@ class Rollout:
         Raises:
             FleetError: there is no ssh or rsync here. StorageError: the ledger cannot be written.
         """
+        outcomes, reason = dict(progress.outcomes), ""
         for number, batch in enumerate(progress.left):
-            outcomes = await self._batch(batch, watch, show)
-            share = self._inventory.policy.stop_share
-            if reason := stop_reason(outcomes, share, canary=number == 0):
-                self._ledger.add(Done(datetime.now(UTC), reason))
+            ended = await self._batch(batch, watch, show)
+            outcomes |= {one.board: one for one in ended}
+            if reason := stop_reason(ended, self._inventory.policy.stop_share, canary=number == 0):
                 break
-        else:
-            self._ledger.add(Done(datetime.now(UTC)))
-        done = replay(self._ledger.read())
-        assert done is not None
-        return done
+        return RolloutProgress(progress.begun, outcomes, reason)
 
     async def _batch(self, batch: Batch, watch: Watch, show: Show) -> list[BoardOutcome]:
         async def update(name: str) -> BoardOutcome:
-            self._ledger.add(Started(datetime.now(UTC), name))
             board = self._inventory.boards[name]
             outcome = await BoardUpdate(self._transport, board, self._wanted, watch, self._patience).run()
-            self._ledger.add(Ended(datetime.now(UTC), outcome))
+            self._ledger.add(Entry(datetime.now(UTC), outcome=outcome))
             show(outcome)
             return outcome
 
@@ -364,7 +324,7 @@ def verdict(progress: RolloutProgress) -> str:
     lack = "the board does" if count == 1 else f"{left} of {count} boards {'does' if left == 1 else 'do'}"
     if progress.reason:
         return f"stopped: {progress.reason}; {lack} not have it"
-    return f"{'' if progress.done else 'running or interrupted: '}{lack} not have it yet"
+    return f"{lack} not have it yet"
 
 
 def size(count: int) -> str:

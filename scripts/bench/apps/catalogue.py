@@ -1,7 +1,7 @@
 """Pull the models of the catalogue from their public addresses, and run each once on a picture.
 
-Each archive is fetched once, and laid where `pull` looks for what an earlier call has fetched. With --quick only the models of the two
-smallest archives.
+Each archive is fetched once, and laid where `pull` looks for what an earlier call has fetched. With --quick only
+the models of the two smallest archives.
 """
 
 from __future__ import annotations

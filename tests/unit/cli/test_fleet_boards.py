@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 from agent.update.fleet import read_inventory
-from agent.update.fleet.rollout import Ledger, RolloutProgress, Started, replay
+from agent.update.fleet.rollout import Ledger, RolloutProgress, replay
 from agent.update.fleet.ssh import Transport
 from tests.support.sshboards import SshBoards
 from tests.support.tiny_bundles import make_key, models_bundle, needs_ssh_keygen
@@ -122,7 +122,7 @@ def test_ctrl_c_leaves_a_ledger_that_is_gone_on_with(tmp_path: Path) -> None:
     with SshBoards(tmp_path, good=slow) as boards:
         running = boards.begin("rollout", "x.vedette")
         until = time.monotonic() + 60
-        while not any(isinstance(one, Started) for one in ledger.read()) and time.monotonic() < until:
+        while not ledger.read() and time.monotonic() < until:
             time.sleep(0.1)
         running.send_signal(signal.SIGINT)
         _, err = running.communicate(timeout=60)
@@ -133,4 +133,4 @@ def test_ctrl_c_leaves_a_ledger_that_is_gone_on_with(tmp_path: Path) -> None:
         (tmp_path / "well").touch()
         assert boards.vedette("rollout", "x.vedette").returncode == 0
     assert standing(ledger.path).complete
-    assert [type(one).__name__ for one in ledger.read()][:4] == ["Begun", "Started", "Resumed", "Started"]
+    assert [one.begun is not None for one in ledger.read()] == [True, False], "it was not begun anew"
