@@ -58,18 +58,7 @@ _MEANINGS = {
 
 
 class ModelImportOptions(Struct, frozen=True):
-    """Options of `vedette models import`.
-
-    Attributes:
-        to: folder that the model is written to.
-        name: of the model; empty: that of the file.
-        member: of an archive with several models.
-        labels: file of labels; None: those beside the model or in it.
-        decoder: of the outputs; empty: guessed.
-        pixels: what a float model takes; None: from the file.
-        force: replace files.
-        as_json: print JSON instead of a table.
-    """
+    """Options of `vedette models import`, see its help."""
 
     to: Path = Path()
     name: str = ""

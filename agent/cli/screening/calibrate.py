@@ -24,15 +24,7 @@ _WIDTH = 100
 
 
 class CalibrateOptions(Struct, frozen=True):
-    """Options of `vedette screening calibrate`.
-
-    Attributes:
-        label: what is looked for.
-        false_positives: most for each picture; None: the default, or `sensitivity` counts.
-        sensitivity: least share that is to be found, 0..1; None: `false_positives` counts.
-        force: replace files.
-        as_json: print JSON instead of tables.
-    """
+    """Options of `vedette screening calibrate`, see its help."""
 
     label: str
     false_positives: float | None = None

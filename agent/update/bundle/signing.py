@@ -7,16 +7,18 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import subprocess
 from datetime import UTC, datetime
 from pathlib import Path
 
 from msgspec import Struct
 
-from agent.errors import TrustError, reason_of
+from agent.errors import TrustError
 from agent.storage.files import refuse_special, write_atomic
 from agent.storage.tar import open_regular
 from agent.text import local_time
+from agent.update.run import run
 
 LINE = "NAME ssh-ed25519 AAAA…"
 """Format of a line in the file of allowed signers."""
@@ -159,29 +161,15 @@ def _check_revoked(bundle: Path, given: tuple[str, ...], revoked: Path | None, k
 
 
 def _ssh_keygen(action: str, *options: str, stdin: Path | None = None) -> subprocess.CompletedProcess[str]:
-    command = ["ssh-keygen", "-Y", action, *options]
-    try:
-        if stdin is None:
-            return _ran(command, subprocess.DEVNULL, _PATIENCE_S)
-        with open_regular(stdin) as file:
-            patience_s = _PATIENCE_S + os.fstat(file.fileno()).st_size / _BYTES_PER_S
-            # A person who signs may have to find a passphrase or a security key.
-            return _ran(command, file.fileno(), None if action == "sign" else patience_s)
-    except FileNotFoundError:
-        raise TrustError("no ssh-keygen on this machine: sudo apt-get install openssh-client") from None
-    except subprocess.TimeoutExpired as error:
-        about = f"{stdin}: " if stdin else ""
-        raise TrustError(
-            f"{about}ssh-keygen -Y {action} did not end within {error.timeout:.0f} s: not trusted"
-        ) from None
-    except OSError as error:
-        raise TrustError(f"ssh-keygen cannot be run: {reason_of(error)}") from error
-
-
-def _ran(command: list[str], stdin: int, patience_s: float | None) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        command, stdin=stdin, capture_output=True, text=True, errors="replace", timeout=patience_s, check=False
-    )
+    command, what = ["ssh-keygen", "-Y", action, *options], f"ssh-keygen -Y {action}"
+    if shutil.which("ssh-keygen") is None:
+        raise TrustError("no ssh-keygen on this machine: sudo apt-get install openssh-client")
+    if stdin is None:
+        return run(command, what, _PATIENCE_S, TrustError)
+    with open_regular(stdin) as file:
+        patience_s = _PATIENCE_S + os.fstat(file.fileno()).st_size / _BYTES_PER_S
+        # A person who signs may have to find a passphrase or a security key.
+        return run(command, what, None if action == "sign" else patience_s, TrustError, stdin=file.fileno())
 
 
 def _output(done: subprocess.CompletedProcess[str]) -> str:

@@ -189,7 +189,7 @@ def test_what_may_not_be_read_is_told_as_such(board: Board, monkeypatch: pytest.
     sign(board.bundle, board.alice.path)
     told = "Couldn't read signature file: Permission denied"  # root reads everything
     failed = subprocess.CompletedProcess([], 255, "No principal matched.\n", f"{told}\n")
-    monkeypatch.setattr(signing, "_ran", lambda *_: failed)
+    monkeypatch.setattr(signing, "run", lambda *_, **__: failed)
     with pytest.raises(TrustError, match=f"its signature cannot be checked: {told}"):
         verify(board.bundle, *board.trusted)
 
@@ -245,7 +245,7 @@ def test_an_ssh_keygen_that_comes_to_no_end_trusts_nobody(board: Board, monkeypa
     slow.chmod(0o755)
     monkeypatch.setenv("PATH", f"{board.bundle.parent}:{os.environ['PATH']}")
     monkeypatch.setattr(signing, "_PATIENCE_S", 0.1)
-    with pytest.raises(TrustError, match="ssh-keygen -Y find-principals did not end within 0 s"):
+    with pytest.raises(TrustError, match="ssh-keygen -Y find-principals: ssh-keygen did not end within 0 s"):
         verify(board.bundle, *board.trusted)
 
 
