@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import sys
 import time
@@ -26,11 +25,6 @@ EVENT_RIGHT = ("score", "infer", "total")
 _WIDTHS = (TIME_WIDTH, 10, 19, 14, 5, 13, 10, 7, 7)
 """Column widths of a line, in characters."""
 NO_VALUE = "–"
-
-
-def is_terminal() -> bool:
-    """Return True if stdout is a terminal with cursor control."""
-    return sys.stdout.isatty() and os.environ.get("TERM") not in (None, "", "dumb", "unknown")
 
 
 def console(width: int, *, markup: bool = True) -> Console:

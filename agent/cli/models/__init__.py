@@ -102,19 +102,28 @@ def inspect(file: str, as_json: bool, write: bool, path: str, force: bool) -> No
     sys.exit(found.refused)
 
 
+def _import_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Add the options of `import`, which `pull` takes as well."""
+    for option in (
+        click.option("--force", is_flag=True, help="Replace a model of this name and its manifest."),
+        click.option(
+            "--pixels",
+            type=click.Choice(["signed", "unit", "raw", "imagenet"]),
+            help="What a float model takes: -1..1, 0..1, 0..255, or ImageNet's.",
+        ),
+        click.option("--decoder", default="", help="Of the outputs, if it cannot be guessed."),
+        click.option("--labels", type=FilePath(dir_okay=False), help="File with one class in each line."),
+        click.option("--member", default="", help="File in an archive that has several models."),
+        click.option("--name", default="", callback=_model_name, help="Of the model; default: that of the file."),
+        click.option("--to", type=FilePath(file_okay=False), default=".", help="Folder; default: this one."),
+    ):
+        command = option(command)
+    return command
+
+
 @models.command("import")
 @click.argument("file", type=PATH, metavar="FILE|ZIP")
-@click.option("--to", type=FilePath(file_okay=False), default=".", help="Folder; default: this one.")
-@click.option("--name", default="", callback=_model_name, help="Of the model; default: that of the file.")
-@click.option("--member", default="", help="File in an archive that has several models.")
-@click.option("--labels", type=FilePath(dir_okay=False), help="File with one class in each line.")
-@click.option("--decoder", default="", help="Of the outputs, if it cannot be guessed.")
-@click.option(
-    "--pixels",
-    type=click.Choice(["signed", "unit", "raw", "imagenet"]),
-    help="What a float model takes: -1..1, 0..1, 0..255, or ImageNet's.",
-)
-@click.option("--force", is_flag=True, help="Replace a model of this name and its manifest.")
+@_import_options
 @_JSON
 def import_(file: Path, **options: Any) -> None:
     """Import a model: FILE is a .tflite or .lite, ZIP an archive with one and perhaps its labels.
@@ -129,25 +138,12 @@ def import_(file: Path, **options: Any) -> None:
 
 
 @models.command()
-@click.argument("name", required=False, metavar="[NAME|URL]")
+@click.argument("model", required=False, metavar="[NAME|URL]")
 @click.option("--task", default="", help="List only the models for this task.")
 @click.option("--sha256", callback=_sha256, help="Of the file at a URL, in hexadecimal digits.")
-@click.option("--to", type=FilePath(file_okay=False), default=".", help="Folder; default: this one.")
-@click.option("--name", "rename", default="", callback=_model_name, help="Of the model; default: as listed.")
-@click.option("--member", default="", help="File in an archive at a URL that has several models.")
-@click.option("--labels", type=FilePath(dir_okay=False), help="See `models import`.")
-@click.option("--decoder", default="", help="See `models import`.")
-@click.option("--pixels", type=click.Choice(["signed", "unit", "raw", "imagenet"]), help="See `models import`.")
-@click.option("--force", is_flag=True, help="Replace a model of this name and its manifest.")
+@_import_options
 @_JSON
-def pull(
-    name: str | None,
-    task: str,
-    sha256: str | None,
-    rename: str,
-    as_json: bool,
-    **options: Any,
-) -> None:
+def pull(model: str | None, task: str, sha256: str | None, as_json: bool, **options: Any) -> None:
     """List the models that can be fetched, or fetch NAME or the file at URL, and import it.
 
     The file is checked by its SHA-256 before it is opened, then imported as `models import` does. What an
@@ -157,15 +153,15 @@ def pull(
     from agent.cli.models.importing import ModelImportOptions, check_decoder, list_catalogue
     from agent.cli.models.importing import pull as fetch_and_import
 
-    if name is None:
-        if sha256 or rename or any(one and one != Path() for one in options.values()):
+    if model is None:
+        if sha256 or any(one and one != Path() for one in options.values()):
             raise click.UsageError("these options are for a NAME or a URL")
         list_catalogue(task, as_json=as_json)
         return
     if task:
         raise click.UsageError("--task is for the list, without a NAME")
     check_decoder(options["decoder"])
-    fetch_and_import(name, sha256, ModelImportOptions(name=rename, as_json=as_json, **options))
+    fetch_and_import(model, sha256, ModelImportOptions(as_json=as_json, **options))
 
 
 @models.command()

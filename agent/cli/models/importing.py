@@ -13,7 +13,7 @@ import msgspec
 from msgspec import Struct
 from msgspec.structs import replace
 
-from agent.cli.models.inspection import check_decoder_fits
+from agent.cli.models.inspection import check_decoder_fits, value_at
 from agent.cli.output import console, open_table, print_json, show_progress
 from agent.compute.decode import DECODERS
 from agent.compute.infer.backends import open_session
@@ -48,7 +48,7 @@ from agent.models.library import open_whole_model
 from agent.storage.files import remove
 from agent.text import plain
 
-_WIDTH, _LONGEST = 100, 60
+_WIDTH = 100
 _MEANINGS = {
     "signed": "-1..1 (TensorFlow, MediaPipe, Teachable Machine)",
     "unit": "0..1 (Ultralytics, Edge Impulse)",
@@ -177,10 +177,11 @@ def _report(model: ImportedModel) -> dict[str, Any]:
 
 
 def _print(model: ImportedModel) -> None:
-    manifest, sources = model.draft.manifest, model.draft.sources
+    manifest = model.draft.manifest
     table = open_table("key", "value", "from")
-    for keys, value in _rows(model):
-        table.add_row(".".join(keys), plain(value), plain(sources.get(keys, _stated(model, keys))))
+    for keys, source in model.draft.sources.items():
+        path = ".".join(map(str, keys))
+        table.add_row(path, plain(value_at(manifest, path)), plain(source))
     console(_WIDTH, markup=False).print(table)
     for remark in model.remarks:
         click.echo(plain(remark))
@@ -192,39 +193,6 @@ def _print(model: ImportedModel) -> None:
     elif manifest.output.decoder == FEATURES:
         following = f"vedette optimise anomaly {path} OUT.tflite --data SOUND_PARTS"
     click.echo(f"{path}: written, with {model.path.stem}.toml beside it; next: {following}")
-
-
-def _stated(model: ImportedModel, keys: tuple[str, ...]) -> str:
-    table: Any = model.stated
-    for key in keys:
-        table = table.get(key, {}) if isinstance(table, dict) else {}
-    return "given" if table else "default"
-
-
-def _rows(model: ImportedModel) -> list[tuple[tuple[str, ...], str]]:
-    manifest = model.draft.manifest
-    labels = manifest.output.labels
-    shown = ", ".join(label[:_LONGEST] for label in labels[:6]) + (
-        f" … ({len(labels)})" if len(labels) > 6 else ""
-    )
-    rows: list[tuple[tuple[str, ...], str]] = [
-        (("output", "decoder"), manifest.output.decoder),
-        (("output", "labels"), shown or "none"),
-        (("output", "score_threshold"), f"{manifest.output.score_threshold:g}"),
-    ]
-    if manifest.audio is None:
-        picture = manifest.input
-        rows += [
-            (("input", "order"), picture.order),
-            (("input", "resize"), picture.resize),
-            (("input", "mean"), ", ".join(f"{one:g}" for one in picture.mean)),
-            (("input", "std"), ", ".join(f"{one:g}" for one in picture.std)),
-        ]
-        return rows
-    audio = manifest.audio
-    options = ", ".join(f"{key} = {value}" for key, value in audio.options.items())
-    found = {"rate_hz": audio.rate_hz, "frontend": audio.frontend, "every_s": audio.every_s, "options": options}
-    return [*rows, *((("audio", key), str(value)) for key, value in found.items())]
 
 
 _CATALOGUE_WIDTH = 140

@@ -12,10 +12,9 @@ from msgspec.structs import replace
 
 from agent.cli.optimise.work import MadeModel, StepJob, run_step
 from agent.cli.output import show_progress, tell
-from agent.compute.manifest import InputManifest, Model
+from agent.compute.manifest import Model
 from agent.errors import ModelError, ReportedError
 from agent.optimise.data import Examples, read_examples
-from agent.optimise.data.layouts import read_data
 from agent.optimise.inputs import examples_path, inputs_of
 from agent.optimise.recipe import DETECTOR, Recipe, RecipeFile, parse_recipe, read_recipe
 from agent.optimise.report import as_png, markdown, new_figure
@@ -302,8 +301,6 @@ def write_anomaly_model(
         features_of(model.content)
         sound = _pictures(data, model, limit)
         others = _pictures(faulty, model, None) if faulty else None
-        if faulty and others:
-            _check_apart(data, _whole(data, sound), faulty, others)
         settings = AnomalySettings(out.stem, places, false_alarms / 100.0, label)
         found = make_anomaly_model(model, sound, others, settings, command=command, progress=_learning)
         return MadeModel(found.content, found.report, {_CHART: found.sheet}, found.keys)
@@ -324,22 +321,3 @@ def _pictures(path: Path, model: Model, limit: int | None) -> Examples:
         )
     _tell_examples(examples)
     return examples
-
-
-def _whole(path: Path, examples: Examples) -> Examples:
-    """Return all examples at a path: also one that is left out by --limit is sound, and not faulty."""
-    if len(examples) == examples.total:
-        return examples
-    return Examples(read_data(path), examples.shape, InputManifest(), str(path))
-
-
-def _check_apart(data: Path, sound: Examples, faulty_data: Path, faulty: Examples) -> None:
-    """Raise ModelError if an example is sound and faulty: the figures would say that no fault is seen."""
-    known = {sound.digest(index): sound.name(index) for index in range(len(sound))}
-    shared = [(name, index) for index in range(len(faulty)) if (name := known.get(faulty.digest(index)))]
-    if shared:
-        name, index = shared[0]
-        raise ModelError(
-            f"{faulty_data}: {faulty.name(index)} is the same example as {name} in {data} ({len(shared)} of "
-            f"{len(faulty)} are in both): give a part either as sound, by --data, or as faulty, by --faulty"
-        )

@@ -82,30 +82,17 @@ def run(point: Path, pictures: tuple[Path, ...], out: Path, threads: int, as_jso
 )
 @click.option("--reviewer", default="", help="For the record.")
 @click.option("--note", default="", help="For the record, up to 500 characters.")
-@click.option("--decided", is_flag=True, help="List what was decided instead: the newest review of each picture.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
-def review(
-    out: Path,
-    picture: str | None,
-    verdict: str | None,
-    reviewer: str,
-    note: str,
-    decided: bool,
-    as_json: bool,
-) -> None:
+def review(out: Path, picture: str | None, verdict: str | None, reviewer: str, note: str, as_json: bool) -> None:
     """List the pictures in OUT that wait for a person, or record the --verdict on PICTURE, an id."""
-    from agent.cli.screening.review import list_queue, list_reviews, record_review
+    from agent.cli.screening.review import list_queue, record_review
 
-    if decided and picture is not None:
-        raise click.UsageError("--decided is for a list, without PICTURE")
     if (picture is None) != (verdict is None):
         raise click.UsageError("a review needs both PICTURE and --verdict")
-    if (reviewer or note) and verdict is None:
-        raise click.UsageError("--reviewer and --note are for a --verdict")
     if picture is not None and verdict is not None:
         record_review(out, picture, verdict, reviewer, note, as_json=as_json)
-    elif decided:
-        list_reviews(out, as_json=as_json)
+    elif reviewer or note:
+        raise click.UsageError("--reviewer and --note are for a --verdict")
     else:
         list_queue(out, as_json=as_json)
 

@@ -30,7 +30,6 @@ _PATIENCE_S, _BYTES_PER_S = 30.0, 5e6
 """Timeout of a check, plus the time to read the bundle from the slowest SD card."""
 _GOOD = re.compile(rf'^Good "{NAMESPACE}" signature for .* with \S+ key (?P<key>\S+)$', re.MULTILINE)
 _NO_SIGNATURE = re.compile(r"Couldn't parse signature|sshsig_(?:armor|get_pubkey)")
-_UNREADABLE = re.compile(r"Couldn't read signature file|Unable to open allowed keys file")
 _OUT_OF_TIME = re.compile(r"key (?:has expired|is not yet valid): .*")
 
 
@@ -134,8 +133,6 @@ def _refusal(output: str, signature: Path, signers: Path) -> str:
             f"its key is not valid at this time: {late[0]}; the clock says {now}: if that is wrong (a board "
             f"without a battery-backed clock or network), set it; else sign with a key that {signers} allows now"
         )
-    if _UNREADABLE.search(output):
-        return f"its signature cannot be checked: {output}"
     if _NO_SIGNATURE.search(output):
         return f"{signature} is not a signature: copy it again, or `vedette bundle sign`"
     if "No principal matched" in output or not output:
@@ -145,8 +142,6 @@ def _refusal(output: str, signature: Path, signers: Path) -> str:
         )
     if "incorrect signature" in output:
         return "its signature is of other bytes: the bundle was changed or is incomplete; copy both files again"
-    if "namespace" in output:
-        return f"signed for another purpose than {NAMESPACE!r}, or by a key that may not: {output}"
     return f"its signature is not accepted: {output}"
 
 

@@ -15,14 +15,14 @@ from msgspec import Struct
 from agent.errors import NO_JSON, FleetError, reason_of
 from agent.storage.files import add_line, owned_file
 from agent.structs import from_json
+from agent.text import plural
 from agent.update.bundle import check_files, read_description
 from agent.update.bundle.signing import signature_of
 from agent.update.fleet import FleetBoard, Inventory, Size
-from agent.update.fleet.board import BAD, BoardOutcome, BoardUpdate, BundleInfo, Timeouts, Watch, how_many
+from agent.update.fleet.board import BAD, BoardOutcome, BoardUpdate, BundleInfo, Timeouts, Watch
 from agent.update.fleet.ssh import Transport, run_parallel
 
 _ADVICE = "name another --ledger"
-_BEGINNING = b'{"at":'
 
 
 Batch = tuple[str, ...]
@@ -126,14 +126,9 @@ class Ledger:
         except OSError as error:
             raise FleetError(f"{self.path}: cannot be read: {reason_of(error)}; {_ADVICE}") from error
         entries = [entry for line in lines for entry in _entry(line)]
-        if lines and not entries and not _is_begun(lines):
+        if lines and not entries:
             raise FleetError(f"{self.path}: is not a ledger of a rollout: {_ADVICE}")
         return entries
-
-
-def _is_begun(lines: Sequence[bytes]) -> bool:
-    """True for a single incomplete line: a power cut before anything was done."""
-    return len(lines) == 1 and (lines[0].startswith(_BEGINNING) or _BEGINNING.startswith(lines[0]))
 
 
 def _entry(line: bytes) -> Sequence[Entry]:
@@ -165,7 +160,7 @@ def stop_reason(outcomes: Sequence[BoardOutcome], share: float, *, canary: bool)
     if outcomes and not reached:
         return "no board of the batch can be reached: check the network"
     if bad and len(bad) > share * reached:
-        return f"{len(bad)} of {how_many(reached)} failed ({', '.join(bad)}), {share:.0%} may"
+        return f"{len(bad)} of {plural(reached, 'board')} failed ({', '.join(bad)}), {share:.0%} may"
     return ""
 
 
@@ -199,23 +194,18 @@ def _size(size: Size, boards: int) -> int:
     return max(1, ceil(int(size.removesuffix("%")) * boards / 100))
 
 
-def _check_there(bundle: Path) -> None:
-    """Refuse a path that is not a file, or has a name that is not UTF-8, which JSON cannot hold."""
-    try:
-        bundle.name.encode()
-    except UnicodeEncodeError as error:
-        raise FleetError(f"{bundle}: its name is not UTF-8: rename it, and its signature") from error
-    if not bundle.is_file():
-        raise FleetError(f"{bundle}: there is no such file: `vedette bundle build` makes a bundle")
-
-
 def read_wanted(bundle: Path) -> BundleInfo:
     """Read and check a bundle; the boards verify its signature.
 
     Raises:
         FleetError: there is no such file, or no signature. BundleError: it is not a valid bundle.
     """
-    _check_there(bundle)
+    try:
+        bundle.name.encode()
+    except UnicodeEncodeError as error:  # JSON could not hold it
+        raise FleetError(f"{bundle}: its name is not UTF-8: rename it, and its signature") from error
+    if not bundle.is_file():
+        raise FleetError(f"{bundle}: there is no such file: `vedette bundle build` makes a bundle")
     if not signature_of(bundle).is_file():
         raise FleetError(f"{bundle}: has no signature beside it: vedette bundle sign {bundle} --key KEY")
     described = read_description(bundle)

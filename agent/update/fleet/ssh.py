@@ -139,7 +139,7 @@ class Transport:
 
         Args:
             board: to ask.
-            command: see `board.COMMANDS`.
+            command: see `systemd/vedette-ssh`.
             patience_s: timeout, after which the board counts as unreachable.
             tell: called with each line of stdout as it comes.
         """
@@ -338,7 +338,7 @@ async def ask_all(
     Args:
         transport: to the boards.
         boards: to ask.
-        command: see `board.COMMANDS`.
+        command: see `systemd/vedette-ssh`.
         at_once: boards at the same time.
         patience_s: timeout for each board.
         show: called with each answer as it comes.

@@ -220,7 +220,8 @@ def install(python: str, venv: Path, wheels: Sequence[Path]) -> None:
 def _has_picamera(python: str) -> bool:
     """Return True if the system has Picamera2, for a Pi's camera: it is in no package index."""
     code = "import importlib.util, sys; sys.exit(importlib.util.find_spec('picamera2') is None)"
-    return not run([python, "-I", "-c", code], "the environment cannot be created", _VENV_S, UpdateError).returncode
+    what = "the environment cannot be created"
+    return not run([python, "-I", "-c", code], what, _VENV_S, UpdateError).returncode
 
 
 def _run(command: list[str], patience_s: float, what: str, folder: Path) -> None:

@@ -83,23 +83,9 @@ def test_options_after_the_command_are_the_boards(tmp_path: Path) -> None:
         theirs = boards.vedette("exec", "doctor", "--json")
         ours = boards.vedette("exec", "--json", "doctor")
         once = boards.vedette("exec", "update", "rollback", "--once")
-        late = boards.vedette("exec", "doctor", "--board", "good")
     assert theirs.stdout.endswith("doctor --json\n")
     assert rows(ours)["good"]["out"] == "doctor"
     assert once.stdout.endswith("update rollback --once\n")
-    assert late.returncode == 2
-    assert "--board is no option of a board's command: put it before doctor" in late.stderr
-
-
-def test_what_no_board_does_is_sent_to_none(tmp_path: Path) -> None:
-    with SshBoards(tmp_path, good=f"touch {tmp_path}/asked") as boards:
-        for words in (("docter",), ("rm", "-rf", "/"), ("update", "rollback", "--help")):
-            done = boards.vedette("exec", *words)
-            assert (done.returncode, done.stdout) == (1, "")
-            assert f"'{' '.join(words)}' is not a command" in done.stderr
-        assert not (tmp_path / "asked").exists()
-        assert boards.vedette("exec", "doctor").returncode == 0
-    assert (tmp_path / "asked").exists()
 
 
 def test_a_board_that_holds_the_line_is_let_go_when_its_time_is_over(tmp_path: Path) -> None:

@@ -397,10 +397,3 @@ def test_inspecting_lists_every_fault_that_an_error_counts(tmp_path: Path) -> No
     with pytest.raises(VedetteError) as raised:
         call("inspect", str(path))
     assert len(str(raised.value).splitlines()) == 2
-
-
-def test_a_log_softmax_is_told_to_be_needless(tmp_path: Path) -> None:
-    path = tmp_path / "m.tflite"
-    path.write_bytes(write([T("image", (1, 4)), T("y", (1, 4))], [Op("LOG_SOFTMAX", (0,), (1,))], (0,), (1,)))
-    (told,) = json.loads(call("inspect", str(path), "--json").output)["doubts"]
-    assert "leave it out when you convert the module" in told

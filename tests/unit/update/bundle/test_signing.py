@@ -101,7 +101,7 @@ def test_a_signature_that_was_made_for_something_else_is_refused(
     monkeypatch.setattr(signing, "NAMESPACE", "git")
     sign(board.bundle, board.alice.path)
     monkeypatch.undo()
-    with pytest.raises(TrustError, match="signed for another purpose"):
+    with pytest.raises(TrustError, match="namespace"):
         verify(board.bundle, *board.trusted)
 
 
@@ -190,7 +190,7 @@ def test_what_may_not_be_read_is_told_as_such(board: Board, monkeypatch: pytest.
     told = "Couldn't read signature file: Permission denied"  # root reads everything
     failed = subprocess.CompletedProcess([], 255, "No principal matched.\n", f"{told}\n")
     monkeypatch.setattr(signing, "run", lambda *_, **__: failed)
-    with pytest.raises(TrustError, match=f"its signature cannot be checked: {told}"):
+    with pytest.raises(TrustError, match=told):
         verify(board.bundle, *board.trusted)
 
 

@@ -86,11 +86,3 @@ def test_a_file_without_a_line_of_a_ledger_is_none(tmp_path: Path, junk: bytes) 
     ledger.path.write_bytes(junk)
     with pytest.raises(FleetError, match="is not a ledger of a rollout: name another --ledger"):
         ledger.read()
-
-
-@pytest.mark.parametrize("length", [1, 7, 40])
-def test_a_first_line_that_the_power_cut_off_is_begun_anew(tmp_path: Path, length: int) -> None:
-    ledger = Ledger(tmp_path / "x.ledger")
-    ledger.add(BEGUN)
-    ledger.path.write_bytes(ledger.path.read_bytes()[:length])
-    assert ledger.read() == []
