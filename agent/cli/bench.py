@@ -6,13 +6,12 @@ import os
 import time
 from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import click
 from click.core import ParameterSource
-from msgspec import Struct
 
-from agent.board.firmware import UNDER_VOLTAGE
 from agent.cli.models.recommending import predict_and_print
 from agent.cli.options import NumberRange, duration
 from agent.cli.output import NO_VALUE, console, open_table, print_json, show_progress
@@ -201,7 +200,8 @@ _HANGS_S, _HANGS = 2.0, 50.0
 """An inference hangs if it takes longer than this, s, and longer than this factor times the first ones."""
 
 
-class Stretch(Struct, frozen=True):
+@dataclass(frozen=True)
+class Stretch:
     """One minute of the run.
 
     Attributes:
@@ -309,6 +309,8 @@ def _run(
 
 
 def _print_sustained(plan: BackendSpec, stretches: list[Stretch]) -> None:
+    from agent.board.firmware import UNDER_VOLTAGE
+
     out = console(100, markup=False)
     table = open_table("time", "per s", "°C", "", right=("time", "per s", "°C"))
     for stretch in stretches:

@@ -45,7 +45,7 @@ class Begun(Struct, frozen=True):
     batches: list[Batch]
 
 
-class Entry(Struct, frozen=True, omit_defaults=True):
+class LedgerEntry(Struct, frozen=True, omit_defaults=True):
     """A line of the ledger: a rollout was begun, or the update of a board has ended.
 
     Attributes:
@@ -82,7 +82,7 @@ class RolloutProgress(Struct, frozen=True):
         return not any(self.left)
 
 
-def replay(entries: Iterable[Entry]) -> RolloutProgress | None:
+def replay(entries: Iterable[LedgerEntry]) -> RolloutProgress | None:
     """Return the progress of the newest rollout in a ledger; None if there is none."""
     found: RolloutProgress | None = None
     for entry in entries:
@@ -109,11 +109,11 @@ class Ledger:
         with owned_file(self.path):
             yield
 
-    def add(self, entry: Entry) -> None:
+    def add(self, entry: LedgerEntry) -> None:
         """Add an entry; raise StorageError after a disk error."""
         add_line(self.path, msgspec.json.encode(entry))
 
-    def read(self) -> list[Entry]:
+    def read(self) -> list[LedgerEntry]:
         """Return all entries; none without a file. Damaged lines are ignored.
 
         Raises:
@@ -131,9 +131,9 @@ class Ledger:
         return entries
 
 
-def _entry(line: bytes) -> Sequence[Entry]:
+def _entry(line: bytes) -> Sequence[LedgerEntry]:
     try:
-        return (from_json(line, Entry),)
+        return (from_json(line, LedgerEntry),)
     except NO_JSON:
         return ()
 
@@ -248,7 +248,7 @@ class Rollout:
         """
         progress, is_there = self._progress(boards)
         if not is_there:
-            self._ledger.add(Entry(datetime.now(UTC), progress.begun))
+            self._ledger.add(LedgerEntry(datetime.now(UTC), progress.begun))
         return progress
 
     def planned(self, boards: dict[str, FleetBoard]) -> list[Batch]:
@@ -298,7 +298,7 @@ class Rollout:
         async def update(name: str) -> BoardOutcome:
             board = self._inventory.boards[name]
             outcome = await BoardUpdate(self._transport, board, self._wanted, watch, self._patience).run()
-            self._ledger.add(Entry(datetime.now(UTC), outcome=outcome))
+            self._ledger.add(LedgerEntry(datetime.now(UTC), outcome=outcome))
             show(outcome)
             return outcome
 

@@ -11,15 +11,15 @@ from hypothesis import strategies as some
 
 from agent.errors import FleetError
 from agent.update.fleet.board import KINDS, BoardOutcome
-from agent.update.fleet.rollout import Begun, Entry, Ledger, replay
+from agent.update.fleet.rollout import Begun, Ledger, LedgerEntry, replay
 
 AT = datetime(2026, 11, 25, tzinfo=UTC)
 BATCHES = [("a",), ("b", "c"), ("d", "e", "f")]
 NAMES = [name for batch in BATCHES for name in batch]
-BEGUN = Entry(AT, Begun("12ab", "x.vedette", "1.2", 3, list(BATCHES)))
-END = Entry(AT, outcome=BoardOutcome("a", "updated"))
+BEGUN = LedgerEntry(AT, Begun("12ab", "x.vedette", "1.2", 3, list(BATCHES)))
+END = LedgerEntry(AT, outcome=BoardOutcome("a", "updated"))
 OUTCOMES = some.builds(BoardOutcome, some.sampled_from(NAMES), some.sampled_from(KINDS), some.text(max_size=20))
-LATER = OUTCOMES.map(lambda one: Entry(AT, outcome=one))
+LATER = OUTCOMES.map(lambda one: LedgerEntry(AT, outcome=one))
 ENTRIES = some.lists(LATER, max_size=25).map(lambda later: [BEGUN, *later])
 
 
@@ -29,7 +29,7 @@ def test_nothing_is_the_start() -> None:
 
 
 @given(ENTRIES)
-def test_the_newest_outcome_of_a_board_counts_and_those_without_are_left(entries: list[Entry]) -> None:
+def test_the_newest_outcome_of_a_board_counts_and_those_without_are_left(entries: list[LedgerEntry]) -> None:
     found = replay(entries)
     assert found is not None
     newest = {entry.outcome.board: entry.outcome for entry in entries if entry.outcome}
@@ -41,13 +41,13 @@ def test_the_newest_outcome_of_a_board_counts_and_those_without_are_left(entries
 
 
 @given(ENTRIES, ENTRIES)
-def test_of_two_rollouts_the_newer_counts(one: list[Entry], other: list[Entry]) -> None:
+def test_of_two_rollouts_the_newer_counts(one: list[LedgerEntry], other: list[LedgerEntry]) -> None:
     assert replay([*one, *other]) == replay(other)
 
 
 @given(entries=ENTRIES, cut=some.integers(0, 200))
 def test_a_line_that_is_cut_off_takes_nothing_else_with_it(
-    tmp_path_factory: pytest.TempPathFactory, entries: list[Entry], cut: int
+    tmp_path_factory: pytest.TempPathFactory, entries: list[LedgerEntry], cut: int
 ) -> None:
     path = tmp_path_factory.mktemp("ledger") / "x.ledger"
     ledger = Ledger(path)
