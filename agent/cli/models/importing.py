@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
@@ -109,7 +109,7 @@ def import_found(found: FoundModel, file: Path, options: ModelImportOptions) -> 
         )
 
     with _naming(file, path):
-        model = _hinted(lambda: prepared(options.pixels or ""), labels)
+        model = prepared(options.pixels or "")
         if ("input", "mean") in model.draft.missing or ("input", "std") in model.draft.missing:
             known = "; ".join(f"{name}: {text}" for name, text in _MEANINGS.items())
             raise ModelError(
@@ -130,18 +130,6 @@ def _naming(file: Path, path: Path) -> Iterator[None]:
         yield
     except ModelError as error:
         raise ModelError(str(error).replace(str(path), str(file))) from error
-
-
-def _hinted(prepare: Callable[[], ImportedModel], labels: tuple[str, ...]) -> ImportedModel:
-    """Say in an error about unknown outputs which options tell them."""
-    try:
-        return prepare()
-    except ModelError as error:
-        told = str(error)
-        if "cannot guess how to decode" not in told:
-            raise
-        options = "--decoder tells how" if labels else "--labels FILE names them, and --decoder tells how"
-        raise ModelError(f"{told}; {options}") from error
 
 
 def _open(model: ImportedModel) -> ImportedModel:
