@@ -62,6 +62,7 @@ if TYPE_CHECKING:
 )
 @click.option(
     "--sustained",
+    type=duration,
     metavar="TIME",
     help="Run the model at full rate for so long, such as 10m, and print rate and temperature per minute.",
 )
@@ -74,7 +75,7 @@ def bench(
     patience: float,
     board: str,
     fps: float | None,
-    sustained: str | None,
+    sustained: float | None,
     as_json: bool,
 ) -> None:
     """Measure MODEL on this board: on the CPU with 1 to 4 threads, and on every accelerator found.
@@ -96,6 +97,8 @@ def bench(
     if sustained is not None:
         if len(backends) > 1:
             raise click.UsageError("--sustained runs one backend: name one")
+        if not _LEAST_S <= sustained <= _MOST_S:
+            raise click.BadParameter("expected 1s to 24h", param_hint="--sustained")
         bench_sustained(model, variant, "".join(backends), sustained, patience_s=patience, as_json=as_json)
         return
     from agent.compute.infer.benchmark import choose
@@ -218,12 +221,11 @@ class Stretch:
 
 
 def bench_sustained(
-    model: str, variant: str, backend: str, text: str, *, patience_s: float, as_json: bool
+    model: str, variant: str, backend: str, seconds: float, *, patience_s: float, as_json: bool
 ) -> None:
     """Run a model for a time, and print a row for each minute."""
     from agent.models.library import open_model_without_root
 
-    seconds = _seconds(text)
     plan, opened = _plan(backend), open_model_without_root(model, variant)
     stretches: list[Stretch] = []
     with closing(_run(opened, plan, seconds, patience_s, _board_reader())) as running:
@@ -240,16 +242,6 @@ def bench_sustained(
         print_json({"backend": plan.backend, "threads": plan.threads, "asked_s": seconds, "stretches": stretches})
     else:
         _print_sustained(plan, stretches)
-
-
-def _seconds(text: str) -> float:
-    try:
-        seconds = duration(text)
-    except click.BadParameter as error:
-        raise click.BadParameter(error.message, param_hint="--sustained") from None
-    if not _LEAST_S <= seconds <= _MOST_S:
-        raise click.BadParameter(f"expected 1s to 24h, found {text!r}", param_hint="--sustained")
-    return seconds
 
 
 def _plan(backend: str) -> BackendSpec:
