@@ -2,9 +2,8 @@
 PYTHON=${PYTHON:-python3}
 UPDATES=/var/lib/vedette-update
 
-# Extras of the environment for development. LoadGen has no wheels for ARM, where its tests are skipped.
+# Extras of the environment for development.
 DEV_EXTRAS=dev,demo,wakeword,charts,bundle,fleet,gpio
-[ "$(uname -m)" != x86_64 ] || DEV_EXTRAS=$DEV_EXTRAS,loadgen
 # Extras of the environment of `vedette optimise`, with PyTorch.
 OPTIMISE_EXTRAS=dev,optimise
 

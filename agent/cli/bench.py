@@ -1,36 +1,32 @@
-"""`vedette bench`: measure a model, or the decoders of video, on everything that this board has."""
+"""`vedette bench`: measure a model on everything that this board has, or its rate and heat over minutes."""
 
 from __future__ import annotations
 
 import os
-import re
-import tempfile
-from collections.abc import Sequence
-from contextlib import ExitStack
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+import time
+from collections.abc import Callable, Generator, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import click
 from click.core import ParameterSource
 
-from agent.cli.optimise.progress import show_progress
-from agent.cli.options import NumberRange, picture_option
-from agent.cli.output import console, open_table, print_json
+from agent.cli.options import NumberRange, duration
+from agent.cli.output import NO_VALUE, console, open_table, print_json, show_progress
 from agent.text import plain
 
 if TYPE_CHECKING:
-    from rich.console import Console
     from rich.table import Table
 
-    from agent.compute.infer.benchmark import Measurement, Progress, Selection
+    from agent.compute.infer.benchmark import Measurement, Selection
     from agent.compute.infer.delegates import DelegateProbe
     from agent.compute.infer.session import BackendSpec
     from agent.compute.manifest import Model
-    from agent.optimise.loadgen import ScenarioResult
 
 
 @click.command()
-@click.argument("model", default="")
+@click.argument("model")
 @click.option("--variant", default="", help="Size or depth; default: the model's first.")
 @click.option(
     "--backend",
@@ -54,44 +50,19 @@ if TYPE_CHECKING:
 )
 @click.option(
     "--sustained",
+    type=duration,
     metavar="TIME",
     help="Run the model at full rate for so long, such as 10m, and print rate and temperature per minute.",
 )
-@click.option(
-    "--decode",
-    metavar="URI|FILE",
-    help="Measure the video decoders of this board on a camera's stream or a file instead of a model.",
-)
-@click.option(
-    "--seconds",
-    type=NumberRange(0.5, 600.0),
-    help="With --decode: length of the video, s; default: 10.",
-)
-@picture_option("the latencies")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
-@click.option("--loadgen", is_flag=True, help="Run MLPerf LoadGen's SingleStream and Offline, too.")
-@click.option(
-    "--loadgen-seconds",
-    type=NumberRange(0.1, 3600.0),
-    default=10.0,
-    show_default=True,
-    help="Least time for each of the two, s.",
-)
-@click.option("--loadgen-logs", type=click.Path(path_type=Path), help="Keep LoadGen's log files in this folder.")
 def bench(
     model: str,
     variant: str,
     backends: tuple[str, ...],
     by: str,
     patience: float,
-    sustained: str | None,
-    decode: str | None,
-    seconds: float | None,
-    picture: Path | None,
+    sustained: float | None,
     as_json: bool,
-    loadgen: bool,
-    loadgen_seconds: float,
-    loadgen_logs: Path | None,
 ) -> None:
     """Measure MODEL on this board: on the CPU with 1 to 4 threads, and on every accelerator found.
 
@@ -99,26 +70,15 @@ def bench(
     before it is timed, with pauses as in a stream. Nothing is changed. p50 and p95 are wall times: other work on
     this board, such as the service, makes them longer, and is not told.
 
-    With --loadgen, MLPerf's load generator also measures the best backend, or those of --backend. Its figures
-    include the way to the model's process and back, without pauses.
-
     With --sustained one backend, the CPU unless --backend names another, is kept busy, and rate, temperature and
     throttling are printed per minute. Ctrl-C ends it with what was measured until then.
-
-    With --decode, and without MODEL, FFmpeg's software and every hardware decoder decode the same video, each in
-    a process of its own; their pictures are compared.
     """
     _check_together(click.get_current_context())
-    if decode is not None:
-        from agent.cli.bench_decode import bench_decode
-
-        bench_decode(decode, seconds or 10.0, as_json=as_json)
-        return
     if sustained is not None:
-        from agent.cli.bench_sustained import bench_sustained
-
         if len(backends) > 1:
             raise click.UsageError("--sustained runs one backend: name one")
+        if not _LEAST_S <= sustained <= _MOST_S:
+            raise click.BadParameter("expected 1s to 24h", param_hint="--sustained")
         bench_sustained(model, variant, "".join(backends), sustained, patience_s=patience, as_json=as_json)
         return
     from agent.compute.infer.benchmark import choose
@@ -126,76 +86,41 @@ def bench(
     from agent.models.golden import golden
     from agent.models.library import open_model_without_root
 
-    _check_outputs(picture, loadgen=loadgen, logs=loadgen_logs)
     opened = open_model_without_root(model, variant)
-    found, inputs = _candidates(backends), golden(opened)
     verdict = choose(
         opened,
-        found,
+        _candidates(backends),
         len(os.sched_getaffinity(0)),
         "energy" if by == "energy" else "latency",
-        inputs=inputs,
+        inputs=golden(opened),
         patience_s=patience,
         spare_mb=spare_memory_mb(),
-        progress=_progress,
+        progress=lambda what: show_progress(f"measuring {what}"),
     )
-    tested: list[ScenarioResult] | None = None
-    if loadgen:
-        asked = loadgen_backends(verdict, found, backends)
-        tested = run_loadgen(
-            opened, asked, loadgen_seconds, loadgen_logs, patience_s=patience, progress=_progress
-        )
-    _progress("")
-    if picture is not None:
-        title = f"{opened.manifest.name}{f', variant {variant}' if variant else ''}"
-        _draw(verdict, title, picture, asked=bool(backends))
+    show_progress("")
     if as_json:
-        _print_json(verdict, tested)
+        print_json(verdict)
     else:
-        _print(verdict, asked=bool(backends), tested=tested)
+        _print(verdict, asked=bool(backends))
 
 
 _MODES = {
-    "--decode": {"--seconds"},
     "--sustained": {"MODEL", "--variant", "--backend", "--patience"},
 }
 """Options of which each is a measurement of its own, and what it takes besides `--json`."""
 
 
 def _check_together(context: click.Context) -> None:
-    """Refuse options that do not go together, and a missing model."""
+    """Refuse options that do not go together."""
     given = [
         one.opts[0] if isinstance(one, click.Option) else "MODEL"
         for one in context.command.params
         if context.get_parameter_source(one.name or "") is ParameterSource.COMMANDLINE
     ]
     mode = next((name for name in _MODES if name in given), "")
-    if mode != "--decode" and "MODEL" not in given:
-        raise click.UsageError("Missing argument 'MODEL'.")
     for name in given:
         if mode and name not in _MODES[mode] | {mode, "--json"}:
             raise click.UsageError(f"{name} does not go together with {mode}: leave one of them out")
-    for name, needed in (("--seconds", "--decode"), ("--loadgen-logs", "--loadgen")):
-        if name in given and needed not in given:
-            raise click.UsageError(f"{name} needs {needed}")
-
-
-def _draw(verdict: Selection, title: str, picture: Path, *, asked: bool) -> None:
-    from agent.cli.chart import draw_latencies
-
-    draw_latencies(verdict, _refused(verdict, asked=asked), title, picture)
-
-
-def _check_outputs(picture: Path | None, *, loadgen: bool, logs: Path | None) -> None:
-    """Refuse what cannot be written, or lacks its extra, before anything is measured."""
-    if picture is not None:
-        from agent.cli.chart import check as check_chart
-
-        check_chart(picture)
-    if loadgen:
-        from agent.optimise.loadgen import check
-
-        check(logs)
 
 
 def _candidates(backends: Sequence[str]) -> list[DelegateProbe]:
@@ -204,20 +129,6 @@ def _candidates(backends: Sequence[str]) -> list[DelegateProbe]:
 
     names = [name for name in backends if name != CPU]
     return probe_delegates(names, besides=[CPU]) if names or not backends else []
-
-
-def _progress(what: str) -> None:
-    """Show what is being measured; an empty text ends that."""
-    show_progress(f"measuring {what}" if what else "")
-
-
-def _print_json(verdict: Selection, tested: list[ScenarioResult] | None) -> None:
-    import msgspec
-
-    result: dict[str, Any] = msgspec.structs.asdict(verdict)
-    if tested is not None:
-        result["loadgen"] = tested
-    print_json(result)
 
 
 def _table(verdict: Selection) -> Table:
@@ -242,7 +153,7 @@ def _table(verdict: Selection) -> Table:
     return table
 
 
-def _print(verdict: Selection, *, asked: bool, tested: list[ScenarioResult] | None) -> None:
+def _print(verdict: Selection, *, asked: bool) -> None:
     out = console(100, markup=False)
     out.print(_table(verdict))
     for one in _refused(verdict, asked=asked):
@@ -250,88 +161,139 @@ def _print(verdict: Selection, *, asked: bool, tested: list[ScenarioResult] | No
     away = [one.name for one in verdict.measured if not one.here]
     if away and not asked:
         out.print(f"not on this board: {', '.join(away)}; --backend NAME shows what is missing")
-    if tested is not None:
-        for outcome in tested:
-            print_outcome(outcome, out)
-        if not tested:
-            out.print("nothing for LoadGen: none of the named backends could be measured")
 
 
 def _refused(verdict: Selection, *, asked: bool) -> list[Measurement]:
     return [one for one in verdict.measured if one.refused and (one.here or asked)]
 
 
-def loadgen_backends(
-    verdict: Selection, found: Sequence[DelegateProbe], backends: Sequence[str]
-) -> list[BackendSpec]:
-    """Return the backends that LoadGen tests: those named that could be timed, or the chosen one if none is."""
-    from agent.compute.infer.session import CPU
+# `--sustained`: a board that warms up may show for a minute a rate that it cannot keep, because the kernel or the
+# firmware slows its processors when it is too hot.
 
-    if not backends:
-        return [verdict.chosen]
-    timed = {one.name for one in verdict.measured if one.p50_ms}
-    processor = [verdict.cpu] if CPU in backends else []
-    return [*processor, *(one.plan for one in found if one.plan is not None and one.name in timed)]
+_LEAST_S, _MOST_S = 1.0, 24 * 3600.0
+_STRETCH_S = 60.0
+_THREADS = 4
+"""Most threads of the CPU that are measured."""
+_HANGS_S, _HANGS = 2.0, 50.0
+"""An inference hangs if it takes longer than this, s, and longer than this factor times the first ones."""
 
 
-def run_loadgen(
-    model: Model,
-    plans: Sequence[BackendSpec],
-    seconds: float,
-    logs: Path | None,
-    *,
-    patience_s: float,
-    progress: Progress,
-) -> list[ScenarioResult]:
-    """Test backends with LoadGen, one after the other.
+@dataclass(frozen=True)
+class Stretch:
+    """One minute of the run.
 
-    Each of the two scenarios takes `seconds`. `logs` is a folder that keeps LoadGen's files; None: they are
-    deleted.
-
-    Raises:
-        VedetteError: LoadGen cannot run; see `agent.optimise.loadgen.run_scenarios`.
+    Attributes:
+        at_s: time of its end since the run began, s.
+        per_s: inferences per second within it.
+        celsius: of the processor's hottest zone at its end, °C; None: unknown.
+        throttled: what slows the processors at its end, such as heat or under-voltage.
     """
+
+    at_s: float
+    per_s: float
+    celsius: float | None
+    throttled: tuple[str, ...]
+
+
+def bench_sustained(
+    model: str, variant: str, backend: str, seconds: float, *, patience_s: float, as_json: bool
+) -> None:
+    """Run a model for a time, and print a row for each minute."""
+    from agent.models.library import open_model_without_root
+
+    plan, opened = _plan(backend), open_model_without_root(model, variant)
+    stretches: list[Stretch] = []
+    with closing(_run(opened, plan, seconds, patience_s, _board_reader())) as running:
+        try:
+            for stretch in running:
+                stretches.append(stretch)
+                show_progress(f"{stretch.at_s:.0f} of {seconds:.0f} s: {stretch.per_s:.1f} per s")
+        except KeyboardInterrupt:
+            if not stretches:
+                raise
+        finally:
+            show_progress("")
+    if as_json:
+        print_json({"backend": plan.backend, "threads": plan.threads, "asked_s": seconds, "stretches": stretches})
+    else:
+        _print_sustained(plan, stretches)
+
+
+def _plan(backend: str) -> BackendSpec:
+    from agent.compute.infer.session import CPU, BackendSpec, resolve_backend
+
+    if backend in ("", CPU):
+        return BackendSpec(threads=min(_THREADS, len(os.sched_getaffinity(0))))
+    return resolve_backend(backend)
+
+
+_Reader = Callable[[], tuple[float | None, tuple[str, ...]]]
+
+
+def _board_reader() -> _Reader:
+    """Return a function that reads the temperature, °C, and what slows the processors."""
+    from agent.board.monitor import PowerMonitor
+    from agent.board.sensors import BoardSensors
+
+    sensors = BoardSensors()
+    power = PowerMonitor(every_s=0.0, sensors=sensors)
+
+    def read() -> tuple[float | None, tuple[str, ...]]:
+        zone = sensors.hottest()
+        power.poll()
+        return zone.temperature_c if zone else None, tuple(power.supply.now) if power.supply else ()
+
+    return read
+
+
+def _run(
+    model: Model, plan: BackendSpec, seconds: float, patience_s: float, read: _Reader
+) -> Generator[Stretch, None, None]:
+    """Run a model back to back in a process of its own, and yield what was measured while it runs."""
+    from agent.compute.infer.chain import ModelChain
+    from agent.compute.infer.session import SessionOptions
+    from agent.compute.infer.worker import WorkerSession
     from agent.models.golden import golden
-    from agent.optimise.loadgen import run_scenarios
 
-    with ExitStack() as stack:
-        folder = logs or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="vedette-loadgen-")))
-        done = []
-        for plan in plans:
-            name = _backend_name(plan.backend, plan.threads)
-            progress(f"{name}, by LoadGen")
-            there = folder / (re.sub(r"[^\w.]+", "-", name).strip("-.") or "way")
-            done.append(run_scenarios(model, plan, golden(model), seconds, there, patience_s=patience_s))
-        return done
-
-
-def print_outcome(one: ScenarioResult, out: Console) -> None:
-    """Print one backend's table and why a result is not valid."""
-    name = plain(_backend_name(one.name, one.threads))
-    out.print(f"\nMLPerf LoadGen {one.version}: {name}, {one.seconds:g} s each")
-    columns = ("p50 ms", "p90 ms", "p99 ms", "per s", "inferences")
-    table = open_table("scenario", *columns, "result", right=columns)
-    for scenario in one.scenarios:
-        latencies = (scenario.p50_ms, scenario.p90_ms, scenario.p99_ms)
-        figures = ["–" if ms is None else f"{ms:.2f}" for ms in latencies]
-        table.add_row(scenario.name, *figures, f"{scenario.per_s:.1f}", str(scenario.inferences), scenario.result)
-    if one.scenarios:
-        out.print(table)
-    for remark in _remarks(one):
-        out.print(remark)
+    options = SessionOptions(threads=plan.threads)
+    opened = WorkerSession(model, plan, options, deadline_s=patience_s, patience_s=patience_s)
+    with closing(opened) as session:
+        chain = ModelChain(session, model.manifest)
+        chain.set_input(golden(model)(chain.inputs)[0])
+        chain.invoke()
+        began_s = time.monotonic()
+        chain.invoke()
+        session.deadline_s = max(_HANGS_S, _HANGS * (time.monotonic() - began_s))
+        began_s = since_s = now_s = time.monotonic()
+        while now_s - began_s < seconds:
+            count, until_s = 0, min(since_s + _STRETCH_S, began_s + seconds)
+            while now_s < until_s or not count:
+                chain.invoke()
+                count, now_s = count + 1, time.monotonic()
+            yield Stretch(round(now_s - began_s, 3), count / (now_s - since_s), *read())
+            since_s = now_s
 
 
-def _remarks(one: ScenarioResult) -> list[str]:
-    remarks = [
-        f"{scenario.name} is {scenario.result}: {scenario.why}" for scenario in one.scenarios if scenario.why
-    ]
-    if one.refused:
-        remarks.append(f"not tested further: {plain(one.refused)}")
-    required_s = max((scenario.required_s for scenario in one.scenarios), default=0.0)
-    if one.seconds < required_s:
-        remarks.append(f"MLPerf asks for {required_s:g} s each: shorter runs compare backends only")
-    return remarks
+def _print_sustained(plan: BackendSpec, stretches: list[Stretch]) -> None:
+    from agent.board.firmware import UNDER_VOLTAGE
 
-
-def _backend_name(name: str, threads: int) -> str:
-    return f"{name} with {threads} thread{'s' * (threads != 1)}" if threads else name
+    out = console(100, markup=False)
+    table = open_table("time", "per s", "°C", "", right=("time", "per s", "°C"))
+    for stretch in stretches:
+        at_s = round(stretch.at_s)
+        celsius = NO_VALUE if stretch.celsius is None else f"{stretch.celsius:.1f}"
+        table.add_row(
+            f"{at_s // 60}:{at_s % 60:02}", f"{stretch.per_s:.1f}", celsius, ", ".join(stretch.throttled)
+        )
+    out.print(table)
+    threads = f" with {plan.threads} threads" if plan.threads > 1 else ""
+    first, last = stretches[0], stretches[-1]
+    out.print(
+        f"{plain(plan.backend)}{threads}: {first.per_s:.1f} per s in the first minute, "
+        f"{last.per_s:.1f} in the last"
+    )
+    if (slowed := next((stretch for stretch in stretches if stretch.throttled), None)) is not None:
+        cause = "under-voltage" if UNDER_VOLTAGE in slowed.throttled else "heat"
+        out.print(f"throttled by {cause} from minute {slowed.at_s / 60:.0f} on: the last rate is what it holds")
+    else:
+        out.print("not throttled; the rate holds if the temperature no longer rises")

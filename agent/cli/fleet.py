@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from agent.cli.output import console, open_table, print_json
-from agent.text import plain
+from agent.text import plain, plural
 
 if TYPE_CHECKING:
     from agent.update.fleet import FleetBoard, Inventory
@@ -89,10 +89,6 @@ def exec_(ctx: click.Context, words: tuple[str, ...], path: Path, names: tuple[s
 
     The update key permits no other command (see vedette-ssh).
     """  # noqa: D301
-    from agent.update.fleet.board import check_command
-
-    _check_option_order(ctx, words)
-    check_command(" ".join(words))
     inventory, boards = _boards(path, names)
     answers = _ask(inventory, boards, " ".join(words), lambda one: _print_answer(one, as_json=as_json))
     ctx.exit(_exit_code(answers))
@@ -110,9 +106,7 @@ def rollback(ctx: click.Context, path: Path, names: tuple[str, ...], as_json: bo
     """
     inventory, boards = _boards(path, names)
     if not yes:
-        from agent.update.fleet.board import how_many
-
-        click.confirm(f"Roll {how_many(len(boards))} back to the previous version?", abort=True, err=True)
+        click.confirm(f"Roll {plural(len(boards), 'board')} back to the previous version?", abort=True, err=True)
     answers = _ask(
         inventory,
         boards,
@@ -238,13 +232,6 @@ class RolloutLines:
         took = f"{outcome.seconds:.0f} s, {size(outcome.sent)} sent"
         kind = click.style(outcome.kind.replace("_", " "), fg="green" if outcome.is_good else "red")
         click.echo(f"{outcome.board:<16} {kind} ({took}){why}", err=self._err)
-
-
-def _check_option_order(ctx: click.Context, words: tuple[str, ...]) -> None:
-    """Refuse options of `fleet exec` behind the board's command."""
-    for word in words:
-        if word.split("=")[0] in ("-i", "--inventory", "--board"):
-            raise click.UsageError(f"{word} is no option of a board's command: put it before {words[0]}", ctx)
 
 
 def _boards(path: Path, names: tuple[str, ...]) -> tuple[Inventory, list[FleetBoard]]:

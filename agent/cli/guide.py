@@ -33,10 +33,6 @@ class Hit(NamedTuple):
     text: str
 
 
-def _complete(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[str]:
-    return [topic for topic in TOPICS if topic.startswith(incomplete)]
-
-
 def _known(context: click.Context, parameter: click.Parameter, topic: str | None) -> str | None:
     if topic is None or topic in TOPICS:
         return topic
@@ -46,7 +42,7 @@ def _known(context: click.Context, parameter: click.Parameter, topic: str | None
 
 
 @click.command()
-@click.argument("topic", required=False, callback=_known, shell_complete=_complete)
+@click.argument("topic", required=False, callback=_known)
 @click.option(
     "--find", "word", metavar="WORD", help="Show every line that contains WORD; in TOPIC only, if given."
 )

@@ -10,7 +10,6 @@ from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import click
-from click.shell_completion import get_completion_class
 
 from agent import __version__
 from agent.errors import ReportedError, VedetteError
@@ -40,7 +39,6 @@ _VERBS: dict[str, str] = {
     "bundle": "Build, sign and inspect the bundles that update boards.",
     "fleet": "Update many boards over SSH, and show their status.",
     "guide": "Show the manual, or search it.",
-    "completion": "Print the script for tab completion in a shell.",
 }
 """Help of each verb in one line, so that `vedette --help` imports nothing."""
 _MODULES = {"devices": "doctor", "trace": "command"}
@@ -82,8 +80,6 @@ class _Verbs(click.Group):
         return list(_VERBS)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        if cmd_name == "completion":
-            return completion
         if cmd_name not in _VERBS:
             return None
         command = getattr(importlib.import_module(f"agent.cli.{_MODULES.get(cmd_name, cmd_name)}"), cmd_name)
@@ -108,15 +104,3 @@ class _Verbs(click.Group):
 @click.version_option(__version__, prog_name="vedette")
 def vedette() -> None:
     """Run TFLite models on cameras and microphones, and publish what they detect over MQTT."""
-
-
-@click.command()
-@click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
-def completion(shell: str) -> None:
-    """Print the completion script of SHELL.
-
-    For bash: vedette completion bash > ~/.local/share/bash-completion/completions/vedette
-    """
-    kind = get_completion_class(shell)
-    assert kind is not None
-    click.echo(kind(vedette, {}, "vedette", "_VEDETTE_COMPLETE").source())

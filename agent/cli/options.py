@@ -59,12 +59,6 @@ def config_option(text: str, *, required: bool = True) -> Callable[[F], F]:
     return click.option("-c", "--config", "path", type=PATH, help=text)
 
 
-def picture_option(what: str) -> Callable[[F], F]:
-    """Return the option `--picture`, a file for a chart."""
-    text = f"Draw {what} into this PNG; needs matplotlib: pip install '.[charts]'."
-    return click.option("--picture", type=PATH, help=text)
-
-
 def first_line(context: click.Context, option: click.Parameter, path: Path | None) -> str:
     """Read the first line of a password file."""
     try:
@@ -210,23 +204,7 @@ def moment(text: str) -> float:
         raise click.BadParameter(f"expected a time such as 2h, 7d or 2026-11-25T08:30, found {text!r}") from None
 
 
-_STATE_FILES = ("lock", "spool.db", "clips")
-"""Files of which a state folder has at least one."""
-
-
 def state_folder_option(verb: F) -> F:
     """Add the option `--folder`, passed as `folder`: the state folder, or None."""
-    return click.option(
-        "--folder",
-        type=click.Path(exists=True, file_okay=False, path_type=Path),
-        callback=_checked,
-        help="State folder, in place of the configured one.",
-    )(verb)
-
-
-def _checked(context: click.Context, option: click.Parameter, folder: Path | None) -> Path | None:
-    is_readable = folder is not None and os.access(folder, os.R_OK | os.X_OK)  # else opening its files says why
-    if folder and is_readable and not any(os.path.lexists(folder / name) for name in _STATE_FILES):
-        why = f"{folder} is not a state folder: it has none of {', '.join(_STATE_FILES)}"
-        raise click.BadParameter(why, context, option)
-    return folder
+    kind = click.Path(exists=True, file_okay=False, path_type=Path)
+    return click.option("--folder", type=kind, help="State folder, in place of the configured one.")(verb)

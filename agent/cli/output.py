@@ -1,10 +1,10 @@
-"""Printing for all verbs: JSON, tables, and events as table rows or lines of text."""
+"""Printing for all verbs: JSON, tables, progress, and events as table rows or lines of text."""
 
 from __future__ import annotations
 
-import os
 import re
 import sys
+import time
 from collections.abc import Collection
 from typing import TYPE_CHECKING, Any
 
@@ -25,11 +25,6 @@ EVENT_RIGHT = ("score", "infer", "total")
 _WIDTHS = (TIME_WIDTH, 10, 19, 14, 5, 13, 10, 7, 7)
 """Column widths of a line, in characters."""
 NO_VALUE = "–"
-
-
-def is_terminal() -> bool:
-    """Return True if stdout is a terminal with cursor control."""
-    return sys.stdout.isatty() and os.environ.get("TERM") not in (None, "", "dumb", "unknown")
 
 
 def console(width: int, *, markup: bool = True) -> Console:
@@ -83,6 +78,33 @@ def _escaped(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_escaped(one) for one in value]
     return plain(value) if isinstance(value, str) else value
+
+
+_SILENT_S = 10.0
+"""Longest time without a line in a log."""
+_told_at = [time.monotonic()]
+
+
+def show_progress(what: str) -> None:
+    """Show on one terminal line what is being done; an empty text clears it.
+
+    In a log there is a line where nothing was told for 10 s.
+    """
+    now = time.monotonic()
+    if sys.stderr.isatty():
+        click.echo(f"\r\x1b[K{f'{plain(what)} …' if what else ''}", err=True, nl=False)
+        return
+    is_due = bool(what) and now - _told_at[0] >= _SILENT_S
+    if is_due:
+        click.echo(f"{plain(what)} …", err=True)
+    if is_due or not what:
+        _told_at[0] = now
+
+
+def tell(line: str) -> None:
+    """Print a line to stderr, in place of the progress."""
+    show_progress("")
+    click.echo(plain(line), err=True)
 
 
 def _told(track: Track) -> list[str]:

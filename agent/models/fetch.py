@@ -123,7 +123,7 @@ def _fetch_whole(url: str, target: Path, size: int, progress: Progress) -> None:
             if not _may_pass(error):
                 raise ModelError(f"{shown(url)}: {text}") from error
             if tries == _TRIES:
-                text = f"cannot be fetched: {text}; try again, or give --mirror"
+                text = f"cannot be fetched: {text}; try again"
                 raise ModelError(f"{shown(url)}: {text}") from error
             time.sleep(_WAIT_S)
 

@@ -8,11 +8,11 @@ import json
 import subprocess
 import sys
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from agent.update.fleet import read_inventory
-from agent.update.fleet.board import count_by_kind
 from agent.update.fleet.rollout import Ledger, RolloutProgress, replay, size, verdict
 from agent.update.fleet.ssh import Transport
 from tests.support.fleet import Fleet
@@ -166,7 +166,7 @@ class Proof:
         print("  " + done.stdout.strip().replace("\n", "\n  "), done.stderr.strip())
         progress = replay(Ledger(self._fleet.folder / f"{path.name}.ledger").read())
         assert progress is not None
-        print(f"  {verdict(progress)}: {count_by_kind(progress.outcomes.values())}")
+        print(f"  {verdict(progress)}: {dict(Counter(one.kind for one in progress.outcomes.values()))}")
         return progress
 
     def _versions(self) -> set[str]:

@@ -6,7 +6,7 @@ import io
 from contextlib import redirect_stdout, suppress
 
 from agent.capture.source import jpeg_size
-from agent.cli.watch import Roster, fleet_lines, follow, json_line, snapshot_name
+from agent.cli.watch import follow, json_line
 from agent.comms.commands import check_answer_topic, id_of, request_command, set_command
 from agent.comms.consumer import Kind, ReceivedMessage
 from agent.comms.messages import complete_spooled
@@ -40,15 +40,11 @@ def watched(data: bytes) -> None:
         f"vedette/{names[0]}/{names[1]}/{kind}", names[0], names[1], kind, payload, 0, False
     )
     json_line(message)
-    snapshot_name(*names)
     jpeg_size(payload)
     other = ReceivedMessage("vedette/b/status", "b", "", "status", b"online", 0, False)
-    roster = Roster()
-    for one in (message, other):
-        roster.add(one)
     with redirect_stdout(io.StringIO()) as printed:
         follow((message, other), "all")
-    shown = printed.getvalue() + "\n".join(fleet_lines(roster))
+    shown = printed.getvalue()
     assert all(letter.isprintable() or letter == "\n" for letter in shown), (
         "a control character reaches the terminal"
     )

@@ -26,7 +26,8 @@ from scenes import Scene, scenes
 from settling import DEVICE, deliver, is_well, settle
 from snapshots import Camera, Shot, load, store
 
-from agent.cli.bundle import read_health
+from agent.cli.bundle import read_gate
+from agent.update.bundle import HealthGate
 from tests.support.mosquitto import Mosquitto, free_port
 
 HOME = ROOT / "build/prove_update"
@@ -83,7 +84,7 @@ class Proof:
     def scenes_left(self) -> list[Scene]:
         """Return the scenes that are not proved yet."""
         proved = {row.name for row in self.results if row.proved}
-        every = scenes(read_health(self.kind.health))
+        every = scenes(read_gate("--health", self.kind.health, HealthGate))
         return [scene for scene in every if f"{self.name}: {scene.name}" not in proved]
 
 

@@ -399,7 +399,7 @@ def test_unreachable_is_not_failed_and_a_rollout_is_gone_on_with(fleet: Fleet, t
     away = fleet.vedette("rollout", path.name, "--json")
     assert away.returncode == 1, away.stderr  # nobody of the last batch was there
     assert kinds(ledger(fleet, path)) == {"board2": "updated", "board1": "updated", "board3": "unreachable"}
-    assert "no board of the batch can be reached" in ledger(fleet, path).reason
+    assert "no board of the batch can be reached" in away.stderr
     fleet.boards["board3"].sh("systemctl", "start", "ssh")
     done = fleet.vedette("rollout", path.name, "--json")
     assert done.returncode == 0, done.stderr
@@ -473,7 +473,7 @@ def test_exec_asks_all_and_says_what_each_answers(fleet: Fleet) -> None:
     done = fleet.vedette("exec", "update", "history")
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("committed") >= 3
-    assert "'reboot' is not a command of a board" in fleet.vedette("exec", "reboot").stderr
+    assert "not allowed: reboot" in fleet.vedette("exec", "reboot").stdout
     for board in fleet.boards:
         assert "not allowed: reboot" in refused(fleet.ssh(board, "--", "reboot"))
 

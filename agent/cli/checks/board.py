@@ -40,7 +40,6 @@ from agent.compute.infer.delegates import probe_delegates
 from agent.config import Config, StorageConfig
 from agent.daemon.overrides import OverridesFile
 from agent.errors import StorageError
-from agent.features.teaching.taught import FOLDER, damaged_states, read_state
 from agent.storage.clips.store import check_saving, clips_max_bytes
 from agent.storage.state import clips_path, folder_of
 from agent.text import local_time, plural
@@ -299,7 +298,6 @@ def check_storage(config: Config, root: Path) -> Iterator[Finding]:
     if any(stream.clips is not None for stream in config.streams.values()):
         yield check_clips(storage, root)
     yield from check_commands(storage, root)
-    yield from check_states(storage, root)
     yield from check_clock(read_clock(root), time.time(), Path(agent.__file__).stat().st_mtime)
 
 
@@ -325,16 +323,12 @@ def check_clips(config: StorageConfig, root: Path) -> Finding:
             raise StorageError(f"{disk.at}: expected a folder for clips, found a file")
         check_saving(folder, config, 0, disk.at)
     except StorageError as error:
-        return _clips_fault(str(error), error.__cause__)
+        if isinstance(error.__cause__, PermissionError) and os.geteuid() != 0:
+            return Finding(_CLIPS, str(error), "warning", "run vedette doctor with sudo, or as the daemon's user")
+        advice = "make room there, or set [storage] clips_folder to another place"
+        return Finding(_CLIPS, str(error), "problem", advice)
     most_mb = clips_max_bytes(folder, config) >> 20
     return Finding(_CLIPS, f"{folder}, {most_mb} MB of clips at most")
-
-
-def _clips_fault(what: str, cause: BaseException | None) -> Finding:
-    if isinstance(cause, PermissionError) and os.geteuid() != 0:
-        advice = "run vedette doctor as the user that runs Vedette, with sudo -u"
-        return Finding(_CLIPS, what, "warning", advice)
-    return Finding(_CLIPS, what, "problem", "make room there, or set [storage] clips_folder to another place")
 
 
 def check_commands(config: StorageConfig, root: Path) -> Iterator[Finding]:
@@ -355,26 +349,6 @@ def check_commands(config: StorageConfig, root: Path) -> Iterator[Finding]:
         yield Finding(name, f"lost; these streams stay off: {', '.join(lost)}", "problem", _SWITCH_ON)
     elif found.streams:
         yield Finding(name, f"for {plural(len(found.streams), 'stream')}")
-
-
-def check_states(config: StorageConfig, root: Path) -> Iterator[Finding]:
-    """Report damaged files of taught states, if this user may read them."""
-    try:
-        folder = folder_of(config, root) / FOLDER
-    except StorageError:
-        return  # reported by `check_folder`
-    if not os.access(folder, os.R_OK | os.X_OK):
-        return
-    for path in (*sorted(folder.glob("*.*.json")), *damaged_states(folder).values()):
-        try:
-            if path.suffix == ".json" and read_state(path):
-                continue
-            what = f"{path}: is damaged"
-        except StorageError as error:
-            what = str(error)
-        stream, state = path.name.split(".")[:2]
-        advice = f"teach {state} of {stream} again, or delete that file"
-        yield Finding("taught states", what, "problem", advice)
 
 
 def check_disk(disk: DiskUsage, spool_mb: int) -> Finding:

@@ -13,14 +13,13 @@ from msgspec.structs import replace
 
 from agent.capture.source import check_login, open_source
 from agent.cli.checks import Finding, Job, run_parallel
-from agent.comms.http import listen
 from agent.comms.mqtt.connection import WakeupPipe
 from agent.comms.mqtt.endpoint import address, check_host, commands_off
 from agent.comms.mqtt.link import BrokerEndpoint
 from agent.config import Config, StreamConfig
-from agent.config.servers import MqttConfig, ServedConfig
+from agent.config.servers import MqttConfig
 from agent.config.source_uri import parse
-from agent.errors import BrokerError, ConfigError, SoundAloneError, SourceError, reason_of
+from agent.errors import BrokerError, ConfigError, SoundAloneError, SourceError
 from agent.health import HEALTH_FILE, DaemonHealth, StreamReport
 from agent.update.install.health_check import read_health
 
@@ -40,11 +39,6 @@ def check_network(config: Config, root: Path) -> Iterator[Finding]:
     jobs: list[tuple[str, Job]] = [("broker", partial(_check_broker, config.mqtt, health))]
     if config.mqtt.commands is None and not commands_off(config.mqtt):
         jobs.append(("commands", partial(_check_anonymous, config.mqtt)))
-    jobs += [
-        (served.TABLE, partial(check_port, served, is_running=health is not None))
-        for served in (config.metrics, config.page)
-        if served is not None
-    ]
     for name, stream in config.streams.items():
         at = None if health is None or name not in health.streams else health.streams[name]
         jobs.append((f"stream {name}", partial(_check_source, f"stream {name}", stream.source, stream, at)))
@@ -146,25 +140,3 @@ def _check_commands(config: Config) -> Finding:
 def _timed_out(name: str, limit_s: float) -> Finding:
     value = f"no answer in {limit_s:.0f} s; its name may not be resolved"
     return Finding(name, value, "problem", f"{name}: check its name, the network and the name server")
-
-
-def check_port(config: ServedConfig, *, is_running: bool) -> Iterator[Finding]:
-    """Report whether a port is free, or in use while a daemon runs. Nothing is left listening on it."""
-    where, name = config.listen, config.TABLE
-    try:
-        host, port = config.address
-    except ConfigError:
-        return  # reported by the configuration's section
-    try:
-        listen(host, port).close()
-    except OSError as error:
-        if is_running:
-            yield Finding(name, f"{where}: in use; the daemon runs, and logs if it is not its own")
-            return
-        why = reason_of(error)
-        advice = (
-            f"[{name}] listen = {where!r} cannot be used: {why}; end the other program, or choose another port"
-        )
-        yield Finding(name, f"{where}: {why}", "problem", advice)
-        return
-    yield Finding(name, f"{where}: free; no daemon serves it now")

@@ -9,10 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
-from click.shell_completion import CompletionItem
 
-from agent.cli.optimise import complete_model
-from agent.cli.options import PATH, FilePath, NumberRange, picture_option
+from agent.cli.options import PATH, FilePath, NumberRange
 from agent.cli.output import NO_VALUE, console, open_table, print_json
 from agent.errors import ModelError, VedetteError
 from agent.text import plain
@@ -39,40 +37,10 @@ def _model_name(_context: click.Context, option: click.Parameter, name: str) -> 
     return name
 
 
-def _complete_catalogue(_context: click.Context, _option: click.Parameter, incomplete: str) -> list[str]:
-    from agent.models.fetch import with_task
-
-    return [one.name for one in with_task("") if one.name.startswith(incomplete)]
-
-
-def _complete_task(_context: click.Context, _option: click.Parameter, incomplete: str) -> list[str]:
-    from agent.models.fetch import known_tasks
-
-    return [task for task in known_tasks() if task.startswith(incomplete)]
-
-
-def _complete_board(_context: click.Context, _option: click.Parameter, incomplete: str) -> list[str]:
-    from agent.models.fetch import guide
-
-    return [name for name in guide().boards if name.startswith(incomplete)]
-
-
-def _complete_own_task(_context: click.Context, _option: click.Parameter, incomplete: str) -> list[str]:
-    from agent.models.fetch import guide
-
-    return [task for task in guide().tasks if task.startswith(incomplete)]
-
-
 def _sha256(_context: click.Context, option: click.Parameter, text: str | None) -> str | None:
     if text is not None and not re.fullmatch("[0-9A-Fa-f]{64}", text):
         raise click.BadParameter(f"{text!r}: expected 64 hexadecimal digits", param=option)
     return text
-
-
-def _complete_decoder(_context: click.Context, _option: click.Parameter, incomplete: str) -> list[str]:
-    from agent.compute.decode import DECODERS
-
-    return [name for name in DECODERS if name.startswith(incomplete)]
 
 
 _JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of tables.")
@@ -80,29 +48,23 @@ _JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON instead
 
 @models.command("list")
 @click.argument("files", nargs=-1)
-@click.option("--task", default="", shell_complete=_complete_task, help="Only those for this task.")
 @_JSON
-def list_(files: tuple[str, ...], task: str, as_json: bool) -> None:
+def list_(files: tuple[str, ...], as_json: bool) -> None:
     """List the bundled models and FILES. Exits with 1 if one of them cannot be used.
 
     `models pull` lists those that can be fetched.
     """
     from agent.cli.models.inspection import Listed, listed
     from agent.compute.infer.unprivileged import without_root
-    from agent.models.fetch import check_task, tasks_of
     from agent.models.files import bundled, preloaded
 
-    task = check_task(task)
     names = (*bundled(), *files)
     with preloaded(names):
         rows = without_root(lambda: [listed(name) for name in names], list[Listed])
-    rows = [row for row in rows if row.error or not task or task in tasks_of(row.decoder)]
     if as_json:
         print_json(rows, indent=2)
     else:
         _print_list(rows)
-        if task and not rows:
-            click.echo(f"none of them is for {task}; vedette models pull --task '{task}' lists others", err=True)
     sys.exit(any(row.error for row in rows))
 
 
@@ -140,21 +102,28 @@ def inspect(file: str, as_json: bool, write: bool, path: str, force: bool) -> No
     sys.exit(found.refused)
 
 
+def _import_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Add the options of `import`, which `pull` takes as well."""
+    for option in (
+        click.option("--force", is_flag=True, help="Replace a model of this name and its manifest."),
+        click.option(
+            "--pixels",
+            type=click.Choice(["signed", "unit", "raw", "imagenet"]),
+            help="What a float model takes: -1..1, 0..1, 0..255, or ImageNet's.",
+        ),
+        click.option("--decoder", default="", help="Of the outputs, if it cannot be guessed."),
+        click.option("--labels", type=FilePath(dir_okay=False), help="File with one class in each line."),
+        click.option("--member", default="", help="File in an archive that has several models."),
+        click.option("--name", default="", callback=_model_name, help="Of the model; default: that of the file."),
+        click.option("--to", type=FilePath(file_okay=False), default=".", help="Folder; default: this one."),
+    ):
+        command = option(command)
+    return command
+
+
 @models.command("import")
 @click.argument("file", type=PATH, metavar="FILE|ZIP")
-@click.option("--to", type=FilePath(file_okay=False), default=".", help="Folder; default: this one.")
-@click.option("--name", default="", callback=_model_name, help="Of the model; default: that of the file.")
-@click.option("--member", default="", help="File in an archive that has several models.")
-@click.option("--labels", type=FilePath(dir_okay=False), help="File with one class in each line.")
-@click.option(
-    "--decoder", default="", shell_complete=_complete_decoder, help="Of the outputs, if it cannot be guessed."
-)
-@click.option(
-    "--pixels",
-    type=click.Choice(["signed", "unit", "raw", "imagenet"]),
-    help="What a float model takes: -1..1, 0..1, 0..255, or ImageNet's.",
-)
-@click.option("--force", is_flag=True, help="Replace a model of this name and its manifest.")
+@_import_options
 @_JSON
 def import_(file: Path, **options: Any) -> None:
     """Import a model: FILE is a .tflite or .lite, ZIP an archive with one and perhaps its labels.
@@ -169,53 +138,35 @@ def import_(file: Path, **options: Any) -> None:
 
 
 @models.command()
-@click.argument("name", required=False, metavar="[NAME|URL]", shell_complete=_complete_catalogue)
-@click.option("--task", default="", shell_complete=_complete_task, help="List only the models for this task.")
+@click.argument("model", required=False, metavar="[NAME|URL]")
+@click.option("--task", default="", help="List only the models for this task.")
 @click.option("--sha256", callback=_sha256, help="Of the file at a URL, in hexadecimal digits.")
-@click.option(
-    "--mirror", default="", metavar="FOLDER|URL", help="Where the file is instead, under the same name."
-)
-@click.option("--to", type=FilePath(file_okay=False), default=".", help="Folder; default: this one.")
-@click.option("--name", "rename", default="", callback=_model_name, help="Of the model; default: as listed.")
-@click.option("--member", default="", help="File in an archive at a URL that has several models.")
-@click.option("--labels", type=FilePath(dir_okay=False), help="See `models import`.")
-@click.option("--decoder", default="", shell_complete=_complete_decoder, help="See `models import`.")
-@click.option("--pixels", type=click.Choice(["signed", "unit", "raw", "imagenet"]), help="See `models import`.")
-@click.option("--force", is_flag=True, help="Replace a model of this name and its manifest.")
+@_import_options
 @_JSON
-def pull(
-    name: str | None,
-    task: str,
-    sha256: str | None,
-    mirror: str,
-    rename: str,
-    as_json: bool,
-    **options: Any,
-) -> None:
+def pull(model: str | None, task: str, sha256: str | None, as_json: bool, **options: Any) -> None:
     """List the models that can be fetched, or fetch NAME or the file at URL, and import it.
 
     The file is checked by its SHA-256 before it is opened, then imported as `models import` does. What an
-    interrupted call has fetched is gone on from. With --mirror nothing else is asked: for a board without a
-    network, copy the file into a folder.
+    interrupted call has fetched is gone on from. For a board without a network, fetch it elsewhere
+    and copy the .tflite and its .toml.
     """
-    from agent.cli.models.importing import ModelImportOptions, PullOptions, check_decoder, list_catalogue
+    from agent.cli.models.importing import ModelImportOptions, check_decoder, list_catalogue
     from agent.cli.models.importing import pull as fetch_and_import
 
-    if name is None:
-        if sha256 or mirror or rename or any(one and one != Path() for one in options.values()):
+    if model is None:
+        if sha256 or any(one and one != Path() for one in options.values()):
             raise click.UsageError("these options are for a NAME or a URL")
         list_catalogue(task, as_json=as_json)
         return
     if task:
         raise click.UsageError("--task is for the list, without a NAME")
     check_decoder(options["decoder"])
-    imports = ModelImportOptions(name=rename, as_json=as_json, **options)
-    fetch_and_import(name, PullOptions(sha256, mirror, imports))
+    fetch_and_import(model, sha256, ModelImportOptions(as_json=as_json, **options))
 
 
 @models.command()
-@click.option("--task", required=True, shell_complete=_complete_own_task, help="What to find, such as detect.")
-@click.option("--board", default="pi4b", show_default=True, shell_complete=_complete_board, help="Where it runs.")
+@click.option("--task", required=True, help="What to find, such as detect.")
+@click.option("--board", default="pi4b", show_default=True, help="Where it runs.")
 @_JSON
 def recommend(task: str, board: str, as_json: bool) -> None:
     """Recommend models for a task on a board: accuracy, size, memory and latency.
@@ -257,7 +208,7 @@ def _cells(model: GuideModel, variant: GuideVariant, board: str) -> tuple[str, .
 
 
 @models.command("try")
-@click.argument("model", shell_complete=complete_model)
+@click.argument("model")
 @click.argument("source", metavar="PICTURE|SOUND|URI")
 @click.option("--threshold", type=NumberRange(0.0, 1.0), help="Least score that counts; else the manifest's.")
 @click.option("--variant", default="", help="Size or exit of the model; else as in a stream.")
@@ -368,9 +319,8 @@ def _size(size: int) -> str:
     type=PATH,
     help="Write the manifest here, and its files beside it; default: the model's own (not for a bundled model).",
 )
-@picture_option("accuracy against cost")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
-def calibrate(model: str, data: Path, loss: float, out: Path | None, picture: Path | None, as_json: bool) -> None:
+def calibrate(model: str, data: Path, loss: float, out: Path | None, as_json: bool) -> None:
     """Learn from DATA when an exit of MODEL is confident enough, and write it to its manifest.
 
     DATA is a folder with a folder of recordings for each label; for a model of pictures, examples with classes,
@@ -379,17 +329,11 @@ def calibrate(model: str, data: Path, loss: float, out: Path | None, picture: Pa
     """
     from agent.cli.models.calibrating import calibrate_and_print
 
-    calibrate_and_print(model, data, loss, out, picture, as_json=as_json)
-
-
-def _complete_evaluated(context: click.Context, option: click.Parameter, incomplete: str) -> list[CompletionItem]:
-    """Return models, and what stands in place of one for clips."""
-    published = [CompletionItem("det.txt")] if "det.txt".startswith(incomplete) else []
-    return [*published, *complete_model(context, option, incomplete)]
+    calibrate_and_print(model, data, loss, out, as_json=as_json)
 
 
 @models.command()
-@click.argument("model", shell_complete=_complete_evaluated)
+@click.argument("model")
 @click.argument("data", type=PATH)
 @click.option("--positive", multiple=True, metavar="CLASS", help="Class that is to be found; may be repeated.")
 @click.option(
@@ -414,7 +358,9 @@ def _complete_evaluated(context: click.Context, option: click.Parameter, incompl
 @click.option(
     "--every", type=click.IntRange(1), default=1, metavar="N", help="Of clips, take each Nth picture alone."
 )
-@picture_option("the confusions")
+@click.option(
+    "--picture", type=PATH, help="Draw the confusions into this PNG; needs matplotlib: pip install '.[charts]'."
+)
 @click.option("--report", type=PATH, help="Write this HTML, with the worst errors of a model of pictures.")
 @click.option(
     "--results", type=PATH, metavar="FILE", help="Store what each file gave here, and continue from it."

@@ -24,18 +24,8 @@ _SAME_SCORES = 0.2
 """Change of a temperature up to which the same `score_threshold` is still fitting."""
 
 
-def calibrate_and_print(
-    model: str, data: Path, loss: float, out: Path | None, picture: Path | None, *, as_json: bool
-) -> None:
+def calibrate_and_print(model: str, data: Path, loss: float, out: Path | None, *, as_json: bool) -> None:
     """Learn thresholds from recordings or examples, write them to a manifest, and print what they bring.
-
-    Args:
-        model: name or path.
-        data: path of the recordings or examples.
-        loss: accuracy that may be lost, percentage points.
-        out: manifest to write; None: the model's own.
-        picture: PNG of accuracy against cost; None: none is drawn.
-        as_json: print JSON.
 
     Raises:
         ModelError: the model has no exits, or the recordings or examples cannot be used. StorageError: a file
@@ -47,26 +37,15 @@ def calibrate_and_print(
 
     if not 0.0 <= loss <= 100.0:
         raise click.BadParameter(f"{loss} is not within 0..100", param_hint="--loss")
-    if picture is not None:
-        from agent.cli.chart import check
-
-        check(picture)
-    refuse_inside([one for one in (picture, out) if one is not None], [data])
+    refuse_inside([out] if out else [], [data])
     target = _target(model, out)
     pictures = _calibrate_pictures(model, data, loss / 100.0)
     result, what = (pictures, "examples") if pictures else (_calibrate(model, data, loss / 100.0), "recordings")
-    if picture is not None:
-        from agent.cli.chart import draw_calibration
-
-        draw_calibration(result, picture)
     before = open_whole_model(model).manifest
     rewrite(model, target, set_variants(result.keys))
     _print_calibration(result, target, what, as_json=as_json)
-    _warn(result.lost * 100.0, loss, what)
-    if pictures is None:
-        _warn_of_recordings(result)
-    temperatures = {one.name: one.temperature for one in before.variants}
-    _warn_of_scores(temperatures, dict(zip(result.variants, result.learned.temperatures, strict=True)))
+    for line in doubts(result, loss, what, {one.name: one.temperature for one in before.variants}):
+        click.echo(f"vedette: warning: {plain(line)}", err=True)
 
 
 def _target(model: str, out: Path | None) -> Path:
@@ -87,44 +66,34 @@ def _target(model: str, out: Path | None) -> Path:
     return target
 
 
-def _warn(lost: float, loss: float, what: str) -> None:
-    """Warn if the loss on held-out inputs exceeds what was allowed; both in percentage points."""
-    if not lost <= loss + 1e-6:
-        click.echo(
-            f"vedette: warning: {lost:.2f} points of accuracy are lost on held-out {what}; --loss allows "
-            f"{loss:g}: use more {what}, or allow a larger --loss",
-            err=True,
-        )
+def doubts(result: CalibrationResult, loss: float, what: str, before: dict[str, float]) -> Iterator[str]:
+    """Yield what is doubtful about the thresholds.
 
-
-def _warn_of_recordings(result: CalibrationResult) -> None:
-    """Warn if there are few recordings, or if some exit is of no use with them."""
+    Args:
+        result: of the calibration.
+        loss: accuracy that may be lost, percentage points.
+        what: `examples` or `recordings`.
+        before: temperature of each exit that the manifest had.
+    """
     from agent.optimise.depth.calibration import FEWEST
 
-    if result.recordings < FEWEST:
-        click.echo(
-            f"vedette: warning: {plural(result.recordings, 'recording')} to learn thresholds from: the figures "
-            f"are partly luck; give at least {FEWEST}",
-            err=True,
+    if not result.lost * 100.0 <= loss + 1e-6:
+        yield (
+            f"{result.lost * 100.0:.2f} points of accuracy are lost on held-out {what}; --loss allows {loss:g}: "
+            f"use more {what}, or allow a larger --loss"
         )
-    exits = zip(result.variants, result.learned.chosen.used, strict=True)
-    if idle := [f"exit {plain(name)}" for number, (name, used) in enumerate(exits) if number and not used]:
-        click.echo(
-            f"vedette: warning: with these thresholds no answer comes from {', '.join(idle)}: give more "
-            "recordings, less clear ones among them, or a smaller --loss",
-            err=True,
+    if what == "recordings" and result.recordings < FEWEST:
+        yield (
+            f"{plural(result.recordings, 'recording')} to learn thresholds from: the figures are partly luck; "
+            f"give at least {FEWEST}"
         )
-
-
-def _warn_of_scores(before: dict[str, float], after: dict[str, float]) -> None:
-    """Warn if temperatures have changed so much that the same scores mean something else."""
+    after = dict(zip(result.variants, result.learned.temperatures, strict=True))
     changed = [name for name, found in after.items() if abs(found / before[name] - 1.0) > _SAME_SCORES]
     if changed:
         told = ", ".join(f"{name}: {before[name]:.2g} to {after[name]:.2g}" for name in changed)
-        click.echo(
-            f"vedette: warning: scores change with the temperatures of the exits ({told}): choose [output] "
-            "score_threshold anew, with `vedette models evaluate`",
-            err=True,
+        yield (
+            f"scores change with the temperatures of the exits ({told}): choose [output] score_threshold anew, "
+            "with `vedette models evaluate`"
         )
 
 

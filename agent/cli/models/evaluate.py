@@ -10,8 +10,7 @@ import numpy as np
 from msgspec import Struct
 from msgspec.structs import replace
 
-from agent.cli.optimise.progress import show_progress
-from agent.cli.output import console, open_table, print_json
+from agent.cli.output import console, open_table, print_json, show_progress
 from agent.compute.manifest import AUTO, Model
 from agent.errors import ModelError
 from agent.models.library import open_model_without_root
@@ -41,23 +40,7 @@ _WIDTH = 110
 
 
 class EvaluateOptions(Struct, frozen=True):
-    """Options of `vedette models evaluate`.
-
-    Attributes:
-        positive: classes that are to be found.
-        target_recall: share of them, 0..1; None: none is asked for.
-        background: folders of other sound, in which no word is said.
-        target_false_alarms: most false alarms per hour; None: none is asked for.
-        against: another model to compare with; empty: none.
-        variant: of the model; empty: its first, or of sound as in a stream.
-        limit: number of examples; None: all.
-        every: of a clip, every so manieth picture is taken.
-        picture: PNG of the confusion matrix to write; None: none.
-        report: HTML to write, of pictures; None: none.
-        results: file in which results are stored; None: none are.
-        force: replace files.
-        as_json: print JSON instead of tables.
-    """
+    """Options of `vedette models evaluate`, see its help."""
 
     positive: tuple[str, ...] = ()
     target_recall: float | None = None
@@ -74,30 +57,14 @@ class EvaluateOptions(Struct, frozen=True):
     as_json: bool = False
 
     def refuse(self, why: str, *names: str) -> None:
-        """Refuse options that say nothing here.
-
-        Args:
-            why: what they are for.
-            names: of the attributes.
-
-        Raises:
-            ModelError: one of them is set.
-        """
+        """Raise ModelError with the reason if one of these options, which say nothing here, is set."""
         for name in names:
             if getattr(self, name) != getattr(EvaluateOptions(), name):
                 raise ModelError(f"--{name.replace('_', '-')}: {why}")
 
 
 def evaluate_and_print(name: str, data: Path, options: EvaluateOptions) -> bool:
-    """Evaluate a model, print what was found, and write what is asked for.
-
-    Args:
-        name: of the model, or its path; `det.txt`: of clips, their published detections.
-        data: path of the examples.
-        options: see `EvaluateOptions`.
-
-    Returns:
-        False if a target cannot be reached.
+    """Evaluate a model, print what was found, and write what is asked for; return False if a target is missed.
 
     Raises:
         ModelError: a model or the examples cannot be used, or a file is there already.

@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import difflib
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
 import click
 import msgspec
 from msgspec import Struct
 from msgspec.structs import replace
 
-from agent.cli.models.inspection import check_decoder_fits
-from agent.cli.optimise.progress import show_progress
-from agent.cli.output import console, open_table, print_json
+from agent.cli.models.inspection import check_decoder_fits, value_at
+from agent.cli.output import console, open_table, print_json, show_progress
 from agent.compute.decode import DECODERS
 from agent.compute.infer.image_input import ImageInput
 from agent.compute.infer.session import SessionOptions, open_session
@@ -26,7 +23,6 @@ from agent.compute.manifest import FEATURES, Model
 from agent.errors import ModelError, VedetteError
 from agent.models.fetch import (
     CatalogueModel,
-    check_file,
     fetch,
     file_name_of,
     find_in_catalogue,
@@ -36,7 +32,6 @@ from agent.models.fetch import (
 from agent.models.files import held
 from agent.models.importer import (
     ARCHIVES,
-    PIXELS,
     SUFFIXES,
     FoundModel,
     ImportedModel,
@@ -52,7 +47,7 @@ from agent.models.library import open_whole_model
 from agent.storage.files import remove
 from agent.text import plain
 
-_WIDTH, _LONGEST = 100, 60
+_WIDTH = 100
 _MEANINGS = {
     "signed": "-1..1 (TensorFlow, MediaPipe, Teachable Machine)",
     "unit": "0..1 (Ultralytics, Edge Impulse)",
@@ -62,18 +57,7 @@ _MEANINGS = {
 
 
 class ModelImportOptions(Struct, frozen=True):
-    """Options of `vedette models import`.
-
-    Attributes:
-        to: folder that the model is written to.
-        name: of the model; empty: that of the file.
-        member: of an archive with several models.
-        labels: file of labels; None: those beside the model or in it.
-        decoder: of the outputs; empty: guessed.
-        pixels: key of `PIXELS`; None: from the file, or asked for.
-        force: replace files.
-        as_json: print JSON instead of a table.
-    """
+    """Options of `vedette models import`, see its help."""
 
     to: Path = Path()
     name: str = ""
@@ -86,7 +70,7 @@ class ModelImportOptions(Struct, frozen=True):
 
 
 def import_and_write(file: Path, options: ModelImportOptions) -> None:
-    """Import a model, ask what it does not say, and write it with its manifest.
+    """Import a model and write it with its manifest.
 
     Raises:
         ModelError: there is no model that can run here, something is not known, or a file is there already.
@@ -103,7 +87,7 @@ def check_decoder(name: str) -> None:
 
 
 def import_found(found: FoundModel, file: Path, options: ModelImportOptions) -> None:
-    """Write a model that was found in a file, with its manifest; ask what it does not say.
+    """Write a model that was found in a file, with its manifest.
 
     Raises:
         ModelError: it cannot run here, something is not known, or a file is there already.
@@ -124,9 +108,12 @@ def import_found(found: FoundModel, file: Path, options: ModelImportOptions) -> 
         )
 
     with _naming(file, path):
-        model = _hinted(lambda: prepared(options.pixels or ""), labels)
+        model = prepared(options.pixels or "")
         if ("input", "mean") in model.draft.missing or ("input", "std") in model.draft.missing:
-            model = prepared(_asked_pixels(path))
+            known = "; ".join(f"{name}: {text}" for name, text in _MEANINGS.items())
+            raise ModelError(
+                f"{path.name}: is float, and does not say what pixels it takes: give --pixels: {known}"
+            )
     write_import(model, force=options.force)
     print_json(_report(model)) if options.as_json else _print(model)
     if ("output", "labels") in model.draft.missing:
@@ -142,18 +129,6 @@ def _naming(file: Path, path: Path) -> Iterator[None]:
         yield
     except ModelError as error:
         raise ModelError(str(error).replace(str(path), str(file))) from error
-
-
-def _hinted(prepare: Callable[[], ImportedModel], labels: tuple[str, ...]) -> ImportedModel:
-    """Say in an error about unknown outputs which options tell them."""
-    try:
-        return prepare()
-    except ModelError as error:
-        told = str(error)
-        if "cannot guess how to decode" not in told:
-            raise
-        options = "--decoder tells how" if labels else "--labels FILE names them, and --decoder tells how"
-        raise ModelError(f"{told}; {options}") from error
 
 
 def _open(model: ImportedModel) -> ImportedModel:
@@ -176,23 +151,6 @@ def _check_runs(model: Model) -> None:
             ImageInput(session.inputs[0], manifest.input)
 
 
-def _is_asked() -> bool:
-    """Return True if somebody can answer."""
-    return sys.stdin.isatty()
-
-
-def _asked_pixels(path: Path) -> str:
-    """Ask what pixels a float model takes; where nobody can answer, say how to tell."""
-    if not _is_asked():
-        known = "; ".join(f"{name}: {text}" for name, text in _MEANINGS.items())
-        raise ModelError(f"{path.name}: is float, and does not say what pixels it takes: give --pixels: {known}")
-    click.echo(f"{plain(path.name)} is float, and does not say what pixels it was trained with:", err=True)
-    for name, text in _MEANINGS.items():
-        click.echo(f"  {name:9} {text}", err=True)
-    answer: str = click.prompt("pixels", type=click.Choice(list(PIXELS)), err=True)
-    return answer
-
-
 def _report(model: ImportedModel) -> dict[str, Any]:
     sources = {".".join(map(str, keys)): text for keys, text in model.draft.sources.items()}
     return {
@@ -206,10 +164,11 @@ def _report(model: ImportedModel) -> dict[str, Any]:
 
 
 def _print(model: ImportedModel) -> None:
-    manifest, sources = model.draft.manifest, model.draft.sources
+    manifest = model.draft.manifest
     table = open_table("key", "value", "from")
-    for keys, value in _rows(model):
-        table.add_row(".".join(keys), plain(value), plain(sources.get(keys, _stated(model, keys))))
+    for keys, source in model.draft.sources.items():
+        path = ".".join(map(str, keys))
+        table.add_row(path, plain(value_at(manifest, path)), plain(source))
     console(_WIDTH, markup=False).print(table)
     for remark in model.remarks:
         click.echo(plain(remark))
@@ -223,54 +182,7 @@ def _print(model: ImportedModel) -> None:
     click.echo(f"{path}: written, with {model.path.stem}.toml beside it; next: {following}")
 
 
-def _stated(model: ImportedModel, keys: tuple[str, ...]) -> str:
-    table: Any = model.stated
-    for key in keys:
-        table = table.get(key, {}) if isinstance(table, dict) else {}
-    return "given" if table else "default"
-
-
-def _rows(model: ImportedModel) -> list[tuple[tuple[str, ...], str]]:
-    manifest = model.draft.manifest
-    labels = manifest.output.labels
-    shown = ", ".join(label[:_LONGEST] for label in labels[:6]) + (
-        f" … ({len(labels)})" if len(labels) > 6 else ""
-    )
-    rows: list[tuple[tuple[str, ...], str]] = [
-        (("output", "decoder"), manifest.output.decoder),
-        (("output", "labels"), shown or "none"),
-        (("output", "score_threshold"), f"{manifest.output.score_threshold:g}"),
-    ]
-    if manifest.audio is None:
-        picture = manifest.input
-        rows += [
-            (("input", "order"), picture.order),
-            (("input", "resize"), picture.resize),
-            (("input", "mean"), ", ".join(f"{one:g}" for one in picture.mean)),
-            (("input", "std"), ", ".join(f"{one:g}" for one in picture.std)),
-        ]
-        return rows
-    audio = manifest.audio
-    options = ", ".join(f"{key} = {value}" for key, value in audio.options.items())
-    found = {"rate_hz": audio.rate_hz, "frontend": audio.frontend, "every_s": audio.every_s, "options": options}
-    return [*rows, *((("audio", key), str(value)) for key, value in found.items())]
-
-
 _CATALOGUE_WIDTH = 140
-
-
-class PullOptions(Struct, frozen=True):
-    """Options of `vedette models pull`.
-
-    Attributes:
-        sha256: of the file at a URL; None: not given.
-        mirror: folder, or URL of one, that has the files in place of the servers of the catalogue; empty: none.
-        imports: how what was fetched is imported.
-    """
-
-    sha256: str | None = None
-    mirror: str = ""
-    imports: ModelImportOptions = ModelImportOptions()
 
 
 class _Wanted(Struct, frozen=True):
@@ -319,33 +231,30 @@ def _what(one: CatalogueModel) -> str:
     return f"{one.description}; as INT8: bundled `{one.int8}`" if one.int8 else one.description
 
 
-def pull(name: str, options: PullOptions) -> None:
+def pull(name: str, sha256: str | None, options: ModelImportOptions) -> None:
     """Fetch a model and write it with its manifest.
 
     What was fetched stays in the target folder until the model is written, so that nothing is fetched twice.
 
     Args:
         name: of the catalogue, or a URL.
-        options: see there.
+        sha256: of the file at a URL; None: not given.
+        options: how what was fetched is imported.
 
     Raises:
         ModelError: there is no such model, it cannot be fetched, is another file, or cannot be used.
         StorageError: a file cannot be written.
     """
-    wanted = _wanted(name, options)
-    imports = options.imports if wanted.entry is None else _of_entry(wanted.entry, options.imports)
+    wanted = _wanted(name, sha256)
+    imports = options if wanted.entry is None else _of_entry(wanted.entry, options)
     _check_target(wanted, imports)
     kept = imports.to / f".pull-{wanted.sha256[:12]}{wanted.suffix}"
-    source = _mirrored(wanted, options.mirror)
-    path = source if isinstance(source, Path) else kept
-    reached = isinstance(source, Path) or _fetch(source, path, wanted)
+    reached = _fetch(wanted, kept)
     try:
-        import_found(_found(path, wanted, imports, reached=reached), path, imports)
+        import_found(_found(kept, wanted, imports, reached=reached), kept, imports)
     except VedetteError as error:
-        told = str(error).replace(str(path), shown(wanted.url))
-        if path == kept:
-            told += f"; what was fetched stays in {kept} for the next call"
-        raise ModelError(told) from error
+        told = str(error).replace(str(kept), shown(wanted.url))
+        raise ModelError(f"{told}; what was fetched stays in {kept} for the next call") from error
     remove(kept)
 
 
@@ -360,9 +269,9 @@ def _check_target(wanted: _Wanted, imports: ModelImportOptions) -> None:
         check_free(imports.to / f"{name}{SUFFIXES[0]}", force=imports.force)
 
 
-def _wanted(name: str, options: PullOptions) -> _Wanted:
+def _wanted(name: str, sha256: str | None) -> _Wanted:
     if "://" not in name:
-        if options.sha256 is not None:
+        if sha256 is not None:
             raise ModelError(f"{plain(name)}: --sha256 is for a URL; the catalogue has those of its models")
         entry = find_in_catalogue(name)
         return _Wanted(entry.url, entry.sha256, entry.fetched_bytes, entry)
@@ -370,11 +279,11 @@ def _wanted(name: str, options: PullOptions) -> _Wanted:
     if not file.lower().endswith((*SUFFIXES, *ARCHIVES)):
         expected = ", ".join((*SUFFIXES, *ARCHIVES))
         raise ModelError(f"{shown(name)}: expected a URL that ends in {expected}")
-    if options.sha256 is None:
+    if sha256 is None:
         raise ModelError(
             f"{shown(name)}: give --sha256, which its maker states, or `sha256sum` tells of a copy that you trust"
         )
-    return _Wanted(name, options.sha256.lower())
+    return _Wanted(name, sha256.lower())
 
 
 def _of_entry(entry: CatalogueModel, given: ModelImportOptions) -> ModelImportOptions:
@@ -388,34 +297,16 @@ def _of_entry(entry: CatalogueModel, given: ModelImportOptions) -> ModelImportOp
     )
 
 
-def _mirrored(wanted: _Wanted, mirror: str) -> str | Path:
-    """Return where the file is: a URL, or a path in a folder that is the mirror."""
-    name = file_name_of(wanted.url)
-    if "://" in mirror:
-        if "?" in mirror or "#" in mirror:
-            raise ModelError(f"{shown(mirror)}: expected the address of a folder, without ? and #")
-        return f"{mirror.rstrip('/')}/{quote(name)}"
-    if not mirror:
-        return wanted.url
-    if not Path(mirror).is_dir():
-        raise ModelError(f"{plain(mirror)}: there is no such folder")
-    path = Path(mirror) / name
-    if not path.is_file():
-        raise ModelError(f"{mirror}: has no {plain(name)}: copy it from {shown(wanted.url)}")
-    check_file(path, wanted.sha256)
-    return path
-
-
-def _fetch(url: str, path: Path, wanted: _Wanted) -> bool:
+def _fetch(wanted: _Wanted, path: Path) -> bool:
     """Fetch a file; return False if an earlier call had fetched all of it, and no server was asked."""
-    name = plain(file_name_of(url))
+    name = plain(file_name_of(wanted.url))
 
     def progress(there: int, total: int) -> None:
         of = f" of {total / 1e6:.1f}" if total else ""
         show_progress(f"fetching {name}: {there / 1e6:.1f}{of} MB")
 
     try:
-        reached = fetch(url, path, wanted.sha256, size=wanted.size, progress=progress)
+        reached = fetch(wanted.url, path, wanted.sha256, size=wanted.size, progress=progress)
     except KeyboardInterrupt:
         show_progress("")
         click.echo("not finished: the same command goes on", err=True)

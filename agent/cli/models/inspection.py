@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -121,7 +120,7 @@ class ModelInspection(Struct, frozen=True):
             if (stated := self.manifest.verification) is not None:
                 lines["verification"] = _verification(stated)
             found = {keys: source for keys, source in self.sources.items() if "." in keys}
-            lines |= {keys: f"{_value(self.manifest, keys)}: {source}" for keys, source in found.items()}
+            lines |= {keys: f"{value_at(self.manifest, keys)}: {source}" for keys, source in found.items()}
         return {key: value for key, value in lines.items() if value}
 
 
@@ -178,21 +177,12 @@ def inspection(file: str) -> ModelInspection:
         modelfile.metadata,
         known.manifest if known else None,
         {".".join(keys): source for keys, source in known.completed.sources.items()} if known else {},
-        (*(known.completed.doubts if known else ()), *_untaken(modelfile)),
+        known.completed.doubts if known else (),
         stated is None,
         crash,
         problem,
         refused,
     )
-
-
-def _untaken(modelfile: ModelFile) -> Iterator[str]:
-    """Yield what is said of an operation that classifiers of PyTorch end in, and the board does not need."""
-    if any(operation.name == "LOG_SOFTMAX" for _, operation in modelfile.steps()):
-        yield (
-            "LOG_SOFTMAX is taken by no step of `vedette optimise`: leave it out when you convert the module; "
-            "the board takes the softmax of the logits"
-        )
 
 
 def _open_or_explain(
@@ -268,7 +258,8 @@ def _verification(stated: VerificationManifest) -> str:
     return f"{names}, from {stated.score_threshold:g}{amid}"
 
 
-def _value(manifest: Manifest, keys: str) -> str:
+def value_at(manifest: Manifest, keys: str) -> str:
+    """Return the value of a key such as `input.mean` for people, cut to 60 characters."""
     value: Any = msgspec.to_builtins(manifest)
     for key in keys.split("."):
         value = value[key]

@@ -38,15 +38,7 @@ _BEGIN = datetime(2000, 1, 1, tzinfo=UTC)
 
 
 class TryOptions(Struct, frozen=True):
-    """Options of `vedette models try`.
-
-    Attributes:
-        threshold: least score that counts; None: the manifest's.
-        variant: of the model; empty: as in a stream.
-        picture: JPEG to write, with what was found drawn in; None: none.
-        force: replace it.
-        as_json: print JSON instead of a table.
-    """
+    """Options of `vedette models try`, see its help."""
 
     threshold: float | None = None
     variant: str = ""
@@ -123,12 +115,7 @@ class SoundAnswer(Struct, frozen=True):
 
 
 def try_model(name: str, text: str, options: TryOptions) -> None:
-    """Run a model on a picture or a recording, and print what it answers.
-
-    Args:
-        name: of the model, or its path.
-        text: path of a picture, of a video or of a recording; or the URI of a source, whose first picture counts.
-        options: see `TryOptions`.
+    """Run a model on a picture or a recording, named by its path or URI, and print what it answers.
 
     Raises:
         ModelError: the model cannot be used. SourceError: there is no picture or recording, or it cannot be read.

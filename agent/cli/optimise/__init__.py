@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import click
-from click.shell_completion import CompletionItem
 
 from agent.cli.options import PATH, FilePath, NumberRange, duration
 
@@ -20,14 +19,6 @@ def optimise() -> None:
     # Before torch is imported: on a busy machine its threads wait for each other longer than they compute, and by
     # default they spin meanwhile. A small network took 20 s of processor time instead of 0.7 s.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-
-
-def complete_model(_context: click.Context, _option: click.Parameter, incomplete: str) -> list[CompletionItem]:
-    """Return the names of bundled models, and let the shell complete files."""
-    from agent.models.files import bundled
-
-    names = [CompletionItem(name) for name in bundled() if name.startswith(incomplete)]
-    return [*names, CompletionItem(incomplete, type="file")]
 
 
 def tflite_path(_context: click.Context, option: click.Parameter, path: Path) -> Path:
@@ -51,20 +42,12 @@ def _study(_context: click.Context, option: click.Parameter, text: str) -> str:
     return text
 
 
-def _complete_rewrite(_context: click.Context, _option: click.Parameter, incomplete: str) -> list[str]:
-    try:
-        from agent.optimise.graph.rewrite import REWRITES
-    except ImportError:
-        return []
-    return [name for name in REWRITES if name.startswith(incomplete)]
-
-
 def _command() -> str:
     """Return the command line, for the report."""
     return shlex.join(["vedette", *sys.argv[1:]])
 
 
-_MODEL = click.argument("model", shell_complete=complete_model)
+_MODEL = click.argument("model")
 _OUT = click.argument("out", type=FilePath(dir_okay=False), callback=tflite_path)
 _DATA = click.option("--data", type=PATH, help="Folder, .tar or .npz of examples.")
 _RECIPE = click.option("--recipe", type=PATH, help="See `vedette optimise recipe`.")
@@ -89,13 +72,7 @@ _WEIGHTS = click.option("--weights", type=FilePath(dir_okay=False), help="To loa
 @optimise.command()
 @_MODEL
 @_OUT
-@click.option(
-    "--skip",
-    multiple=True,
-    metavar="REWRITE",
-    shell_complete=_complete_rewrite,
-    help="Leave a rewrite out; repeatable.",
-)
+@click.option("--skip", multiple=True, metavar="REWRITE", help="Leave a rewrite out; repeatable.")
 @_FORCE
 @_JSON
 def rewrite(model: str, out: Path, skip: tuple[str, ...], force: bool, as_json: bool) -> None:
@@ -135,12 +112,6 @@ def features(model: str, out: Path, tensor: str, force: bool, as_json: bool) -> 
     add_features_and_write(model, out, tensor, force=force, as_json=as_json)
 
 
-def _complete_step(_context: click.Context, _option: click.Parameter, incomplete: str) -> list[str]:
-    from agent.optimise.recipe import EXAMPLES
-
-    return [step for step in EXAMPLES if step.startswith(incomplete)]
-
-
 @optimise.command("import")
 @click.argument("factory", metavar="PATH.py:FACTORY")
 @_OUT
@@ -166,7 +137,7 @@ def import_module(factory: str, out: Path, shape: str, mean: str, std: str, **op
 
 
 @optimise.command()
-@click.argument("steps", nargs=-1, shell_complete=_complete_step)
+@click.argument("steps", nargs=-1)
 def recipe(steps: tuple[str, ...]) -> None:
     """Print a recipe with a comment on each key: of STEPS, or of all.
 
@@ -212,14 +183,8 @@ def tune(model: str, out: Path, limit: int | None, **options: Any) -> None:
     tune_and_write(out, model=model, limit=limit or 0, command=_command(), **options)
 
 
-def _complete_network(_context: click.Context, _option: click.Parameter, incomplete: str) -> list[CompletionItem]:
-    known = ("tiny", "detector")  # asking for them would import PyTorch
-    names = [CompletionItem(one) for one in known if one.startswith(incomplete)]
-    return [*names, CompletionItem(incomplete, type="file")]
-
-
 @optimise.command()
-@click.argument("network", metavar="tiny|detector|PATH.py:FACTORY", shell_complete=_complete_network)
+@click.argument("network", metavar="tiny|detector|PATH.py:FACTORY")
 @_OUT
 @_DATA
 @click.option("--size", metavar="SIDE|HxW", help="Of the pictures the network takes; 128, of a detector 320.")

@@ -13,8 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from agent.cli.optimise.progress import show_progress
-from agent.cli.output import console, open_table, print_json
+from agent.cli.output import console, open_table, print_json, show_progress
 from agent.compute.infer.unprivileged import without_root
 from agent.errors import ModelError
 from agent.models.files import load_file
@@ -25,11 +24,8 @@ from agent.text import plain
 
 if TYPE_CHECKING:
     from agent.optimise.graph.additions import FeaturedModel
-    from agent.optimise.graph.rewrite import RewrittenModel
-
-
-if TYPE_CHECKING:
     from agent.optimise.graph.from_torch import ImportedModule
+    from agent.optimise.graph.rewrite import RewrittenModel
 
 
 _WIDTH = 80
@@ -39,13 +35,6 @@ _LONGEST_S = 3600.0
 
 def rewrite_and_write(model: str, out: Path, skip: tuple[str, ...], *, force: bool, as_json: bool) -> None:
     """Rewrite a model, and write it with its manifest and a report, if there is something to rewrite.
-
-    Args:
-        model: name or path.
-        out: the `.tflite` file to write.
-        skip: rewrites that are left out.
-        force: files may be replaced.
-        as_json: print the report as JSON.
 
     Raises:
         ModelError: the model cannot be read, the answers differ, or a file is there already.
@@ -115,13 +104,6 @@ def _print_rewritten(out: Path, found: RewrittenModel, size: int) -> None:
 
 def add_features_and_write(model: str, out: Path, tensor: str, *, force: bool, as_json: bool) -> None:
     """Give a model an output `features`, and write it with its manifest and a report.
-
-    Args:
-        model: name or path.
-        out: the `.tflite` file to write.
-        tensor: name of the map; empty: it is chosen.
-        force: files may be replaced.
-        as_json: print the report as JSON.
 
     Raises:
         ModelError: the model cannot be read, has no such map, or a file is there already.
@@ -212,14 +194,8 @@ def _normalisation(mean: str | None, std: str | None, channels: int) -> tuple[li
     if min(stds) <= 0:
         raise click.BadParameter(f"{std!r}: expected numbers greater than 0", param_hint="--std")
     if max(stds) < 1 or (max(stds) == 1 and 0 < max(means) <= 1):
-        pixels = (
-            ",".join(f"{255 * number:g}" for number in means),
-            ",".join(f"{255 * number:g}" for number in stds),
-        )
-        raise click.BadParameter(
-            f"these are for pixels 0..1, and pixels here are 0..255: --mean {pixels[0]} --std {pixels[1]}",
-            param_hint="--std",
-        )
+        told = "these are for pixels 0..1, and pixels here are 0..255: multiply --mean and --std by 255"
+        raise click.BadParameter(told, param_hint="--std")
     return means, stds
 
 

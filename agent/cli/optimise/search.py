@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 import msgspec
 
-from agent.cli.optimise.progress import show_progress, tell
-from agent.cli.output import console, open_table, print_json
+from agent.cli.output import console, open_table, print_json, show_progress, tell
 from agent.errors import ModelError, ReportedError
 from agent.models.writer import check_first, write_first
 from agent.optimise.inputs import inputs_of, refuse_inside

@@ -10,19 +10,19 @@ from typing import TYPE_CHECKING, Any
 import click
 from msgspec.structs import replace
 
-from agent.cli.optimise.progress import show_progress, tell
 from agent.cli.optimise.work import MadeModel, StepJob, run_step
-from agent.compute.manifest import InputManifest, Model
+from agent.cli.output import show_progress, tell
+from agent.compute.manifest import Model
 from agent.errors import ModelError, ReportedError
 from agent.optimise.data import Examples, read_examples
-from agent.optimise.data.layouts import read_data
 from agent.optimise.inputs import examples_path, inputs_of
 from agent.optimise.recipe import DETECTOR, Recipe, RecipeFile, parse_recipe, read_recipe
-from agent.optimise.report import markdown
+from agent.optimise.report import as_png, markdown, new_figure
 from agent.optimise.source import learned_parts, open_source
 from agent.optimise.tune import split
 
 if TYPE_CHECKING:
+    from agent.optimise.calibrate import CalibrationResult
     from agent.optimise.depth.training import ExitProgress
     from agent.optimise.pruning.file import PruningState
     from agent.optimise.train import TrainingStep
@@ -169,7 +169,6 @@ def deepen_and_write(
     }
 
     def make(folder: Path) -> MadeModel:
-        from agent.cli.chart import calibration_png
         from agent.optimise.depth.exits import backbone
         from agent.optimise.depth.file import cascade_parts, make_cascade
 
@@ -177,7 +176,7 @@ def deepen_and_write(
         backbone(model.content)  # that it cannot have exits is told before the examples are read
         parts = cascade_parts(_read(model, data, recipe, stated, limit), stated)
         found = make_cascade(model, parts, stated, folder=folder, command=command, progress=_deepening, tell=tell)
-        others = {_CHART: calibration_png(found.calibration), _MARKDOWN: markdown(found.report).encode()}
+        others = {_CHART: _calibration_png(found.calibration), _MARKDOWN: markdown(found.report).encode()}
         return MadeModel(found.content, found.report, others, found.keys)
 
     inputs = inputs_of(data=data, recipe=recipe)
@@ -186,6 +185,23 @@ def deepen_and_write(
     checkpoints = ("heads.checkpoint", "joint.checkpoint")
     trains = stated.depth.epochs > 0
     run_step(StepJob(out, name, inputs, (_MARKDOWN, _CHART), checkpoints, trains, force, as_json), make)
+
+
+def _calibration_png(result: CalibrationResult) -> bytes:
+    """Draw accuracy against cost, with the chosen point."""
+    figure, learned = new_figure(7.0, 4.5), result.learned
+    axes, chosen = figure.add_subplot(), learned.chosen
+    curve = [(point.cost * 100, point.accuracy * 100) for point in learned.curve]
+    axes.plot(*zip(*curve, strict=True), ".-", label="cascade")
+    spent = [sum(result.costs[: n + 1]) / sum(result.costs) * 100 for n in range(len(result.costs))]
+    axes.plot(spent, [share * 100 for share in learned.alone], "s", label="one depth for all")
+    for name, x, y in zip(result.variants, spent, learned.alone, strict=True):
+        axes.annotate(name, (x, y * 100), textcoords="offset points", xytext=(4, -12))
+    axes.plot(chosen.cost * 100, chosen.accuracy * 100, "o", markersize=10, fillstyle="none", label="chosen")
+    axes.set(xlabel="multiply-adds, % of the whole depth", ylabel="accuracy, %")
+    axes.grid(alpha=0.3)
+    axes.legend()
+    return as_png(figure)
 
 
 def _deepening(state: ExitProgress) -> None:
@@ -285,8 +301,6 @@ def write_anomaly_model(
         features_of(model.content)
         sound = _pictures(data, model, limit)
         others = _pictures(faulty, model, None) if faulty else None
-        if faulty and others:
-            _check_apart(data, _whole(data, sound), faulty, others)
         settings = AnomalySettings(out.stem, places, false_alarms / 100.0, label)
         found = make_anomaly_model(model, sound, others, settings, command=command, progress=_learning)
         return MadeModel(found.content, found.report, {_CHART: found.sheet}, found.keys)
@@ -307,22 +321,3 @@ def _pictures(path: Path, model: Model, limit: int | None) -> Examples:
         )
     _tell_examples(examples)
     return examples
-
-
-def _whole(path: Path, examples: Examples) -> Examples:
-    """Return all examples at a path: also one that is left out by --limit is sound, and not faulty."""
-    if len(examples) == examples.total:
-        return examples
-    return Examples(read_data(path), examples.shape, InputManifest(), str(path))
-
-
-def _check_apart(data: Path, sound: Examples, faulty_data: Path, faulty: Examples) -> None:
-    """Raise ModelError if an example is sound and faulty: the figures would say that no fault is seen."""
-    known = {sound.digest(index): sound.name(index) for index in range(len(sound))}
-    shared = [(name, index) for index in range(len(faulty)) if (name := known.get(faulty.digest(index)))]
-    if shared:
-        name, index = shared[0]
-        raise ModelError(
-            f"{faulty_data}: {faulty.name(index)} is the same example as {name} in {data} ({len(shared)} of "
-            f"{len(faulty)} are in both): give a part either as sound, by --data, or as faulty, by --faulty"
-        )

@@ -13,8 +13,7 @@ from typing import Any, NamedTuple
 import click
 import msgspec
 
-from agent.cli.optimise.progress import show_progress, tell
-from agent.cli.output import console, open_table, print_json
+from agent.cli.output import console, open_table, print_json, show_progress, tell
 from agent.errors import CheckpointError, DivergedError, ModelError, ReportedError
 from agent.models.files import load_file
 from agent.models.library import prefixed_errors

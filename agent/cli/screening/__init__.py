@@ -9,7 +9,6 @@ from typing import Any
 
 import click
 
-from agent.cli.optimise import complete_model
 from agent.cli.options import PATH, FilePath, NumberRange
 from agent.errors import StorageError
 
@@ -32,7 +31,7 @@ def screening() -> None:
 
 
 @screening.command()
-@click.argument("model", shell_complete=complete_model)
+@click.argument("model")
 @click.argument("data", type=PATH)
 @click.argument("point", type=_FILE)
 @click.option("--label", required=True, help="What is looked for.")
@@ -42,8 +41,7 @@ def screening() -> None:
     help="Most for each picture; 0.5 unless --sensitivity is given.",
 )
 @click.option("--sensitivity", type=NumberRange(0.0, 1.0, min_open=True), help="Least share that is to be found.")
-@click.option("--picture", type=_FILE, help="PNG, SVG or PDF of FROC and calibration.")
-@click.option("--force", is_flag=True, help="Replace POINT and the picture.")
+@click.option("--force", is_flag=True, help="Replace POINT.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of tables.")
 def calibrate(model: str, data: Path, point: Path, **options: Any) -> None:
     """Choose the threshold of MODEL on the labelled pictures DATA, and write the operating point POINT, a .toml.
@@ -84,30 +82,17 @@ def run(point: Path, pictures: tuple[Path, ...], out: Path, threads: int, as_jso
 )
 @click.option("--reviewer", default="", help="For the record.")
 @click.option("--note", default="", help="For the record, up to 500 characters.")
-@click.option("--decided", is_flag=True, help="List what was decided instead: the newest review of each picture.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
-def review(
-    out: Path,
-    picture: str | None,
-    verdict: str | None,
-    reviewer: str,
-    note: str,
-    decided: bool,
-    as_json: bool,
-) -> None:
+def review(out: Path, picture: str | None, verdict: str | None, reviewer: str, note: str, as_json: bool) -> None:
     """List the pictures in OUT that wait for a person, or record the --verdict on PICTURE, an id."""
-    from agent.cli.screening.review import list_queue, list_reviews, record_review
+    from agent.cli.screening.review import list_queue, record_review
 
-    if decided and picture is not None:
-        raise click.UsageError("--decided is for a list, without PICTURE")
     if (picture is None) != (verdict is None):
         raise click.UsageError("a review needs both PICTURE and --verdict")
-    if (reviewer or note) and verdict is None:
-        raise click.UsageError("--reviewer and --note are for a --verdict")
     if picture is not None and verdict is not None:
         record_review(out, picture, verdict, reviewer, note, as_json=as_json)
-    elif decided:
-        list_reviews(out, as_json=as_json)
+    elif reviewer or note:
+        raise click.UsageError("--reviewer and --note are for a --verdict")
     else:
         list_queue(out, as_json=as_json)
 

@@ -9,12 +9,10 @@ import msgspec
 from msgspec import Struct
 from msgspec.structs import replace
 
-from agent.cli import chart
-from agent.cli.optimise.progress import show_progress
-from agent.cli.output import console, open_table, print_json
-from agent.config.toml import Keys, to_toml
+from agent.cli.output import console, open_table, print_json, show_progress
+from agent.config.toml import to_toml
 from agent.errors import ModelError
-from agent.features.screening.rules import NOTICE, ScreeningPoint, check_of
+from agent.features.screening.rules import NOTICE, check_of
 from agent.features.screening.screener import open_screener
 from agent.models.library import open_model_without_root
 from agent.optimise.data import read_examples
@@ -26,21 +24,11 @@ _WIDTH = 100
 
 
 class CalibrateOptions(Struct, frozen=True):
-    """Options of `vedette screening calibrate`.
-
-    Attributes:
-        label: what is looked for.
-        false_positives: most for each picture; None: the default, or `sensitivity` counts.
-        sensitivity: least share that is to be found, 0..1; None: `false_positives` counts.
-        picture: PNG to write; None: none.
-        force: replace files.
-        as_json: print JSON instead of tables.
-    """
+    """Options of `vedette screening calibrate`, see its help."""
 
     label: str
     false_positives: float | None = None
     sensitivity: float | None = None
-    picture: Path | None = None
     force: bool = False
     as_json: bool = False
 
@@ -72,9 +60,7 @@ def calibrate_and_write(name: str, data: Path, target: Path, options: CalibrateO
         show_progress("")
     point = replace(found.point, model=_absolute(model.path))
     point = replace(point, check=check_of(point))
-    write_atomic(target, _toml(point).encode())
-    if options.picture is not None:
-        chart.draw_operating_point(point, found.found, options.picture)
+    write_atomic(target, to_toml(msgspec.to_builtins(point), {("model",): NOTICE}).encode())
     print_json(point, indent=2) if options.as_json else _print(found)
     for line in (examples.description, *found.remarks, f"{target}: written", NOTICE):
         click.echo(plain(line), err=True)
@@ -82,40 +68,16 @@ def calibrate_and_write(name: str, data: Path, target: Path, options: CalibrateO
 
 def _absolute(model: str) -> str:
     """Return a path that works from other folders, or the name of a bundled model."""
-    path = Path(model)
-    if not path.exists():
-        return model
-    found = str(path.resolve())
-    try:
-        found.encode()
-    except UnicodeEncodeError:
-        raise ModelError(f"{plain(found)}: the path is not UTF-8: move the model") from None
-    return found
+    return str(Path(model).resolve()) if Path(model).exists() else model
 
 
 def _check_targets(target: Path, options: CalibrateOptions) -> None:
     if target.suffix != ".toml":
         raise ModelError(f"{target}: expected the name of a .toml file")
-    if options.picture is not None:
-        chart.check(options.picture)
-    for path in (target, options.picture):
-        if path is not None and path.exists() and not options.force:
-            raise ModelError(f"{path}: exists; --force replaces it")
+    if target.exists() and not options.force:
+        raise ModelError(f"{target}: exists; --force replaces it")
     if not target.absolute().parent.is_dir():
         raise ModelError(f"{target}: there is no folder {target.absolute().parent}")
-
-
-def _toml(point: ScreeningPoint) -> str:
-    remarks: dict[Keys, str] = {
-        ("model",): NOTICE,
-        ("threshold",): "score of a finding",
-        ("doubt",): "score from which a person has to look",
-        ("overlap",): "of two tiles",
-        ("expected", "sensitivity"): "on the labelled pictures",
-        ("expected", "false_positives"): "for each picture",
-        ("pictures", "height"): "of a tile, pixels",
-    }
-    return to_toml(msgspec.to_builtins(point), remarks)
 
 
 def _print(found: PointResult) -> None:

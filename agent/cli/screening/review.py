@@ -25,7 +25,7 @@ from agent.html_page import html_figure, html_page, html_text
 from agent.storage.audit_log import AuditLog, head_path, read_audit
 from agent.storage.files import remove, write_atomic
 from agent.structs import json_decoder
-from agent.text import local_time, plain, plural
+from agent.text import plain, plural
 
 AUDIT, REVIEW, PAGE, NAMES, KEY = "audit.jsonl", "review", "review.html", "names.csv", "key"
 _HEAD = "audit.head"
@@ -52,30 +52,6 @@ def list_queue(out: Path, *, as_json: bool) -> None:
     more = f", the first {_SHOWN} shown" if len(waiting) > _SHOWN else ""
     click.echo(f"{plural(len(waiting), 'picture')} to review{more}: {plain(str(out / PAGE))}")
     click.echo(NOTICE)
-
-
-def list_reviews(out: Path, *, as_json: bool) -> None:
-    """Print the newest review of each picture, the newest last.
-
-    Raises:
-        StorageError: there are no records, or they were changed.
-    """
-    newest: dict[str, ReviewRecord] = {}
-    for one in _records(out):
-        if isinstance(one, ReviewRecord):
-            newest.pop(one.id, None)
-            newest[one.id] = one
-    if as_json:
-        print_json({"notice": NOTICE, "reviews": list(newest.values())}, indent=2)
-        return
-    table = open_table("picture", "verdict", "at", "reviewer", "note")
-    for one in newest.values():
-        table.add_row(one.id, one.verdict, local_time(one.at), plain(one.reviewer), plain(one.note))
-    console(_WIDTH, markup=False).print(table)
-    counts = ", ".join(
-        f"{sum(one.verdict == verdict for one in newest.values())} {verdict}" for verdict in get_args(Verdict)
-    )
-    click.echo(f"{plural(len(newest), 'picture')} reviewed: {counts}")
 
 
 def record_review(

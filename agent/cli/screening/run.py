@@ -22,8 +22,7 @@ from msgspec import Struct
 from agent import __version__
 from agent.capture.local import SUFFIXES
 from agent.capture.source import LARGEST_PIXELS, header_size
-from agent.cli.optimise.progress import show_progress
-from agent.cli.output import console, open_table, print_json
+from agent.cli.output import console, open_table, print_json, show_progress
 from agent.cli.screening.review import AUDIT, KEY, NAMES, REVIEW, page_written, refuse_links
 from agent.compute.drawing import annotate_detections, jpeg
 from agent.config.toml import problems_of, read_toml
@@ -91,17 +90,7 @@ class _Run(NamedTuple):
 
 
 def screen_and_print(target: Path, pictures: tuple[Path, ...], out: Path, *, threads: int, as_json: bool) -> bool:
-    """Screen pictures, and print how many are to be reviewed.
-
-    Args:
-        target: path of the operating point.
-        pictures: files and folders.
-        out: folder of the records.
-        threads: of the CPU.
-        as_json: print JSON instead of a table.
-
-    Returns:
-        False if a file could not be read.
+    """Screen files and folders with the operating point `target`; return False if a file could not be read.
 
     Raises:
         ModelError: the operating point or its model cannot be used. SourceError: there are no pictures.

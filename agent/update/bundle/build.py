@@ -260,12 +260,12 @@ class BundleInspection(Struct, frozen=True):
         if self.file is not None:
             lines |= {"size": f"{self.file.size / 1e6:.1f} MB", "sha256": self.file.sha256}
         if self.signer is not None:
-            return lines | {"signed by": f"{self.signer.principal}, {self.signer.key}"}
-        if self.asked:
-            return lines | {
-                "signed": "signature invalid, or the signer is not allowed" if self.signature else "no"
-            }
-        return lines | {"signed": "yes (signer not checked; use --signers FILE)" if self.signature else "no"}
+            signed = f"by {self.signer.principal}, {self.signer.key}"
+        elif not self.signature:
+            signed = "no"
+        else:
+            signed = "not by an allowed signer" if self.asked else "yes (signer not checked; use --signers FILE)"
+        return lines | {"signed": signed}
 
 
 def inspection(path: Path, signers: Path | None = None, revoked: Path | None = None) -> BundleInspection:

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 from agent.errors import BundleError, reason_of
 from agent.storage.files import make_folder, write_atomic
 from agent.update.bundle import Target
+from agent.update.run import run
 
 if TYPE_CHECKING:
     from packaging.requirements import Requirement
@@ -108,7 +109,8 @@ def own_wheel(folder: Path) -> Path:
     clone = find_clone()
     make_folder(folder)
     command = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(folder)]
-    done = _run(command, clone, {"SOURCE_DATE_EPOCH": _EPOCH})
+    environment = {**os.environ, "SOURCE_DATE_EPOCH": _EPOCH}
+    done = run(command, "hatchling", _PATIENCE_S, BundleError, cwd=clone, env=environment)
     found = list(folder.glob("*.whl"))
     if done.returncode or not found:
         raise BundleError(f"{clone}: its wheel cannot be built: {_last(done)}")
@@ -205,29 +207,13 @@ def _download(pins: list[str], target: Target, folder: Path) -> None:
     command += ["--implementation=cp", f"--python-version={target.python}"]
     command += [f"--abi={one}" for one in (abi, "abi3", "none")]
     command += [f"--platform={one}" for one in platforms(target)]
-    done = _run([*command, "--dest", str(folder), "--requirement", str(listed)], folder, {})
+    command += ["--dest", str(folder), "--requirement", str(listed)]
+    done = run(command, "pip download", _PATIENCE_S, BundleError, cwd=folder)
     if done.returncode:
         raise BundleError(
             f"wheels for {describe_target(target)} were not fetched: {_last(done)}: is there a network, and "
             "a wheel for the board in the index? else use another --python or --glibc, or lock another version"
         )
-
-
-def _run(command: list[str], folder: Path, more: dict[str, str]) -> subprocess.CompletedProcess[str]:
-    try:
-        return subprocess.run(
-            command,
-            cwd=folder,
-            env={**os.environ, **more},
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            errors="replace",
-            timeout=_PATIENCE_S,
-            check=False,
-        )
-    except subprocess.TimeoutExpired:
-        raise BundleError(f"{command[2]} did not end within {_PATIENCE_S:g} s: is the network slow?") from None
 
 
 def _last(done: subprocess.CompletedProcess[str]) -> str:

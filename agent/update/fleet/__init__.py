@@ -21,13 +21,18 @@ from agent.structs import convert
 USER = "vedette-update"
 Size = Annotated[int, Meta(ge=1)] | Annotated[str, Meta(pattern=r"^(100|[1-9][0-9]?)%\Z")]
 """Size of a batch: a number of boards, or a share of all boards, such as `"25%"`."""
-_ANSIBLE = {"user": "ansible_user", "port": "ansible_port", "key": "ansible_ssh_private_key_file"}
+_ANSIBLE = {
+    "address": "ansible_host",
+    "user": "ansible_user",
+    "port": "ansible_port",
+    "key": "ansible_ssh_private_key_file",
+}
 _OWN = {name: f"vedette_{name}" for name in ("canary", "batches", "stop_share", "at_once")}
 _ROLE = ("vedette_looks", "vedette_look_s")
 """Keys of the Ansible role `vedette_board`."""
 
 
-class Policy(Struct, frozen=True, rename={**_OWN, **_ANSIBLE}):
+class Policy(Struct, frozen=True, rename=_OWN):
     """How a rollout goes through the boards: `[boards.vars]`, there as `vedette_canary` and so on.
 
     Attributes:
@@ -35,31 +40,36 @@ class Policy(Struct, frozen=True, rename={**_OWN, **_ANSIBLE}):
         batches: sizes of the batches after the canary; the last one is repeated.
         stop_share: a rollout stops after a batch if more than this share of its reached boards has failed.
         at_once: boards that are updated at the same time.
-        user, port, key: of every board; the file uses Ansible's names.
     """
 
     canary: tuple[str, ...] = ()
     batches: Annotated[tuple[Size, ...], Meta(min_length=1)] = ("10%", "25%", "100%")
     stop_share: Annotated[float, Meta(ge=0, le=1)] = 0.2
     at_once: Annotated[int, Meta(ge=1, le=256)] = 8
-    user: str = USER
+
+
+class FleetBoard(Struct, frozen=True, rename=_ANSIBLE):
+    """Address and login of a board; the file uses Ansible's names. `[boards.vars]` has defaults for all boards.
+
+    Attributes:
+        name: in the inventory; the host key is pinned under it.
+        address: host name or IP address.
+        port: of its sshd.
+        user: for the login.
+        key: file of the private key; empty: the default of ssh.
+    """
+
+    name: str
+    address: str
     port: Annotated[int, Meta(ge=1, le=65535)] = 22
+    user: str = USER
     key: str = ""
 
 
-class Host(Struct, frozen=True, rename={"address": "ansible_host", **_ANSIBLE}):
-    """Settings of one board. Unset ones come from `Policy`; the address defaults to the name."""
-
-    address: str = ""
-    port: Annotated[int, Meta(ge=1, le=65535)] | None = None
-    user: str = ""
-    key: str = ""
+_Kind = TypeVar("_Kind", Policy, FleetBoard)
 
 
-_Kind = TypeVar("_Kind", Policy, Host)
-
-
-def hosts_and_policy(data: Mapping[str, Any]) -> tuple[dict[str, Host], Policy]:
+def boards_and_policy(data: Mapping[str, Any]) -> tuple[dict[str, FleetBoard], Policy]:
     """Parse the boards and the policy of an inventory.
 
     An unknown key `vedette_…` is refused; all other keys are Ansible's.
@@ -73,8 +83,9 @@ def hosts_and_policy(data: Mapping[str, Any]) -> tuple[dict[str, Host], Policy]:
         raise FleetError(f"[boards.{key}] is unknown{nearest(key, tables)}")
     common, hosts = _table(group, "vars", "[boards.vars]"), _table(group, "hosts", "[boards.hosts]")
     _check_keys("[boards.vars]", common, [*_OWN.values(), *_ROLE])
-    policy = _converted("[boards.vars]", common, Policy)
-    return {name: _host(name, host) for name, host in hosts.items()}, policy
+    return {name: _board(name, host, common) for name, host in hosts.items()}, _converted(
+        "[boards.vars]", common, Policy
+    )
 
 
 def _table(data: Mapping[str, Any], key: str, where: str) -> dict[str, Any]:
@@ -84,14 +95,19 @@ def _table(data: Mapping[str, Any], key: str, where: str) -> dict[str, Any]:
     return found
 
 
-def _host(name: str, host: object) -> Host:
+def _board(name: str, host: object, common: dict[str, Any]) -> FleetBoard:
     where = f"board {name}:"
     if not isinstance(host, dict):
         raise FleetError(f'{where} expected a table, such as {{ ansible_host = "192.168.1.20" }}')
-    if misplaced := [key for key in _OWN.values() if key in host]:
-        raise FleetError(f"{where} {misplaced[0]} applies to all boards: move it to [boards.vars]")
     _check_keys(where, host, list(_ROLE))
-    return _converted(where, host, Host)
+    defaults = {key: common[key] for key in _ANSIBLE.values() if key in common}
+    board = _converted(where, {"ansible_host": name, **defaults, **host, "name": name}, FleetBoard)
+    for what, value in (("board", name), ("user", board.user)):
+        if not _NAME.fullmatch(value):
+            raise FleetError(f"{what} {value!r}: use letters, digits, dots, hyphens and underscores, up to 64")
+    if not _ADDRESS.fullmatch(board.address):
+        raise FleetError(f"{where} ansible_host = {board.address!r} is not a host name or address")
+    return board
 
 
 def _converted(where: str, table: dict[str, Any], kind: type[_Kind]) -> _Kind:
@@ -104,31 +120,13 @@ def _converted(where: str, table: dict[str, Any], kind: type[_Kind]) -> _Kind:
 def _check_keys(where: str, table: Iterable[str], ours: list[str]) -> None:
     for key in table:
         if key.startswith("vedette_") and key not in ours:
-            raise FleetError(f"{where} {key} is unknown{nearest(key, ours)}")
+            raise FleetError(f"{where} {key} is unknown here{nearest(key, ours)}")
 
 
 _ADVICE = "name your inventory with --inventory, or copy scripts/fleet/fleet.toml"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _ADDRESS = re.compile(r"[A-Za-z0-9\[][A-Za-z0-9.:%\]_-]{0,254}")
 """ssh would take an address with a leading hyphen as an option."""
-
-
-class FleetBoard(Struct, frozen=True):
-    """Address and login of a board.
-
-    Attributes:
-        name: in the inventory; the host key is pinned under it.
-        address: host name or IP address.
-        port: of its sshd.
-        user: for the login.
-        key: file of the private key; empty: the default of ssh.
-    """
-
-    name: str
-    address: str
-    port: int = 22
-    user: str = USER
-    key: str = ""
 
 
 class Inventory(Struct, frozen=True):
@@ -177,30 +175,11 @@ def parse(text: str, path: Path) -> Inventory:
         FleetError: a value is not valid; names it.
     """
     try:
-        hosts, policy = hosts_and_policy(tomllib.loads(text))
+        boards, policy = boards_and_policy(tomllib.loads(text))
     except (ValueError, RecursionError, FleetError) as error:
         raise FleetError(f"{path}: {error}") from error
-    if not hosts:
+    if not boards:
         raise FleetError(f"{path}: lists no board in [boards.hosts]")
-    boards = {name: _board(name, host, policy, path) for name, host in hosts.items()}
     if unknown := [name for name in policy.canary if name not in boards]:
         raise FleetError(f"{path}: vedette_canary names {', '.join(unknown)}, which [boards.hosts] does not list")
     return Inventory(path, boards, policy)
-
-
-def _board(name: str, host: Host, common: Policy, path: Path) -> FleetBoard:
-    board = FleetBoard(
-        name,
-        host.address or name,
-        host.port or common.port,
-        host.user or common.user,
-        host.key or common.key,
-    )
-    for what, value, pattern in (("board", name, _NAME), ("user", board.user, _NAME)):
-        if not pattern.fullmatch(value):
-            raise FleetError(
-                f"{path}: {what} {value!r}: use letters, digits, dots, hyphens and underscores, up to 64"
-            )
-    if not _ADDRESS.fullmatch(board.address):
-        raise FleetError(f"{path}: board {name}: ansible_host = {board.address!r} is not a host name or address")
-    return board

@@ -10,7 +10,7 @@ import base64
 import json
 import re
 import time
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable
 from datetime import datetime
 from pathlib import Path
 from typing import Literal, get_args
@@ -18,7 +18,7 @@ from typing import Literal, get_args
 from msgspec import Struct
 
 from agent.backoff import Backoff
-from agent.errors import NO_JSON, FleetError, VedetteError, reason_of
+from agent.errors import NO_JSON, VedetteError, reason_of
 from agent.health import DaemonHealth
 from agent.structs import from_json
 from agent.text import plural
@@ -84,28 +84,6 @@ def _health(text: str) -> DaemonHealth | None:
     return from_json(raw, DaemonHealth) if raw else None
 
 
-COMMANDS = (
-    "status",
-    "doctor",
-    "doctor --json",
-    "update status",
-    "update status --json",
-    "update history",
-    "update history --json",
-    "update apply",
-    "update confirm",
-    "update rollback",
-    "update rollback --once",
-)
-"""Commands that `vedette-ssh` on a board allows, each compared as a whole."""
-
-
-def check_command(command: str) -> None:
-    """Refuse a command line that no board allows; raise FleetError with the allowed ones."""
-    if command not in COMMANDS:
-        raise FleetError(f"{command!r} is not a command of a board: expected {', '.join(COMMANDS)}")
-
-
 Kind = Literal["updated", "current", "refused", "rolled_back", "failed", "unreachable"]
 """Outcome: `updated`: it has committed the version. `current`: it had the version already. `refused`: it
 has refused the update. `rolled_back`: it tried, and rolled back. `failed`: it could not be asked to, or does not
@@ -141,17 +119,6 @@ class BoardOutcome(Struct, frozen=True, omit_defaults=True):
     def is_good(self) -> bool:
         """True if the board has the version."""
         return self.kind in GOOD
-
-
-def count_by_kind(outcomes: Iterable[BoardOutcome]) -> dict[Kind, int]:
-    """Count the outcomes by kind, without the kinds that do not occur."""
-    kinds = [one.kind for one in outcomes]
-    return {kind: kinds.count(kind) for kind in KINDS if kind in kinds}
-
-
-def how_many(count: int) -> str:
-    """Format a number of boards."""
-    return "1 board" if count == 1 else f"{count} boards"
 
 
 # Update of one board over a connection that may break: send, apply, follow, report the outcome.

@@ -15,31 +15,29 @@ from msgspec import Struct
 from agent.errors import NO_JSON, FleetError, reason_of
 from agent.storage.files import add_line, owned_file
 from agent.structs import from_json
+from agent.text import plural
 from agent.update.bundle import check_files, read_description
 from agent.update.bundle.signing import signature_of
 from agent.update.fleet import FleetBoard, Inventory, Size
-from agent.update.fleet.board import BAD, BoardOutcome, BoardUpdate, BundleInfo, Timeouts, Watch, how_many
+from agent.update.fleet.board import BAD, BoardOutcome, BoardUpdate, BundleInfo, Timeouts, Watch
 from agent.update.fleet.ssh import Transport, run_parallel
 
 _ADVICE = "name another --ledger"
-_BEGINNING = b'{"type":"begun",'
 
 
 Batch = tuple[str, ...]
 """Names of boards that are updated together."""
 
 
-class Begun(Struct, frozen=True, tag="begun"):
-    """A rollout was begun.
+class Begun(Struct, frozen=True):
+    """The plan of a rollout.
 
     Attributes:
-        at: UTC.
         bundle: sha256 of the file. file: its name.
         version, counter: of the bundle.
         batches: names of the boards.
     """
 
-    at: datetime
     bundle: str
     file: str
     version: str
@@ -47,50 +45,30 @@ class Begun(Struct, frozen=True, tag="begun"):
     batches: list[Batch]
 
 
-class Resumed(Struct, frozen=True, tag="resumed"):
-    """The rollout was resumed; failed boards are tried again."""
+class LedgerEntry(Struct, frozen=True, omit_defaults=True):
+    """A line of the ledger: a rollout was begun, or the update of a board has ended.
+
+    Attributes:
+        at: UTC.
+    """
 
     at: datetime
-
-
-class Started(Struct, frozen=True, tag="started"):
-    """The update of a board was started."""
-
-    at: datetime
-    board: str
-
-
-class Ended(Struct, frozen=True, tag="ended"):
-    """The update of a board ended."""
-
-    at: datetime
-    outcome: BoardOutcome
-
-
-class Done(Struct, frozen=True, tag="done"):
-    """All batches were tried, or the rollout stopped before its end for a reason."""
-
-    at: datetime
-    reason: str = ""
-
-
-Entry = Begun | Resumed | Started | Ended | Done
+    begun: Begun | None = None
+    outcome: BoardOutcome | None = None
 
 
 class RolloutProgress(Struct, frozen=True):
     """Progress of a rollout.
 
     Attributes:
-        begun: its first entry.
+        begun: its plan.
         outcomes: the newest of each board, by name.
         reason: why it was stopped; empty: it was not.
-        done: all batches were tried.
     """
 
     begun: Begun
     outcomes: dict[str, BoardOutcome]
     reason: str = ""
-    done: bool = False
 
     @property
     def left(self) -> tuple[Batch, ...]:
@@ -104,27 +82,15 @@ class RolloutProgress(Struct, frozen=True):
         return not any(self.left)
 
 
-def replay(entries: Iterable[Entry]) -> RolloutProgress | None:
+def replay(entries: Iterable[LedgerEntry]) -> RolloutProgress | None:
     """Return the progress of the newest rollout in a ledger; None if there is none."""
     found: RolloutProgress | None = None
     for entry in entries:
-        if isinstance(entry, Begun):
-            found = RolloutProgress(entry, {})
-        elif found is not None:
-            found = _after(found, entry)
+        if entry.begun is not None:
+            found = RolloutProgress(entry.begun, {})
+        elif found is not None and entry.outcome is not None:
+            found.outcomes[entry.outcome.board] = entry.outcome
     return found
-
-
-def _after(before: RolloutProgress, entry: Entry) -> RolloutProgress:
-    match entry:
-        case Ended(_, outcome):
-            outcomes = {**before.outcomes, outcome.board: outcome}
-            return msgspec.structs.replace(before, outcomes=outcomes)
-        case Resumed():
-            return msgspec.structs.replace(before, reason="", done=False)
-        case Done(_, reason):
-            return msgspec.structs.replace(before, reason=reason, done=not reason)
-    return before
 
 
 class Ledger:
@@ -143,11 +109,11 @@ class Ledger:
         with owned_file(self.path):
             yield
 
-    def add(self, entry: Entry) -> None:
+    def add(self, entry: LedgerEntry) -> None:
         """Add an entry; raise StorageError after a disk error."""
         add_line(self.path, msgspec.json.encode(entry))
 
-    def read(self) -> list[Entry]:
+    def read(self) -> list[LedgerEntry]:
         """Return all entries; none without a file. Damaged lines are ignored.
 
         Raises:
@@ -160,19 +126,14 @@ class Ledger:
         except OSError as error:
             raise FleetError(f"{self.path}: cannot be read: {reason_of(error)}; {_ADVICE}") from error
         entries = [entry for line in lines for entry in _entry(line)]
-        if lines and not entries and not _is_begun(lines):
+        if lines and not entries:
             raise FleetError(f"{self.path}: is not a ledger of a rollout: {_ADVICE}")
         return entries
 
 
-def _is_begun(lines: Sequence[bytes]) -> bool:
-    """True for a single incomplete line: a power cut before anything was done."""
-    return len(lines) == 1 and (lines[0].startswith(_BEGINNING) or _BEGINNING.startswith(lines[0]))
-
-
-def _entry(line: bytes) -> Sequence[Entry]:
+def _entry(line: bytes) -> Sequence[LedgerEntry]:
     try:
-        return (from_json(line, Entry),)
+        return (from_json(line, LedgerEntry),)
     except NO_JSON:
         return ()
 
@@ -199,7 +160,7 @@ def stop_reason(outcomes: Sequence[BoardOutcome], share: float, *, canary: bool)
     if outcomes and not reached:
         return "no board of the batch can be reached: check the network"
     if bad and len(bad) > share * reached:
-        return f"{len(bad)} of {how_many(reached)} failed ({', '.join(bad)}), {share:.0%} may"
+        return f"{len(bad)} of {plural(reached, 'board')} failed ({', '.join(bad)}), {share:.0%} may"
     return ""
 
 
@@ -233,23 +194,18 @@ def _size(size: Size, boards: int) -> int:
     return max(1, ceil(int(size.removesuffix("%")) * boards / 100))
 
 
-def _check_there(bundle: Path) -> None:
-    """Refuse a path that is not a file, or has a name that is not UTF-8, which JSON cannot hold."""
-    try:
-        bundle.name.encode()
-    except UnicodeEncodeError as error:
-        raise FleetError(f"{bundle}: its name is not UTF-8: rename it, and its signature") from error
-    if not bundle.is_file():
-        raise FleetError(f"{bundle}: there is no such file: `vedette bundle build` makes a bundle")
-
-
 def read_wanted(bundle: Path) -> BundleInfo:
     """Read and check a bundle; the boards verify its signature.
 
     Raises:
         FleetError: there is no such file, or no signature. BundleError: it is not a valid bundle.
     """
-    _check_there(bundle)
+    try:
+        bundle.name.encode()
+    except UnicodeEncodeError as error:  # JSON could not hold it
+        raise FleetError(f"{bundle}: its name is not UTF-8: rename it, and its signature") from error
+    if not bundle.is_file():
+        raise FleetError(f"{bundle}: there is no such file: `vedette bundle build` makes a bundle")
     if not signature_of(bundle).is_file():
         raise FleetError(f"{bundle}: has no signature beside it: vedette bundle sign {bundle} --key KEY")
     described = read_description(bundle)
@@ -291,7 +247,8 @@ class Rollout:
             StorageError: a disk error.
         """
         progress, is_there = self._progress(boards)
-        self._ledger.add(Resumed(datetime.now(UTC)) if is_there else progress.begun)
+        if not is_there:
+            self._ledger.add(LedgerEntry(datetime.now(UTC), progress.begun))
         return progress
 
     def planned(self, boards: dict[str, FleetBoard]) -> list[Batch]:
@@ -308,9 +265,7 @@ class Rollout:
         policy = self._inventory.policy
         batches = plan(list(boards), policy.canary, policy.batches)
         wanted = self._wanted
-        begun = Begun(
-            datetime.now(UTC), wanted.sha256, wanted.path.name, wanted.version, wanted.counter, list(batches)
-        )
+        begun = Begun(wanted.sha256, wanted.path.name, wanted.version, wanted.counter, list(batches))
         return RolloutProgress(begun, {}), False
 
     def _check_same(self, found: RolloutProgress) -> None:
@@ -331,24 +286,19 @@ class Rollout:
         Raises:
             FleetError: there is no ssh or rsync here. StorageError: the ledger cannot be written.
         """
+        outcomes, reason = dict(progress.outcomes), ""
         for number, batch in enumerate(progress.left):
-            outcomes = await self._batch(batch, watch, show)
-            share = self._inventory.policy.stop_share
-            if reason := stop_reason(outcomes, share, canary=number == 0):
-                self._ledger.add(Done(datetime.now(UTC), reason))
+            ended = await self._batch(batch, watch, show)
+            outcomes |= {one.board: one for one in ended}
+            if reason := stop_reason(ended, self._inventory.policy.stop_share, canary=number == 0):
                 break
-        else:
-            self._ledger.add(Done(datetime.now(UTC)))
-        done = replay(self._ledger.read())
-        assert done is not None
-        return done
+        return RolloutProgress(progress.begun, outcomes, reason)
 
     async def _batch(self, batch: Batch, watch: Watch, show: Show) -> list[BoardOutcome]:
         async def update(name: str) -> BoardOutcome:
-            self._ledger.add(Started(datetime.now(UTC), name))
             board = self._inventory.boards[name]
             outcome = await BoardUpdate(self._transport, board, self._wanted, watch, self._patience).run()
-            self._ledger.add(Ended(datetime.now(UTC), outcome))
+            self._ledger.add(LedgerEntry(datetime.now(UTC), outcome=outcome))
             show(outcome)
             return outcome
 
@@ -364,7 +314,7 @@ def verdict(progress: RolloutProgress) -> str:
     lack = "the board does" if count == 1 else f"{left} of {count} boards {'does' if left == 1 else 'do'}"
     if progress.reason:
         return f"stopped: {progress.reason}; {lack} not have it"
-    return f"{'' if progress.done else 'running or interrupted: '}{lack} not have it yet"
+    return f"{lack} not have it yet"
 
 
 def size(count: int) -> str:

@@ -7,7 +7,6 @@ import os
 import re
 import shlex
 import signal
-import subprocess
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -19,6 +18,7 @@ from msgspec import Struct
 from agent.errors import FleetError, VedetteError, reason_of
 from agent.storage.files import add_line
 from agent.update.fleet import FleetBoard
+from agent.update.run import run
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -139,7 +139,7 @@ class Transport:
 
         Args:
             board: to ask.
-            command: see `board.COMMANDS`.
+            command: see `systemd/vedette-ssh`.
             patience_s: timeout, after which the board counts as unreachable.
             tell: called with each line of stdout as it comes.
         """
@@ -338,7 +338,7 @@ async def ask_all(
     Args:
         transport: to the boards.
         boards: to ask.
-        command: see `board.COMMANDS`.
+        command: see `systemd/vedette-ssh`.
         at_once: boards at the same time.
         patience_s: timeout for each board.
         show: called with each answer as it comes.
@@ -412,24 +412,15 @@ def scan(board: FleetBoard) -> HostKey:
         FleetError: it presents none.
     """
     command = ["ssh-keyscan", "-T", "10", "-t", "ed25519", "-p", str(board.port), "--", board.address]
-    output = _pinning_run(command, board)
-    lines = [line.split() for line in output.splitlines() if line and not line.startswith("#")]
+    output = run(command, board.name, _SCAN_S, FleetError)
+    lines = [line.split() for line in output.stdout.splitlines() if line and not line.startswith("#")]
     if not lines or len(lines[0]) < 3:
         raise FleetError(f"{board.name}: {board.address} port {board.port} presents no host key: is it on?")
     line = " ".join((board.name, *lines[0][1:3]))
-    return HostKey(line, _pinning_run(["ssh-keygen", "-l", "-f", "-"], board, line).strip())
+    shown = run(["ssh-keygen", "-l", "-f", "-"], board.name, _SCAN_S, FleetError, input=line)
+    return HostKey(line, shown.stdout.strip())
 
 
 def pin(known_hosts: Path, key: HostKey) -> None:
     """Pin a host key; raise StorageError after a disk error."""
     add_line(known_hosts, key.line.encode())
-
-
-def _pinning_run(words: list[str], board: FleetBoard, given: str = "") -> str:
-    try:
-        done = subprocess.run(words, input=given.encode(), capture_output=True, timeout=_SCAN_S, check=False)
-    except FileNotFoundError as error:
-        raise FleetError(f"there is no {words[0]} here: install openssh-client") from error
-    except subprocess.TimeoutExpired as error:
-        raise FleetError(f"{board.name}: {words[0]} did not end within {_SCAN_S:.0f} s") from error
-    return done.stdout.decode("utf-8", "replace")

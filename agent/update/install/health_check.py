@@ -12,7 +12,6 @@ often enough and in time. Nothing that runs has been changed by then, so a failu
 from __future__ import annotations
 
 import shutil
-import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -27,6 +26,7 @@ from agent.storage.files import read_regular
 from agent.structs import from_json
 from agent.update.bundle import HealthGate, ShadowGate, read_description
 from agent.update.install.journal import Update
+from agent.update.run import output_of, run
 
 WELL = ("running", "degraded")
 """States of a stream that infers: when a device fails, the CPU takes over."""
@@ -393,18 +393,13 @@ class Systemd:
         """Return True if systemd runs here and knows the unit."""
         if shutil.which("systemctl") is None:
             return False
-        command = ["systemctl", "cat", FOLLOWER]
-        return subprocess.run(command, capture_output=True, timeout=_PATIENCE_S, check=False).returncode == 0
+        return run(["systemctl", "cat", FOLLOWER], FOLLOWER, _PATIENCE_S, UpdateError).returncode == 0
 
     def _run(self, *words: str, check: bool = True) -> str:
-        command = ["systemctl", *words]
-        try:
-            done = subprocess.run(command, capture_output=True, text=True, timeout=_PATIENCE_S, check=False)
-        except (OSError, subprocess.TimeoutExpired) as error:
-            raise UpdateError(f"{' '.join(command)}: {error}") from error
+        what = f"systemctl {' '.join(words)}"
+        done = run(["systemctl", *words], what, _PATIENCE_S, UpdateError)
         if check and done.returncode:
-            output = " ".join(done.stderr.split()) or f"exit code {done.returncode}"
-            raise UpdateError(f"{' '.join(command)}: {output}")
+            raise UpdateError(f"{what}: {output_of(done)}")
         return done.stdout
 
 

@@ -23,6 +23,7 @@ from agent.update.bundle import Description, Target, check_files, listed, read_d
 from agent.update.bundle.signing import verify
 from agent.update.install.journal import Update
 from agent.update.install.slots import CONFIG, ModelSets, Paths, Slots, parse_slot, read_file
+from agent.update.run import output_of, run
 
 _SPACE_FACTOR = 4
 """Size of a slot relative to its bundle: wheels are compressed, and Python compiles their contents."""
@@ -31,7 +32,7 @@ _RESERVE_MB = 64
 _PYTHONS = ("3.11", "3.12", "3.13")
 _TEST_S = 600.0
 """Timeout of a test: on a slow or busy board the golden answers of all models may take minutes."""
-_TAIL = 400
+_PYTHON_S = 20.0
 _CHECKED = "config/checked.toml"
 
 
@@ -125,8 +126,8 @@ def _has_version(path: str, version: str) -> bool:
     """Run this Python: a version manager's shim may lead nowhere."""
     command = [path, "-c", "import sys; print('%d.%d' % sys.version_info[:2])"]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=False)
-    except (OSError, subprocess.TimeoutExpired):
+        done = run(command, path, _PYTHON_S, UpdateError)
+    except UpdateError:
         return False
     return done.returncode == 0 and done.stdout.strip() == version
 
@@ -190,7 +191,7 @@ def check_models(where: Paths, slot: Path, number: int) -> None:
     """Have the version in a slot answer the golden inputs of a set of models; raise UpdateError if that fails."""
     done = _run_version(where, slot, "update", "selftest", str(ModelSets(slot).path(number)))
     if done.returncode:
-        raise UpdateError(f"the self-test of the new version fails: {_output(done)}")
+        raise UpdateError(f"the self-test of the new version fails: {output_of(done)}")
 
 
 def check_config(where: Paths, slot: Path, number: int) -> None:
@@ -241,20 +242,13 @@ def _problems(where: Paths, slot: Path, config: Path) -> tuple[list[str], bool]:
             bool(result.get("loads", True)),
         )
     except (KeyError, TypeError, *NO_JSON) as error:
-        raise UpdateError(f"{slot.name}: cannot check a configuration: {_output(done)}") from error
+        raise UpdateError(f"{slot.name}: cannot check a configuration: {output_of(done)}") from error
     return found, loads
 
 
-def _run_version(where: Paths, slot: Path, *words: str) -> subprocess.CompletedProcess[bytes]:
+def _run_version(where: Paths, slot: Path, *words: str) -> subprocess.CompletedProcess[str]:
     command = [str(slot / "venv/bin/vedette"), *words]
-    try:
-        return subprocess.run(
-            command, capture_output=True, timeout=_TEST_S, check=False, cwd="/", **_daemon_user(where)
-        )
-    except subprocess.TimeoutExpired as error:
-        raise UpdateError(f"the new version hangs: `vedette {words[0]}` took over {_TEST_S:.0f} s") from error
-    except OSError as error:
-        raise UpdateError(f"the new version cannot be started: {error}") from error
+    return run(command, "the new version", _TEST_S, UpdateError, cwd="/", **_daemon_user(where))
 
 
 def _daemon_user(where: Paths) -> dict[str, Any]:
@@ -267,13 +261,6 @@ def _daemon_user(where: Paths) -> dict[str, Any]:
     if os.geteuid() or not owner.st_uid:
         return {"env": environment}
     return {"env": environment, "user": owner.st_uid, "group": owner.st_gid, "extra_groups": []}
-
-
-def _output(done: subprocess.CompletedProcess[bytes]) -> str:
-    text = " ".join((done.stderr or done.stdout).decode("utf-8", "replace").split())[-_TAIL:]
-    if done.returncode < 0:
-        return f"killed by signal {-done.returncode}{': ' if text else ''}{text}"
-    return text or f"exit code {done.returncode}"
 
 
 def _without_place(problem: str, config: Path) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import subprocess
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
@@ -17,11 +16,17 @@ from agent.update.bundle.signing import signature_of
 from agent.update.install.journal import BEFORE_SWITCH, Journal, State, Update
 from agent.update.install.preflight import find_python
 from agent.update.install.slots import CONFIG, UNPACKED, ModelSets, Paths, Slot, Slots, parse_slot, read_file
+from agent.update.run import output_of, run
 
 _VENV_S, _PIP_S = 180.0, 1800.0
 """Timeouts for a slow SD card: LiteRT alone unpacks to 41 MB."""
-_TAIL = 300
 _FULL_MB = 4
+_ENVIRONMENT = {
+    "PATH": "/usr/bin:/bin",
+    "LANG": "C.UTF-8",
+    "PIP_CONFIG_FILE": "/dev/null",
+    "PIP_ROOT_USER_ACTION": "ignore",
+}
 _QUIET = ("--disable-pip-version-check", "--no-cache-dir", "--no-input", "--quiet")
 
 
@@ -215,37 +220,16 @@ def install(python: str, venv: Path, wheels: Sequence[Path]) -> None:
 def _has_picamera(python: str) -> bool:
     """Return True if the system has Picamera2, for a Pi's camera: it is in no package index."""
     code = "import importlib.util, sys; sys.exit(importlib.util.find_spec('picamera2') is None)"
-    try:
-        return subprocess.run([python, "-I", "-c", code], timeout=_VENV_S, check=False).returncode == 0
-    except (OSError, subprocess.TimeoutExpired):
-        return False
+    what = "the environment cannot be created"
+    return not run([python, "-I", "-c", code], what, _VENV_S, UpdateError).returncode
 
 
 def _run(command: list[str], patience_s: float, what: str, folder: Path) -> None:
-    try:
-        done = subprocess.run(
-            command,
-            capture_output=True,
-            text=True,
-            timeout=patience_s,
-            check=False,
-            cwd="/",
-            env={
-                "PATH": "/usr/bin:/bin",
-                "LANG": "C.UTF-8",
-                "PIP_CONFIG_FILE": "/dev/null",
-                "PIP_ROOT_USER_ACTION": "ignore",
-            },
-        )
-    except subprocess.TimeoutExpired as error:
-        raise UpdateError(f"{what}: not finished within {patience_s:.0f} s") from error
-    except OSError as error:
-        raise UpdateError(f"{what}: {error}") from error
+    done = run(command, what, patience_s, UpdateError, cwd="/", env=_ENVIRONMENT)
     if done.returncode:
         if shutil.disk_usage(folder).free < _FULL_MB * 1024**2:
             raise UpdateError(f"{what}: No space left on the disk of {folder}: make room")
-        said = " ".join((done.stderr or done.stdout).split())[-_TAIL:]
-        raise UpdateError(f"{what}: {said or f'exit code {done.returncode}'}")
+        raise UpdateError(f"{what}: {output_of(done)}")
 
 
 def migrate(text: str, migrations: Iterable[Migration]) -> str:

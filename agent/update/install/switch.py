@@ -19,7 +19,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from datetime import UTC, datetime
-from typing import Literal, Protocol
+from typing import Literal
 
 from msgspec import Struct
 from msgspec.structs import replace
@@ -58,14 +58,17 @@ class WatchdogVerdict(Struct, frozen=True):
     reason: str
 
 
-class Deployment(Protocol):
-    """Puts a tested update into use, and keeps or undoes it.
+class VersionDeployment:
+    """Puts a tested version into use, and keeps or undoes it: switches slots and restarts the daemon.
 
     Attributes:
         stopped_at: when this process stopped the daemon for it, s; None: it did not.
     """
 
-    stopped_at: float | None
+    def __init__(self, where: Paths, service: Systemd, clock: Callable[[], float] = time.monotonic) -> None:
+        self._where, self._service, self._clock = where, service, clock
+        self._slots = Slots(where.home)
+        self.stopped_at: float | None = None
 
     def begin(self, update: Update, gate: HealthGate) -> None:
         """Change what runs.
@@ -74,26 +77,6 @@ class Deployment(Protocol):
             StorageError: a disk error; call `undo`.
             UpdateError: systemd refuses.
         """
-
-    def state(self, update: Update) -> DeploymentState:
-        """Return the state on disk; keeping or undoing may have been interrupted."""
-
-    def undo(self, update: Update) -> WatchdogVerdict | None:
-        """Return to what ran before; return the rollback of the watchdog if it did that. Idempotent."""
-
-    def keep(self, update: Update) -> None:
-        """Make the change permanent. Idempotent."""
-
-
-class VersionDeployment:
-    """Deploys a version: switches slots and restarts the daemon."""
-
-    def __init__(self, where: Paths, service: Systemd, clock: Callable[[], float] = time.monotonic) -> None:
-        self._where, self._service, self._clock = where, service, clock
-        self._slots = Slots(where.home)
-        self.stopped_at: float | None = None
-
-    def begin(self, update: Update, gate: HealthGate) -> None:
         where, config = self._where, self._config(update)
         if config is not None:
             take_copy(where.config, where.kept_config, like_source=True)
@@ -129,6 +112,7 @@ class VersionDeployment:
         write_atomic(self._where.trial, text.encode(), 0o600)
 
     def state(self, update: Update) -> DeploymentState:
+        """Return the state on disk; keeping or undoing may have been interrupted."""
         on_trial = self._where.trial.exists()
         is_rolling_back = on_trial and b"state=switching" in read_file(self._where.trial)
         if self._slots.target("current") != update.slot or is_rolling_back:
@@ -136,6 +120,7 @@ class VersionDeployment:
         return "on trial" if on_trial else "kept"
 
     def undo(self, update: Update) -> WatchdogVerdict | None:
+        """Return to what ran before; return the rollback of the watchdog if it did that. Idempotent."""
         on_trial, verdict = self._where.trial.exists(), self._verdict()
         if verdict is not None and not on_trial and self._slots.target("current") != update.slot:
             return verdict
@@ -184,6 +169,7 @@ class VersionDeployment:
         return differ and service.runs and health is not None and health.version == old
 
     def keep(self, update: Update) -> None:
+        """Make the change permanent. Idempotent."""
         where, old = self._where, parse_slot(update.before)
         self._slots.mark_proved(old)
         remove(where.reserve)
@@ -201,7 +187,7 @@ class VersionDeployment:
 
 
 class ModelDeployment:
-    """Deploys models: switches the set of the running slot and reloads the daemon."""
+    """Does the same for models: switches the set of the running slot and reloads the daemon."""
 
     def __init__(self, where: Paths, service: Systemd) -> None:
         self._where, self._service, self._slots = where, service, Slots(where.home)
@@ -233,6 +219,9 @@ class ModelDeployment:
     def keep(self, update: Update) -> None:
         self._sets(update).delete_unused(update.models_before)
         remove(self._where.incoming, signature_of(self._where.incoming))
+
+
+Deployment = VersionDeployment | ModelDeployment
 
 
 # Rollback by an operator: to the version in the other slot, or to the previous models if models changed last.

@@ -1,12 +1,13 @@
 """Pull the models of the catalogue from their public addresses, and run each once on a picture.
 
-Each archive is fetched once and is then the mirror for the models in it. With --quick only the models of the two
-smallest archives.
+Each archive is fetched once, and laid where `pull` looks for what an earlier call has fetched. With --quick only
+the models of the two smallest archives.
 """
 
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -33,7 +34,10 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         for url, models in chosen:
-            right += [fetched(models[0], folder / file_name_of(url)) and works(one, folder) for one in models]
+            right += [
+                fetched(models[0], folder / file_name_of(url)) and works(one, folder, folder / file_name_of(url))
+                for one in models
+            ]
             size += models[0].fetched_bytes
     figures = {
         "archives": float(len(chosen)),
@@ -55,9 +59,10 @@ def fetched(model: CatalogueModel, path: Path) -> bool:
     return path.stat().st_size == model.fetched_bytes
 
 
-def works(model: CatalogueModel, folder: Path) -> bool:
+def works(model: CatalogueModel, folder: Path, archive: Path) -> bool:
     """True if the model can be pulled out of the archive, is as the catalogue says, and runs."""
-    pulled = vedette("pull", model.name, "--to", folder, "--mirror", folder)
+    shutil.copyfile(archive, folder / f".pull-{model.sha256[:12]}{archive.suffix.lower()}")
+    pulled = vedette("pull", model.name, "--to", folder)
     path = folder / f"{model.name}.tflite"
     tried = vedette("try", path, PICTURE, "--threshold", "0.01") if pulled else None
     same = path.is_file() and path.stat().st_size == model.bytes

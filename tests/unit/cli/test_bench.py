@@ -1,15 +1,12 @@
 from __future__ import annotations
 
 import json
-import sys
-from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 
-import agent.compute.infer.benchmark
 from agent.cli.main import vedette
 from agent.errors import ModelError
 from tests.support import tflite_builder as build
@@ -85,61 +82,6 @@ def test_a_model_compiled_for_the_edge_tpu_is_refused_in_one_line_without_one(tm
             f"{manifest}: refused: compiled for the Edge TPU (custom operation edgetpu-custom-op): "
             "use the file it was compiled from"
         )
-
-
-def test_a_picture(tmp_path: Path) -> None:
-    pytest.importorskip("matplotlib", reason="the extra [charts] is not installed")
-    done = call("small-speech", "--variant", "3", "--backend", "teflon", "--picture", tmp_path / "bench.png")
-    assert done.exit_code == 0, done.output
-    assert (tmp_path / "bench.png").read_bytes().startswith(b"\x89PNG")
-    assert "teflon" in done.output
-
-
-def test_without_matplotlib_that_is_said_before_measuring(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    def fail(*_: object, **__: object) -> None:
-        raise AssertionError("measured before it was known whether a chart can be drawn")
-
-    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    monkeypatch.setattr(agent.compute.infer.benchmark, "choose", fail)
-    done = call("nanodet", "--picture", tmp_path / "bench.png")
-    assert "pip install '.[charts]'" in str(done.exception)
-    assert ".[charts]" in call("--help").output
-
-
-@pytest.mark.skipif(COMPILER is None, reason=NO_COMPILER)
-def test_loadgen_beside_the_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("mlperf_loadgen", reason="the extra [loadgen] is not installed")
-    library, model = compiled(tmp_path), identity_model(tmp_path)
-    (tmp_path / "here").mkdir()
-    monkeypatch.chdir(tmp_path / "here")
-    fast, refused = (f"external:{library}?mode={mode}" for mode in ("fast", "refuse"))
-    options = (model, "--backend", fast, "--backend", refused, "--loadgen", "--loadgen-seconds", 0.2)
-    done = call(*options)
-    assert done.exit_code == 0, done.output
-    lines = done.stdout.splitlines()
-    text = done.output.replace("\n", "").replace(" ", "")
-    assert f"MLPerfLoadGen{version('mlcommons-loadgen')}:{fast},0.2seach" in text
-    assert [line.split()[0] for line in lines if "VALID " in line] == ["SingleStream", "Offline"]
-    assert lines[-1].startswith("MLPerf asks for 600 s each: ")
-    assert list(Path().iterdir()) == []
-    told = json.loads(call(*options, "--json", "--loadgen-logs", tmp_path / "logs").stdout)["loadgen"]
-    assert [one["name"] for one in told] == [fast]
-    assert [one["name"] for one in told[0]["scenarios"]] == ["SingleStream", "Offline"]
-    assert len(list((tmp_path / "logs").glob("external-*/SingleStream/mlperf_log_summary.txt"))) == 1
-
-
-def test_loadgen_is_asked_for_before_anything_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "mlperf_loadgen", None)
-    assert "pip install '.[loadgen]'" in str(call("nobody", "--loadgen").exception)
-    assert "--loadgen-logs needs --loadgen" in call("nobody", "--loadgen-logs", "here").output
-
-
-def test_loadgen_has_nothing_to_do_where_no_named_backend_runs() -> None:
-    pytest.importorskip("mlperf_loadgen", reason="the extra [loadgen] is not installed")
-    done = call("small-speech", "--variant", "3", "--backend", "teflon", "--loadgen")
-    assert "LoadGen" in done.output.splitlines()[-1]
 
 
 @pytest.mark.parametrize("patience", ["0", "-1", "nan", "inf", "1e9"])

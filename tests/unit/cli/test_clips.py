@@ -89,26 +89,6 @@ def test_a_state_folder_without_clips_has_none(tmp_path: Path) -> None:
     assert json.loads(call("--folder", str(tmp_path), "--json").stdout) == []
 
 
-@pytest.mark.parametrize("verb", [("clips", "list"), ("events", "tail"), ("events", "export")])
-@pytest.mark.parametrize(
-    ("place", "why"),
-    [
-        ("clips", "is not a state folder"),
-        ("clips/back", "is not a state folder"),
-        ("elsewhere", "lock, spool.db, clips"),
-        ("gone", "does not exist"),
-    ],
-)
-def test_folder_is_the_state_folder_for_every_verb_and_another_is_refused(
-    config: str, tmp_path: Path, verb: tuple[str, str], place: str, why: str
-) -> None:
-    (tmp_path / "elsewhere").mkdir()
-    shown = CliRunner().invoke(vedette, [*verb, "--folder", str(tmp_path / place)])
-    assert shown.exit_code == 2
-    unwrapped = "".join(shown.output.split())
-    assert "".join(why.split()) in unwrapped
-
-
 def test_a_damaged_one_is_told_and_the_others_are_listed(config: str, tmp_path: Path) -> None:
     damaged = tmp_path / "clips" / "front" / "2026-11-25T10-15-05Z-person-2.mp4"
     damaged.write_bytes(b"no clip")

@@ -23,7 +23,7 @@ PROBLEM = Finding(
 def call(monkeypatch: pytest.MonkeyPatch, found: list[Finding], *args: str) -> Result:
     healthy = all(one.state != "problem" for one in found)
     report = Report("0.1.0", datetime(2026, 11, 1, tzinfo=UTC), healthy, found)
-    monkeypatch.setattr("agent.cli.checks.examine.examine", lambda *_, **__: report)
+    monkeypatch.setattr("agent.cli.doctor.examine", lambda *_, **__: report)
     return CliRunner().invoke(vedette, ["doctor", *args], catch_exceptions=False)
 
 

@@ -14,7 +14,7 @@ FILES = [*(ROOT / "agent").rglob("*.py"), *(ROOT / "firmware_configs").rglob("*.
 ADVICE = re.compile(r"'([\w.]*)\[(\w+)\]'")
 
 
-@pytest.mark.parametrize("extra", ["wakeword", "charts", "demo", "tflite", "loadgen", "bundle"])
+@pytest.mark.parametrize("extra", ["wakeword", "charts", "demo", "tflite", "bundle"])
 def test_an_extra_is_installed_from_the_clone(extra: str) -> None:
     texts = [file.read_text() for file in FILES]
     origins = {match[1] for text in texts for match in ADVICE.finditer(text) if match[2] == extra}

@@ -77,8 +77,8 @@ def test_what_is_refused_is_refused_in_a_dry_run(folder: Path, signed: Path) -> 
         signature_of(folder / name).write_bytes(signature_of(signed).read_bytes())
     (folder / "notes").write_text("milk\neggs\n")
     (folder / "open.ledger").write_bytes(
-        b'{"type":"begun","at":"2026-11-25T00:00:00Z","bundle":"ab","file":"x","version":"1","counter":1,'
-        b'"batches":[["porch"]]}\n'
+        b'{"at":"2026-11-25T00:00:00Z","begun":{"bundle":"ab","file":"x","version":"1","counter":1,'
+        b'"batches":[["porch"]]}}\n'
     )
     refusals: dict[tuple[str, ...], str] = {
         ("unsigned.vedette",): "has no signature beside it",
@@ -110,9 +110,7 @@ def test_outcomes_are_printed_as_lines_of_json(
     folder: Path, signed: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def well(self: Rollout, standing: RolloutProgress, *_: object) -> RolloutProgress:
-        return msgspec.structs.replace(
-            standing, outcomes={name: BoardOutcome(name, "updated") for name in NAMES}, done=True
-        )
+        return msgspec.structs.replace(standing, outcomes={name: BoardOutcome(name, "updated") for name in NAMES})
 
     monkeypatch.setattr(Rollout, "run", well)
     done = say("rollout", "x.vedette", "--json")

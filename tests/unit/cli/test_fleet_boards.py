@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 from agent.update.fleet import read_inventory
-from agent.update.fleet.rollout import Ledger, RolloutProgress, Started, replay
+from agent.update.fleet.rollout import Ledger, RolloutProgress, replay
 from agent.update.fleet.ssh import Transport
 from tests.support.sshboards import SshBoards
 from tests.support.tiny_bundles import make_key, models_bundle, needs_ssh_keygen
@@ -83,23 +83,9 @@ def test_options_after_the_command_are_the_boards(tmp_path: Path) -> None:
         theirs = boards.vedette("exec", "doctor", "--json")
         ours = boards.vedette("exec", "--json", "doctor")
         once = boards.vedette("exec", "update", "rollback", "--once")
-        late = boards.vedette("exec", "doctor", "--board", "good")
     assert theirs.stdout.endswith("doctor --json\n")
     assert rows(ours)["good"]["out"] == "doctor"
     assert once.stdout.endswith("update rollback --once\n")
-    assert late.returncode == 2
-    assert "--board is no option of a board's command: put it before doctor" in late.stderr
-
-
-def test_what_no_board_does_is_sent_to_none(tmp_path: Path) -> None:
-    with SshBoards(tmp_path, good=f"touch {tmp_path}/asked") as boards:
-        for words in (("docter",), ("rm", "-rf", "/"), ("update", "rollback", "--help")):
-            done = boards.vedette("exec", *words)
-            assert (done.returncode, done.stdout) == (1, "")
-            assert f"'{' '.join(words)}' is not a command" in done.stderr
-        assert not (tmp_path / "asked").exists()
-        assert boards.vedette("exec", "doctor").returncode == 0
-    assert (tmp_path / "asked").exists()
 
 
 def test_a_board_that_holds_the_line_is_let_go_when_its_time_is_over(tmp_path: Path) -> None:
@@ -122,7 +108,7 @@ def test_ctrl_c_leaves_a_ledger_that_is_gone_on_with(tmp_path: Path) -> None:
     with SshBoards(tmp_path, good=slow) as boards:
         running = boards.begin("rollout", "x.vedette")
         until = time.monotonic() + 60
-        while not any(isinstance(one, Started) for one in ledger.read()) and time.monotonic() < until:
+        while not ledger.read() and time.monotonic() < until:
             time.sleep(0.1)
         running.send_signal(signal.SIGINT)
         _, err = running.communicate(timeout=60)
@@ -133,4 +119,4 @@ def test_ctrl_c_leaves_a_ledger_that_is_gone_on_with(tmp_path: Path) -> None:
         (tmp_path / "well").touch()
         assert boards.vedette("rollout", "x.vedette").returncode == 0
     assert standing(ledger.path).complete
-    assert [type(one).__name__ for one in ledger.read()][:4] == ["Begun", "Started", "Resumed", "Started"]
+    assert [one.begun is not None for one in ledger.read()] == [True, False], "it was not begun anew"

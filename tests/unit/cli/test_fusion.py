@@ -8,7 +8,6 @@ from typing import Any
 
 import msgspec
 import pytest
-from click.shell_completion import ShellComplete
 from click.testing import CliRunner
 
 from agent.cli.main import vedette
@@ -160,9 +159,3 @@ def test_a_text_without_a_fused_event_is_remarked(config: Path) -> None:
     shown = CliRunner().invoke(vedette, ["config", "check", str(config)])
     assert shown.exit_code == 0
     assert "text gate is not used" in shown.output
-
-
-def test_names_are_completed_from_the_configuration(config: Path) -> None:
-    complete = ShellComplete(vedette, {}, "vedette", "_VEDETTE_COMPLETE").get_completions
-    assert [one.value for one in complete(["fusion", "test", "-c", str(config)], "c")] == ["call"]
-    assert complete(["fusion", "test", "-c", str(config.parent / "none.toml")], "c") == []

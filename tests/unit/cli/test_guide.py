@@ -14,7 +14,6 @@ from typing import Any
 
 import msgspec
 import pytest
-from click.shell_completion import ShellComplete
 from click.testing import CliRunner
 
 from agent.cli.bundle import read_migrations
@@ -97,11 +96,6 @@ def test_nothing_found_is_exit_code_1() -> None:
     assert call("--find", "no such word").exit_code == 1
     shown = call("--find", "no such word", "--json")
     assert (shown.exit_code, json.loads(shown.stdout)) == (1, [])
-
-
-def test_topics_are_completed() -> None:
-    found = ShellComplete(vedette, {}, "vedette", "_VEDETTE_COMPLETE").get_completions(["guide"], "m")
-    assert [item.value for item in found] == ["models", "messages", "metrics"]
 
 
 def test_a_terminal_gets_formatted_pages() -> None:

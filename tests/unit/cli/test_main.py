@@ -28,7 +28,6 @@ VERBS = (
     "events",
     "bundle",
     "guide",
-    "completion",
 )
 
 
@@ -210,19 +209,6 @@ def test_the_schema_of_the_messages() -> None:
         "HealthMessage",
         "Track",
     }
-
-
-@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
-def test_completion_for_a_shell(shell: str) -> None:
-    shown = CliRunner().invoke(vedette, ["completion", shell])
-    assert shown.exit_code == 0
-    assert "_VEDETTE_COMPLETE" in shown.output
-
-
-def test_completion_for_another_shell_names_those_there_are() -> None:
-    shown = CliRunner().invoke(vedette, ["completion", "tcsh"])
-    assert shown.exit_code == 2
-    assert "'bash', 'zsh', 'fish'" in shown.output
 
 
 @pytest.mark.parametrize("closed", [">&-", "2>&-", ">&- 2>&-", "<&- >&- 2>&-"])

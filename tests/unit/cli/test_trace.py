@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import gzip
 import json
-import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -87,44 +86,6 @@ def test_a_length_that_is_not_allowed_is_refused_at_once(device: Device, length:
 def test_a_folder_that_is_not_there_is_told_before_anything_is_recorded(device: Device) -> None:
     assert run("--output", "nowhere/t.json").exit_code == 2
     assert device.asked == []
-
-
-def test_an_interrupted_trace_is_ended_at_the_device(device: Device, monkeypatch: pytest.MonkeyPatch) -> None:
-    def interrupted(
-        access: object, topics: Any, verb: str, body: dict[str, Any], timeout_s: float
-    ) -> CommandReply:
-        device(access, topics, verb, body, timeout_s)
-        if body["seconds"]:
-            raise KeyboardInterrupt
-        return CommandReply(True, "", {})
-
-    monkeypatch.setattr("agent.comms.consumer.send_command", interrupted)
-    assert run().exit_code != 0
-    assert [body["seconds"] for _, _, body, _ in device.asked] == [10.0, 0]
-
-
-def test_sigterm_ends_it_too_and_no_further_signal_interrupts_that(
-    device: Device, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def signalled(access: object, topics: Any, verb: str, body: dict[str, Any], timeout_s: float) -> CommandReply:
-        signal.raise_signal(signal.SIGTERM if body["seconds"] else signal.SIGINT)
-        return device(access, topics, verb, body, timeout_s)
-
-    before = signal.getsignal(signal.SIGTERM)
-    monkeypatch.setattr("agent.comms.consumer.send_command", signalled)
-    assert run().exit_code != 0
-    assert [body["seconds"] for _, _, body, _ in device.asked] == [0]
-    assert signal.getsignal(signal.SIGTERM) is before
-
-
-def test_one_that_was_left_behind_can_be_ended(device: Device) -> None:
-    device.reply = {"ok": True, "reason": ""}
-    done = run("--end")
-    assert (done.exit_code, done.output) == (0, "porch: the trace has ended\n")
-    device.reply = {"ok": True, "reason": "no trace is being recorded"}
-    assert run("--end").output == "porch: no trace is being recorded\n"
-    assert [body for _, _, body, _ in device.asked] == [{"seconds": 0}] * 2
-    assert not Path("trace.json").exists()
 
 
 def test_a_refusal_is_the_devices_words(device: Device) -> None:

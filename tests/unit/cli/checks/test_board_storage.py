@@ -13,7 +13,6 @@ from agent.cli.checks.board import (
     check_commands,
     check_disk,
     check_folder,
-    check_states,
     check_storage,
 )
 from agent.config import ClipsConfig, Config, StorageConfig, StreamConfig
@@ -139,17 +138,3 @@ def test_a_folder_of_clips_where_nothing_can_be_written(tmp_path: Path, monkeypa
     config = StorageConfig(state_dir=str(tmp_path), clips_folder="/proc/self", clips_keep_free_bytes=0)
     told = check_clips(config, Path("/"))
     assert (told.state, "clips cannot be saved there" in told.value) == ("problem", True)
-
-
-def test_damaged_files_of_taught_states_are_named(tmp_path: Path) -> None:
-    folder = tmp_path / "states"
-    folder.mkdir()
-    config = StorageConfig(state_dir=str(tmp_path))
-    assert list(check_states(config, Path("/"))) == []
-    (folder / "front.gate.json").write_bytes(b'{"name": "ga')
-    (folder / "mic.command.json.damaged").write_bytes(b"{}")
-    found = list(check_states(config, Path("/")))
-    assert [one.state for one in found] == ["problem", "problem"]
-    assert str(folder / "front.gate.json") in found[0].value
-    assert str(folder / "mic.command.json.damaged") in found[1].value
-    assert "teach command of mic again" in found[1].advice

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from msgspec.structs import replace
 
-from agent.cli.checks.examine import check_configuration
 from agent.cli.checks.models import Tried, check_models, check_survey
+from agent.cli.doctor import check_configuration
 from agent.compute.infer import unprivileged
 from agent.compute.infer.benchmark import Measurement, decide
 from agent.compute.infer.delegates import DelegateProbe

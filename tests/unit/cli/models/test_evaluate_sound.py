@@ -10,7 +10,6 @@ import cv2
 import numpy as np
 import pytest
 import soundfile
-from click.shell_completion import ShellComplete
 from click.testing import CliRunner, Result
 
 from agent.cli.main import vedette
@@ -122,11 +121,3 @@ def test_what_cannot_be_evaluated_says_why(tones: Path, tmp_path: Path) -> None:
     assert "cannot be compared" in refusal(tones, words, "--against", "small-speech")
     (words / "low").rename(words / "banana")
     assert "does not know the word 'banana'" in refusal(tones, words)
-
-
-def test_models_and_published_detections_are_completed() -> None:
-    completed = ShellComplete(vedette, {}, "vedette", "_VEDETTE_COMPLETE").get_completions
-    models = [one.value for one in completed(["models", "evaluate"], "")]
-    assert {"det.txt", "small-speech", "nanodet"} <= set(models)
-    options = {one.value for one in completed(["models", "evaluate"], "--")}
-    assert {"--background", "--target-false-alarms", "--results", "--every"} <= options

@@ -71,15 +71,6 @@ def test_what_pixels_a_float_model_takes_is_asked_for(tmp_path: Path) -> None:
     assert look_up(str(tmp_path / "m.tflite")).manifest.input.mean == (123.675, 116.28, 103.53)
 
 
-def test_somebody_at_a_terminal_is_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = archive(tmp_path / "plain.zip", {"m.tflite": MODEL, "labels.txt": "a\nb\nc"})
-    monkeypatch.setattr("agent.cli.models.importing._is_asked", lambda: True)
-    done = CliRunner().invoke(vedette, ["models", "import", str(path), "--to", str(tmp_path)], input="raw\n")
-    assert done.exit_code == 0, said(done)
-    assert "0..255 (EfficientNet of Keras)" in done.stderr
-    assert look_up(str(tmp_path / "m.tflite")).manifest.input.std == (1.0, 1.0, 1.0)
-
-
 def test_labels_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     (tmp_path / "labels.txt").write_text("a\nb")
     (tmp_path / "m.tflite").write_bytes(picture_models.classifier("float32", described=False))

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from click.shell_completion import ShellComplete
 from click.testing import CliRunner, Result
 
 from agent.cli.main import vedette
@@ -88,8 +87,6 @@ def test_the_catalogue_is_listed() -> None:
     assert {one["name"] for one in listed} >= {"pose-lite", "selfie-segmentation"}
     assert "Apache-2.0" in called("--task", "pose").output
     assert "there is no such task" in refused("--task", "posing")
-    found = ShellComplete(vedette, {}, "vedette", "_VEDETTE_COMPLETE").get_completions(["models", "pull"], "pose")
-    assert {item.value for item in found} == {"pose-lite", "pose-full"}
 
 
 def test_a_model_of_the_catalogue_is_written_with_its_licence(server: FileServer, tmp_path: Path) -> None:
@@ -196,24 +193,6 @@ def test_what_is_no_model_is_told_by_its_address(server: FileServer, tmp_path: P
     assert "expected a URL that ends in" in refused(f"{server.url}/page", "--sha256", SHA256)
 
 
-def test_a_folder_or_a_server_is_a_mirror(server: FileServer, tmp_path: Path) -> None:
-    mirror, out = tmp_path / "mirror", tmp_path / "out"
-    mirror.mkdir()
-    out.mkdir()
-    words = ("signs", "--to", out, "--pixels", "unit", "--mirror")
-    assert f"copy it from {server.url}/signs-1.0.tgz" in refused(*words, mirror)
-    (mirror / "signs-1.0.tgz").write_bytes(PACKAGE + b"x")
-    assert "is another file" in refused(*words, mirror)
-    (mirror / "signs-1.0.tgz").write_bytes(PACKAGE)
-    assert called(*words, mirror).exit_code == 0
-    assert server.asked == []
-    assert left(mirror) == {"signs-1.0.tgz"}
-    server.files["/mirrored/signs-1.0.tgz"] = PACKAGE
-    assert called(*words, f"{server.url}/mirrored/", "--force").exit_code == 0
-    assert server.asked == [""]
-    assert left(out) == {"signs.tflite", "signs.toml"}
-
-
 @pytest.mark.parametrize(
     ("words", "why"),
     [
@@ -222,10 +201,7 @@ def test_a_folder_or_a_server_is_a_mirror(server: FileServer, tmp_path: Path) ->
         (("signs", "--member", "x"), "--member is for a URL"),
         (("signs", "--to", "none"), "there is no such folder"),
         (("signs", "--task", "pose"), "--task is for the list"),
-        (("--mirror", "x"), "these options are for a NAME"),
         (("--force",), "these options are for a NAME"),
-        (("signs", "--mirror", "nowhere"), "nowhere: there is no such folder"),
-        (("signs", "--mirror", "http://x/y?z=1"), "without ? and #"),
         (("signs", "--decoder", "clasify"), "expected classify"),
         (("ftp://example.org/a.tflite",), "expected a URL such as"),
     ],

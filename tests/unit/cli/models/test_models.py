@@ -9,11 +9,9 @@ from pathlib import Path
 import msgspec
 import numpy as np
 import pytest
-from click.shell_completion import ShellComplete
 from click.testing import CliRunner, Result
 
 from agent.cli.config import config
-from agent.cli.main import vedette
 from agent.cli.models import models
 from agent.cli.profile import profile
 from agent.compute.manifest import Manifest
@@ -399,29 +397,3 @@ def test_inspecting_lists_every_fault_that_an_error_counts(tmp_path: Path) -> No
     with pytest.raises(VedetteError) as raised:
         call("inspect", str(path))
     assert len(str(raised.value).splitlines()) == 2
-
-
-def test_a_log_softmax_is_told_to_be_needless(tmp_path: Path) -> None:
-    path = tmp_path / "m.tflite"
-    path.write_bytes(write([T("image", (1, 4)), T("y", (1, 4))], [Op("LOG_SOFTMAX", (0,), (1,))], (0,), (1,)))
-    (told,) = json.loads(call("inspect", str(path), "--json").output)["doubts"]
-    assert "leave it out when you convert the module" in told
-
-
-def test_models_are_listed_by_task() -> None:
-    def names(*words: str) -> list[str]:
-        done = CliRunner().invoke(vedette, ["models", "list", "--json", *words])
-        assert done.exit_code == 0, done.output
-        return [one["name"] for one in json.loads(done.stdout)]
-
-    assert names("--task", "detection") == ["blood-cells", "nanodet"]
-    assert names("--task", "keywords") == ["small-speech"]
-    assert names("--task", "pose") == []
-    none = CliRunner().invoke(vedette, ["models", "list", "--task", "pose"])
-    assert "vedette models pull --task 'pose' lists others" in none.output
-    wrong = CliRunner().invoke(vedette, ["models", "list", "--task", "posing"])
-    assert "there is no such task" in str(wrong.exception)
-    found = ShellComplete(vedette, {}, "vedette", "_VEDETTE_COMPLETE").get_completions(
-        ["models", "list", "--task"], "de"
-    )
-    assert [item.value for item in found] == ["detection"]

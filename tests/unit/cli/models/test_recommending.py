@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import json
 
-from click.shell_completion import ShellComplete
 from click.testing import CliRunner, Result
 
 from agent.cli.main import vedette
@@ -39,10 +38,3 @@ def test_what_cannot_be_asked_for_is_told() -> None:
     assert call().exit_code == 2
     assert "no task 'chess'" in str(call("--task", "chess").exception)
     assert "no board 'pi44b'; did you mean 'pi4b'" in str(call("--task", "face", "--board", "pi44b").exception)
-
-
-def test_the_shell_completes_tasks_and_boards() -> None:
-    complete = ShellComplete(vedette, {}, "vedette", "_VEDETTE_COMPLETE")
-    words = ["models", "recommend"]
-    assert [one.value for one in complete.get_completions([*words, "--task"], "de")] == ["detect"]
-    assert [one.value for one in complete.get_completions([*words, "--board"], "pi4")] == ["pi4b"]

@@ -114,17 +114,6 @@ def test_pictures_that_teach_nothing_are_refused(parts: Path, tmp_path: Path) ->
     assert "gone" in refusal("inspection", out, "--data", tmp_path / "gone")
 
 
-def test_an_example_that_is_sound_and_faulty_is_refused(parts: Path, tmp_path: Path) -> None:
-    out, sound, faulty = tmp_path / "made.tflite", parts / "sound", tmp_path / "faulty"
-    told = refusal("inspection", out, "--data", sound, "--faulty", sound, "--limit", "9")
-    assert "(18 of 18 are in both)" in told, "also those that are left out"
-    shutil.copytree(parts / "faulty", faulty)
-    shutil.copy(sound / "03.png", faulty / "copy.png")
-    told = refusal("inspection", out, "--data", sound, "--faulty", faulty)
-    assert f"{faulty}: copy.png is the same example as 03.png in {sound} (1 of 9 are in both)" in told
-    assert "learning" not in told, "before the work"
-
-
 def test_faults_that_cannot_be_seen_are_told(parts: Path, tmp_path: Path) -> None:
     out = tmp_path / "made.tflite"
     write_parts(tmp_path / "alike", 9, first=100)

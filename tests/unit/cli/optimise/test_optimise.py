@@ -13,11 +13,10 @@ from typing import Any
 import msgspec
 import numpy as np
 import pytest
-from click.shell_completion import ShellComplete
 from click.testing import CliRunner, Result
 
 from agent.cli.main import vedette
-from agent.cli.optimise.progress import _Left, show_progress
+from agent.cli.output import show_progress
 from agent.compute.infer.litert import load_runtime
 from agent.compute.tflite.read import read_modelfile
 from agent.models.library import look_up
@@ -283,14 +282,6 @@ def test_progress_names_what_is_done(model: Path) -> None:
     assert len(told) == 3
 
 
-def test_bundled_models_and_rewrites_are_completed() -> None:
-    shell = ShellComplete(vedette, {}, "vedette", "_VEDETTE_COMPLETE")
-    names = [item.value for item in shell.get_completions(["optimise", "rewrite"], "nano")]
-    assert "nanodet" in names
-    found = shell.get_completions(["optimise", "rewrite", "m.tflite", "o.tflite", "--skip"], "p")
-    assert [item.value for item in found] == ["pool-first", "padding", "points"]
-
-
 def test_a_tensor_without_a_signature_is_compared_by_its_own_name(tmp_path: Path) -> None:
     factor = np.array([1, 1, 1, 1], np.float32)
     tensors = [T("x", (1, 4)), T("a", (4,), data=factor), T("b", (1, 4)), T("y", (1, 4))]
@@ -325,7 +316,7 @@ def test_a_log_gets_a_line_after_ten_seconds_of_silence(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     now = [1000.0]
-    monkeypatch.setattr("agent.cli.optimise.progress.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("agent.cli.output.time.monotonic", lambda: now[0])
     for seconds, text in (
         (0, ""),
         (9, "early"),
@@ -343,50 +334,6 @@ def test_a_log_gets_a_line_after_ten_seconds_of_silence(
 def test_sound_has_no_features(tmp_path: Path) -> None:
     done = CliRunner().invoke(vedette, ["optimise", "features", "small-speech", str(tmp_path / "out.tflite")])
     assert str(done.exception) == "small-speech: takes sound: features are maps of pictures"
-
-
-def test_what_is_left_is_told_from_counts_and_shares(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    now = [1000.0]
-    monkeypatch.setattr("agent.cli.optimise.progress.time.monotonic", lambda: now[0])
-    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
-    monkeypatch.setattr("agent.cli.optimise.progress._left", _Left())
-    for seconds, text in (
-        (0, "5 of 25 examples evaluated"),
-        (6, "10 of 25 examples evaluated"),
-        (0, "0.5 of 2.5 minutes heard in 2 passes"),
-        (8, "0.9 of 2.5 minutes heard in 2 passes, 3 results taken over"),
-        (9, "running all exits, part 1 of 2 1 %"),
-        (9, "running all exits, part 1 of 2 50 %"),
-        (9, "count ranges of graph 1 of 3: batch 7"),
-        (9, "count ranges of graph 2 of 3: batch 1"),
-        (0, "quantising layers: 3 of 23"),
-        (4, "quantising layers: 4 of 23"),  # too early
-        (6, "quantising layers: 5 of 23"),
-        (10, "training [####....] 10 %, loss 1.250"),  # goes on from a checkpoint
-        (10, "training [####....] 10 %, loss 1.249"),
-        (10, "training [#####...] 20 %, loss 1.100"),
-        (20, "training [########] 100 %, loss 1.000"),
-        (10, "measuring"),
-        (9, "training [........] 1 %, loss 3.0"),  # another one
-        (9, "graph 1 of 1: batch 7"),
-    ):
-        now[0] += seconds
-        show_progress(text)
-    lines = [line.split(" …")[0] for line in capsys.readouterr().err.split("\r\x1b[K")[1:]]
-    assert [line.partition(", about ")[2] for line in lines] == [
-        "",
-        "18 s left",
-        "",
-        "32 s left",
-        *[""] * 6,
-        "90 s left",
-        "",
-        "",
-        "160 s left",
-        *[""] * 4,
-    ]
 
 
 @pytest.mark.parametrize(

@@ -101,7 +101,7 @@ def test_a_signature_that_was_made_for_something_else_is_refused(
     monkeypatch.setattr(signing, "NAMESPACE", "git")
     sign(board.bundle, board.alice.path)
     monkeypatch.undo()
-    with pytest.raises(TrustError, match="signed for another purpose"):
+    with pytest.raises(TrustError, match="namespace"):
         verify(board.bundle, *board.trusted)
 
 
@@ -189,8 +189,8 @@ def test_what_may_not_be_read_is_told_as_such(board: Board, monkeypatch: pytest.
     sign(board.bundle, board.alice.path)
     told = "Couldn't read signature file: Permission denied"  # root reads everything
     failed = subprocess.CompletedProcess([], 255, "No principal matched.\n", f"{told}\n")
-    monkeypatch.setattr(signing, "_ran", lambda *_: failed)
-    with pytest.raises(TrustError, match=f"its signature cannot be checked: {told}"):
+    monkeypatch.setattr(signing, "run", lambda *_, **__: failed)
+    with pytest.raises(TrustError, match=told):
         verify(board.bundle, *board.trusted)
 
 
@@ -245,7 +245,7 @@ def test_an_ssh_keygen_that_comes_to_no_end_trusts_nobody(board: Board, monkeypa
     slow.chmod(0o755)
     monkeypatch.setenv("PATH", f"{board.bundle.parent}:{os.environ['PATH']}")
     monkeypatch.setattr(signing, "_PATIENCE_S", 0.1)
-    with pytest.raises(TrustError, match="ssh-keygen -Y find-principals did not end within 0 s"):
+    with pytest.raises(TrustError, match="ssh-keygen -Y find-principals: ssh-keygen did not end within 0 s"):
         verify(board.bundle, *board.trusted)
 
 

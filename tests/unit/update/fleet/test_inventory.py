@@ -69,7 +69,7 @@ def test_what_only_ansible_knows_is_left_to_it() -> None:
         ("[boards.hosts]\nx = { ansible_port = 0 }", "board x: expected a whole number >= 1"),
         ('[boards.hosts]\nx = { ansible_port = "22" }', "board x: expected a whole number"),
         ("[boards.hosts]\nx = { ansible_host = 7 }", "`$.ansible_host`"),
-        ("[boards.hosts]\nx = {}\n[boards.vars]\nansible_port = 70000", "[boards.vars] expected"),
+        ("[boards.hosts]\nx = {}\n[boards.vars]\nansible_port = 70000", "board x: expected"),
         ('[boards.hosts]\nx = {}\n[boards.vars]\nvedette_batches = [1, "200%"]', "`$.vedette_batches[1]`"),
         ('[boards.hosts]\nx = {}\n[boards.vars]\nvedette_canary = "x"', "`$.vedette_canary`"),
         ("[boards.hosts]\nx = {}\n[boards.vars]\nvedette_stop_share = inf", "`$.vedette_stop_share`"),
@@ -86,16 +86,16 @@ def test_what_only_ansible_knows_is_left_to_it() -> None:
         ('[boards.hosts]\nx = {}\n[boards.vars]\nvedette_canary = ["y"]', "vedette_canary names y"),
         (
             '[boards.hosts]\nx = {}\n[boards.vars]\nvedette_canaries = ["x"]',
-            "[boards.vars] vedette_canaries is unknown; did you mean 'vedette_canary'?",
+            "[boards.vars] vedette_canaries is unknown here; did you mean 'vedette_canary'?",
         ),
         ("[boards.hosts]\nx = {}\n[boards.vars]\nvedette_stop_shar = 0.1", "did you mean 'vedette_stop_share'?"),
         (
             "[boards.hosts]\nx = { vedette_lok_s = 1 }",
-            "board x: vedette_lok_s is unknown; did you mean 'vedette_look_s'?",
+            "board x: vedette_lok_s is unknown here; did you mean 'vedette_look_s'?",
         ),
         (
             "[boards.hosts]\nx = { vedette_at_once = 1 }",
-            "board x: vedette_at_once applies to all boards: move it",
+            "board x: vedette_at_once is unknown here",
         ),
         (
             "[boards.hosts]\nx = {}\n[boards.var]\nvedette_at_once = 1",

@@ -11,31 +11,28 @@ from hypothesis import strategies as some
 
 from agent.errors import FleetError
 from agent.update.fleet.board import KINDS, BoardOutcome
-from agent.update.fleet.rollout import Begun, Done, Ended, Entry, Ledger, Resumed, Started, replay
+from agent.update.fleet.rollout import Begun, Ledger, LedgerEntry, replay
 
 AT = datetime(2026, 11, 25, tzinfo=UTC)
 BATCHES = [("a",), ("b", "c"), ("d", "e", "f")]
 NAMES = [name for batch in BATCHES for name in batch]
-BEGUN = Begun(AT, "12ab", "x.vedette", "1.2", 3, list(BATCHES))
+BEGUN = LedgerEntry(AT, Begun("12ab", "x.vedette", "1.2", 3, list(BATCHES)))
+END = LedgerEntry(AT, outcome=BoardOutcome("a", "updated"))
 OUTCOMES = some.builds(BoardOutcome, some.sampled_from(NAMES), some.sampled_from(KINDS), some.text(max_size=20))
-LATER = some.one_of(
-    OUTCOMES.map(lambda one: Ended(AT, one)),
-    some.sampled_from(NAMES).map(lambda name: Started(AT, name)),
-    some.sampled_from([Resumed(AT), Done(AT, "enough"), Done(AT)]),
-)
+LATER = OUTCOMES.map(lambda one: LedgerEntry(AT, outcome=one))
 ENTRIES = some.lists(LATER, max_size=25).map(lambda later: [BEGUN, *later])
 
 
 def test_nothing_is_the_start() -> None:
     assert replay([]) is None
-    assert replay([Done(AT)]) is None
+    assert replay([END]) is None
 
 
 @given(ENTRIES)
-def test_the_newest_outcome_of_a_board_counts_and_those_without_are_left(entries: list[Entry]) -> None:
+def test_the_newest_outcome_of_a_board_counts_and_those_without_are_left(entries: list[LedgerEntry]) -> None:
     found = replay(entries)
     assert found is not None
-    newest = {entry.outcome.board: entry.outcome for entry in entries if isinstance(entry, Ended)}
+    newest = {entry.outcome.board: entry.outcome for entry in entries if entry.outcome}
     assert found.outcomes == newest
     left = [name for batch in found.left for name in batch]
     assert left == [name for name in NAMES if name not in newest or not newest[name].is_good]
@@ -44,20 +41,13 @@ def test_the_newest_outcome_of_a_board_counts_and_those_without_are_left(entries
 
 
 @given(ENTRIES, ENTRIES)
-def test_of_two_rollouts_the_newer_counts(one: list[Entry], other: list[Entry]) -> None:
+def test_of_two_rollouts_the_newer_counts(one: list[LedgerEntry], other: list[LedgerEntry]) -> None:
     assert replay([*one, *other]) == replay(other)
-
-
-@given(ENTRIES)
-def test_going_on_takes_back_that_it_was_stopped(entries: list[Entry]) -> None:
-    found = replay([*entries, Done(AT, "enough"), Resumed(AT)])
-    assert found is not None
-    assert (found.reason, found.done) == ("", False)
 
 
 @given(entries=ENTRIES, cut=some.integers(0, 200))
 def test_a_line_that_is_cut_off_takes_nothing_else_with_it(
-    tmp_path_factory: pytest.TempPathFactory, entries: list[Entry], cut: int
+    tmp_path_factory: pytest.TempPathFactory, entries: list[LedgerEntry], cut: int
 ) -> None:
     path = tmp_path_factory.mktemp("ledger") / "x.ledger"
     ledger = Ledger(path)
@@ -66,9 +56,9 @@ def test_a_line_that_is_cut_off_takes_nothing_else_with_it(
     whole = path.read_bytes()
     last = len(whole) - whole.rstrip(b"\n").rfind(b"\n") - 2
     path.write_bytes(whole[: len(whole) - min(cut + 2, last)] if len(entries) > 1 else whole)
-    ledger.add(Done(AT))
+    ledger.add(END)
     kept = entries[:-1] if len(entries) > 1 else entries
-    assert ledger.read() == [*kept, Done(AT)]
+    assert ledger.read() == [*kept, END]
 
 
 def test_no_file_is_an_empty_ledger_and_another_file_is_none(tmp_path: Path) -> None:
@@ -86,8 +76,8 @@ def test_lines_that_are_damaged_are_left_out(tmp_path: Path) -> None:
     ledger.add(BEGUN)
     with ledger.path.open("ab") as file:
         file.write(b"\xff\x00\n[[[[\n{}\n")
-    ledger.add(Done(AT))
-    assert ledger.read() == [BEGUN, Done(AT)]
+    ledger.add(END)
+    assert ledger.read() == [BEGUN, END]
 
 
 @pytest.mark.parametrize("junk", [b"milk", b"\x00\n", b"{}\n", b"[1, 2]\nmilk\n"])
@@ -96,11 +86,3 @@ def test_a_file_without_a_line_of_a_ledger_is_none(tmp_path: Path, junk: bytes) 
     ledger.path.write_bytes(junk)
     with pytest.raises(FleetError, match="is not a ledger of a rollout: name another --ledger"):
         ledger.read()
-
-
-@pytest.mark.parametrize("length", [1, 7, 40])
-def test_a_first_line_that_the_power_cut_off_is_begun_anew(tmp_path: Path, length: int) -> None:
-    ledger = Ledger(tmp_path / "x.ledger")
-    ledger.add(BEGUN)
-    ledger.path.write_bytes(ledger.path.read_bytes()[:length])
-    assert ledger.read() == []

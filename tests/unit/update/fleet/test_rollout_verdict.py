@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
-
 import msgspec
 import pytest
 
 from agent.update.fleet.board import BoardOutcome
 from agent.update.fleet.rollout import Begun, RolloutProgress, size, verdict
 
-BEGUN = Begun(datetime(2026, 11, 25, tzinfo=UTC), "12ab", "<x>.vedette", "1.2", 3, [("porch",), ("roof", "gate")])
+BEGUN = Begun("12ab", "<x>.vedette", "1.2", 3, [("porch",), ("roof", "gate")])
 ONE = msgspec.structs.replace(BEGUN, batches=[("porch",)])
 GOOD = {
     name: BoardOutcome(name, "updated", "", "1.2", 61.0, 900_000, 90_000_000, 4.2) for name in ("porch", "roof")
@@ -21,14 +19,14 @@ GOOD = {
     ("standing", "said"),
     [
         (
-            RolloutProgress(BEGUN, {**GOOD, "gate": BoardOutcome("gate", "current")}, "", True),
+            RolloutProgress(BEGUN, {**GOOD, "gate": BoardOutcome("gate", "current")}),
             "all 3 boards have it",
         ),
         (RolloutProgress(BEGUN, GOOD, "no network"), "stopped: no network; 1 of 3 boards does not have it"),
-        (RolloutProgress(BEGUN, GOOD, "", True), "1 of 3 boards does not have it yet"),
-        (RolloutProgress(BEGUN, {}), "running or interrupted: 3 of 3 boards do not have it yet"),
+        (RolloutProgress(BEGUN, GOOD), "1 of 3 boards does not have it yet"),
+        (RolloutProgress(BEGUN, {}), "3 of 3 boards do not have it yet"),
         (RolloutProgress(ONE, {}, "no network"), "stopped: no network; the board does not have it"),
-        (RolloutProgress(ONE, {}, "", True), "the board does not have it yet"),
+        (RolloutProgress(ONE, {}), "the board does not have it yet"),
         (RolloutProgress(ONE, {"porch": BoardOutcome("porch", "current")}), "the board has it"),
     ],
 )

@@ -3,8 +3,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from agent.cli.checks import Finding
-from agent.cli.checks.examine import check_configuration
 from agent.cli.checks.models import Tried
+from agent.cli.doctor import check_configuration
 from tests.support.boards import pi4
 
 

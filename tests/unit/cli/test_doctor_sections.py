@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from agent.cli.checks import Finding, Report, advice_of, board, models
-from agent.cli.checks.examine import examine
 from agent.cli.checks.models import Tried
+from agent.cli.doctor import examine
 from tests.support.boards import pi4
 from tests.support.mosquitto import HOST, Mosquitto
 
