@@ -261,8 +261,7 @@ def prune(model: str, out: Path, **options: Any) -> None:
     Connections become zero, which speeds up float 1x1 convolutions on ARM only; with `structured = true` in the
     recipe, whole channels go, and the model becomes smaller and faster everywhere.
 
-    With --module, the network is trained with its batch norms. Without, the graph of MODEL itself is, in small
-    steps, and only connections can go.
+    --module names the network that MODEL was imported from, or trained as.
 
     One part of the examples is for training, on the other the result is measured. An interrupted run goes on from
     its checkpoints, in the folder OUT.work, and ends with the same bytes.

@@ -114,6 +114,8 @@ def prune_and_write(
     as_json: bool,
 ) -> None:
     """Prune a classifier. Raises as `run_step`, and ConfigError if the recipe is wrong."""
+    if not module:
+        raise click.UsageError("pruning trains: give --module PATH.py:FACTORY, which MODEL was imported from")
 
     def make(folder: Path) -> MadeModel:
         from agent.optimise.factory import load_factory
@@ -121,16 +123,16 @@ def prune_and_write(
 
         model = open_source(name, tell)
         examples = _read(model, data, recipe, file.recipe, limit)
-        net = load_factory(module, weights) if module else None
+        net = load_factory(module, weights)
         check_pruning(model, net, examples, file)
         found = prune_model(model, net, examples, file.recipe, folder=folder, command=command, progress=_pruning)
-        return MadeModel(found.content, found.report, {_CHART: found.chart}, found.keys)
+        return MadeModel(found.content, found.report, keys=found.keys)
 
     inputs = inputs_of(data=data, recipe=recipe, module=module, weights=weights)
     file = _recipe_of(recipe)
     file.check_prune()
     checkpoints = ("rounds.checkpoint", "anneal.checkpoint")
-    run_step(StepJob(out, name, inputs, (_CHART,), checkpoints, True, force, as_json), make)
+    run_step(StepJob(out, name, inputs, (), checkpoints, True, force, as_json), make)
 
 
 def _pruning(state: PruningState) -> None:
@@ -224,13 +226,13 @@ def train_and_write(
         examples, names = read(examples_path(data, recipe, stated), request, stated)
         _tell_examples(examples)
         found = train(examples, names, request, stated, progress=_training(), tell=tell)
-        return MadeModel(found.content, found.report, {_CHART: found.chart, _WEIGHTS: found.weights}, found.keys)
+        return MadeModel(found.content, found.report, {_WEIGHTS: found.weights}, found.keys)
 
     inputs = inputs_of(data=data, recipe=recipe, module=network, weights=weights)
     stated, shape = _recipe_of(recipe).recipe, _shape(size)
     if limit:
         stated = replace(stated, data=replace(stated.data, limit=limit))
-    job = StepJob(out, "", inputs, (_CHART, _WEIGHTS), ("train.checkpoint",), False, force, as_json)
+    job = StepJob(out, "", inputs, (_WEIGHTS,), ("train.checkpoint",), False, force, as_json)
     run_step(job, make)
 
 

@@ -24,7 +24,6 @@ from agent.structs import convert
 
 Method = Literal["int8", "dynamic", "int4", "mixed"]
 Importance = Literal["gradient*weight", "weight", "gradient/weight", "random"]
-NEED_GRADIENTS: tuple[Importance, ...] = ("gradient*weight", "gradient/weight")
 Objective = Literal["accuracy", "latency", "size"]
 Whole = Annotated[int, Meta(ge=0, le=2**31)]
 Count = Annotated[int, Meta(ge=1, le=2**31)]
@@ -104,11 +103,16 @@ class PruneRecipe(Struct, frozen=True, forbid_unknown_fields=True):
         """Return the importance, with the default filled in."""
         return self.importance or ("gradient*weight" if self.structured else "weight")
 
+    @property
+    def needs_gradients(self) -> bool:
+        """Return True if the importance is summed over training steps."""
+        return self.ranked_by in ("gradient*weight", "gradient/weight")
+
     def fault(self) -> str:
         """Say what does not go together, the key first; empty: all does."""
         if self.over_layers and not self.structured:
             return "over_layers: is for channels, with structured = true; connections are always compared so"
-        if self.ranked_by in NEED_GRADIENTS and not self.round_steps:
+        if self.needs_gradients and not self.round_steps:
             return f"round_steps: expected 1 or more, since {self.ranked_by} needs gradients, got 0"
         return ""
 

@@ -29,9 +29,9 @@ from agent.optimise.graph.from_torch import ImportedModule, export
 from agent.optimise.inputs import check_room
 from agent.optimise.pruning.file import training_inputs, training_settings
 from agent.optimise.recipe import Recipe
-from agent.optimise.report import OptimiseReport, StepResult, as_png, describe_machine, new_figure
+from agent.optimise.report import OptimiseReport, StepResult, describe_machine
 from agent.optimise.source import learned_sample
-from agent.optimise.train import TrainingEpoch, TrainingSettings, TrainingStep, fit
+from agent.optimise.train import TrainingSettings, TrainingStep, fit
 from agent.optimise.training.data import Shape, check_classes, check_logits, read_class_examples, untaught
 from agent.optimise.training.networks import SMALLEST
 from agent.optimise.tune import split
@@ -79,14 +79,12 @@ class TrainedNetwork(Struct, frozen=True):
         weights: for `agent.optimise.factory.load_factory`.
         keys: of the manifest.
         report: with the score on examples that training has not seen.
-        chart: PNG of the loss over the epochs, and of a classifier's accuracy.
     """
 
     content: bytes
     weights: bytes
     keys: dict[str, Any]
     report: OptimiseReport
-    chart: bytes
 
 
 def read_pictures(path: Path, request: TrainRequest, recipe: Recipe) -> tuple[Examples, tuple[str, ...]]:
@@ -162,8 +160,7 @@ def train_classifier(
     )
     for line in untaught(_labels(seen), _labels(measured), names):
         tell(line)
-    new_figure(1.0, 1.0)  # that matplotlib is missing is told now and not in an hour
-    history = fit(
+    fit(
         module,
         training_inputs(seen, PREPARATION),
         _labels(seen),
@@ -184,7 +181,6 @@ def train_classifier(
         save_module(module, request.network, parameters, learned),
         _keys(names),
         report,
-        draw_training(history.epochs),
     )
 
 
@@ -320,21 +316,3 @@ def _remarks(measured: NDArray[np.int64], seen: NDArray[np.int64], names: Sequen
         yield f"{rare} has {plural(int(counts[rarest]), 'example')} to learn from, and {often} {counts.max()}"
     if (few := np.bincount(measured, minlength=len(names)).min()) < _FEW:
         yield f"a class has only {plural(int(few), 'example')} to measure on: the score may be some per cent off"
-
-
-def draw_training(epochs: Sequence[TrainingEpoch]) -> bytes:
-    """Return a PNG of the loss over the epochs, and of the accuracy on other examples if it was measured.
-
-    Raises:
-        ModelError: matplotlib is not installed.
-    """
-    curves = {"loss in training": [one.loss for one in epochs]}
-    if measured := [100 * one.accuracy for one in epochs if one.accuracy is not None]:
-        curves["accuracy on other examples, %"] = measured
-    figure = new_figure(4.5 * len(curves), 4.0)
-    axes = figure.subplots(1, len(curves), squeeze=False)[0]
-    for axis, (name, values) in zip(axes, curves.items(), strict=True):
-        axis.plot([one.number for one in epochs], values, marker=".")
-        axis.set(xlabel="epoch", ylabel=name)
-        axis.grid(alpha=0.3)
-    return as_png(figure)

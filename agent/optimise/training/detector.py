@@ -33,7 +33,7 @@ from agent.optimise.factory import fastest_device, learned_of, save_module
 from agent.optimise.graph.from_torch import ImportedModule, float_tflite
 from agent.optimise.pruning.file import normalisation_of, training_inputs
 from agent.optimise.recipe import Recipe
-from agent.optimise.report import OptimiseReport, StepResult, describe_machine, new_figure
+from agent.optimise.report import OptimiseReport, StepResult, describe_machine
 from agent.optimise.source import learned_sample
 from agent.optimise.train import TrainingSettings, TrainingStep, fit
 from agent.optimise.training.boxes import BoxAugmentation, BoxAugmenter, DetectionLoss
@@ -44,7 +44,6 @@ from agent.optimise.training.classifier import (
     TrainRequest,
     build_network,
     check_memory,
-    draw_training,
     export_network,
     export_trained,
 )
@@ -138,14 +137,13 @@ def train_detector(
     )
     for line in untaught(_classes_of(objects), _classes_of(others), names):
         tell(line)
-    new_figure(1.0, 1.0)  # that matplotlib is missing is told now and not in an hour
-    history = _fit(module, training_inputs(seen, PREPARATION), objects, settings, recipe, request, progress)
+    _fit(module, training_inputs(seen, PREPARATION), objects, settings, recipe, request, progress)
     exported = export_trained(module.cpu(), shape, request.folder, OUTPUTS)
     model = _model(exported.content, names, request)
     found = evaluate_model(model, measured, EvaluationRequest())
     report = replace(_report(request, exported, found, objects, others, names), learned=learned)
     weights = save_module(module, request.network, parameters, learned)
-    return TrainedNetwork(exported.content, weights, _keys(names), report, draw_training(history.epochs))
+    return TrainedNetwork(exported.content, weights, _keys(names), report)
 
 
 def _check_boxes(examples: Examples, seen: Sequence[ObjectBoxes], measured: Sequence[ObjectBoxes]) -> None:

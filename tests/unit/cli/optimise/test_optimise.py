@@ -393,7 +393,7 @@ def test_what_is_left_is_told_from_counts_and_shares(
     "command",
     [
         ["quantise", "m.tflite", "o.tflite"],
-        ["prune", "m.tflite", "o.tflite"],
+        ["prune", "m.tflite", "o.tflite", "--module", "n.py:build"],
         ["depth", "m.tflite", "o.tflite"],
         ["tune", "m.tflite", "o.tflite"],
         ["anomaly", "m.tflite", "o.tflite"],
