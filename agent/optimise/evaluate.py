@@ -149,21 +149,6 @@ def change(before: Score, after: Score) -> ScoreChange:
     return ScoreChange(value, (max(-1.0, value - _Z * spread), min(1.0, value + _Z * spread)))
 
 
-def p_value(one: Sequence[bool], other: Sequence[bool]) -> float | None:
-    """Return the probability of such a difference, or a larger one, between models that are equally good.
-
-    By the exact test of McNemar: of the examples on which they differ, either is right with the same probability.
-    None: they are not scores of the same examples.
-    """
-    if not one or len(one) != len(other):
-        return None
-    gained = sum(b and not a for a, b in zip(one, other, strict=True))
-    lost = sum(a and not b for a, b in zip(one, other, strict=True))
-    count, fewer = gained + lost, min(gained, lost)
-    tail = sum(math.comb(count, number) for number in range(fewer + 1))
-    return min(1.0, float(2 * tail / 2**count))
-
-
 @contextmanager
 def open_content(content: bytes, manifest: Manifest, variant: str = "", threads: int = 1) -> Iterator[Session]:
     """Open a model file on the CPU, as the daemon does.

@@ -383,7 +383,6 @@ def _complete_evaluated(context: click.Context, option: click.Parameter, incompl
 @click.option(
     "--every", type=click.IntRange(1), default=1, metavar="N", help="Of clips, take each Nth picture alone."
 )
-@picture_option("the confusions")
 @click.option("--report", type=PATH, help="Write this HTML, with the worst errors of a model of pictures.")
 @click.option(
     "--results", type=PATH, metavar="FILE", help="Store what each file gave here, and continue from it."
