@@ -136,9 +136,9 @@ def features(model: str, out: Path, tensor: str, force: bool, as_json: bool) -> 
 
 
 def _complete_step(_context: click.Context, _option: click.Parameter, incomplete: str) -> list[str]:
-    from agent.optimise.recipe import EXAMPLES
+    from agent.optimise.recipe import SECTIONS
 
-    return [step for step in EXAMPLES if step.startswith(incomplete)]
+    return [step for step in SECTIONS if step.startswith(incomplete)]
 
 
 @optimise.command("import")
@@ -393,7 +393,6 @@ def quantise(model: str, out: Path, **options: Any) -> None:
 @click.option("--study", required=True, callback=_study, metavar="FOLDER", help="Where the trials are kept.")
 @click.option("--trials", type=click.IntRange(min=1), help="End when the study has so many.")
 @click.option("--for", "seconds", metavar="TIME", callback=_seconds, help="End after this time, such as 60m.")
-@click.option("--workers", type=click.IntRange(1, 256), default=1, show_default=True, help="Processes here.")
 @click.option("--board", default="", metavar="USER@HOST", help="Measure the latency there, over SSH.")
 @_DATA
 @_JSON

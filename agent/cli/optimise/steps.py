@@ -59,7 +59,7 @@ def quantise_and_write(out: Path, *, force: bool, as_json: bool, **options: Any)
         ModelError: the model cannot be quantised, or see `run_step`.
     """
     try:
-        from agent.optimise.quantisation.request import QuantiseRequest, may_train, quantise_file
+        from agent.optimise.quantisation.request import QuantiseRequest, quantise_file
     except ImportError as error:
         raise ModelError(f"quantising needs pip install '.[optimise]' in the clone: {error}") from error
     request, checkpoint = QuantiseRequest(**options), "qat.checkpoint"
@@ -69,8 +69,7 @@ def quantise_and_write(out: Path, *, force: bool, as_json: bool, **options: Any)
         return MadeModel(found.content, found.report)
 
     inputs = inputs_of(data=request.data, recipe=request.recipe)
-    trains = may_train(request)
-    run_step(StepJob(out, request.model, inputs, (), (checkpoint,), trains, force, as_json), make, layers=True)
+    run_step(StepJob(out, request.model, inputs, (), (checkpoint,), force, as_json), make, layers=True)
 
 
 def tune_and_write(out: Path, *, force: bool, as_json: bool, **options: Any) -> None:
@@ -92,8 +91,7 @@ def tune_and_write(out: Path, *, force: bool, as_json: bool, **options: Any) -> 
         return MadeModel(found.content, found.report, {_MARKDOWN: markdown(found.report).encode()}, found.keys)
 
     inputs = inputs_of(data=request.data, recipe=request.recipe, module=request.module, weights=request.weights)
-    trains = request.qat or bool(request.module)
-    run_step(StepJob(out, request.model, inputs, (_MARKDOWN,), CHECKPOINTS, trains, force, as_json), make)
+    run_step(StepJob(out, request.model, inputs, (_MARKDOWN,), CHECKPOINTS, force, as_json), make)
     if failures and not changed[0]:
         raise ReportedError(f"{request.model}: nothing is written, since steps failed: {'; '.join(failures)}")
     if not changed[0]:
@@ -132,7 +130,7 @@ def prune_and_write(
     file = _recipe_of(recipe)
     file.check_prune()
     checkpoints = ("rounds.checkpoint", "anneal.checkpoint")
-    run_step(StepJob(out, name, inputs, (), checkpoints, True, force, as_json), make)
+    run_step(StepJob(out, name, inputs, (), checkpoints, force, as_json), make)
 
 
 def _pruning(state: PruningState) -> None:
@@ -186,8 +184,7 @@ def deepen_and_write(
     stated = _recipe_of(recipe).recipe
     stated = replace(stated, depth=replace(stated.depth, **{k: v for k, v in given.items() if v is not None}))
     checkpoints = ("heads.checkpoint", "joint.checkpoint")
-    trains = stated.depth.epochs > 0
-    run_step(StepJob(out, name, inputs, (_MARKDOWN, _CHART), checkpoints, trains, force, as_json), make)
+    run_step(StepJob(out, name, inputs, (_MARKDOWN, _CHART), checkpoints, force, as_json), make)
 
 
 def _deepening(state: ExitProgress) -> None:
@@ -232,7 +229,7 @@ def train_and_write(
     stated, shape = _recipe_of(recipe).recipe, _shape(size)
     if limit:
         stated = replace(stated, data=replace(stated.data, limit=limit))
-    job = StepJob(out, "", inputs, (_WEIGHTS,), ("train.checkpoint",), False, force, as_json)
+    job = StepJob(out, "", inputs, (_WEIGHTS,), ("train.checkpoint",), force, as_json)
     run_step(job, make)
 
 
@@ -293,7 +290,7 @@ def write_anomaly_model(
         found = make_anomaly_model(model, sound, others, settings, command=command, progress=_learning)
         return MadeModel(found.content, found.report, {_CHART: found.sheet}, found.keys)
 
-    run_step(StepJob(out, name, [data, faulty], (_CHART,), (), False, force, as_json), make)
+    run_step(StepJob(out, name, [data, faulty], (_CHART,), (), force, as_json), make)
 
 
 def _learning(what: str, share: float) -> None:

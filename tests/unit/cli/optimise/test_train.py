@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -187,7 +186,7 @@ def test_a_network_without_parameters_is_told(folder: Path) -> None:
 def test_a_detector_learns_boxes_and_is_found_and_quantised(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("agent.optimise.training.detector.time_ms", partial(time_ms, rounds=2))
+    monkeypatch.setattr("agent.optimise.training.classifier.time_ms", partial(time_ms, rounds=2))
     data = write(tmp_path / "shapes", 24)
     out = tmp_path / "net.tflite"
     given = ["--data", data, "--size", "64x96"]
@@ -226,14 +225,3 @@ def test_a_detector_learns_boxes_and_is_found_and_quantised(
     told = said(run("train", "detector", tmp_path / "c.tflite", *given, *weights))
     assert "was trained for 2 classes, and there are 3" in told
     assert not (tmp_path / "c.tflite").exists()
-
-
-def test_a_disk_without_room_for_a_checkpoint_is_told_before_the_training(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("agent.optimise.inputs.shutil.disk_usage", lambda _folder: SimpleNamespace(free=100))
-    done = call(folder)
-    assert done.exit_code == 1
-    assert "MB are free, and the checkpoints take" in said(done)
-    assert not (folder / "net.work").exists()
-    assert not (folder / "net.tflite").exists()

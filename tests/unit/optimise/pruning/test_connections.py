@@ -17,13 +17,10 @@ from torch import nn
 
 from agent.errors import ModelError
 from agent.optimise.augment import Augmentation
-from agent.optimise.inputs import _COPIES
-from agent.optimise.pruning.channels import prune_channels
 from agent.optimise.pruning.connections import cut, prunable, prune, sparsity_of
 from agent.optimise.pruning.rounds import anneal_settings, round_settings
 from agent.optimise.recipe import PruneRecipe
 from agent.optimise.train import TrainingSettings, TrainingStep, evaluate, fit, learning_rate_factor
-from agent.storage.files import write_atomic
 
 torch.set_num_threads(1)
 
@@ -191,24 +188,3 @@ def test_a_cut_takes_the_least_and_never_all_of_a_layer(
     again = {name: mask.clone() for name, mask in masks.items()}
     cut(again, scores, target)
     assert sparsity_of(again) == sparsity_of(masks) or levels
-
-
-@pytest.mark.parametrize("structured", [False, True])
-@pytest.mark.parametrize("epochs", [0.0, 2.0])
-def test_checkpoints_take_no_more_than_is_checked_before(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, structured: bool, epochs: float
-) -> None:
-    taken = []
-
-    def write(path: Path, data: bytes) -> None:
-        taken.append(len(data) + sum(one.stat().st_size for one in tmp_path.iterdir()))
-        write_atomic(path, data)
-
-    monkeypatch.setattr("agent.optimise.checkpoint.write_atomic", write)
-    monkeypatch.setattr("agent.optimise.train._SAVE_EVERY_S", -1.0)
-    wide = [nn.Conv2d(3, 256, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(256, 128, 3), nn.Flatten()]
-    module = nn.Sequential(*wide, nn.Linear(128, 3))
-    settings = replace(SETTINGS, target=0.5, rounds=2, anneal_epochs=epochs, structured=structured)
-    (prune_channels if structured else prune)(module, *examples(), settings, TRAINING, folder=tmp_path)
-    weights_size = sum(one.nbytes for one in module.state_dict().values())
-    assert max(taken) <= _COPIES * weights_size
