@@ -37,7 +37,7 @@ from agent.config import CascadeConfig, DecodeConfig
 from agent.errors import ModelError
 from agent.models.library import installed_runtime
 from agent.optimise.data import Examples
-from agent.optimise.data.class_numbers import SCORE_HINTS, no_classifier
+from agent.optimise.data.layouts import SCORE_HINTS, no_classifier
 from agent.optimise.evaluation.timing import busy_remark, least_ms, time_turns
 from agent.text import plural
 from agent.types import Array, Detection

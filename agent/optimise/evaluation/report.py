@@ -87,8 +87,8 @@ def _picture_tables(found: Evaluation) -> Iterator[EvaluationTable]:
     columns = shown if has_ap else shown[:-1]
     rows = [_class_row(one)[: len(columns)] for one in found.classes if one.count]
     yield EvaluationTable("by class", columns, columns[1:], rows)
-    names = [one.name for one in found.classes]
-    yield from _confusions(found.confusion, names, names)
+    classes = [one.name for one in found.classes]
+    yield from _confusions(found.confusion, classes, classes)
     points = [row for one in found.positives for row in _threshold_rows(one)]
     if points:
         alarms = "false a picture" if found.metric == "AP" else "false alarms"

@@ -180,7 +180,6 @@ class DepthRecipe(Struct, frozen=True, forbid_unknown_fields=True):
         epochs: passes over the data in which all exits are trained together; 0: the heads alone.
         taught: weight of the last exit's answers in the loss of the others; the labels have the rest.
         grid: cells along each side of a picture whose means a head sees.
-        bands: instead, a head keeps the axis before the channels apart, such as the frequency of sound.
         loss: accuracy that the cascade may lose on the examples of the calibration, 0..1.
     """
 
@@ -189,7 +188,6 @@ class DepthRecipe(Struct, frozen=True, forbid_unknown_fields=True):
     epochs: Annotated[float, Meta(ge=0.0, le=1e6)] = 2.0
     taught: Annotated[float, Meta(ge=0.0, le=1.0)] = 0.5
     grid: Annotated[int, Meta(ge=1, le=8)] = 2
-    bands: bool = False
     loss: Share = 0.005
 
 

@@ -61,7 +61,7 @@ REACH = 3
 """Steps that a band sees on either side."""
 
 
-class DenseAttention(nn.Module):
+class DenseAttention(nn.Module):  # type: ignore[misc]
     """Attention of each step of [batch, channels, steps, 1] to all steps, with a softmax over the scores.
 
     Args:
@@ -358,7 +358,7 @@ def _timed(interpreter: Any) -> float:
 def shares() -> dict[str, float]:
     """Parameters and multiply-adds of each light block, of those of dense attention."""
     found = {name: cost(make()) for name, make in BLOCKS.items() if name not in (*DENSE, "none")}
-    dense, figures = cost(BLOCKS["dense"]()), {}
+    dense, figures = cost(BLOCKS["dense"]()), dict[str, float]()
     for place, what in enumerate(("parameters", "multiply_adds")):
         figures |= {f"{name}_{what}": own[place] / dense[place] for name, own in found.items()}
     return figures

@@ -184,7 +184,7 @@ def test_a_network_over_the_budget_is_not_trained(folder: Path) -> None:
     change(folder, "rungs = [1, 2]", 'rungs = [1, 2]\nbudget = "size<1kB"')
     done = search(folder, "--trials", 2, "--json")
     assert done.exit_code == 1
-    assert "no trial meets the budget size<1kB; the nearest, " in said(done)
+    assert "no trial meets the budget size<1kB; the last one is " in said(done)
     trials = json.loads(done.stdout.splitlines()[0])["trials"]
     assert [one["state"] for one in trials] == ["stopped", "stopped"]
     assert "over the budget: size" in trials[0]["reason"]
