@@ -3,16 +3,12 @@
 Dense attention multiplies two matrices of activations and takes a softmax over the scores; XNNPACK has neither
 for INT8, so that the graph falls into several delegates. Here a query meets few keys, `seen` of them,
 elementwise: a product with each key, and a convolution of one pixel that sums it up to a score. The weights of
-the values are no softmax but one of
-
-- `sigmoid` of each score (https://arxiv.org/abs/2409.04431), so that a step may also attend to nothing;
-- `top`: what a score lacks to the best one of those that are seen; from 6 on, the weight is 0. An exact choice of
-  the k best has no operation there.
+the values are no softmax but a sigmoid of each score (https://arxiv.org/abs/2409.04431), so that a step may also
+attend to nothing.
 
 What is seen: the steps around one (`BandedAttention`), steps at fixed distances (`PatternAttention`, with gaps as
 in https://arxiv.org/abs/2004.05150), or a few learned summaries of the whole sequence (`LowRankAttention`, as
-https://arxiv.org/abs/2006.04768, but with one stretch of the sequence for each summary). `DenseAttention` is what
-they are compared with.
+https://arxiv.org/abs/2006.04768, but with one stretch of the sequence for each summary).
 
 A block that is `normalised` has a batch norm behind the projection, and one behind the output whose weights begin
 at 0, so that the block begins as the identity (https://arxiv.org/abs/2104.01136). Both become part of the
@@ -25,24 +21,18 @@ All take and return [batch, channels, steps, 1], and raise `ModelError` for anot
 from __future__ import annotations
 
 from bisect import bisect
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from math import log
-from typing import Any, Literal, get_args
+from typing import Any
 
 import torch
-from msgspec import Struct
 from torch import Tensor, nn
 from torch.nn import functional
 
 from agent.errors import ModelError
-from agent.optimise.graph.from_torch import export
-
-Gate = Literal["sigmoid", "top"]
-_WIDTH = 6.0
-"""Score below the best one from which a weight is 0: where ReLU6 ends."""
 
 
-def _pointwise(incoming: int, outgoing: int, normalised: bool, begins_at: float = 1.0) -> Any:
+def pointwise(incoming: int, outgoing: int, normalised: bool, begins_at: float = 1.0) -> Any:
     """Return a convolution of one pixel; with a batch norm whose weights begin at this, if `normalised`."""
     convolution = nn.Conv2d(incoming, outgoing, 1, bias=not normalised)
     if not normalised:
@@ -52,14 +42,10 @@ def _pointwise(incoming: int, outgoing: int, normalised: bool, begins_at: float 
     return nn.Sequential(convolution, norm)
 
 
-def _is_whole(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
 def _check_counts(**counts: int) -> None:
     for name, count in counts.items():
-        if not _is_whole(count) or count < 1:
-            raise ModelError(f"{name}: expected a whole number of 1 or more, got {count!r}")
+        if count < 1:
+            raise ModelError(f"{name}: expected 1 or more, got {count}")
 
 
 def _check_sequence(x: Tensor, channels: int) -> None:
@@ -87,39 +73,31 @@ class _LightAttention(nn.Module):
         channels: of the sequence.
         head: channels of queries, keys and values.
         seen: number of keys that a query meets.
-        gate, normalised: see the docstring of the module.
+        normalised: see the docstring of the module.
 
     Raises:
-        ModelError: a number is less than 1, or there is no such gate.
+        ModelError: a number is less than 1.
     """
 
-    def __init__(self, channels: int, head: int, seen: int, gate: Gate, normalised: bool) -> None:
+    def __init__(self, channels: int, head: int, seen: int, normalised: bool) -> None:
         _check_counts(channels=channels, head=head)
-        if gate not in get_args(Gate):
-            raise ModelError(f"gate: expected {' or '.join(get_args(Gate))}, got {gate!r}")
         super().__init__()
-        self.channels, self.head, self.seen, self.gate = channels, head, seen, gate
-        self.projection = _pointwise(channels, 3 * head, normalised)
+        self.channels, self.head, self.seen = channels, head, seen
+        self.projection = pointwise(channels, 3 * head, normalised)
         self.score = nn.Conv2d(head, 1, 1)
         self.gathered = nn.Conv2d(head, head, (1, seen), groups=head)
-        self.output = _pointwise(head, channels, normalised, begins_at=0.0)
+        self.output = pointwise(head, channels, normalised, begins_at=0.0)
         nn.init.constant_(self.score.weight, head**-0.5)
         nn.init.constant_(self.score.bias, -log(seen))
-        nn.init.constant_(self.gathered.weight, 1.0 if gate == "sigmoid" else 1 / (_WIDTH * seen))
+        nn.init.constant_(self.gathered.weight, 1.0)
         nn.init.zeros_(self.gathered.bias)
 
     def forward(self, x: Tensor) -> Tensor:
         _check_sequence(x, self.channels)
         query, rest = self.projection(x).split((self.head, 2 * self.head), dim=1)
         key, value = self._met(rest).split((self.head, self.head), dim=1)
-        weights = self._weights(self.score(key * query))
+        weights = torch.sigmoid(self.score(key * query))
         return x + self.output(self.gathered(value * weights))
-
-    def _weights(self, scores: Tensor) -> Tensor:
-        if self.gate == "sigmoid":
-            return torch.sigmoid(scores)
-        best = functional.max_pool2d(scores, (1, self.seen))
-        return functional.relu6(scores - best + _WIDTH)
 
     def _met(self, rest: Tensor) -> Tensor:
         """Return keys and values [batch, 2 × head, steps or 1, seen] for those of each step."""
@@ -133,7 +111,7 @@ class PatternAttention(_LightAttention):
         channels: of the sequence.
         head: channels of queries, keys and values.
         offsets: distances in steps, such as (-8, -4, -2, -1, 0, 1, 2, 4, 8).
-        gate, normalised: see the docstring of the module.
+        normalised: see the docstring of the module.
 
     Raises:
         ModelError: there are no offsets, or one is there twice.
@@ -144,13 +122,12 @@ class PatternAttention(_LightAttention):
         channels: int,
         head: int,
         offsets: Sequence[int],
-        gate: Gate = "sigmoid",
         *,
         normalised: bool = False,
     ) -> None:
-        if not offsets or not all(map(_is_whole, offsets)) or len({*offsets}) < len(offsets):
-            raise ModelError(f"offsets: expected distances in whole steps, each once, got {[*offsets]}")
-        super().__init__(channels, head, len(offsets), gate, normalised)
+        if not offsets or len({*offsets}) < len(offsets):
+            raise ModelError(f"offsets: expected distances in steps, each once, got {[*offsets]}")
+        super().__init__(channels, head, len(offsets), normalised)
         self.offsets = tuple(offsets)
 
     def _met(self, rest: Tensor) -> Tensor:
@@ -166,18 +143,16 @@ class BandedAttention(PatternAttention):
         channels: of the sequence.
         head: channels of queries, keys and values.
         reach: steps before and behind.
-        gate, normalised: see the docstring of the module.
+        normalised: see the docstring of the module.
 
     Raises:
-        ModelError: the reach is negative, or no whole number.
+        ModelError: the reach is negative.
     """
 
-    def __init__(
-        self, channels: int, head: int, reach: int, gate: Gate = "sigmoid", *, normalised: bool = False
-    ) -> None:
-        if not _is_whole(reach) or reach < 0:
-            raise ModelError(f"reach: expected a whole number of 0 or more, got {reach!r}")
-        super().__init__(channels, head, range(-reach, reach + 1), gate, normalised=normalised)
+    def __init__(self, channels: int, head: int, reach: int, *, normalised: bool = False) -> None:
+        if reach < 0:
+            raise ModelError(f"reach: expected 0 or more, got {reach}")
+        super().__init__(channels, head, range(-reach, reach + 1), normalised=normalised)
 
 
 class LowRankAttention(_LightAttention):
@@ -188,7 +163,7 @@ class LowRankAttention(_LightAttention):
         head: channels of queries, keys and values.
         steps: of the sequence.
         rank: number of summaries.
-        gate, normalised: see the docstring of the module.
+        normalised: see the docstring of the module.
 
     Raises:
         ModelError: a number is less than 1, or the steps cannot be cut into so many stretches of one length.
@@ -200,12 +175,11 @@ class LowRankAttention(_LightAttention):
         head: int,
         steps: int,
         rank: int,
-        gate: Gate = "sigmoid",
         *,
         normalised: bool = False,
     ) -> None:
         _check_rank(rank, steps)
-        super().__init__(channels, head, rank, gate, normalised)
+        super().__init__(channels, head, rank, normalised)
         self.steps, self.stretch = steps, -(-steps // rank)
         self.summary = nn.Conv2d(2 * head, 2 * head, (1, self.stretch), groups=2 * head)
         nn.init.constant_(self.summary.weight, 1 / self.stretch)
@@ -218,76 +192,3 @@ class LowRankAttention(_LightAttention):
         padded = functional.pad(rest, (0, 0, 0, missing))
         # One row for each stretch, since the gradients of a convolution with strides are slow.
         return self.summary(padded.reshape(*rest.shape[:2], self.seen, self.stretch)).transpose(2, 3)
-
-
-class DenseAttention(nn.Module):
-    """Attention of each step to all steps, with a softmax or with sigmoids; for comparisons.
-
-    Args:
-        channels: of the sequence, and of queries, keys and values.
-        softmax: the weights are a softmax over the scores, else sigmoids of them.
-        normalised: see the docstring of the module.
-
-    Raises:
-        ModelError: there are no channels.
-    """
-
-    def __init__(self, channels: int, *, softmax: bool = True, normalised: bool = False) -> None:
-        _check_counts(channels=channels)
-        super().__init__()
-        self.channels, self.softmax = channels, softmax
-        self.projection = _pointwise(channels, 3 * channels, normalised)
-        self.output = _pointwise(channels, channels, normalised, begins_at=0.0)
-
-    def forward(self, x: Tensor) -> Tensor:
-        _check_sequence(x, self.channels)
-        steps, channels = x.shape[2], x.shape[1]
-        query, key, value = self.projection(x).flatten(2).transpose(1, 2).chunk(3, dim=-1)
-        scores = query @ key.transpose(1, 2) * channels**-0.5
-        weights = torch.softmax(scores, dim=-1) if self.softmax else torch.sigmoid(scores - log(steps))
-        return x + self.output((weights @ value).transpose(1, 2).reshape(x.shape))
-
-
-class AttentionCost(Struct, frozen=True):
-    """Cost of a block.
-
-    Attributes:
-        parameters: of the block; a batch norm counts as the bias that the convolution before it gets.
-        multiply_adds: of one inference.
-        parameters_share, multiply_adds_share: of those of the dense block.
-    """
-
-    parameters: int
-    multiply_adds: int
-    parameters_share: float
-    multiply_adds_share: float
-
-
-def costs(blocks: Mapping[str, Any], channels: int, steps: int) -> dict[str, AttentionCost]:
-    """Return what blocks cost beside dense attention of the same width (`dense`) and beside none (`none`).
-
-    Args:
-        blocks: modules for [batch, channels, steps, 1], by name.
-        channels: of the sequence.
-        steps: of the sequence.
-
-    Raises:
-        ModelError: a block cannot be imported as a `.tflite`, or has the name of a reference.
-    """
-    if taken := sorted({"none", "dense"} & blocks.keys()):
-        raise ModelError(f"blocks: {', '.join(taken)}: is the name of what they are compared with")
-    every = {"none": nn.Identity(), "dense": DenseAttention(channels), **blocks}
-    found = {name: _cost(block, channels, steps) for name, block in every.items()}
-    parameters, products = found["dense"]
-    return {
-        name: AttentionCost(own, multiplied, own / parameters, multiplied / products)
-        for name, (own, multiplied) in found.items()
-    }
-
-
-def _cost(block: Any, channels: int, steps: int) -> tuple[int, int]:
-    if isinstance(block, nn.Identity):
-        return 0, 0
-    imported = export(block, (steps, 1, channels))
-    norms = sum(one.num_features for one in block.modules() if isinstance(one, nn.BatchNorm2d))
-    return imported.parameters - norms, imported.multiply_adds

@@ -1,4 +1,4 @@
-"""Random changes of training pictures: shifts, flips, turns and covered squares by one gather, and light.
+"""Random changes of training pictures: shifts, flips and turns by one gather, and light.
 
 Pictures stay uint8 until they are normalised. With one integer mean and one standard deviation for all channels,
 the normalisation becomes the quantisation of a model's input, and costs nothing on a board.
@@ -65,21 +65,18 @@ class Augmentation(Struct, frozen=True, forbid_unknown_fields=True):
     Attributes:
         shift: largest shift in each direction, pixels; what comes in is the picture's own edge, mirrored.
         flip: mirror every other epoch, half of the pictures in even ones and the others in odd ones.
-        cover: side of a square that is covered with the mean, pixels; 0: none.
         turn: turn by 0, 90, 180 or 270 degrees; for square pictures.
         light: largest change of the brightness and of the contrast, as a share of them, 0..1.
     """
 
     shift: int = 2
     flip: bool = True
-    cover: int = 0
     turn: bool = False
     light: float = 0.0
 
     def __post_init__(self) -> None:
-        for name in ("shift", "cover"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name}: expected 0 or more pixels, got {getattr(self, name)}")
+        if self.shift < 0:
+            raise ValueError(f"shift: expected 0 or more pixels, got {self.shift}")
         if not 0 <= self.light < 1:
             raise ValueError(f"light: expected 0 to less than 1, got {self.light}")
 
@@ -89,9 +86,8 @@ class Augmentation(Struct, frozen=True, forbid_unknown_fields=True):
         Raises:
             ModelError: they are too small.
         """
-        if self.shift >= min(height, width) or self.cover > min(height, width):
-            changes = f"shifts of {self.shift} and covered squares of {self.cover} pixels"
-            raise ModelError(f"training pictures of {height}×{width} are too small for {changes}")
+        if self.shift >= min(height, width):
+            raise ModelError(f"training pictures of {height}×{width} are too small for shifts of {self.shift}")
         if self.turn and height != width:
             raise ModelError(f"training pictures of {height}×{width} cannot be turned: only square ones can")
 
@@ -122,9 +118,7 @@ class Augmenter:
             device,
         )
         count, self._height, self._width, channels = pictures.shape
-        given = torch.from_numpy(pictures).reshape(-1, channels)
-        mean = torch.tensor(_each(normalisation.mean)).round().to(given.dtype).expand(1, channels)
-        self._pixels = torch.cat((given, mean)).to(device)
+        self._pixels = torch.from_numpy(pictures).reshape(-1, channels).to(device)
         self._flipped = torch.rand(count, generator=self._draw(0)) < 0.5
 
     def batch(self, indices: Any, epoch: int, step: int) -> Any:
@@ -145,8 +139,6 @@ class Augmenter:
         places = first + rows[:, :, None] * self._width + columns[:, None, :]
         if self._augmentation.turn:
             places = _turned(places, draw)
-        if self._augmentation.cover:
-            places.masked_fill_(self._covered(len(indices), draw), len(self._pixels) - 1)
         chosen = self._pixels[places.to(self._device).view(-1)].view(*places.shape, -1)
         if self._augmentation.light:
             chosen = lit(chosen, self._augmentation.light, draw)
@@ -154,15 +146,6 @@ class Augmenter:
 
     def _draw(self, number: int) -> Any:
         return torch.Generator().manual_seed(self._seed * 1_000_003 + number)
-
-    def _covered(self, count: int, draw: Any) -> Any:
-        side = self._augmentation.cover
-        inside = []
-        for size in (self._height, self._width):
-            first = torch.randint(0, size, (count, 1), generator=draw) - side // 2
-            place = torch.arange(size)
-            inside.append((place >= first) & (place < first + side))
-        return inside[0][:, :, None] & inside[1][:, None, :]
 
 
 def lit(pictures: Any, strength: float, draw: Any) -> Any:

@@ -36,7 +36,7 @@ from agent.compute.infer.session import SessionOptions, open_for_command
 from agent.config import StreamConfig
 from agent.errors import ModelError
 from agent.models.library import open_whole_model, prefixed_errors
-from agent.optimise.data.class_numbers import class_finder
+from agent.optimise.data.layouts import class_finder
 from agent.optimise.evaluate import check_accuracy
 from agent.types import Array, Samples
 

@@ -40,7 +40,7 @@ def run_key(module: Any, pictures: NDArray[Any], labels: NDArray[Any], *settings
     """
     key = _data_key(pictures.shape, _crc(pictures), labels)  # first: a batch follows the number of pictures
     key |= {
-        f"{type(one).__name__.removesuffix('Settings').lower()} {name}": repr(value)
+        f"{type(one).__name__.removesuffix('Settings').removesuffix('Recipe').lower()} {name}": repr(value)
         for one in settings
         for name, value in msgspec.to_builtins(one).items()
     }
@@ -89,14 +89,13 @@ def write_checkpoint(path: Path, key: Key, state: Mapping[str, Any]) -> None:
     write_atomic(path, content.getvalue())
 
 
-def read_checkpoint(path: Path, key: Key, device: Any = "cpu", *, stale: str = "") -> dict[str, Any] | None:
-    """Return the state of a checkpoint; None: there is no such file, or it is stale.
+def read_checkpoint(path: Path, key: Key, device: Any = "cpu") -> dict[str, Any] | None:
+    """Return the state of a checkpoint; None: there is no such file.
 
     Args:
         path: of the file.
         key: of this run.
         device: to which tensors are loaded.
-        stale: a checkpoint whose key differs only in names that begin so is stale, and no error; empty: none is.
 
     Raises:
         StorageError: it cannot be read.
@@ -113,20 +112,9 @@ def read_checkpoint(path: Path, key: Key, device: Any = "cpu", *, stale: str = "
         raise CheckpointError(f"{path}: is no checkpoint of a run: {_OTHER}") from error
     if not isinstance(found, dict) or found.get("format") != _FORMAT:
         raise CheckpointError(f"{path}: is no checkpoint of this version: {_OTHER}")
-    differing = _differing(key, found["key"])
-    if stale and differing and all(name.startswith(stale) for name in differing):
-        return None
-    _check_key(path, key, found["key"])
+    then = found["key"]
+    if differing := next((name for name in (*key, *then) if key.get(name) != then.get(name)), None):
+        was, now = then.get(differing, "not there"), key.get(differing, "not there")
+        raise CheckpointError(f"{path}: belongs to another run ({differing} was {was}, is now {now}): {_OTHER}")
     state: dict[str, Any] = found["state"]
     return state
-
-
-def _differing(now: Key, then: Key) -> list[str]:
-    return [name for name in (*now, *then) if now.get(name) != then.get(name)]
-
-
-def _check_key(path: Path, now: Key, then: Key) -> None:
-    for name in _differing(now, then):
-        was, is_ = then.get(name, "not there"), now.get(name, "not there")
-        told = f"belongs to another run ({name} was {was}, is now {is_})"
-        raise CheckpointError(f"{path}: {told}: {_OTHER}")

@@ -36,7 +36,7 @@ from agent.config import CascadeConfig, DecodeConfig
 from agent.errors import ModelError
 from agent.models.library import installed_runtime
 from agent.optimise.data import Examples
-from agent.optimise.data.class_numbers import SCORE_HINTS, no_classifier
+from agent.optimise.data.layouts import SCORE_HINTS, no_classifier
 from agent.optimise.evaluation.timing import busy_remark, least_ms, time_turns
 from agent.text import plural
 from agent.types import Array, Detection
@@ -146,21 +146,6 @@ def change(before: Score, after: Score) -> ScoreChange:
     # With no difference at all, one example might still have differed.
     spread = math.sqrt(max(gained + lost - (gained - lost) ** 2 / len(one), 1.0)) / len(one)
     return ScoreChange(value, (max(-1.0, value - _Z * spread), min(1.0, value + _Z * spread)))
-
-
-def p_value(one: Sequence[bool], other: Sequence[bool]) -> float | None:
-    """Return the probability of such a difference, or a larger one, between models that are equally good.
-
-    By the exact test of McNemar: of the examples on which they differ, either is right with the same probability.
-    None: they are not scores of the same examples.
-    """
-    if not one or len(one) != len(other):
-        return None
-    gained = sum(b and not a for a, b in zip(one, other, strict=True))
-    lost = sum(a and not b for a, b in zip(one, other, strict=True))
-    count, fewer = gained + lost, min(gained, lost)
-    tail = sum(math.comb(count, number) for number in range(fewer + 1))
-    return min(1.0, float(2 * tail / 2**count))
 
 
 @contextmanager

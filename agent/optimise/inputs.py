@@ -1,17 +1,12 @@
-"""Name the files that a step reads, which its results must not replace; check that its checkpoint has room."""
+"""Name the files that a step reads, which its results must not replace."""
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterable
 from pathlib import Path
 
-from agent.errors import ConfigError, ModelError, StorageError
+from agent.errors import ConfigError, ModelError
 from agent.optimise.recipe import Recipe, read_recipe
-
-_COPIES = 12
-"""Copies of a model's weights that the checkpoints of a step take at most: `tune` trains up to three models, each
-with two numbers of the optimiser for a weight, and while a checkpoint is replaced, it is there twice."""
 
 
 def inputs_of(
@@ -66,21 +61,3 @@ def refuse_inside(files: Iterable[Path], inputs: Iterable[Path | None]) -> None:
         for folder in folders:
             if folder.resolve() in file.resolve().parents:
                 raise ModelError(f"{file}: lies among the examples in {folder}: write it elsewhere")
-
-
-def check_room(folder: Path, weights: int) -> None:
-    """Check before a training that its checkpoints fit on the disk.
-
-    Args:
-        folder: of the checkpoints; it exists.
-        weights: size of what is trained, bytes.
-
-    Raises:
-        StorageError: too little is free.
-    """
-    needed, free = _COPIES * weights, shutil.disk_usage(folder).free
-    if free < needed:
-        raise StorageError(
-            f"{folder}: {free / 1e6:.3g} MB are free, and the checkpoints take up to {needed / 1e6:.3g} MB: make "
-            "room, or write the result elsewhere"
-        )

@@ -176,7 +176,6 @@ def fit(
     settings: TrainingSettings,
     *,
     checkpoint: Path | None = None,
-    renews: bool = False,
     test: Test | None = None,
     batches: Batches | None = None,
     objective: Objective | None = None,
@@ -194,7 +193,6 @@ def fit(
         settings: see `TrainingSettings`.
         checkpoint: file that holds the state of the run, written every ten seconds and at the end. If it
             exists, the run goes on from it; None: the run cannot be continued.
-        renews: a checkpoint that differs in nothing but `settings` is replaced, and no error.
         test: pictures and labels on which the module is scored after each epoch.
         batches: draws the changed pictures; None: as `settings.augmentation` has it.
         objective: None: cross-entropy with label smoothing.
@@ -213,7 +211,7 @@ def fit(
     _check_data(pictures, labels, settings)
     _check_module(module, pictures, labels, settings, classes=objective is None)
     run = _Run(module, pictures, labels, settings, objective or _cross_entropy(settings), batches)
-    if checkpoint is not None and not run.restore(checkpoint, renews):
+    if checkpoint is not None and not run.restore(checkpoint):
         run.save(checkpoint)  # a disk that refuses it is found now and not in an hour
     saved = time.monotonic()
     while run.done < run.total:
@@ -354,10 +352,6 @@ def _optimiser(module: Any, settings: TrainingSettings) -> Any:
     return torch.optim.SGD(groups, lr=settings.learning_rate, momentum=settings.momentum, nesterov=True)
 
 
-_SETTING = "training "
-"""How names of a run's key begin that are of its settings, see `run_key`."""
-
-
 class _Run:
     """State of a run between two steps."""
 
@@ -465,9 +459,9 @@ class _Run:
         }
         write_checkpoint(path, self.key, state)
 
-    def restore(self, path: Path, renews: bool) -> bool:
-        """Go on from a checkpoint; return False if there is none, or one to be replaced, see `fit`."""
-        state = read_checkpoint(path, self.key, self.device, stale=_SETTING if renews else "")
+    def restore(self, path: Path) -> bool:
+        """Go on from a checkpoint; return False if there is none."""
+        state = read_checkpoint(path, self.key, self.device)
         if state is None:
             return False
         self.module.load_state_dict(state["module"])

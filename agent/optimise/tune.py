@@ -137,7 +137,7 @@ def with_allowed_loss(budget: Budget) -> Budget:
     """Return a budget that limits the loss: one that does not allows `ALLOWED_LOSS`."""
     if budget.loss is not None:
         return budget
-    return replace(budget, loss=ALLOWED_LOSS, reachable=(*budget.reachable, "loss"))
+    return replace(budget, loss=ALLOWED_LOSS)
 
 
 def split(examples: Examples, held_out: float) -> tuple[Examples, Examples]:

@@ -358,9 +358,6 @@ def calibrate(model: str, data: Path, loss: float, out: Path | None, as_json: bo
 @click.option(
     "--every", type=click.IntRange(1), default=1, metavar="N", help="Of clips, take each Nth picture alone."
 )
-@click.option(
-    "--picture", type=PATH, help="Draw the confusions into this PNG; needs matplotlib: pip install '.[charts]'."
-)
 @click.option("--report", type=PATH, help="Write this HTML, with the worst errors of a model of pictures.")
 @click.option(
     "--results", type=PATH, metavar="FILE", help="Store what each file gave here, and continue from it."

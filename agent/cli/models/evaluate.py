@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import click
@@ -22,7 +22,6 @@ from agent.optimise.evaluation.mot import PUBLISHED, MotSequence, holds_clips, r
 from agent.optimise.evaluation.report import (
     EvaluationReport,
     config_line,
-    draw_confusion,
     picture_report,
     sound_report,
     to_html,
@@ -40,7 +39,22 @@ _WIDTH = 110
 
 
 class EvaluateOptions(Struct, frozen=True):
-    """Options of `vedette models evaluate`, see its help."""
+    """Options of `vedette models evaluate`.
+
+    Attributes:
+        positive: classes that are to be found.
+        target_recall: share of them, 0..1; None: none is asked for.
+        background: folders of other sound, in which no word is said.
+        target_false_alarms: most false alarms per hour; None: none is asked for.
+        against: another model to compare with; empty: none.
+        variant: of the model; empty: its first, or of sound as in a stream.
+        limit: number of examples; None: all.
+        every: of a clip, every so manieth picture is taken.
+        report: HTML to write, of pictures; None: none.
+        results: file in which results are stored; None: none are.
+        force: replace files.
+        as_json: print JSON instead of tables.
+    """
 
     positive: tuple[str, ...] = ()
     target_recall: float | None = None
@@ -50,7 +64,6 @@ class EvaluateOptions(Struct, frozen=True):
     variant: str = ""
     limit: int | None = None
     every: int = 1
-    picture: Path | None = None
     report: Path | None = None
     results: Path | None = None
     force: bool = False
@@ -91,7 +104,7 @@ def _opened(name: str, variant: str) -> Model:
 
 def _check_targets(options: EvaluateOptions, inputs: Sequence[Path]) -> None:
     """Refuse files that cannot be written, before hours pass."""
-    targets = [path for path in (options.picture, options.report) if path is not None]
+    targets = [options.report] if options.report else []
     outputs = [*targets, *([options.results] if options.results else [])]
     names = [path.absolute() for path in outputs]
     if len(set(names)) < len(names):
@@ -126,13 +139,6 @@ def _print(found: Struct, report: EvaluationReport, kept: KeptResults, options: 
         shown.print(drawn)
 
 
-def _write(*outputs: tuple[Path | None, Callable[[], bytes]]) -> None:
-    """Write each file that is asked for, as a whole."""
-    for path, content in outputs:
-        if path is not None:
-            write_atomic(path, content())
-
-
 def _evaluate_pictures(model: Model, other: Model | None, data: Path, options: EvaluateOptions) -> bool:
     options.refuse("is for models of words", "background", "target_false_alarms")
     options.refuse("is for clips", "every")
@@ -144,8 +150,6 @@ def _evaluate_pictures(model: Model, other: Model | None, data: Path, options: E
             f"{others[0].path}: tells {', '.join(others[1].names[:8])}, and the model "
             f"{', '.join(examples.names[:8])}: they cannot be compared"
         )
-    if options.picture is not None and (examples.kind != "classes" or has_own_classes(model.manifest)):
-        raise ModelError("--picture draws confusions, which only classes of whole pictures have: try --report")
     request = EvaluationRequest(options.variant, options.positive, options.target_recall)
     total = len(examples) * (2 if other else 1)
 
@@ -161,10 +165,8 @@ def _evaluate_pictures(model: Model, other: Model | None, data: Path, options: E
     missed = missed_targets(found, options.target_recall)
     for line in missed:
         click.echo(plain(line), err=True)
-    _write(
-        (options.picture, lambda: draw_confusion(found)),
-        (options.report, lambda: to_html(found, examples).encode("utf-8", "replace")),
-    )
+    if options.report is not None:
+        write_atomic(options.report, to_html(found, examples).encode("utf-8", "replace"))
     return not missed
 
 
@@ -186,7 +188,6 @@ def _evaluate_words(model: Model, other: Model | None, data: Path, options: Eval
         click.echo(f"\nfor {options.target_false_alarms:g} false alarms an hour:\n\n{keys}")
     if missed := missed_alarm_target(found, options.target_false_alarms):
         click.echo(plain(missed), err=True)
-    _write((options.picture, lambda: draw_confusion(found)))
     return not missed
 
 
@@ -205,7 +206,7 @@ def _read_sounds(model: Model, data: Path, options: EvaluateOptions) -> SoundExa
 
 def _evaluate_clips(name: str, data: Path, options: EvaluateOptions) -> bool:
     options.refuse("is for models of words", "background", "target_false_alarms")
-    options.refuse("is not for clips", "target_recall", "limit", "picture", "report")
+    options.refuse("is not for clips", "target_recall", "limit", "report")
     _check_targets(options, [data, Path(name)])
     if PUBLISHED in (name, options.against) and name != options.against and options.positive:
         raise ModelError(f"--positive: {PUBLISHED} has no classes")

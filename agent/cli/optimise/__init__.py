@@ -226,8 +226,7 @@ def prune(model: str, out: Path, **options: Any) -> None:
     Connections become zero, which speeds up float 1x1 convolutions on ARM only; with `structured = true` in the
     recipe, whole channels go, and the model becomes smaller and faster everywhere.
 
-    With --module, the network is trained with its batch norms. Without, the graph of MODEL itself is, in small
-    steps, and only connections can go.
+    --module names the network that MODEL was imported from, or trained as.
 
     One part of the examples is for training, on the other the result is measured. An interrupted run goes on from
     its checkpoints, in the folder OUT.work, and ends with the same bytes.
@@ -359,7 +358,6 @@ def quantise(model: str, out: Path, **options: Any) -> None:
 @click.option("--study", required=True, callback=_study, metavar="FOLDER", help="Where the trials are kept.")
 @click.option("--trials", type=click.IntRange(min=1), help="End when the study has so many.")
 @click.option("--for", "seconds", metavar="TIME", callback=_seconds, help="End after this time, such as 60m.")
-@click.option("--workers", type=click.IntRange(1, 256), default=1, show_default=True, help="Processes here.")
 @click.option("--board", default="", metavar="USER@HOST", help="Measure the latency there, over SSH.")
 @_DATA
 @_JSON

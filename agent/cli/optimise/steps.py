@@ -59,7 +59,7 @@ def quantise_and_write(out: Path, *, force: bool, as_json: bool, **options: Any)
         ModelError: the model cannot be quantised, or see `run_step`.
     """
     try:
-        from agent.optimise.quantisation.request import QuantiseRequest, may_train, quantise_file
+        from agent.optimise.quantisation.request import QuantiseRequest, quantise_file
     except ImportError as error:
         raise ModelError(f"quantising needs pip install '.[optimise]' in the clone: {error}") from error
     request, checkpoint = QuantiseRequest(**options), "qat.checkpoint"
@@ -69,8 +69,7 @@ def quantise_and_write(out: Path, *, force: bool, as_json: bool, **options: Any)
         return MadeModel(found.content, found.report)
 
     inputs = inputs_of(data=request.data, recipe=request.recipe)
-    trains = may_train(request)
-    run_step(StepJob(out, request.model, inputs, (), (checkpoint,), trains, force, as_json), make, layers=True)
+    run_step(StepJob(out, request.model, inputs, (), (checkpoint,), force, as_json), make, layers=True)
 
 
 def tune_and_write(out: Path, *, force: bool, as_json: bool, **options: Any) -> None:
@@ -92,8 +91,7 @@ def tune_and_write(out: Path, *, force: bool, as_json: bool, **options: Any) -> 
         return MadeModel(found.content, found.report, {_MARKDOWN: markdown(found.report).encode()}, found.keys)
 
     inputs = inputs_of(data=request.data, recipe=request.recipe, module=request.module, weights=request.weights)
-    trains = request.qat or bool(request.module)
-    run_step(StepJob(out, request.model, inputs, (_MARKDOWN,), CHECKPOINTS, trains, force, as_json), make)
+    run_step(StepJob(out, request.model, inputs, (_MARKDOWN,), CHECKPOINTS, force, as_json), make)
     if failures and not changed[0]:
         raise ReportedError(f"{request.model}: nothing is written, since steps failed: {'; '.join(failures)}")
     if not changed[0]:
@@ -114,6 +112,8 @@ def prune_and_write(
     as_json: bool,
 ) -> None:
     """Prune a classifier. Raises as `run_step`, and ConfigError if the recipe is wrong."""
+    if not module:
+        raise click.UsageError("pruning trains: give --module PATH.py:FACTORY, which MODEL was imported from")
 
     def make(folder: Path) -> MadeModel:
         from agent.optimise.factory import load_factory
@@ -121,16 +121,16 @@ def prune_and_write(
 
         model = open_source(name, tell)
         examples = _read(model, data, recipe, file.recipe, limit)
-        net = load_factory(module, weights) if module else None
+        net = load_factory(module, weights)
         check_pruning(model, net, examples, file)
         found = prune_model(model, net, examples, file.recipe, folder=folder, command=command, progress=_pruning)
-        return MadeModel(found.content, found.report, {_CHART: found.chart}, found.keys)
+        return MadeModel(found.content, found.report, keys=found.keys)
 
     inputs = inputs_of(data=data, recipe=recipe, module=module, weights=weights)
     file = _recipe_of(recipe)
     file.check_prune()
     checkpoints = ("rounds.checkpoint", "anneal.checkpoint")
-    run_step(StepJob(out, name, inputs, (_CHART,), checkpoints, True, force, as_json), make)
+    run_step(StepJob(out, name, inputs, (), checkpoints, force, as_json), make)
 
 
 def _pruning(state: PruningState) -> None:
@@ -183,8 +183,7 @@ def deepen_and_write(
     stated = _recipe_of(recipe).recipe
     stated = replace(stated, depth=replace(stated.depth, **{k: v for k, v in given.items() if v is not None}))
     checkpoints = ("heads.checkpoint", "joint.checkpoint")
-    trains = stated.depth.epochs > 0
-    run_step(StepJob(out, name, inputs, (_MARKDOWN, _CHART), checkpoints, trains, force, as_json), make)
+    run_step(StepJob(out, name, inputs, (_MARKDOWN, _CHART), checkpoints, force, as_json), make)
 
 
 def _calibration_png(result: CalibrationResult) -> bytes:
@@ -240,13 +239,13 @@ def train_and_write(
         examples, names = read(examples_path(data, recipe, stated), request, stated)
         _tell_examples(examples)
         found = train(examples, names, request, stated, progress=_training(), tell=tell)
-        return MadeModel(found.content, found.report, {_CHART: found.chart, _WEIGHTS: found.weights}, found.keys)
+        return MadeModel(found.content, found.report, {_WEIGHTS: found.weights}, found.keys)
 
     inputs = inputs_of(data=data, recipe=recipe, module=network, weights=weights)
     stated, shape = _recipe_of(recipe).recipe, _shape(size)
     if limit:
         stated = replace(stated, data=replace(stated.data, limit=limit))
-    job = StepJob(out, "", inputs, (_CHART, _WEIGHTS), ("train.checkpoint",), False, force, as_json)
+    job = StepJob(out, "", inputs, (_WEIGHTS,), ("train.checkpoint",), force, as_json)
     run_step(job, make)
 
 
@@ -305,7 +304,7 @@ def write_anomaly_model(
         found = make_anomaly_model(model, sound, others, settings, command=command, progress=_learning)
         return MadeModel(found.content, found.report, {_CHART: found.sheet}, found.keys)
 
-    run_step(StepJob(out, name, [data, faulty], (_CHART,), (), False, force, as_json), make)
+    run_step(StepJob(out, name, [data, faulty], (_CHART,), (), force, as_json), make)
 
 
 def _learning(what: str, share: float) -> None:

@@ -15,10 +15,9 @@ import msgspec
 
 from agent.cli.output import console, open_table, print_json, show_progress, tell
 from agent.errors import CheckpointError, DivergedError, ModelError, ReportedError
-from agent.models.files import load_file
 from agent.models.library import prefixed_errors
 from agent.models.writer import check_first, check_version, refuse_inputs, write_first, write_version
-from agent.optimise.inputs import check_room, refuse_inside
+from agent.optimise.inputs import refuse_inside
 from agent.optimise.report import OptimiseReport, layer_table, step_table
 from agent.storage.files import make_folder, owned_file, remove
 from agent.text import plain
@@ -35,7 +34,6 @@ class StepJob(NamedTuple):
         inputs: files and folders that are read, too.
         others: suffixes of files beside `out`, besides manifest and report.
         checkpoints: names of the files from which an interrupted run continues, in the folder `OUT.work`.
-        trains: checkpoints of the model's weights may be written.
         force: replace files.
         as_json: print the report as JSON.
     """
@@ -45,7 +43,6 @@ class StepJob(NamedTuple):
     inputs: Sequence[Path | None] = ()
     others: Sequence[str] = ()
     checkpoints: Sequence[str] = ()
-    trains: bool = False
     force: bool = False
     as_json: bool = False
 
@@ -73,13 +70,11 @@ def run_step(job: StepJob, make: Callable[[Path], MadeModel], *, layers: bool = 
 
     Raises:
         ModelError: a file would be replaced, the extra is missing, or as `make`.
-        StorageError: a file cannot be written, or checkpoints have no room.
+        StorageError: a file cannot be written.
         ReportedError: the budget is not met.
     """
     folder = _check_places(job)
     with work_folder(folder, job.checkpoints) if job.checkpoints else nullcontext():
-        if job.trains:
-            check_room(folder, len(load_file(job.model)[0]))
         found = _made(job, folder, make)
         report = found.report
         print_json(report) if job.as_json else print_report(report, layers=layers)

@@ -9,7 +9,7 @@ What lies at the path decides:
 - a folder with pictures and an `.xml` of Pascal VOC for each, or one `.json` of COCO, see
   `agent.optimise.data.annotations`;
 - a folder of pictures, or with one sub-folder of them: no labels, for calibration and to compare two models;
-- a `.tar`, also compressed, of one of these: nothing is unpacked to disk;
+- a `.tar` of one of these: nothing is unpacked;
 - a `.npz` with `x`, and with `y`, int [n], if there are classes, which `names` may name. `x` is uint8
   [n, height, width, 3 or 1], pictures in RGB, or float32 [n, *shape], real values as the model's input takes
   them.
@@ -35,8 +35,7 @@ from agent.compute.tflite.model import TensorSpec
 from agent.compute.tflite.read import read_modelfile
 from agent.errors import ModelError, SourceError
 from agent.optimise.data.annotations import DataFile, ObjectBoxes
-from agent.optimise.data.class_numbers import check_classifier, matched
-from agent.optimise.data.layouts import FoundData, read_data
+from agent.optimise.data.layouts import FoundData, check_classifier, matched, read_data
 from agent.text import plain, plural
 from agent.types import Array, ChannelOrder, Image
 
@@ -46,11 +45,8 @@ _FEWEST = 8
 _PREVIEW = cv2.IMREAD_REDUCED_COLOR_8
 _LARGEST = 1e15
 """Largest real value: sums of products of larger ones leave the range of float32."""
-_CUT_OFF = 0.05
-"""Share of values outside the range of a quantised input from which on it is told."""
-_BEYOND, _NARROW, _DOUBTFUL = 0.25, 0.05, 0.55
-"""How far real values may lie outside the range that pixels have, how little of it they may span, and below what
-span their preparation is doubtful, as shares of it."""
+_BEYOND, _NARROW = 0.25, 0.05
+"""Shares of the range of pixels: how far real values may lie outside, and how little of it they may span."""
 
 
 class Examples:
@@ -214,29 +210,11 @@ class Examples:
         """True for pictures, and for real values that a manifest may have made of some; False for sound, too."""
         return not self._has_values or (self._may_be_pixels and len(self.shape) == 3 and self.shape[2] in (1, 3))
 
-    def doubts(self) -> tuple[str, ...]:
-        """Return a doubt about real values that may not be prepared as the manifest states."""
-        if not (self._has_values and self.are_pixels):
-            return ()
-        values = self._content.pictures
-        assert isinstance(values, np.ndarray)
-        least, most = float(values.min()), float(values.max())
-        low, high = _pixel_range(self._preparation)
-        if most - least >= _DOUBTFUL * (high - low):
-            return ()
-        return (
-            f"{self._path}: `x` has values from {least:.4g} to {most:.4g} only; with the manifest's [input] mean "
-            f"and std, pixels lie within {low:.4g} to {high:.4g}: was it prepared otherwise?",
-        )
-
-    def check(self, spec: TensorSpec) -> tuple[str, ...]:
+    def check(self, spec: TensorSpec) -> None:
         """Check that each example fits an input tensor and can be read, and that they differ.
 
         Args:
             spec: of the tensor.
-
-        Returns:
-            A remark on values that the tensor cannot hold.
 
         Raises:
             ModelError: names the first that cannot be used, or all are the same.
@@ -245,7 +223,7 @@ class Examples:
         if not isinstance(pictures, np.ndarray):
             ImageInput(spec, self._preparation)
             self._check_files(pictures)
-            return ()
+            return
         if pictures.dtype != np.uint8:
             self._check_values(pictures, spec)
         else:
@@ -253,7 +231,6 @@ class Examples:
         first = pictures[self._rows[0]]
         if all(np.array_equal(pictures[row], first) for row in self._rows):
             raise self._all_alike()
-        return self._cut_off(pictures, spec) if self._has_values else ()
 
     def _check_files(self, pictures: Sequence[tuple[str, DataFile]]) -> None:
         first, alike = b"", True
@@ -274,17 +251,6 @@ class Examples:
             f"{self._path}: all {len(self)} examples are the same: give some that differ as those do that the "
             "model will see"
         )
-
-    def _cut_off(self, values: Array, spec: TensorSpec) -> tuple[str, ...]:
-        """Return a remark on values that are outside what a quantised input can hold."""
-        if not spec.quantised:
-            return ()
-        limits = np.iinfo(spec.dtype)
-        low, high = ((limit - spec.zero_point) * spec.scale for limit in (limits.min, limits.max))
-        share = float(np.mean((values < low - spec.scale) | (values > high + spec.scale)))
-        if share < _CUT_OFF:
-            return ()
-        return (f"{self._path}: {share:.0%} of the values lie outside the {low:.4g} to {high:.4g} of the input",)
 
     def _check_values(self, values: Array, spec: TensorSpec) -> None:
         """Check the shape of real values, and their range against that which the manifest makes of pixels."""
@@ -387,6 +353,6 @@ def read_examples(
     if limit is not None and limit < len(examples):
         chosen = np.random.default_rng(0).permutation(len(examples))[:limit]
         examples = examples.take(np.sort(chosen))
-    cut_off = examples.check(inputs[0])
-    examples.remarks = (*remarks, *examples.doubts(), *cut_off)
+    examples.check(inputs[0])
+    examples.remarks = remarks
     return examples

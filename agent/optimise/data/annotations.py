@@ -30,8 +30,6 @@ _SLACK = 1.01
 """A box may end so many pixels outside: some count from 1."""
 _Pixels = Annotated[float, Meta(ge=-1e6, le=1e6)]
 _Side = Annotated[float, Meta(gt=0, le=1e6)]
-_OTHER = frozenset({".avif", ".gif", ".heic", ".heif", ".jfif", ".jp2", ".tif", ".tiff", ".webp"})
-"""Suffixes of pictures that are not read."""
 
 
 class ObjectBoxes(NamedTuple):
@@ -53,18 +51,14 @@ class DataFile(Struct, frozen=True):
         path: of the file or of the archive.
         offset: where it begins in the archive, bytes.
         size: bytes; -1: to the end.
-        content: of a file in a compressed archive.
     """
 
     path: Path
     offset: int = 0
     size: int = -1
-    content: bytes | None = None
 
     def read(self) -> bytes:
         """Return the content. Raises ModelError if it cannot be read."""
-        if self.content is not None:
-            return self.content
         try:
             with self.path.open("rb") as file:
                 file.seek(self.offset)
@@ -81,16 +75,6 @@ def suffix_of(name: str) -> str:
 def kinds() -> str:
     """Return the kinds of pictures that are read."""
     return ", ".join(sorted(suffix.removeprefix(".") for suffix in SUFFIXES))
-
-
-def is_unread(name: str) -> bool:
-    """Return True for a picture of a format that is not read."""
-    return suffix_of(name) in _OTHER
-
-
-def told_unread() -> str:
-    """Return what is said of one such picture."""
-    return f"pictures are read from {kinds()} alone: convert it"
 
 
 class NamedBoxes(NamedTuple):
@@ -258,8 +242,7 @@ def read_coco(path: str, name: str, content: bytes, pictures: Mapping[str, DataF
         if image is None or kind is None:
             raise ModelError(f"{shown}: a box of image {one.image_id}, category {one.category_id}: not listed")
         if not (picture := places[one.image_id]):
-            why = f"is not read: {told_unread()}" if is_unread(image.file_name) else "is not there"
-            raise ModelError(f"{shown}: {plain(image.file_name)} {why}")
+            raise ModelError(f"{shown}: {plain(image.file_name)} is not among the pictures ({kinds()})")
         if not one.iscrowd:
             x, y, width, height = one.bbox
             try:

@@ -1,32 +1,35 @@
 """Read the layouts of examples: pictures in folders or archives with their labels, and arrays.
 
+Classes get the numbers that the model has for them: by their names, or by their numbers.
+
 Content is untrusted: no name in an archive is used as a path, and nothing is unpacked to disk.
 """
 
 from __future__ import annotations
 
-import lzma
+import difflib
 import tarfile
 import zipfile
-import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 
 import numpy as np
 from msgspec import Struct
+from msgspec.structs import replace
 from numpy.typing import NDArray
 
 from agent.capture.local import SUFFIXES
+from agent.compute.decode.decoder import assign_scores
+from agent.compute.manifest import HIDDEN, Model
+from agent.compute.tflite.model import TensorSpec
 from agent.errors import ModelError
 from agent.optimise.data.annotations import (
     DataFile,
     ObjectBoxes,
-    is_unread,
     kinds,
     read_coco,
     read_voc,
     suffix_of,
-    told_unread,
 )
 from agent.text import plain, plural
 from agent.types import Array
@@ -34,11 +37,10 @@ from agent.types import Array
 _IMAGES, _LABELS, _CLASSES = "images", "labels", "classes.txt"
 _EXAMPLES = "expected a folder, a .tar or a .npz of examples"
 _LAYOUTS = "expected a sub-folder of pictures for each class, `images/` with boxes in `labels/`, or a .npz"
-_IN_MEMORY = 2 * 1024**3
-"""Most bytes of a compressed archive's files, which are kept in memory."""
 _CLASSES_MAX = 1_000_000
-_ARCHIVES = (".tar", ".tar.xz", ".tar.gz", ".tar.bz2", ".tgz", ".txz")
-_DAMAGED = (tarfile.TarError, OSError, EOFError, ValueError, lzma.LZMAError, zlib.error)
+_UNREAD = frozenset({".avif", ".gif", ".heic", ".heif", ".jfif", ".jp2", ".tif", ".tiff", ".webp"})
+"""Suffixes of pictures that are not read."""
+_DAMAGED = (tarfile.TarError, OSError, EOFError, ValueError)
 """Errors that a damaged archive raises."""
 
 
@@ -94,8 +96,8 @@ def _read_pictures(path: Path, files: _Files, pictures: _Files) -> FoundData:
     tops = {name.partition("/")[0] if "/" in name else "" for name in pictures}
     if _IMAGES in tops:
         return _read_yolo(path, files, {name: file for name, file in pictures.items() if _top(name) == _IMAGES})
-    if len(tops) == 1 and "" not in tops:
-        tops |= {_top(name) for name in files if "/" in name and is_unread(name)}
+    if len(tops) == 1 and "" not in tops:  # a class whose pictures are all left out does not vanish
+        tops |= {_top(name) for name in files if "/" in name and suffix_of(name) in _UNREAD}
     if len(tops) == 1:  # a single folder is no choice between classes
         return FoundData(tuple(pictures.items()), "pictures without labels")
     if "" in tops:
@@ -146,7 +148,7 @@ def _list(path: Path) -> Iterator[tuple[str, DataFile]]:
             name = found.relative_to(path).as_posix()
             if not _is_hidden(name):
                 yield f"{name}/" if found.is_dir() else name, DataFile(found)
-    elif path.name.endswith(_ARCHIVES):
+    elif path.suffix == ".tar":
         yield from _list_archive(path)
     else:
         raise ModelError(f"{path}: is of no known kind; {_EXAMPLES}")
@@ -155,35 +157,15 @@ def _list(path: Path) -> Iterator[tuple[str, DataFile]]:
 def _list_archive(path: Path) -> Iterator[tuple[str, DataFile]]:
     """Yield the members of an archive. Links and devices are left out."""
     try:
-        compressed, kept = _is_compressed(path), 0
-        with tarfile.open(path) as archive:
+        with tarfile.open(path, "r:") as archive:
             for member in archive:
                 name = member.name.removeprefix("./").strip("/")
                 if member.isdir() and not _is_hidden(name):
                     yield f"{name}/", DataFile(path)
                 elif member.isfile() and not _is_hidden(name):
-                    kept += member.size if compressed else 0
-                    if kept > _IN_MEMORY:
-                        raise ModelError(f"{path}: more than 2 GB of content: unpack it, and give the folder")
-                    yield name, _member(path, archive, member, compressed=compressed)
+                    yield name, DataFile(path, member.offset_data, member.size)
     except _DAMAGED as error:
-        raise ModelError(f"{path}: cannot be read as an archive: {error}") from None
-
-
-def _is_compressed(path: Path) -> bool:
-    """Return True for an archive whose members have no place in the file."""
-    try:
-        with tarfile.open(path, "r:"):
-            return False
-    except tarfile.ReadError:
-        return True
-
-
-def _member(path: Path, archive: tarfile.TarFile, member: tarfile.TarInfo, *, compressed: bool) -> DataFile:
-    if not compressed:
-        return DataFile(path, member.offset_data, member.size)
-    stream = archive.extractfile(member)
-    return DataFile(path, content=stream.read() if stream else b"")
+        raise ModelError(f"{path}: cannot be read as an archive that is not compressed: {error}") from None
 
 
 def _is_hidden(name: str) -> bool:
@@ -229,10 +211,7 @@ def _read_yolo(path: Path, files: _Files, pictures: _Files) -> FoundData:
     stems = {_label_name(name) for name in pictures}
     if lost := [name for name in texts if name not in stems]:
         more = f", and {len(lost) - 1} more" if len(lost) > 1 else ""
-        unread = {_label_name(name): name for name in files if _top(name) == _IMAGES and is_unread(name)}
-        if other := unread.get(lost[0]):
-            raise ModelError(f"{path}: {plain(lost[0])}{more}: {plain(other)} is not read: {told_unread()}")
-        raise ModelError(f"{path}: {plain(lost[0])} has no picture in {_IMAGES}/{more}")
+        raise ModelError(f"{path}: {plain(lost[0])} has no picture ({kinds()}) in {_IMAGES}/{more}")
     shown = [f"{path}: {plain(_label_name(name))}" for name in pictures]
     objects = [_objects(texts.get(_label_name(name)), place) for name, place in zip(pictures, shown, strict=True)]
     if not any(len(one.classes) for one in objects):
@@ -317,3 +296,117 @@ def _checked_values(path: Path, values: Array) -> Array:
         raise ModelError(f"{path}: `x` is {values.dtype}; expected uint8, pictures, or float32, real values")
     with np.errstate(over="ignore"):  # what is too large becomes infinite, which is refused
         return values if values.dtype == np.uint8 else values.astype(np.float32, copy=False)
+
+
+SCORE_HINTS = ("score", "prob", "class", "softmax", "logit")
+"""Parts of names of an output that holds scores of classes, if several fit."""
+_CLASSIFY = ("classify", "keyword")
+"""Decoders of classes: they find the scores themselves."""
+_SHOWN = 5
+
+
+def check_classifier(content: FoundData, path: Path, model: Model, outputs: Sequence[TensorSpec]) -> None:
+    """Raise ModelError for examples of classes if the outputs of the model are no scores of classes."""
+    decoder, outputs = model.manifest.output.decoder, [one for one in outputs if one.name != HIDDEN]
+    if content.classes is None or decoder in _CLASSIFY:
+        return
+    try:
+        if decoder and not (decoder == "raw" and model.manifest.output.labels):
+            raise ModelError(f"the decoder {decoder!r} tells none")
+        place = assign_scores(0, outputs, {}, SCORE_HINTS)
+        if len(outputs) > 1 and not any(hint in outputs[place].name.lower() for hint in SCORE_HINTS):
+            raise ModelError(f"there are {len(outputs)}, and no name says which holds some")
+    except ModelError as error:
+        raise no_classifier(f"{path}: {content.words}", f"the outputs of {model.path}", error) from None
+
+
+def no_classifier(examples: str, outputs: str, error: ModelError) -> ModelError:
+    """Return the error for examples of classes and a model that gives no scores of classes."""
+    return ModelError(
+        f"{examples}, and {outputs} are no scores of classes ({error}): write a manifest beside the model with "
+        "the [output] decoder that reads them, see `vedette guide models`, or give examples without classes: "
+        "pictures without class folders, or no `y`"
+    )
+
+
+def matched(
+    content: FoundData, path: Path, model: Model, outputs: Sequence[TensorSpec]
+) -> tuple[FoundData, tuple[str, ...]]:
+    """Give classes the numbers that the model has for them; return doubts, too."""
+    labels, names = model.manifest.output.labels, content.names
+    numbered = bool(names) and all(name.isdecimal() for name in names)
+    numbers = _numbers(names, labels, path) if names and (labels or numbered) else None
+    count = len(labels) or (0 if content.objects else _classes_of(outputs))
+    convert = _converter(numbers, count, len(names))
+    names = labels or (names if numbers is None else ())
+    if content.classes is not None:
+        classes = convert(content.classes, str(path))
+        return replace(content, classes=classes, names=names), tuple(_unseen(classes, count, path))
+    objects = tuple(
+        ObjectBoxes(convert(one.classes, place), one.boxes)
+        for one, place in zip(content.objects or (), content.places, strict=True)
+    )
+    return replace(content, objects=objects or None, names=names), ()
+
+
+def _classes_of(outputs: Sequence[TensorSpec]) -> int:
+    """Return the number of scores of a classifier, which may have a state for the next exit; 0: not known."""
+    outputs = [one for one in outputs if one.name != HIDDEN]
+    return outputs[0].shape[-1] if len(outputs) == 1 and len(outputs[0].shape) in (2, 4) else 0
+
+
+def _unseen(classes: NDArray[np.int64], count: int, path: Path) -> Iterator[str]:
+    if (unseen := count - len(np.unique(classes))) > 0:
+        yield f"{path}: {unseen} of the model's {count} classes {'has' if unseen == 1 else 'have'} no example"
+
+
+def _numbers(names: Sequence[str], labels: Sequence[str], path: Path) -> NDArray[np.int64]:
+    """Return the model's number of each class by its name, or by the name as a number.
+
+    Raises:
+        ModelError: the model knows no such class.
+    """
+    number_of = class_finder(labels)
+    found = [number_of(name) for name in names]
+    unknown = [name for name, number in zip(names, found, strict=True) if number is None]
+    if not unknown:
+        return np.array(found, np.int64)
+    if all(name.isdecimal() for name in names):
+        return np.array([int(name) for name in names], np.int64)
+    others = f" (nor {len(unknown) - 1} more)" if len(unknown) > 1 else ""
+    near = difflib.get_close_matches(unknown[0], labels, 1)
+    hint = f"did you mean {near[0]!r}?" if near else f"it has {', '.join(map(repr, labels[:_SHOWN]))} …"
+    raise ModelError(f"{path}: the model has no class {unknown[0]!r}{others}; {hint}")
+
+
+def class_finder(labels: Sequence[str]) -> Callable[[str], int | None]:
+    """Return a function from the name of a class to its number, or to None if there is none.
+
+    A name may be written in another case, and with dashes and underscores for spaces.
+    """
+    exact = {label: number for number, label in reversed(list(enumerate(labels)))}
+    known = {_folded(label): number for number, label in reversed(list(enumerate(labels)))}
+    return lambda name: exact.get(name, known.get(_folded(name)))
+
+
+def _folded(name: str) -> str:
+    return name.casefold().replace("_", " ").replace("-", " ").strip()
+
+
+def _converter(
+    numbers: NDArray[np.int64] | None, count: int, named: int
+) -> Callable[[NDArray[np.int64], str], NDArray[np.int64]]:
+    """Return a function that converts the data's class numbers to the model's, and checks them."""
+
+    def convert(classes: NDArray[np.int64], where: str) -> NDArray[np.int64]:
+        known = named or count
+        if len(classes) and known and not 0 <= classes.min() <= classes.max() < known:
+            wrong = classes[(classes < 0) | (classes >= known)][0]
+            raise ModelError(f"{where}: class {wrong} is out of range: expected 0 to {known - 1}")
+        found = classes if numbers is None else numbers[classes]
+        if len(found) and count and found.max() >= count:
+            has = plural(count, "class", "classes")
+            raise ModelError(f"{where}: class {found.max()} is out of range: the model has {has}")
+        return found
+
+    return convert

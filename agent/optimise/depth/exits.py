@@ -1,7 +1,6 @@
 """Gives a classifier early exits: chooses where its graph can be cut, and adds a head at each place.
 
-A head is a mean over each cell of a grid and a fully connected layer. For sound, whose third axis is frequency,
-the means of its bands may be kept apart instead.
+A head is a mean over each cell of a grid and a fully connected layer.
 """
 
 from __future__ import annotations
@@ -130,16 +129,13 @@ def _listed(found: Sequence[Cut]) -> str:
     return ", ".join(names[:_SHOWN]) + more
 
 
-def add_exits(
-    content: bytes, places: Sequence[Cut], *, grid: int = 1, bands: bool = False
-) -> tuple[bytes, tuple[Stage, ...]]:
+def add_exits(content: bytes, places: Sequence[Cut], *, grid: int = 1) -> tuple[bytes, tuple[Stage, ...]]:
     """Add heads to a graph, whose weights are zero until they are trained.
 
     Args:
         content: of `backbone`.
         places: from `choose_exits`.
         grid: cells along each side of the picture whose means a head sees; fewer where the picture is smaller.
-        bands: keep the axis before the channels, and average over the others.
 
     Returns:
         The file with the outputs of all exits, and the stages that cut it.
@@ -150,7 +146,7 @@ def add_exits(
     stages, outputs = [], dict[str, int]()
     for number, place in enumerate(places, 1):
         stages.append(Stage(f"exit{number}", f"{SCORES}{number}", f"{HIDDEN}{number}"))
-        outputs[stages[-1].scores] = _Head(graph, place, number).connect(classes, grid, bands=bands)
+        outputs[stages[-1].scores] = _Head(graph, place, number).connect(classes, grid)
         outputs[stages[-1].hidden] = place.tensor
     stages.append(Stage(f"exit{len(places) + 1}", f"{SCORES}{len(places) + 1}"))
     outputs[stages[-1].scores] = last
@@ -167,11 +163,11 @@ class _Head:
         self._graph, self._place = graph, place
         self._made = Additions(graph, place.tensor, f"exit{number}")
 
-    def connect(self, classes: int, grid: int, *, bands: bool) -> int:
+    def connect(self, classes: int, grid: int) -> int:
         """Add all of them, and return the tensor of the scores."""
         cells = min(grid, *self._place.shape[1:-1])
-        is_cut = cells > 1 and not bands and len(self._place.shape) == 4
-        means = self._cells(cells) if is_cut else self._means(bands=bands)
+        is_cut = cells > 1 and len(self._place.shape) == 4
+        means = self._cells(cells) if is_cut else self._means()
         features = math.prod(self._graph.shape(means))
         if len(self._graph.shape(means)) > 2:
             target = self._made.constant("shape", (1, features))
@@ -180,10 +176,9 @@ class _Head:
         bias = self._made.constant("bias", np.zeros(classes, np.float32))
         return self._made.add("FULLY_CONNECTED", [means, weights, bias], [1, classes], "scores")
 
-    def _means(self, *, bands: bool) -> int:
-        last = len(self._place.shape) - 1
-        axes = tuple(range(1, last - 1 if bands and last > 2 else last))
-        shape = [size for axis, size in enumerate(self._place.shape) if axis not in axes]
+    def _means(self) -> int:
+        axes = tuple(range(1, len(self._place.shape) - 1))
+        shape = [self._place.shape[0], self._place.shape[-1]]
         return self._made.add("MEAN", [self._place.tensor, self._made.constant("axes", axes)], shape, "mean")
 
     def _cells(self, cells: int) -> int:

@@ -115,7 +115,7 @@ def make_cascade(
     places = choose_exits(base, recipe.depth.exits, recipe.depth.at)
     for number, place in enumerate(places, 1):
         tell(f"exit{number} behind {place.name!r}, {place.share:.0%} of the multiply-adds")
-    whole, stages = add_exits(base, places, grid=recipe.depth.grid, bands=recipe.depth.bands)
+    whole, stages = add_exits(base, places, grid=recipe.depth.grid)
     network = ExitNetwork(whole, stages)
     settings = ExitSettings(recipe.depth.epochs, recipe.depth.taught, recipe.depth.loss)
     seen, preparation = parts.training, preparation_of(model, parts.training)

@@ -23,7 +23,6 @@ from agent.optimise.evaluate import (
     change,
     load_coco,
     open_content,
-    p_value,
     share_score,
     wilson,
 )
@@ -126,15 +125,12 @@ class ModelComparison(Struct, frozen=True):
         value: of the same metric.
         difference: of this model from it.
         interval: in which the difference lies with 95 % probability, of paired examples; None: not known.
-        p_value: probability of such a difference between models that are equally good, by the exact test of
-            McNemar; None: not of shares.
     """
 
     model: str
     value: float
     difference: float
     interval: tuple[float, float] | None
-    p_value: float | None = None
 
 
 class Evaluation(Struct, frozen=True):
@@ -220,8 +216,7 @@ def evaluate_model(
             f"{second.evaluation.model}: is told by {metric}, and the model by {found.evaluation.metric}"
         )
     by = change(second.score, found.score)
-    sure = p_value(second.score.right, found.score.right)
-    against = ModelComparison(second.evaluation.model, second.score.value, by.value, by.interval, sure)
+    against = ModelComparison(second.evaluation.model, second.score.value, by.value, by.interval)
     return replace(found.evaluation, against=against)
 
 

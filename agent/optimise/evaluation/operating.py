@@ -1,7 +1,6 @@
 """Operating points: what a threshold finds, and what in vain; and the worst errors.
 
-Scores are those of the decoder, 0..1; a threshold takes what is at or above it. Intervals are of 95 %: Wilson's
-for shares, else by bootstrap over pictures (Efron and Tibshirani, An Introduction to the Bootstrap, 1993).
+Scores are those of the decoder, 0..1; a threshold takes what is at or above it. Intervals are Wilson's, of 95 %.
 """
 
 from __future__ import annotations
@@ -20,7 +19,6 @@ from agent.types import Box, Detection
 Floats = NDArray[np.float64]
 FROC_RATES = (0.125, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
 """False positives for each picture at which the sensitivity is told, as in LUNA16 (Setio et al., 2017)."""
-_SAMPLES = 1000
 _IOU = 0.5
 
 
@@ -145,54 +143,29 @@ def box_threshold_for(found: Found, target: float) -> float:
 
 
 class FrocPoint(Struct, frozen=True):
-    """Sensitivity at a number of false positives for each picture, with its interval of 95 % by bootstrap."""
+    """Sensitivity, 0..1, at a number of false positives for each picture."""
 
     false_positives: float
     sensitivity: float
-    interval: tuple[float, float]
 
 
-def froc(found: Found, rates: Sequence[float] = FROC_RATES, seed: int = 0) -> tuple[FrocPoint, ...]:
+def froc(found: Found, rates: Sequence[float] = FROC_RATES) -> tuple[FrocPoint, ...]:
     """Return the free-response operating characteristic of one class (Bunch et al., 1977).
 
     Args:
         found: detections and objects.
         rates: false positives for each picture.
-        seed: of the bootstrap.
     """
-    whole = _sensitivities(
-        found.scores, found.hits, np.ones(len(found.scores)), int(found.objects.sum()), rates, len(found.objects)
-    )
-    draws, random = [], np.random.default_rng(seed)
-    for _ in range(_SAMPLES):
-        times = np.bincount(
-            random.integers(0, len(found.objects), len(found.objects)), minlength=len(found.objects)
-        )
-        total = int((found.objects * times).sum())
-        if total:
-            weights = times[found.pictures].astype(np.float64)
-            draws.append(_sensitivities(found.scores, found.hits, weights, total, rates, len(found.objects)))
-    low, high = np.percentile(np.array(draws), (2.5, 97.5), axis=0) if draws else (whole, whole)
-    return tuple(
-        FrocPoint(rate, float(value), (float(least), float(most)))
-        for rate, value, least, most in zip(rates, whole, low, high, strict=True)
-    )
-
-
-def _sensitivities(
-    scores: Floats, hits: NDArray[np.bool_], weights: Floats, objects: int, rates: Sequence[float], pictures: int
-) -> Floats:
-    """Return the share of objects found at each rate, with detections that count `weights` times."""
-    order = np.argsort(-scores, kind="stable")
-    found = np.concatenate([[0.0], np.cumsum(weights[order] * hits[order])])
-    false = np.concatenate([[0.0], np.cumsum(weights[order] * ~hits[order])])
+    order = np.argsort(-found.scores, kind="stable")
+    scores, hits = found.scores[order], found.hits[order]
+    right, false = (np.concatenate([[0], np.cumsum(one)]) for one in (hits, ~hits))
     # A threshold lies between different scores: equal ones are taken together.
-    ends = np.concatenate([[True], np.append(np.diff(scores[order]) != 0, True) if len(scores) else []]).astype(
-        bool
+    ends = np.flatnonzero(np.concatenate([[True], np.append(np.diff(scores) != 0, True)[: len(scores)]]))
+    total, pictures = max(1, int(found.objects.sum())), len(found.objects)
+    last = [int(np.searchsorted(false[ends], rate * pictures, "right")) - 1 for rate in rates]
+    return tuple(
+        FrocPoint(rate, float(right[ends][place] / total)) for rate, place in zip(rates, last, strict=True)
     )
-    found, false = found[ends], false[ends]
-    last = [int(np.searchsorted(false, rate * pictures, "right")) - 1 for rate in rates]
-    return np.array([found[one] / max(1, objects) for one in last])
 
 
 WORST = 24

@@ -1,11 +1,10 @@
-"""Reports of evaluations: lines and tables as text, confusions as PNG, and the worst errors as HTML."""
+"""Reports of evaluations: lines and tables as text, and the worst errors as HTML."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -19,17 +18,14 @@ from agent.optimise.evaluation.model import ClassResult, Evaluation, ModelCompar
 from agent.optimise.evaluation.operating import OperatingPoint
 from agent.optimise.evaluation.sound import NOTHING_TOLD, OTHER, SoundEvaluation, WordResult
 from agent.optimise.evaluation.tracking import TrackEvaluation, TrackFigures
-from agent.optimise.report import as_png, new_figure
-from agent.text import plain, plural
+from agent.text import plural
 from agent.types import Detection
 
 _SIDE, _QUALITY = 240, 80
 """Longest side of a picture in the report, px, and quality of its JPEG."""
-_CLASSES_DRAWN = 60
-_SOURCES_MAX = 40
+_CONFUSIONS_MAX = 20
 _CURVE_RATES = (0.1, 0.5, 1.0, 2.0, 5.0, 10.0)
 """False alarms per hour whose rows of the curve are shown."""
-_SIGNIFICANT = 0.05
 
 
 class EvaluationTable(NamedTuple):
@@ -82,9 +78,7 @@ def _comparison(metric: str, one: ModelComparison | None) -> str:
     if one.interval is None:
         return told
     low, high = (edge * 100 for edge in one.interval)
-    sure = one.p_value is not None and one.p_value < _SIGNIFICANT
-    words = f"p = {one.p_value:.2g}" if one.p_value is not None else ""
-    return f"{told}, {low:+.1f} to {high:+.1f}; {words}: {'' if sure else 'not '}significant"
+    return f"{told}, {low:+.1f} to {high:+.1f}: {'not ' if low <= 0 <= high else ''}significant"
 
 
 def _picture_tables(found: Evaluation) -> Iterator[EvaluationTable]:
@@ -93,6 +87,8 @@ def _picture_tables(found: Evaluation) -> Iterator[EvaluationTable]:
     columns = shown if has_ap else shown[:-1]
     rows = [_class_row(one)[: len(columns)] for one in found.classes if one.count]
     yield EvaluationTable("by class", columns, columns[1:], rows)
+    classes = [one.name for one in found.classes]
+    yield from _confusions(found.confusion, classes, classes)
     points = [row for one in found.positives for row in _threshold_rows(one)]
     if points:
         alarms = "false a picture" if found.metric == "AP" else "false alarms"
@@ -164,19 +160,8 @@ def _sound_tables(found: SoundEvaluation) -> Iterator[EvaluationTable]:
     yield EvaluationTable("by word, at the threshold in use", columns, columns[1:], rows)
     columns = ("at", "threshold", "missed", "95 %", "false alarms an hour", "95 %")
     yield EvaluationTable("missed words against false alarms", columns, columns[1:], list(_rate_rows(found)))
-    if any(one.alarms for one in found.sources):
-        columns = ("other sound", "false alarms", "hours", "an hour", "95 %")
-        rows = [
-            (
-                one.folder,
-                str(one.alarms),
-                f"{one.hours:.3f}",
-                f"{one.alarms_per_hour:.3g}",
-                _range(one.alarms_interval),
-            )
-            for one in found.sources[:_SOURCES_MAX]
-        ]
-        yield EvaluationTable("false alarms by folder", columns, columns[1:], rows)
+    words = [one.name for one in found.words]
+    yield from _confusions(found.confusion, [*words, OTHER], [*words, NOTHING_TOLD])
     if found.wrong:
         columns = ("recording", "second", "is", "told", "score")
         rows = [(one.name, f"{one.at_s:.2f}", one.truth, one.told, f"{one.score:.3f}") for one in found.wrong]
@@ -244,42 +229,20 @@ def _count_row(one: TrackFigures) -> tuple[str, ...]:
     return (one.name, *map(str, kinds))
 
 
-def draw_confusion(found: Evaluation | SoundEvaluation) -> bytes:
-    """Return the confusion matrix as PNG.
-
-    Raises:
-        ModelError: there is none, or matplotlib is missing.
-    """
-    if not found.confusion:
-        raise ModelError("there is no confusion matrix: only of classes of whole pictures")
-    if isinstance(found, Evaluation):
-        names = [one.name for one in found.classes]
-        return _draw_confusions(found.confusion, names, names)
-    words = [one.name for one in found.words]
-    return _draw_confusions(found.confusion, [*words, OTHER], [*words, NOTHING_TOLD])
-
-
-def _draw_confusions(confusion: Sequence[Sequence[int]], rows: Sequence[str], columns: Sequence[str]) -> bytes:
-    side = 2.0 + 0.4 * min(len(rows), _CLASSES_DRAWN)
-    figure = new_figure(side + 1.0, side)
-    _fill(figure.add_subplot(), np.array(confusion), _shown(rows), _shown(columns))
-    return as_png(figure)
-
-
-def _shown(names: Sequence[str]) -> list[str]:
-    return [plain(name).replace("$", r"\$")[:24] for name in names]
-
-
-def _fill(axis: Any, counts: Any, names: Sequence[str], told: Sequence[str]) -> None:
-    shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
-    axis.imshow(shares, cmap="Blues", vmin=0.0, vmax=1.0)
-    axis.set(xlabel="told", ylabel="is", xticks=range(len(told)), yticks=range(len(names)))
-    axis.set_xticklabels(told, rotation=90)
-    axis.set_yticklabels(names)
-    if len(names) <= _CLASSES_DRAWN // 2:
-        for row, column in np.argwhere(counts > 0):
-            colour = "white" if shares[row, column] > 0.5 else "black"
-            axis.text(column, row, str(counts[row, column]), ha="center", va="center", color=colour, fontsize=8)
+def _confusions(
+    counts: Sequence[Sequence[int]], names: Sequence[str], told: Sequence[str]
+) -> Iterator[EvaluationTable]:
+    """Yield what is most often taken for something else, if anything is."""
+    pairs = [
+        (count, is_, other)
+        for is_, row in zip(names, counts, strict=False)
+        for other, count in zip(told, row, strict=True)
+        if count and is_ != other
+    ]
+    if pairs:
+        worst = sorted(pairs, key=lambda one: -one[0])[:_CONFUSIONS_MAX]
+        rows = [(is_, other, str(count)) for count, is_, other in worst]
+        yield EvaluationTable("most frequent confusions", ("is", "told", "times"), ("times",), rows)
 
 
 def to_html(found: Evaluation, examples: Examples) -> str:
@@ -288,10 +251,6 @@ def to_html(found: Evaluation, examples: Examples) -> str:
     parts = [html_text(line) for line in report.lines if line]
     for table in report.tables:
         parts += [html_text(table.title, "h2"), html_table(table.columns, table.rows)]
-    if found.confusion:
-        with suppress(ModelError):  # no matplotlib
-            picture = embedded(draw_confusion(found), "png")
-            parts += [html_text("confusions", "h2"), html_figure("confusion matrix", picture)]
     if found.wrong:
         parts.append(html_text("worst errors, surest first", "h2"))
         rows = [(one.name, one.truth, one.told, f"{one.score:.3f}") for one in found.wrong]

@@ -19,7 +19,7 @@ from msgspec.structs import replace
 from agent.compute.manifest import Model
 from agent.errors import ModelError
 from agent.features.verification.models import open_verification
-from agent.optimise.evaluate import change, p_value, share_score, wilson
+from agent.optimise.evaluate import change, share_score, wilson
 from agent.optimise.evaluation.answers import KeptResults, model_key, result_key
 from agent.optimise.evaluation.listening import (
     THRESHOLDS,
@@ -82,16 +82,6 @@ class WordResult(Struct, frozen=True):
     alarms_interval: tuple[float, float] | None
 
 
-class AlarmSource(Struct, frozen=True):
-    """False alarms in one folder of other sound: number, hours, and rate per hour with its interval of 95 %."""
-
-    folder: str
-    alarms: int
-    hours: float
-    alarms_per_hour: float
-    alarms_interval: tuple[float, float]
-
-
 class WrongSound(Struct, frozen=True):
     """An error.
 
@@ -127,7 +117,6 @@ class SoundEvaluation(Struct, frozen=True):
         curve: rates by rising threshold: the detection error trade-off.
         words: by word.
         confusion: words that are said, and other sound, a row, by what was told: these words, and nothing.
-        sources: false alarms by folder of other sound.
         wrong: the worst errors: half of them events in vain, surest first, then words that were missed.
         against: comparison with another model; None: there is none.
         remarks: doubts.
@@ -147,7 +136,6 @@ class SoundEvaluation(Struct, frozen=True):
     curve: tuple[RatePoint, ...]
     words: tuple[WordResult, ...]
     confusion: tuple[tuple[int, ...], ...]
-    sources: tuple[AlarmSource, ...]
     wrong: tuple[WrongSound, ...]
     against: ModelComparison | None = None
     remarks: tuple[str, ...] = ()
@@ -329,7 +317,6 @@ def _evaluation(
         curve,
         tuple(_words(examples, heard)),
         _confusion(examples, heard),
-        tuple(_sources(examples, heard)),
         _wrong(examples, heard),
         remarks=(*examples.remarks, *_remarks(examples, request), *_answered_by(model, request, heard)),
     )
@@ -387,18 +374,6 @@ def _confusion(examples: SoundExamples, heard: _Heard) -> tuple[tuple[int, ...],
     return tuple(tuple(row[column] for column in columns) for row in counts.values())
 
 
-def _sources(examples: SoundExamples, heard: _Heard) -> Iterator[AlarmSource]:
-    alarms, seconds = Counter[str](), dict[str, float]()
-    for one, judged in _pairs(examples, heard):
-        if one.counts_time:
-            alarms[one.folder] += len(judged.false)
-            seconds[one.folder] = seconds.get(one.folder, 0.0) + one.seconds
-    for folder in sorted(seconds, key=lambda name: (-alarms[name], name)):
-        hours = seconds[folder] / 3600.0
-        low, high = poisson_interval(alarms[folder])
-        yield AlarmSource(folder, alarms[folder], hours, alarms[folder] / hours, (low / hours, high / hours))
-
-
 def _wrong(examples: SoundExamples, heard: _Heard) -> tuple[WrongSound, ...]:
     vain: list[WrongSound] = []
     missed: list[WrongSound] = []
@@ -418,9 +393,8 @@ def _wrong(examples: SoundExamples, heard: _Heard) -> tuple[WrongSound, ...]:
 def _compared(other: Model, examples: SoundExamples, first: _Heard, second: _Heard) -> ModelComparison:
     scores = [share_score("top-1", np.array(list(_right(examples, one)), bool)) for one in (first, second)]
     by = change(scores[1], scores[0])
-    sure = p_value(scores[1].right, scores[0].right)
     name = other.manifest.name or other.path
-    return ModelComparison(name, scores[1].value, by.value, by.interval, sure)
+    return ModelComparison(name, scores[1].value, by.value, by.interval)
 
 
 def missed_alarm_target(found: SoundEvaluation, target: float | None) -> str:

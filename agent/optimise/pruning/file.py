@@ -1,17 +1,12 @@
-"""Prune the network of a model file, and emit it as a new one with a report.
-
-The network is the torch module that the file was imported from, whose batch norms can still be trained, or the
-graph of the file itself.
-"""
+"""Prune the torch module that a model file was imported from, and emit it as a new file with a report."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import numpy as np
 from msgspec import Struct
 from msgspec.structs import replace
@@ -19,26 +14,23 @@ from numpy.typing import NDArray
 
 from agent.compute.infer.session import Session
 from agent.compute.manifest import InputManifest, Model
-from agent.compute.tflite.read import read_modelfile
 from agent.errors import ConfigError, ModelError
 from agent.optimise.augment import Augmentation, Normalisation
 from agent.optimise.data import Examples
 from agent.optimise.evaluate import Score, open_content, outputs_of, score, time_ms
-from agent.optimise.pruning.channels import ROUND_FACTOR, prune_channels, trained_groups
-from agent.optimise.pruning.connections import PruneHistory, PruneSettings, draw_curves, frozen, prunable, prune
-from agent.optimise.pruning.network import PrunableNetwork, of_file, of_module
+from agent.optimise.graph.from_torch import float_tflite
+from agent.optimise.pruning.channels import MULTIPLE, prune_channels, trained_groups
+from agent.optimise.pruning.connections import frozen, prunable, prune
+from agent.optimise.pruning.rounds import PruneHistory
 from agent.optimise.quantise import spread
-from agent.optimise.recipe import NEED_GRADIENTS, PruneRecipe, Recipe, RecipeFile
+from agent.optimise.recipe import PruneRecipe, Recipe, RecipeFile
 from agent.optimise.report import OptimiseReport, StepResult, describe_machine
 from agent.optimise.source import learned_sample, logits_keys
 from agent.optimise.train import Pictures, TrainingSettings, TrainingStep, predict
 from agent.optimise.training.data import check_classes, check_logits
 from agent.optimise.tune import split
-from agent.structs import convert
 
 _COMPARED = 64
-_FOLDED = 0.02
-"""Learning rate of a network whose batch norms are part of its weights, relative to the recipe's."""
 _AGREE = 0.9
 """Share of the examples that module and file must give the same class."""
 _APART = 0.3
@@ -60,13 +52,11 @@ class PrunedModel(Struct, frozen=True):
     Attributes:
         content: the new file, float.
         report: with the scores before and after, on examples that pruning has not seen.
-        chart: PNG of the accuracy on the way.
         keys: of its manifest that differ from the model's.
     """
 
     content: bytes
     report: OptimiseReport
-    chart: bytes
     keys: dict[str, Any]
 
 
@@ -90,7 +80,7 @@ def check_no_exits(model: Model) -> None:
 
 def prune_model(
     model: Model,
-    module: Any | None,
+    module: Any,
     examples: Examples,
     recipe: Recipe,
     *,
@@ -102,8 +92,7 @@ def prune_model(
 
     Args:
         model: float, with its manifest; of one input [1, height, width, channels].
-        module: the torch module that it was imported from, trained; None: the graph of the file is pruned, of
-            which only connections can go.
+        module: the torch module that it was imported from, trained.
         examples: with classes; a part is held out to measure on.
         recipe: its sections `[prune]`, `[train]` and `[data]` count.
         folder: see `agent.optimise.pruning.connections.prune`.
@@ -117,70 +106,51 @@ def prune_model(
     check_no_exits(model)
     if examples.kind != "classes" or examples.labels is None:
         raise ModelError(f"{examples.description}: pruning trains, and needs examples with classes")
-    preparation = preparation_of(model, examples)
-    network = _network(model, module, examples, recipe)
-    seen, measured = split(examples, recipe.data.held_out)
-    check_same_outputs(network.module, model, measured)
-    settings, training = settings_of(recipe, preparation, seen.shape, len(seen), pictures=seen.are_pixels)
-    draw_curves({})  # that matplotlib is missing is told now and not in an hour
-    if not network.normalised:
-        training = training.slower(_FOLDED)
-    data = training_inputs(seen, preparation), _labels(seen)
-    test = training_inputs(measured, preparation), _labels(measured)
-    count = _Counter(settings, training, len(seen), progress)
-    options: dict[str, Any] = {"folder": folder, "test": test, "progress": count}
-    if recipe.prune.structured:
-        module, history = prune_channels(network.module, *data, settings, training, **options)
-    else:
-        module = network.module
-        history = prune(module, *data, settings, training, weights=network.weights, **options)
-    content = network.emit(module)
-    report = _report(model, content, measured, history, recipe, command)
-    report = replace(report, learned=learned_sample(seen, model))
-    return PrunedModel(
-        content, report, draw_curves({recipe.prune.ranked_by: history}), logits_keys(model, content)
-    )
-
-
-def _network(model: Model, module: Any | None, examples: Examples, recipe: Recipe) -> PrunableNetwork:
-    if module is not None:
-        return of_module(module, examples.shape, preparation_of(model, examples))
-    if recipe.prune.structured:
-        raise ModelError(f"{model.path}: channels are removed from the module that it was imported from: name it")
-    return of_file(model.content, model.path)
-
-
-def settings_of(
-    recipe: Recipe, preparation: InputManifest, shape: tuple[int, ...], count: int, *, pictures: bool = True
-) -> tuple[PruneSettings, TrainingSettings]:
-    """Return the settings that a recipe states.
-
-    Args:
-        recipe: see `prune_model`.
-        preparation: of the examples.
-        shape: of one input: height, width, channels.
-        count: of examples that are trained on.
-        pictures: False: they are none, and not changed.
-
-    Raises:
-        ConfigError: the values do not go together.
-    """
     if fault := recipe.prune.fault():
         raise ConfigError(f"[prune] {fault}")
-    given = msgspec.to_builtins(recipe.prune) | {"importance": recipe.prune.ranked_by}
-    if given.pop("structured"):
-        given["round_factor"] = ROUND_FACTOR
-    try:
-        settings = convert(given, PruneSettings)
-    except ValueError as error:
-        raise ConfigError(f"[prune] {error}") from None
-    return settings, training_settings(recipe, preparation, shape, count, pictures=pictures)
+    preparation = preparation_of(model, examples)
+    seen, measured = split(examples, recipe.data.held_out)
+    check_same_outputs(module, model, measured)
+    training = training_settings(recipe, preparation, seen.shape, len(seen), pictures=seen.are_pixels)
+    data = training_inputs(seen, preparation), _labels(seen)
+    test = training_inputs(measured, preparation), _labels(measured)
+    count = _Counter(recipe.prune, training, len(seen), progress)
+    options: dict[str, Any] = {"folder": folder, "test": test, "progress": count}
+    if recipe.prune.structured:
+        module, history = prune_channels(module, *data, recipe.prune, training, **options)
+    else:
+        history = prune(module, *data, recipe.prune, training, **options)
+    content = emitted(module, examples.shape, preparation)
+    report = _report(model, content, measured, history, recipe, command)
+    report = replace(report, learned=learned_sample(seen, model))
+    return PrunedModel(content, report, logits_keys(model, content))
+
+
+def emitted(module: Any, shape: tuple[int, ...], preparation: InputManifest) -> bytes:
+    """Return the float `.tflite` of a module.
+
+    Args:
+        module: a torch module, which is moved to the processor.
+        shape: of one input: height, width, channels.
+        preparation: of pictures.
+    """
+    height, width, channels = shape
+    mean, std = preparation.mean[:channels], preparation.std[:channels]
+    return float_tflite(module.cpu(), (height, width, channels), mean=mean, std=std)
 
 
 def training_settings(
     recipe: Recipe, preparation: InputManifest, shape: tuple[int, ...], count: int, *, pictures: bool = True
 ) -> TrainingSettings:
-    """Return the settings of training alone; args as `settings_of`."""
+    """Return the settings of training that a recipe states.
+
+    Args:
+        recipe: its section `[train]` counts.
+        preparation: of the examples.
+        shape: of one input: height, width, channels.
+        count: of examples that are trained on.
+        pictures: False: they are none, and not changed.
+    """
     train = recipe.train
     batch = train.batch or min(_BATCH, max(_LEAST_BATCH, count // _STEPS))
     changes = Augmentation(shift=min(shape[:2]) // 16, flip=train.flip, turn=train.turn, light=train.light)
@@ -299,14 +269,14 @@ class _Counter:
 
     def __init__(
         self,
-        settings: PruneSettings,
+        recipe: PruneRecipe,
         training: TrainingSettings,
         count: int,
         progress: Callable[[PruningState], None],
     ) -> None:
         per_epoch = count // min(training.batch, count)
-        rounds = settings.rounds + (settings.importance in NEED_GRADIENTS)
-        self._total = rounds * settings.round_steps + per_epoch * settings.anneal_epochs
+        rounds = recipe.rounds + recipe.needs_gradients
+        self._total = rounds * recipe.round_steps + per_epoch * recipe.anneal_epochs
         self._progress, self._done = progress, 0
 
     def __call__(self, step: TrainingStep) -> None:
@@ -338,7 +308,6 @@ def _report(
         remarks=(
             *_remarks(before, after),
             *_rounded(gone, recipe.prune),
-            *_widened(model.content),
             *busy,
             *examples.remarks,
         ),
@@ -364,14 +333,8 @@ def _rounded(gone: float, recipe: PruneRecipe) -> Iterator[str]:
     if recipe.structured and abs(gone - recipe.target) >= _ROUNDED:
         yield (
             f"{gone:.1%} of the channels are gone, not {recipe.target:.0%}: what stays of a layer is a multiple "
-            f"of {PruneSettings().multiple}, which is much of a narrow one"
+            f"of {MULTIPLE}, which is much of a narrow one"
         )
-
-
-def _widened(content: bytes) -> Iterator[str]:
-    """Yield why the file of a model with float16 weights is larger than before."""
-    if read_modelfile(content).weights.get("float16"):
-        yield "float16 weights are trained as float32, and written so, twice as large: quantise the file"
 
 
 def _step(name: str, content: bytes, found: Score, latency_ms: float) -> StepResult:
@@ -385,12 +348,12 @@ def _step(name: str, content: bytes, found: Score, latency_ms: float) -> StepRes
     )
 
 
-def check_pruning(model: Model, module: Any | None, examples: Examples, recipe: RecipeFile) -> None:
+def check_pruning(model: Model, module: Any, examples: Examples, recipe: RecipeFile) -> None:
     """Check a request to prune.
 
     Args:
         model: see `agent.optimise.pruning.file.prune_model`.
-        module: see there; channels of a model without one are refused there.
+        module: see there.
         examples: see there.
         recipe: its patterns of layers are compared with the names that the network has.
 
@@ -404,37 +367,17 @@ def check_pruning(model: Model, module: Any | None, examples: Examples, recipe: 
         raise ModelError(f"{examples.description}: pruning trains, and needs examples with classes")
     check_classes(examples, split(examples, recipe.recipe.data.held_out)[0])
     recipe.check_prune()
-    preparation = preparation_of(model, examples)
-    settings_of(recipe.recipe, preparation, examples.shape, len(examples), pictures=examples.are_pixels)
-    if not recipe.recipe.prune.structured:
-        _check_names(recipe, *_layers(model, module), "layer")
-    elif module is not None:
-        _check_names(recipe, *_groups(module, examples.shape), "group of channels")
-    if module is not None:
-        emitted = of_module(module, examples.shape, preparation).emit(module)
-        check_logits(emitted, type(module).__name__)
-        check_same_outputs(module, model, examples)
-
-
-def _check_names(recipe: RecipeFile, names: Sequence[str], kept: Sequence[str], what: str) -> None:
-    """Check that there is something to prune, and the recipe's patterns; `kept` is frozen."""
+    if recipe.recipe.prune.structured:
+        height, width, channels = examples.shape
+        groups, kept = trained_groups(module, (channels, height, width))
+        names, what = [group.name for group in groups], "group of channels"
+    else:
+        names, kept, what = list(prunable(module)), frozen(module), "layer"
     if kept and not names:
         raise ModelError(
             f"no {what} can be pruned, since all are frozen (requires_grad = False): {', '.join(kept)}: let the "
             "function leave those trainable that may be pruned"
         )
     recipe.check_prune_layers(names, what, kept)
-
-
-def _groups(module: Any, shape: tuple[int, ...]) -> tuple[list[str], list[str]]:
-    """Return the names of the groups of channels that can be pruned, and of those that are frozen."""
-    height, width, channels = shape
-    groups, kept = trained_groups(module, (channels, height, width))
-    return [group.name for group in groups], kept
-
-
-def _layers(model: Model, module: Any | None) -> tuple[list[str], list[str]]:
-    """Return the names of the layers that can be pruned, and of those that are frozen."""
-    if module is None:
-        return list(of_file(model.content, model.path).weights), []
-    return list(prunable(module)), frozen(module)
+    check_logits(emitted(module, examples.shape, preparation_of(model, examples)), type(module).__name__)
+    check_same_outputs(module, model, examples)

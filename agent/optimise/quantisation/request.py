@@ -102,17 +102,6 @@ class QuantisedFile(NamedTuple):
     report: OptimiseReport
 
 
-def may_train(request: QuantiseRequest) -> bool:
-    """Return True if a request may end with a training: it asks for it, or its budget limits the loss.
-
-    Raises:
-        ConfigError: the recipe or the budget cannot be used.
-    """
-    file = read_recipe(request.recipe) if request.recipe else parse_recipe("", "")
-    text = request.budget or file.recipe.quantise.budget
-    return request.qat or (request.qat is None and bool(text) and parse_budget(text).loss is not None)
-
-
 def quantise_file(request: QuantiseRequest, progress: Progress, tell: Progress) -> QuantisedFile:
     """Quantise a model file.
 

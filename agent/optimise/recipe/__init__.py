@@ -1,19 +1,21 @@
 """Recipes: TOML files that say what the steps of `vedette optimise` do.
 
 `vedette optimise recipe STEP` prints the keys of a step with their defaults, which a recipe without that section
-has, too.
-
-Text of a recipe with all keys, their defaults and a comment on each.
+has, too. The docstrings of the sections are its comments.
 """
 
 from __future__ import annotations
 
 import difflib
 import fnmatch
+import json
+import re
+import textwrap
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
+import msgspec
 from msgspec import Meta, Struct
 
 from agent.compute.manifest import Mean, Std
@@ -24,7 +26,6 @@ from agent.structs import convert
 
 Method = Literal["int8", "dynamic", "int4", "mixed"]
 Importance = Literal["gradient*weight", "weight", "gradient/weight", "random"]
-NEED_GRADIENTS: tuple[Importance, ...] = ("gradient*weight", "gradient/weight")
 Objective = Literal["accuracy", "latency", "size"]
 Whole = Annotated[int, Meta(ge=0, le=2**31)]
 Count = Annotated[int, Meta(ge=1, le=2**31)]
@@ -56,10 +57,11 @@ class QuantiseRecipe(Struct, frozen=True, forbid_unknown_fields=True):
     Attributes:
         method: `int8`: all of it; `dynamic`: INT8 weights, float activations; `int4`: INT4 weights wherever a
             layer has none in `layers`; `mixed`: INT4 or INT8 by each layer's sensitivity.
-        budget: what the result must meet, whatever the method, see `parse_budget`; `mixed` chooses its bits by
-            it. Empty: `mixed` allows no loss beyond that of INT8 that can be told.
+        budget: what the result must meet, whatever the method, such as size<2.8MB, loss<0.5pp, latency<20ms;
+            `mixed` chooses its bits by it. Empty: `mixed` allows no loss beyond that of INT8 that can be told.
         examples: number of inputs for calibration.
-        layers: fixed bits; the last rule that matches counts.
+        layers: fixed bits, such as [{match = "stem*", bits = 8}, {match = "*/head", bits = 32}]; the last
+            rule that matches counts.
         equalise: equalise the channels of activations first.
     """
 
@@ -76,9 +78,9 @@ class PruneRecipe(Struct, frozen=True, forbid_unknown_fields=True):
     Attributes:
         target: share that is removed in the end.
         importance: what is removed last. `gradient*weight`: accumulated over the steps of a round. Empty:
-            `weight` for connections, `gradient*weight` for channels.
+            `weight` for connections, `gradient*weight` for channels. Or `gradient/weight`, `random`.
         structured: remove whole channels, which is faster everywhere; else single connections.
-        rounds: in each of which the same number is removed.
+        rounds: number of them; in each the same number is removed.
         round_steps: training steps after each round.
         anneal_epochs: passes over the data at the end, with a falling learning rate.
         anneal_factor: learning rate at the beginning of the anneal, relative to that of `[train]`.
@@ -104,11 +106,16 @@ class PruneRecipe(Struct, frozen=True, forbid_unknown_fields=True):
         """Return the importance, with the default filled in."""
         return self.importance or ("gradient*weight" if self.structured else "weight")
 
+    @property
+    def needs_gradients(self) -> bool:
+        """Return True if the importance is summed over training steps."""
+        return self.ranked_by in ("gradient*weight", "gradient/weight")
+
     def fault(self) -> str:
         """Say what does not go together, the key first; empty: all does."""
         if self.over_layers and not self.structured:
             return "over_layers: is for channels, with structured = true; connections are always compared so"
-        if self.ranked_by in NEED_GRADIENTS and not self.round_steps:
+        if self.needs_gradients and not self.round_steps:
             return f"round_steps: expected 1 or more, since {self.ranked_by} needs gradients, got 0"
         return ""
 
@@ -173,7 +180,6 @@ class DepthRecipe(Struct, frozen=True, forbid_unknown_fields=True):
         epochs: passes over the data in which all exits are trained together; 0: the heads alone.
         taught: weight of the last exit's answers in the loss of the others; the labels have the rest.
         grid: cells along each side of a picture whose means a head sees.
-        bands: instead, a head keeps the axis before the channels apart, such as the frequency of sound.
         loss: accuracy that the cascade may lose on the examples of the calibration, 0..1.
     """
 
@@ -182,7 +188,6 @@ class DepthRecipe(Struct, frozen=True, forbid_unknown_fields=True):
     epochs: Annotated[float, Meta(ge=0.0, le=1e6)] = 2.0
     taught: Annotated[float, Meta(ge=0.0, le=1.0)] = 0.5
     grid: Annotated[int, Meta(ge=1, le=8)] = 2
-    bands: bool = False
     loss: Share = 0.005
 
 
@@ -190,7 +195,7 @@ class DataRecipe(Struct, frozen=True, forbid_unknown_fields=True):
     """`[data]`: examples, unless `--data` names them.
 
     Attributes:
-        path: relative to the recipe; see `agent.optimise.data`.
+        path: a folder, .tar or .npz of examples, relative to the recipe; `--data` goes before it.
         limit: use so many; 0: all.
         held_out: share on which results are measured, and nothing is tuned.
     """
@@ -249,12 +254,13 @@ class SearchRecipe(Struct, frozen=True, forbid_unknown_fields=True):
         space: `net.py:build`, a function that takes the parameters by their names and returns a torch module; the
             path is relative to the recipe.
         shape: of one input: height, width, channels.
-        mean, std: the module takes `(pixel - mean) / std`; with 0 and 1 real values are no pixels.
+        mean, std: the module takes `(pixel - mean) / std`, in pixel values; with 0 and 1 real values are no
+            pixels.
         objectives: what is compared.
-        budget: limits of size and latency that are checked before a network is trained; empty: none.
+        budget: limits such as latency<2ms, size<300kB that are checked before a network is trained; empty: none.
         rungs: epochs of training, each time from the start; only the better half goes to the next.
         seed: of the choice of networks, and of their weights.
-        parameters: of the space.
+        parameters: such as {width = {low = 8, high = 64, step = 8}, block = {choices = ["a", "b"]}}.
     """
 
     space: str = ""
@@ -388,81 +394,9 @@ def _search_faults(search: SearchRecipe) -> Iterator[Problem]:
         yield ("search", "budget"), "[search] budget: expected limits of size and latency only"
 
 
-EXAMPLES = {
-    "data": """\
-[data]
-path = ""       # a folder, .tar or .npz of examples, relative to this file; `--data` goes before it
-limit = 0       # use so many examples; 0: all
-held_out = 0.5  # share on which results are measured, and nothing is tuned
-""",
-    "quantise": """\
-[quantise]
-method = "mixed"  # or "int8", "dynamic" (float activations), "int4"
-budget = ""       # of every method, such as "size<2.8MB, loss<0.5pp, latency<20ms"; "mixed" chooses bits by it:
-                  # for the latency, only layers that are faster with 4 bits get them, if INT8 does not meet it
-examples = 256    # inputs for calibration
-equalise = false  # bring the channels of activations to one range first
-layers = []       # fixed, such as [{match = "stem*", bits = 8}, {match = "*/head", bits = 32}]; the last counts
-""",
-    "prune": """\
-[prune]
-target = 0.8         # share that is removed in the end
-importance = ""      # "weight" for connections, "gradient*weight" for channels; or "gradient/weight", "random"
-structured = false   # true: whole channels, which is faster everywhere
-rounds = 16          # the same number is removed in each
-round_steps = 6      # training steps after each
-anneal_epochs = 2.0  # at the end, with a falling learning rate
-anneal_factor = 0.4  # its beginning, relative to that of [train]
-layers = ["*"]       # patterns of layers that may be pruned
-over_layers = false  # true: compare the channels of all layers, with structured = true; else the same share of
-                     # each goes; connections are always compared over all
-teacher = 0.0        # weight of the answers of the model before in the loss; the labels have the rest
-""",
-    "qat": """\
-[qat]
-steps = 200           # of training
-batch = 256           # examples a step
-learning_rate = 0.02  # of the weights, in units of their quantisation step
-teacher = 0.75        # weight of the float model's answers in the loss; the labels have the rest
-""",
-    "depth": """\
-[depth]
-exits = 3       # number of exits, with the last one
-at = []         # tensors behind which the early exits are; []: near 1/2, 1/4, 1/8 … of the multiply-adds
-epochs = 2.0    # passes in which all exits are trained together; 0: the heads alone
-taught = 0.5    # weight of the last exit's answers in the loss of the others; the labels have the rest
-grid = 2        # cells along each side of a picture whose means a head sees
-bands = false   # true: instead, a head keeps the axis before the channels apart, such as the frequency of sound
-loss = 0.005    # accuracy that the cascade may lose on the examples of the calibration
-""",
-    "train": """\
-[train]
-epochs = 0.0           # passes over the data; 0: as many as make 1500 steps, of a detector 1000, and at least 12
-batch = 0              # examples a step; 0: 1024, or a sixteenth of the examples if fewer; 16 of a detector
-learning_rate = 1.0    # at the peak; of a detector relative to the usual one
-decay = 0.0005         # share of a weight that one step at the peak takes away
-momentum = 0.9         # Nesterov's
-label_smoothing = 0.1  # share of the target that is spread over all classes
-flip = true            # mirror half of the pictures; false where left and right are different classes
-turn = false           # true: turn square pictures by quarters, of things that may lie in any direction;
-                       # those of a detector upside down
-light = 0.1            # largest change of brightness and contrast, as a share of them
-seed = 0               # of order and augmentation
-""",
-    "search": """\
-[search]
-space = ""              # such as "net.py:build": a function that takes the parameters and returns a torch module
-shape = [32, 32, 3]     # of one input: height, width, channels
-mean = 128.0            # the module takes (pixel - mean) / std
-std = 64.0              # in pixel values, too
-objectives = ["accuracy", "latency", "size"]  # what is compared
-budget = ""             # such as "latency<2ms, size<300kB": checked before a network is trained
-rungs = [1.0, 3.0, 9.0] # epochs, each time from the start; only the better half goes to the next
-seed = 0                # of the choice of networks, and of their weights
-parameters = {}         # such as {width = {low = 8, high = 64, step = 8}, block = {choices = ["a", "b"]}}
-""",
-}
-"""Section of each step with its defaults."""
+SECTIONS: tuple[str, ...] = Recipe.__struct_fields__
+"""Names of the sections of a recipe."""
+_NOTE = re.compile(r"^        (?P<names>[a-z_, ]+): (?P<text>.+(?:\n            .+)*)", re.MULTILINE)
 
 
 def example(steps: Sequence[str] = ()) -> str:
@@ -472,8 +406,20 @@ def example(steps: Sequence[str] = ()) -> str:
         ConfigError: there is no such step.
     """
     for step in steps:
-        if step not in EXAMPLES:
-            near = difflib.get_close_matches(step, EXAMPLES, 1)
-            hint = f"did you mean {near[0]!r}?" if near else f"there are: {', '.join(EXAMPLES)}"
+        if step not in SECTIONS:
+            near = difflib.get_close_matches(step, SECTIONS, 1)
+            hint = f"did you mean {near[0]!r}?" if near else f"there are: {', '.join(SECTIONS)}"
             raise ConfigError(f"no step {step!r}; {hint}")
-    return "\n".join(EXAMPLES[step] for step in dict.fromkeys(steps or EXAMPLES))
+    return "\n".join(map(_section, dict.fromkeys(steps or SECTIONS)))
+
+
+def _section(name: str) -> str:
+    """Return a section with its defaults; the comments are what its class says of each attribute."""
+    section = getattr(Recipe(), name)
+    lines, notes = [f"[{name}]"], dict[str, str]()
+    for found in _NOTE.finditer(section.__doc__ or ""):
+        notes |= dict.fromkeys(found["names"].split(", "), " ".join(found["text"].split()).replace("`", ""))
+    for key, value in msgspec.to_builtins(section).items():
+        lines += [f"# {line}" for line in textwrap.wrap(notes.get(key, ""), 100, break_on_hyphens=False)]
+        lines.append(f"{key} = {json.dumps(value)}")
+    return "\n".join(lines) + "\n"

@@ -15,7 +15,6 @@ from optuna.trial import TrialState
 from agent.errors import ModelError
 from agent.models.files import read
 from agent.optimise.recipe import Objective
-from agent.optimise.recipe.budget import Budget, parse_budget
 from agent.optimise.report import OptimiseReport, StepResult
 from agent.optimise.search.candidate import INT8, Figures, pareto_front, trial_folder
 from agent.optimise.search.study import counts, open_study, study_errors
@@ -91,8 +90,7 @@ class SearchResult(Struct, frozen=True):
         stopped = [one for one in self.trials if one.state == "stopped"]
         if not stopped:
             return f"all {plural(len(self.trials), 'trial')} failed: {self.trials[-1].reason}"
-        near = min(stopped, key=lambda one: _excess(one, parse_budget(self.budget) if self.budget else Budget()))
-        return f"no trial meets the budget {self.budget}; the nearest, {near.number}, is {near.reason}"
+        return f"no trial meets the budget {self.budget}; the last one is {stopped[-1].reason}"
 
     @property
     def front(self) -> tuple[TrialResult, ...]:
@@ -123,12 +121,6 @@ def result_of(location: str, study: Any) -> SearchResult:
         tuple(replace(one, front=one.number in front) for one in trials),
         facts.get("budget", ""),
     )
-
-
-def _excess(trial: TrialResult, budget: Budget) -> float:
-    """Return the largest of a trial's figures, relative to its limit."""
-    known = ((trial.size, budget.size), (trial.latency_ms, budget.latency_ms))
-    return max((value / limit for value, limit in known if value is not None and limit is not None), default=0.0)
 
 
 def figures_of(trial: TrialResult) -> Figures:

@@ -1,12 +1,8 @@
-"""Runs a search: one worker, or several in processes of their own, on one study."""
+"""Runs a search: one worker of a study, which others may share."""
 
 from __future__ import annotations
 
 import inspect
-import multiprocessing
-import os
-import signal
-import threading
 import time
 import zlib
 from collections.abc import Callable, Iterator, Sequence
@@ -15,12 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-import torch
 from msgspec import Struct
 from msgspec.structs import replace
 from optuna.exceptions import UpdateFinishedTrialError
 
-from agent.errors import ConfigError, ModelError, VedetteError
+from agent.errors import ConfigError, ModelError
 from agent.optimise.evaluate import doubt_guesses
 from agent.optimise.factory import find_factory
 from agent.optimise.inputs import examples_path
@@ -43,7 +38,6 @@ from agent.storage.files import make_folder
 
 _ALL_FAIL = 5
 """A search ends if so many candidates have failed, and no other has not."""
-_GRACE_S = 10.0
 _QUIET: Progress = lambda _: None  # noqa: E731
 
 
@@ -55,7 +49,6 @@ class SearchRequest(Struct, frozen=True):
         study: a folder, which also holds checkpoints and files.
         trials: number of trials of the study; None: no limit.
         seconds: after which the search ends; None: no limit.
-        workers: processes on this machine.
         board: see `BoardMeter`; empty: this machine.
         data: path of the examples; None: the recipe names it.
         rounds: see `time_ms`.
@@ -66,7 +59,6 @@ class SearchRequest(Struct, frozen=True):
     study: str
     trials: int | None = None
     seconds: float | None = None
-    workers: int = 1
     board: str = ""
     data: Path | None = None
     rounds: int = 30
@@ -91,47 +83,13 @@ def search(request: SearchRequest, progress: Progress = _QUIET, tell: Progress =
         ModelError: the space or the examples cannot be used, or all candidates fail.
         StorageError: the study or a checkpoint cannot be written. FleetError: the board cannot be asked.
     """
-    worker = _Worker(request, progress, tell)  # a mistake is found before others are started
-    others = [_start(request) for _ in range(request.workers - 1)]
-    try:
-        with study_errors(request.study):
-            worker.run()
-        for other in others:
-            other.join()
-            if other.exitcode < 0:
-                killed = signal.Signals(-other.exitcode).name
-                tell(f"worker {other.pid} was ended by {killed}: its trial was begun again by another")
-    finally:
-        for other in others:  # after Ctrl-C they put their trials back
-            other.join(_GRACE_S)
-            other.terminate()
+    worker = _Worker(request, progress, tell)
+    with study_errors(request.study):
+        worker.run()
     found = read_result(request.study)
     for line in worker.doubts(found):
         tell(line)
     return found
-
-
-def _start(request: SearchRequest) -> Any:
-    """Start another worker. It computes on its share of the cores."""
-    process = multiprocessing.get_context("spawn").Process(target=_work, args=(request,), daemon=True)
-    process.start()
-    return process
-
-
-def _work(request: SearchRequest) -> None:
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-    # The first one meets the errors, too.
-    with suppress(KeyboardInterrupt, VedetteError), study_errors(request.study):
-        _Worker(request, _QUIET, _QUIET).run()
-
-
-def _end_with_parent() -> None:
-    """Wait until the process that has started this one is gone; then put the trial back, as Ctrl-C does."""
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    parent.join()
-    os.kill(os.getpid(), signal.SIGTERM)
 
 
 class _Worker:
@@ -140,8 +98,6 @@ class _Worker:
     def __init__(self, request: SearchRequest, progress: Progress, tell: Progress) -> None:
         self._request, self._progress, self._tell = request, progress, tell
         self._cleaned: set[int] = set()
-        if request.workers > 1:
-            torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // request.workers))
         recipe = read_recipe(request.recipe).recipe
         self._space = open_space(request, recipe)
         self._space.meter.check()  # before the study is begun with a board that is not there

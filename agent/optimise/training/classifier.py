@@ -23,15 +23,14 @@ from numpy.typing import NDArray
 from agent.compute.manifest import InputManifest, Manifest, OutputManifest
 from agent.errors import DivergedError, ModelError
 from agent.optimise.data import Examples
-from agent.optimise.evaluate import Score, score, time_ms
+from agent.optimise.evaluate import score, time_ms
 from agent.optimise.factory import build_classifier, learned_of, load_weights, save_module
 from agent.optimise.graph.from_torch import ImportedModule, export
-from agent.optimise.inputs import check_room
 from agent.optimise.pruning.file import training_inputs, training_settings
 from agent.optimise.recipe import Recipe
-from agent.optimise.report import OptimiseReport, StepResult, as_png, describe_machine, new_figure
+from agent.optimise.report import OptimiseReport, StepResult, describe_machine
 from agent.optimise.source import learned_sample
-from agent.optimise.train import TrainingEpoch, TrainingSettings, TrainingStep, fit
+from agent.optimise.train import TrainingSettings, TrainingStep, fit
 from agent.optimise.training.data import Shape, check_classes, check_logits, read_class_examples, untaught
 from agent.optimise.training.networks import SMALLEST
 from agent.optimise.tune import split
@@ -79,14 +78,12 @@ class TrainedNetwork(Struct, frozen=True):
         weights: for `agent.optimise.factory.load_factory`.
         keys: of the manifest.
         report: with the score on examples that training has not seen.
-        chart: PNG of the loss over the epochs, and of a classifier's accuracy.
     """
 
     content: bytes
     weights: bytes
     keys: dict[str, Any]
     report: OptimiseReport
-    chart: bytes
 
 
 def read_pictures(path: Path, request: TrainRequest, recipe: Recipe) -> tuple[Examples, tuple[str, ...]]:
@@ -155,15 +152,10 @@ def train_classifier(
     exported = _checked(module, request.network, shape, len(names))
     settings = _settings(recipe, shape, len(seen), request.epochs)
     learned = learned_sample(seen, known=learned_of(request.weights))
-    tell(
-        f"{plural(len(seen), 'example')} to learn from, {len(measured)} to measure on; "
-        f"{exported.parameters} parameters, {exported.multiply_adds / 1e6:.1f} million multiply-adds; "
-        f"{plural(float(settings.epochs), 'epoch')}"
-    )
+    tell(plan_of(seen, measured, exported, settings))
     for line in untaught(_labels(seen), _labels(measured), names):
         tell(line)
-    new_figure(1.0, 1.0)  # that matplotlib is missing is told now and not in an hour
-    history = fit(
+    fit(
         module,
         training_inputs(seen, PREPARATION),
         _labels(seen),
@@ -173,39 +165,84 @@ def train_classifier(
         progress=progress,
     )
     exported = export_trained(module.cpu(), shape, request.folder)
-    manifest = Manifest(
-        request.network, OutputManifest("classify", tuple(names), options={"logits": True}), PREPARATION
+    output = OutputManifest("classify", tuple(names), options={"logits": True})
+    found = score(exported.content, measured, Manifest(request.network, output, PREPARATION))
+    right, labels, taught = np.array(found.right), _labels(measured), _labels(seen)
+    shares = zip(names, _shares(right, labels, len(names)), strict=True)
+    step = StepResult(
+        "train",
+        metric=found.metric,
+        score=found.value,
+        interval=found.interval,
+        notes=tuple(f"{plain(name)}: {share}" for name, share in shares),
     )
-    found = score(exported.content, measured, manifest)
-    report = _report(request, exported, found, measured, seen, names)
-    report = replace(report, learned=learned)
-    return TrainedNetwork(
-        exported.content,
-        save_module(module, request.network, parameters, learned),
-        _keys(names),
+    remarks = (*untaught(taught, labels, names), *_remarks(labels, taught, names), *measured.remarks)
+    report = OptimiseReport(
+        "train", request.network, examples=measured.description, steps=(step,), remarks=remarks, learned=learned
+    )
+    return finished(request, module, parameters, exported, output, report)
+
+
+def plan_of(seen: Examples, measured: Examples, exported: ImportedModule, settings: TrainingSettings) -> str:
+    """Return in a line what is going to be done."""
+    return (
+        f"{plural(len(seen), 'example')} to learn from, {len(measured)} to measure on; "
+        f"{exported.parameters} parameters, {exported.multiply_adds / 1e6:.1f} million multiply-adds; "
+        f"{plural(float(settings.epochs), 'epoch')}"
+    )
+
+
+def finished(
+    request: TrainRequest,
+    module: Any,
+    parameters: dict[str, Any],
+    exported: ImportedModule,
+    output: OutputManifest,
+    report: OptimiseReport,
+) -> TrainedNetwork:
+    """Return the result of a training, with the size and the time of its file.
+
+    Args:
+        request: of the training.
+        module: trained.
+        parameters: of its function.
+        exported: its file.
+        output: of its manifest.
+        report: with one step, the examples, remarks and what was learned from.
+    """
+    busy: list[str] = []
+    latency_ms = time_ms([exported.content], busy=busy.append)[0]
+    report = replace(
         report,
-        draw_training(history.epochs),
+        sha256_after=hashlib.sha256(exported.content).hexdigest(),
+        machine=describe_machine(),
+        command=request.command,
+        steps=(replace(report.steps[0], size=len(exported.content), latency_ms=latency_ms),),
+        remarks=(*report.remarks, *busy),
     )
+    keys = {
+        "input": {"order": "rgb", "mean": list(PREPARATION.mean), "std": list(PREPARATION.std)},
+        "output": {"decoder": output.decoder, "labels": list(output.labels), "options": output.options},
+    }
+    weights = save_module(module, request.network, parameters, report.learned)
+    return TrainedNetwork(exported.content, weights, keys, report)
 
 
 def build_network(request: TrainRequest, classes: int) -> tuple[Any, dict[str, Any]]:
     """Return the module that is to be trained, and the arguments of its function.
 
     Args:
-        request: names the network, and the folder of its checkpoint.
+        request: names the network.
         classes: number of its classes.
 
     Raises:
-        ModelError: it cannot be built, or has nothing to train. StorageError: its checkpoint has no room.
+        ModelError: it cannot be built, or has nothing to train.
     """
     module, parameters = build_classifier(request.network, classes)
     if request.weights:
         load_weights(module, request.weights, parameters.get("classes"))
     if not any(one.requires_grad for one in module.parameters()):
         raise ModelError(f"{request.network}: has no parameters to train")
-    if request.folder:
-        weights = sum(one.nbytes for one in module.state_dict().values())
-        check_room(request.folder, weights)
     return module, parameters
 
 
@@ -259,52 +296,6 @@ def _labels(examples: Examples) -> NDArray[np.int64]:
     return examples.labels
 
 
-def _keys(names: Sequence[str]) -> dict[str, Any]:
-    return {
-        "input": {"order": "rgb", "mean": list(PREPARATION.mean), "std": list(PREPARATION.std)},
-        "output": {"decoder": "classify", "labels": list(names), "options": {"logits": True}},
-    }
-
-
-def _report(
-    request: TrainRequest,
-    exported: ImportedModule,
-    found: Score,
-    measured: Examples,
-    seen: Examples,
-    names: Sequence[str],
-) -> OptimiseReport:
-    right, labels = np.array(found.right), _labels(measured)
-    shares = [
-        f"{plain(name)}: {share}" for name, share in zip(names, _shares(right, labels, len(names)), strict=True)
-    ]
-    busy: list[str] = []
-    step = StepResult(
-        "train",
-        metric=found.metric,
-        score=found.value,
-        interval=found.interval,
-        size=len(exported.content),
-        latency_ms=time_ms([exported.content], busy=busy.append)[0],
-        notes=tuple(shares),
-    )
-    return OptimiseReport(
-        step="train",
-        model=request.network,
-        sha256_after=hashlib.sha256(exported.content).hexdigest(),
-        machine=describe_machine(),
-        command=request.command,
-        examples=measured.description,
-        steps=(step,),
-        remarks=(
-            *untaught(_labels(seen), labels, names),
-            *_remarks(labels, _labels(seen), names),
-            *measured.remarks,
-            *busy,
-        ),
-    )
-
-
 def _shares(right: NDArray[np.bool_], labels: NDArray[np.int64], classes: int) -> Iterator[str]:
     """Yield how many examples of each class are told right."""
     for number in range(classes):
@@ -320,21 +311,3 @@ def _remarks(measured: NDArray[np.int64], seen: NDArray[np.int64], names: Sequen
         yield f"{rare} has {plural(int(counts[rarest]), 'example')} to learn from, and {often} {counts.max()}"
     if (few := np.bincount(measured, minlength=len(names)).min()) < _FEW:
         yield f"a class has only {plural(int(few), 'example')} to measure on: the score may be some per cent off"
-
-
-def draw_training(epochs: Sequence[TrainingEpoch]) -> bytes:
-    """Return a PNG of the loss over the epochs, and of the accuracy on other examples if it was measured.
-
-    Raises:
-        ModelError: matplotlib is not installed.
-    """
-    curves = {"loss in training": [one.loss for one in epochs]}
-    if measured := [100 * one.accuracy for one in epochs if one.accuracy is not None]:
-        curves["accuracy on other examples, %"] = measured
-    figure = new_figure(4.5 * len(curves), 4.0)
-    axes = figure.subplots(1, len(curves), squeeze=False)[0]
-    for axis, (name, values) in zip(axes, curves.items(), strict=True):
-        axis.plot([one.number for one in epochs], values, marker=".")
-        axis.set(xlabel="epoch", ylabel=name)
-        axis.grid(alpha=0.3)
-    return as_png(figure)

@@ -19,7 +19,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from msgspec.structs import replace
 from numpy.typing import NDArray
 
 from agent.compute.manifest import Manifest, Model, OutputManifest
@@ -27,13 +26,12 @@ from agent.errors import ModelError
 from agent.optimise.data import Examples, read_examples
 from agent.optimise.data.annotations import ObjectBoxes
 from agent.optimise.data.layouts import read_data
-from agent.optimise.evaluate import time_ms
-from agent.optimise.evaluation.model import Evaluation, EvaluationRequest, evaluate_model
-from agent.optimise.factory import fastest_device, learned_of, save_module
-from agent.optimise.graph.from_torch import ImportedModule, float_tflite
+from agent.optimise.evaluation.model import EvaluationRequest, evaluate_model
+from agent.optimise.factory import fastest_device, learned_of
+from agent.optimise.graph.from_torch import float_tflite
 from agent.optimise.pruning.file import normalisation_of, training_inputs
 from agent.optimise.recipe import Recipe
-from agent.optimise.report import OptimiseReport, StepResult, describe_machine, new_figure
+from agent.optimise.report import OptimiseReport, StepResult
 from agent.optimise.source import learned_sample
 from agent.optimise.train import TrainingSettings, TrainingStep, fit
 from agent.optimise.training.boxes import BoxAugmentation, BoxAugmenter, DetectionLoss
@@ -44,9 +42,10 @@ from agent.optimise.training.classifier import (
     TrainRequest,
     build_network,
     check_memory,
-    draw_training,
     export_network,
     export_trained,
+    finished,
+    plan_of,
 )
 from agent.optimise.training.data import Shape, untaught
 from agent.optimise.training.networks import BINS, SMALLEST_BOXED, STRIDES, detector
@@ -131,21 +130,22 @@ def train_detector(
     exported = export_network(module.eval(), shape, OUTPUTS)
     settings = _settings(recipe, len(seen), request.epochs)
     learned = learned_sample(seen, known=learned_of(request.weights))
-    tell(
-        f"{plural(len(seen), 'example')} to learn from, {len(measured)} to measure on; "
-        f"{exported.parameters} parameters, {exported.multiply_adds / 1e6:.1f} million multiply-adds; "
-        f"{plural(float(settings.epochs), 'epoch')}"
-    )
+    tell(plan_of(seen, measured, exported, settings))
     for line in untaught(_classes_of(objects), _classes_of(others), names):
         tell(line)
-    new_figure(1.0, 1.0)  # that matplotlib is missing is told now and not in an hour
-    history = _fit(module, training_inputs(seen, PREPARATION), objects, settings, recipe, request, progress)
+    _fit(module, training_inputs(seen, PREPARATION), objects, settings, recipe, request, progress)
     exported = export_trained(module.cpu(), shape, request.folder, OUTPUTS)
     model = _model(exported.content, names, request)
     found = evaluate_model(model, measured, EvaluationRequest())
-    report = replace(_report(request, exported, found, objects, others, names), learned=learned)
-    weights = save_module(module, request.network, parameters, learned)
-    return TrainedNetwork(exported.content, weights, _keys(names), report, draw_training(history.epochs))
+    taught, held = _classes_of(objects), _classes_of(others)
+    average = [f"{plain(one.name)}: AP {one.ap:.1%}" for one in found.classes if one.ap is not None]
+    notes = (f"AP50 {found.details['AP50']:.1%}", *average)
+    step = StepResult("train", metric=found.metric, score=found.value, interval=found.interval, notes=notes)
+    remarks = (*untaught(taught, held, names), *found.remarks, *_remarks(taught, held, names))
+    report = OptimiseReport(
+        "train", request.network, examples=found.data, steps=(step,), remarks=remarks, learned=learned
+    )
+    return finished(request, module, parameters, exported, model.manifest.output, report)
 
 
 def _check_boxes(examples: Examples, seen: Sequence[ObjectBoxes], measured: Sequence[ObjectBoxes]) -> None:
@@ -163,13 +163,9 @@ def _classes_of(objects: Sequence[ObjectBoxes]) -> NDArray[np.int64]:
 
 
 def _model(content: bytes, names: Sequence[str], request: TrainRequest) -> Model:
-    output = OutputManifest("nanodet", tuple(names), options=_options())
+    output = OutputManifest("nanodet", tuple(names), options={"strides": list(STRIDES), "bins": BINS})
     manifest = Manifest(request.network, output, PREPARATION)
     return Model(content, hashlib.sha256(content).hexdigest(), manifest, request.network)
-
-
-def _options() -> dict[str, Any]:
-    return {"strides": list(STRIDES), "bins": BINS}
 
 
 def _settings(recipe: Recipe, count: int, epochs: float | None) -> TrainingSettings:
@@ -218,45 +214,6 @@ def _fit(
 def _digest(objects: ObjectBoxes) -> int:
     """Return a number that changes with the boxes, so that a checkpoint of other ones is not gone on from."""
     return zlib.crc32(objects.classes.tobytes() + objects.boxes.tobytes())
-
-
-def _keys(names: Sequence[str]) -> dict[str, Any]:
-    return {
-        "input": {"order": "rgb", "mean": list(PREPARATION.mean), "std": list(PREPARATION.std)},
-        "output": {"decoder": "nanodet", "labels": list(names), "options": _options()},
-    }
-
-
-def _report(
-    request: TrainRequest,
-    exported: ImportedModule,
-    found: Evaluation,
-    objects: Sequence[ObjectBoxes],
-    others: Sequence[ObjectBoxes],
-    names: Sequence[str],
-) -> OptimiseReport:
-    taught, held = _classes_of(objects), _classes_of(others)
-    average = [f"{plain(one.name)}: AP {one.ap:.1%}" for one in found.classes if one.ap is not None]
-    busy: list[str] = []
-    step = StepResult(
-        "train",
-        metric=found.metric,
-        score=found.value,
-        interval=found.interval,
-        size=len(exported.content),
-        latency_ms=time_ms([exported.content], busy=busy.append)[0],
-        notes=(f"AP50 {found.details['AP50']:.1%}", *average),
-    )
-    return OptimiseReport(
-        step="train",
-        model=request.network,
-        sha256_after=hashlib.sha256(exported.content).hexdigest(),
-        machine=describe_machine(),
-        command=request.command,
-        examples=found.data,
-        steps=(step,),
-        remarks=(*untaught(taught, held, names), *found.remarks, *_remarks(taught, held, names), *busy),
-    )
 
 
 def _remarks(taught: NDArray[np.int64], held: NDArray[np.int64], names: Sequence[str]) -> Iterator[str]:

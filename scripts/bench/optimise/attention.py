@@ -40,7 +40,7 @@ from torch import nn
 from torch.nn import functional
 
 from agent.compute.manifest import Manifest, Model
-from agent.optimise.attention import BandedAttention, DenseAttention, LowRankAttention, PatternAttention, costs
+from agent.optimise.attention import BandedAttention, LowRankAttention, PatternAttention, pointwise
 from agent.optimise.data import read_examples
 from agent.optimise.factory import mixed_precision
 from agent.optimise.graph.from_torch import export
@@ -59,6 +59,26 @@ FOLDER = BUILD / "attention"
 CHANNELS, STEPS, DEEPEST = speech_graph.CHANNELS, speech_graph.STEPS, speech_graph.DEPTHS[-1]
 REACH = 3
 """Steps that a band sees on either side."""
+
+
+class DenseAttention(nn.Module):  # type: ignore[misc]
+    """Attention of each step of [batch, channels, steps, 1] to all steps, with a softmax over the scores.
+
+    Args:
+        channels: of the sequence, and of queries, keys and values.
+        normalised: as of the light blocks.
+    """
+
+    def __init__(self, channels: int, *, normalised: bool = False) -> None:
+        super().__init__()
+        self.channels = channels
+        self.projection = pointwise(channels, 3 * channels, normalised)
+        self.output = pointwise(channels, channels, normalised, begins_at=0.0)
+
+    def forward(self, x: Any) -> Any:
+        query, key, value = self.projection(x).flatten(2).transpose(1, 2).chunk(3, dim=-1)
+        weights = torch.softmax(query @ key.transpose(1, 2) * self.channels**-0.5, dim=-1)
+        return x + self.output((weights @ value).transpose(1, 2).reshape(x.shape))
 
 
 BLOCKS: dict[str, Callable[[], Any]] = {
@@ -337,10 +357,18 @@ def _timed(interpreter: Any) -> float:
 
 def shares() -> dict[str, float]:
     """Parameters and multiply-adds of each light block, of those of dense attention."""
-    light = {name: make() for name, make in BLOCKS.items() if name not in (*DENSE, "none")}
-    found = costs(light, CHANNELS, STEPS)
-    figures = {f"{name}_parameters": found[name].parameters_share for name in light}
-    return figures | {f"{name}_multiply_adds": found[name].multiply_adds_share for name in light}
+    found = {name: cost(make()) for name, make in BLOCKS.items() if name not in (*DENSE, "none")}
+    dense, figures = cost(BLOCKS["dense"]()), dict[str, float]()
+    for place, what in enumerate(("parameters", "multiply_adds")):
+        figures |= {f"{name}_{what}": own[place] / dense[place] for name, own in found.items()}
+    return figures
+
+
+def cost(block: Any) -> tuple[int, int]:
+    """Parameters and multiply-adds of a block; a batch norm counts as a convolution's bias."""
+    imported = export(block, (STEPS, 1, CHANNELS))
+    norms = sum(one.num_features for one in block.modules() if isinstance(one, nn.BatchNorm2d))
+    return imported.parameters - norms, imported.multiply_adds
 
 
 def main() -> None:

@@ -25,17 +25,17 @@ from msgspec.structs import replace
 
 from agent.optimise.evaluate import time_ms
 from agent.optimise.graph.channels import without_channels
-from agent.optimise.pruning.channels import ROUND_FACTOR, chosen_groups, prune_channels
-from agent.optimise.pruning.connections import PruneSettings
+from agent.optimise.pruning.channels import chosen_groups, prune_channels
+from agent.optimise.recipe import PruneRecipe
 from agent.optimise.train import evaluate
 
 FOLDER = BUILD / "channels"
-HALF = PruneSettings(
+HALF = PruneRecipe(
     target=0.5,
+    structured=True,
     rounds=8,
     round_steps=12,
     anneal_epochs=20.0,
-    round_factor=ROUND_FACTOR,
     anneal_factor=0.3,
     over_layers=True,
     teacher=0.5,

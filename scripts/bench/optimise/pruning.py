@@ -28,15 +28,9 @@ from baseline import show
 from common import conclude
 from msgspec.structs import replace
 
-from agent.optimise.pruning.connections import (
-    PruneHistory,
-    PruneSettings,
-    anneal_settings,
-    draw_curves,
-    prune,
-    round_settings,
-)
-from agent.optimise.pruning.teacher import to_learn
+from agent.optimise.pruning.connections import prune
+from agent.optimise.pruning.rounds import anneal_settings, round_settings, to_learn
+from agent.optimise.recipe import PruneRecipe
 from agent.optimise.train import Labels, Objective, Pictures, TrainingSettings, evaluate, fit
 
 FOLDER = BUILD / "pruning"
@@ -86,29 +80,29 @@ def name_of(kind: str, teacher: float, anneal: float) -> str:
     return f"{kind}, {f'teacher {teacher:g}, ' if teacher else ''}anneal {anneal:g}"
 
 
-def pruned(trial: Trial, pictures: Dataset) -> tuple[float, PruneHistory]:
-    """Prune a net, and return its accuracy and what happened; the rounds of a kind serve all anneals."""
+def pruned(trial: Trial, pictures: Dataset) -> float:
+    """Prune a net, and return its accuracy; the rounds of a kind serve all anneals."""
     folder = trial.folder / f"anneal-{trial.anneal:g}"
     folder.mkdir(parents=True, exist_ok=True)
     rounds = "rounds.checkpoint"
     if not (folder / rounds).is_file():
         for other in sorted(trial.folder.glob(f"*/{rounds}"))[:1]:
             shutil.copy(other, folder)
-    settings = PruneSettings(importance=trial.kind, anneal_epochs=trial.anneal, teacher=trial.teacher)  # type: ignore[arg-type]
+    settings = PruneRecipe(importance=trial.kind, anneal_epochs=trial.anneal, teacher=trial.teacher)  # type: ignore[arg-type]
     net, few = open_net(trial.net, pictures), (pictures.test_pictures[::5], pictures.test_labels[::5])
     options: dict[str, Any] = {"folder": folder, "test": few, "progress": show}
-    history = prune(net, pictures.pictures, pictures.labels, settings, training(trial.seed), **options)
-    return _accuracy(net, pictures), history
+    prune(net, pictures.pictures, pictures.labels, settings, training(trial.seed), **options)
+    return _accuracy(net, pictures)
 
 
 def dense(trial: Trial, pictures: Dataset) -> float:
     """Train a net by the steps of `pruned`, and return its accuracy."""
     trial.folder.mkdir(parents=True, exist_ok=True)
     net, hot = open_net(trial.net, pictures), training(trial.seed)
-    labels, objective = to_learn(net, pictures.pictures, pictures.labels, hot, trial.teacher, None)
+    labels, objective = to_learn(net, pictures.pictures, pictures.labels, hot, trial.teacher)
     data = pictures.pictures, labels
     options: dict[str, Any] = {"objective": objective, "progress": show}
-    settings = PruneSettings(anneal_epochs=trial.anneal)
+    settings = PruneRecipe(anneal_epochs=trial.anneal)
     _rounds(net, settings, hot, data, trial.folder / "rounds.pt", objective)
     if trial.anneal:
         file = trial.folder / f"anneal-{trial.anneal:g}.checkpoint"
@@ -118,7 +112,7 @@ def dense(trial: Trial, pictures: Dataset) -> float:
 
 def _rounds(
     net: Any,
-    settings: PruneSettings,
+    settings: PruneRecipe,
     hot: TrainingSettings,
     data: tuple[Pictures, Labels],
     file: Path,
@@ -141,19 +135,14 @@ def measure(given: argparse.Namespace, pictures: Dataset) -> dict[str, float]:
     """Accuracies by kind, teacher and anneal, with those of earlier runs."""
     file = FOLDER / f"{given.net}-{given.seed}.json"
     file.parent.mkdir(parents=True, exist_ok=True)
-    histories = {}
     for anneal in given.anneals:
         for kind in given.kinds:
             teacher = 0.0 if kind == DENSE else given.teacher
             trial = Trial(given.net, given.seed, kind, teacher, anneal)
-            if kind in (DENSE, TAUGHT_DENSE):
-                found = dense(trial, pictures)
-            else:
-                found, histories[kind] = pruned(trial, pictures)
+            found = dense(trial, pictures) if kind in (DENSE, TAUGHT_DENSE) else pruned(trial, pictures)
             figures = _kept(file) | {trial.name: found}
             print(f"{time.strftime('%H:%M:%S')} {trial.name}: {found:.4f}", flush=True)
             file.write_text(json.dumps(figures, indent=1), encoding="utf-8")
-    file.with_suffix(".png").write_bytes(draw_curves(histories))
     return _kept(file)
 
 
@@ -200,7 +189,7 @@ def quick(pictures: Dataset) -> None:
     figures = {"tiny, dense": _accuracy(net, pictures)}
     for kind in KINDS[:2]:
         net.load_state_dict(state)
-        settings = PruneSettings(importance=kind, rounds=4, round_steps=3, anneal_epochs=0.0)  # type: ignore[arg-type]
+        settings = PruneRecipe(importance=kind, rounds=4, round_steps=3, anneal_epochs=0.0)  # type: ignore[arg-type]
         prune(net, *few, settings, hot)
         figures[f"tiny, {kind}"] = _accuracy(net, pictures)
     recorded = _recorded.show("pruning/")

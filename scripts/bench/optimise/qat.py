@@ -23,9 +23,9 @@ from baseline import trained
 from common import arguments, conclude, data_argument
 from msgspec.structs import replace
 
-from agent.optimise.pruning.connections import PruneSettings, anneal_settings
+from agent.optimise.pruning.rounds import anneal_settings
 from agent.optimise.quantise import QuantisedModel
-from agent.optimise.recipe import QatRecipe
+from agent.optimise.recipe import PruneRecipe, QatRecipe
 from agent.optimise.train import fit
 
 GAIN, LOSS = 0.005, 0.001
@@ -62,9 +62,7 @@ def trained_further(given: Namespace, pictures: Dataset, seed: int) -> FloatNet:
     net = trained(given.net, pictures, given.dataset)
     _nets.heat(net)
     recipe = QatRecipe()
-    falling = PruneSettings(
-        anneal_epochs=given.steps * recipe.batch / len(pictures.labels), anneal_factor=_FURTHER
-    )
+    falling = PruneRecipe(anneal_epochs=given.steps * recipe.batch / len(pictures.labels), anneal_factor=_FURTHER)
     slower = replace(training(seed).slower(recipe.batch / training(seed).batch), batch=recipe.batch)
     fit(net, pictures.pictures, pictures.labels, anneal_settings(slower, falling))
     _nets.cool(net)

@@ -14,7 +14,7 @@ pytest.importorskip("highspy", reason="quantising needs the extra [optimise]")
 
 from agent.compute.manifest import Manifest, Model
 from agent.errors import ModelError
-from agent.optimise.attention import BandedAttention, DenseAttention, LowRankAttention, PatternAttention, costs
+from agent.optimise.attention import BandedAttention, LowRankAttention, PatternAttention
 from agent.optimise.data import read_examples
 from agent.optimise.graph.from_torch import export
 from agent.optimise.quantise import quantise
@@ -25,11 +25,11 @@ torch.set_num_threads(1)
 CHANNELS, STEPS = 56, 25
 OFFSETS = (-8, -4, -2, -1, 0, 1, 2, 4, 8)
 BLOCKS: dict[str, Any] = {
-    "banded": lambda gate: BandedAttention(CHANNELS, 20, 3, gate, normalised=True),
-    "pattern": lambda gate: PatternAttention(CHANNELS, 20, OFFSETS, gate, normalised=True),
-    "plain": lambda gate: BandedAttention(CHANNELS, 20, 3, gate),
-    "low-rank": lambda gate: LowRankAttention(CHANNELS, 16, STEPS, 5, gate, normalised=True),
-    "uneven": lambda gate: LowRankAttention(CHANNELS, 16, STEPS, 4, gate),
+    "banded": lambda: BandedAttention(CHANNELS, 20, 3, normalised=True),
+    "pattern": lambda: PatternAttention(CHANNELS, 20, OFFSETS, normalised=True),
+    "plain": lambda: BandedAttention(CHANNELS, 20, 3),
+    "low-rank": lambda: LowRankAttention(CHANNELS, 16, STEPS, 5, normalised=True),
+    "uneven": lambda: LowRankAttention(CHANNELS, 16, STEPS, 4),
 }
 HAVE_INT8 = {
     *("ADD", "CONCATENATION", "CONV_2D", "DEPTHWISE_CONV_2D", "LOGISTIC", "MAX_POOL_2D", "MUL", "PAD", "RESHAPE"),
@@ -54,20 +54,18 @@ def sequence(seed: int = 0) -> Any:
 
 
 @pytest.mark.parametrize("name", BLOCKS)
-@pytest.mark.parametrize("gate", ["sigmoid", "top"])
-def test_light_blocks_are_one_delegate_of_operations_with_int8_kernels(name: str, gate: str) -> None:
+def test_light_blocks_are_one_delegate_of_operations_with_int8_kernels(name: str) -> None:
     torch.manual_seed(1)
-    found = export(begun(BLOCKS[name](gate)), (STEPS, 1, CHANNELS))
+    found = export(begun(BLOCKS[name]()), (STEPS, 1, CHANNELS))
     assert is_one_delegate(found.content)
     assert set(operations(found.content)) - {"DELEGATE"} <= HAVE_INT8
     assert found.outputs["logits"] == (1, STEPS, 1, CHANNELS)
 
 
 @pytest.mark.parametrize("name", ["banded", "pattern", "low-rank"])
-@pytest.mark.parametrize("gate", ["sigmoid", "top"])
-def test_a_light_block_stays_one_delegate_when_it_is_quantised(name: str, gate: str, tmp_path: Path) -> None:
+def test_a_light_block_stays_one_delegate_when_it_is_quantised(name: str, tmp_path: Path) -> None:
     torch.manual_seed(1)
-    block = begun(BLOCKS[name](gate))
+    block = begun(BLOCKS[name]())
     content = export(block, (STEPS, 1, CHANNELS)).content
     values = np.random.default_rng(2).normal(size=(16, STEPS, 1, CHANNELS)).astype(np.float32)
     np.savez(tmp_path / "steps.npz", x=values)
@@ -87,19 +85,17 @@ def changed(block: Any, step: int) -> list[int]:
     return [at for at, value in enumerate(moved.tolist()) if value > 1e-7]
 
 
-@pytest.mark.parametrize("gate", ["sigmoid", "top"])
-def test_a_step_sees_its_band(gate: str) -> None:
+def test_a_step_sees_its_band() -> None:
     torch.manual_seed(1)
-    block = begun(BLOCKS["banded"](gate))
+    block = begun(BLOCKS["banded"]())
     assert changed(block, 10) == list(range(7, 14))
     assert changed(block, 0) == list(range(4))
 
 
-@pytest.mark.parametrize("gate", ["sigmoid", "top"])
 @pytest.mark.parametrize("offsets", [(-3, 0, 5), (2, 6), (-7, -1), (0,)])
-def test_a_step_sees_those_at_the_distances_of_a_pattern(offsets: tuple[int, ...], gate: Any) -> None:
+def test_a_step_sees_those_at_the_distances_of_a_pattern(offsets: tuple[int, ...]) -> None:
     torch.manual_seed(1)
-    block = begun(PatternAttention(CHANNELS, 20, offsets, gate))
+    block = begun(PatternAttention(CHANNELS, 20, offsets))
     for step in (0, 10, STEPS - 1):
         seen_by = {step - offset for offset in offsets} & set(range(STEPS))
         assert changed(block, step) == sorted(seen_by | {step})
@@ -114,43 +110,16 @@ def test_a_pattern_has_distances_and_each_once(make: Any) -> None:
 @pytest.mark.parametrize("name", ["low-rank", "uneven"])
 def test_summaries_reach_the_whole_sequence(name: str) -> None:
     torch.manual_seed(1)
-    block = begun(BLOCKS[name]("sigmoid"))
+    block = begun(BLOCKS[name]())
     assert changed(block, 0) == changed(block, STEPS - 1) == list(range(STEPS))
 
 
-@pytest.mark.parametrize("name", ["banded", "pattern", "low-rank", "dense"])
+@pytest.mark.parametrize("name", ["banded", "pattern", "low-rank"])
 def test_a_normalised_block_begins_as_the_identity(name: str) -> None:
-    block = DenseAttention(CHANNELS, normalised=True) if name == "dense" else BLOCKS[name]("sigmoid")
-    assert torch.equal(block.train()(sequence()), sequence())
+    assert torch.equal(BLOCKS[name]().train()(sequence()), sequence())
 
 
-def test_a_score_far_below_the_best_has_no_weight() -> None:
-    block = BandedAttention(4, 4, 1, "top")
-    scores = torch.tensor([[[[5.0, 2.0, -1.5]]]])
-    assert block._weights(scores).tolist() == [[[[6.0, 3.0, 0.0]]]]
-
-
-def test_light_attention_costs_little_beside_dense_attention() -> None:
-    blocks = {name: BLOCKS[name]("sigmoid") for name in ("banded", "pattern", "plain", "low-rank")}
-    found = costs(blocks, CHANNELS, STEPS)
-    assert found["dense"].parameters == 12768
-    assert found["banded"].parameters == found["plain"].parameters == 4777
-    assert all(found[name].parameters_share <= 0.38 for name in blocks)
-    assert all(found[name].multiply_adds_share < 0.35 for name in blocks)
-    assert (found["none"].parameters, found["none"].multiply_adds) == (0, 0)
-
-
-@pytest.mark.parametrize("softmax", [True, False])
-def test_the_dense_block_can_be_imported_for_comparison(softmax: bool) -> None:
-    torch.manual_seed(1)
-    found = export(begun(DenseAttention(CHANNELS, softmax=softmax)), (STEPS, 1, CHANNELS))
-    products = STEPS * 4 * CHANNELS**2 + 2 * STEPS**2 * CHANNELS
-    assert products <= found.multiply_adds < 1.01 * products
-
-
-@pytest.mark.parametrize(
-    "block", [BLOCKS["banded"]("top"), BLOCKS["low-rank"]("sigmoid"), DenseAttention(CHANNELS)]
-)
+@pytest.mark.parametrize("block", [BLOCKS["banded"](), BLOCKS["low-rank"]()])
 def test_every_parameter_learns(block: Any) -> None:
     block(sequence()).square().sum().backward()
     assert [name for name, one in block.named_parameters() if one.grad is None] == []
@@ -159,31 +128,21 @@ def test_every_parameter_learns(block: Any) -> None:
 @pytest.mark.parametrize(
     ("make", "told"),
     [
-        (lambda: BandedAttention(8, 4, 2, "softmax"), "gate: expected sigmoid or top, got 'softmax'"),  # type: ignore[arg-type]
-        (lambda: BandedAttention(8, 4, -1), "reach: expected a whole number of 0 or more, got -1"),
-        (lambda: BandedAttention(8, 0, 1), "head: expected a whole number of 1 or more, got 0"),
-        (lambda: PatternAttention(0, 4, (0, 1)), "channels: expected a whole number of 1 or more, got 0"),
-        (lambda: PatternAttention(8, 4, (0.5, 1)), "offsets: expected distances in whole steps"),  # type: ignore[arg-type]
-        (lambda: LowRankAttention(8, 4, 10, 0), "rank: expected a whole number of 1 or more, got 0"),
+        (lambda: BandedAttention(8, 4, -1), "reach: expected 0 or more, got -1"),
+        (lambda: BandedAttention(8, 0, 1), "head: expected 1 or more, got 0"),
+        (lambda: PatternAttention(0, 4, (0, 1)), "channels: expected 1 or more, got 0"),
+        (lambda: LowRankAttention(8, 4, 10, 0), "rank: expected 1 or more, got 0"),
         (lambda: LowRankAttention(8, 4, 10, 6), "cut 10 steps into 5 or 10, not into 6"),
         (lambda: LowRankAttention(8, 4, 3, 4), "rank: expected at most one summary for each of 3 steps, got 4"),
-        (lambda: LowRankAttention(8, 4, 0, 2), "steps: expected a whole number of 1 or more, got 0"),
-        (lambda: LowRankAttention(8, 4, 10, 2.5), "rank: expected a whole number of 1 or more, got 2.5"),  # type: ignore[arg-type]
-        (lambda: DenseAttention(0), "channels: expected a whole number of 1 or more, got 0"),
+        (lambda: LowRankAttention(8, 4, 0, 2), "steps: expected 1 or more, got 0"),
         (
             lambda: BandedAttention(8, 4, 1)(torch.zeros(1, 9, 5, 1)),
             r"\[batch, 8, steps, 1\], got \[1, 9, 5, 1\]",
         ),
-        (lambda: DenseAttention(8)(torch.zeros(1, 8, 5, 2)), r"\[batch, 8, steps, 1\], got \[1, 8, 5, 2\]"),
         (
             lambda: LowRankAttention(8, 4, 10, 5)(torch.zeros(1, 8, 20, 1)),
             "steps: expected a sequence of 10, got 20",
         ),
-        (lambda: BandedAttention(True, 4, 1), "channels: expected a whole number of 1 or more, got True"),
-        (lambda: BandedAttention(8, 4, True), "reach: expected a whole number of 0 or more, got True"),
-        (lambda: BandedAttention(8, 4, "1"), "reach: expected a whole number of 0 or more, got '1'"),  # type: ignore[arg-type]
-        (lambda: PatternAttention(8, 4, (False, 1)), "offsets: expected distances in whole steps"),
-        (lambda: costs({"dense": BandedAttention(8, 4, 1)}, 8, 5), "blocks: dense: is the name"),
     ],
 )
 def test_what_cannot_be_built_or_used_is_named(make: Any, told: str) -> None:

@@ -56,16 +56,6 @@ def test_each_picture_is_mirrored_in_every_other_epoch() -> None:
     assert np.array_equal(even, next_even)
 
 
-def test_a_covered_square_has_the_mean() -> None:
-    pictures = np.full((50, 8, 8, 3), 7, np.uint8)
-    data = Augmenter(pictures, Augmentation(0, False, cover=4), Normalisation(200, 2.0), 0, torch.device("cpu"))
-    covered = data.batch(torch.arange(50), 0, 0)[:, 0] == 0
-    sides = torch.stack((covered.any(1).sum(1), covered.any(2).sum(1)))
-    assert covered.sum(dim=(1, 2)).tolist() == (sides[0] * sides[1]).tolist()
-    assert int(sides.max()) == 4
-    assert int(sides.min()) >= 2
-
-
 def test_a_turned_picture_is_one_of_four() -> None:
     pictures = np.repeat(numbered(1, 5, 5), 40, axis=0)
     got = drawn(pictures, Augmentation(shift=0, flip=False, turn=True))
@@ -92,7 +82,7 @@ def test_light_changes_brightness_and_contrast_within_its_limit() -> None:
 
 def test_what_is_drawn_depends_on_seed_and_step_alone() -> None:
     pictures = numbered(20, 9, 9)
-    change = Augmentation(shift=3, cover=2, turn=True, light=0.3)
+    change = Augmentation(shift=3, turn=True, light=0.3)
     assert np.array_equal(drawn(pictures, change, step=5), drawn(pictures, change, step=5))
     assert not np.array_equal(drawn(pictures, change, step=5), drawn(pictures, change, step=6))
     assert not np.array_equal(drawn(pictures, change, step=5), drawn(pictures, change, step=5, seed=1))
@@ -118,8 +108,6 @@ def test_each_channel_may_have_a_mean_of_its_own() -> None:
 def test_pictures_too_small_for_the_changes_are_refused() -> None:
     with pytest.raises(ModelError, match="4×8"):
         Augmentation(shift=4).check(4, 8)
-    with pytest.raises(ModelError, match="4×8"):
-        Augmentation(shift=1, cover=5).check(4, 8)
 
 
 def test_impossible_values_are_refused() -> None:

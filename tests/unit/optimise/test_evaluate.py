@@ -22,7 +22,6 @@ from agent.optimise.evaluate import (
     memory_mb,
     open_content,
     outputs_of,
-    p_value,
     score,
     time_ms,
     wilson,
@@ -161,13 +160,3 @@ def test_the_model_of_a_path_is_scored_as_its_file(tmp_path: Path) -> None:
     content = classifier("uint8")
     model = Model(content, "", MANIFEST, str(tmp_path / "a.tflite"))
     assert score(model.content, examples([0, 1, 2] * 4), model.manifest).value == 1.0
-
-
-@pytest.mark.parametrize(
-    ("gained", "lost", "wanted"), [(4, 0, 0.125), (6, 0, 0.03125), (5, 5, 1.0), (0, 0, 1.0), (1, 9, 0.021484375)]
-)
-def test_the_exact_test_of_mcnemar(gained: int, lost: int, wanted: float) -> None:
-    one = (False,) * gained + (True,) * lost + (True,) * 50
-    other = (True,) * gained + (False,) * lost + (True,) * 50
-    assert p_value(one, other) == pytest.approx(wanted)
-    assert p_value(one, other[1:]) is None

@@ -24,7 +24,7 @@ from agent.optimise import tune_steps
 from agent.optimise.data import Examples, read_examples
 from agent.optimise.evaluate import Score, score, time_ms
 from agent.optimise.graph.objects import dump, load
-from agent.optimise.pruning.network import of_module
+from agent.optimise.pruning.file import emitted
 from agent.optimise.recipe import PruneRecipe, QuantiseRecipe, Recipe, TrainRecipe, parse_recipe
 from agent.optimise.recipe.budget import Budget
 from agent.optimise.report import OptimiseReport, StepResult
@@ -77,7 +77,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     module, found = network(), tmp_path_factory.mktemp("tune")
     fit(module, *examples(), TRAINING)
     preparation = InputManifest(mean=(128.0,) * 3, std=(64.0,) * 3)
-    (found / "model.tflite").write_bytes(of_module(module.eval(), (8, 8, 3), preparation).emit(module))
+    (found / "model.tflite").write_bytes(emitted(module.eval(), (8, 8, 3), preparation))
     (found / "model.toml").write_text(MANIFEST)
     (found / "net.py").write_text(FACTORY)
     torch.save(module.state_dict(), found / "net.pt")
@@ -267,7 +267,7 @@ def test_a_size_that_takes_pruning_and_4_bits_is_met(
 ) -> None:
     module = network(10, 6).eval()
     preparation = InputManifest(mean=(128.0,) * 3, std=(64.0,) * 3)
-    smaller = of_module(module, (8, 8, 3), preparation).emit(module)
+    smaller = emitted(module, (8, 8, 3), preparation)
 
     def prune(state: ModelState, progress: Progress) -> ModelState:
         assert state.derive is not None

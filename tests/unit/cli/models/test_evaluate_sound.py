@@ -6,7 +6,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 import pytest
 import soundfile
@@ -58,7 +57,7 @@ def test_a_table_tells_words_and_false_alarms(tones: Path, tmp_path: Path) -> No
     assert done.exit_code == 0, said(done)
     assert "95.0 %" in done.output
     assert "of 20 words told rightly" in done.output
-    (row,) = [line.split() for line in done.output.splitlines() if line.startswith("high ")]
+    row = next(line.split() for line in done.output.splitlines() if line.startswith("high "))
     assert row[1:4] == ["10", "90.0", "%"]
 
 
@@ -88,14 +87,13 @@ def test_a_rate_that_no_threshold_reaches_is_exit_code_1(tones: Path, tmp_path: 
     assert "0 false alarms an hour" in done.output
 
 
-def test_confusions_are_drawn_and_results_taken_over(tones: Path, tmp_path: Path) -> None:
-    pytest.importorskip("matplotlib", reason="charts need matplotlib")
-    confusions, results = tmp_path / "confusions.png", tmp_path / "results"
+def test_confusions_are_told_and_results_taken_over(tones: Path, tmp_path: Path) -> None:
+    results = tmp_path / "results"
     args = (tones, tmp_path / "words", "--background", tmp_path / "noise", "--results", results)
-    done = run(*args, "--picture", confusions)
+    done = run(*args)
     assert done.exit_code == 0, said(done)
     assert "noise/1.wav" in done.output
-    assert cv2.imread(str(confusions)) is not None
+    assert "most frequent confusions" in done.output
     assert "42 results of an earlier run were taken over" in run(*args).output
 
 

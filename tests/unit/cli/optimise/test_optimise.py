@@ -340,7 +340,7 @@ def test_sound_has_no_features(tmp_path: Path) -> None:
     "command",
     [
         ["quantise", "m.tflite", "o.tflite"],
-        ["prune", "m.tflite", "o.tflite"],
+        ["prune", "m.tflite", "o.tflite", "--module", "n.py:build"],
         ["depth", "m.tflite", "o.tflite"],
         ["tune", "m.tflite", "o.tflite"],
         ["anomaly", "m.tflite", "o.tflite"],

@@ -8,7 +8,6 @@ import sys
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -90,16 +89,15 @@ def said(done: Result) -> str:
     return f"{done.output}{done.exception or ''}"
 
 
-def test_model_manifest_report_and_chart_are_written(folder: Path) -> None:
+def test_model_manifest_and_report_are_written(folder: Path) -> None:
     done = call(folder, "--json")
     assert done.exit_code == 0, said(done)
     report = json.loads(done.stdout)
     assert report == json.loads((folder / "new.report.json").read_text())
     assert report["steps"][1]["notes"][0].startswith("50.0% of the connections")
-    assert (folder / "new.png").read_bytes().startswith(b"\x89PNG")
     assert look_up(str(folder / "new.tflite")).manifest.output.labels == ("red", "green", "blue")
     assert not (folder / "new.work").exists()
-    assert f"{folder / 'new.tflite'}: written, with .toml, .report.json and .png beside it" in done.stderr
+    assert f"{folder / 'new.tflite'}: written, with .toml and .report.json beside it" in done.stderr
 
 
 def test_what_was_timed_beside_other_work_is_told(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -123,7 +121,7 @@ def test_an_interrupted_run_goes_on(folder: Path, monkeypatch: pytest.MonkeyPatc
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("agent.optimise.pruning.connections._Pruning.anneal", interrupt)
+        patch.setattr("agent.optimise.pruning.rounds.PruningRun._anneal", interrupt)
         assert call(folder, "--force").exit_code == 130
     assert (folder / "new.work" / "rounds.checkpoint").is_file()
     assert call(folder, "--force").exit_code == 0
@@ -151,11 +149,16 @@ def test_values_that_do_not_go_together_are_told_with_their_line_before_the_exam
 
 
 def test_results_that_are_there_are_replaced_by_force_only(folder: Path) -> None:
-    (folder / "new.png").write_bytes(b"mine")
+    (folder / "new.report.json").write_bytes(b"mine")
     done = call(folder)
     assert done.exit_code == 1
-    assert "new.png: exists" in said(done)
+    assert "new.report.json: exists" in said(done)
     assert call(folder, "--force").exit_code == 0
+
+
+def test_without_a_module_there_is_no_pruning(folder: Path) -> None:
+    done = run("prune", folder / "net.tflite", folder / "new.tflite", "--data", folder / "data.npz")
+    assert (done.exit_code, "give --module" in said(done)) == (2, True)
 
 
 def test_without_examples_there_is_no_pruning(folder: Path) -> None:
@@ -167,7 +170,7 @@ def test_without_examples_there_is_no_pruning(folder: Path) -> None:
 
 @pytest.mark.parametrize("name", ["net.pt", "recipe.toml", "data.npz", "prune_net.py"])
 def test_what_is_read_is_not_replaced_even_by_force(folder: Path, name: str) -> None:
-    for suffix in (".tflite", ".toml", ".report.json", ".png"):
+    for suffix in (".tflite", ".toml", ".report.json"):
         out = folder / f"new{suffix}"
         out.symlink_to(folder / name)
         before = (folder / name).read_bytes()
@@ -197,7 +200,7 @@ def test_another_target_is_told_without_names_of_classes(folder: Path, monkeypat
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("agent.optimise.pruning.connections._Pruning.anneal", interrupt)
+        patch.setattr("agent.optimise.pruning.rounds.PruningRun._anneal", interrupt)
         assert "the same command goes on from" in call(folder).stderr
     (folder / "recipe.toml").write_text(RECIPE.replace("0.5", "0.6"))
     done = call(folder)
@@ -213,15 +216,4 @@ def test_a_result_that_appears_during_the_run_stays(folder: Path, monkeypatch: p
     done = call(folder)
     assert (done.exit_code, "new.report.json: exists" in said(done)) == (1, True)
     assert (folder / "new.report.json").read_bytes() == b"of another run"
-    assert not (folder / "new.tflite").exists()
-
-
-def test_a_disk_without_room_for_a_checkpoint_is_told_before_the_training(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("agent.optimise.inputs.shutil.disk_usage", lambda _folder: SimpleNamespace(free=100))
-    done = call(folder)
-    assert done.exit_code == 1
-    assert "MB are free, and the checkpoints take" in said(done)
-    assert not (folder / "new.work").exists()
     assert not (folder / "new.tflite").exists()

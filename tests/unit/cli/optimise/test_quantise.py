@@ -7,7 +7,6 @@ import sys
 import tomllib
 from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import cv2
@@ -189,18 +188,6 @@ def test_an_interrupted_training_goes_on(tmp_path: Path, monkeypatch: pytest.Mon
         assert done.exit_code == 0, said(done)
         files[name] = (tmp_path / name).read_bytes()
     assert files["whole.tflite"] == files["resumed.tflite"]
-
-
-@pytest.mark.parametrize("trains", [True, False])
-def test_a_disk_without_room_for_a_checkpoint_is_told_before_a_training_that_may_begin_by_itself(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, trains: bool
-) -> None:
-    monkeypatch.setattr("agent.optimise.inputs.shutil.disk_usage", lambda _folder: SimpleNamespace(free=100))
-    model, data = write_model(tmp_path, float_file(classifier())), write_examples(tmp_path / "x.npz", 16)
-    words = ["--budget", "loss<100pp", *([] if trains else ["--no-qat"])]
-    done = call(model, tmp_path / "out.tflite", data, *words)
-    assert ("MB are free, and the checkpoints take" in said(done)) is trains
-    assert (tmp_path / "out.tflite").exists() is not trains
 
 
 @pytest.mark.parametrize("method", ["int8", "mixed"])

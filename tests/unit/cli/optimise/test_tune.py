@@ -7,7 +7,6 @@ import json
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
 
 import msgspec
 import numpy as np
@@ -183,16 +182,6 @@ def test_a_checkpoint_that_is_refused_stays_and_nothing_is_written(
 
 def test_few_examples_are_refused(folder: Path) -> None:
     assert "8" in said(call(folder, "--data", str(folder / "x.npz"), "--limit", "7"))
-
-
-@pytest.mark.parametrize("words", [(), ("--no-qat",)])
-def test_a_disk_without_room_for_a_checkpoint_is_told_if_there_may_be_a_training(
-    folder: Path, monkeypatch: pytest.MonkeyPatch, words: Sequence[str]
-) -> None:
-    monkeypatch.setattr("agent.optimise.inputs.shutil.disk_usage", lambda _folder: SimpleNamespace(free=10))
-    done = call(folder, "--data", str(folder / "x.npz"), *words)
-    assert ("the checkpoints take" in said(done)) is not bool(words)
-    assert (folder / "out.tflite").exists() is bool(words)
 
 
 def test_a_machine_that_was_busy_is_told_on_the_terminal_and_in_the_reports(

@@ -132,11 +132,11 @@ _BOX = {"id": 1, "image_id": 0, "category_id": 7, "bbox": [20, 10, 40, 40]}
         ({"annotations": [{**_BOX, "bbox": [20, 10]}]}, "cannot be used as a file of COCO"),
         (
             {"images": [{"id": 0, "file_name": "gone.jpg", "width": 200, "height": 100}], "annotations": [_BOX]},
-            "gone.jpg is not there",
+            "gone.jpg is not among the pictures",
         ),
         (
             {"images": [{"id": 0, "file_name": "p.webp", "width": 200, "height": 100}], "annotations": [_BOX]},
-            "p.webp is not read: pictures are read from bmp, ",
+            "p.webp is not among the pictures .bmp, ",
         ),
         ({"annotations": []}, "not one box"),
         ({"images": 5}, "cannot be used"),

@@ -114,14 +114,11 @@ def test_boxes_are_read_with_their_classes(tmp_path: Path) -> None:
     np.testing.assert_allclose(read_examples(tmp_path, MODEL).mirrored().truth(0).boxes, [[0.7, 0.3, 0.9, 0.5]])
 
 
-@pytest.mark.parametrize(("name", "mode"), [("a.tar", "w"), ("a.tar.xz", "w:xz"), ("a.tar", "w:gz")])
 @pytest.mark.parametrize("layout", [by_class, yolo])
-def test_an_archive_is_read_like_the_folder(
-    tmp_path: Path, name: str, mode: str, layout: Callable[[Path], Path]
-) -> None:
+def test_an_archive_is_read_like_the_folder(tmp_path: Path, layout: Callable[[Path], Path]) -> None:
     folder = layout(tmp_path / "folder" / "inner")
     expected = read_examples(folder, MODEL)
-    found = read_examples(archive(folder.parent, tmp_path / name, mode), MODEL)
+    found = read_examples(archive(folder.parent, tmp_path / "a.tar"), MODEL)
     assert same(found, expected)
     assert same(pickle.loads(pickle.dumps(found)), expected)
 
@@ -214,21 +211,6 @@ def test_the_range_of_pixels_is_the_manifests_whatever_the_examples_show(tmp_pat
     assert examples.remarks == ()
 
 
-def test_real_values_of_a_narrow_range_are_doubted(tmp_path: Path) -> None:
-    (doubt,) = read_examples(values_file(tmp_path, -0.5, 0.5), MODEL).remarks
-    assert "-0.5 to 0.5" in doubt
-    assert "-1 to 1" in doubt
-
-
-def test_values_that_a_quantised_input_cannot_hold_are_told(tmp_path: Path) -> None:
-    manifest = replace(MODEL.manifest, input=InputManifest(pixels=False))
-    examples = read_examples(values_file(tmp_path, -2.0, 6.0), replace(MODEL, manifest=manifest))
-    narrow, wide = (TensorSpec("image", (1, SIDE, SIDE, 3), "int8", scale, 0) for scale in (1 / 32, 1 / 16))
-    (told,) = examples.check(narrow)
-    assert told.endswith("25% of the values lie outside the -4 to 3.969 of the input")
-    assert examples.check(wide) == ()
-
-
 @pytest.mark.parametrize("most", [0.6, 1.0])
 def test_fractions_are_refused_where_the_manifest_has_a_mean(tmp_path: Path, most: float) -> None:
     with pytest.raises(ModelError, match="pixels lie within -1 to 1"):
@@ -306,7 +288,7 @@ def lost_label(folder: Path) -> str:
 
 def label_of_another_format(folder: Path) -> str:
     (yolo(folder) / "images" / "3.png").rename(folder / "images" / "3.webp")
-    return r"labels/3\.txt: images/3\.webp is not read: pictures are read from bmp, "
+    return r"labels/3\.txt has no picture .bmp, "
 
 
 def label_out_of_range(folder: Path) -> str:
@@ -392,7 +374,7 @@ def test_wrong_arrays_are_refused(tmp_path: Path, arrays: dict[str, np.ndarray],
         read_examples(tmp_path / "x.npz", MODEL)
 
 
-@pytest.mark.parametrize("name", ["x.npz", "x.tar", "x.tar.xz", "x.jpg"])
+@pytest.mark.parametrize("name", ["x.npz", "x.tar", "x.jpg"])
 def test_a_damaged_file_is_refused(tmp_path: Path, name: str) -> None:
     path = tmp_path / name
     for content in (b"", b"\x00" * 2000, b"PK\x03\x04" + b"x" * 100):
@@ -404,8 +386,8 @@ def test_a_damaged_file_is_refused(tmp_path: Path, name: str) -> None:
 
 
 def test_a_truncated_archive_is_refused(tmp_path: Path) -> None:
-    path = archive(by_class(tmp_path / "folder"), tmp_path / "x.tar.xz", "w:xz")
-    path.write_bytes(path.read_bytes()[:-200])
+    path = archive(by_class(tmp_path / "folder"), tmp_path / "x.tar")
+    path.write_bytes(path.read_bytes()[:1500])
     with pytest.raises(ModelError, match="archive"):
         read_examples(path, MODEL)
 

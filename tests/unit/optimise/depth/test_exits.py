@@ -166,18 +166,6 @@ def test_a_head_sees_the_means_of_a_grid(grid: int, cells: int) -> None:
     assert run(whole, "serving_default", image)["logits1"].shape == (1, CLASSES)
 
 
-def test_bands_keep_an_axis_apart() -> None:
-    content = straight()
-    whole, _ = add_exits(content, choose_exits(content, 2), bands=True)
-    (graph,) = graphs(load(whole))
-    head: Any = graph.producer(graph.outputs[0])
-    assert graph.shape(head.inputs[1]) == (CLASSES, SIDE * 8)
-    assert run(whole, "serving_default", np.zeros((1, SIDE, SIDE, 3), np.float32))["logits1"].shape == (
-        1,
-        CLASSES,
-    )
-
-
 def test_layers_are_counted_up_to_each_exit() -> None:
     content = straight()
     assert weighted_layers(content, ["body.1", "body.5"]) == [2, 6, 9]

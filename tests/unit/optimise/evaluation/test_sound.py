@@ -73,7 +73,6 @@ def test_words_confusions_and_false_alarms_are_counted(tmp_path: Path, data: Pat
     assert (high.name, high.count, high.heard, high.alarms) == ("high", 3, 2, 0)
     assert low.alarms_per_hour == pytest.approx(1 / found.hours)
     assert found.hours == pytest.approx((8.6 + 9.0 + len(TALK) / RATE) / 3600)
-    assert (found.sources[0].folder, found.sources[0].alarms) == ("noise/street", 1)
     assert found.in_use.missed == 1
     wrong = {(one.name, one.truth, one.told) for one in found.wrong}
     assert wrong == {("noise/street/1.wav", "other sound", "low"), ("high/3.wav", "high", "low")}
@@ -157,7 +156,7 @@ def test_two_models_are_compared_word_by_word(tmp_path: Path, data: Path) -> Non
     found = evaluate_sounds(model, examples(data), SoundRequest(), model, progress=told.append)
     assert told[-1].startswith(model.path)
     assert found.against is not None
-    assert (found.against.difference, found.against.p_value) == (0.0, 1.0)
+    assert found.against.difference == 0.0
     with pytest.raises(ModelError, match="cannot be compared"):
         evaluate_sounds(model, examples(data), SoundRequest(), open_model("small-speech"))
 

@@ -15,11 +15,16 @@ from torch import nn
 
 from agent.errors import ModelError
 from agent.optimise.pruning.channels import channels_after, channels_over_groups, prune_channels
-from agent.optimise.pruning.connections import PruneSettings
+from agent.optimise.recipe import PruneRecipe
 from agent.optimise.train import TrainingStep, evaluate, fit
 from tests.unit.optimise.pruning.test_connections import TRAINING, StopError, examples, weights
 
-SETTINGS = PruneSettings(target=0.5, rounds=2, round_steps=2, anneal_epochs=2.0, multiple=2, round_factor=0.25)
+SETTINGS = PruneRecipe(target=0.5, structured=True, rounds=2, round_steps=2, anneal_epochs=2.0)
+
+
+@pytest.fixture(autouse=True)
+def _small_multiples(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("agent.optimise.pruning.channels.MULTIPLE", 2)
 
 
 def network(wide: int = 12, narrow: int = 8) -> Any:
@@ -87,14 +92,6 @@ def test_an_interrupted_run_ends_with_the_same_bytes(
     resumed, again = prune_channels(dense(trained), *examples(), SETTINGS, TRAINING, folder=tmp_path)
     assert weights(resumed) == weights(whole)
     assert again == told
-
-
-def test_the_checkpoint_of_another_anneal_of_the_same_rounds_is_replaced(trained: Any, tmp_path: Path) -> None:
-    other = replace(SETTINGS, anneal_epochs=1.0, anneal_factor=0.2)
-    prune_channels(dense(trained), *examples(), SETTINGS, TRAINING, folder=tmp_path)
-    again, told = prune_channels(dense(trained), *examples(), other, TRAINING, folder=tmp_path)
-    whole, wanted = prune_channels(dense(trained), *examples(), other, TRAINING)
-    assert (weights(again), told) == (weights(whole), wanted)
 
 
 @given(st.integers(1, 300), st.floats(0.01, 0.99), st.integers(1, 32))
@@ -165,9 +162,10 @@ def test_of_channels_that_are_alike_the_same_share_of_each_layer_goes(live: int)
     assert channels_over_groups({"a": one, "b": one}, {"a": 64, "b": 64}, 0.5, 0.3, 8) == {"a": 32, "b": 32}
 
 
-def test_a_target_at_which_no_channels_can_go_is_an_error(trained: Any) -> None:
+def test_a_target_at_which_no_channels_can_go_is_an_error(trained: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("agent.optimise.pruning.channels.MULTIPLE", 16)
     with pytest.raises(ModelError, match=r"no channels can go.* multiple of 16, and there are 0: 12, 4: 8"):
-        prune_channels(dense(trained), *examples(), replace(SETTINGS, multiple=16), TRAINING)
+        prune_channels(dense(trained), *examples(), SETTINGS, TRAINING)
 
 
 def test_a_module_is_pruned_over_all_layers(trained: Any) -> None:

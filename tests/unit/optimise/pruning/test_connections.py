@@ -17,26 +17,15 @@ from torch import nn
 
 from agent.errors import ModelError
 from agent.optimise.augment import Augmentation
-from agent.optimise.inputs import _COPIES
-from agent.optimise.pruning.channels import prune_channels
-from agent.optimise.pruning.connections import (
-    PruneHistory,
-    PruneSettings,
-    anneal_settings,
-    cut,
-    draw_curves,
-    prunable,
-    prune,
-    round_settings,
-    sparsity_of,
-)
+from agent.optimise.pruning.connections import cut, prunable, prune, sparsity_of
+from agent.optimise.pruning.rounds import anneal_settings, round_settings
+from agent.optimise.recipe import PruneRecipe
 from agent.optimise.train import TrainingSettings, TrainingStep, evaluate, fit, learning_rate_factor
-from agent.storage.files import write_atomic
 
 torch.set_num_threads(1)
 
 TRAINING = TrainingSettings(epochs=4, batch=32, learning_rate=0.2, augmentation=Augmentation(shift=1))
-SETTINGS = PruneSettings(target=0.8, rounds=4, round_steps=2, anneal_epochs=1.0)
+SETTINGS = PruneRecipe(target=0.8, importance="gradient*weight", rounds=4, round_steps=2, anneal_epochs=1.0)
 
 
 def network() -> Any:
@@ -111,7 +100,7 @@ def test_a_pattern_that_matches_no_layer_is_an_error(trained: Any) -> None:
 
 @pytest.mark.parametrize("stage", ["round", "anneal"])
 def test_the_learning_rate_falls_to_zero_in_each_round_and_in_the_anneal(stage: str) -> None:
-    settings = replace(SETTINGS, round_steps=6, round_factor=0.25, anneal_factor=0.5)
+    settings = replace(SETTINGS, round_steps=6, structured=True, anneal_factor=0.5)
     found = round_settings(TRAINING, settings, 96, 3) if stage == "round" else anneal_settings(TRAINING, settings)
     total = round(found.epochs * 3)
     rates = [found.learning_rate * learning_rate_factor(step, total, found) for step in range(total)]
@@ -153,20 +142,6 @@ def test_the_checkpoint_of_another_run_is_refused(trained: Any, tmp_path: Path) 
     with pytest.raises(ModelError, match=r"target was 0\.8, is now 0\.7"):
         prune(dense(trained), *examples(), replace(SETTINGS, target=0.7), TRAINING, folder=tmp_path)
     with pytest.raises(ModelError, match="weights at the start"):
-        prune(network(), *examples(), SETTINGS, TRAINING, folder=tmp_path)
-
-
-@pytest.mark.parametrize("other", [{"anneal_epochs": 2.0}, {"anneal_factor": 0.2}])
-def test_the_checkpoint_of_another_anneal_of_the_same_rounds_is_replaced(
-    trained: Any, tmp_path: Path, other: dict[str, float]
-) -> None:
-    prune(dense(trained), *examples(), SETTINGS, TRAINING, folder=tmp_path)
-    again, whole = dense(trained), dense(trained)
-    prune(again, *examples(), replace(SETTINGS, **other), TRAINING, folder=tmp_path)
-    prune(whole, *examples(), replace(SETTINGS, **other), TRAINING)
-    assert weights(again) == weights(whole)
-    (tmp_path / "rounds.checkpoint").unlink()
-    with pytest.raises(ModelError, match=r"anneal\.checkpoint: belongs to another run"):
         prune(network(), *examples(), SETTINGS, TRAINING, folder=tmp_path)
 
 
@@ -213,40 +188,3 @@ def test_a_cut_takes_the_least_and_never_all_of_a_layer(
     again = {name: mask.clone() for name, mask in masks.items()}
     cut(again, scores, target)
     assert sparsity_of(again) == sparsity_of(masks) or levels
-
-
-@pytest.mark.parametrize(
-    "wrong",
-    [{"target": 0.0}, {"target": 1.0}, {"rounds": 0}, {"round_steps": 0}, {"anneal_epochs": -1.0}],
-)
-def test_impossible_settings_are_refused(wrong: dict[str, float]) -> None:
-    with pytest.raises(ValueError, match="expected"):
-        replace(SETTINGS, **wrong)
-
-
-def test_the_curves_are_a_png(trained: Any) -> None:
-    pytest.importorskip("matplotlib", reason="the extra [charts] is not installed")
-    history = prune(dense(trained), *examples(), SETTINGS, TRAINING, test=examples(seed=1))
-    content = draw_curves({"$gradient*weight": history, "none": PruneHistory(points=(), layers={})})
-    assert content.startswith(b"\x89PNG")
-
-
-@pytest.mark.parametrize("structured", [False, True])
-@pytest.mark.parametrize("epochs", [0.0, 2.0])
-def test_checkpoints_take_no_more_than_is_checked_before(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, structured: bool, epochs: float
-) -> None:
-    taken = []
-
-    def write(path: Path, data: bytes) -> None:
-        taken.append(len(data) + sum(one.stat().st_size for one in tmp_path.iterdir()))
-        write_atomic(path, data)
-
-    monkeypatch.setattr("agent.optimise.checkpoint.write_atomic", write)
-    monkeypatch.setattr("agent.optimise.train._SAVE_EVERY_S", -1.0)
-    wide = [nn.Conv2d(3, 256, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(256, 128, 3), nn.Flatten()]
-    module = nn.Sequential(*wide, nn.Linear(128, 3))
-    settings = replace(SETTINGS, target=0.5, rounds=2, anneal_epochs=epochs)
-    (prune_channels if structured else prune)(module, *examples(), settings, TRAINING, folder=tmp_path)
-    weights_size = sum(one.nbytes for one in module.state_dict().values())
-    assert max(taken) <= _COPIES * weights_size

@@ -13,30 +13,26 @@ from msgspec.structs import replace
 
 torch = pytest.importorskip("torch", reason="pruning needs the extra [optimise]")
 
-from agent.compute.decode.completion import facts_of
 from agent.compute.infer.litert import load_runtime
 from agent.compute.manifest import InputManifest, Model
-from agent.compute.tflite.read import read_modelfile
 from agent.errors import ConfigError, ModelError
 from agent.models.library import open_manifest, open_whole_model
 from agent.optimise.augment import Augmentation
 from agent.optimise.data import read_examples
 from agent.optimise.evaluate import score, time_ms
-from agent.optimise.pruning.connections import anneal_settings, draw_curves
 from agent.optimise.pruning.file import (
     PruningState,
     _remarks,
     _rounded,
     check_same_outputs,
+    emitted,
     prune_model,
-    settings_of,
     training_inputs,
+    training_settings,
 )
-from agent.optimise.pruning.network import of_file, of_module
 from agent.optimise.recipe import DataRecipe, PruneRecipe, Recipe, TrainRecipe
 from agent.optimise.report import StepResult
 from agent.optimise.train import fit
-from tests.support.float_models import halved
 from tests.unit.optimise.pruning.test_channels import network
 from tests.unit.optimise.pruning.test_connections import TRAINING, examples
 from tests.unit.optimise.sound_model import write_sound
@@ -82,7 +78,7 @@ def module_of(trained: dict[str, Any]) -> Any:
 @pytest.fixture
 def model(trained: dict[str, Any], tmp_path: Path) -> Model:
     module = module_of(trained)
-    content = of_module(module, (8, 8, 3), PREPARATION).emit(module)
+    content = emitted(module, (8, 8, 3), PREPARATION)
     (tmp_path / "model.tflite").write_bytes(content)
     (tmp_path / "model.toml").write_text(MANIFEST)
     path = str(tmp_path / "model.tflite")
@@ -104,7 +100,6 @@ def test_connections_are_zero_in_the_file_and_the_report_says_so(model: Model, t
     assert [step.name for step in result.report.steps] == ["before", "prune"]
     assert result.report.steps[1].notes[0] == "50.0% of the connections are gone, by weight"
     assert result.report.sha256_after == hashlib.sha256(result.content).hexdigest()
-    assert result.chart.startswith(b"\x89PNG")
     assert [state.share for state in shown] == sorted(state.share for state in shown)
     assert shown[-1].share == 1.0
 
@@ -122,38 +117,10 @@ def test_what_was_removed_as_asked_for_is_not_told(gone: float, is_structured: b
     assert not list(_rounded(gone, PruneRecipe(target=0.5, structured=is_structured)))
 
 
-def test_the_graph_of_a_file_is_pruned_without_a_module(model: Model, data: Path) -> None:
-    found = read_examples(data, model)
-    result = prune_model(model, None, found, RECIPE)
-    assert score(result.content, found, model.manifest).value > 0.85
-    weights = of_file(result.content, "pruned").weights
-    zeros = sum(int((one == 0).sum()) for one in weights.values())
-    assert zeros == round(0.5 * sum(one.numel() for one in weights.values()))
-
-
 def with_end(module: Any, end: Any) -> bytes:
     """Return the file of a module with an activation at its end."""
     whole = torch.nn.Sequential(module, end)
-    return of_module(whole, (8, 8, 3), PREPARATION).emit(whole)
-
-
-def test_a_file_with_a_softmax_is_trained_before_it_and_keeps_it(model: Model, trained: Any) -> None:
-    module = module_of(trained)
-    network = of_file(with_end(module, torch.nn.Softmax(1)), "soft")
-    inputs = torch.randn(4, 3, 8, 8)
-    with torch.no_grad():
-        assert torch.allclose(network.module(inputs), module(inputs), atol=1e-4)
-    assert ending(network.emit(network.module)) == "softmax"
-    assert ending(model.content) == "logits"
-
-
-def ending(content: bytes) -> str:
-    return facts_of(content, read_modelfile(content)).endings[0]
-
-
-def test_a_file_with_a_sigmoid_is_refused(trained: Any) -> None:
-    with pytest.raises(ModelError, match="ends in a sigmoid"):
-        of_file(with_end(module_of(trained), torch.nn.Sigmoid()), "sigmoid")
+    return emitted(whole, (8, 8, 3), PREPARATION)
 
 
 @pytest.mark.parametrize(("stated", "keys"), [("", {}), ("false", {"output": {"options": {"logits": True}}})])
@@ -167,33 +134,16 @@ def test_the_manifest_says_what_the_module_gives_where_the_file_had_a_softmax(
     assert prune_model(soft, module, read_examples(data, soft), RECIPE).keys == keys
 
 
-def test_of_float16_weights_nothing_but_float32_is_written_and_that_is_told(model: Model, data: Path) -> None:
-    half = replace(model, content=halved(model.content))
-    result = prune_model(half, None, read_examples(data, half), RECIPE)
-    found = read_modelfile(result.content)
-    assert "float16" not in found.weights
-    assert not [one.name for one in found.subgraphs[0].tensors if one.dtype == "float16"]
-    assert len(result.content) <= 1.05 * len(model.content)
-    assert any("float16" in one for one in result.report.remarks)
-
-
 def test_sound_is_trained_as_it_is(tmp_path: Path) -> None:
     module = write_sound(tmp_path, 64)
     model = open_whole_model(str(tmp_path / "net.toml"))
     data = read_examples(tmp_path / "data.npz", model)
-    for given in (module, None):
-        check_same_outputs(given or of_file(model.content, model.path).module, model, data)
-        before, _ = prune_model(model, given, data, RECIPE).report.steps
-        assert before.score == 1.0
+    check_same_outputs(module, model, data)
+    before, _ = prune_model(model, module, data, RECIPE).report.steps
+    assert before.score == 1.0
     assert np.array_equal(training_inputs(data, InputManifest()), np.load(tmp_path / "data.npz")["x"])
-    settings = settings_of(RECIPE, InputManifest(), data.shape, 64, pictures=False)[1]
+    settings = training_settings(RECIPE, InputManifest(), data.shape, 64, pictures=False)
     assert settings.augmentation == Augmentation(shift=0, flip=False)
-
-
-def test_channels_need_the_module(model: Model, data: Path) -> None:
-    recipe = replace(RECIPE, prune=replace(RECIPE.prune, structured=True))
-    with pytest.raises(ModelError, match="name it"):
-        prune_model(model, None, read_examples(data, model), recipe)
 
 
 def test_the_pictures_are_those_that_the_model_takes(model: Model, data: Path) -> None:
@@ -241,7 +191,7 @@ def test_a_mean_for_each_channel_that_the_manifest_has_as_one_is_the_same(
 ) -> None:
     found, module = read_examples(data, model), module_of(trained)
     stated = replace(PREPARATION, mean=(124.0, 130.0, 130.0), std=(65.0, 64.0, 63.0))
-    content = of_module(module, (8, 8, 3), stated).emit(module)
+    content = emitted(module, (8, 8, 3), stated)
     assert content != model.content
     check_same_outputs(module, replace(model, content=content), found)
 
@@ -253,11 +203,6 @@ def test_a_loss_and_a_file_that_is_no_better_are_remarked() -> None:
     assert told[0] == "top-1 fell by 10.0 percentage points: 90.0% before, 80.0% after"
     assert "neither smaller nor faster" in told[1]
     assert list(_remarks(before, replace(before, size=500))) == []
-
-
-def test_drawing_no_curve_warns_of_nothing(recwarn: pytest.WarningsRecorder) -> None:
-    draw_curves({})
-    assert [str(one.message) for one in recwarn] == []
 
 
 def test_examples_without_classes_are_refused(model: Model, trained: Any, tmp_path: Path) -> None:
@@ -276,17 +221,3 @@ def test_a_recipe_whose_values_do_not_go_together_is_an_error(model: Model, trai
     recipe = replace(RECIPE, prune=replace(RECIPE.prune, importance="gradient*weight", round_steps=0))
     with pytest.raises(ConfigError, match=r"\[prune\].*round_steps"):
         prune_model(model, module_of(trained), read_examples(data, model), recipe)
-
-
-def test_comparing_over_layers_is_refused_for_connections_which_always_are() -> None:
-    channels = replace(RECIPE, prune=replace(RECIPE.prune, structured=True, over_layers=True))
-    assert settings_of(channels, PREPARATION, (8, 8, 3), 64)[0].over_layers
-    connections = replace(channels, prune=replace(channels.prune, structured=False))
-    with pytest.raises(ConfigError, match=r"\[prune\] over_layers.*structured = true"):
-        settings_of(connections, PREPARATION, (8, 8, 3), 64)
-
-
-def test_the_recipe_says_how_hot_the_anneal_begins() -> None:
-    recipe = replace(RECIPE, prune=replace(RECIPE.prune, anneal_factor=0.15))
-    settings, training = settings_of(recipe, PREPARATION, (8, 8, 3), 64)
-    assert anneal_settings(training, settings).learning_rate == pytest.approx(0.15 * training.learning_rate)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import cv2
@@ -15,12 +14,12 @@ torch = pytest.importorskip("torch", reason="training needs the extra [optimise]
 
 from agent.compute.infer.litert import load_runtime
 from agent.compute.manifest import InputManifest, Manifest, OutputManifest
-from agent.errors import DivergedError, ModelError, StorageError
+from agent.errors import DivergedError, ModelError
 from agent.optimise.evaluate import open_content, outputs_of, score, time_ms
 from agent.optimise.factory import load_factory
 from agent.optimise.quantise import quantise
 from agent.optimise.recipe import QuantiseRecipe, Recipe, parse_recipe
-from agent.optimise.training.classifier import CHECKPOINT, TrainedNetwork, TrainRequest
+from agent.optimise.training.classifier import TrainedNetwork, TrainRequest
 from agent.optimise.training.detector import read_boxes, train_detector
 from agent.optimise.tune import split
 from agent.structs import convert
@@ -36,7 +35,7 @@ SIZE = (64, 96, 3)
 
 @pytest.fixture(autouse=True)
 def _short_timing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("agent.optimise.training.detector.time_ms", partial(time_ms, rounds=2))
+    monkeypatch.setattr("agent.optimise.training.classifier.time_ms", partial(time_ms, rounds=2))
 
 
 def write(folder: Path, count: int = 48, *, empty: bool = False) -> Path:
@@ -114,22 +113,6 @@ def test_an_interrupted_run_goes_on_and_other_boxes_begin_anew(data: Path, tmp_p
     (other / "labels" / "001.txt").write_text("1 0.5 0.5 0.2 0.2")
     with pytest.raises(ModelError, match="labels"):
         train_detector(*read_boxes(other, request, RECIPE), request, RECIPE)
-
-
-def test_a_disk_without_room_for_the_checkpoint_and_its_replacement_is_told_before_the_training(
-    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for name in ("done", "new"):
-        (tmp_path / name).mkdir()
-    train(data, epochs=0.2, folder=tmp_path / "done")
-    needed, trained = 2 * (tmp_path / "done" / CHECKPOINT).stat().st_size, partial(train, data, epochs=0.2)
-    free = [int(needed * 0.9)]
-    monkeypatch.setattr("agent.optimise.inputs.shutil.disk_usage", lambda _folder: SimpleNamespace(free=free[0]))
-    with pytest.raises(StorageError, match="MB are free, and the checkpoints take"):
-        trained(folder=tmp_path / "new")
-    assert not list((tmp_path / "new").iterdir())
-    free[0] = needed * 3
-    trained(folder=tmp_path / "new")
 
 
 def test_examples_that_a_detector_cannot_learn_from_are_refused(data: Path, tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from agent.errors import ModelError
 from agent.optimise.augment import Augmentation
 from agent.optimise.pruning.channels import prune_channels
 from agent.optimise.pruning.connections import prune
-from agent.optimise.pruning.teacher import blended, follow, to_learn
+from agent.optimise.pruning.rounds import blended, follow, to_learn
 from agent.optimise.train import predict
 from tests.unit.optimise.pruning.test_channels import SETTINGS, dense, trained
 from tests.unit.optimise.pruning.test_connections import TRAINING, examples
@@ -25,7 +25,7 @@ PLAIN = replace(TRAINING, augmentation=Augmentation(flip=False), temperature=2.0
 
 def test_without_a_teacher_the_labels_are_learned(trained: Any) -> None:
     pictures, labels = examples()
-    assert to_learn(dense(trained), pictures, labels, PLAIN, 0.0, None) == (labels, None)
+    assert to_learn(dense(trained), pictures, labels, PLAIN, 0.0) == (labels, None)
 
 
 def test_a_share_of_the_answers_is_learned_beside_smoothed_labels(trained: Any) -> None:
@@ -65,6 +65,7 @@ def test_channels_and_connections_go_with_a_teacher(trained: Any) -> None:
     accuracy = history.points[-1].accuracy
     assert accuracy is not None
     assert accuracy > 0.85
+    settings = replace(settings, structured=False)
     history = prune(dense(trained), *examples(), settings, TRAINING, test=test)
     accuracy = history.points[-1].accuracy
     assert accuracy is not None

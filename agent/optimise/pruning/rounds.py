@@ -1,0 +1,319 @@
+"""Prune a torch module in rounds, with training between and after: what connections and channels have in common.
+
+After each round come some steps in which the learning rate falls to zero: at a constant one a trained module
+leaves its minimum, and loses more by that than by the cut. In the end come some epochs of the same kind, the
+anneal. The importance of a weight is |gradient · weight|, summed over the steps of a round, the first-order
+estimate of what the loss gains when the weight goes (Molchanov et al., Importance Estimation for Neural Network
+Pruning, CVPR 2019).
+
+A teacher is the module as it was before. Its answers are computed once for each picture and its mirror image, so
+that an epoch costs no more than one that learns from the labels. They say which other classes a picture resembles
+(Hinton, Vinyals and Dean, Distilling the Knowledge in a Neural Network, arXiv 1503.02531).
+"""
+
+from __future__ import annotations
+
+import fnmatch
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import torch
+from msgspec import Struct
+from msgspec.structs import replace
+from torch.nn import functional
+
+from agent.errors import ModelError
+from agent.optimise.checkpoint import read_checkpoint, run_key, write_checkpoint
+from agent.optimise.factory import fastest_device
+from agent.optimise.recipe import Importance, PruneRecipe
+from agent.optimise.train import (
+    Labels,
+    Objective,
+    Pictures,
+    Progress,
+    Test,
+    TrainingSettings,
+    evaluate,
+    fit,
+    predict,
+)
+from agent.structs import from_json
+
+_TINY = 1e-8
+_ROUND_FACTOR = {False: 0.1, True: 0.25}
+"""Learning rate at the beginning of each round relative to that of the training settings, by `structured`:
+what is left of a smaller module has to be learned more anew."""
+
+
+class PrunePoint(Struct, frozen=True):
+    """Where a module stood in its pruning: a point of the report's chart.
+
+    Attributes:
+        stage: `dense`, `round` or `anneal`.
+        number: of the round, or of the epoch of the anneal.
+        sparsity: share of the weights of the chosen layers that is zero or gone.
+        accuracy: on the test pictures; None: not measured.
+    """
+
+    stage: str
+    number: int
+    sparsity: float
+    accuracy: float | None
+
+
+class PruneHistory(Struct, frozen=True):
+    """What pruning did.
+
+    Attributes:
+        points: in order.
+        layers: share of the weights of each chosen layer that is zero.
+    """
+
+    points: tuple[PrunePoint, ...]
+    layers: dict[str, float]
+
+
+class PruningRun(ABC):
+    """State of a run between two rounds.
+
+    Attributes:
+        module: as it is now.
+        round: number of rounds that are done.
+    """
+
+    def __init__(
+        self,
+        module: Any,
+        pictures: Pictures,
+        labels: Labels,
+        recipe: PruneRecipe,
+        training: TrainingSettings,
+        progress: Progress | None,
+    ) -> None:
+        self.module = module.to(fastest_device())
+        self.recipe, self.training, self.round = recipe, training, 0
+        rows, objective = to_learn(module, pictures, labels, training, recipe.teacher)
+        self._data = pictures, rows
+        self._options: dict[str, Any] = {"objective": objective, "progress": progress}
+        rounds = replace(recipe, anneal_epochs=0.0, anneal_factor=1.0)  # the anneal has a checkpoint of its own
+        self._key = run_key(module, pictures, labels, rounds, training)
+        self._points: list[PrunePoint] = []
+
+    @property
+    @abstractmethod
+    def gone(self) -> float:
+        """Share that is zero or gone, 0..1."""
+
+    @property
+    @abstractmethod
+    def layers(self) -> dict[str, float]:
+        """The same of each chosen layer."""
+
+    @abstractmethod
+    def remove(self, share: float) -> None:
+        """Remove the least important ones until this share is gone."""
+
+    @abstractmethod
+    def after_backward(self, module: Any) -> None:
+        """Sum up importance."""
+
+    @abstractmethod
+    def after_step(self, module: Any) -> None:
+        """Keep at zero what is gone."""
+
+    @abstractmethod
+    def state(self) -> dict[str, Any]:
+        """Return what a checkpoint holds besides the module."""
+
+    @abstractmethod
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Go on from what `state` has returned; the module's weights are loaded afterwards."""
+
+    def run(self, folder: Path | None, test: Test | None) -> PruneHistory:
+        """Do all rounds and the anneal."""
+        path = folder and folder / "rounds.checkpoint"
+        if path is not None:
+            self._restore(path)
+        if not self._points:
+            self._score("dense", 0, test)
+            if self.recipe.needs_gradients:
+                self._train_round()
+        while self.round < self.recipe.rounds:
+            self.round += 1
+            self.remove(self.recipe.target * self.round / self.recipe.rounds)
+            self._train_round()
+            self._score("round", self.round, test)
+            if path is not None:
+                self._save(path)
+        self._anneal(folder and folder / "anneal.checkpoint", test)
+        self.module.eval()
+        return PruneHistory(points=tuple(self._points), layers=self.layers)
+
+    def _train_round(self) -> None:
+        if not self.recipe.round_steps:
+            return
+        pictures, labels = self._data
+        settings = round_settings(self.training, self.recipe, len(labels), self.round)
+        torch.manual_seed(settings.seed)
+        fit(self.module, pictures, labels, settings, **self._hooks(), **self._options)
+
+    def _anneal(self, checkpoint: Path | None, test: Test | None) -> None:
+        if not self.recipe.anneal_epochs:
+            return
+        settings = anneal_settings(self.training, self.recipe)
+        torch.manual_seed(settings.seed)
+        more = {**self._hooks(), **self._options, "checkpoint": checkpoint, "test": test}
+        history = fit(self.module, *self._data, settings, **more)
+        self._points += [PrunePoint("anneal", one.number, self.gone, one.accuracy) for one in history.epochs]
+
+    def _hooks(self) -> dict[str, Any]:
+        return {"after_backward": self.after_backward, "after_step": self.after_step}
+
+    def _score(self, stage: str, number: int, test: Test | None) -> None:
+        normalisation = self.training.normalisation
+        accuracy = None if test is None else evaluate(self.module, *test, normalisation=normalisation)
+        self._points.append(PrunePoint(stage, number, self.gone, accuracy))
+
+    def random(self) -> Any:
+        """Return a generator of this round's random importance."""
+        return torch.Generator().manual_seed(self.training.seed * 1_000_003 + self.round)
+
+    def _save(self, path: Path) -> None:
+        points = msgspec.json.encode(self._points).decode()
+        state = {"module": self.module.state_dict(), "round": self.round, "points": points, **self.state()}
+        write_checkpoint(path, self._key, state)
+
+    def _restore(self, path: Path) -> None:
+        state = read_checkpoint(path, self._key, next(self.module.parameters()).device)
+        if state is None:
+            self._save(path)  # a disk that refuses it is found now
+            return
+        self.load_state(state)
+        self.module.load_state_dict(state["module"])
+        self.round, self._points = state["round"], from_json(state["points"], list[PrunePoint])
+
+
+def matching(names: Iterable[str], patterns: Sequence[str], what: str) -> list[str]:
+    """Return the names that a pattern matches.
+
+    Args:
+        names: of layers.
+        patterns: with `*`, `?` and `[…]`.
+        what: the names are of, for the error, such as `layer`.
+
+    Raises:
+        ModelError: a pattern matches none.
+    """
+    names = list(names)
+    for pattern in patterns:
+        if not fnmatch.filter(names, pattern):
+            there = ", ".join(names) or "none"
+            raise ModelError(f"layers = {pattern!r} matches no {what} that can be pruned; there are: {there}")
+    return [name for name in names if any(fnmatch.fnmatch(name, one) for one in patterns)]
+
+
+def weight_importance(gradient: Any, weight: Any, importance: Importance) -> Any:
+    """Return the importance of each weight in one step, a tensor of the weights' shape.
+
+    Args:
+        gradient: of the loss.
+        weight: of the same shape.
+        importance: one that needs gradients.
+    """
+    if importance == "gradient*weight":
+        return (gradient * weight).abs()
+    return gradient.abs() / (weight.abs() + _TINY)
+
+
+def round_settings(
+    training: TrainingSettings, recipe: PruneRecipe, pictures: int, number: int
+) -> TrainingSettings:
+    """Return settings of the steps after a round: a learning rate that falls to zero.
+
+    Args:
+        training: settings of all steps.
+        recipe: of pruning.
+        pictures: number of training pictures.
+        number: of the round, for pictures and augmentations that are others in each.
+    """
+    per_epoch = pictures // min(training.batch, pictures)
+    return replace(
+        _falling(training, _ROUND_FACTOR[recipe.structured]),
+        epochs=recipe.round_steps / per_epoch,
+        look_ahead=0.0,
+        seed=training.seed * 1009 + number + 1,
+    )
+
+
+def anneal_settings(training: TrainingSettings, recipe: PruneRecipe) -> TrainingSettings:
+    """Return settings of the anneal: a learning rate that falls to zero."""
+    return replace(_falling(training, recipe.anneal_factor), epochs=recipe.anneal_epochs)
+
+
+def _falling(training: TrainingSettings, factor: float) -> TrainingSettings:
+    return replace(training.slower(factor), peak_at=0.0, end_factor=0.0)
+
+
+def to_learn(
+    module: Any,
+    pictures: Pictures,
+    labels: Labels,
+    settings: TrainingSettings,
+    share: float,
+) -> tuple[Labels, Objective | None]:
+    """Return what `agent.optimise.train.fit` takes as labels, and as objective.
+
+    Args:
+        module: as it is before anything is removed, see `blended`.
+        pictures: see there.
+        labels: see there.
+        settings: see there.
+        share: see there; 0: there is no teacher, and no objective.
+    """
+    if not share:
+        return labels, None
+    wanted = blended(module, pictures, labels, settings, share)
+    return np.arange(len(labels)), follow(wanted, settings.temperature)
+
+
+def blended(module: Any, pictures: Pictures, labels: Labels, settings: TrainingSettings, share: float) -> Any:
+    """Return what is to be learned of each picture, float32 [pictures, classes], rows of probabilities.
+
+    Args:
+        module: trained; see `agent.optimise.train.fit`. It is left in evaluation mode.
+        pictures: see there.
+        labels: see there.
+        settings: of its training: normalisation, temperature, label smoothing, and whether pictures are mirrored.
+        share: of the module's answers, 0..1; the smoothed labels have the rest.
+
+    Raises:
+        ModelError: the module cannot be run on the pictures, or has fewer classes than the labels.
+    """
+    views = [pictures, pictures[:, :, ::-1]] if settings.augmentation.flip else [pictures]
+    said = [predict(module, view, settings.normalisation) / settings.temperature for view in views]
+    answers = sum(functional.softmax(one, 1) for one in said) / len(said)
+    classes = answers.shape[1]
+    if labels.max() >= classes:
+        raise ModelError(f"training labels: there is a class {labels.max()}, but the module has {classes}")
+    hard = functional.one_hot(torch.from_numpy(np.ascontiguousarray(labels, np.int64)), classes).float()
+    smooth = hard * (1 - settings.label_smoothing) + settings.label_smoothing / classes
+    return smooth * (1 - share) + answers * share
+
+
+def follow(wanted: Any, temperature: float) -> Objective:
+    """Return the cross-entropy to rows of probabilities; the labels of `fit` are the numbers of the rows.
+
+    Args:
+        wanted: see `blended`.
+        temperature: outputs are divided by it.
+    """
+
+    def loss(outputs: Any, inputs: Any, rows: Any) -> Any:
+        target = wanted.to(outputs.device)[rows]
+        return functional.cross_entropy(outputs.float() / temperature, target)
+
+    return loss
