@@ -178,7 +178,7 @@ def test_key_frames_that_cannot_be_decoded_alone_are_told() -> None:
     with PacketCamera(units) as camera, watching(camera.uri, "keyframes") as (stream, news):
         until(lambda: news, stream)
         assert news[0][0] == "lost"
-        assert news[0][1].endswith('(intra refresh): set capture.decode = "auto"')
+        assert "none can be decoded" in news[0][1]
 
 
 class Unheard(PacketCamera):
