@@ -35,7 +35,7 @@ from agent.errors import SoundAloneError, SourceError
 from agent.types import DeferredImage
 
 if TYPE_CHECKING:
-    from agent.capture.hardware.decoders import HardwareDecoder
+    from agent.capture.hardware_decoder import HardwareDecoder
 
 _LOGIN = "; set capture.username and capture.password_file"
 _UNKNOWN_NAME = "no address is known for its host; check the name and the network"
@@ -353,7 +353,7 @@ class NetworkStream(Video):
         """Use a hardware decoder from the next packet on, which is a key frame; empty: leave it as it is."""
         if not name or name in self._tried or (self._hardware is not None and self._hardware.name):
             return
-        from agent.capture.hardware.decoders import hardware_decoder
+        from agent.capture.hardware_decoder import hardware_decoder
 
         self._tried.add(name)
         self._decoded += self._decoder.decode(None)

@@ -16,7 +16,7 @@ from agent.errors import SourceError
 from agent.text import plain, plural
 
 if TYPE_CHECKING:
-    from agent.capture.hardware.decoders import DecoderTrial
+    from agent.capture.hardware_decoder import DecoderTrial
     from agent.capture.media import Media
     from agent.compute.infer.choice import By, SplitMeasurement
 
@@ -163,8 +163,8 @@ def _recorded(media: Media, seconds: float, shown: str) -> RecordedVideo:
 
 def bench_decode(source: str, seconds: float, *, as_json: bool) -> None:
     """Record a video into memory, have every decoder of its codec decode it, and print what they need."""
-    from agent.capture.hardware.decoders import best_decoder
-    from agent.capture.hardware.trials import measure_decoders
+    from agent.capture.decoder_trial import measure_decoders
+    from agent.capture.hardware_decoder import best_decoder
     from agent.config.source_uri import mask
 
     address = f"file:{source}" if Path(source).is_file() else source

@@ -16,8 +16,8 @@ from msgspec import Struct
 
 from agent import __version__
 from agent.board.identity import read_board
-from agent.capture.hardware.decoders import DECODERS, SOFTWARE, DecoderTrial, best_decoder, candidates
-from agent.capture.hardware.trials import measure_decoders
+from agent.capture.decoder_trial import measure_decoders
+from agent.capture.hardware_decoder import DECODERS, NODES, SOFTWARE, DecoderTrial, best_decoder, candidates
 from agent.errors import NO_JSON, StorageError
 from agent.storage.state import MeasurementFiles
 from agent.structs import from_json
@@ -108,6 +108,6 @@ def _about(codec: str) -> str:
     import av  # loaded by whoever asks for a decoder; the package's metadata would take 2 MB more
 
     board = read_board()
-    nodes = sorted(str(path) for kind in DECODERS.values() for path in Path("/dev").glob(kind.nodes))
+    nodes = sorted(map(str, Path("/dev").glob(NODES)))
     parts = (codec, board.model, board.cpu, board.kernel, __version__, av.__version__, *nodes)
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()

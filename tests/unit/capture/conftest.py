@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
 
+from agent.capture.decoder_trial import encode_clip
+from agent.capture.media import Media
 from agent.types import Image
 
 
@@ -37,3 +40,19 @@ def folder(tmp_path: Path) -> Path:
     (path / "d.jpg").write_bytes(b"\xff\xd8\xff no picture")
     (path / "notes.txt").write_text("not looked at")
     return path
+
+
+@pytest.fixture(scope="session")
+def h264() -> bytes:
+    """A clip of 60 pictures at 15 per second, with a key frame each 30."""
+    return encode_clip("h264")
+
+
+@pytest.fixture
+def media(tmp_path: Path, h264: bytes) -> Iterator[Media]:
+    path = tmp_path / "clip.mkv"
+    path.write_bytes(h264)
+    opened = Media(f"file:{path}", {})
+    opened.video.codec_context.copy_opaque = True
+    yield opened
+    opened.close()

@@ -6,14 +6,14 @@ from pathlib import Path
 
 import pytest
 
-from agent.capture.hardware.decoders import SOFTWARE, DecoderTrial
+from agent.capture.hardware_decoder import SOFTWARE, DecoderTrial
 from agent.daemon.streams.decoders import DecoderSelection
 
 NAME = "h264_v4l2m2m"
 GOOD = (
     DecoderTrial(SOFTWARE, "h264", 60, 5.0, 5.0),
     DecoderTrial(NAME, "h264", 60, 5.0, 1.0, 0.0),
-    DecoderTrial("drm", "h264", refused="there is no such device"),
+    DecoderTrial("hevc_v4l2m2m", "h264", refused="there is no such device"),
 )
 POOR = (GOOD[0], DecoderTrial(NAME, "h264", 60, 5.0, 1.0, 90.0, "its pictures are wrong"), GOOD[2])
 
@@ -48,7 +48,7 @@ def test_the_best_decoder_is_measured_once_and_kept(tmp_path: Path) -> None:
 def test_a_refusal_is_logged_with_its_reason(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO):
         assert best(DecoderSelection(tmp_path, Board(POOR).measure)) == ""
-    assert "h264_v4l2m2m: its pictures are wrong; drm: there is no such device" in caplog.text
+    assert "h264_v4l2m2m: its pictures are wrong; hevc_v4l2m2m: there is no such device" in caplog.text
 
 
 def test_other_codecs_are_not_measured(tmp_path: Path) -> None:

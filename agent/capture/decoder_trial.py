@@ -1,6 +1,6 @@
-"""The process of a trial: decodes a clip with one decoder, and compares its pictures with the software decoder's.
+"""Trials of decoders, each in a process of its own: it may hang or crash with the driver, or write what it likes.
 
-It may hang or crash with the driver: `agent.capture.hardware.trials` starts it, and waits for a limited time.
+The process decodes a clip with one decoder, and compares its pictures with the software decoder's.
 """
 
 from __future__ import annotations
@@ -23,20 +23,26 @@ from av.video.reformatter import VideoReformatter
 from av.video.stream import VideoStream
 from msgspec.structs import replace
 
-from agent.capture.hardware.decoders import (
+from agent.capture.hardware_decoder import (
     SOFTWARE,
     DecoderError,
     DecoderTrial,
     PictureDecoder,
-    SmallPicture,
+    candidates,
     open_decoder,
     picture_difference,
     small_picture,
 )
-from agent.capture.hardware.trials import TrialRequest
-from agent.child import LARGEST_REQUEST, encode, init_child, receive, send
+from agent.child import LARGEST_REQUEST, ChildError, ChildProcess, encode, init_child, receive, send
+from agent.errors import NO_JSON, reason_of
 from agent.structs import from_json
+from agent.text import plain
+from agent.types import Array
 
+_WITHIN_S = 60.0
+"""Time limit of a trial, s."""
+_LARGEST = 16 * 1024
+_MODULE = "agent.capture.decoder_trial"
 _PICTURES, _FPS, _SIZE = 60, 15, (640, 480)
 """Number, rate and size of the pictures that are encoded where a trial is given no video."""
 _ENCODERS = {"h264": "libx264", "hevc": "libx265"}
@@ -46,14 +52,52 @@ _MISSING = 0.9
 """Least share of the pictures that a decoder must give."""
 
 
+def measure_decoders(
+    codec: str, clip: bytes = b"", *, progress: Callable[[str], None] = lambda name: None
+) -> tuple[DecoderTrial, ...]:
+    """Try the software decoder and every hardware decoder for a codec, one after the other.
+
+    Args:
+        codec: FFmpeg's name.
+        clip: file with one track of video, from a key frame on; empty: one is encoded.
+        progress: called with the name of each before it is tried.
+    """
+    found = []
+    for name in (SOFTWARE, *candidates(codec)):
+        progress(name)
+        found.append(run_trial(name, codec, clip))
+    return tuple(found)
+
+
+def run_trial(
+    name: str, codec: str, clip: bytes = b"", within_s: float = _WITHIN_S, module: str = _MODULE
+) -> DecoderTrial:
+    """Try a decoder in a process that runs a module; whatever happens to that is why the decoder is refused."""
+    trial = DecoderTrial(name, codec)
+    try:
+        process = ChildProcess(module)
+    except OSError as error:
+        return replace(trial, refused=f"its process cannot be started: {reason_of(error)}")
+    try:
+        answer = process.ask(encode(trial), clip, within_s=within_s, what="the trial", largest=_LARGEST)
+        made = from_json(answer, DecoderTrial)
+    except ChildError as error:
+        return replace(trial, refused=f"it {plain(str(error))}")
+    except NO_JSON as error:
+        return replace(trial, refused=f"it sent an invalid answer: {plain(str(error))}")
+    finally:
+        process.end()
+    return replace(made, name=name, codec=codec, refused=plain(made.refused))
+
+
 def main(asked_by: int, answers_to: int, life: int) -> None:
     """Receive a request and a clip, and send the outcome. The arguments are descriptors, see `ChildProcess`."""
     init_child(life)
     os.nice(5)
     av.logging.set_level(None)
-    request = from_json(receive(asked_by), TrialRequest)
+    asked = from_json(receive(asked_by), DecoderTrial)
     clip = receive(asked_by, largest=LARGEST_REQUEST)
-    send(answers_to, encode(try_decoder(request.decoder, request.codec, clip)))
+    send(answers_to, encode(try_decoder(asked.name, asked.codec, clip)))
     os._exit(0)  # closing the device may hang
 
 
@@ -127,9 +171,9 @@ def _packets(clip: bytes) -> Iterator[Packet[Stream] | None]:
     yield None
 
 
-def _expected(clip: bytes) -> dict[int, SmallPicture]:
+def _expected(clip: bytes) -> dict[int, Array]:
     """Return the software decoder's pictures in small, by their time stamps."""
-    found: dict[int, SmallPicture] = {}
+    found: dict[int, Array] = {}
     with av.open(io.BytesIO(clip)) as container:
         context = _in_one_thread(container.streams.video[0].codec_context)
         for packet in _packets(clip):
@@ -147,7 +191,7 @@ def _decoded(decoder: PictureDecoder, packet: Packet[Stream] | None) -> list[Vid
 
 
 def _measured(
-    trial: DecoderTrial, decoder: PictureDecoder, clip: bytes, expected: dict[int, SmallPicture]
+    trial: DecoderTrial, decoder: PictureDecoder, clip: bytes, expected: dict[int, Array]
 ) -> DecoderTrial:
     """Decode a clip; time that, and compare its pictures with those expected."""
     count, spent_s, cpu_s, differences = 0, 0.0, 0.0, []
@@ -170,7 +214,7 @@ def _measured(
     return replace(trial, refused=_refusal(trial, len(expected)))
 
 
-def _difference(picture: VideoFrame, expected: dict[int, SmallPicture]) -> float:
+def _difference(picture: VideoFrame, expected: dict[int, Array]) -> float:
     known = expected.get(cast(int, picture.pts))
     return 255.0 if known is None else picture_difference(small_picture(picture), known)
 
