@@ -115,6 +115,9 @@ class Liveness:
         """
         self._stall_s, self._key_frame_s = stall_s, max(stall_s, key_frame_s)
         self.needs_keys, self._apart_s, self._keys = False, 0.0, 0
+        self._failed_s: float | None = None
+        self._failed_keys: set[int] = set()
+        """Numbers of key frames that gave no picture: one may be decoded twice."""
         self.begin_again(now_s)
 
     def begin_again(self, now_s: float) -> None:
@@ -178,9 +181,7 @@ class Liveness:
         return f"no picture for {self._stall_s:g} s" if now_s - self._alive_s >= self._stall_s else ""
 
     def _forgive(self) -> None:
-        self._failed_keys: set[int] = set()
-        """Numbers of key frames that gave no picture: one may be decoded twice."""
-        self._failed_s: float | None = None
+        self._failed_keys, self._failed_s = set(), None
 
     def _unkeyed_s(self, now_s: float) -> float:
         return 0.0 if self._since_s is None else now_s - self._since_s

@@ -461,19 +461,16 @@ class Cameras:
         self._lock = threading.Lock()
         self._open: dict[_Key, Camera] = {}
 
-    def attach(
-        self, stream: str, uri: str, config: CaptureConfig, consumer: FrameConsumer, *, alone: bool = False
-    ) -> Camera:
+    def attach(self, stream: str, uri: str, config: CaptureConfig, consumer: FrameConsumer) -> Camera:
         """Return the camera of a source, which hands its frames to the consumer from now on.
 
-        A replay with `pace=fast` is opened for each stream: each gets every frame, from the beginning. With
-        `alone`, every other source is, too.
+        A replay with `pace=fast` is opened for each stream: each gets every frame, from the beginning.
 
         Raises:
             SourceError: the URI is wrong, or names a source of sound.
         """
         key = uri, replace(config, max_fps=0.0)
-        shared = not alone and not parse_picture(uri).lossless
+        shared = not parse_picture(uri).lossless
         with self._lock:
             camera = self._open.get(key) if shared else None
             if camera is not None and camera.attach(consumer):
