@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from typing import NamedTuple
 
@@ -34,10 +34,6 @@ class Timestamps(Struct, frozen=True, gc=False):
     captured_at: datetime
     read_ns: int
     late: bool = False
-
-
-BestDecoder = Callable[[str], str]
-"""Returns the best hardware decoder of this board for a codec; empty: there is none, or it is not known yet."""
 
 
 class Picture(Struct, frozen=True):
@@ -97,16 +93,13 @@ class _Held(NamedTuple):
 class Camera:
     """One source of pictures with its consumers. Any thread may call it."""
 
-    def __init__(
-        self, stream: str, uri: str, config: CaptureConfig, best_decoder: BestDecoder | None = None
-    ) -> None:
+    def __init__(self, stream: str, uri: str, config: CaptureConfig) -> None:
         """Prepare it; nothing is opened yet. `stream` names its threads; `max_fps` is each consumer's own.
 
         Raises:
             SourceError: the URI is wrong, or names a source of sound.
         """
         self._stream, self._uri, self._config = stream, uri, config
-        self._best_decoder = best_decoder
         self._lock = threading.Lock()
         self._consumers: tuple[FrameConsumer, ...] = ()
         self._wanting: tuple[FrameConsumer, ...] = ()
@@ -188,10 +181,6 @@ class Camera:
     def wants_sound(self) -> bool:
         """True if a consumer takes packets of sound."""
         return any(one.wants_sound for one in self._consumers)
-
-    def best_decoder(self, codec: str) -> str:
-        """Return the best hardware decoder of this board for a codec; empty: there is none."""
-        return self._best_decoder(codec) if self._best_decoder is not None else ""
 
     def take_packet(self, reader: FrameReader, packet: MediaPacket) -> None:
         """Hand a packet on, from a reader's thread."""
@@ -370,11 +359,9 @@ class FrameReader(SourceThread[Source]):
     def wants_sound(self) -> bool:
         return self._camera.wants_sound
 
-    def decoder(self, codec: str) -> str:
-        choice = self._config.decoder
-        if choice == "auto":
-            return self._camera.best_decoder(codec)
-        return "" if choice == "software" else choice
+    @property
+    def decoder(self) -> str:
+        return self._config.decoder
 
     def take_packet(self, packet: MediaPacket) -> None:
         if self._abandoned.is_set():
@@ -455,9 +442,7 @@ _Key = tuple[str, CaptureConfig]
 class Cameras:
     """The open cameras of a daemon, by source. Any thread may call it."""
 
-    def __init__(self, best_decoder: BestDecoder | None = None) -> None:
-        """Open nothing yet; `best_decoder` is for streams with `capture.decoder = "auto"`."""
-        self._best_decoder = best_decoder
+    def __init__(self) -> None:
         self._lock = threading.Lock()
         self._open: dict[_Key, Camera] = {}
 
@@ -475,7 +460,7 @@ class Cameras:
             camera = self._open.get(key) if shared else None
             if camera is not None and camera.attach(consumer):
                 return camera
-            camera = Camera(stream, uri, config, self._best_decoder)
+            camera = Camera(stream, uri, config)
             if shared:
                 self._open[key] = camera
             camera.attach(consumer)

@@ -1,4 +1,4 @@
-"""V4L2 decoders that FFmpeg can use: their choice, and a camera's pictures from one of them.
+"""V4L2 decoders that FFmpeg can use: a camera's pictures from one of them.
 
 V4L2's memory-to-memory devices are in /dev/video*: `bcm2835-codec` of a Raspberry Pi 4B, `venus` of Snapdragon.
 """
@@ -9,7 +9,7 @@ import logging
 import queue
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
 from typing import Protocol, cast
@@ -21,7 +21,6 @@ from av.stream import Stream
 from av.video.codeccontext import VideoCodecContext
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
-from msgspec import Struct
 
 from agent.capture.source import LARGEST_PIXELS, FilteredPictures
 from agent.capture.video import UNDECODED, DecodedPicture, SoftwareDecoder
@@ -29,57 +28,8 @@ from agent.types import Array
 
 log = logging.getLogger(__name__)
 
-SOFTWARE = "software"
-"""Name of FFmpeg's own decoders."""
-
-
 DECODERS = {"h264_v4l2m2m": "h264", "hevc_v4l2m2m": "hevc"}
 """Codec by the name of a decoder, both as FFmpeg has them."""
-NODES = "video*"
-"""Pattern of their nodes in /dev."""
-
-
-class DecoderTrial(Struct, frozen=True):
-    """Result of the trial of one decoder.
-
-    Attributes:
-        name: of `DECODERS`, or `SOFTWARE`.
-        codec: FFmpeg's name.
-        pictures: that it gave.
-        ms, cpu_ms: per picture, decoded and converted as for a stream: time, and processor time.
-        difference: largest mean difference of a picture to the software decoder's, of 255; None: not compared.
-        refused: why it is not used; empty: it may be.
-    """
-
-    name: str
-    codec: str
-    pictures: int = 0
-    ms: float = 0.0
-    cpu_ms: float = 0.0
-    difference: float | None = None
-    refused: str = ""
-
-
-def candidates(codec: str) -> list[str]:
-    """Return the names of the hardware decoders for a codec."""
-    return [name for name, own in DECODERS.items() if own == codec]
-
-
-_WORTH = 0.8
-"""Share of the software decoder's processor time from which on a hardware decoder is worth it."""
-_SLOWEST_MS = 33.0
-"""Time per picture, ms, that a decoder may take, or the software decoder's if that is longer."""
-
-
-def best_decoder(trials: Sequence[DecoderTrial]) -> str:
-    """Return the decoder that takes least processor time; empty: the software decoder."""
-    software = next((trial for trial in trials if trial.name == SOFTWARE and not trial.refused), None)
-    if software is None:
-        return ""
-    slowest_ms, most_ms = max(_SLOWEST_MS, software.ms), _WORTH * software.cpu_ms
-    fit = [trial for trial in trials if trial.name != SOFTWARE and not trial.refused]
-    fit = [trial for trial in fit if trial.ms <= slowest_ms and trial.cpu_ms <= most_ms]
-    return min(fit, key=lambda trial: trial.cpu_ms).name if fit else ""
 
 
 class DecoderError(Exception):
@@ -116,8 +66,8 @@ def open_decoder(name: str, track: VideoStream) -> PictureDecoder:
     codec = known.name
     if codec != DECODERS[name]:
         raise DecoderError(f"it is for {DECODERS[name]}; the camera sends {codec}")
-    if not list(Path("/dev").glob(NODES)):
-        raise DecoderError(f"there is no such device: no /dev/{NODES}")
+    if not _has_nodes():
+        raise DecoderError("there is no such device: no /dev/video*")
     try:
         context = cast(VideoCodecContext, av.CodecContext.create(name, "r"))
     except ValueError as error:
@@ -132,6 +82,10 @@ def open_decoder(name: str, track: VideoStream) -> PictureDecoder:
         reason = getattr(error, "strerror", None) or str(error)
         raise DecoderError(f"no device of this board decodes {codec}: {reason}") from None
     return context
+
+
+def _has_nodes() -> bool:
+    return any(Path("/dev").glob("video*"))
 
 
 def small_picture(picture: VideoFrame) -> Array:
@@ -160,16 +114,19 @@ _FAILED: set[str] = set()
 def hardware_decoder(
     name: str, track: VideoStream, shown: str, software: SoftwareDecoder, answer_s: float
 ) -> HardwareDecoder | None:
-    """Return a hardware decoder of a camera; None: it has failed before.
+    """Return a hardware decoder of a camera; None: there is none for its codec, or it has failed before.
 
     Args:
-        name: of `DECODERS`.
+        name: of `DECODERS`; or `auto`: the one for its codec, if this board has a device that may be it.
         track: of the camera.
         shown: name of the source, for the log.
         software: decodes key frames alone, and everything after a failure.
         answer_s: longest time until it has taken a packet, s; three times that for its opening and first one.
     """
-    return None if name in _FAILED else HardwareDecoder(name, track, shown, software, answer_s)
+    if name == "auto":
+        codec = track.codec_context.name
+        name = next((one for one, own in DECODERS.items() if own == codec), "") if _has_nodes() else ""
+    return None if not name or name in _FAILED else HardwareDecoder(name, track, shown, software, answer_s)
 
 
 class HardwareDecoder:

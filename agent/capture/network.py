@@ -184,8 +184,7 @@ class NetworkStream(Video):
         self._encryption = describe_encryption(address)
         self.description += self._encryption
         self._hardware: HardwareDecoder | None = None
-        self._tried: set[str] = set()
-        """Hardware decoders that were opened for this source, or have failed before."""
+        self._tried = False
         self._address, self._stall_s, self._now_ns = address, stall_s, now_ns
         self._size, self._codec = (media.width, media.height), media.video.codec_context.name
         self._clock, self._burst = MediaClock(), BurstThinner()
@@ -346,20 +345,22 @@ class NetworkStream(Video):
             self._decoded += decoder.decode_alone(packet)
             return
         if packet.is_keyframe and self._listener is not None:
-            self._use_decoder(self._listener.decoder(self._codec))
+            self._use_decoder(self._listener.decoder)
         self._decode(packet)
 
-    def _use_decoder(self, name: str) -> None:
-        """Use a hardware decoder from the next packet on, which is a key frame; empty: leave it as it is."""
-        if not name or name in self._tried or (self._hardware is not None and self._hardware.name):
+    def _use_decoder(self, choice: str) -> None:
+        """Use a hardware decoder from the next packet on, which is a key frame, unless one was tried."""
+        if choice == "software" or self._tried:
             return
         from agent.capture.hardware_decoder import hardware_decoder
 
-        self._tried.add(name)
-        self._decoded += self._decoder.decode(None)
-        self._decoder.restart()
+        self._tried = True
         answer_s = min(2.0, self._stall_s / 5.0)
-        self._hardware = hardware_decoder(name, self._media.video, self._shown, self._decoder, answer_s)
+        hardware = hardware_decoder(choice, self._media.video, self._shown, self._decoder, answer_s)
+        if hardware is not None:
+            self._decoded += self._decoder.decode(None)
+            self._decoder.restart()
+            self._hardware = hardware
 
     def _decode(self, packet: Packet[Stream]) -> None:
         if self._hardware is None:

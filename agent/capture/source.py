@@ -162,8 +162,9 @@ class SourceListener(Protocol):
         """Return True if `take_packet` is to be called with packets of sound."""
         ...
 
-    def decoder(self, codec: str) -> str:
-        """Return the hardware decoder to use for a codec from its next key frame on; empty: software."""
+    @property
+    def decoder(self) -> str:
+        """The value of `capture.decoder`."""
         ...
 
     def take_packet(self, packet: MediaPacket) -> None:

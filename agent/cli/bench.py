@@ -1,4 +1,4 @@
-"""`vedette bench`: measure a model, or the decoders of video, on everything that this board has."""
+"""`vedette bench`: measure a model on everything that this board has."""
 
 from __future__ import annotations
 
@@ -76,16 +76,6 @@ if TYPE_CHECKING:
     type=click.IntRange(1, 64),
     help="Measure with how many threads so many streams of the model share the cores best.",
 )
-@click.option(
-    "--decode",
-    metavar="URI|FILE",
-    help="Measure the video decoders of this board on a camera's stream or a file instead of a model.",
-)
-@click.option(
-    "--seconds",
-    type=NumberRange(0.5, 600.0),
-    help="With --decode: length of the video, s; default: 10.",
-)
 @picture_option("the latencies")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
 @click.option("--loadgen", is_flag=True, help="Run MLPerf LoadGen's SingleStream and Offline, too.")
@@ -107,8 +97,6 @@ def bench(
     fps: float | None,
     sustained: str | None,
     streams: int | None,
-    decode: str | None,
-    seconds: float | None,
     picture: Path | None,
     as_json: bool,
     loadgen: bool,
@@ -131,16 +119,8 @@ def bench(
     throttling are printed per minute. Ctrl-C ends it with what was measured until then.
 
     With --streams so many streams ask for inferences on the CPU without a pause, and take turns as in the daemon.
-
-    With --decode, and without MODEL, FFmpeg's software and every hardware decoder decode the same video, each in
-    a process of its own; their pictures are compared.
     """
     _check_together(click.get_current_context())
-    if decode is not None:
-        from agent.cli.bench_streams import bench_decode
-
-        bench_decode(decode, seconds or 10.0, as_json=as_json)
-        return
     if board:
         predict_and_print(model, board, variant, fps or 0.0, as_json=as_json)
         return
@@ -193,7 +173,6 @@ def bench(
 
 
 _MODES = {
-    "--decode": {"--seconds"},
     "--board": {"MODEL", "--variant", "--fps"},
     "--streams": {"MODEL", "--variant", "--backend", "--by", "--patience"},
     "--sustained": {"MODEL", "--variant", "--backend", "--patience"},
@@ -209,12 +188,12 @@ def _check_together(context: click.Context) -> None:
         if context.get_parameter_source(one.name or "") is ParameterSource.COMMANDLINE
     ]
     mode = next((name for name in _MODES if name in given), "")
-    if mode != "--decode" and "MODEL" not in given:
+    if "MODEL" not in given:
         raise click.UsageError("Missing argument 'MODEL'.")
     for name in given:
         if mode and name not in _MODES[mode] | {mode, "--json"}:
             raise click.UsageError(f"{name} does not go together with {mode}: leave one of them out")
-    for name, needed in (("--fps", "--board"), ("--seconds", "--decode"), ("--loadgen-logs", "--loadgen")):
+    for name, needed in (("--fps", "--board"), ("--loadgen-logs", "--loadgen")):
         if name in given and needed not in given:
             raise click.UsageError(f"{name} needs {needed}")
 

@@ -72,12 +72,3 @@ def test_a_daemon_without_the_device_says_so_and_decodes_in_software(tmp_path: P
         with Vedette(tmp_path, broker, yard=yard) as vedette:
             assert "there is no such device" in vedette.wait_said("hardware decoder h264_v4l2m2m")
             messages.wait(lambda m: states(m).get("yard") == "running", 60)
-
-
-def test_a_daemon_with_auto_measures_once_and_keeps_the_outcome(tmp_path: Path, broker: Mosquitto) -> None:
-    capture = {"stall_s": 20.0, "decode": "full", "decoder": "auto"}
-    with PacketCamera(encode(pattern(10 * FPS), fps=FPS, options=OPTIONS), fps=FPS) as camera:
-        yard = camera_of(person_model(tmp_path), camera.uri, capture=capture)
-        with Vedette(tmp_path, broker, yard=yard) as vedette:
-            vedette.wait_said("h264 is decoded")
-    assert len(list(tmp_path.rglob("decoders/h264-*.json"))) == 1

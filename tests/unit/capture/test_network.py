@@ -178,8 +178,9 @@ class _Listener:
     def __init__(self) -> None:
         self.demand, self.packets = Demand(), list[MediaPacket]()
 
-    def decoder(self, codec: str) -> str:
-        return ""
+    @property
+    def decoder(self) -> str:
+        return "software"
 
     def take_packet(self, packet: MediaPacket) -> None:
         self.packets.append(packet)
