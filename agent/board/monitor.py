@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from agent.board.firmware import THROTTLING, UNDER_VOLTAGE, Supply
-from agent.board.power import ESTIMATE, Battery, BusyCores, PowerReading, power_model
+from agent.board.power import ESTIMATE, Battery, PowerReading, power_model
 from agent.board.proc import read_text
 from agent.board.processors import Ticks, read_ticks
 from agent.board.sensors import BoardSensors, ProcessorSensor
@@ -121,12 +121,12 @@ class PowerMonitor:
         self.battery: Battery | None = None
         self.measures_voltage = False
         self._clock, self._every_s = clock, every_s
-        self._model, self._busy = power_model(root), BusyCores(root / "proc/stat")
+        self._model, self._stat = power_model(root), root / "proc/stat"
+        self._ticks = read_ticks(self._stat)
         self._sensors = sensors or BoardSensors(root, clock)
         self._due_s = float("-inf")
         self._weak_since_s: float | None = None
         self._strong_since_s: float | None = None
-        self._times_weak = 0
         self._seen: tuple[str, ...] = ()
         self._is_strong = False
 
@@ -142,10 +142,11 @@ class PowerMonitor:
         self._log_weakness(now_s)
 
     def _estimated(self) -> PowerReading | None:
-        cores = self._busy.poll()
-        if self._model is None or cores is None:
+        before, self._ticks = self._ticks, read_ticks(self._stat)
+        busy = busy_share(before, self._ticks)
+        if self._model is None or busy is None:
             return None
-        return PowerReading(round(self._model.watts(cores), 2), ESTIMATE)
+        return PowerReading(round(self._model.watts(self._model.cores * busy), 2), ESTIMATE)
 
     def _read_supply(self) -> Supply | None:
         """Return the firmware's warnings, and that the kernel slows processors; earlier ones are kept.
@@ -169,20 +170,15 @@ class PowerMonitor:
         elif self._is_strong and self._weak_since_s is not None:
             self._strong_since_s = now_s if self._strong_since_s is None else self._strong_since_s
             if now_s - self._strong_since_s >= _STRONG_S:
-                self._end_weakness(self._strong_since_s - self._weak_since_s)
+                length_s = self._strong_since_s - self._weak_since_s
+                log.info("the voltage is high enough again, after %.0f s", length_s)
+                self._weak_since_s = self._strong_since_s = None
 
     def _begin_weakness(self, now_s: float) -> None:
         if self._weak_since_s is None:
-            self._weak_since_s, self._times_weak = now_s, 1
+            self._weak_since_s = now_s
             log.warning("under-voltage: the board slows down, and may lose data: see `vedette guide power`")
-        elif self._strong_since_s is not None:
-            self._times_weak += 1
         self._strong_since_s = None
-
-    def _end_weakness(self, length_s: float) -> None:
-        often = f", in which it was too low {self._times_weak} times" if self._times_weak > 1 else ""
-        log.info("the voltage is high enough again, after %.0f s%s", length_s, often)
-        self._weak_since_s = self._strong_since_s = None
 
 
 _TICKS_PER_S = os.sysconf("SC_CLK_TCK")
@@ -280,13 +276,14 @@ class LoadMeter:
         now, board, totals = time.monotonic(), read_ticks(), self.stream_seconds(streams)
         seconds = max(1e-3, now - self._at)
         used = {name: total - self._before.get(name, 0.0) for name, total in totals.items()}
-        busy = _busy_share(self._board, board)
+        busy = busy_share(self._board, board)
         self._before, self._at, self._board = totals, now, board
         shares = {name: round(max(0.0, one) / seconds, 3) for name, one in used.items()}
         return shares, None if busy is None else round(busy, 3)
 
 
-def _busy_share(before: Ticks, now: Ticks) -> float | None:
+def busy_share(before: Ticks, now: Ticks) -> float | None:
+    """Return the share of all processors that was busy between two readings, 0..1; None: unknown."""
     total = now.total - before.total
     return None if total <= 0.0 else min(1.0, max(0.0, 1.0 - (now.idle - before.idle) / total))
 

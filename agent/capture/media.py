@@ -56,7 +56,6 @@ class Media:
         changed_size: width and height by parameters that came later, pixels; None: none came, or it is unknown.
         fps: pictures per second as announced; 0: unknown.
         is_timed: False for a format without times, whose rate and time stamps are FFmpeg's default of 25 fps.
-        frames: number of pictures as announced, perhaps estimated; 0: unknown.
     """
 
     def __init__(
@@ -95,7 +94,7 @@ class Media:
         self._parameters: bytes | None = None
         """Newest parameter sets with start codes, empty: unknown; None: packets hold none."""
         self.changed_size: tuple[int, int] | None = None
-        self.width = self.height = self.frames = 0
+        self.width = self.height = 0
         self.fps, self._described = 0.0, b""
         if self._video is not None:
             self._describe(self._video)
@@ -103,7 +102,6 @@ class Media:
     def _describe(self, video: VideoStream) -> None:
         context = video.codec_context
         self.width, self.height, self.fps = context.width, context.height, _rate(video)
-        self.frames = video.frames or self._estimated_frames()
         codec, extradata = context.name, context.extradata or b""
         # Only packets with start codes hold parameters; extradata that begins with a 1 is that of the other form.
         if codec in _SLICES and extradata[:1] != b"\1":
@@ -168,10 +166,6 @@ class Media:
     def close(self) -> None:
         """Close it. May be called twice."""
         self._container.close()
-
-    def _estimated_frames(self) -> int:
-        duration_us = self._container.duration
-        return int(duration_us / 1e6 * self.fps) if duration_us and duration_us > 0 else 0
 
 
 _LARGEST_BYTES = 192 * 1024 * 1024

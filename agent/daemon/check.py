@@ -15,7 +15,7 @@ from typing import TypeVar
 
 from msgspec.structs import replace
 
-from agent.capture.source import check_login, check_opens, check_there, check_uri
+from agent.capture.source import check_opens, check_there, with_login
 from agent.comms.mqtt.endpoint import OPEN, commands_off
 from agent.comms.mqtt.endpoint import remarks as unwise
 from agent.compute.track.places import check_filters, check_lines, check_polygons, check_zones
@@ -23,7 +23,7 @@ from agent.config import Config, StreamConfig, ZoneConfig
 from agent.config.load import ConfigFile, load
 from agent.config.places import LineConfig, PrivacyMask, check_masks
 from agent.config.servers import ServedConfig, expand, is_loopback, is_open_to_all, wants_credentials
-from agent.config.source_uri import holds_secret
+from agent.config.source_uri import holds_secret, parse
 from agent.config.toml import Keys
 from agent.daemon.check_device import (
     check_not_shared,
@@ -248,7 +248,7 @@ def _shared(file: ConfigFile, name: str) -> Iterator[Step]:
 
 def _source_steps(stream: StreamConfig, check: Callable[[str], None] = check_there) -> Iterator[Step]:
     yield ("source",), lambda: check(stream.source)
-    yield ("capture",), lambda: check_login(stream.source, stream.capture)
+    yield ("capture",), lambda: with_login(parse(stream.source), stream.capture)
 
 
 _Table = TypeVar("_Table", ZoneConfig, LineConfig, PrivacyMask)
@@ -280,7 +280,7 @@ def _steps(name: str, stream: StreamConfig, opens: _Opens, wait_s: float | None 
     yield ("backend",), lambda: resolve_backend(stream.backend)
     yield ("model",), lambda: open_model(stream.model, wait_s=wait_s)
     yield ("variant",), lambda: open_model(stream.model, stream.variant, wait_s)
-    if any(_first_problem([(("source",), lambda: check_uri(stream.source))])):
+    if any(_first_problem([(("source",), lambda: parse(stream.source))])):
         return  # reported at its own line; whether it fits the model is unknown
     gate = replace(stream.gate, masks=())
     bare = replace(
