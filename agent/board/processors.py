@@ -1,8 +1,8 @@
 """Times of the processors, and those that this process may use: its affinity mask, the quota of its groups.
 
 Source: https://docs.kernel.org/admin-guide/cgroup-v2.html#cpu-interface-files (`cpu.max`, `cpu.stat`). A quota
-holds for all processes of a group and of those below it. systemd sets the two by `CPUAffinity=`, `AllowedCPUs=` and
-`CPUQuota=`.
+holds for all processes of a group and of those below it. systemd sets the two by `CPUAffinity=`, `AllowedCPUs=`
+and `CPUQuota=`.
 """
 
 from __future__ import annotations

@@ -12,19 +12,29 @@ import threading
 import time
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from msgspec import Struct
 from msgspec.structs import replace
 
-from agent.capture.privacy import NO_PRIVACY, MaskPainter
-from agent.capture.source import DecodeChoice, DecodeMode, Demand, FrameBufferPool, Source, open_source
+from agent.capture.source import (
+    NO_PRIVACY,
+    DecodeChoice,
+    DecodeMode,
+    Demand,
+    FrameBufferPool,
+    Source,
+    open_source,
+)
 from agent.capture.supervisor import SourceSupervisor, SourceThread
 from agent.config import CaptureConfig
 from agent.config.source_uri import opener, parse, parse_picture
 from agent.errors import SoundAloneError, SourceError
 from agent.types import ChannelOrder, Image, MediaPacket, Pixels
+
+if TYPE_CHECKING:
+    from agent.capture.privacy import MaskPainter
 
 
 class Timestamps(Struct, frozen=True, gc=False):

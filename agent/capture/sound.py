@@ -276,7 +276,7 @@ class AudioStream(SourceStream[AudioChunk]):
         self._queue.clear()
 
     def _reader(self) -> AudioReader:
-        woken, name = self._supervisor.woken, f"hear-{self._stream}"
+        woken, name = self._supervisor.woken, f"read-{self._stream}"
         return AudioReader(self._open, self._uri, self._rate_hz, self._deliver, woken, name)
 
     def _open(self) -> SoundSource:

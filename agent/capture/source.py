@@ -24,11 +24,11 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from enum import IntEnum
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, Protocol, cast
+from typing import TYPE_CHECKING, Any, Literal, Protocol, cast
 from urllib.parse import quote, unquote, urlsplit
 
 from msgspec import Struct
@@ -37,7 +37,10 @@ from msgspec.structs import replace
 from agent.config import CaptureConfig, servers
 from agent.config.source_uri import SourceUri, opener, parse, parse_picture, sound_opener
 from agent.errors import SourceError, reason_of
-from agent.types import ChannelOrder, DeferredImage, Image, MediaPacket
+from agent.types import Box, ChannelOrder, DeferredImage, Image, MediaPacket
+
+if TYPE_CHECKING:
+    from agent.config.places import PrivacyMask
 
 
 class DecodeMode(IntEnum):
@@ -75,6 +78,32 @@ class Demand(Struct, frozen=True, gc=False):
     most: DecodeMode = DecodeMode.FULL
     exact: bool = False
 
+
+FindHidden = Callable[[Image, ChannelOrder, int], Sequence[Box]]
+"""Returns the parts of a picture that are to be blurred, fractions 0..1; takes its channel order and the time of
+its capture, CLOCK_MONOTONIC in ns."""
+
+
+class Privacy(Struct, frozen=True):
+    """Masks and blurs of one stream.
+
+    Attributes:
+        masks: polygons that are black.
+        find: finds what is to be blurred; None: nothing is.
+        mask_model: False: models see the true picture.
+    """
+
+    masks: tuple[PrivacyMask, ...] = ()
+    find: FindHidden | None = None
+    mask_model: bool = True
+
+    @property
+    def hides(self) -> bool:
+        """True if anything is hidden."""
+        return bool(self.masks) or self.find is not None
+
+
+NO_PRIVACY = Privacy()
 
 _ON_DISK = ("file", "dir", "wav")
 """Schemes of sources that are files or folders."""

@@ -10,7 +10,7 @@ from agent.config.places import check_masks
 from agent.errors import ConfigError
 
 if TYPE_CHECKING:
-    from agent.capture.privacy import Privacy
+    from agent.capture.source import Privacy
     from agent.compute.vision import VideoPerception
 
 log = logging.getLogger("agent.daemon.streams.stream")
@@ -37,7 +37,7 @@ def privacy_of(config: StreamConfig, vision: VideoPerception) -> Privacy:
     Raises:
         ConfigError: it blurs something, and the models that find it were not opened.
     """
-    from agent.capture.privacy import Privacy
+    from agent.capture.source import Privacy
 
     if config.blur and vision.blur is None:
         raise ConfigError("blur: the models that find what is blurred are not open", keys=("blur",))
