@@ -9,7 +9,7 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from agent.board.firmware import THROTTLING, UNDER_VOLTAGE, Supply
@@ -186,19 +186,13 @@ _TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 
 def thread_seconds(tasks: Path = Path("/proc/self/task")) -> dict[int, float]:
     """Return the processor time of each thread of this process by its native id, s, in steps of 10 ms."""
-    return dict(_times(tasks))
-
-
-def _times(tasks: Path) -> Iterator[tuple[int, float]]:
-    try:
-        threads = [path for path in tasks.iterdir() if path.name.isdigit()]
-    except OSError:
-        return
-    for thread in threads:
+    times = {}
+    for path in tasks.glob("[0-9]*"):
         # The second field is a name that may hold anything, also spaces and parentheses.
-        fields = read_text(thread / "stat").rpartition(")")[2].split()
+        fields = read_text(path / "stat").rpartition(")")[2].split()
         if len(fields) > 12 and fields[11].isdigit() and fields[12].isdigit():
-            yield int(thread.name), (int(fields[11]) + int(fields[12])) / _TICKS_PER_S
+            times[int(path.name)] = (int(fields[11]) + int(fields[12])) / _TICKS_PER_S
+    return times
 
 
 def thread_names() -> dict[int, str]:
@@ -206,31 +200,38 @@ def thread_names() -> dict[int, str]:
     return {one.native_id: one.name for one in threading.enumerate() if one.native_id is not None}
 
 
-class StreamCpuMeter:
-    """Adds up the processor time of the threads of each stream, which come and go. Any thread may call.
+_THREADS = ("stream-", "capture-", "read-", "clips-", "shadow-", "reject-")
+"""Beginnings of the names of a stream's threads."""
+
+
+def _stream_of(thread: str) -> str | None:
+    return next((thread.removeprefix(one) for one in _THREADS if thread.startswith(one)), None)
+
+
+class LoadMeter:
+    """Processor time of the streams' threads and of the board: totals for scrapes, shares for health messages.
 
     Threads belong to a stream by their names, such as `stream-front` and `clips-front`. What a thread used
-    between the last call of `poll` and its end is not known.
+    between the last call and its end is not known. Any thread may call `stream_seconds`; `shares` is for the
+    daemon's.
     """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._seen: dict[int, tuple[str, float]] = {}
         self._totals: dict[str, float] = {}
+        self._before: dict[str, float] = {}
+        self._at, self._board = time.monotonic(), read_ticks()
 
-    def poll(
-        self, prefixes: tuple[str, ...], seconds: Mapping[int, float], names: Mapping[int, str]
-    ) -> dict[str, float]:
-        """Add what each thread has used since the last call; return the totals by stream, s.
+    def stream_seconds(self, streams: set[str]) -> dict[str, float]:
+        """Return the processor time of each stream's threads since the start, s; other streams are forgotten."""
+        return self.add(streams, thread_seconds(), thread_names())
 
-        Args:
-            prefixes: of the names of streams' threads, such as `stream-`.
-            seconds: see `thread_seconds`.
-            names: see `thread_names`.
-        """
+    def add(self, streams: set[str], seconds: Mapping[int, float], names: Mapping[int, str]) -> dict[str, float]:
+        """Add what each thread has used since the last call, see `thread_seconds` and `thread_names`."""
         with self._lock:
             for thread, used in seconds.items():
-                stream = _stream_of(names.get(thread, ""), prefixes)
+                stream = _stream_of(names.get(thread, ""))
                 if stream is None:
                     continue
                 name, before = self._seen.get(thread, ("", 0.0))
@@ -239,37 +240,8 @@ class StreamCpuMeter:
                 self._seen[thread] = stream, used
                 self._totals[stream] = self._totals.get(stream, 0.0) + used - before
             self._seen = {thread: seen for thread, seen in self._seen.items() if thread in seconds}
-            return dict(self._totals)
-
-    def forget(self, streams: set[str]) -> None:
-        """Forget the totals of all streams but these."""
-        with self._lock:
             self._totals = {name: total for name, total in self._totals.items() if name in streams}
-
-
-def _stream_of(thread: str, prefixes: tuple[str, ...]) -> str | None:
-    return next((thread.removeprefix(one) for one in prefixes if thread.startswith(one)), None)
-
-
-_THREADS = ("stream-", "capture-", "read-", "clips-", "shadow-", "reject-")
-"""Beginnings of the names of a stream's threads."""
-
-
-class LoadMeter:
-    """Processor time of the streams' threads and of the board: totals for scrapes, shares for health messages.
-
-    Any thread may call `stream_seconds`; `shares` is for the daemon's thread.
-    """
-
-    def __init__(self) -> None:
-        self._threads = StreamCpuMeter()
-        self._before: dict[str, float] = {}
-        self._at, self._board = time.monotonic(), read_ticks()
-
-    def stream_seconds(self, streams: set[str]) -> dict[str, float]:
-        """Return the processor time of each stream's threads since the start, s."""
-        self._threads.forget(streams)
-        return self._threads.poll(_THREADS, thread_seconds(), thread_names())
+            return dict(self._totals)
 
     def shares(self, streams: set[str]) -> tuple[dict[str, float], float | None]:
         """Return the processors that each stream used since the last call, and the share of all that was busy."""
