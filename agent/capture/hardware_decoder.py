@@ -22,7 +22,7 @@ from av.video.codeccontext import VideoCodecContext
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
-from agent.capture.source import LARGEST_PIXELS, FilteredPictures
+from agent.capture.source import LARGEST_PIXELS
 from agent.capture.video import UNDECODED, DecodedPicture, SoftwareDecoder
 from agent.types import Array
 
@@ -111,22 +111,16 @@ _FAILED: set[str] = set()
 """Decoders that have failed in this process, which are not opened again."""
 
 
-def hardware_decoder(
-    name: str, track: VideoStream, shown: str, software: SoftwareDecoder, answer_s: float
-) -> HardwareDecoder | None:
-    """Return a hardware decoder of a camera; None: there is none for its codec, or it has failed before.
+def usable_decoder(choice: str, codec: str) -> str:
+    """Return the name of the decoder to use; empty: there is none for the codec here, or it has failed before.
 
     Args:
-        name: of `DECODERS`; or `auto`: the one for its codec, if this board has a device that may be it.
-        track: of the camera.
-        shown: name of the source, for the log.
-        software: decodes key frames alone, and everything after a failure.
-        answer_s: longest time until it has taken a packet, s; three times that for its opening and first one.
+        choice: of `DECODERS`; or `auto`: the one for the codec, if this board has a device that may be it.
+        codec: FFmpeg's name.
     """
-    if name == "auto":
-        codec = track.codec_context.name
-        name = next((one for one, own in DECODERS.items() if own == codec), "") if _has_nodes() else ""
-    return None if not name or name in _FAILED else HardwareDecoder(name, track, shown, software, answer_s)
+    if choice == "auto":
+        choice = next((name for name, own in DECODERS.items() if own == codec and _has_nodes()), "")
+    return "" if choice in _FAILED else choice
 
 
 class HardwareDecoder:
@@ -143,6 +137,15 @@ class HardwareDecoder:
     def __init__(
         self, name: str, track: VideoStream, shown: str, software: SoftwareDecoder, answer_s: float
     ) -> None:
+        """Open the decoder in its thread.
+
+        Args:
+            name: of `DECODERS`.
+            track: of the camera.
+            shown: name of the source, for the log.
+            software: decodes the first key frame, too, and everything after a failure.
+            answer_s: longest time until it has taken a packet, s; three times that for its opening and first one.
+        """
         self.name, self._shown, self._software, self._answer_s = name, shown, software, answer_s
         self._thread = _DecoderThread(lambda: open_decoder(name, track), name)
         self._expected: tuple[int | None, Array | None] | None = None
@@ -173,14 +176,6 @@ class HardwareDecoder:
             self._waits = not packet.is_keyframe
             return [] if self._waits else self._software.decode(packet)
 
-    def decode_alone(self, packet: Packet[Stream]) -> list[DecodedPicture]:
-        """Return the picture of a key frame at once. Software does that: hardware may wait for more packets."""
-        return self._software.decode_alone(packet)
-
-    def filter_pictures(self, filtered: FilteredPictures) -> None:
-        """Have software apply the loop filter to these pictures, see `SoftwareDecoder.filter_pictures`."""
-        self._software.filter_pictures(filtered)
-
     def restart(self) -> None:
         """Forget what came before: the next packet is a key frame."""
         self._software.restart()
@@ -196,7 +191,7 @@ class HardwareDecoder:
     def _decoded(self, packet: Packet[Stream]) -> list[DecodedPicture]:
         numbered = self._numbered(packet)
         if packet.is_keyframe and self._expected is None:
-            first = [small_picture(picture.frame) for picture in self.decode_alone(packet)[:1]]
+            first = [small_picture(picture.frame) for picture in self._software.decode_alone(packet)[:1]]
             self._expected = numbered.pts, first[0] if first else None
         pictures = []
         for frame in self._thread.decode(numbered, self._answer_s):

@@ -190,7 +190,7 @@ class NetworkStream(Video):
         self._clock, self._burst = MediaClock(), BurstThinner()
         self._is_parsed = self._codec in _PARSED and (address.scheme.startswith("rtsp") or not media.is_timed)
         self._demand, self._hears_only = Demand(), False
-        self._asked_ns = self._read_ns = 0
+        self._asked_ns = self._read_ns = self._picture_ns = 0
         self._ticks = {one.index: _tick_length_ns(one) for one in (media.video, media.sound) if one is not None}
         self.has_sound = media.sound is not None
         self._policy: DecodePolicy[_Arrived] = DecodePolicy("full")
@@ -298,15 +298,16 @@ class NetworkStream(Video):
 
     def _stamp(self, packet: Packet[Stream]) -> int:
         """Return when a picture, or the first sample, was captured, ns."""
-        track, before_ns = packet.stream_index, self._read_ns or self._asked_ns
-        read_ns = self._read_ns = self._now_ns()
+        track, read_ns = packet.stream_index, self._now_ns()
+        self._read_ns = read_ns
         pts = packet.pts if self._media.is_timed else None
         tick_ns, divisor = self._ticks[track]
         pts_ns = None if pts is None else pts * tick_ns // divisor
         is_picture = track == self._track
         length_ns = 0 if is_picture else (packet.duration or 0) * tick_ns // divisor
-        # FFmpeg gives a picture when the next one begins, and so after it gave what came before.
-        came_ns = before_ns if is_picture and self._is_parsed else read_ns
+        came_ns = read_ns
+        if is_picture and self._is_parsed:  # FFmpeg gives a picture when the next one begins
+            came_ns, self._picture_ns = self._picture_ns or self._asked_ns, read_ns
         began_ns = self._clock.captured_ns(track, pts_ns, came_ns, length_ns)
         if is_picture:
             if packet.is_keyframe and (size := self._media.changed_size):
@@ -337,12 +338,12 @@ class NetworkStream(Video):
             self._decoded.clear()
             decoder.restart()
         if step.restart or packet.is_keyframe:
-            decoder.filter_pictures(self._filtered(step))
+            self._decoder.filter_pictures(self._filtered(step))
         if step.alone is self._keeps:
             self._keeps = not step.alone  # the next picture may come in seconds
             self._converter.keep(self._keeps)
         if step.alone:
-            self._decoded += decoder.decode_alone(packet)
+            self._decoded += self._decoder.decode_alone(packet)
             return
         if packet.is_keyframe and self._listener is not None:
             self._use_decoder(self._listener.decoder)
@@ -352,15 +353,14 @@ class NetworkStream(Video):
         """Use a hardware decoder from the next packet on, which is a key frame, unless one was tried."""
         if choice == "software" or self._tried:
             return
-        from agent.capture.hardware_decoder import hardware_decoder
+        from agent.capture.hardware_decoder import HardwareDecoder, usable_decoder
 
         self._tried = True
-        answer_s = min(2.0, self._stall_s / 5.0)
-        hardware = hardware_decoder(choice, self._media.video, self._shown, self._decoder, answer_s)
-        if hardware is not None:
+        if name := usable_decoder(choice, self._codec):
             self._decoded += self._decoder.decode(None)
             self._decoder.restart()
-            self._hardware = hardware
+            answer_s = min(2.0, self._stall_s / 5.0)
+            self._hardware = HardwareDecoder(name, self._media.video, self._shown, self._decoder, answer_s)
 
     def _decode(self, packet: Packet[Stream]) -> None:
         if self._hardware is None:
