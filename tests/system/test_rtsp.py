@@ -90,7 +90,7 @@ def test_a_wrong_path_is_named() -> None:
 
 def test_a_wrong_password_is_named_and_not_shown() -> None:
     with RtspServer("eve", "right") as server:
-        with pytest.raises(SourceError, match="401 Unauthorized.*set capture.username") as caught:
+        with pytest.raises(SourceError, match=r"401 Unauthorized.*set capture\.username") as caught:
             open_source(server.uri.replace("//", "//eve:wrong@"), stall_s=20.0)
         assert "wrong" not in str(caught.value)
         assert "eve" not in str(caught.value)
@@ -108,7 +108,7 @@ def test_the_password_of_a_camera_may_be_in_a_file(tmp_path: Path) -> None:
         assert source.read(None) is not None
         source.close()
         file.write_text("wrong")
-        with pytest.raises(SourceError, match="401 Unauthorized.*set capture.username") as caught:
+        with pytest.raises(SourceError, match=r"401 Unauthorized.*set capture\.username") as caught:
             open_source(server.uri, stall_s=20.0, login=login)
     assert "wrong" not in str(caught.value)
 
