@@ -51,10 +51,13 @@ class DecodeLimits(Struct, frozen=True):
 
     Attributes:
         check_s: usual time between two key frames that are decoded while nothing happens, s.
-        calm_s: the same while sizes would show even somebody small in time, s.
+        calm_s, calm_after_s: the same while sizes would show even somebody small in time, and how long after the
+            beginning that holds: until then, who watches the camera learns its view, s.
         intra_s: the same where each picture is a key frame, as of MJPEG: their sizes show no motion, s.
         blind_s: longest time without a picture, however rare key frames are, s.
-        hold_s: time for which everything is decoded after the newest reason, and at the beginning, s.
+        hold_s: time for which everything is decoded after the newest reason, s.
+        doubt_s: the same after sizes alone, until something moves in the pictures, s.
+        start_s: time for which everything is decoded at the beginning, s.
         alert_s: time for which every key frame is decoded after motion that no packet has shown, s.
         failed_s: time for which everything is decoded after a key frame that gave no picture, s.
         bytes, packets: most that is kept. Beyond it all is decoded until the next key frame.
@@ -62,9 +65,12 @@ class DecodeLimits(Struct, frozen=True):
 
     check_s: float = 4.0
     calm_s: float = 8.0
+    calm_after_s: float = 45.0
     intra_s: float = 0.2
     blind_s: float = 12.0
     hold_s: float = 2.0
+    doubt_s: float = 0.7
+    start_s: float = 3.0
     alert_s: float = 300.0
     failed_s: float = 60.0
     bytes: int = 8 * 1024 * 1024
@@ -239,7 +245,7 @@ class DecodePolicy(Generic[P]):
         self._began_blind_ns = self._count = 0
         self._group_ns = -1
         """Until then key frames are of no use without the packets after them."""
-        self._apart_s = 0.0
+        self._apart_s, self._calm_ns = 0.0, 0
 
     def add(self, packet: P, facts: PacketFacts, demand: Demand) -> list[DecodeStep[P]]:
         """Add the next packet. Return what is to be decoded now, in this order."""
@@ -295,9 +301,16 @@ class DecodePolicy(Generic[P]):
             self._alert_ns = now_ns + round(self._limits.alert_s * _S)
         is_suspicious = self._sizes.update(facts, learns=not demand.moved)
         self._suspects = (self._suspects or (is_suspicious and not is_full)) and not demand.moved
-        if is_suspicious or demand.mode is DecodeMode.FULL or not self._has_started:
-            self._until_ns = now_ns + round(self._limits.hold_s * _S)
-        self._has_started = True
+        if not self._has_started:
+            self._has_started, self._calm_ns = True, now_ns + round(self._limits.calm_after_s * _S)
+            self._hold(now_ns, self._limits.start_s)
+        if is_suspicious:
+            self._hold(now_ns, self._limits.doubt_s)
+        if demand.mode is DecodeMode.FULL:
+            self._hold(now_ns, self._limits.hold_s)
+
+    def _hold(self, now_ns: int, time_s: float) -> None:
+        self._until_ns = max(self._until_ns, now_ns + round(time_s * _S))
 
     def _decode_all(self, packet: P, facts: PacketFacts) -> list[DecodeStep[P]]:
         """Decode what was kept, and this packet."""
@@ -325,7 +338,7 @@ class DecodePolicy(Generic[P]):
         alert = demand.mode is DecodeMode.KEYFRAMES or facts.at_ns < self._alert_ns
         self.mode = DecodeMode.KEYFRAMES if alert else DecodeMode.PACKETS
         unseen_s = (facts.at_ns - self._shown_ns) / _S
-        is_due = facts.keyframe and (alert or self._is_due(unseen_s))
+        is_due = facts.keyframe and (alert or self._is_due(unseen_s, facts.at_ns))
         self._after_key = facts.keyframe
         if facts.keyframe:
             self._forget()
@@ -342,11 +355,12 @@ class DecodePolicy(Generic[P]):
             return self._caught_up()
         return []
 
-    def _is_due(self, unseen_s: float) -> bool:
+    def _is_due(self, unseen_s: float, now_ns: int) -> bool:
         """Return True if a key frame comes nearer to the usual time between two than the next one would."""
         if self._after_key:
             return unseen_s >= self._limits.intra_s
-        usual_s = self._limits.calm_s if self._sizes.is_sure else self._limits.check_s
+        is_calm = self._sizes.is_sure and now_ns >= self._calm_ns
+        usual_s = self._limits.calm_s if is_calm else self._limits.check_s
         return unseen_s >= usual_s - 0.5 * min(usual_s, self._apart_s)
 
     def _forget(self) -> None:

@@ -196,7 +196,7 @@ packets = st.lists(
     max_size=400,
 )
 CHOICES: list[DecodeChoice] = ["auto", "saving"]
-LIMITS = DecodeLimits(hold_s=0.5, bytes=1_000_000, packets=60)
+LIMITS = DecodeLimits(start_s=0.5, bytes=1_000_000, packets=60)
 
 
 def replayed(
