@@ -238,7 +238,6 @@ WRITERS = {
     "__main__.py": "/dev/null in place of a closed stdin, stdout or stderr",
     "board/process.py": "copies of stderr, and the names of threads in /proc",
     "capture/devices.py": "a V4L2 device, which takes its settings",
-    "capture/hardware/trial.py": "a clip in memory, for the trial of a decoder",
     "capture/media.py": "a container in memory, for its header",
     "child.py": "a setting of the process in /proc",
     "cli/main.py": "/dev/null in place of a closed stdout",

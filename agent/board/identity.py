@@ -10,7 +10,6 @@ from __future__ import annotations
 import os
 import platform
 from collections import Counter
-from collections.abc import Collection
 from pathlib import Path
 
 from msgspec import Struct
@@ -124,38 +123,3 @@ def _system(release: str) -> str:
         if line.startswith("PRETTY_NAME="):
             return line.partition("=")[2].strip("\"'")
     return platform.system()
-
-
-class ProcessorFeature(Struct, frozen=True):
-    """A feature of processors that the runtime has kernels for.
-
-    Attributes:
-        title: in words.
-        names: names in `/proc/cpuinfo`, all of which are needed.
-        lets: what it makes faster.
-    """
-
-    title: str
-    names: tuple[str, ...]
-    lets: str
-
-
-_FEATURES_ARM = (
-    ProcessorFeature("dot product", ("asimddp",), "INT8 models: four products of 8 bits at a time"),
-    ProcessorFeature("half floats", ("fphp", "asimdhp"), "float models that are stored in 16 bits"),
-    ProcessorFeature("8-bit matrices", ("i8mm",), "INT8 models: products of small matrices at once"),
-)
-_X86 = (
-    ProcessorFeature("AVX2", ("avx2",), "every model"),
-    ProcessorFeature("8-bit dot product", ("avx512_vnni",), "INT8 models: four products of 8 bits at a time"),
-)
-
-
-def known_features(arch: str) -> tuple[ProcessorFeature, ...]:
-    """List the features that matter on an architecture, named as by `uname -m`."""
-    return _FEATURES_ARM if arch.startswith(("aarch", "arm")) else _X86 if arch in ("x86_64", "i686") else ()
-
-
-def has(feature: ProcessorFeature, listed: Collection[str]) -> bool:
-    """Return True if the kernel lists a feature."""
-    return all(name in listed for name in feature.names)

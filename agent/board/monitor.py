@@ -9,11 +9,11 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from agent.board.firmware import THROTTLING, UNDER_VOLTAGE, Supply
-from agent.board.power import ESTIMATE, Battery, BusyCores, PowerReading, power_model
+from agent.board.power import ESTIMATE, Battery, PowerReading, power_model
 from agent.board.proc import read_text
 from agent.board.processors import Ticks, read_ticks
 from agent.board.sensors import BoardSensors, ProcessorSensor
@@ -121,12 +121,12 @@ class PowerMonitor:
         self.battery: Battery | None = None
         self.measures_voltage = False
         self._clock, self._every_s = clock, every_s
-        self._model, self._busy = power_model(root), BusyCores(root / "proc/stat")
+        self._model, self._stat = power_model(root), root / "proc/stat"
+        self._ticks = read_ticks(self._stat)
         self._sensors = sensors or BoardSensors(root, clock)
         self._due_s = float("-inf")
         self._weak_since_s: float | None = None
         self._strong_since_s: float | None = None
-        self._times_weak = 0
         self._seen: tuple[str, ...] = ()
         self._is_strong = False
 
@@ -142,10 +142,11 @@ class PowerMonitor:
         self._log_weakness(now_s)
 
     def _estimated(self) -> PowerReading | None:
-        cores = self._busy.poll()
-        if self._model is None or cores is None:
+        before, self._ticks = self._ticks, read_ticks(self._stat)
+        busy = busy_share(before, self._ticks)
+        if self._model is None or busy is None:
             return None
-        return PowerReading(round(self._model.watts(cores), 2), ESTIMATE)
+        return PowerReading(round(self._model.watts(self._model.cores * busy), 2), ESTIMATE)
 
     def _read_supply(self) -> Supply | None:
         """Return the firmware's warnings, and that the kernel slows processors; earlier ones are kept.
@@ -169,20 +170,15 @@ class PowerMonitor:
         elif self._is_strong and self._weak_since_s is not None:
             self._strong_since_s = now_s if self._strong_since_s is None else self._strong_since_s
             if now_s - self._strong_since_s >= _STRONG_S:
-                self._end_weakness(self._strong_since_s - self._weak_since_s)
+                length_s = self._strong_since_s - self._weak_since_s
+                log.info("the voltage is high enough again, after %.0f s", length_s)
+                self._weak_since_s = self._strong_since_s = None
 
     def _begin_weakness(self, now_s: float) -> None:
         if self._weak_since_s is None:
-            self._weak_since_s, self._times_weak = now_s, 1
+            self._weak_since_s = now_s
             log.warning("under-voltage: the board slows down, and may lose data: see `vedette guide power`")
-        elif self._strong_since_s is not None:
-            self._times_weak += 1
         self._strong_since_s = None
-
-    def _end_weakness(self, length_s: float) -> None:
-        often = f", in which it was too low {self._times_weak} times" if self._times_weak > 1 else ""
-        log.info("the voltage is high enough again, after %.0f s%s", length_s, often)
-        self._weak_since_s = self._strong_since_s = None
 
 
 _TICKS_PER_S = os.sysconf("SC_CLK_TCK")
@@ -190,19 +186,13 @@ _TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 
 def thread_seconds(tasks: Path = Path("/proc/self/task")) -> dict[int, float]:
     """Return the processor time of each thread of this process by its native id, s, in steps of 10 ms."""
-    return dict(_times(tasks))
-
-
-def _times(tasks: Path) -> Iterator[tuple[int, float]]:
-    try:
-        threads = [path for path in tasks.iterdir() if path.name.isdigit()]
-    except OSError:
-        return
-    for thread in threads:
+    times = {}
+    for path in tasks.glob("[0-9]*"):
         # The second field is a name that may hold anything, also spaces and parentheses.
-        fields = read_text(thread / "stat").rpartition(")")[2].split()
+        fields = read_text(path / "stat").rpartition(")")[2].split()
         if len(fields) > 12 and fields[11].isdigit() and fields[12].isdigit():
-            yield int(thread.name), (int(fields[11]) + int(fields[12])) / _TICKS_PER_S
+            times[int(path.name)] = (int(fields[11]) + int(fields[12])) / _TICKS_PER_S
+    return times
 
 
 def thread_names() -> dict[int, str]:
@@ -210,31 +200,38 @@ def thread_names() -> dict[int, str]:
     return {one.native_id: one.name for one in threading.enumerate() if one.native_id is not None}
 
 
-class StreamCpuMeter:
-    """Adds up the processor time of the threads of each stream, which come and go. Any thread may call.
+_THREADS = ("stream-", "capture-", "read-", "clips-", "shadow-", "reject-")
+"""Beginnings of the names of a stream's threads."""
+
+
+def _stream_of(thread: str) -> str | None:
+    return next((thread.removeprefix(one) for one in _THREADS if thread.startswith(one)), None)
+
+
+class LoadMeter:
+    """Processor time of the streams' threads and of the board: totals for scrapes, shares for health messages.
 
     Threads belong to a stream by their names, such as `stream-front` and `clips-front`. What a thread used
-    between the last call of `poll` and its end is not known.
+    between the last call and its end is not known. Any thread may call `stream_seconds`; `shares` is for the
+    daemon's.
     """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._seen: dict[int, tuple[str, float]] = {}
         self._totals: dict[str, float] = {}
+        self._before: dict[str, float] = {}
+        self._at, self._board = time.monotonic(), read_ticks()
 
-    def poll(
-        self, prefixes: tuple[str, ...], seconds: Mapping[int, float], names: Mapping[int, str]
-    ) -> dict[str, float]:
-        """Add what each thread has used since the last call; return the totals by stream, s.
+    def stream_seconds(self, streams: set[str]) -> dict[str, float]:
+        """Return the processor time of each stream's threads since the start, s; other streams are forgotten."""
+        return self.add(streams, thread_seconds(), thread_names())
 
-        Args:
-            prefixes: of the names of streams' threads, such as `stream-`.
-            seconds: see `thread_seconds`.
-            names: see `thread_names`.
-        """
+    def add(self, streams: set[str], seconds: Mapping[int, float], names: Mapping[int, str]) -> dict[str, float]:
+        """Add what each thread has used since the last call, see `thread_seconds` and `thread_names`."""
         with self._lock:
             for thread, used in seconds.items():
-                stream = _stream_of(names.get(thread, ""), prefixes)
+                stream = _stream_of(names.get(thread, ""))
                 if stream is None:
                     continue
                 name, before = self._seen.get(thread, ("", 0.0))
@@ -243,50 +240,22 @@ class StreamCpuMeter:
                 self._seen[thread] = stream, used
                 self._totals[stream] = self._totals.get(stream, 0.0) + used - before
             self._seen = {thread: seen for thread, seen in self._seen.items() if thread in seconds}
-            return dict(self._totals)
-
-    def forget(self, streams: set[str]) -> None:
-        """Forget the totals of all streams but these."""
-        with self._lock:
             self._totals = {name: total for name, total in self._totals.items() if name in streams}
-
-
-def _stream_of(thread: str, prefixes: tuple[str, ...]) -> str | None:
-    return next((thread.removeprefix(one) for one in prefixes if thread.startswith(one)), None)
-
-
-_THREADS = ("stream-", "capture-", "read-", "clips-", "shadow-", "reject-")
-"""Beginnings of the names of a stream's threads."""
-
-
-class LoadMeter:
-    """Processor time of the streams' threads and of the board: totals for scrapes, shares for health messages.
-
-    Any thread may call `stream_seconds`; `shares` is for the daemon's thread.
-    """
-
-    def __init__(self) -> None:
-        self._threads = StreamCpuMeter()
-        self._before: dict[str, float] = {}
-        self._at, self._board = time.monotonic(), read_ticks()
-
-    def stream_seconds(self, streams: set[str]) -> dict[str, float]:
-        """Return the processor time of each stream's threads since the start, s."""
-        self._threads.forget(streams)
-        return self._threads.poll(_THREADS, thread_seconds(), thread_names())
+            return dict(self._totals)
 
     def shares(self, streams: set[str]) -> tuple[dict[str, float], float | None]:
         """Return the processors that each stream used since the last call, and the share of all that was busy."""
         now, board, totals = time.monotonic(), read_ticks(), self.stream_seconds(streams)
         seconds = max(1e-3, now - self._at)
         used = {name: total - self._before.get(name, 0.0) for name, total in totals.items()}
-        busy = _busy_share(self._board, board)
+        busy = busy_share(self._board, board)
         self._before, self._at, self._board = totals, now, board
         shares = {name: round(max(0.0, one) / seconds, 3) for name, one in used.items()}
         return shares, None if busy is None else round(busy, 3)
 
 
-def _busy_share(before: Ticks, now: Ticks) -> float | None:
+def busy_share(before: Ticks, now: Ticks) -> float | None:
+    """Return the share of all processors that was busy between two readings, 0..1; None: unknown."""
     total = now.total - before.total
     return None if total <= 0.0 else min(1.0, max(0.0, 1.0 - (now.idle - before.idle) / total))
 

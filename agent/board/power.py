@@ -12,13 +12,13 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 
 from msgspec import Struct
 
 from agent.board.firmware import READ_PMIC, Ask
-from agent.board.proc import read_cpu_ticks, read_number, read_text
+from agent.board.proc import read_number, read_text
 
 ESTIMATE = "estimate"
 PMIC = "pmic"
@@ -158,28 +158,6 @@ def power_model(root: Path = Path("/")) -> PowerModel | None:
     return next((POWER_MODELS[name] for name in names if name in POWER_MODELS), None)
 
 
-class BusyCores:
-    """Number of cores that were busy on average between two calls, by all programs."""
-
-    def __init__(self, stat: Path = Path("/proc/stat")) -> None:
-        """Count from now on."""
-        self._stat = stat
-        self._before = self._ticks()
-
-    def poll(self) -> float | None:
-        """Return the number of busy cores since the call before; None: no time has passed, or it is not told."""
-        before, self._before = self._before, self._ticks()
-        busy, all_ticks = self._before[0] - before[0], self._before[1] - before[1]
-        if all_ticks <= 0 or not 0 <= busy <= all_ticks:
-            return None
-        return self._before[2] * busy / all_ticks
-
-    def _ticks(self) -> tuple[int, int, int]:
-        """Return the ticks spent on work, all ticks, and the number of cores."""
-        cores = sum(line.startswith("cpu") for line in read_text(self._stat).splitlines()) - 1
-        return *read_cpu_ticks(self._stat), max(0, cores)
-
-
 _SUPPLIES = "sys/class/power_supply/*"
 _STATUSES = ("charging", "discharging", "not charging", "full")
 _BATTERIES, _EXTERNAL = ("Battery", "UPS"), ("Mains", "USB", "Wireless")
@@ -224,11 +202,15 @@ def _is_fed(root: Path) -> bool:
     )
 
 
-def read_batteries(root: Path = Path("/")) -> dict[str, Battery]:
-    """Read the batteries that are there, by name."""
+def read_battery(root: Path = Path("/")) -> Battery | None:
+    """Return the battery with the lowest known charge, if possible one that feeds the board; None: none."""
     folders = [folder for folder in _battery_folders(root) if _is_present(folder)]
     fed = bool(folders) and _is_fed(root)
-    return {folder.name: _read_one(folder, fed=fed) for folder in folders}
+    return min(
+        (_read_one(folder, fed=fed) for folder in folders),
+        key=lambda one: (one.percent is None, not one.feeds_board, one.percent or 0),
+        default=None,
+    )
 
 
 def _read_one(folder: Path, *, fed: bool) -> Battery:
@@ -236,20 +218,6 @@ def _read_one(folder: Path, *, fed: bool) -> Battery:
     status = status if status in _STATUSES else "unknown"
     feeds = status == "discharging" or (status in ("unknown", "not charging") and not fed)
     return Battery(percent if percent is not None and 0 <= percent <= 100 else None, status, feeds)
-
-
-def most_important(batteries: Mapping[str, Battery]) -> Battery | None:
-    """Return the one with the lowest known charge of those that feed the board; else one that tells it."""
-    known = [one for one in batteries.values() if one.percent is not None]
-    feeding = [one for one in known if one.feeds_board]
-    if feeding:
-        return min(feeding, key=lambda one: (one.percent or 0, one.status))
-    return next(iter((*known, *batteries.values())), None)
-
-
-def read_battery(root: Path = Path("/")) -> Battery | None:
-    """Read the batteries, and return the one that counts; None: there is none."""
-    return most_important(read_batteries(root))
 
 
 def discharging_w(root: Path) -> Iterator[float]:

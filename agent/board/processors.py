@@ -1,9 +1,8 @@
 """Times of the processors, and those that this process may use: its affinity mask, the quota of its groups.
 
-Sources: https://docs.kernel.org/admin-guide/cgroup-v2.html#cpu-interface-files (`cpu.max`, `cpu.stat`),
-and for the first version https://docs.kernel.org/scheduler/sched-bwc.html and cpuacct.html in
-https://docs.kernel.org/admin-guide/cgroup-v1. A quota holds for all processes of a group and of
-those below it. systemd sets the two by `CPUAffinity=`, `AllowedCPUs=` and `CPUQuota=`.
+Source: https://docs.kernel.org/admin-guide/cgroup-v2.html#cpu-interface-files (`cpu.max`, `cpu.stat`). A quota
+holds for all processes of a group and of those below it. systemd sets the two by `CPUAffinity=`, `AllowedCPUs=`
+and `CPUQuota=`.
 """
 
 from __future__ import annotations
@@ -16,10 +15,10 @@ from pathlib import Path
 
 from msgspec import Struct
 
-from agent.board.proc import read_cpu_ticks, read_number, read_text
+from agent.board.proc import read_cpu_ticks, read_text
 
 _GROUPS = "sys/fs/cgroup"
-_USAGE_V2 = "usage_usec"
+_USAGE = "usage_usec"
 
 
 class Quota(Struct, frozen=True, gc=False):
@@ -76,28 +75,18 @@ def read_quota(root: Path = Path("/")) -> Quota | None:
 
 
 def _quotas(root: Path) -> Iterator[Quota]:
+    """Yield the quotas of this process's group and of those above it, up to the root that this process sees."""
     for line in read_text(root / "proc/self/cgroup").splitlines():
-        _, _, rest = line.partition(":")
-        controllers, _, path = rest.partition(":")
-        if not controllers:
-            for mount in ("", "unified"):
-                yield from _of_ancestors(root / _GROUPS / mount, path, is_v2=True)
-        elif "cpu" in controllers.split(","):
-            for mount in (controllers, "cpu"):
-                yield from _of_ancestors(root / _GROUPS / mount, path, is_v2=False)
+        if not line.startswith("0::"):
+            continue
+        parts = [part for part in line[3:].split("/") if part not in ("", ".", "..")]
+        for depth in range(len(parts), -1, -1):
+            folder, group = (root / _GROUPS).joinpath(*parts[:depth]), f"/{'/'.join(parts[:depth])}"
+            if (quota := _read_quota(folder)) is not None:
+                yield Quota(quota, _used_s(folder), group)
 
 
-def _of_ancestors(mount: Path, path: str, *, is_v2: bool) -> Iterator[Quota]:
-    """Yield the quotas of a group and of those above it, up to the root that this process sees."""
-    parts = [part for part in path.split("/") if part not in ("", ".", "..")]
-    for depth in range(len(parts), -1, -1):
-        folder, group = mount.joinpath(*parts[:depth]), f"/{'/'.join(parts[:depth])}"
-        quota = _read_v2(folder) if is_v2 else _read_v1(folder)
-        if quota is not None:
-            yield Quota(quota, _used_v2(folder) if is_v2 else _used_v1(mount, parts[:depth]), group)
-
-
-def _read_v2(folder: Path) -> float | None:
+def _read_quota(folder: Path) -> float | None:
     """Parse `cpu.max`: quota and period, µs, or `max` for no quota."""
     quota, _, period = read_text(folder / "cpu.max").partition(" ")
     return int(quota) / int(period) if _is_positive(quota) and _is_positive(period) else None
@@ -107,25 +96,11 @@ def _is_positive(text: str) -> bool:
     return text.isascii() and text.isdecimal() and 0 < len(text) < 16 and int(text) > 0
 
 
-def _read_v1(folder: Path) -> float | None:
-    quota, period = read_number(folder / "cpu.cfs_quota_us"), read_number(folder / "cpu.cfs_period_us")
-    return quota / period if quota is not None and period is not None and min(quota, period) > 0 else None
-
-
-def _used_v2(folder: Path) -> float | None:
+def _used_s(folder: Path) -> float | None:
     for line in read_text(folder / "cpu.stat").splitlines():
         name, _, value = line.partition(" ")
-        if name == _USAGE_V2 and _is_positive(value):
+        if name == _USAGE and _is_positive(value):
             return int(value) / 1e6
-    return None
-
-
-def _used_v1(mount: Path, parts: list[str]) -> float | None:
-    """Return what `cpuacct` counts for a group, s; None: its hierarchy has no such group."""
-    for beside in (mount, mount.with_name("cpuacct")):
-        used_ns = read_number(beside.joinpath(*parts) / "cpuacct.usage")
-        if used_ns is not None:
-            return used_ns / 1e9
     return None
 
 

@@ -20,15 +20,7 @@ from msgspec.structs import replace
 from agent.board.firmware import GET_THROTTLED, THROTTLING, Ask, Firmware, Supply, ask_firmware, read_supply
 from agent.board.power import Battery, PowerReading, read_battery, read_power
 from agent.board.proc import file_in_reading
-from agent.board.thermal import (
-    THERMAL,
-    USUAL_LIMIT_C,
-    Brake,
-    Zone,
-    firmware_limit_c,
-    read_brakes,
-    read_zone_folders,
-)
+from agent.board.thermal import THERMAL, Brake, Zone, firmware_limit_c, read_brakes, read_zone_folders
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -95,56 +87,11 @@ def _is_near(before: tuple[float, float], now: tuple[float, float]) -> bool:
     return abs(now[1] - before[1]) <= allowed_c
 
 
-class LostHeat:
-    """Remembers for a time which zones were warm when they could be read last.
-
-    A board whose hottest zone cannot be read any more is not as cool as its others.
-    """
-
-    def __init__(self, margin_c: float, for_s: float) -> None:
-        """Know nothing yet.
-
-        Args:
-            margin_c: a zone is warm from so far below its limit on, °C.
-            for_s: time for which a zone that cannot be read is remembered, s.
-        """
-        self._margin_c, self._for_s = margin_c, for_s
-        self._last: dict[str, tuple[Zone, float]] = {}
-
-    def update(self, zones: Mapping[str, Zone], limit_c: Callable[[Zone], float], now_s: float) -> Zone | None:
-        """Return a zone that was warm and cannot be read; None: there is none, or one that can be read is warm.
-
-        Args:
-            zones: that can be read, by a key that stays.
-            limit_c: returns the limit of a zone, °C.
-            now_s: monotonic, s.
-        """
-
-        def is_warm(zone: Zone) -> bool:
-            return zone.temperature_c >= limit_c(zone) - self._margin_c
-
-        new = {zone.name for key, zone in zones.items() if key not in self._last}
-        lost = {
-            key: (zone, at_s)
-            for key, (zone, at_s) in self._last.items()
-            if key not in zones and now_s - at_s < self._for_s and zone.name not in new
-        }
-        self._last = {**lost, **{key: (zone, now_s) for key, zone in zones.items()}}
-        if any(map(is_warm, zones.values())):
-            return None
-        return next((zone for zone, _ in lost.values() if is_warm(zone)), None)
-
-
-_WARM_C, LOST_S = 15.0, 600.0
-"""A zone is warm from so far below its limit on, °C; one that was, and cannot be read, makes the temperature
-unknown for so long, s."""
-
-
 class ProcessorSensor:
     """Reads the processor's zones.
 
-    A zone whose reading cannot be right is left out, and logged once. A temperature that jumps counts when the
-    next reading confirms it. `read_all` and `hottest` may be called from two threads, each from one.
+    A zone that cannot be read, or whose reading cannot be right, is left out, and logged once. A temperature that
+    jumps counts when the next reading confirms it. `read_all` and `hottest` may be called from two threads.
     """
 
     def __init__(self, root: Path = Path("/"), clock: Callable[[], float] = time.monotonic) -> None:
@@ -158,7 +105,6 @@ class ProcessorSensor:
         self._faulty: set[str] = set()
         self._known: set[str] = set()
         self._confirmed: dict[str, ConfirmedTemperature] = {}
-        self._lost = LostHeat(_WARM_C, LOST_S)
 
     def read(self) -> Zone | None:
         """Read the zones, and return the hottest one."""
@@ -171,20 +117,11 @@ class ProcessorSensor:
         return {key: self._confirm(key, zone) for key, zone in zones.items() if zone.is_plausible}
 
     def hottest(self, zones: Mapping[str, Zone]) -> Zone | None:
-        """Return the hottest zone, with the limit of the kernel or the firmware.
-
-        None: there is none now, or one that was warm cannot be read, and none that can is warm.
-        """
-        if self._lost.update(zones, self._limit_of, self._clock()) is not None:
-            return None
+        """Return the hottest zone, with the limit of the kernel or the firmware; None: there is none."""
         hottest = max(zones.values(), key=lambda zone: (zone.temperature_c, zone.name), default=None)
         if hottest is None or hottest.limit_c is not None:
             return hottest
         return Zone(hottest.name, hottest.temperature_c, self._limit_c)
-
-    def _limit_of(self, zone: Zone) -> float:
-        known = (limit for limit in (zone.limit_c, self._limit_c) if limit is not None)
-        return next(known, USUAL_LIMIT_C)
 
     def _confirm(self, key: str, zone: Zone) -> Zone:
         confirmed = self._confirmed.setdefault(key, ConfirmedTemperature())
@@ -221,7 +158,6 @@ class BackgroundReader(Generic[T]):
         self._what, self._read, self._every_s, self._clock = what, read, every_s, clock
         self._newest: tuple[T, float] | None = None
         self._began_s: float | None = None
-        self._seen_hanging: float | None = None
         self._told_s: float | None = None
         self._has_failed = False
         self._thread = threading.Thread(target=self._run, name=f"sensors-{what}", daemon=True)
@@ -250,20 +186,14 @@ class BackgroundReader(Generic[T]):
         return file_in_reading(self._thread.ident)
 
     def tell_hang(self) -> None:
-        """Log once that a reading hangs, and once that it does no longer. For one thread, which calls it often.
-
-        It must hang at two calls: a process that was stopped itself has not read meanwhile either.
-        """
+        """Log once that a reading hangs, and once that it does no longer. For one thread."""
         began_s, now_s = self._began_s, self._clock()
         if began_s is None or now_s - began_s < _HANGS_S:
-            self._seen_hanging = None
             if self._told_s is not None:
                 log.info(
                     "sensors of the board (%s) can be read again, after %.0f s", self._what, now_s - self._told_s
                 )
                 self._told_s = None
-        elif self._seen_hanging != began_s:
-            self._seen_hanging = began_s
         elif self._told_s is None:
             self._told_s = began_s
             log.warning(

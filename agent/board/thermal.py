@@ -72,11 +72,6 @@ class Brake(Struct, frozen=True):
     steps: int
 
 
-def read_zones(folder: Path) -> list[Zone]:
-    """Read the zones that have a temperature that can be right, hottest first."""
-    return [zone for zone in read_all_zones(folder) if zone.is_plausible]
-
-
 def read_all_zones(folder: Path) -> list[Zone]:
     """Read the zones that have a number for a temperature, hottest first."""
     return sorted(read_zone_folders(folder).values(), key=lambda zone: (-zone.temperature_c, zone.name))
@@ -109,11 +104,6 @@ def read_brakes(folder: Path) -> list[Brake]:
         if step and any(part in name for part in _PROCESSORS):
             found.append(Brake(name, step, read_number(path / "max_state") or step))
     return found
-
-
-def temperature_c(zones: Path = Path("/") / THERMAL) -> float | None:
-    """Return the temperature of the processor's hottest thermal zone, °C; None: unknown."""
-    return next((zone.temperature_c for zone in read_zones(zones) if zone.is_of_processor), None)
 
 
 def firmware_limit_c(root: Path = Path("/")) -> float | None:

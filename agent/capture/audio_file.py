@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 from urllib.parse import quote
@@ -168,55 +169,35 @@ def open_recording(address: SourceUri, stall_s: float, rate_hz: int) -> AudioFil
             has an implausible rate or number of channels.
     """
     path, shown = Path(address.target), address.masked
-    _check_path(path, address)
-    library = _library(shown)
-    try:
-        file = library.SoundFile(path)
-    except (OSError, RuntimeError) as error:
-        raise SourceError(f"{shown}: expected a sound file; {_describe_content(path, error)}") from None
-    try:
-        _check_content(file, address)
-    except SourceError:
-        file.close()
-        raise
-    return AudioFile(file, address)
-
-
-def _check_path(path: Path, address: SourceUri) -> None:
-    shown = address.masked
     if status(address) is None:
         raise SourceError(f"{shown}: expected a sound file; there is no {path.absolute()}")
     if not path.is_file():
-        raise SourceError(f"{shown}: expected a sound file; found {'a folder' if path.is_dir() else 'none'}")
-
-
-def _check_content(file: Any, address: SourceUri) -> None:
-    if not file.frames:
-        raise SourceError(f"{address.masked}: expected sound; the file has no samples: cut off?")
-    _check_header(file, address.masked)
-    channel = address.options.channel
-    if channel is not None and channel >= file.channels:
-        found = f"found {plural(file.channels, 'channel')}, which count from 0"
-        raise SourceError(f"{address.masked}: expected a channel {channel}; {found}")
-
-
-def _check_header(file: Any, shown: str) -> None:
-    rate_hz, channels = file.samplerate, file.channels
-    if not _LEAST_HZ <= rate_hz <= _MOST_HZ:
-        expected = f"expected {_LEAST_HZ} to {_MOST_HZ} Hz"
-        raise SourceError(f"{shown}: {expected}; its header says {rate_hz} Hz: record it anew")
-    if channels > _MOST_CHANNELS:
-        raise SourceError(f"{shown}: expected at most {_MOST_CHANNELS} channels; its header says {channels}")
-
-
-def _describe_content(path: Path, error: Exception) -> str:
+        raise SourceError(f"{shown}: expected a sound file; found a folder or device")
+    if not os.access(path, os.R_OK):
+        raise SourceError(f"{shown}: this user may not read it; check its owner and mode")
     try:
-        with path.open("rb"):
-            size = path.stat().st_size
-    except OSError as denied:
-        return f"it cannot be read: {denied.strerror}; check its owner and mode"
-    reason = getattr(error, "error_string", "") or str(error)
-    return "found an empty file" if not size else f"found {size:,} bytes that are none: {reason.rstrip('.')}"
+        file = _library(shown).SoundFile(path)
+    except (OSError, RuntimeError) as error:
+        reason = getattr(error, "error_string", "") or str(error)
+        raise SourceError(f"{shown}: expected a sound file; it cannot be read: {reason.rstrip('.')}") from None
+    if wrong := _fault(file, address.options.channel):
+        file.close()
+        raise SourceError(f"{shown}: {wrong}")
+    return AudioFile(file, address)
+
+
+def _fault(file: Any, channel: int | None) -> str:
+    """Return what is wrong with the header of a sound file; empty: nothing."""
+    rate_hz, channels = file.samplerate, file.channels
+    if not file.frames:
+        return "expected sound; the file has no samples: cut off?"
+    if not _LEAST_HZ <= rate_hz <= _MOST_HZ:
+        return f"expected {_LEAST_HZ} to {_MOST_HZ} Hz; its header says {rate_hz} Hz: record it anew"
+    if channels > _MOST_CHANNELS:
+        return f"expected at most {_MOST_CHANNELS} channels; its header says {channels}"
+    if channel is not None and channel >= channels:
+        return f"expected a channel {channel}; found {plural(channels, 'channel')}, which count from 0"
+    return ""
 
 
 def _library(shown: str) -> Any:

@@ -10,21 +10,31 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from msgspec import Struct
 from msgspec.structs import replace
 
-from agent.capture.privacy import NO_PRIVACY, MaskPainter
-from agent.capture.source import DecodeChoice, DecodeMode, Demand, FrameBufferPool, Source, open_source
+from agent.capture.source import (
+    NO_PRIVACY,
+    DecodeChoice,
+    DecodeMode,
+    Demand,
+    FrameBufferPool,
+    Source,
+    open_source,
+)
 from agent.capture.supervisor import SourceSupervisor, SourceThread
 from agent.config import CaptureConfig
 from agent.config.source_uri import opener, parse, parse_picture
 from agent.errors import SoundAloneError, SourceError
 from agent.types import ChannelOrder, Image, MediaPacket, Pixels
+
+if TYPE_CHECKING:
+    from agent.capture.privacy import MaskPainter
 
 
 class Timestamps(Struct, frozen=True, gc=False):
@@ -34,10 +44,6 @@ class Timestamps(Struct, frozen=True, gc=False):
     captured_at: datetime
     read_ns: int
     late: bool = False
-
-
-BestDecoder = Callable[[str], str]
-"""Returns the best hardware decoder of this board for a codec; empty: there is none, or it is not known yet."""
 
 
 class Picture(Struct, frozen=True):
@@ -97,16 +103,13 @@ class _Held(NamedTuple):
 class Camera:
     """One source of pictures with its consumers. Any thread may call it."""
 
-    def __init__(
-        self, stream: str, uri: str, config: CaptureConfig, best_decoder: BestDecoder | None = None
-    ) -> None:
+    def __init__(self, stream: str, uri: str, config: CaptureConfig) -> None:
         """Prepare it; nothing is opened yet. `stream` names its threads; `max_fps` is each consumer's own.
 
         Raises:
             SourceError: the URI is wrong, or names a source of sound.
         """
         self._stream, self._uri, self._config = stream, uri, config
-        self._best_decoder = best_decoder
         self._lock = threading.Lock()
         self._consumers: tuple[FrameConsumer, ...] = ()
         self._wanting: tuple[FrameConsumer, ...] = ()
@@ -188,10 +191,6 @@ class Camera:
     def wants_sound(self) -> bool:
         """True if a consumer takes packets of sound."""
         return any(one.wants_sound for one in self._consumers)
-
-    def best_decoder(self, codec: str) -> str:
-        """Return the best hardware decoder of this board for a codec; empty: there is none."""
-        return self._best_decoder(codec) if self._best_decoder is not None else ""
 
     def take_packet(self, reader: FrameReader, packet: MediaPacket) -> None:
         """Hand a packet on, from a reader's thread."""
@@ -370,11 +369,9 @@ class FrameReader(SourceThread[Source]):
     def wants_sound(self) -> bool:
         return self._camera.wants_sound
 
-    def decoder(self, codec: str) -> str:
-        choice = self._config.decoder
-        if choice == "auto":
-            return self._camera.best_decoder(codec)
-        return "" if choice == "software" else choice
+    @property
+    def decoder(self) -> str:
+        return self._config.decoder
 
     def take_packet(self, packet: MediaPacket) -> None:
         if self._abandoned.is_set():
@@ -455,30 +452,25 @@ _Key = tuple[str, CaptureConfig]
 class Cameras:
     """The open cameras of a daemon, by source. Any thread may call it."""
 
-    def __init__(self, best_decoder: BestDecoder | None = None) -> None:
-        """Open nothing yet; `best_decoder` is for streams with `capture.decoder = "auto"`."""
-        self._best_decoder = best_decoder
+    def __init__(self) -> None:
         self._lock = threading.Lock()
         self._open: dict[_Key, Camera] = {}
 
-    def attach(
-        self, stream: str, uri: str, config: CaptureConfig, consumer: FrameConsumer, *, alone: bool = False
-    ) -> Camera:
+    def attach(self, stream: str, uri: str, config: CaptureConfig, consumer: FrameConsumer) -> Camera:
         """Return the camera of a source, which hands its frames to the consumer from now on.
 
-        A replay with `pace=fast` is opened for each stream: each gets every frame, from the beginning. With
-        `alone`, every other source is, too.
+        A replay with `pace=fast` is opened for each stream: each gets every frame, from the beginning.
 
         Raises:
             SourceError: the URI is wrong, or names a source of sound.
         """
         key = uri, replace(config, max_fps=0.0)
-        shared = not alone and not parse_picture(uri).lossless
+        shared = not parse_picture(uri).lossless
         with self._lock:
             camera = self._open.get(key) if shared else None
             if camera is not None and camera.attach(consumer):
                 return camera
-            camera = Camera(stream, uri, config, self._best_decoder)
+            camera = Camera(stream, uri, config)
             if shared:
                 self._open[key] = camera
             camera.attach(consumer)

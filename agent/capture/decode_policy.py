@@ -24,7 +24,7 @@ from typing import Generic, TypeVar
 
 from msgspec import Struct
 
-from agent.capture.source import DecodeChoice, DecodeMode, Demand, FilteredPictures
+from agent.capture.source import DecodeChoice, DecodeMode, Demand
 
 P = TypeVar("P")
 _S = 1_000_000_000
@@ -47,7 +47,7 @@ class PacketFacts(Struct, frozen=True, gc=False):
 
 
 class DecodeLimits(Struct, frozen=True):
-    """DecodeLimits of a policy.
+    """Times and sizes of a policy.
 
     Attributes:
         check_s: usual time between two key frames that are decoded while nothing happens, s.
@@ -56,11 +56,10 @@ class DecodeLimits(Struct, frozen=True):
         intra_s: the same where each picture is a key frame, as of MJPEG: their sizes show no motion, s.
         blind_s: longest time without a picture, however rare key frames are, s.
         hold_s: time for which everything is decoded after the newest reason, s.
-        doubt_s, doubt_packets: the same after sizes alone, until something moves in the pictures: the gate needs
-            some to see it.
+        doubt_s: the same after sizes alone, until something moves in the pictures, s.
         start_s: time for which everything is decoded at the beginning, s.
-        alert_s: time for which every key frame is decoded after motion that no packet has shown, s; it doubles
-            up to `alert_max_s` each time that this happens again.
+        alert_s: time for which every key frame is decoded after motion that no packet has shown, s.
+        failed_s: time for which everything is decoded after a key frame that gave no picture, s.
         bytes, packets: most that is kept. Beyond it all is decoded until the next key frame.
     """
 
@@ -71,10 +70,9 @@ class DecodeLimits(Struct, frozen=True):
     blind_s: float = 12.0
     hold_s: float = 2.0
     doubt_s: float = 0.7
-    doubt_packets: int = 6
     start_s: float = 3.0
     alert_s: float = 300.0
-    alert_max_s: float = 3600.0
+    failed_s: float = 60.0
     bytes: int = 8 * 1024 * 1024
     packets: int = 1500
 
@@ -225,6 +223,7 @@ class DecodePolicy(Generic[P]):
     Attributes:
         mode: what is done now.
         kept_bytes: size of the packets in memory.
+        group: number of packets from the key frame before the newest one up to that; 0: unknown.
     """
 
     def __init__(self, choice: DecodeChoice = "auto", limits: DecodeLimits | None = None) -> None:
@@ -236,21 +235,21 @@ class DecodePolicy(Generic[P]):
         """
         self._choice, self._limits = choice, limits or DecodeLimits()
         self.mode = DecodeMode.FULL
-        self.kept_bytes = 0
+        self.kept_bytes = self.group = 0
         self._kept: deque[P] = deque()
         self._follows = True
         """True if the decoder has decoded the packets before the first kept one; else that is a key frame."""
         self._sizes = SizeWatch()
-        self._until_ns = self._alert_ns = self._shown_ns = -1
-        self._alert_s = self._limits.alert_s
+        self._until_ns = self._alert_ns = self._shown_ns = self._key_ns = -1
         self._suspects = self._has_started = self._overflows = self._after_key = False
-        self._began_blind_ns = self._doubtful = self._failed_checks = 0
+        self._began_blind_ns = self._count = 0
         self._group_ns = -1
         """Until then key frames are of no use without the packets after them."""
-        self._key_ns, self._apart_s, self._calm_ns = -1, 0.0, 0
+        self._apart_s, self._calm_ns = 0.0, 0
 
     def add(self, packet: P, facts: PacketFacts, demand: Demand) -> list[DecodeStep[P]]:
         """Add the next packet. Return what is to be decoded now, in this order."""
+        self._count_group(facts)
         if demand.mode is DecodeMode.NOTHING:
             self._forget()
             self.mode, self._follows, self._began_blind_ns = DecodeMode.NOTHING, False, facts.at_ns
@@ -277,44 +276,38 @@ class DecodePolicy(Generic[P]):
     def mark_check(self, at_ns: int, *, succeeded: bool) -> None:
         """Tell whether a key frame that was decoded alone gave a picture.
 
-        If not, all is decoded for a time, which doubles each time: some cameras refresh the picture bit by bit,
-        and what FFmpeg takes for a key frame is the place where that begins.
+        If not, all is decoded for a time: some cameras refresh the picture bit by bit, and what FFmpeg takes for
+        a key frame is the place where that begins.
         """
-        self._failed_checks = 0 if succeeded else self._failed_checks + 1
         if not succeeded:
-            longest_s = self._limits.alert_max_s
-            self._group_ns = at_ns + round(min(longest_s, self._limits.hold_s * 2.0**self._failed_checks) * _S)
+            self._group_ns = at_ns + round(self._limits.failed_s * _S)
+
+    def _count_group(self, facts: PacketFacts) -> None:
+        if facts.keyframe:
+            self._apart_s = (facts.at_ns - self._key_ns) / _S if self._key_ns >= 0 else 0.0
+            self.group = self._count if self._key_ns >= 0 else 0
+            self._key_ns, self._count = facts.at_ns, 0
+        self._count += 1
 
     def _needs_all(self, now_ns: int) -> bool:
         is_sure = self._sizes.tells or self._choice == "saving"
-        if now_ns < max(self._until_ns, self._group_ns):
-            return True
-        return self._doubtful > 0 or self._overflows or not is_sure
+        return now_ns < max(self._until_ns, self._group_ns) or self._overflows or not is_sure
 
     def _judge(self, facts: PacketFacts, demand: Demand) -> None:
         """Prolong the time of decoding everything if there is a reason; learn what sizes mean."""
-        now_ns, limits = facts.at_ns, self._limits
-        if not self._has_started:
-            self._has_started, self._until_ns = True, now_ns + round(limits.start_s * _S)
-            self._calm_ns = now_ns + round(limits.calm_after_s * _S)
-        if demand.moved and self.mode is not DecodeMode.FULL:
+        now_ns, is_full = facts.at_ns, self.mode is DecodeMode.FULL
+        if demand.moved and not is_full:
             self._sizes.mark_missed()
-            self._alert_ns = now_ns + round(self._alert_s * _S)
-            self._alert_s = min(limits.alert_max_s, 2.0 * self._alert_s)
-        if facts.keyframe:
-            self._apart_s = (now_ns - self._key_ns) / _S if self._key_ns >= 0 else 0.0
-            self._key_ns = now_ns
-        suspicious = self._sizes.update(facts, learns=not demand.moved)
-        if suspicious and self.mode is not DecodeMode.FULL:
-            self._suspects = True
-        if suspicious:
-            self._doubtful = limits.doubt_packets
-            self._hold(now_ns, limits.doubt_s)
+            self._alert_ns = now_ns + round(self._limits.alert_s * _S)
+        is_suspicious = self._sizes.update(facts, learns=not demand.moved)
+        self._suspects = (self._suspects or (is_suspicious and not is_full)) and not demand.moved
+        if not self._has_started:
+            self._has_started, self._calm_ns = True, now_ns + round(self._limits.calm_after_s * _S)
+            self._hold(now_ns, self._limits.start_s)
+        if is_suspicious:
+            self._hold(now_ns, self._limits.doubt_s)
         if demand.mode is DecodeMode.FULL:
-            self._hold(now_ns, limits.hold_s)
-        if demand.moved and self._suspects:
-            self._suspects = False
-            self._alert_s = max(limits.alert_s, 0.5 * self._alert_s)
+            self._hold(now_ns, self._limits.hold_s)
 
     def _hold(self, now_ns: int, time_s: float) -> None:
         self._until_ns = max(self._until_ns, now_ns + round(time_s * _S))
@@ -323,7 +316,6 @@ class DecodePolicy(Generic[P]):
         """Decode what was kept, and this packet."""
         if facts.keyframe:
             self._overflows = False
-        self._doubtful = max(0, self._doubtful - 1)
         self.mode = DecodeMode.FULL
         self._shown_ns = facts.at_ns
         if self._follows and not self._kept:
@@ -365,10 +357,10 @@ class DecodePolicy(Generic[P]):
 
     def _is_due(self, unseen_s: float, now_ns: int) -> bool:
         """Return True if a key frame comes nearer to the usual time between two than the next one would."""
-        limits = self._limits
         if self._after_key:
-            return unseen_s >= limits.intra_s
-        usual_s = limits.calm_s if self._sizes.is_sure and now_ns >= self._calm_ns else limits.check_s
+            return unseen_s >= self._limits.intra_s
+        is_calm = self._sizes.is_sure and now_ns >= self._calm_ns
+        usual_s = self._limits.calm_s if is_calm else self._limits.check_s
         return unseen_s >= usual_s - 0.5 * min(usual_s, self._apart_s)
 
     def _forget(self) -> None:
@@ -401,56 +393,3 @@ class BurstThinner:
     def is_late(self, captured_ns: int) -> bool:
         """Return True if a picture belongs to the burst."""
         return captured_ns < self._end_ns
-
-
-_TALL = 720
-"""Least height, px: smaller pictures are hardly scaled down for a model."""
-_SHORT, _LONGEST = 60, 120
-"""Most pictures from one key frame to the next where no group gets it, and where every second one does. At 1080p
-and 1.4 Mbit/s, the thirtieth picture has lost 0.9 dB of 35, the sixtieth 1.9, the 120th 3.1. Of photographs that
-a camera pans over, NanoDet loses 0.01 of its AP at 2 Mbit/s, and 0.02 of that of small objects in the pictures 60
-to 120 at 1.5; nothing where the camera stands still."""
-_SETTLED = 4
-"""Groups of pictures that must have been short before it is expected that they stay so."""
-
-
-class LoopFilterRule:
-    """Counts the pictures of a camera from key frame to key frame. For one thread."""
-
-    def __init__(self) -> None:
-        self._count = self._short = self._fair = 0
-        self._follows_key = self._is_open = self._turn = False
-        self._key_pts: int | None = None
-
-    def add(self, *, keyframe: bool, pts: int | None = None) -> None:
-        """Count a packet of video, decoded or not.
-
-        Args:
-            keyframe: whether decoding can begin with it, and nothing after it needs what was before.
-            pts: its presentation time; None: unknown.
-        """
-        if keyframe:
-            self._key_pts = pts
-        elif pts is not None and self._key_pts is not None and pts < self._key_pts:
-            self._is_open = True
-        if keyframe:
-            self._short += self._follows_key and self._count <= _SHORT
-            self._fair += self._follows_key and self._count <= _LONGEST
-            self._count, self._follows_key, self._turn = 0, True, not self._turn
-        self._count += 1
-        self._short = 0 if self._count > _SHORT else self._short
-        self._fair = 0 if self._count > _LONGEST else self._fair
-
-    def filtered(self, height: int, *, alone: bool = False) -> FilteredPictures:
-        """Return which pictures get the filter from a key frame on.
-
-        Args:
-            height: of the pictures, px; 0: unknown.
-            alone: nothing but this key frame is decoded, for the motion gate.
-        """
-        if height < _TALL:
-            return "all"
-        if alone:
-            return "none"
-        has_turn = self._short >= _SETTLED or (self._turn and self._fair >= _SETTLED)
-        return "keyframes" if has_turn and not self._is_open else "all"

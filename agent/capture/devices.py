@@ -222,23 +222,22 @@ def _in_time(query_devices: Callable[[], list[CaptureDevice]]) -> list[CaptureDe
     Raises:
         SourceError: the sound server hangs; or what the function raises.
     """
-    found: list[list[CaptureDevice]] = []
-    failed: list[SourceError] = []
+    outcome: list[list[CaptureDevice] | SourceError] = []
 
     def run() -> None:
         try:
-            found.append(query_devices())
+            outcome.append(query_devices())
         except SourceError as error:
-            failed.append(error)
+            outcome.append(error)
 
     thread = threading.Thread(target=run, name="microphones", daemon=True)
     thread.start()
     thread.join(_PATIENCE_S)
-    if failed:
-        raise failed[0]
-    if not found:
+    if not outcome:
         raise SourceError(f"microphones: the sound server does not answer within {_PATIENCE_S:g} s: restart it")
-    return found[0]
+    if isinstance(outcome[0], SourceError):
+        raise outcome[0]
+    return outcome[0]
 
 
 def _described(library: Any, found: list[Input]) -> list[CaptureDevice]:

@@ -99,8 +99,8 @@ def open_camera(address: SourceUri, stall_s: float) -> Capture:
             f" (fuser -v {device}), or it is the camera's second, data node"
         )
     _request_format(capture, address.options)
-    for name, asked, given in differences(capture, address.options):
-        log.warning("%s: asked for %s %s; the camera gives %s", address.masked, name, asked, given)
+    if refused := refusals(capture, address.options):
+        log.warning("%s: the camera does not give the asked %s", address.masked, " and ".join(refused))
     log.info("%s: %s %s", address.masked, describe(capture), _fourcc(capture))
     return Capture(capture, address.masked)
 
@@ -124,18 +124,15 @@ def _request_format(capture: cv2.VideoCapture, options: SourceOptions) -> None:
         capture.set(cv2.CAP_PROP_FPS, options.fps)
 
 
-def differences(capture: cv2.VideoCapture, options: SourceOptions) -> list[tuple[str, str, str]]:
-    """List what the device does not do as asked: name, asked value, given value."""
+def refusals(capture: cv2.VideoCapture, options: SourceOptions) -> list[str]:
+    """List the options that the device does not follow."""
     size = capture.get(cv2.CAP_PROP_FRAME_WIDTH), capture.get(cv2.CAP_PROP_FRAME_HEIGHT)
-    fps = capture.get(cv2.CAP_PROP_FPS)
-    found = []
-    if options.size and size != options.size:
-        found.append(("size", "{}x{}".format(*options.size), "{:.0f}x{:.0f}".format(*size)))
-    if options.fps and abs(fps - options.fps) > 0.05 * options.fps:
-        found.append(("fps", f"{options.fps:g}", f"{fps:g}"))
-    if options.format and _fourcc(capture) != options.format:
-        found.append(("format", options.format, _fourcc(capture)))
-    return found
+    is_other = {
+        "size": options.size and size != options.size,
+        "fps": options.fps and abs(capture.get(cv2.CAP_PROP_FPS) - options.fps) > 0.05 * options.fps,
+        "format": options.format and _fourcc(capture) != options.format,
+    }
+    return [name for name, other in is_other.items() if other]
 
 
 def _fourcc(capture: cv2.VideoCapture) -> str:

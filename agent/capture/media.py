@@ -11,7 +11,7 @@ import io
 from collections.abc import Iterator
 from contextlib import suppress
 from fractions import Fraction
-from typing import Any, cast
+from typing import Any
 
 import av
 import av._core
@@ -20,7 +20,6 @@ import msgspec
 from av.container import InputContainer
 from av.packet import Packet
 from av.stream import Stream
-from av.video.codeccontext import VideoCodecContext
 from av.video.stream import VideoStream
 
 from agent.capture.source import LARGEST_PIXELS
@@ -57,7 +56,6 @@ class Media:
         changed_size: width and height by parameters that came later, pixels; None: none came, or it is unknown.
         fps: pictures per second as announced; 0: unknown.
         is_timed: False for a format without times, whose rate and time stamps are FFmpeg's default of 25 fps.
-        frames: number of pictures as announced, perhaps estimated; 0: unknown.
     """
 
     def __init__(
@@ -93,9 +91,10 @@ class Media:
             raise OpenError(f"it has no video{only}", kinds=kinds)
         self.is_timed = self._container.format.name not in _UNTIMED
         self._tracks: dict[int, MediaTrack] = {}
-        self._parameters: TrackParameters | None = None
+        self._parameters: bytes | None = None
+        """Newest parameter sets with start codes, empty: unknown; None: packets hold none."""
         self.changed_size: tuple[int, int] | None = None
-        self.width = self.height = self.frames = 0
+        self.width = self.height = 0
         self.fps, self._described = 0.0, b""
         if self._video is not None:
             self._describe(self._video)
@@ -103,12 +102,10 @@ class Media:
     def _describe(self, video: VideoStream) -> None:
         context = video.codec_context
         self.width, self.height, self.fps = context.width, context.height, _rate(video)
-        self.frames = video.frames or self._estimated_frames()
         codec, extradata = context.name, context.extradata or b""
         # Only packets with start codes hold parameters; extradata that begins with a 1 is that of the other form.
-        if codec in ("h264", "hevc") and extradata[:1] != b"\1":
-            self._parameters = TrackParameters(codec, extradata)
-            self._described = self._parameters.newest  # what the header of the track was made of
+        if codec in _SLICES and extradata[:1] != b"\1":
+            self._parameters = self._described = leading_parameters(codec, extradata)
 
     @property
     def video(self) -> VideoStream:
@@ -123,15 +120,12 @@ class Media:
             av.FFmpegError: the connection broke, or no packet came in time. Its text may hold credentials.
         """
         packets = self._container.demux(*(one for one in (self._video, self.sound) if one is not None))
-        return packets if self._parameters is None else self._learning(packets, self._parameters)
+        return packets if self._parameters is None else self._learning(packets)
 
-    def _learning(
-        self, packets: Iterator[Packet[Stream]], parameters: TrackParameters
-    ) -> Iterator[Packet[Stream]]:
-        index = self.video.index
+    def _learning(self, packets: Iterator[Packet[Stream]]) -> Iterator[Packet[Stream]]:
         for packet in packets:
-            if packet.stream_index == index and may_hold_parameters(parameters.codec, packet):
-                self._learn(packet, parameters)
+            if packet.stream_index == self.video.index:
+                self._learn(packet)
             yield packet
 
     def media_packet(self, packet: Packet[Stream], captured_ns: int, began_ns: int = 0) -> MediaPacket:
@@ -143,35 +137,35 @@ class Media:
             track = self._tracks[index] = self._with_parameters(track, bytes(packet), self._parameters)
         return _plain(packet, track, captured_ns, began_ns)
 
-    def _learn(self, packet: Packet[Stream], parameters: TrackParameters) -> None:
-        """Learn the parameters of a picture, and give the newest to decoders that are opened from now on."""
-        known, learn = parameters.newest, parameters.add if packet.is_keyframe else parameters.add_other
-        learn(bytes(packet))
-        if parameters.newest != known:
-            self.video.codec_context.extradata = parameters.newest
-            data = with_parameters(parameters.codec, bytes(packet), parameters.newest)
-            if (found := _read_key_frame(parameters.codec, data)) is not None:
-                self.changed_size = found[1:]
+    def _learn(self, packet: Packet[Stream]) -> None:
+        """Learn the parameters of a picture, and give the newest to decoders that are opened from now on.
 
-    def _with_parameters(self, track: MediaTrack, key_frame: bytes, parameters: TrackParameters) -> MediaTrack:
-        """Return the track with the newest parameters, or without a header while they may be damaged."""
-        if not parameters.are_sure:
+        Cameras send parameters with each key frame, or once, when they change them; perhaps some pictures before
+        the key frame.
+        """
+        context, known = self.video.codec_context, self._parameters or b""
+        codec = context.name
+        data = bytes(packet) if packet.is_keyframe else bytes(memoryview(packet)[:_HEAD])
+        found = leading_parameters(codec, data)
+        if not found or found in known:
+            return
+        self._parameters = context.extradata = replaced_parameters(codec, known, found)
+        read = _read_key_frame(codec, with_parameters(codec, bytes(packet), self._parameters))
+        self.changed_size = self.changed_size if read is None else read[1:]
+
+    def _with_parameters(self, track: MediaTrack, key_frame: bytes, parameters: bytes) -> MediaTrack:
+        """Return the track with the newest parameters, or without a header while none are known."""
+        if not parameters:
             return msgspec.structs.replace(track, header=b"") if track.header else track
-        is_known = track.header and track.width and parameters.newest == self._described
-        if is_known or not parameters.newest:
+        if track.header and track.width and parameters == self._described:
             return track
-        key_frame = with_parameters(track.codec, key_frame, parameters.newest)
-        if (read := _read_parameters(track, key_frame)) is not track:
-            self._described = parameters.newest
+        read = _read_parameters(track, with_parameters(track.codec, key_frame, parameters))
+        self._described = parameters if read is not track else self._described
         return read
 
     def close(self) -> None:
         """Close it. May be called twice."""
         self._container.close()
-
-    def _estimated_frames(self) -> int:
-        duration_us = self._container.duration
-        return int(duration_us / 1e6 * self.fps) if duration_us and duration_us > 0 else 0
 
 
 _LARGEST_BYTES = 192 * 1024 * 1024
@@ -257,14 +251,14 @@ def mp4_header(stream: Stream) -> bytes:
 
 _PARAMETERS = {"h264": (7, 8), "hevc": (32, 33, 34)}
 """Types of units with parameters: SPS and PPS of H.264, and VPS, SPS and PPS of H.265: table 7-1 of each."""
-_SPS = {"h264": 7, "hevc": 33}
 _SLICES = {"h264": (0, 0x1F, range(1, 6)), "hevc": (1, 0x3F, range(32))}
 """Where a unit of H.264 and H.265 has its type in its first byte: shift and mask; and the types of slices."""
 _START_CODE = b"\0\0\1"
-_LONGEST = 1024
-"""Bytes that a parameter set hardly exceeds, even with tables of scaling: longer ones are damaged."""
-_HEAD, _KEY_HEAD = 512, 4096
-"""Bytes of a packet, and of a key frame, within which its first slice begins."""
+_LONGEST = 256
+"""Bytes that a parameter set hardly exceeds: where the first datagram of a slice is lost, FFmpeg appends the rest
+to the unit before, mostly a PPS."""
+_HEAD = 1024
+"""Bytes of a packet within which its first slice begins."""
 
 
 def is_disposable(codec: str, packet: Packet[Stream]) -> bool:
@@ -272,37 +266,16 @@ def is_disposable(codec: str, packet: Packet[Stream]) -> bool:
 
     Sources: ITU-T H.264, 7.4.1 (nal_ref_idc); ITU-T H.265, table 7-1 (sub-layer non-reference pictures).
     """
-    if (unit := _first_slice(codec, packet, _HEAD)) is None:
+    if codec not in _SLICES:
         return False
+    head = bytes(memoryview(packet)[:_HEAD])
+    if (at := _first_slice_at(codec, head)) is None:
+        return False
+    unit = head[at]
     if codec == "h264":
         return unit >> 5 & 3 == 0
     kind = unit >> 1 & 0x3F
     return kind < 16 and kind % 2 == 0
-
-
-def is_refresh(codec: str, packet: Packet[Stream]) -> bool:
-    """Return True if no picture after a key frame of H.264 or H.265 is predicted from one before it.
-
-    FFmpeg takes points for key frames, too, from which on a picture is mended bit by bit. Sources: ITU-T H.264,
-    7.4.1.2.4 (IDR pictures); ITU-T H.265, table 7-1 (pictures of random access).
-    """
-    if (unit := _first_slice(codec, packet, _KEY_HEAD)) is None:
-        return False
-    return unit & 0x1F == 5 if codec == "h264" else 16 <= unit >> 1 & 0x3F <= 21
-
-
-def may_hold_parameters(codec: str, packet: Packet[Stream]) -> bool:
-    """Return True for a key frame, and for another picture of H.264 or H.265 that begins with parameters."""
-    return packet.is_keyframe or bool(leading_parameters(codec, bytes(memoryview(packet)[:_HEAD])))
-
-
-def _first_slice(codec: str, packet: Packet[Stream], longest: int) -> int | None:
-    """Return the first byte of the first slice; None: there is none in the first bytes of the packet."""
-    if codec not in _SLICES:
-        return None
-    head = bytes(memoryview(packet)[:longest])
-    at = _first_slice_at(codec, head)
-    return None if at is None else head[at]
 
 
 def _first_slice_at(codec: str, data: bytes) -> int | None:
@@ -317,8 +290,23 @@ def _first_slice_at(codec: str, data: bytes) -> int | None:
 
 
 def leading_parameters(codec: str, picture: bytes) -> bytes:
-    """Return the parameter sets before the first slice of a picture, with start codes; empty: there are none."""
-    return b"".join(b"\0\0\0\1" + unit for unit in _parameter_units(codec, picture))
+    """Return the parameter sets before the first slice, with start codes; empty: none, or damaged ones."""
+    units = _parameter_units(codec, picture)
+    return b"" if any(len(unit) > _LONGEST for unit in units) else _joined(units)
+
+
+def _joined(units: list[bytes]) -> bytes:
+    return b"".join(b"\0\0\0\1" + unit for unit in units)
+
+
+def replaced_parameters(codec: str, known: bytes, found: bytes) -> bytes:
+    """Return parameter sets, of which a camera may send one kind alone, after those known of other kinds."""
+    shift, mask, _ = _SLICES[codec]
+    new = _parameter_units(codec, found)
+    kinds = {unit[0] >> shift & mask for unit in new}
+    return _joined(
+        [unit for unit in _parameter_units(codec, known) if unit[0] >> shift & mask not in kinds] + new
+    )
 
 
 def _parameter_units(codec: str, picture: bytes) -> list[bytes]:
@@ -337,87 +325,3 @@ def with_parameters(codec: str, key_frame: bytes, parameters: bytes) -> bytes:
     """Return a key frame with these parameters instead of its own, both with start codes."""
     at = _first_slice_at(codec, key_frame)
     return parameters if at is None else parameters + b"\0" + _START_CODE + key_frame[at:]
-
-
-class TrackParameters:
-    """Knows the newest parameters of a track of H.264 or H.265 with start codes. For one thread.
-
-    Cameras send parameters with each key frame, or once, when they change them; perhaps some pictures before the
-    key frame. What clips say of a track, and each decoder that is opened, needs the newest ones. A lost
-    datagram may damage them, though: where the first of a slice is lost, FFmpeg appends the rest of it to the
-    unit before, mostly a PPS.
-
-    Those of a key frame count at once if it can be decoded with them. Others, as those of other pictures, count
-    if they come again, or if the next key frame comes without any and cannot be decoded with those known before.
-
-    Attributes:
-        codec: h264 or hevc.
-        newest: those that count, with start codes, as a decoder takes them; empty: none are known.
-        are_sure: False while nothing but those of a damaged key frame is known.
-    """
-
-    def __init__(self, codec: str, extradata: bytes) -> None:
-        """Begin with what FFmpeg knows, which may be of a damaged first key frame."""
-        self.codec, self.newest, self.are_sure = codec, leading_parameters(codec, extradata), True
-        self._has_counted = False
-        self._last = self._doubtful = b""
-
-    def add(self, key_frame: bytes) -> None:
-        """Add a key frame."""
-        found, doubtful = self._found(key_frame), self._doubtful
-        self._doubtful = b""
-        if found is None:
-            self.are_sure = self._has_counted
-        elif not found:
-            if (doubtful or not self.are_sure) and is_whole(self.codec, key_frame, self.newest):
-                self.are_sure = self._has_counted = True
-            elif doubtful:
-                self._take(doubtful)
-        elif self._has_counted and found in self.newest:
-            self._last = found
-        elif found == self._last or is_whole(self.codec, key_frame, self._completed(found)):
-            self._take(found)
-        else:
-            self._doubtful, self._last, self.are_sure = found, found, self._has_counted
-
-    def add_other(self, picture: bytes) -> None:
-        """Add a picture that is no key frame: parameters in it may be those of later ones."""
-        if not (found := self._found(picture)) or found in self.newest:
-            return
-        if found == self._last:
-            self._take(found)
-        else:
-            self._doubtful = self._last = found
-
-    def _found(self, picture: bytes) -> bytes | None:
-        """Return the parameters of a picture, empty if it has none; None: they are damaged for certain."""
-        is_long = any(len(unit) > _LONGEST for unit in _parameter_units(self.codec, picture))
-        return None if is_long else leading_parameters(self.codec, picture)
-
-    def _completed(self, found: bytes) -> bytes:
-        """Return new parameters, after those known if they are of pictures only."""
-        shift, mask, _ = _SLICES[self.codec]
-        kinds = {unit[0] >> shift & mask for unit in _parameter_units(self.codec, found)}
-        return found if _SPS[self.codec] in kinds else self.newest + found
-
-    def _take(self, found: bytes) -> None:
-        self.newest, self._last = self._completed(found), found
-        self.are_sure, self._has_counted = True, True
-
-
-def is_whole(codec: str, key_frame: bytes, parameters: bytes) -> bool:
-    """Return True if a key frame with start codes can be decoded without error, from the top on.
-
-    Its own parameters go before the given ones. FFmpeg tells no error where the first slice is missing. A slice
-    begins with the number of its first block (H.264, 7.3.3), or whether it is the first (H.265, 7.3.6.1): of the
-    first, both begin with a 1.
-    """
-    at = _first_slice_at(codec, key_frame)
-    if at is None or key_frame[at + (1 if codec == "h264" else 2) :][:1] < b"\x80":
-        return False
-    context = cast(VideoCodecContext, av.CodecContext.create(codec, "r"))
-    context.options, context.thread_count = {"err_detect": "explode"}, 1
-    try:
-        return bool(context.decode(Packet(parameters + key_frame)) + context.decode(None))
-    except (av.FFmpegError, ValueError):
-        return False

@@ -107,38 +107,21 @@ class Microphone:
 
     def __init__(self, address: SourceUri, stall_s: float, rate_hz: int) -> None:
         self._address, self._shown, self._stall_s, self._wanted_hz = address, address.masked, stall_s, rate_hz
-        self._stream: Any = None
-        self._lost = 0
-        self._open()
+        self._last_s = time.monotonic()
+        self._stream = PORTAUDIO.open(self._shown, stall_s, self._make)
 
     def read(self) -> Block | None:
         if PORTAUDIO.asks_to_close:
-            self._reopen()
+            raise SourceError(f"{self._shown}: opened again, since a sound card was plugged in")
         if (heard := self._receiver.take()) is None:
             return self._check_silence()
         self._last_s = time.monotonic()
-        lost, self._lost = self._lost + heard.lost, 0
-        return Block(mono(heard.frames, self._channel), lost, heard.at_ns, heard.read_ns)
+        return Block(mono(heard.frames, self._channel), heard.lost, heard.at_ns, heard.read_ns)
 
     def close(self) -> None:
-        if self._stream is not None:
-            self._leave()
-
-    def _open(self) -> None:
-        self._last_s = time.monotonic()
-        self._stream = PORTAUDIO.open(self._shown, self._stall_s, self._make)
-
-    def _leave(self) -> None:
         stream, self._stream = self._stream, None
-        PORTAUDIO.close(self._shown, self._stall_s, stream)
-
-    def _reopen(self) -> None:
-        """Close and reopen, so that PortAudio lists a device that another stream waits for."""
-        gone_s = time.monotonic()
-        self._leave()
-        PORTAUDIO.wait_for_others()
-        self._open()
-        self._lost += round((time.monotonic() - gone_s) * self.rate_hz)
+        if stream is not None:
+            PORTAUDIO.close(self._shown, stream)
 
     def _make(self, library: Any, found: list[Input]) -> Any:
         device = choose(found, self._address.target, library.default.device[0], self._shown)

@@ -16,15 +16,9 @@ from av.packet import Packet
 from av.stream import Stream
 from msgspec import Struct
 
-from agent.capture.arrivals import Liveness, MediaClock, ParsedArrivals, ReadPauses
-from agent.capture.decode_policy import (
-    BurstThinner,
-    DecodePolicy,
-    DecodeStep,
-    LoopFilterRule,
-    PacketFacts,
-)
-from agent.capture.media import Media, OpenError, is_disposable, is_refresh
+from agent.capture.arrivals import Liveness, MediaClock
+from agent.capture.decode_policy import BurstThinner, DecodePolicy, DecodeStep, PacketFacts
+from agent.capture.media import Media, OpenError, is_disposable
 from agent.capture.source import (
     LARGEST_PIXELS,
     WAITS,
@@ -41,20 +35,9 @@ from agent.errors import SoundAloneError, SourceError
 from agent.types import DeferredImage
 
 if TYPE_CHECKING:
-    from agent.capture.hardware.decoders import HardwareDecoder
+    from agent.capture.hardware_decoder import HardwareDecoder
 
-_REFUSALS: tuple[tuple[type[Exception], str], ...] = (
-    (
-        av.error.HTTPUnauthorizedError,
-        "the server answers 401: it wants a user name and a password, or refuses the ones given; set "
-        "capture.username and capture.password_file",
-    ),
-    (av.error.HTTPForbiddenError, "the server answers 403: it refuses this user"),
-    (av.error.HTTPNotFoundError, "the server answers 404: it has no such path"),
-    (av.error.HTTPClientError, "the server refuses it: check the path, and whether it has too many viewers"),
-    (av.error.HTTPServerError, "the server fails, or serves no further viewer now"),
-    (ConnectionRefusedError, "nothing listens there; check the port, and whether the camera is ready"),
-)
+_LOGIN = "; set capture.username and capture.password_file"
 _UNKNOWN_NAME = "no address is known for its host; check the name and the network"
 _UNESCAPED = "; write / ? # and @ in a password as %2F %3F %23 and %40, or use capture.password_file"
 _SILENT = "no stream comes in time; is the camera on, and on this network?"
@@ -120,9 +103,8 @@ def open_medium(address: SourceUri, stall_s: float, *, sound_alone: bool = False
 
 def _describe(error: Exception, address: SourceUri, *, is_late: bool) -> str:
     """Return why a source was not opened, without FFmpeg's text, which may hold credentials."""
-    for kind, why in _REFUSALS:
-        if isinstance(error, kind):
-            return why
+    if isinstance(error, (av.error.HTTPClientError, av.error.HTTPServerError)):
+        return f"{error.strerror}{_LOGIN if isinstance(error, av.error.HTTPUnauthorizedError) else ''}"
     if getattr(error, "errno", None) == errno.EPROTONOSUPPORT:
         other = "udp" if address.rtsp_transport == "tcp" else "tcp"
         over = f"the server answers 461: it does not send over {address.rtsp_transport.upper()}"
@@ -150,9 +132,16 @@ class _Arrived(Struct, frozen=True, gc=False):
     times: _Arrival
 
 
-_HEARD_NS, _UNHEARD_NS = 140_000_000, 210_000_000
-"""Longest time for which packets wait to be read, ns: while their sound is heard, about as long as
-`agent.capture.camera_sound` gathers it; and else."""
+_HEARD_S, _UNHEARD_S = 0.14, 0.2
+"""Time for which packets wait to be read, s: while their sound is heard, about as long as
+`agent.capture.camera_sound` gathers it; and else. A camera sends a picture in pieces, each of which may wake a
+reader that waits for it; that costs more than reading them."""
+_WAITED_NS = 2_000_000
+"""Time that a read takes from which on its packet was not there yet when it was asked for, ns."""
+_TALL, _SHORT = 720, 60
+"""Least height of pictures, px, and most of them from one key frame to the next, where all but key frames are
+decoded without the loop filter. Smaller ones are hardly scaled down for a model; the sixtieth has lost 1.9 dB at
+1.4 Mbit/s."""
 _PARSED = ("h264", "hevc")
 """Codecs of RTSP and bare video whose packets FFmpeg returns when the next picture begins."""
 _MICROSECOND = Fraction(1, 1_000_000)
@@ -179,8 +168,6 @@ class NetworkStream(Video):
         address: SourceUri,
         stall_s: float,
         now_ns: Callable[[], int] = time.monotonic_ns,
-        *,
-        cut_off: bool = False,
     ) -> None:
         """Take an open medium.
 
@@ -189,7 +176,6 @@ class NetworkStream(Video):
             address: of the camera.
             stall_s: longest time without a packet, s.
             now_ns: clock of the packets' arrival, ns.
-            cut_off: the opening was ended for want of time, see `ParsedArrivals`.
 
         Raises:
             SourceError: its pictures are too large; the medium is closed.
@@ -198,20 +184,17 @@ class NetworkStream(Video):
         self._encryption = describe_encryption(address)
         self.description += self._encryption
         self._hardware: HardwareDecoder | None = None
-        self._tried: set[str] = set()
-        """Hardware decoders that were opened for this source, or have failed before."""
+        self._tried = False
         self._address, self._stall_s, self._now_ns = address, stall_s, now_ns
         self._size, self._codec = (media.width, media.height), media.video.codec_context.name
-        self._clock, self._read_clock, self._burst = MediaClock(), MediaClock(), BurstThinner()
-        is_parsed = self._codec in _PARSED and (address.scheme.startswith("rtsp") or not media.is_timed)
-        self._arrivals = ParsedArrivals(round(stall_s * 1e9), cut_off=cut_off) if is_parsed else None
+        self._clock, self._burst = MediaClock(), BurstThinner()
+        self._is_parsed = self._codec in _PARSED and (address.scheme.startswith("rtsp") or not media.is_timed)
         self._demand, self._hears_only = Demand(), False
-        self._pauses, self._asked_ns = ReadPauses(), 0
+        self._asked_ns = self._read_ns = self._picture_ns = 0
         self._ticks = {one.index: _tick_length_ns(one) for one in (media.video, media.sound) if one is not None}
         self.has_sound = media.sound is not None
         self._policy: DecodePolicy[_Arrived] = DecodePolicy("full")
-        self._filter, self._may_save, self._keeps = LoopFilterRule(), False, True
-        self._has_read, self._was_cut_off = False, cut_off
+        self._may_save, self._keeps, self._has_read = False, True, False
         self._steps: deque[DecodeStep[_Arrived]] = deque()
         self._life, self._arrived, self._newest_ns = Liveness(stall_s, time.monotonic()), _Arrival(0, 0), 0
         self.undecoded = self.inter_coded = 0
@@ -264,7 +247,7 @@ class NetworkStream(Video):
             packet = self._next_packet()
         except av.FFmpegError:
             packet = None
-        if time.monotonic() - began_s >= self._stall_s and not self._came_in_time(packet):
+        if time.monotonic() - began_s >= self._stall_s:
             raise self._silence()
         self._has_read = True
         if packet is None:
@@ -272,11 +255,6 @@ class NetworkStream(Video):
         if self._listener is not None:
             self._obey(self._listener.demand)
         return packet
-
-    def _came_in_time(self, packet: Packet[Stream] | None) -> bool:
-        """Return True if a packet that ended a silence is a picture that came in it."""
-        has_come = self._arrivals is not None and self._arrivals.was_awaited
-        return has_come and packet is not None and packet.size > 0 and packet.stream_index == self._track
 
     def _receive(self) -> None:
         """Read a packet, and plan what is to be decoded."""
@@ -297,11 +275,10 @@ class NetworkStream(Video):
         self._plan(packet)
 
     def _pause(self) -> None:
-        """Wait until several packets are there; who hears them gets 0.1 s and more at a time anyway."""
-        is_heard = self._listener is not None and self._listener.wants_sound
-        pause_ns = self._pauses.next_ns(self._now_ns(), _HEARD_NS if is_heard else _UNHEARD_NS)
-        if pause_ns:
-            time.sleep(pause_ns / 1e9)
+        """Let packets gather if all were read that were there; who hears them gets 0.1 s at a time anyway."""
+        if self._media.is_timed and self._read_ns - self._asked_ns >= _WAITED_NS:
+            is_heard = self._listener is not None and self._listener.wants_sound
+            time.sleep(_HEARD_S if is_heard else _UNHEARD_S)
 
     def _obey(self, demand: Demand) -> None:
         """Take a demand, which decides whether only the sound is of use."""
@@ -316,31 +293,26 @@ class NetworkStream(Video):
     def _silence(self) -> SourceError:
         what = "sound" if self._hears_only else "picture"
         expected = self._address.scheme, self._address.rtsp_transport
-        why = "; raise capture.stall_s if its pictures are further apart" if self._was_cut_off else ""
-        why = f"; {NO_DATAGRAM}" if expected == ("rtsp", "udp") and not self._has_read else why
+        why = f"; {NO_DATAGRAM}" if expected == ("rtsp", "udp") and not self._has_read else ""
         return SourceError(f"{self._shown}: no {what} for {self._stall_s:g} s{why}")
 
     def _stamp(self, packet: Packet[Stream]) -> int:
+        """Return when a picture, or the first sample, was captured, ns."""
         track, read_ns = packet.stream_index, self._now_ns()
+        self._read_ns = read_ns
         pts = packet.pts if self._media.is_timed else None
         tick_ns, divisor = self._ticks[track]
         pts_ns = None if pts is None else pts * tick_ns // divisor
         is_picture = track == self._track
         length_ns = 0 if is_picture else (packet.duration or 0) * tick_ns // divisor
-        given_ns = began_ns = self._read_clock.captured_ns(track, pts_ns, read_ns, length_ns)
-        if self._arrivals is not None:
-            came_ns = self._arrivals.came_ns(self._asked_ns, read_ns) if is_picture else read_ns
-            began_ns = self._clock.captured_ns(track, pts_ns, came_ns, length_ns)
+        came_ns = read_ns
+        if is_picture and self._is_parsed:  # FFmpeg gives a picture when the next one begins
+            came_ns, self._picture_ns = self._picture_ns or self._asked_ns, read_ns
+        began_ns = self._clock.captured_ns(track, pts_ns, came_ns, length_ns)
         if is_picture:
-            if (
-                self._demand.mode is not DecodeMode.NOTHING
-                and packet.is_keyframe
-                and (size := self._media.changed_size)
-            ):
+            if packet.is_keyframe and (size := self._media.changed_size):
                 self._check_same_size(size)
             self._arrived = _Arrival(began_ns, read_ns)
-            if pts is not None:
-                self._pauses.add(given_ns, self._asked_ns, read_ns)
         if not self._media.is_timed:  # clips need the time of arrival instead of FFmpeg's 25 fps
             packet.time_base, packet.duration = _MICROSECOND, 0
             packet.pts = packet.dts = began_ns // 1000
@@ -354,7 +326,6 @@ class NetworkStream(Video):
         self.decoding = _MODES[self._policy.mode]
         self.undecoded += not steps
         self.inter_coded += not packet.is_keyframe
-        self._filter.add(keyframe=packet.is_keyframe and is_refresh(self._codec, packet), pts=packet.pts)
         self._steps += steps
         if len(steps) > 1:
             self._burst.begin(steps[0].packet.times.captured_ns, arrived.captured_ns)
@@ -367,28 +338,29 @@ class NetworkStream(Video):
             self._decoded.clear()
             decoder.restart()
         if step.restart or packet.is_keyframe:
-            decoder.filter_pictures(self._filtered(step))
+            self._decoder.filter_pictures(self._filtered(step))
         if step.alone is self._keeps:
             self._keeps = not step.alone  # the next picture may come in seconds
             self._converter.keep(self._keeps)
         if step.alone:
-            self._decoded += decoder.decode_alone(packet)
+            self._decoded += self._decoder.decode_alone(packet)
             return
         if packet.is_keyframe and self._listener is not None:
-            self._use_decoder(self._listener.decoder(self._codec))
+            self._use_decoder(self._listener.decoder)
         self._decode(packet)
 
-    def _use_decoder(self, name: str) -> None:
-        """Use a hardware decoder from the next packet on, which is a key frame; empty: leave it as it is."""
-        if not name or name in self._tried or (self._hardware is not None and self._hardware.name):
+    def _use_decoder(self, choice: str) -> None:
+        """Use a hardware decoder from the next packet on, which is a key frame, unless one was tried."""
+        if choice == "software" or self._tried:
             return
-        from agent.capture.hardware.decoders import hardware_decoder
+        from agent.capture.hardware_decoder import HardwareDecoder, usable_decoder
 
-        self._tried.add(name)
-        self._decoded += self._decoder.decode(None)
-        self._decoder.restart()
-        answer_s = min(2.0, self._stall_s / 5.0)
-        self._hardware = hardware_decoder(name, self._media.video, self._shown, self._decoder, answer_s)
+        self._tried = True
+        if name := usable_decoder(choice, self._codec):
+            self._decoded += self._decoder.decode(None)
+            self._decoder.restart()
+            answer_s = min(2.0, self._stall_s / 5.0)
+            self._hardware = HardwareDecoder(name, self._media.video, self._shown, self._decoder, answer_s)
 
     def _decode(self, packet: Packet[Stream]) -> None:
         if self._hardware is None:
@@ -418,8 +390,11 @@ class NetworkStream(Video):
         """Return which pictures get the loop filter from a step on."""
         if not self._may_save or self._demand.exact or not step.packet.packet.is_keyframe:
             return "all"
-        for_gate = step.alone and self._policy.mode is DecodeMode.PACKETS
-        return self._filter.filtered(self._media.height, alone=for_gate)
+        if self._media.height < _TALL:
+            return "all"
+        if step.alone and self._policy.mode is DecodeMode.PACKETS:  # for the motion gate
+            return "none"
+        return "keyframes" if 0 < self._policy.group <= _SHORT else "all"
 
     def _hold(self, picture: DecodedPicture) -> None:
         """Hold a picture, unless it was given before, or is one too many of those that are decoded late."""
@@ -457,6 +432,4 @@ def open_stream(address: SourceUri, stall_s: float) -> NetworkStream:
     Raises:
         SourceError: it cannot be opened within `stall_s`, or is no video; SoundAloneError: it has sound alone.
     """
-    began_s = time.monotonic()
-    media = open_medium(address, stall_s)
-    return NetworkStream(media, address, stall_s, cut_off=time.monotonic() - began_s >= stall_s)
+    return NetworkStream(open_medium(address, stall_s), address, stall_s)

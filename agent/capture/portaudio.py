@@ -14,10 +14,9 @@ import importlib
 import logging
 import os
 import threading
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 from msgspec import Struct
 
@@ -46,23 +45,15 @@ class Input(Struct, frozen=True):
     rate_hz: int
 
 
-class _ClosingStream(NamedTuple):
-    """A stream that is to be closed, see `PortAudio.close`."""
-
-    shown: str
-    stream: Any
-
-
 class PortAudio:
     """Opens and closes streams, one at a time, and keeps the list of devices fresh."""
 
     def __init__(self, gather_s: float = 1.0) -> None:
-        """Load nothing yet. Streams that were asked to close wait at most `gather_s` for each other, s."""
+        """Load nothing yet. A stream waits at most `gather_s` for others that were asked to close, s."""
         self._gather_s = gather_s
         self._turn = threading.Condition(threading.Lock())
         self._library: Any = None
         self._users, self._asked, self._cards = 0, False, ""
-        self._leaving: deque[_ClosingStream] = deque()
 
     def open(self, shown: str, timeout_s: float, make: Callable[[Any, list[Input]], T]) -> T:
         """Open a stream; give it back to `close`.
@@ -76,6 +67,8 @@ class PortAudio:
             SourceError: PortAudio is missing, hangs in another stream, or what `make` raises.
         """
         with self._locked(shown, timeout_s):
+            self._turn.wait_for(lambda: not self._asked or not self._users, self._gather_s)
+            self._asked, self._cards = False, _cards() if self._asked else self._cards
             library = self._refreshed(shown)
             try:
                 stream = make(library, inputs(library))
@@ -91,62 +84,30 @@ class PortAudio:
             library = self._refreshed(shown)
             return do(library, inputs(library))
 
-    def close(self, shown: str, timeout_s: float, stream: Any) -> None:
-        """Close a stream that `open` gave. If PortAudio hangs in another stream, it is closed when that answers.
-
-        Args:
-            shown: what is closed, for messages.
-            timeout_s: longest wait for other threads that open or close, s.
-            stream: to be closed.
-        """
-        self._leaving.append(_ClosingStream(shown, stream))
-        if self._turn.acquire(timeout=timeout_s):
-            self._release()
-        else:
-            log.warning("%s: PortAudio hangs in another microphone; closed when it answers", shown)
+    def close(self, shown: str, stream: Any) -> None:
+        """Close a stream that `open` gave, as soon as PortAudio does not hang in another one."""
+        with self._turn:
+            for how in (stream.abort, stream.close):
+                try:
+                    how()
+                except Exception as error:  # its device may be gone or in use by another program
+                    log.debug("%s: %s: %s", shown, how.__name__, error)
+            self._users -= 1
+            self._turn.notify_all()
 
     @property
     def asks_to_close(self) -> bool:
-        """True if another stream waits for a new device: then close, call `wait_for_others`, and open again."""
+        """True if another stream waits for a new device: then close, and open again."""
         return self._asked
-
-    def wait_for_others(self) -> None:
-        """Wait until every other stream is closed as well, unless PortAudio hangs."""
-        if not self._turn.acquire(timeout=self._gather_s):
-            return
-        try:
-            if not self._turn.wait_for(lambda: not self._asked or not self._users, self._gather_s):
-                self._asked, self._cards = False, _cards()
-        finally:
-            self._release()
 
     @contextlib.contextmanager
     def _locked(self, shown: str, timeout_s: float) -> Iterator[None]:
         if not self._turn.acquire(timeout=timeout_s):
             raise SourceError(f"{shown}: PortAudio has been busy with another microphone for {timeout_s:g} s")
         try:
-            self._close_leaving()
             yield
         finally:
-            self._release()
-
-    def _release(self) -> None:
-        """Close the streams whose closing was put off, and release the lock."""
-        while True:
-            self._close_leaving()
             self._turn.release()
-            # Another thread that found the lock taken may have added a stream since.
-            if not self._leaving or not self._turn.acquire(blocking=False):
-                return
-
-    def _close_leaving(self) -> None:
-        while self._leaving:
-            leaving = self._leaving.popleft()
-            try:
-                _close(leaving.shown, leaving.stream)
-            finally:
-                self._users -= 1
-                self._turn.notify_all()
 
     def _refreshed(self, shown: str) -> Any:
         """Return the library, with a fresh list of devices if no stream is open."""
@@ -159,20 +120,11 @@ class PortAudio:
             self._library._initialized += 1
         else:
             return self._library
-        self._asked, self._cards = False, _cards()
+        self._cards = _cards()
         return self._library
 
 
 PORTAUDIO = PortAudio()
-
-
-def _close(shown: str, stream: Any) -> None:
-    """Close a stream and ignore every error: its device may be gone or in use by another program."""
-    for how in (stream.abort, stream.close):
-        try:
-            how()
-        except Exception as error:
-            log.debug("%s: %s: %s", shown, how.__name__, error)
 
 
 def inputs(library: Any) -> list[Input]:
@@ -281,11 +233,16 @@ def find_format(library: Any, device: Input, address: SourceUri, wanted_hz: int)
         SourceError: it lacks the channel, cannot be opened now, or offers no rate that is known.
     """
     options, shown = address.options, address.masked
-    form = _channels(device, options.channel, shown)
+    channel = options.channel
+    if channel is not None and channel >= device.channels:
+        found = f"{device.name} has {device.channels}, which count from 0"
+        raise SourceError(f"{shown}: expected a channel {channel}; {found}")
+    is_server = device.channels > CHANNELS_MAX
+    channels = (1 if channel is None else channel + 1) if is_server else device.channels
     asked_hz = options.rate or wanted_hz
     for rate_hz in _rates(asked_hz, device.rate_hz):
         try:
-            library.check_input_settings(device.number, form.channels, "int16", samplerate=rate_hz)
+            library.check_input_settings(device.number, channels, "int16", samplerate=rate_hz)
         except library.PortAudioError as error:
             if _code(error) != _INVALID_RATE:
                 raise SourceError(f"{shown}: {device.name} cannot be opened: {explain(error)}") from None
@@ -293,7 +250,7 @@ def find_format(library: Any, device: Input, address: SourceUri, wanted_hz: int)
         if rate_hz != asked_hz:
             level = logging.WARNING if options.rate else logging.INFO
             log.log(level, "%s: %d Hz is not offered; opened at %d Hz", shown, asked_hz, rate_hz)
-        return Format(rate_hz, form.channels, form.channel)
+        return Format(rate_hz, channels, channel)
     raise SourceError(f"{shown}: expected a rate between {RATES_HZ[0]} and {RATES_HZ[-1]} Hz; it offers none")
 
 
@@ -333,27 +290,10 @@ def _listed(found: Sequence[Input]) -> str:
     return ", ".join(f"{device.number} ({device.name})" for device in found)
 
 
-def _channels(device: Input, channel: int | None, shown: str) -> Format:
-    server = device.channels > CHANNELS_MAX
-    if channel is not None and channel >= device.channels:
-        raise SourceError(
-            f"{shown}: expected a channel {channel}; {device.name} has {device.channels}, which count from 0"
-        )
-    if not server:
-        return Format(0, device.channels, channel)
-    return Format(0, 1 if channel is None else channel + 1, channel)
-
-
-def _rates(asked_hz: int, own_hz: int) -> Iterator[int]:
-    """List rates to try: the requested one; the device's own if that loses nothing; then higher, then lower."""
-    tried = {asked_hz}
-    yield asked_hz
-    higher = [own_hz] if own_hz > asked_hz else []
-    higher += [rate for rate in RATES_HZ if rate > asked_hz]
-    for rate in (*higher, own_hz, *(rate for rate in reversed(RATES_HZ) if rate < asked_hz)):
-        if rate not in tried:
-            tried.add(rate)
-            yield rate
+def _rates(asked_hz: int, own_hz: int) -> list[int]:
+    """List rates to try: the requested one, then higher ones, then lower; of these the device's own first."""
+    rates = {asked_hz, own_hz, *RATES_HZ}
+    return sorted(rates, key=lambda hz: (hz < asked_hz, hz not in (asked_hz, own_hz), abs(hz - asked_hz)))
 
 
 def _code(error: Exception) -> int:

@@ -7,40 +7,13 @@ pictures, and applied by one operation while a picture is copied.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
-from msgspec import Struct
 from numpy.typing import NDArray
 
 from agent.config.places import PrivacyMask, check_masks
-from agent.types import Box, ChannelOrder, Image, Point
-
-FindHidden = Callable[[Image, ChannelOrder, int], Sequence[Box]]
-"""Returns the parts of a picture that are to be blurred, fractions 0..1; takes its channel order and the time of
-its capture, CLOCK_MONOTONIC in ns."""
-
-
-class Privacy(Struct, frozen=True):
-    """Masks and blurs of one stream.
-
-    Attributes:
-        masks: polygons that are black.
-        find: finds what is to be blurred; None: nothing is.
-        mask_model: False: models see the true picture.
-    """
-
-    masks: tuple[PrivacyMask, ...] = ()
-    find: FindHidden | None = None
-    mask_model: bool = True
-
-    @property
-    def hides(self) -> bool:
-        """True if anything is hidden."""
-        return bool(self.masks) or self.find is not None
-
-
-NO_PRIVACY = Privacy()
+from agent.types import Box, Image, Point
 
 
 def covered_pixels(polygon: Sequence[Point], width: int, height: int) -> NDArray[np.bool_]:

@@ -1,4 +1,4 @@
-"""A stream's sound: reads a microphone or a file, and hands over what it gives at the model's rate."""
+"""A stream's sound: reads a microphone, a camera or a file, and hands over what it gives at the model's rate."""
 
 from __future__ import annotations
 
@@ -12,15 +12,13 @@ import numpy as np
 from msgspec.structs import replace
 
 from agent.capture.audio_file import Block, Resampler
+from agent.capture.camera import Cameras
 from agent.capture.streams import HandoffQueue, SourceStream
 from agent.capture.supervisor import OnChange, SourceSupervisor, SourceThread
 from agent.config import CaptureConfig
 from agent.config.source_uri import SourceUri, parse_sound, sound_opener
 from agent.errors import SourceError
-from agent.types import (
-    AudioChunk,
-    Samples,
-)
+from agent.types import AudioChunk, Samples
 
 
 class SoundSource(Protocol):
@@ -58,7 +56,7 @@ def open_sound(uri: str, rate_hz: int, *, stall_s: float) -> SoundSource:
     """Open a microphone or a file; of a camera on the network see `agent.capture.camera_sound`.
 
     Args:
-        uri: see the module.
+        uri: see `agent.capture.source`.
         rate_hz: preferred rate; the source may give another.
         stall_s: a microphone that gives nothing for this long has failed, s.
 
@@ -73,9 +71,8 @@ def open_sound(uri: str, rate_hz: int, *, stall_s: float) -> SoundSource:
 
 _HELD_S, _TAKEN_S = 5.0, 1.0
 """Longest live audio that is kept, and longest that one `take` returns, s."""
-_CHUNKS, _FRAMES = (8, 2), (4, 1)
-"""Limits of lossless queues: a producer that found one full continues when it is nearly empty, not at every free
-place. It then reads several items in a row at less cost each: fewer wake-ups, and its caches stay warm."""
+_CHUNKS = (8, 2)
+"""Limits of a lossless queue, see `agent.capture.streams`."""
 
 
 class AudioQueue(HandoffQueue[AudioChunk]):
@@ -152,14 +149,20 @@ class AudioReader(SourceThread[SoundSource]):
     """Reads one opening of an audio source."""
 
     def __init__(
-        self, uri: str, rate_hz: int, deliver: OnAudio, woken: threading.Event, *, stall_s: float, name: str
+        self,
+        open_source: Callable[[], SoundSource],
+        uri: str,
+        rate_hz: int,
+        deliver: OnAudio,
+        woken: threading.Event,
+        name: str,
     ) -> None:
         super().__init__(uri, woken, name)
-        self._rate_hz, self._deliver, self._stall_s = rate_hz, deliver, stall_s
+        self._open_source, self._rate_hz, self._deliver = open_source, rate_hz, deliver
         self._lost = self._went = 0
 
     def _open(self) -> SoundSource:
-        return open_sound(self._uri, self._rate_hz, stall_s=self._stall_s)
+        return self._open_source()
 
     def _read(self, source: SoundSource) -> None:
         self._began_ns, self._began_at = time.monotonic_ns(), datetime.now(UTC)
@@ -183,9 +186,9 @@ class AudioReader(SourceThread[SoundSource]):
 
     def _restart(self, source: SoundSource, lost: int) -> None:
         """Reset the resampler after a gap; what it held back is lost as well."""
-        self.description = source.description
-        lost_s = lost / self._from_hz + self._resampler.behind_s
-        self._lost += max(1, round(lost_s * self._rate_hz))
+        if self._went:
+            lost_s = lost / self._from_hz + self._resampler.behind_s
+            self._lost += max(1, round(lost_s * self._rate_hz))
         self._from_hz, self._resampler = source.rate_hz, Resampler(source.rate_hz, self._rate_hz)
 
     def _deliver_all(self, source: SoundSource, block: Block) -> bool:
@@ -193,6 +196,7 @@ class AudioReader(SourceThread[SoundSource]):
         if not len(block.samples):
             return True
         self._went += len(block.samples)
+        self.description = source.description
         stamped = self._live(block) if source.live else self._replayed(block, paced=source.paced)
         self._asked_ns, self._lost = 0, 0
         wanted = self._deliver(self, stamped)
@@ -216,36 +220,23 @@ class AudioReader(SourceThread[SoundSource]):
         return AudioBlock(block.samples, 0, captured_ns, at, time.monotonic_ns())
 
 
-class SoundStream(SourceStream[AudioChunk]):
-    """Audio: int16, one channel, at exactly the rate that was asked for."""
+class AudioStream(SourceStream[AudioChunk]):
+    """Audio of a microphone, a camera or a file: int16, one channel, at exactly the rate that was asked for.
 
-    def __init__(self, stream: str, rate_hz: int, *, lossless: bool) -> None:
-        """Prepare the stream, whose `rate_hz` is in samples per second."""
-        self._stream, self._rate_hz = stream, rate_hz
-        self._chunks = AudioQueue(rate_hz, lossless=lossless)
-        super().__init__(self._chunks)
-        self._end = 0
-
-    def _hand_on(self, sound: AudioBlock, lost: int) -> None:
-        """Hand audio on, before which so many samples are missing."""
-        first = self._end + lost
-        self._end = first + len(sound.samples)
-        self._delivered += len(sound.samples)
-        stamps = sound.captured_ns, sound.captured_at, sound.read_ns
-        chunk = AudioChunk(sound.samples, self._rate_hz, self._stream, first, *stamps)
-        self._dropped += sound.lost + self._chunks.put(chunk)
-
-
-class AudioStream(SoundStream):
-    """Audio of a microphone or a file.
-
-    A microphone, and a replay with `pace=realtime`, does not wait: if more than 5 s were not taken, the oldest
+    A live source, and a replay with `pace=realtime`, does not wait: if more than 5 s were not taken, the oldest
     is dropped. A replay with `pace=fast` waits, and hands on every sample in chunks of about 0.1 s, the same ones
     in every run. Other sources give the audio since the last `take`, up to 1 s.
     """
 
     def __init__(
-        self, stream: str, uri: str, config: CaptureConfig, rate_hz: int, *, on_change: OnChange
+        self,
+        stream: str,
+        uri: str,
+        config: CaptureConfig,
+        rate_hz: int,
+        *,
+        on_change: OnChange,
+        cameras: Cameras | None = None,
     ) -> None:
         """Prepare the stream; nothing is opened yet.
 
@@ -255,13 +246,17 @@ class AudioStream(SoundStream):
             config: of the stream; `max_fps` is not used.
             rate_hz: samples per second to hand on.
             on_change: see `OnChange`.
+            cameras: that other streams use; None: a camera is this stream's alone.
 
         Raises:
-            SourceError: the URI is wrong, or names a source of pictures.
+            SourceError: the URI is wrong, or names a source without sound.
         """
         address = parse_sound(uri)
-        super().__init__(stream, rate_hz, lossless=address.lossless)
-        self._config, self._uri, self._end_ns = config, uri, 0
+        self._chunks = AudioQueue(rate_hz, lossless=address.lossless)
+        super().__init__(self._chunks)
+        self._stream, self._rate_hz, self._config, self._uri = stream, rate_hz, config, uri
+        self._cameras = (cameras or Cameras()) if address.on_network else None
+        self._end = self._end_ns = 0
         self._newest_reader: AudioReader | None = None
         self._source = SourceSupervisor(
             stream, address, config, open_next=self._reader, finish=self._queue.close, on_change=on_change
@@ -282,8 +277,14 @@ class AudioStream(SoundStream):
 
     def _reader(self) -> AudioReader:
         woken, name = self._supervisor.woken, f"read-{self._stream}"
-        stall_s = self._config.stall_s
-        return AudioReader(self._uri, self._rate_hz, self._deliver, woken, stall_s=stall_s, name=name)
+        return AudioReader(self._open, self._uri, self._rate_hz, self._deliver, woken, name)
+
+    def _open(self) -> SoundSource:
+        if self._cameras is None:
+            return open_sound(self._uri, self._rate_hz, stall_s=self._config.stall_s)
+        from agent.capture.camera_sound import CameraSound
+
+        return CameraSound(self._stream, self._uri, self._config, self._rate_hz, self._cameras)
 
     def _deliver(self, reader: AudioReader, sound: AudioBlock) -> bool:
         """Hand audio on, from a reader's thread. Return False if this reader's audio is no longer wanted."""
@@ -293,7 +294,12 @@ class AudioStream(SoundStream):
         if reader is not self._newest_reader and self._newest_reader is not None:
             lost = max(lost, self._silence(sound))
         self._newest_reader, self._end_ns = reader, sound.captured_ns
-        self._hand_on(sound, lost)
+        first = self._end + lost
+        self._end = first + len(sound.samples)
+        self._delivered += len(sound.samples)
+        stamps = sound.captured_ns, sound.captured_at, sound.read_ns
+        chunk = AudioChunk(sound.samples, self._rate_hz, self._stream, first, *stamps)
+        self._dropped += sound.lost + self._chunks.put(chunk)
         return not self._supervisor.stopped
 
     def _silence(self, sound: AudioBlock) -> int:

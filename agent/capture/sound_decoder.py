@@ -145,19 +145,17 @@ class FileSound:
 
 
 def _open(address: SourceUri) -> InputContainer:
-    path = Path(address.target)
+    path, expected = Path(address.target), f"{address.masked}: expected a file with sound"
     if status(address) is None:
-        raise SourceError(f"{address.masked}: expected a file with sound; there is no {path.absolute()}")
+        raise SourceError(f"{expected}; there is no {path.absolute()}")
     av.logging.set_level(None)
     try:
         container = av.open(f"file:{path}", "r")
     except _ERRORS as error:
-        why = f"FFmpeg cannot read it ({type(error).__name__})"
-        raise SourceError(f"{address.masked}: expected a file with sound; {why}") from None
+        raise SourceError(f"{expected}; FFmpeg cannot read it ({type(error).__name__})") from None
     if not container.streams.audio:
-        kinds = ", ".join(one.codec_context.name for one in container.streams.video)
         container.close()
-        raise SourceError(f"{address.masked}: expected a file with sound; it has none, only {kinds or 'data'}")
+        raise SourceError(f"{expected}; it has none")
     return container
 
 

@@ -24,11 +24,11 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from enum import IntEnum
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, Protocol, cast
+from typing import TYPE_CHECKING, Any, Literal, Protocol, cast
 from urllib.parse import quote, unquote, urlsplit
 
 from msgspec import Struct
@@ -37,7 +37,10 @@ from msgspec.structs import replace
 from agent.config import CaptureConfig, servers
 from agent.config.source_uri import SourceUri, opener, parse, parse_picture, sound_opener
 from agent.errors import SourceError, reason_of
-from agent.types import ChannelOrder, DeferredImage, Image, MediaPacket
+from agent.types import Box, ChannelOrder, DeferredImage, Image, MediaPacket
+
+if TYPE_CHECKING:
+    from agent.config.places import PrivacyMask
 
 
 class DecodeMode(IntEnum):
@@ -76,6 +79,32 @@ class Demand(Struct, frozen=True, gc=False):
     exact: bool = False
 
 
+FindHidden = Callable[[Image, ChannelOrder, int], Sequence[Box]]
+"""Returns the parts of a picture that are to be blurred, fractions 0..1; takes its channel order and the time of
+its capture, CLOCK_MONOTONIC in ns."""
+
+
+class Privacy(Struct, frozen=True):
+    """Masks and blurs of one stream.
+
+    Attributes:
+        masks: polygons that are black.
+        find: finds what is to be blurred; None: nothing is.
+        mask_model: False: models see the true picture.
+    """
+
+    masks: tuple[PrivacyMask, ...] = ()
+    find: FindHidden | None = None
+    mask_model: bool = True
+
+    @property
+    def hides(self) -> bool:
+        """True if anything is hidden."""
+        return bool(self.masks) or self.find is not None
+
+
+NO_PRIVACY = Privacy()
+
 _ON_DISK = ("file", "dir", "wav")
 """Schemes of sources that are files or folders."""
 
@@ -97,7 +126,7 @@ def status(address: SourceUri) -> os.stat_result | None:
 def with_login(address: SourceUri, config: CaptureConfig) -> SourceUri:
     """Return the address with the configured user name and password in its target, and the transport of RTSP.
 
-    Never show that target.
+    Never show that target. What is configured counts more than what the URI has.
     The password file is read at each call, so that a changed password is used at the next opening.
 
     Raises:
@@ -106,29 +135,19 @@ def with_login(address: SourceUri, config: CaptureConfig) -> SourceUri:
     address = replace(address, rtsp_transport=config.rtsp_transport)
     if not (config.username or config.password_file):
         return address
-    wrong = partial(_wrong, address)
-    if not address.on_network:
-        raise wrong("username", "and password_file are for rtsp:, rtsps:, http: and https:")
     parts = urlsplit(address.target, allow_fragments=False)
-    if parts.password:
-        raise wrong(
-            "username", "or password_file is set, and the URI has a password, too: take it out of the URI"
-        )
-    if config.username and parts.username:
-        raise wrong("username", "is set, and the URI names a user, too: take it out of the URI")
     user = config.username or unquote(parts.username or "")
+    if not address.on_network:
+        raise _wrong(address, "username", "and password_file are for rtsp:, rtsps:, http: and https:")
     if not user:
-        raise wrong("password_file", "is set but username is not")
-    account = quote(user, safe="")
+        raise _wrong(address, "password_file", "is set but username is not")
+    account, password = quote(user, safe=""), parts.password
     if config.password_file:
-        account += ":" + quote(_password(address, config.password_file), safe="")
+        wrong = partial(_wrong, address, "password_file")
+        password = quote(servers.read_password(config.password_file, wrong), safe="")
+    account += f":{password}" if password else ""
     host = parts.netloc.rpartition("@")[2]
     return replace(address, target=parts._replace(netloc=f"{account}@{host}").geturl())
-
-
-def _password(address: SourceUri, name: str) -> str:
-    wrong = partial(_wrong, address, "password_file")
-    return servers.read_password(name, wrong)
 
 
 def _wrong(address: SourceUri, key: str, what: str) -> SourceError:
@@ -162,8 +181,9 @@ class SourceListener(Protocol):
         """Return True if `take_packet` is to be called with packets of sound."""
         ...
 
-    def decoder(self, codec: str) -> str:
-        """Return the hardware decoder to use for a codec from its next key frame on; empty: software."""
+    @property
+    def decoder(self) -> str:
+        """The value of `capture.decoder`."""
         ...
 
     def take_packet(self, packet: MediaPacket) -> None:
@@ -288,15 +308,6 @@ _STALL_S, _RATE_HZ = 1.0, 16_000
 """Stall time, s, and rate, Hz: arguments that openers of files and folders ignore."""
 
 
-def check_uri(uri: str) -> None:
-    """Check everything that can be checked without opening the source.
-
-    Raises:
-        SourceError: what is wrong, and the nearest correct value.
-    """
-    parse(uri)
-
-
 def check_there(uri: str) -> None:
     """Check a URI, and that its file or folder exists. A camera or a server may appear later.
 
@@ -331,11 +342,6 @@ def check_opens(uri: str) -> None:
             source.grab()
     finally:
         source.close()
-
-
-def check_login(uri: str, config: CaptureConfig) -> None:
-    """Check that the user name and the password of a source can be used."""
-    with_login(parse(uri), config)
 
 
 def open_source(uri: str, *, stall_s: float, login: CaptureConfig | None = None) -> Source:

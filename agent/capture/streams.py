@@ -7,18 +7,20 @@ from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable
 from functools import partial
-from typing import Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from msgspec.structs import replace
 
 from agent.capture.camera import Camera, Cameras, FrameConsumer, Picture, Timestamps
-from agent.capture.privacy import NO_PRIVACY, MaskPainter, Privacy, blur
-from agent.capture.source import DecodeMode, Demand
+from agent.capture.source import NO_PRIVACY, DecodeMode, Demand, Privacy
 from agent.capture.supervisor import CaptureStats, OnChange, SourceSupervisor, SourceThread
 from agent.config import CaptureConfig
 from agent.config.source_uri import parse_picture
 from agent.errors import BlurError, SourceError
 from agent.types import ChannelOrder, Frame, Lease, MediaPacket, Pixels
+
+if TYPE_CHECKING:
+    from agent.capture.privacy import MaskPainter
 
 T = TypeVar("T")
 
@@ -267,9 +269,12 @@ class FrameStream(SourceStream[Frame], FrameConsumer):
         """Opening of the camera that was there before this stream, and the pictures that it had given by then."""
         self._limiter = FrameRateLimiter(config.max_fps)
         self._taken: set[int] = set()
+        self._repainter: MaskPainter | None = None
         self.privacy = privacy
-        self.painter = MaskPainter(privacy.masks) if privacy.masks else None
-        self._repainter = MaskPainter(privacy.masks if privacy.find else ())
+        if privacy.masks:
+            from agent.capture.privacy import MaskPainter
+
+            self.painter, self._repainter = MaskPainter(privacy.masks), MaskPainter(privacy.masks)
         self._on_packet = None if privacy.hides else on_packet
         self.wants_packets, self.wants_sound = self._on_packet is not None, False
         self.demand = Demand()
@@ -318,9 +323,12 @@ class FrameStream(SourceStream[Frame], FrameConsumer):
     def _blur(self, frame: Frame) -> None:
         if (find := self.privacy.find) is None:
             return
+        from agent.capture.privacy import blur
+
         try:
             blur(frame.image, find(frame.image, frame.order, frame.captured_ns))
-            self._repainter.paint(frame.image, frame.image)  # a mosaic that reaches into a mask has brightened it
+            if self._repainter is not None:  # a mosaic that reaches into a mask has brightened it
+                self._repainter.paint(frame.image, frame.image)
         except Exception as error:  # whatever it is: nobody may see this picture
             self.give_back(frame)
             self._queue.close()

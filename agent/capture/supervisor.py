@@ -10,7 +10,6 @@ import threading
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, Generic, Literal, Protocol, TypeVar
 
 from msgspec import Struct
@@ -35,24 +34,17 @@ class SourceState:
     def __init__(self) -> None:
         self.state: CaptureState = "starting"
         self.detail = ""
-        self._lost_s, self._explained = 0.0, False
+        self._lost_s = 0.0
 
-    def mark_lost(self, now_s: float, reason: str, *, explains: bool = True) -> bool:
-        """Mark the source as lost.
+    def mark_lost(self, now_s: float, reason: str) -> bool:
+        """Mark the source as lost, for a reason for people. Return True if the outage begins.
 
-        Args:
-            now_s: of any monotonic clock, s.
-            reason: for people.
-            explains: False if the reason only says that nothing comes, and an exact one may follow.
-
-        Returns:
-            True if the outage begins, or if this is its first exact reason.
+        `now_s` is of any monotonic clock, s.
         """
         self.detail = reason
-        is_news = self.state != "lost" or (explains and not self._explained)
-        if self.state != "lost":
-            self.state, self._lost_s, self._explained = "lost", now_s, False
-        self._explained = self._explained or explains
+        is_news = self.state != "lost"
+        if is_news:
+            self.state, self._lost_s = "lost", now_s
         return is_news
 
     def mark_waiting(self, what: str) -> bool:
@@ -190,63 +182,25 @@ class SourceThread(ABC, Generic[S]):
                 source.close()
 
 
-_SOUND = Path("/dev/snd")
-_CAPTURES = "pcmC*D*c"
-"""ALSA's nodes for capture."""
-
-
-class HotplugProbe:
-    """Detects that a source's device was plugged in, so that it is opened at once.
-
-    A camera is found by its node; a microphone by any new capture node, since its name is not in the node's path.
-    """
-
-    def __init__(self, address: SourceUri, sound: Path = _SOUND) -> None:
-        """Record the nodes that are there now.
-
-        Args:
-            address: of the source; a source that is no device never appears.
-            sound: folder of ALSA's nodes.
-        """
-        self._address, self._sound = address, sound
-        self._nodes = self._found()
-
-    def appeared(self) -> bool:
-        """Return True if there is a node that was not there at the previous call."""
-        before, self._nodes = self._nodes, self._found()
-        return bool(self._nodes - before)
-
-    def _found(self) -> set[Path]:
-        try:
-            if self._address.scheme == "mic":
-                return set(self._sound.glob(_CAPTURES))
-            device = Path(self._address.target)
-            return {device} if self._address.scheme == "v4l2" and device.exists() else set()
-        except OSError:  # unplugged between two of these calls
-            return set()
-
-
 _FIRST_PAUSE_S = 0.5
 _HANGING_MAX = 3
 """Most openings that may hang: each holds a thread and a device, and a fourth would hang as well."""
 _STOP_S = 0.3
 _LIBRARY_S = 0.5
 """Time after `stall_s` in which a library may still give a picture that came before, s."""
-_PROBE_S = 0.5
-"""Time between two checks for a device that was plugged in, s."""
 _REOPEN_MAX_S, _REOPEN_LOCAL_MAX_S = 30.0, 5.0
-"""Longest pauses between two attempts to reopen, s, where the configuration does not say."""
+"""Longest pauses between two attempts to reopen, s, where the configuration does not say: a camera elsewhere; one
+of the local network, and a device of this machine."""
 OnChange = Callable[[str, str], None]
 """Called with (`starting`, what it waits for) if its first picture cannot come yet, with (`lost`, reason) once
-per outage and (`running`, `back after 12 s`) once after it, from the supervisor's thread. If the first reason
-only says that nothing came in time, it is called with `lost` once more for the first exact reason."""
+per outage and (`running`, `back after 12 s`) once after it, from the supervisor's thread."""
 
 
 def longest_pause_s(address: SourceUri, config: CaptureConfig) -> float:
     """Return the longest pause between two attempts to open a source, s."""
     if config.reopen_max_s is not None:
         return config.reopen_max_s
-    return _REOPEN_LOCAL_MAX_S if address.host and is_local(address.host) else _REOPEN_MAX_S
+    return _REOPEN_LOCAL_MAX_S if not address.on_network or is_local(address.host) else _REOPEN_MAX_S
 
 
 class CaptureStats(Struct, frozen=True):
@@ -407,7 +361,7 @@ class SourceSupervisor:
             self._on_change("running", news)
 
     def _mark_lost(self, reason: str) -> None:
-        if self._state.mark_lost(time.monotonic(), reason, explains=reason != self._missed):
+        if self._state.mark_lost(time.monotonic(), reason):
             self._on_change("lost", reason)
 
     def _finish(self, opening: SourceThread[Any], reason: str) -> None:
@@ -419,13 +373,8 @@ class SourceSupervisor:
             self._finish_with(None)
 
     def _pause(self, opening: SourceThread[Any]) -> None:
-        """Wait before the next attempt: until the pause is over or the device appears, and few openings hang."""
+        """Wait before the next attempt: until the pause is over, and few openings hang."""
         self._hanging = [hung for hung in (*self._hanging, opening) if not hung.join(0)]
-        plug, left_s = HotplugProbe(self._address), self._backoff.next_s()
-        while left_s > 0 and not self._stopped.wait(min(left_s, _PROBE_S)):
-            left_s -= _PROBE_S
-            if plug.appeared():  # udev may still have to set its permissions
-                self._backoff.reset()
-                left_s = min(left_s, _FIRST_PAUSE_S)
+        self._stopped.wait(self._backoff.next_s())
         while len(self._hanging) >= _HANGING_MAX and not self._stopped.wait(1.0):
             self._hanging = [hung for hung in self._hanging if not hung.join(0)]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import threading
 import time
 from collections import deque
@@ -370,10 +369,7 @@ def describe(media: Media) -> str:
     return f"{size} at {media.fps:g} fps" if media.fps and media.is_timed else size
 
 
-log = logging.getLogger(__name__)
 _DEFAULT_FPS = 25.0
-_COUNT_TOLERANCE = 0.02
-"""Share by which a frame count may be wrong: containers without an index only estimate it."""
 
 
 class VideoFile(Video):
@@ -381,8 +377,7 @@ class VideoFile(Video):
 
     def __init__(self, address: SourceUri) -> None:
         super().__init__(open_file(address), address.masked)
-        self._address, self._read, self._warned = address, 0, False
-        self._expected = self._media.frames
+        self._address, self._read = address, 0
         self.live = False
         self.period_s = 1.0 / (self._media.fps or _DEFAULT_FPS)
         self.pace_s = self.period_s if address.options.pace == "realtime" else 0.0
@@ -409,24 +404,12 @@ class VideoFile(Video):
     def _again(self) -> bool:
         if self._read == 0:
             raise SourceError(f"{self._shown}: expected pictures; found none that can be decoded; cut off?")
-        self._warn_if_short()
         if not self._address.options.loop:
             return False
         self._media.close()
         self._begin(open_file(self._address))
         self._read = 0
         return super().grab()
-
-    def _warn_if_short(self) -> None:
-        missing = self._expected - self._read
-        if missing > max(2, _COUNT_TOLERANCE * self._expected) and not self._warned:
-            self._warned = True
-            log.warning(
-                "%s: ended after %d of %d pictures: the file is cut off or damaged",
-                self._shown,
-                self._read,
-                self._expected,
-            )
 
 
 def open_clip(address: SourceUri, stall_s: float) -> VideoFile:

@@ -408,7 +408,7 @@ def is_local(host: str) -> bool:
     return address.is_private or address.is_link_local or address.is_loopback
 
 
-DecoderChoice = Literal["software", "auto", "h264_v4l2m2m", "hevc_v4l2m2m", "drm"]
+DecoderChoice = Literal["software", "auto", "h264_v4l2m2m", "hevc_v4l2m2m"]
 """Values of `capture.decoder`."""
 
 

@@ -12,14 +12,14 @@ from functools import partial
 from itertools import chain
 from pathlib import Path
 
-from agent.capture.source import check_login, check_opens, check_there, check_uri
+from agent.capture.source import check_opens, check_there, with_login
 from agent.comms.mqtt.endpoint import OPEN, commands_off
 from agent.comms.mqtt.endpoint import remarks as unwise
 from agent.config import Config, StreamConfig
 from agent.config.load import ConfigFile, load
 from agent.config.places import check_masks
 from agent.config.servers import ServedConfig, expand, is_loopback, is_open_to_all, wants_credentials
-from agent.config.source_uri import holds_secret
+from agent.config.source_uri import holds_secret, parse
 from agent.config.toml import Keys
 from agent.daemon.check_device import (
     check_not_shared,
@@ -211,7 +211,7 @@ def _shared(file: ConfigFile, name: str) -> Iterator[Step]:
 
 def _source_steps(stream: StreamConfig, check: Callable[[str], None] = check_there) -> Iterator[Step]:
     yield ("source",), lambda: check(stream.source)
-    yield ("capture",), lambda: check_login(stream.source, stream.capture)
+    yield ("capture",), lambda: with_login(parse(stream.source), stream.capture)
 
 
 def _steps(name: str, stream: StreamConfig) -> Iterator[Step]:
@@ -226,7 +226,7 @@ def _steps(name: str, stream: StreamConfig) -> Iterator[Step]:
     yield ("backend",), lambda: resolve_backend(stream.backend)
     yield ("model",), lambda: open_model(stream.model)
     yield ("variant",), lambda: open_model(stream.model, stream.variant)
-    if any(_first_problem([(("source",), lambda: check_uri(stream.source))])):
+    if any(_first_problem([(("source",), lambda: parse(stream.source))])):
         return  # reported at its own line; whether it fits the model is unknown
     yield ("model",), lambda: open_perception(name, stream, opener=open_for_command).close()
 

@@ -33,7 +33,6 @@ from agent.text import plural
 
 if TYPE_CHECKING:
     from agent.daemon.autoselect import AutoBackend
-    from agent.daemon.streams.decoders import DecoderSelection
 
 
 log = logging.getLogger(__name__)
@@ -132,18 +131,9 @@ class Runtime:
         self.measured: frozenset[str] = frozenset()
         self.board, self.began_s = BoardMonitor(), time.monotonic()
         self.tap = EventTap()
-        self._decoders: DecoderSelection | None = None
-        self._cameras = Cameras(self._best_decoder)
+        self._cameras = Cameras()
         self._state_topics: set[str] = set()
         self._abandoned: WeakSet[Stream] = WeakSet()  # a thread that hangs holds its stream; nothing else should
-
-    def _best_decoder(self, codec: str) -> str:
-        """Return the best hardware decoder for a codec. Called by a camera with `capture.decoder = "auto"`."""
-        if self._decoders is None:
-            from agent.daemon.streams.decoders import DecoderSelection
-
-            self._decoders = DecoderSelection(state_path(self.config.storage))
-        return self._decoders.best(codec)
 
     def disk_load(self) -> DiskLoad:
         """Return how busy the disk is with events and clips. Any thread may call this."""

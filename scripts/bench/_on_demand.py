@@ -116,8 +116,9 @@ class Camera:
         self.cpu_s = self.full_s = 0.0
         self._source.follow(self)
 
-    def decoder(self, codec: str) -> str:
-        return ""
+    @property
+    def decoder(self) -> str:
+        return "software"
 
     def take_packet(self, packet: MediaPacket) -> None:
         """Nobody records."""

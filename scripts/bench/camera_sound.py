@@ -20,7 +20,7 @@ import common
 
 if TYPE_CHECKING:
     from agent.capture.camera import Cameras
-    from agent.capture.sound import SoundStream
+    from agent.capture.sound import AudioStream
     from agent.capture.streams import FrameStream
     from agent.types import Image
 
@@ -103,12 +103,12 @@ def beeps() -> bytes:
     return b"".join(bytes(packet) for packet in encoder.encode(frame))
 
 
-def hearing(uri: str, cameras: Cameras | None = None) -> SoundStream:
+def hearing(uri: str, cameras: Cameras | None = None) -> AudioStream:
     """A started stream that hears."""
-    from agent.capture.camera_sound import open_sound_stream
+    from agent.capture.sound import AudioStream
     from agent.config import CaptureConfig
 
-    stream = open_sound_stream("hear", uri, CaptureConfig(), HEARD_HZ, on_change=print, cameras=cameras)
+    stream = AudioStream("hear", uri, CaptureConfig(), HEARD_HZ, on_change=print, cameras=cameras)
     stream.start()
     return stream
 

@@ -15,9 +15,10 @@ import numpy as np
 import pytest
 
 from agent.capture.camera import Cameras
-from agent.capture.camera_sound import CameraSoundStream, open_sound_stream
+from agent.capture.sound import AudioStream
 from agent.capture.source import DecodeMode, Demand
 from agent.capture.streams import FrameStream
+from agent.capture.supervisor import CaptureStats
 from agent.config import CaptureConfig
 from agent.types import AudioChunk, Frame, Samples
 from tests.support.doubles import person_model
@@ -54,12 +55,11 @@ def tone(seconds: float, rate_hz: int = 8000, pitch_hz: float = 500.0) -> Sample
 @contextmanager
 def hearing(
     uri: str, cameras: Cameras | None = None, config: CaptureConfig = CONFIG
-) -> Iterator[tuple[CameraSoundStream, list[str]]]:
+) -> Iterator[tuple[AudioStream, list[str]]]:
     """A started stream of sound, and what it tells."""
     news: list[str] = []
     told = lambda state, why: news.append(f"{state}: {why}")  # noqa: E731 - one line
-    stream = open_sound_stream("gate", uri, config, RATE, on_change=told, cameras=cameras)
-    assert isinstance(stream, CameraSoundStream)
+    stream = AudioStream("gate", uri, config, RATE, on_change=told, cameras=cameras)
     stream.start()
     try:
         yield stream, news
@@ -78,13 +78,19 @@ def seeing(uri: str, cameras: Cameras, demand: Demand | None = None) -> Iterator
         stream.stop()
 
 
-def heard(stream: CameraSoundStream, seconds: float) -> list[AudioChunk]:
+def heard(stream: AudioStream, seconds: float) -> list[AudioChunk]:
     """The sound of some seconds."""
     found, until = [], time.monotonic() + seconds
     while time.monotonic() < until:
         if (chunk := stream.take(0.1)) is not None:
             found.append(chunk)
     return found
+
+
+def camera_stats(stream: AudioStream) -> CaptureStats:
+    """Totals of the camera that a stream hears."""
+    assert stream._cameras is not None
+    return next(iter(stream._cameras._open.values())).supervisor.stats(0, 0)
 
 
 def wait(condition: Callable[[], object], seconds: float = 60.0) -> None:
@@ -94,7 +100,7 @@ def wait(condition: Callable[[], object], seconds: float = 60.0) -> None:
         time.sleep(0.02)
 
 
-def first(stream: CameraSoundStream, seconds: float = 60.0) -> AudioChunk:
+def first(stream: AudioStream, seconds: float = 60.0) -> AudioChunk:
     deadline = time.monotonic() + seconds
     while (chunk := stream.take(0.2)) is None:
         assert time.monotonic() < deadline, stream.stats
@@ -121,7 +127,7 @@ def test_the_sound_of_a_camera_is_heard_without_a_gap_and_no_picture_is_decoded(
         assert all(chunk.captured_ns <= chunk.read_ns for chunk in chunks)
         assert 0 <= time.monotonic_ns() - chunks[-1].captured_ns < 3e9
         assert (stream.stats.state, stream.stats.detail) == ("running", "8000 Hz, 1 channel, pcm_alaw")
-        inner = stream._camera.supervisor.stats(0, 0)  # type: ignore[union-attr]
+        inner = camera_stats(stream)
         assert (inner.decoding, inner.decoded) == ("nothing", 0)
         assert inner.undecoded > 2 * FPS
         assert news == []
@@ -185,7 +191,7 @@ def test_pictures_and_sound_share_one_connection_also_when_one_of_them_leaves(st
                 assert picture(yard) is not None, "from the next key frame on"
                 assert heard(gate, 0.5)
                 assert yard.stats.decoding == "full"
-            wait(lambda: gate._camera.supervisor.stats(0, 0).decoding == "nothing")  # type: ignore[union-attr]
+            wait(lambda: camera_stats(gate).decoding == "nothing")
             assert is_whole(heard(gate, 1.0))
         assert news == []
         assert camera.viewers == 1
@@ -196,12 +202,11 @@ def test_pictures_of_a_camera_that_was_open_before_are_not_counted_as_those_of_a
 ) -> None:
     cameras = Cameras()
     with PacketCamera(still, sound=True) as camera, hearing(camera.uri, cameras) as (gate, _):
-        inner = gate._camera.supervisor.stats  # type: ignore[union-attr]
         first(gate)
         with seeing(camera.uri, cameras) as yard:
             wait(lambda: (picture(yard), yard.stats.decoded > 2 * FPS)[1])
-        wait(lambda: inner(0, 0).decoding == "nothing")
-        before = inner(0, 0)
+        wait(lambda: camera_stats(gate).decoding == "nothing")
+        before = camera_stats(gate)
         with seeing(camera.uri, cameras) as yard:
             states, until = set[str](), time.monotonic() + 60.0
             while not (now := yard.stats).frames and time.monotonic() < until:
@@ -209,7 +214,7 @@ def test_pictures_of_a_camera_that_was_open_before_are_not_counted_as_those_of_a
                 time.sleep(0.01)
             assert states <= {"starting"}
             wait(lambda: yard.stats.state == "running")
-            assert yard.stats.decoded <= inner(0, 0).decoded - before.decoded
+            assert yard.stats.decoded <= camera_stats(gate).decoded - before.decoded
 
 
 def picture(stream: FrameStream) -> Frame:
@@ -280,7 +285,7 @@ def test_the_sound_of_a_video_file_is_heard(tmp_path: Path) -> None:
             file.mux(sound.encode(piece))
         file.mux(video.encode(None))
         file.mux(sound.encode(None))
-    stream = open_sound_stream("gate", f"file:{path}?pace=fast", CONFIG, RATE, on_change=lambda *_: None)
+    stream = AudioStream("gate", f"file:{path}?pace=fast", CONFIG, RATE, on_change=lambda *_: None)
     stream.start()
     chunks = []
     while not stream.ended:
@@ -351,10 +356,10 @@ def test_a_stream_of_pictures_and_one_of_words_share_a_camera(tmp_path: Path, br
 
 def test_who_hears_a_camera_loads_no_opencv_and_who_hears_a_microphone_no_pyav() -> None:
     code = (
-        "import sys; import agent.capture.camera_sound, agent.daemon.streams.pipeline;"
+        "import sys; import agent.capture.sound, agent.daemon.streams.pipeline;"
         " import agent.compute.hearing;"
         " print(*('cv2' in sys.modules, 'av' in sys.modules));"
-        " import agent.capture.network, agent.capture.sound_decoder; print('cv2' in sys.modules)"
+        " import agent.capture.network, agent.capture.camera_sound; print('cv2' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
     assert done.stdout.split() == ["False", "False", "False"]
@@ -364,5 +369,5 @@ def test_what_nobody_decodes_is_not_decoded_whatever_is_configured(still: list[U
     config = CaptureConfig(stall_s=2.0, decode="full")
     with PacketCamera(still, sound=True) as camera, hearing(camera.uri, config=config) as (stream, _):
         first(stream)
-        assert stream._camera.supervisor.stats(0, 0).decoded == 0  # type: ignore[union-attr]
+        assert camera_stats(stream).decoded == 0
         assert max(DecodeMode) is DecodeMode.FULL

@@ -207,7 +207,7 @@ class NoCamera(BaseHTTPRequestHandler):
 
 
 @pytest.mark.parametrize(
-    ("path", "why"), [("none", "answers 404: it has no such path"), ("picture", "not a stream")]
+    ("path", "why"), [("none", "Server returned 404 Not Found"), ("picture", "not a stream")]
 )
 def test_a_camera_that_gives_no_stream_is_refused_before_the_demo_begins(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], path: str, why: str

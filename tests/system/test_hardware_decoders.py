@@ -1,4 +1,4 @@
-"""Cameras on the network whose hardware decoder is away, fails or hangs: no picture is missing."""
+"""Cameras on the network whose hardware decoder is away, fails or hangs: the stream goes on."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from agent.capture.hardware import decoders
+from agent.capture import hardware_decoder as decoders
 from agent.capture.streams import FrameStream
 from agent.config import CaptureConfig
 from tests.support.decoders import Tamper, failing, green, hanging, opener, right
@@ -63,21 +63,12 @@ def test_a_camera_goes_on_whatever_its_hardware_decoder_does(
     assert ("decoding in software" in caplog.text) == (kind != "right")
 
 
-@pytest.mark.skipif(Path("/dev/dri").exists(), reason="this machine has DRM devices")
+@pytest.mark.skipif(any(Path("/dev").glob("video*")), reason="this machine has V4L2 devices")
 def test_a_daemon_without_the_device_says_so_and_decodes_in_software(tmp_path: Path, broker: Mosquitto) -> None:
     messages = Operator(broker).messages
-    capture = {"stall_s": 20.0, "decode": "full", "decoder": "drm"}
+    capture = {"stall_s": 20.0, "decode": "full", "decoder": "h264_v4l2m2m"}
     with PacketCamera(encode(pattern(10 * FPS), fps=FPS, options=OPTIONS), fps=FPS) as camera:
         yard = camera_of(person_model(tmp_path), camera.uri, capture=capture)
         with Vedette(tmp_path, broker, yard=yard) as vedette:
-            assert "there is no such device" in vedette.wait_said("hardware decoder drm")
+            assert "there is no such device" in vedette.wait_said("hardware decoder h264_v4l2m2m")
             messages.wait(lambda m: states(m).get("yard") == "running", 60)
-
-
-def test_a_daemon_with_auto_measures_once_and_keeps_the_outcome(tmp_path: Path, broker: Mosquitto) -> None:
-    capture = {"stall_s": 20.0, "decode": "full", "decoder": "auto"}
-    with PacketCamera(encode(pattern(10 * FPS), fps=FPS, options=OPTIONS), fps=FPS) as camera:
-        yard = camera_of(person_model(tmp_path), camera.uri, capture=capture)
-        with Vedette(tmp_path, broker, yard=yard) as vedette:
-            vedette.wait_said("h264 is decoded")
-    assert len(list(tmp_path.rglob("decoders/h264-*.json"))) == 1

@@ -126,7 +126,7 @@ def test_an_http_camera_that_ends_is_lost_and_opened_again(camera: str) -> None:
 
 
 def test_a_path_that_is_not_there_is_named(camera: str) -> None:
-    with pytest.raises(SourceError, match="answers 404: it has no such path"):
+    with pytest.raises(SourceError, match="Server returned 404 Not Found"):
         open_source(f"{camera}/nothing", stall_s=20.0)
 
 
@@ -302,13 +302,13 @@ def test_a_camera_that_sends_escape_codes_commands_no_terminal(tmp_path: Path, b
     threading.Thread(target=server.serve_forever, daemon=True).start()
     uri = f"http://127.0.0.1:{server.server_address[1]}/x"
     with Vedette(tmp_path, broker, front=camera_of(person_model(tmp_path), uri)) as vedette:
-        said = vedette.wait_said("answers 404")
+        said = vedette.wait_said("404 Not Found")
         messages.wait(lambda m: states(m).get("front") == "lost")
         told = health(messages)
     server.shutdown()
     server.server_close()
     assert told is not None
-    assert "answers 404" in told.streams["front"].detail
+    assert "404 Not Found" in told.streams["front"].detail
     assert told.streams["front"].detail.isprintable()
     assert said.isprintable()
     assert all(line.isprintable() for line in vedette.said())

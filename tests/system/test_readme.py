@@ -11,7 +11,6 @@ import msgspec
 import pytest
 from click.testing import CliRunner
 
-from agent.capture.source import check_uri
 from agent.cli.guide import TOPICS
 from agent.cli.main import vedette
 from agent.comms.commands import VERBS, set_command
@@ -21,6 +20,7 @@ from agent.compute.manifest import check_manifest, read_manifest
 from agent.config import Config
 from agent.config.load import parse
 from agent.config.source_uri import SCHEMES
+from agent.config.source_uri import parse as parse_uri
 from tests.support.documents import blocks, check_command_line, commands, inline_code, links, vedette_lines
 from tests.support.running import ROOT
 
@@ -91,7 +91,7 @@ def test_the_event_is_a_message_with_every_key() -> None:
 def test_every_kind_of_source_is_in_it() -> None:
     uris = [code for code in inline_code(README) if code.partition(":")[0] in SCHEMES and ":" in code]
     for uri in uris:
-        check_uri(uri.replace("…", "camera.local/stream"))
+        parse_uri(uri.replace("…", "camera.local/stream"))
     assert {uri.partition(":")[0] for uri in uris} == set(SCHEMES)
 
 

@@ -65,19 +65,18 @@ def test_a_camera_that_freezes_is_noticed_after_the_stall_time() -> None:
         server.freeze()
         until(lambda: grabber.lost)
         assert "no picture for 1.5 s" in news[0][1]
-        until(lambda: len(news) == 2)
-        assert "no stream comes in time; is the camera on" in news[1][1]
+        until(lambda: "no stream comes in time; is the camera on" in grabber.stats.detail)
         server.thaw()
         until(lambda: not grabber.lost)
         frames_flow(grabber)
-        assert [state for state, _ in news] == ["lost", "lost", "running"]
+        assert [state for state, _ in news] == ["lost", "running"]
 
 
 def test_a_camera_that_comes_later_is_waited_for() -> None:
     server = RtspServer()
     with grabbing(server.uri) as (grabber, news):
         until(lambda: grabber.lost)
-        assert "nothing listens there" in news[0][1]
+        assert "Connection refused" in news[0][1]
         with server:
             frames_flow(grabber)
             until(lambda: len(news) == 2)
@@ -85,13 +84,13 @@ def test_a_camera_that_comes_later_is_waited_for() -> None:
 
 
 def test_a_wrong_path_is_named() -> None:
-    with RtspServer() as server, pytest.raises(SourceError, match="answers 404: it has no such path"):
+    with RtspServer() as server, pytest.raises(SourceError, match="Server returned 404 Not Found"):
         open_source(server.uri.replace("/cam", "/door"), stall_s=20.0)
 
 
 def test_a_wrong_password_is_named_and_not_shown() -> None:
     with RtspServer("eve", "right") as server:
-        with pytest.raises(SourceError, match="refuses the ones given") as caught:
+        with pytest.raises(SourceError, match=r"401 Unauthorized.*set capture\.username") as caught:
             open_source(server.uri.replace("//", "//eve:wrong@"), stall_s=20.0)
         assert "wrong" not in str(caught.value)
         assert "eve" not in str(caught.value)
@@ -109,7 +108,7 @@ def test_the_password_of_a_camera_may_be_in_a_file(tmp_path: Path) -> None:
         assert source.read(None) is not None
         source.close()
         file.write_text("wrong")
-        with pytest.raises(SourceError, match="refuses the ones given") as caught:
+        with pytest.raises(SourceError, match=r"401 Unauthorized.*set capture\.username") as caught:
             open_source(server.uri, stall_s=20.0, login=login)
     assert "wrong" not in str(caught.value)
 

@@ -87,28 +87,6 @@ def test_an_audio_stream_over_http_is_heard() -> None:
         assert abs(pitch_hz(np.concatenate([chunk.samples for chunk in chunks])) - 500) < 3
 
 
-def test_who_wants_pictures_of_it_does_not_silence_who_hears_it() -> None:
-    cameras = Cameras()
-    with PacketCamera([], sound=a_law(tone(1.0))) as camera, seeing(camera.uri, cameras) as picture:
-        with hearing(camera.uri, cameras) as (stream, news):
-            first(stream)
-            assert is_whole(heard(stream, 2.0))
-            assert news == []
-        wait(lambda: picture.lost)
-
-
-def test_nor_does_who_comes_later() -> None:
-    cameras = Cameras()
-    with PacketCamera([], sound=a_law(tone(1.0))) as camera, hearing(camera.uri, cameras) as (stream, news):
-        first(stream)
-        with seeing(camera.uri, cameras) as picture:
-            wait(lambda: picture.lost)
-            heard(stream, 3.0)
-            wait(lambda: stream.stats.state == "running")
-            assert "it has" in picture.stats.detail
-        assert news == []
-
-
 def test_who_wants_pictures_of_it_is_refused() -> None:
     with PacketCamera([], sound=True) as camera, seeing(camera.uri, Cameras()) as stream:
         wait(lambda: stream.lost)

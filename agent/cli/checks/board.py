@@ -19,7 +19,7 @@ from pathlib import Path
 import agent
 from agent import __version__
 from agent.board.firmware import UNDER_VOLTAGE, Supply, ask_firmware, firmware_commands, read_supply
-from agent.board.identity import Board, has, known_features, read_board
+from agent.board.identity import Board, read_board
 from agent.board.power import Battery, PowerModel, PowerReading, power_model, read_battery, read_power
 from agent.board.proc import (
     CPUFREQ,
@@ -58,20 +58,8 @@ def check_board(root: Path) -> Iterator[Finding]:
     soc = " ".join(filter(None, (board.soc, board.soc_id and f"({board.soc_id})")))
     yield Finding("SoC", soc or "not reported by this machine")
     yield Finding("processor", f"{board.cpu}; {board.cores} for Vedette")
-    yield from check_features(board)
     yield from check_memory(read_memory(root))
     yield check_system(board, _BITS)
-
-
-def check_features(board: Board) -> Iterator[Finding]:
-    """Report which instructions for models the processor has."""
-    for feature in known_features(board.arch):
-        there = has(feature, board.features)
-        names = "+".join(feature.names)
-        value = (
-            f"{'yes' if there else 'no'} ({names}): {'speeds up' if there else 'would speed up'} {feature.lets}"
-        )
-        yield Finding(feature.title, value)
 
 
 def check_memory(memory: Memory) -> Iterator[Finding]:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from msgspec.structs import replace
 
-from agent.capture.source import check_login, open_source
+from agent.capture.source import open_source, with_login
 from agent.cli.checks import Finding, Job, run_parallel
 from agent.comms.mqtt.connection import WakeupPipe
 from agent.comms.mqtt.endpoint import address, check_host, commands_off
@@ -117,7 +117,7 @@ def _check_source(about: str, uri: str, stream: StreamConfig, health: StreamRepo
         if health is not None and health.state in _FLOWING:
             yield Finding(about, f"{source.masked}: in use by the running daemon; not tried")
             return
-        check_login(uri, stream.capture)
+        with_login(source, stream.capture)
     except SourceError as error:  # also reported by the configuration's section
         yield Finding(about, f"not tried: {error}", "warning", str(error))
         return

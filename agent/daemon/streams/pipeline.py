@@ -31,7 +31,7 @@ from agent.types import AudioChunk, Event, Frame, StageTimes, StreamBudget, Stre
 
 if TYPE_CHECKING:
     from agent.capture.camera import Cameras
-    from agent.capture.sound import SoundStream
+    from agent.capture.sound import AudioStream
     from agent.capture.streams import FrameStream
     from agent.compute.hearing import AudioPerception
     from agent.compute.listening import UtterancePerception
@@ -48,14 +48,14 @@ OnChange = Callable[[str, str], None]
 """Called with a new state of a source, and the reason."""
 
 
-Input = Union["FrameStream", "SoundStream"]
+Input = Union["FrameStream", "AudioStream"]
 T = TypeVar("T", Frame, AudioChunk)
 T_co = TypeVar("T_co", covariant=True)
 T_contra = TypeVar("T_contra", contravariant=True)
 
 
 class PipelineSource(Protocol[T_co]):
-    """Gives inputs: `FrameStream` or `SoundStream` of `agent.capture.streams`, or a test's list.
+    """Gives inputs: `FrameStream` or `AudioStream` of `agent.capture.streams`, or a test's list.
 
     It is `lost` while nothing comes for longer than the stall time, and a finite one has `ended` when every input
     was taken. `take` returns None when none came in time.
@@ -328,7 +328,7 @@ def open_pipeline(
 ) -> tuple[Input, VideoPipeline | AudioPipeline]:
     """Return the source of a stream, not yet started, and its pipeline with its open parts."""
     if opened.model.manifest.audio is None:
-        from agent.capture.privacy import Privacy
+        from agent.capture.source import Privacy
         from agent.capture.streams import FrameStream
 
         vision = cast("VideoPerception", opened)
@@ -347,11 +347,11 @@ def open_pipeline(
         pipeline = VideoPipeline(frames, vision, reporter, parts, metrics)
         pipeline.on_demand = frames.set_demand
         return frames, pipeline
-    from agent.capture.camera_sound import open_sound_stream
+    from agent.capture.sound import AudioStream
 
     hearing = cast("AudioPerception", opened)
     settings = config.source, config.capture, hearing.rate_hz
-    sound = open_sound_stream(name, *settings, on_change=on_change, cameras=cameras)
+    sound = AudioStream(name, *settings, on_change=on_change, cameras=cameras)
     return sound, AudioPipeline(sound, hearing, reporter, parts, metrics)
 
 

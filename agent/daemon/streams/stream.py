@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from msgspec.structs import replace
 
 from agent.backoff import Backoff
-from agent.capture.source import check_login, check_uri
+from agent.capture.source import with_login
 from agent.capture.supervisor import CaptureStats
 from agent.comms.messages import ModelId
 from agent.comms.reporter import Reporter
@@ -23,6 +23,7 @@ from agent.compute.infer.session import NotYetError
 from agent.compute.manifest import Model
 from agent.config import PublishConfig, StreamConfig
 from agent.config.places import check_masks
+from agent.config.source_uri import parse
 from agent.daemon.parts import Parts, StreamContext, check_values, open_part, open_parts
 from agent.daemon.streams import perception
 from agent.daemon.streams.counters import StreamMetrics
@@ -123,13 +124,13 @@ class Stream:
         """
         try:
             with about("source"):
-                check_uri(self.config.source)
+                parse(self.config.source)
             for keys, check in check_values(self.name, self.config):
                 with about(*keys):
                     check()
             if self.config.enabled:
                 with about("capture"):
-                    check_login(self.config.source, self.config.capture)
+                    with_login(parse(self.config.source), self.config.capture)
                 check_masks(self.config.privacy)
                 with about("model"):
                     self._open_model(perception.PREPARE_S)

@@ -15,7 +15,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from agent.board.heat import HeatModel
-from agent.board.sensors import BoardSensors, ChipReading, LostHeat
+from agent.board.sensors import BoardSensors, ChipReading
 from agent.board.thermal import Zone, firmware_limit_c
 from agent.compute.manifest import AUTO
 from agent.config import Config
@@ -211,7 +211,6 @@ class BoardLoad:
         self._clock, self._heat = clock, dict[str, HeatModel]()
         self._firmware_c = firmware_limit_c(root)
         self._sensors = sensors or BoardSensors(root, clock)
-        self._lost = LostHeat(COLD_C, BLIND_S)
 
     def load_changed(self) -> None:
         """Forget how the temperature went on: the load is another one from now on."""
@@ -242,16 +241,10 @@ class BoardLoad:
         )
 
     def _nearest_to_limit(self, chip: ChipReading, config: Config) -> tuple[Zone | None, float]:
-        """Return the zone that is nearest to its limit, and this limit, °C; no zone: the configured one.
-
-        A zone that was warm and cannot be read makes the temperature unknown, unless another one is warm.
-        """
+        """Return the zone that is nearest to its limit, and this limit, °C; no zone: the configured one."""
         now_s = self._clock()
         for zone in chip.zones.values():
             self._heat.setdefault(zone.name, HeatModel()).add(now_s, zone.temperature_c)
-        lost = self._lost.update(chip.zones, lambda zone: self._limit_c(zone, config), now_s)
-        if lost is not None:
-            return None, self._limit_c(lost, config)
         nearest = max(
             chip.zones.values(), key=lambda one: one.temperature_c - self._limit_c(one, config), default=None
         )

@@ -6,9 +6,9 @@ import threading
 import time
 from pathlib import Path
 
-from agent.board.monitor import StreamCpuMeter, thread_names, thread_seconds
+from agent.board.monitor import LoadMeter, thread_names, thread_seconds
 
-PREFIXES = ("stream-", "clips-")
+STREAMS = {"a", "b", "front"}
 
 
 def test_a_thread_may_have_any_name(tmp_path: Path) -> None:
@@ -32,8 +32,8 @@ def test_a_thread_that_works_is_seen_by_its_name() -> None:
     before = thread_seconds()
     one.start()
     until = time.monotonic() + 60.0
-    meter = StreamCpuMeter()
-    while meter.poll(PREFIXES, thread_seconds(), thread_names()).get("front", 0.0) < 0.05:
+    meter = LoadMeter()
+    while meter.add(STREAMS, thread_seconds(), thread_names()).get("front", 0.0) < 0.05:
         assert time.monotonic() < until
         time.sleep(0.01)
     go_on = False
@@ -42,11 +42,10 @@ def test_a_thread_that_works_is_seen_by_its_name() -> None:
 
 
 def test_the_total_never_falls_while_threads_come_and_go() -> None:
-    meter = StreamCpuMeter()
-    assert meter.poll(PREFIXES, {1: 2.0, 2: 1.0, 3: 9.0}, {1: "stream-a", 2: "clips-a", 3: "mqtt"}) == {"a": 3.0}
-    assert meter.poll(PREFIXES, {1: 2.5}, {1: "stream-a"}) == {"a": 3.5}
+    meter = LoadMeter()
+    assert meter.add(STREAMS, {1: 2.0, 2: 1.0, 3: 9.0}, {1: "stream-a", 2: "clips-a", 3: "mqtt"}) == {"a": 3.0}
+    assert meter.add(STREAMS, {1: 2.5}, {1: "stream-a"}) == {"a": 3.5}
     # The number of the ended thread is given to a new one, also of another stream.
-    assert meter.poll(PREFIXES, {1: 3.0, 2: 0.5}, {1: "stream-a", 2: "clips-a"}) == {"a": 4.5}
-    assert meter.poll(PREFIXES, {1: 0.25, 2: 0.5}, {1: "stream-b", 2: "clips-a"}) == {"a": 4.5, "b": 0.25}
-    meter.forget({"b"})
-    assert meter.poll(PREFIXES, {}, {}) == {"b": 0.25}
+    assert meter.add(STREAMS, {1: 3.0, 2: 0.5}, {1: "stream-a", 2: "clips-a"}) == {"a": 4.5}
+    assert meter.add(STREAMS, {1: 0.25, 2: 0.5}, {1: "stream-b", 2: "clips-a"}) == {"a": 4.5, "b": 0.25}
+    assert meter.add({"b"}, {}, {}) == {"b": 0.25}

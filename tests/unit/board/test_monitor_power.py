@@ -52,15 +52,13 @@ def test_under_voltage_is_logged_once_when_it_begins_and_once_when_it_ends(
     assert supply == Supply((), (UNDER_VOLTAGE, THROTTLING))
 
 
-def test_a_voltage_that_comes_and_goes_is_logged_once_with_how_often(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_voltage_that_comes_and_goes_is_logged_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     readings = Readings(pi4(tmp_path))
     with caplog.at_level(logging.INFO):
         for bits in ("0", *["50001", "50000", "50000"] * 20, *["50000"] * 5):
             readings.after(bits)
     assert len(caplog.records) == 2
-    assert "after 580 s, in which it was too low 20 times" in caplog.messages[1]
+    assert "after 580 s" in caplog.messages[1]
 
 
 def test_a_weakness_of_a_second_is_told_by_the_next_reading_alone(tmp_path: Path) -> None:

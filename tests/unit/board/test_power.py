@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agent.board.firmware import THROTTLING, UNDER_VOLTAGE, Supply, firmware_commands, read_supply
-from agent.board.power import POWER_MODELS, BusyCores, PowerReading, pmic_watts, power_model, read_power
+from agent.board.power import POWER_MODELS, PowerReading, pmic_watts, power_model, read_power
 from tests.support.boards import battery, pi4, write
 
 PMIC = """ 3V7_WL_SW_A current(0)=0.00000000A
@@ -95,17 +95,6 @@ def test_an_estimate_lies_between_idle_and_busy_and_has_a_source(name: str, core
     assert model.idle_w <= model.watts(cores) <= model.busy_w + 1e-9
     assert model.joules(cpu_s=4.0 * 60.0, seconds=60.0) == pytest.approx(model.busy_w * 60.0)
     assert "http" in model.source
-
-
-def test_busy_cores(tmp_path: Path) -> None:
-    stat = tmp_path / "stat"
-    stat.write_text("cpu  100 0 100 700 100 0 0 0 0 0\ncpu0 1 2 3\ncpu1 1 2 3\nintr 5\n")
-    busy = BusyCores(stat)
-    assert busy.poll() is None
-    stat.write_text("cpu  160 0 140 850 150 0 0 0 0 0\ncpu0 1 2 3\ncpu1 1 2 3\n")
-    assert busy.poll() == pytest.approx(2 * 100 / 300)
-    stat.unlink()
-    assert busy.poll() is None
 
 
 def test_the_firmware_is_asked_where_files_do_not_tell(tmp_path: Path) -> None:

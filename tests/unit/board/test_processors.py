@@ -10,7 +10,6 @@ from agent.board.processors import Quota, Ticks, read_quota, read_ticks, usable_
 from tests.support.boards import write
 
 V2 = "sys/fs/cgroup"
-V1 = "sys/fs/cgroup/cpu,cpuacct"
 
 
 def test_a_quota_of_systemd(tmp_path: Path) -> None:
@@ -37,21 +36,6 @@ def test_the_tightest_quota_of_the_groups_above_counts(tmp_path: Path) -> None:
         },
     )
     assert read_quota(tmp_path) == Quota(0.5, None, "/machine")
-
-
-def test_a_quota_of_the_first_version(tmp_path: Path) -> None:
-    write(
-        tmp_path,
-        {
-            "proc/self/cgroup": "3:cpuset:/x\n1:cpu,cpuacct:/docker/1\n0::/\n",
-            f"{V1}/docker/1/cpu.cfs_quota_us": "6000\n",
-            f"{V1}/docker/1/cpu.cfs_period_us": "100000\n",
-            f"{V1}/docker/1/cpuacct.usage": "1500000000\n",
-            f"{V1}/cpu.cfs_quota_us": "-1\n",
-            f"{V1}/cpu.cfs_period_us": "100000\n",
-        },
-    )
-    assert read_quota(tmp_path) == Quota(0.06, 1.5, "/docker/1")
 
 
 def test_a_container_sees_its_own_group_as_the_root(tmp_path: Path) -> None:

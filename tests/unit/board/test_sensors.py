@@ -132,27 +132,6 @@ def test_a_reading_that_hangs_is_logged_once_and_so_is_its_end(
     assert all("power" in message for message in caplog.messages)
 
 
-def test_a_process_that_was_stopped_itself_tells_of_no_hang(
-    clock: Clock, caplog: pytest.LogCaptureFixture
-) -> None:
-    go_on, entered = threading.Event(), threading.Event()
-
-    def read() -> bool:
-        entered.set()
-        return go_on.wait(60.0)
-
-    reader = BackgroundReader("power", read, 60.0, clock)
-    reader.start()
-    assert entered.wait(60.0)
-    clock.now_s = 3600.0
-    reader.tell_hang()
-    go_on.set()
-    wait_for(lambda: reader.newest()[0])
-    reader.tell_hang()
-    reader.stop()
-    assert not caplog.records
-
-
 def is_released(fifo: Path, reader: BackgroundReader[int | None]) -> bool:
     release(fifo, b"50000\n")
     return reader.newest()[0] is not None and reader._began_s is None

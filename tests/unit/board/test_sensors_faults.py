@@ -4,8 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent.board.sensors import ConfirmedTemperature, LastKnown, LostHeat
-from agent.board.thermal import Zone
+from agent.board.sensors import ConfirmedTemperature, LastKnown
 
 TEMPERATURES = st.floats(-40.0, 125.0)
 
@@ -45,26 +44,3 @@ def test_a_temperature_that_counts_was_read_and_wild_readings_do_not_freeze_it(r
     assert set(told) <= set(readings)
     for at in range(170, len(told)):
         assert told[at] in readings[at - 170 : at + 1]
-
-
-def lost(*seconds: tuple[float, dict[str, Zone]]) -> list[str]:
-    """Names of the zones whose heat is lost at each reading; empty: none."""
-    memory = LostHeat(15.0, 600.0)
-    found = [memory.update(zones, lambda _: 80.0, now_s) for now_s, zones in seconds]
-    return ["" if zone is None else zone.name for zone in found]
-
-
-CPU, GPU, COOL = Zone("cpu-thermal", 79.0), Zone("gpu-thermal", 70.0), Zone("gpu-thermal", 45.0)
-
-
-def test_heat_is_lost_with_its_zone_for_ten_minutes() -> None:
-    told = lost((0.0, {"a": CPU, "b": COOL}), (1.0, {"b": COOL}), (599.0, {"b": COOL}), (601.0, {"b": COOL}))
-    assert told == ["", "cpu-thermal", "cpu-thermal", ""]
-
-
-def test_heat_is_not_lost_while_another_zone_is_warm() -> None:
-    assert lost((0.0, {"a": CPU, "b": COOL}), (1.0, {"b": GPU}), (2.0, {"b": COOL})) == ["", "", "cpu-thermal"]
-
-
-def test_a_zone_that_comes_back_under_another_number_is_the_same() -> None:
-    assert lost((0.0, {"a": CPU}), (1.0, {}), (2.0, {"c": Zone("cpu-thermal", 40.0)})) == ["", "cpu-thermal", ""]

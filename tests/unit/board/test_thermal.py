@@ -2,12 +2,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from agent.board.thermal import THERMAL, Brake, Zone, read_brakes, read_zones
+from agent.board.thermal import THERMAL, Brake, Zone, read_all_zones, read_brakes
 from tests.support.boards import pi4, write
 
 
 def test_a_critical_trip_point_is_not_where_it_is_slowed(tmp_path: Path) -> None:
-    assert read_zones(pi4(tmp_path) / THERMAL) == [Zone("cpu-thermal", 48.686, None)]
+    assert read_all_zones(pi4(tmp_path) / THERMAL) == [Zone("cpu-thermal", 48.686, None)]
 
 
 def test_the_lowest_passive_trip_point_counts_and_the_hottest_zone_comes_first(tmp_path: Path) -> None:
@@ -27,7 +27,7 @@ def test_the_lowest_passive_trip_point_counts_and_the_hottest_zone_comes_first(t
             "thermal_zone1/trip_point_3_temp": "50000",
         },
     )
-    assert read_zones(tmp_path) == [Zone("cpu0-thermal", 71.0, 90.0), Zone("thermal_zone0", 40.0)]
+    assert read_all_zones(tmp_path) == [Zone("cpu0-thermal", 71.0, 90.0), Zone("thermal_zone0", 40.0)]
 
 
 def test_only_processors_that_are_slowed(tmp_path: Path) -> None:
@@ -49,4 +49,4 @@ def test_only_processors_that_are_slowed(tmp_path: Path) -> None:
 
 
 def test_a_board_without_zones(tmp_path: Path) -> None:
-    assert (read_zones(tmp_path / "nothing"), read_brakes(tmp_path / "nothing")) == ([], [])
+    assert (read_all_zones(tmp_path / "nothing"), read_brakes(tmp_path / "nothing")) == ([], [])

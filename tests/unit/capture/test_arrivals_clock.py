@@ -2,11 +2,10 @@ from __future__ import annotations
 
 from itertools import pairwise
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent.capture.arrivals import MediaClock, PacketClock, ParsedArrivals, ReadPauses
+from agent.capture.arrivals import MediaClock, PacketClock
 
 S, MS = 1_000_000_000, 1_000_000
 LONGEST_NS = 210 * MS
@@ -75,83 +74,3 @@ def test_no_packet_of_any_track_was_captured_after_it_came(packets: list[tuple[i
         arrived_ns += after_ns
         began_ns = clock.captured_ns(track, pts_ns, arrived_ns, length_ns)
         assert arrived_ns - 1.7 * S <= began_ns + length_ns <= arrived_ns
-
-
-class Camera:
-    """Sends a packet each `every_ms`; its time stamps advance by `stamped_ms`. A reader pauses as it is told."""
-
-    def __init__(self, every_ms: float, stamped_ms: float) -> None:
-        self.every_ns, self.stamped_ns = round(every_ms * MS), round(stamped_ms * MS)
-        self.clock, self.pauses = PacketClock(), ReadPauses()
-        self.now_ns, self.number, self.woken = 10 * S, 0, 0
-        self.late_ns: list[int] = []
-
-    def read(self, seconds: float) -> None:
-        """Read for some time; `late_ns` is from each packet's arrival until it was read, `woken` counts waits."""
-        until_ns, self.late_ns, self.woken = self.now_ns + round(seconds * S), [], 0
-        while self.now_ns < until_ns:
-            pause_ns = self.pauses.next_ns(self.now_ns, LONGEST_NS)
-            self.now_ns += pause_ns
-            asked_ns, came_ns = self.now_ns, 10 * S + self.number * self.every_ns
-            self.woken += (pause_ns > 0) + (came_ns > asked_ns)
-            self.now_ns = max(asked_ns, came_ns) + MS // 10
-            captured_ns = self.clock.captured_ns(self.number * self.stamped_ns, self.now_ns)
-            self.pauses.add(captured_ns, asked_ns, self.now_ns)
-            self.late_ns.append(self.now_ns - came_ns)
-            self.number += 1
-
-
-@pytest.mark.parametrize("fps", [10, 15, 25, 30])
-def test_a_reader_wakes_five_times_a_second_and_no_packet_waits_longer_than_that(fps: int) -> None:
-    camera = Camera(1000 / fps, 1000 / fps)
-    camera.read(10.0)
-    camera.read(60.0)
-    assert camera.woken <= 60 * 6
-    assert max(camera.late_ns) < 220 * MS
-
-
-def test_a_reader_of_a_slow_camera_is_there_when_a_packet_comes() -> None:
-    camera = Camera(500, 500)
-    camera.read(60.0)
-    assert max(camera.late_ns) < 10 * MS
-
-
-@given(st.floats(20.0, 300.0), st.floats(0.5, 2.0))
-def test_packets_do_not_pile_up_whatever_their_time_stamps_say(every_ms: float, factor: float) -> None:
-    camera = Camera(every_ms, every_ms * factor)
-    camera.read(60.0)
-    assert max(camera.late_ns) < 6 * S
-    camera.read(120.0)
-    assert sum(one > 500 * MS for one in camera.late_ns) < 0.1 * len(camera.late_ns)
-
-
-def test_nothing_is_known_of_packets_without_time_stamps() -> None:
-    assert ReadPauses().next_ns(7 * S, LONGEST_NS) == 0
-
-
-def test_a_picture_came_when_the_one_before_it_was_given() -> None:
-    arrivals = ParsedArrivals(10 * S, cut_off=False)
-    assert [arrivals.came_ns(asked_ns, asked_ns + S) for asked_ns in (S, 2 * S, 3 * S)] == [S, 2 * S, 3 * S]
-
-
-def test_after_an_opening_that_was_cut_off_nobody_knows_when_the_first_picture_came() -> None:
-    arrivals = ParsedArrivals(10 * S, cut_off=True)
-    assert arrivals.came_ns(S, S + 10) == S, "it was there"
-    assert arrivals.came_ns(S + 20, 4 * S) == 4 * S - 1, "the opening had given the one before it too early"
-    assert arrivals.came_ns(4 * S, 7 * S) == 4 * S
-
-
-def test_a_read_gives_a_picture_that_came_in_it_if_none_was_held_back_before() -> None:
-    arrivals, awaited = ParsedArrivals(10 * S, cut_off=True), list[bool]()
-    for asked_s, read_s in ((1, 11), (11, 19), (19, 25), (25, 35)):
-        arrivals.came_ns(asked_s * S, read_s * S)
-        awaited.append(arrivals.was_awaited)
-    assert awaited == [True, True, False, False]
-
-
-def test_what_the_opening_has_read_was_not_waited_for_however_busy_the_machine_is() -> None:
-    arrivals = ParsedArrivals(10 * S, cut_off=True)
-    assert arrivals.came_ns(S, S + 90 * MS) == S
-    assert not arrivals.was_awaited
-    arrivals.came_ns(S + 90 * MS, 12 * S)
-    assert arrivals.was_awaited

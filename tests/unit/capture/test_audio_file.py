@@ -167,8 +167,8 @@ def cut(path: Path, share: float) -> Path:
     [
         (lambda folder: folder / "none.wav", "there is no"),
         (lambda folder: folder, "found a folder"),
-        (lambda folder: cut(write(folder / "a.wav", noise(9)), 0.0), "an empty file"),
-        (lambda folder: cut(write(folder / "a.wav", noise(9)), 0.2), "bytes that are none"),
+        (lambda folder: cut(write(folder / "a.wav", noise(9)), 0.0), "Format not recognised"),
+        (lambda folder: cut(write(folder / "a.wav", noise(9)), 0.2), "No 'data' chunk marker"),
         (lambda folder: cut(write(folder / "a.flac", noise(90_000)), 0.5), ""),
         (lambda folder: write(folder / "a.wav", noise(0)), "no samples"),
         (lambda folder: write(folder / "a.wav", noise(9), 1), "expected 4000 to 384000 Hz; its header says 1 Hz"),
@@ -189,5 +189,5 @@ def test_what_cannot_be_used_is_one_clear_line(tmp_path: Path, make: Any, words:
 def test_a_text_is_no_sound(tmp_path: Path) -> None:
     path = tmp_path / "a.wav"
     path.write_text("what a pity" * 100)
-    with pytest.raises(SourceError, match="bytes that are none"):
+    with pytest.raises(SourceError, match="Format not recognised"):
         open_sound(f"wav:{path}", 16000, stall_s=1)

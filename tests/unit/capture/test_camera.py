@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable
 
 from agent.capture.camera import Cameras
-from agent.capture.camera_sound import CameraSoundStream
+from agent.capture.camera_sound import CameraSound
 from agent.capture.source import DecodeMode, Demand
 from agent.capture.streams import FrameStream
 from agent.config import CaptureConfig
@@ -157,7 +157,7 @@ def test_who_wants_the_sound_alone_does_not_have_pictures_decoded_for_it() -> No
     camera = one._camera
     assert camera is not None
     sound = _stream("sound", cameras)
-    sound.set_demand(CameraSoundStream.demand)
+    sound.set_demand(CameraSound.demand)
     sound.start()
     try:
         assert camera.demand == Demand(DecodeMode.FULL, most=DecodeMode.KEYFRAMES)

@@ -10,7 +10,7 @@ import pytest
 
 from agent.capture import source as sources
 from agent.capture.camera import Camera, Cameras
-from agent.capture.privacy import Privacy
+from agent.capture.source import Privacy
 from agent.capture.streams import FrameStream
 from agent.config import CaptureConfig
 from agent.config.places import PrivacyMask

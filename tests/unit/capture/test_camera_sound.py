@@ -8,8 +8,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from agent.capture.camera_sound import PacketSound
+from agent.capture.camera import Camera, Cameras, FrameConsumer
+from agent.capture.camera_sound import CameraSound
 from agent.capture.sound_decoder import SoundDecoder, samples_of
+from agent.config import CaptureConfig
 from agent.errors import SourceError
 from agent.types import MediaPacket, MediaTrack
 
@@ -25,7 +27,18 @@ def packet(number: int, at_s: float, track: MediaTrack = TRACK, began_ns: int = 
     return MediaPacket(track, b"\x55" * COUNT, round(at_s * RATE), None, COUNT, True, read_ns, began)
 
 
-def heard(sound: PacketSound) -> list[tuple[int, int]]:
+class NoCameras(Cameras):
+    """Attaches nobody, and gives no packets but those that a test puts."""
+
+    def attach(self, stream: str, uri: str, config: CaptureConfig, consumer: FrameConsumer) -> Camera:
+        return Camera(stream, uri, config)
+
+
+def opened() -> CameraSound:
+    return CameraSound("gate", "rtsp://cam/1", CaptureConfig(), 16_000, NoCameras())
+
+
+def heard(sound: CameraSound) -> list[tuple[int, int]]:
     """Length and gap before it of each block that waits, samples."""
     found = []
     while len((block := sound.read()).samples):
@@ -33,48 +46,43 @@ def heard(sound: PacketSound) -> list[tuple[int, int]]:
     return found
 
 
-def opened() -> tuple[PacketSound, list[str]]:
-    troubles: list[str] = []
-    return PacketSound(on_idle=lambda: None, on_trouble=troubles.append), troubles
-
-
 def test_packets_become_one_block_without_a_gap() -> None:
-    sound, _ = opened()
+    sound = opened()
     for number in range(10):
-        sound.put(packet(number, number * 0.02))
+        sound.take_packet(packet(number, number * 0.02))
     assert heard(sound) == [(10 * COUNT, 0)]
     assert (sound.rate_hz, sound.description) == (RATE, "8000 Hz, 1 channel, pcm_alaw")
 
 
 def test_lost_packets_are_a_gap_of_their_length() -> None:
-    sound, _ = opened()
+    sound = opened()
     for number in [*range(5), *range(15, 20)]:
-        sound.put(packet(number, number * 0.02))
+        sound.take_packet(packet(number, number * 0.02))
     assert heard(sound) == [(5 * COUNT, 0), (5 * COUNT, 10 * COUNT)]
 
 
 def test_after_another_connection_the_clock_tells_how_much_is_missing() -> None:
-    sound, _ = opened()
-    sound.put(packet(0, 0.0))
+    sound = opened()
+    sound.take_packet(packet(0, 0.0))
     other = MediaTrack("sound", "pcm_alaw", (1, RATE), b"", rate_hz=RATE, channels=1)
-    sound.put(packet(1, 0.0, other, began_ns=S + 3 * S + S // 50))
+    sound.take_packet(packet(1, 0.0, other, began_ns=S + 3 * S + S // 50))
     assert heard(sound) == [(COUNT, 0), (COUNT, 3 * RATE)]
 
 
 def test_a_time_stamp_that_jumps_by_hours_is_no_gap_of_hours() -> None:
-    sound, _ = opened()
-    sound.put(packet(0, 0.0))
-    sound.put(packet(1, 9000.0, began_ns=S + S // 5))
+    sound = opened()
+    sound.take_packet(packet(0, 0.0))
+    sound.take_packet(packet(1, 9000.0, began_ns=S + S // 5))
     assert heard(sound) == [(COUNT, 0), (COUNT, round(0.18 * RATE))]
 
 
 @settings(max_examples=30, deadline=None)
 @given(st.lists(st.integers(-40, 40), min_size=20, max_size=60))
 def test_time_stamps_that_tremble_cut_nothing(off_ms: list[int]) -> None:
-    sound, _ = opened()
+    sound = opened()
     parts = 0
     for number, off in enumerate(off_ms):
-        sound.put(packet(number, number * 0.02 + (off / 2000 if number else 0.0)))
+        sound.take_packet(packet(number, number * 0.02 + (off / 2000 if number else 0.0)))
     while len((block := sound.read()).samples):
         parts += 1
         assert block.lost == 0
@@ -82,16 +90,20 @@ def test_time_stamps_that_tremble_cut_nothing(off_ms: list[int]) -> None:
     assert parts == 1
 
 
-def test_a_codec_without_a_decoder_is_told_once() -> None:
-    sound, troubles = opened()
-    odd = MediaTrack("sound", "g999", (1, RATE), b"", rate_hz=RATE, channels=1)
-    for number in range(5):
-        sound.put(packet(number, number * 0.02, odd))
-    assert heard(sound) == []
-    assert len(troubles) == 1
-    assert "g999" in troubles[0]
+def test_a_codec_without_a_decoder_is_an_outage_that_names_it() -> None:
+    sound = opened()
+    sound.take_packet(packet(0, 0.0, MediaTrack("sound", "g999", (1, RATE), b"", rate_hz=RATE, channels=1)))
     with pytest.raises(SourceError, match="g999"):
-        SoundDecoder(odd)
+        sound.read()
+
+
+def test_an_outage_of_the_camera_is_one_of_its_sound_after_what_has_come() -> None:
+    sound = opened()
+    sound.take_packet(packet(0, 0.0))
+    sound.change("lost", "rtsp://cam: it cannot be reached")
+    assert len(sound.read().samples) == COUNT
+    with pytest.raises(SourceError, match="it cannot be reached"):
+        sound.read()
 
 
 def test_damaged_packets_are_left_out() -> None:

@@ -55,12 +55,6 @@ def test_while_nothing_happens_a_key_frame_is_decoded_now_and_then() -> None:
     assert all(step.alone and step.packet % 20 == 0 for step in steps)
 
 
-def test_in_the_first_minute_a_still_camera_is_looked_at_twice_as_often() -> None:
-    policy, encoder = DecodePolicy[int](), Encoder()
-    run(policy, encoder, 12.0)
-    assert 7 <= len(run(policy, encoder, 32.0)) <= 9
-
-
 @pytest.mark.parametrize("gop", [10, 30, 50, 53, 54, 60, 70, 80, 110])
 def test_key_frames_of_any_distance_are_decoded_alone_and_never_twelve_seconds_apart(gop: int) -> None:
     policy, encoder = settled(gop)
@@ -125,12 +119,12 @@ def test_sizes_that_fall_for_seconds_after_each_key_frame_are_no_reason() -> Non
         assert number < 300 or policy.mode is not DecodeMode.FULL
 
 
-def test_an_alarm_without_motion_is_over_within_a_second() -> None:
+def test_an_alarm_without_motion_is_over_within_three_seconds() -> None:
     policy, encoder = settled()
     run(policy, encoder, 0.5)
     run(policy, encoder, 0.3, factor=1.5)
     assert policy.mode is DecodeMode.FULL
-    run(policy, encoder, 1.0)
+    run(policy, encoder, 3.0)
     assert policy.mode is not DecodeMode.FULL
 
 
@@ -328,23 +322,23 @@ def test_a_camera_without_key_frames_is_kept_in_bounds_also_then() -> None:
         assert policy.kept_bytes <= limits.bytes + 10_000
 
 
-def test_after_a_key_frame_that_gave_no_picture_everything_is_decoded_for_a_time_that_doubles() -> None:
+def test_after_a_key_frame_that_gave_no_picture_everything_is_decoded_for_a_minute() -> None:
     policy, encoder = settled()
-    shares = []
-    for _ in range(4):
-        while not (steps := run(policy, encoder, 1.0 / FPS)) or not steps[0].alone:
-            pass
-        policy.mark_check(encoder.number * S // FPS, succeeded=False)
-        shares.append(len(run(policy, encoder, 40.0)))
-    assert shares[0] < shares[1] < shares[2]
-    assert shares[3] >= 32 * FPS
+    while not (steps := run(policy, encoder, 1.0 / FPS)) or not steps[0].alone:
+        pass
+    policy.mark_check(encoder.number * S // FPS, succeeded=False)
+    assert len(run(policy, encoder, 58.0)) >= 58 * FPS
+    run(policy, encoder, 10.0)
+    assert policy.mode is DecodeMode.PACKETS
 
 
-def test_a_key_frame_that_gave_its_picture_makes_up_for_failures() -> None:
-    policy, encoder = settled()
-    for succeeded in (False, False, True, False):
-        policy.mark_check(encoder.number * S // FPS, succeeded=succeeded)
-    assert len(run(policy, encoder, 30.0)) < 8 * FPS
+@pytest.mark.parametrize("gop", [1, 20, 70])
+def test_the_length_of_a_group_is_known_from_its_end_on(gop: int) -> None:
+    policy, encoder = DecodePolicy[int](), Encoder(gop)
+    run(policy, encoder, gop / FPS)
+    assert policy.group == 0 or gop == 1
+    run(policy, encoder, 1.0 / FPS)
+    assert policy.group == gop
 
 
 def test_key_frames_alone_are_not_enough_where_they_give_no_picture() -> None:
@@ -352,5 +346,5 @@ def test_key_frames_alone_are_not_enough_where_they_give_no_picture() -> None:
     keys = Demand(most=DecodeMode.KEYFRAMES)
     policy.mark_check(encoder.number * S // FPS, succeeded=False)
     assert len(run(policy, encoder, 3.0, keys)) >= 3 * FPS
-    run(policy, encoder, 10.0, keys)
+    run(policy, encoder, 60.0, keys)
     assert policy.mode is DecodeMode.KEYFRAMES

@@ -10,7 +10,7 @@ import pytest
 from agent.capture import devices as capture_devices
 from agent.capture import devices as v4l2
 from agent.capture import portaudio
-from agent.capture.source import check_uri
+from agent.config.source_uri import parse
 from tests.unit.capture.fakesound import FakeSound
 
 _CAPTURE, _METADATA, _DECODER = 0x1, 0x800000, 0x4000
@@ -150,7 +150,7 @@ def test_microphones_are_listed_with_rates_and_a_uri_to_paste(sound: FakeSound, 
         ("through a sound server; 16000 Hz, 44100 Hz, 48000 Hz", "mic:default"),
     ]
     for microphone in microphones:
-        check_uri(microphone.uri)
+        parse(microphone.uri)
 
 
 def test_without_microphones_it_is_said_what_may_be_wrong(sound: FakeSound, tmp_path: Path) -> None:

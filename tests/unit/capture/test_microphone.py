@@ -299,9 +299,9 @@ def test_another_microphone_that_came_later_is_seen_though_one_is_open(sound: Fa
             end = first.stats.frames
             until(lambda: first.stats.frames > end)
             assert [state for state, _ in late_news] == ["lost", "running"]
-    assert first_news == []
-    assert first.stats.reopened == 0
-    assert first.stats.dropped > 0
+        until(lambda: not first.lost)
+    assert [state for state, _ in first_news] == ["lost", "running"]
+    assert "a sound card was plugged in" in first_news[0][1]
 
 
 @contextmanager
@@ -322,30 +322,24 @@ def test_a_microphone_that_cannot_be_closed_while_another_hangs_is_closed_when_t
 ) -> None:
     before = len(list(Path("/proc/self/fd").iterdir()))
     source = open_microphone(parse("mic:default"), 0.1, 16000)
+    closing = threading.Thread(target=source.close)
     with another_hangs(sound):
         until(lambda: len(sound.streams) == 2)
-        source.close()
+        closing.start()
         assert not sound.streams[0].closed
         sound.streams[0].give(ramp(160))  # its callback still has where to write
+    closing.join(60.0)
     assert all(stream.closed for stream in sound.streams)
     assert len(list(Path("/proc/self/fd").iterdir())) == before
     with opened():
         assert sound.initialised > 1, "nobody has one open, so the list of devices is made anew"
 
 
-def test_nobody_waits_for_another_that_hangs_longer_than_it_was_told_to(
-    sound: FakeSound, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(microphones, "PORTAUDIO", portaudio.PortAudio(gather_s=0.1))
-    source = open_microphone(parse("mic:default"), 0.1, 16000)
+def test_nobody_waits_for_another_that_hangs_longer_than_it_was_told_to(sound: FakeSound) -> None:
     with another_hangs(sound):
-        until(lambda: len(sound.streams) == 2)
-        began = time.monotonic()
+        until(lambda: len(sound.streams) == 1)
         with pytest.raises(SourceError, match="PortAudio has been busy with another microphone"):
-            source._reopen()
-        source.close()
-        assert time.monotonic() - began < 30.0, "the other one hangs for 60 s"
-    assert all(stream.closed for stream in sound.streams)
+            open_microphone(parse("mic:default"), 0.1, 16000)
 
 
 def test_a_stream_that_cannot_be_aborted_is_closed_all_the_same(sound: FakeSound) -> None:

@@ -11,10 +11,9 @@ from itertools import pairwise
 
 import av
 import pytest
-from av.packet import Packet
 from msgspec.structs import replace
 
-from agent.capture.media import is_refresh, leading_parameters
+from agent.capture.media import _parameter_units
 from agent.capture.streams import PacketStream
 from agent.config import CaptureConfig
 from agent.storage.clips.file import Mp4Muxer
@@ -96,34 +95,12 @@ def test_a_camera_whose_parameters_come_late_has_its_size_from_the_first_key_fra
 
 def sets(key_frame: bytes) -> list[bytes]:
     """The SPS and PPS of a key frame of H.264."""
-    return leading_parameters("h264", key_frame).split(b"\0\0\0\1")[1:]
+    return _parameter_units("h264", key_frame)
 
 
 def test_parameters_are_found_in_a_key_frame_alone(units: list[Unit]) -> None:
     assert [one[0] & 0x1F for one in sets(units[0].data)] == [7, 8]
     assert sets(units[1].data) == sets(b"") == sets(b"\0\0\1\x65slice" + units[0].data) == []
-
-
-@pytest.mark.parametrize(
-    ("codec", "unit", "expected"),
-    [
-        ("h264", 0x65, True),
-        ("h264", 0x41, False),
-        ("hevc", 19 << 1, True),
-        ("hevc", 1 << 1, False),
-        ("vp9", 0x65, False),
-    ],
-)
-def test_pictures_are_begun_anew_by_the_type_of_the_first_slice(codec: str, unit: int, expected: bool) -> None:
-    parameters = b"\0\0\0\1\x67sps\0\0\1\x68pps" if codec == "h264" else b"\0\0\1\x40\1vps"
-    message = b"\0\0\1" + (b"\x06" if codec == "h264" else b"\x4e\1") + 700 * b"x"
-    assert is_refresh(codec, Packet(parameters + message + b"\0\0\1" + bytes([unit]) + b"slice")) is expected
-
-
-def test_a_camera_that_refreshes_its_pictures_bit_by_bit_begins_none_anew() -> None:
-    options = {**OPTIONS, "x264-params": "intra-refresh=1:keyint=15"}
-    units = encode(pattern(3 * FPS), options=options)
-    assert [is_refresh("h264", Packet(unit.data)) for unit in units] == [True] + [False] * (len(units) - 1)
 
 
 def test_parameters_of_pictures_that_change_alone_make_another_track(units: list[Unit]) -> None:
@@ -171,7 +148,7 @@ def test_a_damaged_first_key_frame_gives_no_parameters(units: list[Unit], before
     with PacketCamera(units, lost=lambda number: number in lost) as camera, recorded(camera.uri) as (found, _):
         wait_for(lambda: len({packet.data for packet in found if packet.keyframe}) > 2)
         tracks = {id(packet.track): packet.track for packet in found if packet.keyframe}
-    assert {parameters_of(one.header) for one in tracks.values()} == {b"", whole}
+    assert {parameters_of(one.header) for one in tracks.values()} <= {b"", whole}
     assert [bool(one.header) for one in tracks.values()][-1]
     assert sum(bool(one.header) for one in tracks.values()) == 1, "a clip would be cut"
 

@@ -311,22 +311,3 @@ def test_a_grabber_that_has_stopped_keeps_no_picture() -> None:
     del frame, frames
     assert [image for image in memory if image() is not None] == []
     assert grabber._queue.take(0.0) is None
-
-
-def test_a_camera_that_is_plugged_in_is_not_waited_for(
-    script: scripted.Script, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    node, pauses = tmp_path / "video0", threading.Event()
-
-    def a_minute(*_: object) -> float:
-        pauses.set()
-        return 60.0
-
-    monkeypatch.setattr("agent.backoff.Backoff.next_s", a_minute)
-    script.mood = "refuse"
-    with grabbing(f"v4l2:{node}") as (grabber, _):
-        assert pauses.wait(60.0)
-        script.mood = "give"
-        node.touch()
-        until(lambda: not grabber.lost)
-        assert grabber.take(60.0) is not None

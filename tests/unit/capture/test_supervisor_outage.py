@@ -19,18 +19,6 @@ def test_an_outage_is_news_once_when_it_begins_and_once_when_it_ends() -> None:
     assert (outage.state, outage.detail) == ("running", "640x480")
 
 
-def test_the_first_reason_that_explains_an_outage_is_news_once() -> None:
-    outage = SourceState()
-    assert outage.mark_lost(10, "no picture", explains=False)
-    assert not outage.mark_lost(11, "no picture", explains=False)
-    assert outage.mark_lost(12, "refused")
-    assert not outage.mark_lost(13, "no picture", explains=False)
-    assert not outage.mark_lost(14, "no such path")
-    assert outage.mark_running(22, "640x480") == "back after 12 s"
-    assert outage.mark_lost(30, "no picture", explains=False)
-    assert outage.mark_lost(31, "refused")
-
-
 def test_the_end_is_no_outage() -> None:
     outage = SourceState()
     outage.mark_running(0, "x")

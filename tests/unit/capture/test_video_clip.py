@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import logging
 from pathlib import Path
 
 import av
@@ -53,15 +52,12 @@ def test_a_format_without_times_has_no_rate_to_describe(tmp_path: Path) -> None:
     source.close()
 
 
-def test_a_clip_that_was_cut_off_is_told_from_a_clean_end(clip: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_clip_that_was_cut_off_is_played_as_far_as_it_goes(clip: Path) -> None:
     chunks = clip.read_bytes().split(b"00dc")
     clip.write_bytes(b"00dc".join(chunks[:11]))
-    with caplog.at_level(logging.WARNING):
-        found = levels(f"file:{clip}?pace=fast&loop=1", limit=40)
+    found = levels(f"file:{clip}?pace=fast&loop=1", limit=40)
     assert found[:9] == list(range(9))
     assert found[9] == 0, "the loop goes on with what there is"
-    assert len(caplog.records) == 1
-    assert "of 30 pictures: the file is cut off or damaged" in caplog.text
 
 
 def test_a_clip_without_a_single_picture_is_an_error(clip: Path) -> None:

@@ -18,7 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agent.capture.camera import Cameras
-from agent.capture.privacy import Privacy
+from agent.capture.source import Privacy
 from agent.capture.streams import FrameStream
 from agent.capture.video import DecodedImage, PictureConverter
 from agent.config import CaptureConfig

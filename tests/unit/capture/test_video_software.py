@@ -13,7 +13,7 @@ from av.packet import Packet
 from av.stream import Stream
 from av.video.stream import VideoStream
 
-from agent.capture.media import TrackParameters, with_parameters
+from agent.capture.media import leading_parameters, with_parameters
 from agent.capture.video import SoftwareDecoder
 from tests.support.h264 import without_order
 from tests.support.packet_camera import encode, pattern
@@ -111,7 +111,7 @@ def test_a_decoder_that_forgets_begins_anew_with_the_newest_parameters(track: Vi
     decoder, some = SoftwareDecoder(track), packets(track)
     whole = decoded(decoder, some)
     other = encode(pattern(4), "libx264", options={**X264, "x264-params": f"{X264['x264-params']}:cabac=0"})
-    track.codec_context.extradata = TrackParameters("h264", other[0].data).newest
+    track.codec_context.extradata = leading_parameters("h264", other[0].data)
     decoder.restart()
     bare = [Packet(with_parameters("h264", unit.data, b"")) for unit in other]
     assert all(

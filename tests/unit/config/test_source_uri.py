@@ -8,7 +8,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent.capture.source import check_uri
 from agent.config.source_uri import SCHEMES, SourceOptions, holds_secret, mask, parse, parse_picture, parse_sound
 from agent.errors import SourceError
 
@@ -93,7 +92,7 @@ def test_a_streams_query_belongs_to_its_server(uri: str) -> None:
 )
 def test_a_wrong_uri_names_what_is_right(uri: str, wants: str) -> None:
     with pytest.raises(SourceError) as caught:
-        check_uri(uri)
+        parse(uri)
     assert wants in str(caught.value)
     assert "\n" not in str(caught.value)
 
@@ -227,7 +226,7 @@ def test_any_text_is_an_address_or_a_clear_error(text: str) -> None:
 
 def test_checking_a_uri_does_not_import_heavy_libraries() -> None:
     code = (
-        "import sys, agent.capture.source as s; s.check_uri('file:a.mp4'); s.check_uri('mic:default');"
+        "import sys, agent.capture.source as s; s.parse('file:a.mp4'); s.parse('mic:default');"
         "import agent.capture.streams, agent.capture.streams;"
         "print([m for m in ('cv2', 'picamera2', 'sounddevice', 'soundfile', 'soxr') if m in sys.modules])"
     )

@@ -37,8 +37,8 @@ def test_elsewhere(host: str) -> None:
         ("rtsp://admin:secret@192.168.1.20:554/stream", 5.0),
         ("http://camera.local/mjpeg", 5.0),
         ("rtsps://cameras.example.org/1", 30.0),
-        ("v4l2:/dev/video0", 30.0),
-        ("mic:default", 30.0),
+        ("v4l2:/dev/video0", 5.0),
+        ("mic:default", 5.0),
     ],
 )
 def test_a_camera_of_the_local_network_is_tried_again_after_5_s_at_most(uri: str, longest_s: float) -> None:

@@ -7,7 +7,7 @@ from msgspec.structs import replace
 
 from agent.board.identity import read_board
 from agent.board.proc import Memory
-from agent.cli.checks.board import check_board, check_features, check_memory, check_system
+from agent.cli.checks.board import check_board, check_memory, check_system
 from tests.support.boards import pi4
 
 
@@ -23,13 +23,6 @@ def test_a_board_of_which_nothing_can_be_read(tmp_path: Path) -> None:
     found = {one.name: one for one in check_board(tmp_path)}
     assert found["memory"].state == "warning"
     assert found["model"].value == "not reported by this machine"
-
-
-def test_a_processor_without_dot_products_is_told_and_no_problem(tmp_path: Path) -> None:
-    board = replace(read_board(pi4(tmp_path)), arch="aarch64")
-    found = {one.name: one for one in check_features(board)}
-    assert found["dot product"].value.startswith("no (asimddp): would speed up INT8 models")
-    assert found["dot product"].state == "ok"
 
 
 @pytest.mark.parametrize(

@@ -146,7 +146,7 @@ def test_a_running_daemon_keeps_its_connection(broker: Mosquitto, tmp_path: Path
 @pytest.mark.parametrize(
     ("said", "state", "value"),
     [
-        (b"RTSP/1.0 404 Zx9\r\n\r\n", "problem", "answers 404: it has no such path"),
+        (b"RTSP/1.0 404 Zx9\r\n\r\n", "problem", "Server returned 404 Not Found"),
         (b"RTSP/1.0 401 No\r\n\r\n", "problem", "set capture.username and capture.password_file"),
     ],
 )

@@ -94,6 +94,14 @@ def test_a_zone_that_lies_or_vanishes_is_an_unknown_temperature(kernel: Kernel) 
     assert kernel.load.read(CONFIG).celsius is None
 
 
+def test_the_zones_that_can_be_read_count(kernel: Kernel) -> None:
+    kernel.zone(55.0, limit_c=80.0)
+    kernel.zone(45.0, limit_c=95.0, name="gpu-thermal", at=1)
+    assert kernel.load.read(CONFIG).celsius == 55.0
+    kernel.lose_zone()
+    assert kernel.after(1.0).celsius == 45.0
+
+
 def test_a_reading_that_jumps_counts_when_the_next_one_confirms_it(kernel: Kernel) -> None:
     kernel.zone(50.0)
     kernel.load.read(CONFIG)

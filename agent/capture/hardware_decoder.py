@@ -1,4 +1,4 @@
-"""Hardware decoders that FFmpeg can use: as a table, their choice, and a camera's pictures from one of them.
+"""V4L2 decoders that FFmpeg can use: a camera's pictures from one of them.
 
 V4L2's memory-to-memory devices are in /dev/video*: `bcm2835-codec` of a Raspberry Pi 4B, `venus` of Snapdragon.
 """
@@ -9,98 +9,27 @@ import logging
 import queue
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
-from typing import NamedTuple, Protocol, cast
+from typing import Protocol, cast
 
 import av
-import av.codec.hwaccel
 import numpy as np
 from av.packet import Packet
 from av.stream import Stream
 from av.video.codeccontext import VideoCodecContext
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
-from msgspec import Struct
 
-from agent.capture.source import LARGEST_PIXELS, FilteredPictures
+from agent.capture.source import LARGEST_PIXELS
 from agent.capture.video import UNDECODED, DecodedPicture, SoftwareDecoder
 from agent.types import Array
 
 log = logging.getLogger(__name__)
 
-SOFTWARE = "software"
-"""Name of FFmpeg's own decoders."""
-
-
-class DecoderKind(Struct, frozen=True):
-    """A hardware decoder.
-
-    Attributes:
-        name: as `capture.decoder` has it.
-        codecs: that it is for, by FFmpeg's names.
-        nodes: pattern of its nodes in /dev.
-        device: FFmpeg's type of device; empty: it is a decoder of FFmpeg with this name.
-    """
-
-    name: str
-    codecs: tuple[str, ...]
-    nodes: str
-    device: str = ""
-
-
-DECODERS = {
-    kind.name: kind
-    for kind in (
-        DecoderKind("h264_v4l2m2m", ("h264",), "video*"),
-        DecoderKind("hevc_v4l2m2m", ("hevc",), "video*"),
-        DecoderKind("drm", ("h264", "hevc"), "dri/*", "drm"),
-    )
-}
-
-
-class DecoderTrial(Struct, frozen=True):
-    """Result of the trial of one decoder.
-
-    Attributes:
-        name: of `DECODERS`, or `SOFTWARE`.
-        codec: FFmpeg's name.
-        pictures: that it gave.
-        ms, cpu_ms: per picture, decoded and converted as for a stream: time, and processor time.
-        difference: largest mean difference of a picture to the software decoder's, of 255; None: not compared.
-        refused: why it is not used; empty: it may be.
-    """
-
-    name: str
-    codec: str
-    pictures: int = 0
-    ms: float = 0.0
-    cpu_ms: float = 0.0
-    difference: float | None = None
-    refused: str = ""
-
-
-def candidates(codec: str) -> list[str]:
-    """Return the names of the hardware decoders for a codec."""
-    return [kind.name for kind in DECODERS.values() if codec in kind.codecs]
-
-
-_WORTH = 0.8
-"""Share of the software decoder's processor time from which on a hardware decoder is worth it."""
-_SLOWEST_MS = 33.0
-"""Time per picture, ms, that a decoder may take, or the software decoder's if that is longer."""
-
-
-def best_decoder(trials: Sequence[DecoderTrial]) -> str:
-    """Return the decoder that takes least processor time; empty: the software decoder."""
-    software = next((trial for trial in trials if trial.name == SOFTWARE and not trial.refused), None)
-    if software is None:
-        return ""
-    slowest_ms, most_ms = max(_SLOWEST_MS, software.ms), _WORTH * software.cpu_ms
-    fit = [trial for trial in trials if trial.name != SOFTWARE and not trial.refused]
-    fit = [trial for trial in fit if trial.ms <= slowest_ms and trial.cpu_ms <= most_ms]
-    return min(fit, key=lambda trial: trial.cpu_ms).name if fit else ""
+DECODERS = {"h264_v4l2m2m": "h264", "hevc_v4l2m2m": "hevc"}
+"""Codec by the name of a decoder, both as FFmpeg has them."""
 
 
 class DecoderError(Exception):
@@ -133,13 +62,16 @@ def open_decoder(name: str, track: VideoStream) -> PictureDecoder:
     Raises:
         DecoderError: there is no such decoder here, or it is not for this codec.
     """
-    kind, known = DECODERS[name], track.codec_context
+    known = track.codec_context
     codec = known.name
-    if codec not in kind.codecs:
-        raise DecoderError(f"it is for {' and '.join(kind.codecs)}; the camera sends {codec}")
-    if not list(Path("/dev").glob(kind.nodes)):
-        raise DecoderError(f"there is no such device: no /dev/{kind.nodes}")
-    context = _context(kind, codec)
+    if codec != DECODERS[name]:
+        raise DecoderError(f"it is for {DECODERS[name]}; the camera sends {codec}")
+    if not _has_nodes():
+        raise DecoderError("there is no such device: no /dev/video*")
+    try:
+        context = cast(VideoCodecContext, av.CodecContext.create(name, "r"))
+    except ValueError as error:
+        raise DecoderError(f"FFmpeg cannot open it: {error}") from None
     context.extradata, context.width, context.height = known.extradata, known.width, known.height
     # Without it, FFmpeg's V4L2 decoders lose the time stamps; what a stamp counts is all the same to them.
     time_base = f"{_TIME_BASE.numerator}/{_TIME_BASE.denominator}"
@@ -152,70 +84,51 @@ def open_decoder(name: str, track: VideoStream) -> PictureDecoder:
     return context
 
 
-def _context(kind: DecoderKind, codec: str) -> VideoCodecContext:
-    try:
-        if not kind.device:
-            return cast(VideoCodecContext, av.CodecContext.create(kind.name, "r"))
-        configs = av.Codec(codec, "r").hardware_configs
-        if not any(one.device_type.name == kind.device and one.is_supported for one in configs):
-            raise DecoderError(f"the FFmpeg in PyAV {av.__version__} has no decoder of {codec} for it")
-        device = av.codec.hwaccel.HWAccel(kind.device, allow_software_fallback=False)
-        return cast(VideoCodecContext, av.CodecContext.create(codec, "r", device))
-    except (av.FFmpegError, ValueError, NotImplementedError, RuntimeError) as error:
-        raise DecoderError(f"FFmpeg cannot open it: {error}") from None
+def _has_nodes() -> bool:
+    return any(Path("/dev").glob("video*"))
 
 
-class SmallPicture(NamedTuple):
-    """A picture in small, RGB, with the size that it had, px."""
-
-    size: tuple[int, int]
-    pixels: Array
-
-
-def small_picture(picture: VideoFrame) -> SmallPicture:
-    """Return a picture in small."""
+def small_picture(picture: VideoFrame) -> Array:
+    """Return a picture in small, RGB, int16 [36, 64, 3]."""
     small = picture.reformat(width=64, height=36, format="rgb24", threads=1)
-    return SmallPicture((picture.width, picture.height), small.to_ndarray().astype(np.int16))
+    return small.to_ndarray().astype(np.int16)
 
 
-def picture_difference(one: SmallPicture, other: SmallPicture) -> float:
-    """Return the mean difference of two pictures, 0..255; 255 if their sizes differ."""
-    return float(np.abs(one.pixels - other.pixels).mean()) if one.size == other.size else 255.0
+def picture_difference(one: Array, other: Array) -> float:
+    """Return the mean difference of two small pictures, 0..255."""
+    return float(np.abs(one - other).mean())
 
 
 _DIFFERENCE = 10.0
 """Mean difference of the first picture to the software decoder's, of 255, beyond which a decoder is wrong."""
 _SILENT_PACKETS, _SILENT_S = 40, 1.0
 """A decoder that gives no picture for so many packets, and so long, has failed."""
-_KEPT_BYTES, _KEPT_PACKETS = 8 * 1024 * 1024, 1500
-"""Most that is kept since the newest key frame, for the software decoder to go on with."""
+_OPAQUE = 1500
+"""Most packets whose pictures are awaited."""
 _STEP = 40_000
 """Distance of the time stamps of packets, in `_TIME_BASE`: drivers may expect a usual rate."""
 _FAILED: set[str] = set()
 """Decoders that have failed in this process, which are not opened again."""
 
 
-def hardware_decoder(
-    name: str, track: VideoStream, shown: str, software: SoftwareDecoder, answer_s: float
-) -> HardwareDecoder | None:
-    """Return a hardware decoder of a camera; None: it has failed before.
+def usable_decoder(choice: str, codec: str) -> str:
+    """Return the name of the decoder to use; empty: there is none for the codec here, or it has failed before.
 
     Args:
-        name: of `DECODERS`.
-        track: of the camera.
-        shown: name of the source, for the log.
-        software: decodes key frames alone, and everything after a failure.
-        answer_s: longest time until it has taken a packet, s; three times that for its opening and first one.
+        choice: of `DECODERS`; or `auto`: the one for the codec, if this board has a device that may be it.
+        codec: FFmpeg's name.
     """
-    return None if name in _FAILED else HardwareDecoder(name, track, shown, software, answer_s)
+    if choice == "auto":
+        choice = next((name for name, own in DECODERS.items() if own == codec and _has_nodes()), "")
+    return "" if choice in _FAILED else choice
 
 
 class HardwareDecoder:
     """Decodes a camera with a hardware decoder, and in software after that has failed.
 
     It has failed when it reports an error, does not answer, keeps giving no picture, or shows the first key frame
-    differently than the software decoder. Software then goes on from the newest key frame, so that no picture is
-    missing. The decoder runs in a thread of its own, which is left behind if it hangs. For one thread.
+    differently than the software decoder. Software then goes on from the next key frame. The decoder runs in a
+    thread of its own, which is left behind if it hangs. For one thread.
 
     Attributes:
         name: of the hardware decoder; empty: software decodes.
@@ -224,12 +137,20 @@ class HardwareDecoder:
     def __init__(
         self, name: str, track: VideoStream, shown: str, software: SoftwareDecoder, answer_s: float
     ) -> None:
+        """Open the decoder in its thread.
+
+        Args:
+            name: of `DECODERS`.
+            track: of the camera.
+            shown: name of the source, for the log.
+            software: decodes the first key frame, too, and everything after a failure.
+            answer_s: longest time until it has taken a packet, s; three times that for its opening and first one.
+        """
         self.name, self._shown, self._software, self._answer_s = name, shown, software, answer_s
         self._thread = _DecoderThread(lambda: open_decoder(name, track), name)
-        self._expected: tuple[int | None, SmallPicture | None] | None = None
+        self._expected: tuple[int | None, Array | None] | None = None
         """Time stamp and picture of the first key frame by the software decoder; None: it did not come yet."""
-        self._kept: list[Packet[Stream]] = []
-        self._kept_bytes = self._stamp = self._silent = 0
+        self._stamp = self._silent = 0
         self._opaque: dict[int, object] = {}
         self._silent_s = 0.0
         self._waits = False
@@ -244,19 +165,16 @@ class HardwareDecoder:
             return self._software.decode(packet)
         if packet is None:  # draining could wait for a driver; the opening is over
             return []
-        self._keep(packet)
         try:
             return self._decoded(packet)
         except DecoderError as error:
-            return self._fail(str(error))
-
-    def decode_alone(self, packet: Packet[Stream]) -> list[DecodedPicture]:
-        """Return the picture of a key frame at once. Software does that: hardware may wait for more packets."""
-        return self._software.decode_alone(packet)
-
-    def filter_pictures(self, filtered: FilteredPictures) -> None:
-        """Have software apply the loop filter to these pictures, see `SoftwareDecoder.filter_pictures`."""
-        self._software.filter_pictures(filtered)
+            log.warning("%s: hardware decoder %s: %s; decoding in software", self._shown, self.name, error)
+            _FAILED.add(self.name)
+            self.close()
+            self._forget()
+            self._software.restart()
+            self._waits = not packet.is_keyframe
+            return [] if self._waits else self._software.decode(packet)
 
     def restart(self) -> None:
         """Forget what came before: the next packet is a key frame."""
@@ -273,7 +191,7 @@ class HardwareDecoder:
     def _decoded(self, packet: Packet[Stream]) -> list[DecodedPicture]:
         numbered = self._numbered(packet)
         if packet.is_keyframe and self._expected is None:
-            first = [small_picture(picture.frame) for picture in self.decode_alone(packet)[:1]]
+            first = [small_picture(picture.frame) for picture in self._software.decode_alone(packet)[:1]]
             self._expected = numbered.pts, first[0] if first else None
         pictures = []
         for frame in self._thread.decode(numbered, self._answer_s):
@@ -291,7 +209,7 @@ class HardwareDecoder:
         numbered.time_base, numbered.pts, numbered.dts = _TIME_BASE, self._stamp, self._stamp
         numbered.is_keyframe = packet.is_keyframe
         self._opaque[self._stamp] = packet.opaque
-        while len(self._opaque) > _KEPT_PACKETS:
+        while len(self._opaque) > _OPAQUE:
             self._opaque.pop(next(iter(self._opaque)))
         return numbered
 
@@ -311,28 +229,8 @@ class HardwareDecoder:
         if self._silent >= _SILENT_PACKETS and time.monotonic() - self._silent_s >= _SILENT_S:
             raise DecoderError(f"it gave no picture for {self._silent} packets")
 
-    def _keep(self, packet: Packet[Stream]) -> None:
-        if packet.is_keyframe:
-            self._kept, self._kept_bytes = [], 0
-        self._kept_bytes += packet.size
-        if self._kept_bytes > _KEPT_BYTES or len(self._kept) >= _KEPT_PACKETS:
-            self._kept = []
-        elif self._kept or packet.is_keyframe:
-            self._kept.append(packet)
-
-    def _fail(self, why: str) -> list[DecodedPicture]:
-        """Go on in software; return the pictures since the newest key frame."""
-        log.warning("%s: hardware decoder %s: %s; decoding in software", self._shown, self.name, why)
-        _FAILED.add(self.name)
-        kept = self._kept
-        self.close()
-        self._forget()
-        self._waits = not kept
-        self._software.restart()
-        return [picture for packet in kept for picture in self._software.decode(packet)]
-
     def _forget(self) -> None:
-        self._kept, self._kept_bytes, self._silent, self._waits = [], 0, 0, False
+        self._silent, self._waits = 0, False
         self._opaque.clear()
 
 

@@ -1,1 +1,0 @@
-"""Hardware decoders of video: which there are, how they are tried, and what happens when one fails."""
