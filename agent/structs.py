@@ -1,4 +1,4 @@
-"""Conversion of data to structs, safe in several threads.
+"""Conversion of data to structs, safe in several threads, and paths of keys in such data.
 
 msgspec 0.22 prepares a type when it first meets it, and reads annotations meanwhile, which is Python. A second
 thread that meets the same type then uses what is half prepared, and the process ends with SIGSEGV. Here types are
@@ -14,6 +14,8 @@ from typing import Any, TypeVar, overload
 import msgspec
 
 T = TypeVar("T")
+Keys = tuple[str | int, ...]
+"""Path of a value: names of keys, and numbers in lists."""
 
 _turn = threading.Lock()
 _prepared: set[Any] = set()
@@ -85,3 +87,8 @@ def json_decoder(kind: Any) -> msgspec.json.Decoder[Any]:
     """Return a decoder of JSON to `kind`, for what is decoded often."""
     _prepare(kind)
     return msgspec.json.Decoder(kind)
+
+
+def dotted(keys: Keys) -> str:
+    """Return a path of keys as people write it, such as `streams.front.zones[0].name`."""
+    return "".join(f"[{key}]" if isinstance(key, int) else f".{key}" for key in keys).lstrip(".")

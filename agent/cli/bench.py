@@ -220,7 +220,8 @@ def bench_sustained(
 
 
 def _plan(backend: str) -> BackendSpec:
-    from agent.compute.infer.session import CPU, BackendSpec, resolve_backend
+    from agent.compute.infer.backends import resolve_backend
+    from agent.compute.infer.session import CPU, BackendSpec
 
     if backend in ("", CPU):
         return BackendSpec(threads=min(_THREADS, len(os.sched_getaffinity(0))))

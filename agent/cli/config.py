@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from msgspec import Struct
 
     from agent.config import Config
-    from agent.config.toml import Keys
+    from agent.structs import Keys
 
 
 _FILE = click.argument("file", type=click.Path(path_type=Path), default=DEFAULT_CONFIG)

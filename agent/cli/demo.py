@@ -409,7 +409,7 @@ def choose_streams(*, hear: bool, source: str | None, model: str | None, loop: b
         loop: repeat the bundled clip or recording.
     """
     from agent.config.source_uri import mask
-    from agent.models.files import PREFIX
+    from agent.models import PREFIX
     from agent.models.wakeword import packaged
 
     models = {"demo": model or ("small-speech" if hear else "nanodet")}

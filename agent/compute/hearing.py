@@ -18,7 +18,8 @@ from agent.compute.cascade import EarlyExitModel, Prediction
 from agent.compute.decode.classes import Keyword
 from agent.compute.gate.voice import VOICE_HZ, Pauses, PreRoll, VoiceDecision, VoiceGate
 from agent.compute.infer.audio_input import AudioInput, Rows, build_frontend
-from agent.compute.infer.session import Opener, SessionOptions, open_session
+from agent.compute.infer.backends import open_session
+from agent.compute.infer.session import Opener, SessionOptions
 from agent.compute.manifest import AudioManifest, Model
 from agent.compute.track.keywords import CONSTANT_S, KeywordSpotter, StuckOutputDetector, answers_move
 from agent.compute.track.places import Zones

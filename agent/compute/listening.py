@@ -27,7 +27,8 @@ from numpy.typing import NDArray
 
 from agent.compute.gate.voice import PreRoll, VoiceGate
 from agent.compute.infer.audio_input import AudioInput, Rows, build_frontend
-from agent.compute.infer.session import Opener, SessionOptions, open_session
+from agent.compute.infer.backends import open_session
+from agent.compute.infer.session import Opener, SessionOptions
 from agent.compute.manifest import FEATURES, AudioManifest, Model
 from agent.compute.states import UNSURE, StateAnswer
 from agent.compute.tflite.model import TensorSpec

@@ -13,8 +13,9 @@ from msgspec.structs import replace
 
 from agent.compute.decode import build_decoder
 from agent.compute.gate.motion import OFF, GateDecision, MotionGate
+from agent.compute.infer.backends import open_session
 from agent.compute.infer.image_input import ImageInput, Placement
-from agent.compute.infer.session import Opener, Session, SessionOptions, open_session
+from agent.compute.infer.session import Opener, Session, SessionOptions
 from agent.compute.manifest import CHANNELS_MAX, FEATURES, Model
 from agent.compute.tflite.model import TensorSpec
 from agent.compute.track.places import DetectionFilters, Lines, Zones, check_polygons

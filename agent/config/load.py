@@ -28,9 +28,9 @@ from agent.config import (
     ThermalConfig,
 )
 from agent.config.source_uri import parse as parse_uri
-from agent.config.toml import Keys, Problem, TomlFile, parse_toml, read_toml, to_toml
+from agent.config.toml import Problem, TomlFile, parse_toml, read_toml, to_toml
 from agent.errors import ConfigError, SourceError
-from agent.structs import convert
+from agent.structs import Keys, convert
 
 
 class ConfigFile(Struct, frozen=True):

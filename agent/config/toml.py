@@ -14,10 +14,9 @@ import msgspec
 from msgspec import Meta, Struct
 
 from agent.errors import ConfigError, reason_of
-from agent.structs import convert
+from agent.structs import Keys, convert, dotted
 from agent.text import is_plain
 
-Keys = tuple[str | int, ...]
 Problem = tuple[Keys, str]
 """Path of a key, and what is wrong with it."""
 Where = Callable[..., str]
@@ -252,11 +251,6 @@ def _drop(data: Any, keys: Keys) -> None:
     for key in keys[:-1]:
         data = data[key]
     del data[keys[-1]]
-
-
-def dotted(keys: Keys) -> str:
-    """Return a path of keys as people write it, such as `streams.front.zones[0].name`."""
-    return "".join(f"[{key}]" if isinstance(key, int) else f".{key}" for key in keys).lstrip(".")
 
 
 NAME = {"use": "use letters, digits, - and _, up to 63 characters; begin with a letter or digit"}

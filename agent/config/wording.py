@@ -11,7 +11,7 @@ from typing import Any, Literal, Union, get_args, get_origin
 import msgspec
 from msgspec import Struct
 
-from agent.config.toml import Keys, dotted
+from agent.structs import Keys, dotted
 from agent.text import without_login
 
 _LONGEST = 80

@@ -32,17 +32,9 @@ from msgspec.structs import replace
 
 from agent import __version__
 from agent.board.identity import read_board
+from agent.compute.infer.backends import fallback_spec, opens_at_once, resolve_backend
 from agent.compute.infer.litert import RUNTIMES, Runtime, default_threads, runtime_version
-from agent.compute.infer.session import (
-    AUTO,
-    CPU,
-    BackendSpec,
-    Session,
-    SessionOptions,
-    fallback_spec,
-    opens_at_once,
-    resolve_backend,
-)
+from agent.compute.infer.session import AUTO, CPU, BackendSpec, Session, SessionOptions
 from agent.compute.infer.sharing import SessionPools, SwappableSession, is_shareable
 from agent.compute.infer.vetting import HOLDS_S, Vetting, identity
 from agent.compute.manifest import Model

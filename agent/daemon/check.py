@@ -20,7 +20,6 @@ from agent.config.load import ConfigFile, load
 from agent.config.places import check_masks
 from agent.config.servers import ServedConfig, expand, is_loopback, is_open_to_all, wants_credentials
 from agent.config.source_uri import holds_secret, parse
-from agent.config.toml import Keys
 from agent.daemon.check_device import (
     check_not_shared,
     check_streams,
@@ -34,6 +33,7 @@ from agent.errors import ConfigError, VedetteError
 from agent.models.findings import findings_without_root
 from agent.models.library import look_up, open_model
 from agent.storage.state import service_user
+from agent.structs import Keys
 
 
 def problems(path: Path) -> list[str]:
@@ -216,7 +216,7 @@ def _source_steps(stream: StreamConfig, check: Callable[[str], None] = check_the
 
 def _steps(name: str, stream: StreamConfig) -> Iterator[Step]:
     """Yield the steps from the zones to the opened model."""
-    from agent.compute.infer.session import open_for_command, resolve_backend
+    from agent.compute.infer.backends import open_for_command, resolve_backend
 
     yield ("zones",), partial(check_drawn, stream)
     yield ("privacy",), partial(check_masks, stream.privacy)

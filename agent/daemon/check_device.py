@@ -15,11 +15,11 @@ from agent.comms.mqtt.endpoint import problems as problems_of_brokers
 from agent.comms.topics import COMMANDS
 from agent.config import Config, SelectionConfig, StreamConfig
 from agent.config.source_uri import DEFAULT_PORTS, SourceUri, parse
-from agent.config.toml import Keys
 from agent.daemon.parts import check_device_tables
 from agent.errors import BackendError, ConfigError, NotInstalledError, SourceError, StorageError, VedetteError
 from agent.models.findings import ModelReader, all_findings
 from agent.storage.state import check_state_folder, clips_path, folder_of, service_user
+from agent.structs import Keys
 
 
 def check_streams(config: Config) -> None:

@@ -19,11 +19,10 @@ from msgspec.structs import replace
 from agent.comms.topics import FILTER, LINE, MOTION_MASKS, ONLY_MOVING, ZONE
 from agent.compute.manifest import AUTO, Manifest
 from agent.config import Config, StreamConfig
-from agent.config.toml import Keys
 from agent.errors import ModelError, StorageError
 from agent.models.library import open_manifest
 from agent.storage.state import StateFile
-from agent.structs import from_json
+from agent.structs import Keys, from_json
 
 FILE = "overrides.json"
 """Name of their file in the state folder."""

@@ -17,13 +17,13 @@ from typing import Any
 import msgspec
 
 from agent.compute.manifest import Manifest, check_manifest, read_manifest
-from agent.config.toml import Keys, TomlFile
+from agent.config.toml import TomlFile
 from agent.errors import ModelError, reason_of
+from agent.models import PREFIX, SUFFIX
+from agent.structs import Keys
 
 ZOO = Path(__file__).parent / "zoo"
 _MODEL, _MANIFEST = ".tflite", ".toml"
-PREFIX, SUFFIX = "wakeword/", ".json"
-"""Of names and of manifests of microWakeWord, see `agent.models.wakeword`."""
 _LARGEST = 2 * 1024**3
 """Largest model, bytes: offsets inside a flatbuffer have 31 bits."""
 _LIKE = 0.6

@@ -13,7 +13,7 @@ from msgspec import Struct
 
 from agent.compute.manifest import AudioManifest, Manifest, OutputManifest
 from agent.errors import NO_JSON, ModelError
-from agent.models.files import PREFIX, SUFFIX
+from agent.models import PREFIX, SUFFIX
 from agent.structs import from_json
 
 _PACKAGE = "pymicro_wakeword"

@@ -22,11 +22,12 @@ from agent.compute.decode import lacks_labels
 from agent.compute.infer.tensors import ends_of
 from agent.compute.manifest import Manifest, check_manifest, read_manifest
 from agent.compute.tflite.read import read_modelfile
-from agent.config.toml import Keys, TomlFile, to_toml
+from agent.config.toml import TomlFile, to_toml
 from agent.errors import ModelError, NormalisationError
 from agent.models.files import beside, load_file, manifest_path, model_path, read, read_text, report_path
 from agent.models.library import complete_manifest, look_up
 from agent.storage.files import make_folder, refuse_special, write_atomic, write_together
+from agent.structs import Keys
 from agent.text import plain
 
 

@@ -32,7 +32,8 @@ from agent.capture.audio_file import read_whole
 from agent.compute.cascade import EarlyExitModel
 from agent.compute.decode.decoder import softmax
 from agent.compute.infer.audio_input import AudioInput, build_frontend
-from agent.compute.infer.session import SessionOptions, open_for_command
+from agent.compute.infer.backends import open_for_command
+from agent.compute.infer.session import SessionOptions
 from agent.config import StreamConfig
 from agent.errors import ModelError
 from agent.models.library import open_whole_model, prefixed_errors

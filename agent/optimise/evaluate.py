@@ -26,9 +26,10 @@ from numpy.typing import NDArray
 
 from agent.compute.decode import build_decoder
 from agent.compute.decode.decoder import Labels, ShapeMismatchError, assign_scores
+from agent.compute.infer.backends import open_for_command
 from agent.compute.infer.benchmark import golden_inputs
 from agent.compute.infer.image_input import Placement
-from agent.compute.infer.session import CPU, BackendSpec, Session, SessionOptions, open_for_command
+from agent.compute.infer.session import CPU, BackendSpec, Session, SessionOptions
 from agent.compute.manifest import Manifest, Model
 from agent.compute.tflite.expand import expand_int4
 from agent.compute.tflite.model import TensorSpec

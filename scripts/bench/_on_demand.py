@@ -28,7 +28,8 @@ from agent.capture.source import DecodeChoice, Demand
 from agent.comms.messages import ModelId
 from agent.comms.reporter import Reporter
 from agent.comms.topics import Topics
-from agent.compute.infer.session import Session, SessionOptions, open_session
+from agent.compute.infer.backends import open_session
+from agent.compute.infer.session import Session, SessionOptions
 from agent.compute.manifest import Model
 from agent.compute.vision import VideoPerception
 from agent.config import DecodeConfig, PublishConfig

@@ -29,7 +29,8 @@ from _staged import LEAST, Picture, Scene, finish
 from agent.comms.messages import ConditionMessage, ModelId
 from agent.comms.reporter import Reporter
 from agent.comms.topics import Topics
-from agent.compute.infer.session import Opener, open_session
+from agent.compute.infer.backends import open_session
+from agent.compute.infer.session import Opener
 from agent.config import StreamConfig
 from agent.daemon.parts import Parts, StreamContext
 from agent.daemon.streams.perception import open_perception

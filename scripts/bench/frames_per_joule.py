@@ -45,7 +45,8 @@ from agent.board.power import POWER_MODELS
 from agent.comms.messages import EventMessage, ModelId
 from agent.comms.reporter import Reporter
 from agent.comms.topics import Topics
-from agent.compute.infer.session import CPU, SessionOptions, open_session
+from agent.compute.infer.backends import open_session
+from agent.compute.infer.session import CPU, SessionOptions
 from agent.compute.track.state import iou
 from agent.compute.vision import VideoPerception
 from agent.config import DecodeConfig, GateConfig, PublishConfig, StreamConfig

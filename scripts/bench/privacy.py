@@ -35,7 +35,7 @@ from paho.mqtt.enums import CallbackAPIVersion
 
 from agent.capture.privacy import MaskPainter
 from agent.compute.blur import BlurFinder
-from agent.compute.infer.session import open_session
+from agent.compute.infer.backends import open_session
 from agent.config.places import BLUR_VARIANTS, PrivacyMask, blur_models
 from agent.config.toml import to_toml
 from agent.features.condition.camera import CameraMemory

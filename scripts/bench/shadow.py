@@ -161,7 +161,8 @@ def resident_mb(pid: int) -> float:
 
 def naive(seconds: float) -> float:
     """How much longer a picture takes where both models answer it, one after the other."""
-    from agent.compute.infer.session import SessionOptions, open_session
+    from agent.compute.infer.backends import open_session
+    from agent.compute.infer.session import SessionOptions
     from agent.models.library import open_model
 
     sessions = [open_session(open_model("nanodet", "416"), "cpu", SessionOptions(threads=1)) for _ in range(2)]

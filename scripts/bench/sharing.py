@@ -131,7 +131,7 @@ def busy_s() -> float:
 
 def openers(name: str) -> Opener:
     """Return what opens the streams' sessions."""
-    from agent.compute.infer.session import open_session
+    from agent.compute.infer.backends import open_session
     from agent.compute.infer.sharing import SessionPools
     from agent.compute.infer.vetting import VETTING
 

@@ -32,7 +32,7 @@ import numpy as np
 from msgspec import Struct
 
 from agent.compute.hearing import AudioPerception
-from agent.compute.infer.session import open_session
+from agent.compute.infer.backends import open_session
 from agent.config import StreamConfig
 from agent.features.verification.models import open_verifier
 from agent.models.library import open_model

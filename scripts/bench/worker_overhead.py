@@ -23,7 +23,8 @@ from typing import Protocol
 import common
 import numpy as np
 
-from agent.compute.infer.session import BackendSpec, Session, SessionOptions, open_session
+from agent.compute.infer.backends import open_session
+from agent.compute.infer.session import BackendSpec, Session, SessionOptions
 from agent.compute.infer.worker import WorkerSession
 from agent.compute.tflite.model import TensorSpec
 from agent.models.library import open_model

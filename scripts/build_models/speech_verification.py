@@ -27,7 +27,7 @@ from speech_words import DIGITS
 from agent.compute.decode.classes import Keyword
 from agent.compute.decode.decoder import Floats, softmax
 from agent.compute.hearing import AudioPerception
-from agent.compute.infer.session import open_session
+from agent.compute.infer.backends import open_session
 from agent.compute.track.keywords import KeywordSpotter
 from agent.config import GateConfig, StreamConfig
 from agent.features.verification.models import Verification, VerificationHead, WordVerifier

@@ -10,9 +10,10 @@ from pathlib import Path
 
 import numpy as np
 
+from agent.compute.infer.backends import open_session
 from agent.compute.infer.benchmark import golden_inputs
 from agent.compute.infer.chain import ModelChain
-from agent.compute.infer.session import SessionOptions, open_session
+from agent.compute.infer.session import SessionOptions
 from agent.compute.manifest import Model
 from agent.errors import BackendError
 from agent.models.library import open_model

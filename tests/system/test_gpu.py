@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 from msgspec.structs import replace
 
+from agent.compute.infer.backends import open_session, resolve_backend
 from agent.compute.infer.benchmark import golden_inputs, output_error, tolerance
 from agent.compute.infer.chain import ModelChain
 from agent.compute.infer.delegates import device_nodes, probe_delegates
 from agent.compute.infer.litert import load_runtime
-from agent.compute.infer.session import BackendSpec, SessionOptions, open_session, resolve_backend
+from agent.compute.infer.session import BackendSpec, SessionOptions
 from agent.compute.infer.worker import WorkerSession
 from agent.config import SelectionConfig
 from agent.daemon.measurements import StoredMeasurements

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from agent.compute.infer.session import open_session
+from agent.compute.infer.backends import open_session
 
 _HERE = Path(__file__).parent
 _OPENING = (

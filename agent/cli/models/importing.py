@@ -16,8 +16,9 @@ from msgspec.structs import replace
 from agent.cli.models.inspection import check_decoder_fits, value_at
 from agent.cli.output import console, open_table, print_json, show_progress
 from agent.compute.decode import DECODERS
+from agent.compute.infer.backends import open_session
 from agent.compute.infer.image_input import ImageInput
-from agent.compute.infer.session import SessionOptions, open_session
+from agent.compute.infer.session import SessionOptions
 from agent.compute.infer.unprivileged import without_root
 from agent.compute.manifest import FEATURES, Model
 from agent.errors import ModelError, VedetteError

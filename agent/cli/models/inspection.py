@@ -240,7 +240,7 @@ def check_decoder_fits(session: Session, model: Model) -> None:
         UtterancePerception("inspect", config, model, lambda *_: session)
         return
     from agent.compute.hearing import AudioPerception
-    from agent.compute.infer.session import open_for_command
+    from agent.compute.infer.backends import open_for_command
     from agent.features.verification.models import open_verifier
 
     with ExitStack() as opened:

@@ -15,7 +15,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from agent.cli.output import NO_VALUE, console, open_table, print_json
-from agent.compute.infer.session import open_for_command
+from agent.compute.infer.backends import open_for_command
 from agent.compute.manifest import Manifest, Model
 from agent.config import DecodeConfig, GateConfig, PublishConfig, StreamConfig, TrackConfig
 from agent.config.source_uri import SCHEMES, mask, parse

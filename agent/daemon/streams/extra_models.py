@@ -9,13 +9,15 @@ from agent.compute.infer.session import NotYetError
 from agent.compute.manifest import Manifest, Model
 from agent.config import StreamConfig
 from agent.config.places import BLUR_VARIANTS, blur_models
-from agent.daemon.streams.perception import OpenModel
 from agent.errors import BlurModelError, ModelError, about
 from agent.features import FEATURES
 
 if TYPE_CHECKING:
     from agent.compute.infer.session import Opener
     from agent.compute.vision import VideoPerception
+
+OpenModel = Callable[[str, str], Model]
+"""Opens a model by its name or path, and the variant. Raises ModelError, NotYetError."""
 
 
 class ExtraModels:

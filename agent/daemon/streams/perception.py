@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any, Union
@@ -24,11 +24,9 @@ if TYPE_CHECKING:
     from agent.compute.infer.vetting import Vetting
     from agent.compute.listening import UtterancePerception
     from agent.compute.vision import VideoPerception
-    from agent.daemon.streams.extra_models import ExtraModels
+    from agent.daemon.streams.extra_models import ExtraModels, OpenModel
 
 
-OpenModel = Callable[[str, str], Model]
-"""Opens a model by its name or path, and the variant. Raises ModelError, NotYetError."""
 PREPARE_S = 3.0
 """Longest wait of the daemon's thread for the vetting of a model, s; most need less, also on small boards."""
 Perception = Union["VideoPerception", "AudioPerception", "UtterancePerception"]
@@ -87,7 +85,7 @@ def _open_first(name: str, config: StreamConfig, model: Model, opener: Opener) -
 @contextmanager
 def _closing(opener: Opener | None) -> Iterator[Opener]:
     """Yield an opener whose sessions are closed if the block fails: a session may be a process."""
-    from agent.compute.infer.session import open_session
+    from agent.compute.infer.backends import open_session
 
     with ExitStack() as opened:
 
@@ -118,7 +116,7 @@ def prepare_perception(
     Raises:
         ConfigError, SourceError, ModelError: see `open_perception`; BackendError: there is no such device here.
     """
-    from agent.compute.infer.session import opens_at_once, resolve_backend
+    from agent.compute.infer.backends import opens_at_once, resolve_backend
 
     model = model or open_model(config.model, config.variants)
     if opens_at_once(config.backend):
@@ -138,7 +136,8 @@ def is_vetted(name: str, config: StreamConfig, model: Model, vetting: Vetting | 
     Raises:
         ModelError: the model crashed the runtime, or cannot run. BackendError: it could not be tried now.
     """
-    from agent.compute.infer.session import SessionOptions, opens_at_once
+    from agent.compute.infer.backends import opens_at_once
+    from agent.compute.infer.session import SessionOptions
     from agent.compute.infer.vetting import VETTING
 
     if not opens_at_once(config.backend):

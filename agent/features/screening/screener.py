@@ -12,7 +12,7 @@ import cv2
 import msgspec
 import numpy as np
 
-from agent.compute.infer.session import open_for_command
+from agent.compute.infer.backends import open_for_command
 from agent.compute.manifest import Model
 from agent.compute.vision import VideoPerception
 from agent.config import DecodeConfig, GateConfig, StreamConfig

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, cast
 from msgspec import Struct
 from msgspec.structs import replace
 
-from agent.compute.infer.session import resolve_backend
+from agent.compute.infer.backends import resolve_backend
 from agent.compute.infer.sharing import SwappableSession
 from agent.compute.manifest import Model
 from agent.config import StreamConfig

@@ -35,8 +35,7 @@ from agent.compute.infer.session import CPU, Opener, SessionOptions
 from agent.compute.listening import embedding_output
 from agent.compute.manifest import Model
 from agent.config import StreamConfig
-from agent.daemon.streams.extra_models import ExtraModels
-from agent.daemon.streams.perception import OpenModel
+from agent.daemon.streams.extra_models import ExtraModels, OpenModel
 from agent.errors import ModelError
 from agent.models.files import read_part
 from agent.models.library import open_model, prefixed_errors

@@ -17,7 +17,8 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from agent.compute.cascade import EarlyExitModel
-from agent.compute.infer.session import CPU, Session, SessionOptions, open_session
+from agent.compute.infer.backends import open_session
+from agent.compute.infer.session import CPU, Session, SessionOptions
 from agent.compute.manifest import Manifest, Model
 from agent.config import StreamConfig
 from agent.errors import ModelError

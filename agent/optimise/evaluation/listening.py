@@ -25,7 +25,8 @@ from numpy.typing import NDArray
 from agent.compute.decode.classes import Keyword
 from agent.compute.decode.decoder import Floats
 from agent.compute.hearing import AudioPerception
-from agent.compute.infer.session import CPU, Session, SessionOptions, open_for_command
+from agent.compute.infer.backends import open_for_command
+from agent.compute.infer.session import CPU, Session, SessionOptions
 from agent.compute.manifest import Model
 from agent.compute.track.keywords import KeywordSpotter
 from agent.config import DecodeConfig, StreamConfig

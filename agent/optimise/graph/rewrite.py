@@ -20,7 +20,8 @@ import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 from msgspec import Struct
 
-from agent.compute.infer.session import CPU, Session, SessionOptions, open_for_command
+from agent.compute.infer.backends import open_for_command
+from agent.compute.infer.session import CPU, Session, SessionOptions
 from agent.compute.manifest import ONLY_VARIANT, Manifest, Model, Variant
 from agent.compute.tflite.expand import expand_int4
 from agent.compute.tflite.model import TensorSpec

@@ -15,16 +15,8 @@ from agent.compute.manifest import Model
 from agent.config.load import load
 from agent.config.toml import without_none
 from agent.errors import BundleError
-from agent.models.files import (
-    PREFIX,
-    SUFFIX,
-    golden_paths,
-    is_packaged,
-    load_file,
-    manifest_path,
-    read,
-    read_text,
-)
+from agent.models import PREFIX, SUFFIX
+from agent.models.files import golden_paths, is_packaged, load_file, manifest_path, read, read_text
 from agent.models.library import open_whole_model
 from agent.storage.files import make_folder, refuse_special, write_atomic
 from agent.text import plain

@@ -35,7 +35,7 @@ import numpy as np
 import soundfile
 
 from agent.compute.hearing import AudioPerception
-from agent.compute.infer.session import open_session
+from agent.compute.infer.backends import open_session
 from agent.config import CascadeConfig, DecodeConfig, StreamConfig
 from agent.features.verification.models import open_verifier
 from agent.models.library import open_model

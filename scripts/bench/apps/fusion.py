@@ -33,7 +33,7 @@ import cv2
 import numpy as np
 
 from agent.compute.hearing import AudioPerception
-from agent.compute.infer.session import open_session
+from agent.compute.infer.backends import open_session
 from agent.compute.vision import VideoPerception
 from agent.config import Config, GateConfig, StreamConfig, TextConfig
 from agent.errors import ConfigError

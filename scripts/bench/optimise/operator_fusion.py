@@ -36,7 +36,8 @@ from board_predictor import find_board, predict
 from board_work import work_of
 from common import CLIP, arguments, conclude
 
-from agent.compute.infer.session import SessionOptions, open_session
+from agent.compute.infer.backends import open_session
+from agent.compute.infer.session import SessionOptions
 from agent.compute.manifest import Model
 from agent.compute.tflite.expand import expand_int4
 from agent.compute.tflite.read import read_modelfile

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agent.compute.blur import BlurFinder, HiddenBoxes, head_of
-from agent.compute.infer.session import open_session
+from agent.compute.infer.backends import open_session
 from agent.config.places import BLUR_VARIANTS, blur_models
 from agent.errors import ConfigError
 from agent.models.files import ZOO

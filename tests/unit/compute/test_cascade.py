@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from agent.compute.cascade import EarlyExitModel
-from agent.compute.infer.session import Session, SessionOptions, open_session
+from agent.compute.infer.backends import open_session
+from agent.compute.infer.session import Session, SessionOptions
 from agent.compute.manifest import Model
 from agent.config import CascadeConfig, StreamConfig
 from agent.models.library import open_whole_model

@@ -21,10 +21,11 @@ from msgspec.structs import replace
 
 from agent.board.identity import read_board
 from agent.compute.infer import benchmark
+from agent.compute.infer.backends import open_session
 from agent.compute.infer.benchmark import Measurement
 from agent.compute.infer.failover import FailoverSession
 from agent.compute.infer.litert import CpuSession
-from agent.compute.infer.session import Session, SessionOptions, open_session
+from agent.compute.infer.session import Session, SessionOptions
 from agent.compute.infer.sharing import SharedSession, SwappableSession
 from agent.compute.manifest import Model
 from agent.config import SelectionConfig

@@ -11,8 +11,9 @@ import soundfile
 from msgspec.structs import replace
 
 from agent.compute.infer.audio_input import AudioInput, build_frontend
+from agent.compute.infer.backends import open_session
 from agent.compute.infer.benchmark import golden_inputs
-from agent.compute.infer.session import SessionOptions, open_session
+from agent.compute.infer.session import SessionOptions
 from agent.compute.manifest import GoldenManifest, Model
 from agent.compute.tflite.model import TensorSpec
 from agent.errors import ModelError

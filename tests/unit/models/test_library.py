@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from agent.comms.topics import Topics
-from agent.compute.infer.session import SessionOptions, open_session
+from agent.compute.infer.backends import open_session
+from agent.compute.infer.session import SessionOptions
 from agent.compute.tflite.read import read_modelfile
 from agent.compute.vision import Detector
 from agent.config import DecodeConfig, StreamConfig

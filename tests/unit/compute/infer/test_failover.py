@@ -13,8 +13,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from agent.compute.infer.backends import open_session
 from agent.compute.infer.failover import FailoverSession
-from agent.compute.infer.session import BackendSpec, Session, SessionOptions, open_session
+from agent.compute.infer.session import BackendSpec, Session, SessionOptions
 from agent.compute.infer.worker import WorkerSession
 from agent.compute.manifest import Model
 from agent.models.library import open_whole_model

@@ -12,8 +12,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from agent.compute.infer.backends import open_session
 from agent.compute.infer.litert import CpuBackend, default_threads, load_runtime, native_stderr
-from agent.compute.infer.session import BackendSpec, SessionOptions, open_session
+from agent.compute.infer.session import BackendSpec, SessionOptions
 from agent.compute.infer.tensors import NullBackend
 from agent.compute.manifest import Manifest, Model, OutputManifest, Variant
 from agent.errors import BackendError, ModelError

@@ -19,8 +19,9 @@ import pytest
 from msgspec.structs import replace
 
 from agent.compute.infer import vetting
+from agent.compute.infer.backends import open_session
 from agent.compute.infer.litert import CpuBackend, CpuSession, load_runtime, runtime_version
-from agent.compute.infer.session import AUTO, SessionOptions, open_session
+from agent.compute.infer.session import AUTO, SessionOptions
 from agent.compute.infer.vetting import Vetting, VettingLimits, identity
 from agent.compute.manifest import Manifest, Model, OutputManifest, Variant
 from agent.daemon.streams import perception

@@ -17,9 +17,10 @@ import numpy as np
 import pytest
 
 from agent.child import LOG_BYTES
+from agent.compute.infer.backends import open_session
 from agent.compute.infer.benchmark import golden_inputs
 from agent.compute.infer.chain import ModelChain
-from agent.compute.infer.session import BackendSpec, SessionOptions, open_session
+from agent.compute.infer.session import BackendSpec, SessionOptions
 from agent.compute.infer.worker import WorkerSession
 from agent.compute.manifest import Model
 from agent.errors import BackendError, ModelError

@@ -5,7 +5,8 @@ import hashlib
 import numpy as np
 import pytest
 
-from agent.compute.infer.session import SessionOptions, open_session
+from agent.compute.infer.backends import open_session
+from agent.compute.infer.session import SessionOptions
 from agent.compute.manifest import Manifest, Model, OutputManifest, Variant
 from agent.compute.tflite.read import only_signature, read_modelfile
 from agent.errors import ModelError

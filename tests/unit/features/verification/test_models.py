@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agent.compute.hearing import AudioPerception
-from agent.compute.infer.session import open_session
+from agent.compute.infer.backends import open_session
 from agent.config import GateConfig, StreamConfig
 from agent.daemon.streams.perception import models_changed, open_perception
 from agent.errors import ModelError
