@@ -170,7 +170,7 @@ class AutoBackend:
         self._due = time.monotonic() + selection.after_s
 
     def open(self, model: Model, backend: str, options: SessionOptions) -> Session:
-        """Open a model for a stream. Raises as `agent.compute.infer.session.open_session`."""
+        """Open a model for a stream. Raises as `agent.compute.infer.backends.open_session`."""
         if opens_at_once(backend):
             self._warn_if_root(model)
         if (plan := fallback_spec(backend)) is not None:

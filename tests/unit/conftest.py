@@ -10,7 +10,7 @@ from agent.compute.infer.backends import open_session
 
 _HERE = Path(__file__).parent
 _OPENING = (
-    "agent.compute.infer.session",
+    "agent.compute.infer.backends",
     "agent.optimise.calibrate",
     "agent.optimise.evaluate",
     "agent.optimise.evaluation.listening",

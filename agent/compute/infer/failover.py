@@ -183,7 +183,7 @@ class FailoverSession:
             check_s: interval at which the CPU checks an answer of the device, s.
             retry_s: pause before the device is reopened for the first time, s.
             wait_s: time to wait for the device, s. The CPU answers until it is open.
-            vetting: see `agent.compute.infer.session.open_session`.
+            vetting: see `agent.compute.infer.backends.open_session`.
             pools: of the sessions that streams share, both on the CPU and on the device; None: it shares none.
 
         Raises:

@@ -31,7 +31,7 @@ class StreamServices(Struct, frozen=True):
         board: publishes retained topics and samples.
         opener: opens the models' sessions; None: `auto` is the CPU.
         device: returns an open part of the device by its name; None: it is not open.
-        vetting: see `agent.compute.infer.session.open_session`.
+        vetting: see `agent.compute.infer.backends.open_session`.
         state, clips: folders of the daemon's state, and of all clips.
         tap: of the events of all streams; None: nobody listens.
         cameras: that streams share; None: each opens its own.

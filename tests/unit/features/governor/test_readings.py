@@ -147,27 +147,6 @@ def test_trouble_of_the_supply_holds_for_a_minute_while_it_is_unknown(kernel: Ke
     assert kernel.after(31.0).slowed == ""
 
 
-def test_a_warm_zone_that_cannot_be_read_makes_the_temperature_unknown_for_ten_minutes(kernel: Kernel) -> None:
-    kernel.zone(79.0, limit_c=80.0)
-    kernel.zone(45.0, limit_c=95.0, name="gpu-thermal", at=1)
-    assert kernel.load.read(CONFIG).celsius == 79.0
-    kernel.lose_zone()
-    board = kernel.after(1.0)
-    assert (board.celsius, board.limit_c, board.settles_c, board.limit_in_s) == (None, 77.0, None, None)
-    assert kernel.after(590.0).celsius is None
-    assert kernel.after(20.0).celsius == 45.0
-
-
-def test_a_warm_zone_that_is_back_counts_again(kernel: Kernel) -> None:
-    kernel.zone(79.0, limit_c=80.0)
-    kernel.zone(45.0, limit_c=95.0, name="gpu-thermal", at=1)
-    kernel.load.read(CONFIG)
-    (kernel.root / "sys/class/thermal/thermal_zone0/temp").write_text("garbage")
-    assert kernel.after(1.0).celsius is None
-    kernel.zone(78.0, limit_c=80.0)
-    assert kernel.after(1.0).celsius == 78.0
-
-
 def test_another_warm_zone_stands_in_for_one_that_cannot_be_read(kernel: Kernel) -> None:
     kernel.zone(79.0, limit_c=80.0)
     kernel.zone(83.0, limit_c=95.0, name="gpu-thermal", at=1)
