@@ -196,7 +196,7 @@ def test_what_is_no_model_is_told_by_its_address(server: FileServer, tmp_path: P
 @pytest.mark.parametrize(
     ("words", "why"),
     [
-        (("sings",), "did you mean signs?"),
+        (("sings",), "did you mean 'signs'?"),
         (("signs", "--sha256", SHA256), "--sha256 is for a URL"),
         (("signs", "--member", "x"), "--member is for a URL"),
         (("signs", "--to", "none"), "there is no such folder"),

@@ -85,6 +85,8 @@ def test_nothing_is_written_among_the_examples(tmp_path: Path, step: str) -> Non
     recipe.write_text('[data]\npath = "data"\n')
     out = tmp_path / "link" / "a" / "new.tflite"
     given: list[list[Path | str]] = [["inspection", out, "--data", data, "--force"]]
+    if step == "prune":
+        given[0] += ["--module", "net.py:make"]
     if step == "train":
         given = [["tiny", *given[0][1:]]]
     if step == "search":
