@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import functools
+import json
 import re
 import subprocess
 import sys
@@ -213,6 +214,13 @@ def test_there_is_no_circle_between_packages() -> None:
         free = [one for one in arrows if one not in done and arrows[one] <= {one, *done}]
         assert free, f"a circle between {sorted(set(arrows) - set(done))}"
         done += free
+
+
+def test_there_is_no_circle_of_files() -> None:
+    """Late imports, and those for types alone, count too."""
+    command = [sys.executable, ROOT / "scripts" / "structure", "--json"]
+    told = json.loads(subprocess.run(command, capture_output=True, check=True).stdout)
+    assert told["circles_of_files"] == []
 
 
 def test_a_feature_knows_no_other_and_the_table_knows_none() -> None:
