@@ -217,7 +217,7 @@ def test_a_folder_or_a_server_is_a_mirror(server: FileServer, tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("words", "why"),
     [
-        (("sings",), "did you mean signs?"),
+        (("sings",), "did you mean 'signs'?"),
         (("signs", "--sha256", SHA256), "--sha256 is for a URL"),
         (("signs", "--member", "x"), "--member is for a URL"),
         (("signs", "--to", "none"), "there is no such folder"),
