@@ -218,7 +218,7 @@ def test_there_is_no_circle_between_packages() -> None:
 
 def test_there_is_no_circle_of_files() -> None:
     """Late imports, and those for types alone, count too."""
-    command = [sys.executable, ROOT / "scripts" / "structure", "--json"]
+    command = [sys.executable, str(ROOT / "scripts" / "structure"), "--json"]
     told = json.loads(subprocess.run(command, capture_output=True, check=True).stdout)
     assert told["circles_of_files"] == []
 
