@@ -14,7 +14,8 @@ from msgspec.structs import asdict, replace
 from agent.comms import messages
 from agent.comms.topics import Topics
 from agent.config import PublishConfig
-from agent.types import Event, EventKind, OpenTrack, StageTimes, StreamBudget, StreamResult, Track
+from agent.config.features import StreamBudget
+from agent.types import Event, EventKind, OpenTrack, StageTimes, StreamResult, Track
 
 
 class EventSink(Protocol):

@@ -21,6 +21,7 @@ from agent.compute.tflite.model import TensorSpec
 from agent.compute.track.places import DetectionFilters, Lines, Zones, check_polygons
 from agent.compute.track.tracker import Tracker
 from agent.config import DecodeConfig, GateConfig, StreamConfig
+from agent.config.features import StreamBudget
 from agent.errors import ModelError
 from agent.types import (
     WHOLE,
@@ -33,7 +34,6 @@ from agent.types import (
     Image,
     Luma,
     StageTimes,
-    StreamBudget,
     StreamResult,
 )
 

@@ -40,6 +40,30 @@ Giving = Literal["samples", "snapshots", "clips", "inference", "decoding"]
 """The reductions of a stream."""
 
 
+class StreamBudget(Struct, frozen=True, gc=False):
+    """What one stream may use of the board. The default is everything.
+
+    Attributes:
+        stride: of the pictures that the gate lets through, one in so many is inferred; tracks are carried on by
+            their motion in between.
+        variant: size of the model; empty: the configured one.
+        samples_every_s: least time between two messages of `detections`, s; 0: each is sent.
+        snapshot_quality: of the JPEG, 1..100.
+        snapshot_factor: factor on `publish.snapshot_every_s`, at least 1.
+        clips_share: factor on `clips.fps`, 0..1, where pictures are encoded for clips.
+        decode: `keyframes`: of an encoded camera whose decoding is left to the stream, key frames alone are
+            decoded; empty: what the stream wants.
+    """
+
+    stride: int = 1
+    variant: str = ""
+    samples_every_s: float = 0.0
+    snapshot_quality: int = 80
+    snapshot_factor: float = 1.0
+    clips_share: float = 1.0
+    decode: Literal["", "keyframes"] = ""
+
+
 class ServiceConfig(Struct, frozen=True, forbid_unknown_fields=True):
     """`[streams.NAME.service]`: how important the stream is, and what it must keep under load.
 

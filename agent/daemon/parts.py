@@ -17,13 +17,13 @@ from msgspec.structs import replace
 
 from agent.capture.source import DecodeMode, Demand
 from agent.config import Config, StreamConfig
-from agent.config.features import Problem
+from agent.config.features import Problem, StreamBudget
 from agent.daemon.streams.services import StreamServices
 from agent.errors import ConfigError, VedetteError, about
 from agent.features import FEATURES
 from agent.models.findings import IN_PICTURES, Kind, ModelReader
 from agent.structs import Keys
-from agent.types import AudioChunk, Event, Frame, MediaPacket, StreamBudget, StreamResult, Track
+from agent.types import AudioChunk, Event, Frame, MediaPacket, StreamResult, Track
 
 if TYPE_CHECKING:
     from agent.comms.commands import Command

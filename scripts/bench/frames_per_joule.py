@@ -50,9 +50,10 @@ from agent.compute.infer.session import CPU, SessionOptions
 from agent.compute.track.state import iou
 from agent.compute.vision import VideoPerception
 from agent.config import DecodeConfig, GateConfig, PublishConfig, StreamConfig
+from agent.config.features import StreamBudget
 from agent.daemon.streams.pipeline import VideoPipeline
 from agent.models.library import open_model
-from agent.types import Frame, StreamBudget, Track
+from agent.types import Frame, Track
 
 FPS = 10.0
 FULL = StreamBudget(variant="416")

@@ -23,11 +23,12 @@ from agent.comms.reporter import Reporter
 from agent.compute.manifest import Model
 from agent.compute.track.tracker import Tracker
 from agent.config import StreamConfig
+from agent.config.features import StreamBudget
 from agent.daemon.parts import Parts
 from agent.daemon.streams.counters import StreamMetrics
 from agent.errors import ConfigError
 from agent.spans import SpanRecorder
-from agent.types import AudioChunk, Event, Frame, StageTimes, StreamBudget, StreamResult
+from agent.types import AudioChunk, Event, Frame, StageTimes, StreamResult
 
 if TYPE_CHECKING:
     from agent.capture.camera import Cameras

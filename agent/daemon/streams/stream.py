@@ -22,6 +22,7 @@ from agent.comms.reporter import Reporter
 from agent.compute.infer.session import NotYetError
 from agent.compute.manifest import Model
 from agent.config import PublishConfig, StreamConfig
+from agent.config.features import StreamBudget
 from agent.config.places import check_masks
 from agent.config.source_uri import parse
 from agent.daemon.parts import Parts, StreamContext, check_values, open_part, open_parts
@@ -34,7 +35,7 @@ from agent.errors import BackendError, BlurError, BlurModelError, VedetteError, 
 from agent.health import StreamHealth
 from agent.models.library import log_guesses, open_model
 from agent.text import plural
-from agent.types import StreamBudget, Track
+from agent.types import Track
 
 if TYPE_CHECKING:
     from agent.compute.infer.session import Session

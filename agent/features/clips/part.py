@@ -22,6 +22,7 @@ from agent.capture.streams import LatestFrame
 from agent.comms.messages import clip_message, encode
 from agent.compute.av_encoding import PictureEncoder, SoundTranscoder
 from agent.config import Config, StreamConfig
+from agent.config.features import StreamBudget
 from agent.config.source_uri import parse
 from agent.daemon.parts import NO_DEMAND, Asked, DevicePart, Parts, Reply, StreamContext, StreamPart
 from agent.errors import BackendError, CommandError
@@ -32,7 +33,7 @@ from agent.storage.clips.job import FOREVER_NS, ClipJob
 from agent.storage.clips.packets import PacketRing
 from agent.storage.clips.recorder import Recorder
 from agent.storage.clips.store import CONTINUOUS
-from agent.types import Clip, ClipReason, Event, Frame, MediaPacket, MediaTrack, StreamBudget, StreamResult
+from agent.types import Clip, ClipReason, Event, Frame, MediaPacket, MediaTrack, StreamResult
 
 if TYPE_CHECKING:
     from agent.capture.streams import PacketStream

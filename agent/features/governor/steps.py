@@ -9,9 +9,8 @@ from typing import Any, Literal
 
 from msgspec import Struct
 
-from agent.config.features import Giving, GovernorConfig
+from agent.config.features import Giving, GovernorConfig, StreamBudget
 from agent.features.governor.readings import StreamReading, VariantCost
-from agent.types import StreamBudget
 
 Domain = Literal["processors", "memory", "disk", "link"]
 """Kind of shortage for which something was taken; it comes back when that is over."""

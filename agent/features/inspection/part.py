@@ -19,23 +19,14 @@ from agent.comms.entities import Component, button, display_name, entity, stream
 from agent.comms.messages import InspectionMessage, PartVerdict
 from agent.comms.reporter import Reporter
 from agent.config import PublishConfig
+from agent.config.features import StreamBudget
 from agent.daemon.parts import Asked, EntityPlace, Parts, Reply, StreamContext, StreamPart
 from agent.daemon.streams.pipeline import show_snapshot
 from agent.errors import CommandError
 from agent.features.inspection.rules import ClosedPart, Inspector, ViewJudgement, judge_view
 from agent.features.inspection.triggers import Inspection
 from agent.storage.part_pictures import picture_name
-from agent.types import (
-    Box,
-    Detection,
-    Event,
-    Frame,
-    Image,
-    StageTimes,
-    StreamBudget,
-    StreamResult,
-    Verdict,
-)
+from agent.types import Box, Detection, Event, Frame, Image, StageTimes, StreamResult, Verdict
 
 if TYPE_CHECKING:
     from agent.compute.gate.barrier import BarrierReading

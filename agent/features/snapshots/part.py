@@ -23,10 +23,11 @@ from agent.comms.entities import (
 )
 from agent.comms.reporter import Reporter
 from agent.config import PublishConfig, StreamConfig
+from agent.config.features import StreamBudget
 from agent.daemon.parts import NO_DEMAND, Asked, EntityPlace, Parts, Reply, StreamContext, StreamPart
 from agent.daemon.streams.pipeline import show_snapshot
 from agent.errors import CommandError
-from agent.types import Box, Event, Frame, Image, StreamBudget, StreamResult, Track
+from agent.types import Box, Event, Frame, Image, StreamResult, Track
 
 if TYPE_CHECKING:
     from agent.compute.vision import VideoPerception

@@ -12,7 +12,8 @@ from agent.comms.messages import DetectionsMessage, EventMessage, ModelId
 from agent.comms.reporter import EventCounts, Reporter
 from agent.comms.topics import Topics
 from agent.config import PublishConfig
-from agent.types import Detection, Event, EventKind, OpenTrack, StageTimes, StreamBudget, StreamResult, Track
+from agent.config.features import StreamBudget
+from agent.types import Detection, Event, EventKind, OpenTrack, StageTimes, StreamResult, Track
 from tests.support.doubles import Kept
 
 NOW = datetime.now(UTC)

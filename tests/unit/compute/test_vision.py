@@ -11,11 +11,11 @@ from msgspec.structs import replace
 from agent.compute.infer.image_input import Placement
 from agent.compute.vision import VideoPerception, _placed
 from agent.config import CascadeConfig, DecodeConfig, GateConfig, StreamConfig, TrackConfig
-from agent.config.features import ServiceConfig
+from agent.config.features import ServiceConfig, StreamBudget
 from agent.errors import ModelError
 from agent.features.condition.camera import CameraCondition
 from agent.models.library import open_model
-from agent.types import WHOLE, Box, Detection, Frame, Image, Keypoint, Luma, Planes, StreamBudget
+from agent.types import WHOLE, Box, Detection, Frame, Image, Keypoint, Luma, Planes
 from tests.support.doubles import frames, person_model
 from tests.support.picture_cascade import SURE, UNSURE, colour_cascade
 from tests.support.sizes import LEFT, RIGHT, Things, sizes_model

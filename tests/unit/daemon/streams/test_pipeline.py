@@ -18,13 +18,14 @@ from agent.comms.topics import Topics
 from agent.compute.drawing import annotate, label_place, title_width
 from agent.compute.vision import VideoPerception
 from agent.config import DecodeConfig, GateConfig, PublishConfig, StreamConfig, TrackConfig, ZoneConfig
+from agent.config.features import StreamBudget
 from agent.config.places import FilterConfig, LineConfig, PrivacyMask
 from agent.daemon.parts import StreamPart
 from agent.daemon.streams.pipeline import VideoPipeline
 from agent.errors import BackendError, ConfigError, ModelError
 from agent.features.snapshots.part import cropped
 from agent.models.library import open_model
-from agent.types import Frame, Image, StreamBudget, StreamResult, Track
+from agent.types import Frame, Image, StreamResult, Track
 from tests.support.doubles import FrameList, Kept, frames, person_model, snapshots
 from tests.support.tflite_builder import constant_model
 

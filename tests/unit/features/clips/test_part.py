@@ -17,12 +17,13 @@ from hypothesis import strategies as st
 
 from agent.compute.av_encoding import PictureEncoder
 from agent.config import ClipsConfig, PublishConfig, StorageConfig, StreamConfig
+from agent.config.features import StreamBudget
 from agent.daemon.streams.pipeline import VideoPipeline
 from agent.errors import BackendError, CommandError
 from agent.features.clips.part import StreamClips
 from agent.features.clips.rules import PicturePace
 from agent.storage.clips.recorder import Recorder
-from agent.types import Clip, Event, Frame, Lease, StreamBudget
+from agent.types import Clip, Event, Frame, Lease
 from tests.support.clip_pictures import SECOND, frames_of, image, play
 from tests.support.doubles import FrameList, Kept, snapshots
 from tests.support.publishing import wait_for

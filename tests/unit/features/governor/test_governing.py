@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from agent.config.features import StreamBudget
 from agent.features.governor.governing import BrokenPromises, ChangeLog
 from agent.features.governor.steps import EVERYTHING, OFF, ROOM, Change, Decision
-from agent.types import StreamBudget
 
 NAMES = ("front", "back", "yard")
 WHY = "front infers 1.3 of 5 pictures per second"

@@ -10,13 +10,12 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from agent.comms.mqtt.link import LinkLoad
-from agent.config.features import GovernorConfig
+from agent.config.features import GovernorConfig, StreamBudget
 from agent.features.governor.part import find_shortages
 from agent.features.governor.readings import BoardReading, Readings, StreamReading, VariantCost
 from agent.features.governor.rules import Governor
 from agent.features.governor.steps import CHANGES_PER_MINUTE, CONFIGURED, Decision
 from agent.storage.spool.spool import DiskLoad
-from agent.types import StreamBudget
 
 FULL = StreamBudget()
 SIZES = (VariantCost(), VariantCost("320", 0.6), VariantCost("256", 0.4))
