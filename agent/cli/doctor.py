@@ -40,7 +40,7 @@ def doctor(ctx: click.Context, path: Path | None, fresh: bool, as_json: bool) ->
     """Examine this board, and say what to do about problems.
 
     Checks the board, the runtime and its answers, backends, cameras and microphones, heat and power supply,
-    storage and clock, and the configuration. Tries each broker and each network camera for a few seconds, without
+    storage and clock, and the configuration. Tries the broker and each network camera for a few seconds, without
     disturbing a running daemon. The exit code is 1 if there is a problem; warnings do not count.
 
     Only --fresh changes anything: it takes some seconds for each model and backend. A running daemon uses the new

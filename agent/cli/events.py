@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     from agent.storage.spool.recovery import History, HistoryEntry
 
 
-_POLL_S = 0.5
+_POLL_S, _MOST_FAILURES = 0.5, 10
+"""Pause between polls, s; and polls that may fail in a row, as while a damaged database is replaced."""
 
 
 @click.group()
@@ -113,11 +114,17 @@ def tail(count: int, follow: bool, as_json: bool, path: Path | None, folder: Pat
 
 def _new(history: History, last: int) -> Iterator[HistoryEntry]:
     """Yield messages above a number as they are queued, without end."""
+    failed = 0
     while True:
-        with suppress(StorageError):  # as while a damaged database is replaced
+        try:
             for past in history.after(last):
                 yield past
                 last = past.stored.seq
+            failed = 0
+        except StorageError:
+            failed += 1
+            if failed > _MOST_FAILURES:
+                raise
         time.sleep(_POLL_S)
 
 

@@ -18,7 +18,7 @@ from msgspec import Meta, Struct
 from agent.board.identity import read_board
 from agent.board.proc import read_memory
 from agent.board.processors import OtherLoad
-from agent.compute.infer.benchmark import Measurement, Selection, decide
+from agent.compute.infer.benchmark import Measurement, Selection, decide, survey
 from agent.compute.infer.delegates import DelegateProbe, probe_delegates
 from agent.compute.infer.litert import load_runtime, runtime_version
 from agent.compute.infer.session import CPU
@@ -169,8 +169,6 @@ class StoredMeasurements:
         self, model: Model, found: Sequence[DelegateProbe], progress: Callable[[str], None]
     ) -> StoredMeasurement:
         """Like `measure_and_store`, without storing the result."""
-        from agent.compute.infer.benchmark import survey
-
         now = measurement_key(model, found, self._threads_max)
         busy = OtherLoad()
         measured = survey(

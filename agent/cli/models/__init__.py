@@ -188,7 +188,7 @@ def recommend(task: str, board: str, as_json: bool) -> None:
             table.add_row(*_cells(model, variant, board))
     out.print(f"{task} on {guide().boards[board]}", table, sep="\n")
     click.echo(
-        "ms are predicted for the CPU alone, four of five lie below the upper end; memory is estimated.", err=True
+        "ms are predicted for the CPU alone, nine of ten lie below the upper end; memory is estimated.", err=True
     )
 
 

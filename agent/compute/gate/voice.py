@@ -44,7 +44,7 @@ class VoiceDecision(Struct, frozen=True, gc=False):
         open: whether to infer.
         began: whether it has just opened, so that earlier sound is needed too.
         heard: whether the newest block is audible; else the gate is only held open.
-        complexity: 0..1; 1 if unknown.
+        complexity: 0..1; 0.5 until it is known.
     """
 
     open: bool

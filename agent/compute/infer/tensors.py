@@ -70,7 +70,7 @@ def _memory(spec: TensorSpec) -> Array:
 Ends = tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]
 """Specs of the inputs and of the outputs."""
 _results: dict[str, Future[Ends]] = {}
-"""By sha256, but for temporary errors, such as a lack of memory."""
+"""By sha256. A temporary error, such as a lack of memory, is told once."""
 _lock = threading.Lock()
 
 
@@ -98,9 +98,9 @@ def ends_of(content: bytes, sha256: str, path: str, wait_s: float | None, vettin
 def _future(model: Model, vetting: Vetting | None, *, starts: bool) -> Future[Ends] | None:
     with _lock:
         found = _results.get(model.sha256)
-        if found is not None and not (found.done() and isinstance(found.exception(), BackendError)):
-            return found
-        if not starts:
+        if starts and found is not None and found.done() and isinstance(found.exception(), BackendError):
+            del _results[model.sha256]  # who asks gets this error, and who asks after that has it tried again
+        if found is not None or not starts:
             return found
         found = _results[model.sha256] = Future()
     try:

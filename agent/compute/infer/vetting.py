@@ -96,7 +96,7 @@ class Vetting:
         self._record, self._limits, self._clock = record, limits, clock
 
     def open(self, model: Model, options: SessionOptions) -> Session:
-        """Open a model on the CPU, vetted as by `check`. Raises as `check` and `Backend.open`.
+        """Open a model on the CPU, vetted as by `check`. Raises as `check` and `CpuBackend.open`.
 
         It runs in this process if it is a packaged one, or if its time and memory cannot depend on its input.
         """

@@ -216,7 +216,7 @@ def drop_root_rights(plan: BackendSpec) -> None:
 
 
 def open_model(model: Model, plan: BackendSpec, options: SessionOptions) -> tuple[Session, str, int, int]:
-    """Open a model as `Backend.open`; return session, runtime, nodes and delegated nodes (-1: unknown)."""
+    """Open a model; return session, runtime, nodes and delegated nodes (-1: unknown)."""
     if plan.kind == "accelerator":
         accelerated = AcceleratorSession(model, plan, options.variant)
         return accelerated, runtime_version("litert"), accelerated.nodes, -1

@@ -34,9 +34,11 @@ _LESS = ("clearer", "still here")
 
 
 log = logging.getLogger(__name__)
-MOST = 200
-"""Most pictures of a gallery: all are run through the model when the stream is opened, within the time after
-which a stream counts as stuck."""
+MOST, LARGEST_PIXELS = 200, 4_000_000
+"""Most pictures of a gallery, and pixels of each: all are run through the model when the stream is opened, within
+the time after which a stream counts as stuck."""
+_HEAD = 65_536
+"""Bytes of a file in which the size of its picture is looked for."""
 
 
 class GalleryFolder:
@@ -92,6 +94,7 @@ class GalleryFolder:
         used = 0
         for path in self._files():
             try:
+                _check_size(path)
                 image = read_picture(path)
                 if image is None:
                     raise SourceError("cannot be decoded as a picture")
@@ -102,6 +105,17 @@ class GalleryFolder:
             yield plain(path.parent.name), image
         if not used:
             raise ModelError(f"gallery {self._folder}: none of its files is a picture that can be used")
+
+
+def _check_size(path: Path) -> None:
+    from agent.capture.source import header_size
+
+    with path.open("rb") as file:
+        width, height = header_size(file.read(_HEAD)) or (0, 0)
+    if width * height > LARGEST_PIXELS:
+        raise SourceError(
+            f"{width}x{height} pixels; expected at most {LARGEST_PIXELS // 10**6} megapixels: crop it"
+        )
 
 
 class KnownVectors:

@@ -118,10 +118,7 @@ class TraceRecording:
         """
         if not self._recording.acquire(blocking=False):
             left_s = max(1.0, self._until_s - time.monotonic())
-            raise CommandError(
-                f"a trace is being recorded already, for {left_s:.0f} s more; ask again then, or end it with "
-                "vedette trace --end"
-            )
+            raise CommandError(f"a trace is being recorded already, for {left_s:.0f} s more; ask again then")
         self._until_s = time.monotonic() + seconds
         self._ended.clear()
         most = min(LARGEST, max_packet - _BESIDE) if max_packet else LARGEST

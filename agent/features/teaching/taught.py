@@ -18,7 +18,7 @@ from msgspec.structs import replace
 from agent.compute.manifest import CHANNELS_MAX
 from agent.compute.states import EMBEDDING_CELLS, EXAMPLES_MIN, UNSURE, Floats, Head
 from agent.errors import NO_JSON, CommandError, StorageError
-from agent.storage.state import ASIDE, StateFile
+from agent.storage.state import StateFile
 from agent.structs import from_json
 from agent.types import Box
 
@@ -33,7 +33,6 @@ NO_VALUES = (UNSURE, "none", "unknown", "unavailable")
 """Words that no value can be: Home Assistant reads the last three as none."""
 SIZE_MAX = EMBEDDING_CELLS * CHANNELS_MAX
 """Numbers of an embedding."""
-_KEPT = f".json{ASIDE}"
 _VALUE = re.compile(r"[^\W_][\w -]{0,31}")
 
 Learn = Callable[[Mapping[str, Floats]], Head]
@@ -160,12 +159,6 @@ def read_state(path: Path) -> TaughtState:
     if not path.name.endswith(f".{taught.name}.json"):
         raise StorageError(f"{path}: is of a state {taught.name[:40]!r}")
     return taught
-
-
-def damaged_states(folder: Path, stream: str = "*") -> dict[str, Path]:
-    """Return the damaged files of taught states that were set aside, by `STREAM.STATE`, if not taught again."""
-    kept = {one.name.removesuffix(_KEPT): one for one in sorted(folder.glob(f"{stream}.*{_KEPT}"))}
-    return {name: one for name, one in kept.items() if not (folder / f"{name}.json").exists()}
 
 
 def stored_values(folder: Path, stream: str) -> dict[str, tuple[str, ...]]:

@@ -194,7 +194,7 @@ def _named(graph: Graph, tensor: str) -> int:
             if graph.producer(index) is None or len(graph.shape(index)) != 4 or index in graph.outputs:
                 raise ModelError(f"tensor {tensor!r} is no inner map [1, height, width, channels]")
             return index
-    raise ModelError(f"no tensor is called {tensor!r}: `vedette profile --each` lists the tensors")
+    raise ModelError(f"no tensor is called {tensor!r}")
 
 
 def _last_of_stage(graph: Graph) -> int:

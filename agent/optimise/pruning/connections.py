@@ -57,7 +57,8 @@ def prune(
         recipe: see `PruneRecipe`; not `structured`.
         training: settings of all steps; its schedule and number of epochs are not used.
         folder: existing folder for checkpoints, from which an interrupted run goes on to the same bytes; None:
-            it cannot go on. That of the rounds also serves a run with another anneal.
+            it cannot go on. That of the rounds also serves a run with another anneal, if the folder has no
+            `anneal.checkpoint`.
         test: pictures and labels on which the module is scored after each round and each epoch of the anneal.
         progress: called after each training step of a round, then of the anneal.
 

@@ -22,6 +22,8 @@ from agent.update.fleet import FleetBoard, Inventory, Size
 from agent.update.fleet.board import BAD, BoardOutcome, BoardUpdate, BundleInfo, Timeouts, Watch
 from agent.update.fleet.ssh import Transport, run_parallel
 
+_BEGINNING = b'{"at":"'
+"""Of each line of a ledger."""
 _ADVICE = "name another --ledger"
 
 
@@ -114,7 +116,7 @@ class Ledger:
         add_line(self.path, msgspec.json.encode(entry))
 
     def read(self) -> list[LedgerEntry]:
-        """Return all entries; none without a file. Damaged lines are ignored.
+        """Return all entries; none without a file, or if its first line was cut off. Damaged lines are ignored.
 
         Raises:
             FleetError: it cannot be read, or is not a ledger.
@@ -126,7 +128,7 @@ class Ledger:
         except OSError as error:
             raise FleetError(f"{self.path}: cannot be read: {reason_of(error)}; {_ADVICE}") from error
         entries = [entry for line in lines for entry in _entry(line)]
-        if lines and not entries:
+        if lines and not entries and not (len(lines) == 1 and lines[0].startswith(_BEGINNING[: len(lines[0])])):
             raise FleetError(f"{self.path}: is not a ledger of a rollout: {_ADVICE}")
         return entries
 

@@ -221,7 +221,9 @@ def _has_picamera(python: str) -> bool:
     """Return True if the system has Picamera2, for a Pi's camera: it is in no package index."""
     code = "import importlib.util, sys; sys.exit(importlib.util.find_spec('picamera2') is None)"
     what = "the environment cannot be created"
-    return not run([python, "-I", "-c", code], what, _VENV_S, UpdateError).returncode
+    with suppress(UpdateError):
+        return not run([python, "-I", "-c", code], what, _VENV_S, UpdateError).returncode
+    return False
 
 
 def _run(command: list[str], patience_s: float, what: str, folder: Path) -> None:

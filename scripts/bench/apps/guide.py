@@ -76,7 +76,7 @@ def main() -> None:
 def here() -> Iterator[str]:
     """Compare the models that are bundled or installed with their files."""
     for entry in guide().models:
-        if not entry.get or entry.name == "inspection":
+        if not entry.get or entry.task == "wakeword" or entry.name == "inspection":
             known = look_up(entry.name)
             yield from differences(entry, read_modelfile(known.content), known.manifest, known.size)
 

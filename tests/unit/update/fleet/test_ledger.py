@@ -80,6 +80,16 @@ def test_lines_that_are_damaged_are_left_out(tmp_path: Path) -> None:
     assert ledger.read() == [BEGUN, END]
 
 
+@pytest.mark.parametrize("cut", [1, 7, 40])
+def test_a_ledger_whose_first_line_was_cut_off_begins_anew(tmp_path: Path, cut: int) -> None:
+    ledger = Ledger(tmp_path / "x.ledger")
+    ledger.add(BEGUN)
+    ledger.path.write_bytes(ledger.path.read_bytes()[:cut])
+    assert ledger.read() == []
+    ledger.add(BEGUN)
+    assert ledger.read() == [BEGUN]
+
+
 @pytest.mark.parametrize("junk", [b"milk", b"\x00\n", b"{}\n", b"[1, 2]\nmilk\n"])
 def test_a_file_without_a_line_of_a_ledger_is_none(tmp_path: Path, junk: bytes) -> None:
     ledger = Ledger(tmp_path / "notes")
