@@ -10,6 +10,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 
 from agent.board.firmware import THROTTLING, UNDER_VOLTAGE, Supply
@@ -185,9 +186,12 @@ _TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 
 
 def thread_seconds(tasks: Path = Path("/proc/self/task")) -> dict[int, float]:
-    """Return the processor time of each thread of this process by its native id, s, in steps of 10 ms."""
+    """Return the processor time of each thread of this process by its native id, s, in steps of 10 ms.
+
+    Raises OSError if they cannot be listed.
+    """
     times = {}
-    for path in tasks.glob("[0-9]*"):
+    for path in tasks.iterdir():
         # The second field is a name that may hold anything, also spaces and parentheses.
         fields = read_text(path / "stat").rpartition(")")[2].split()
         if len(fields) > 12 and fields[11].isdigit() and fields[12].isdigit():
@@ -225,7 +229,10 @@ class LoadMeter:
 
     def stream_seconds(self, streams: set[str]) -> dict[str, float]:
         """Return the processor time of each stream's threads since the start, s; other streams are forgotten."""
-        return self.add(streams, thread_seconds(), thread_names())
+        with suppress(OSError):  # no descriptor is free: what is known stays
+            return self.add(streams, thread_seconds(), thread_names())
+        with self._lock:
+            return dict(self._totals)
 
     def add(self, streams: set[str], seconds: Mapping[int, float], names: Mapping[int, str]) -> dict[str, float]:
         """Add what each thread has used since the last call, see `thread_seconds` and `thread_names`."""

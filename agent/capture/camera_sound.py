@@ -122,7 +122,7 @@ class CameraSound(FrameConsumer):
 
     def close(self) -> None:
         """Leave the camera."""
-        self._cameras.detach(self._camera, self, wait=False)
+        self._cameras.detach(self._camera, self, wait=True)
 
     def _check_silence(self) -> Block:
         opening = self._camera.supervisor.current
@@ -130,7 +130,9 @@ class CameraSound(FrameConsumer):
             raise SourceError(self._lost)
         if opening is not None and opening.has_sound is False:
             raise SourceError(f"{self._shown}: expected sound; it has none, only pictures: turn its sound on")
-        if time.monotonic() - self._alive_s > self._stall_s:
+        if self._camera.supervisor.stats(0, 0).state != "running":
+            self._alive_s = time.monotonic()  # the camera itself tells its outages, with their reasons
+        elif time.monotonic() - self._alive_s > self._stall_s:
             raise SourceError(f"{self._shown}: no sound for {self._stall_s:g} s")
         return Block(np.empty(0, np.int16))
 

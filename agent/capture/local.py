@@ -140,7 +140,7 @@ def _fourcc(capture: cv2.VideoCapture) -> str:
     return "".join(chr(code >> shift & 0x7F) for shift in (0, 8, 16, 24))
 
 
-_SIZE = (1280, 720)
+_CAMERA_SIZE = (1280, 720)
 
 
 class PiCamera(Source):
@@ -196,7 +196,7 @@ def open_picamera(address: SourceUri, stall_s: float) -> PiCamera:
         raise SourceError(
             f"{address.masked}: expected camera {number}; found {models}; check cable and config.txt"
         )
-    size, fps = address.options.size or _SIZE, address.options.fps
+    size, fps = address.options.size or _CAMERA_SIZE, address.options.fps
     camera = None
     try:
         camera = library(number)
@@ -227,7 +227,6 @@ def _library(shown: str) -> Any:
         ) from None
 
 
-log = logging.getLogger(__name__)
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp"})
 _FPS = 10.0
 
@@ -328,7 +327,7 @@ def read_picture(path: Path) -> Image | None:
         return None
 
 
-_SIZE, _PATTERN_FPS = (640, 480), 10.0
+_PATTERN_SIZE, _PATTERN_FPS = (640, 480), 10.0
 _STEP = 4
 """Pixels that the square moves from one picture to the next."""
 
@@ -340,7 +339,7 @@ class TestPattern(Source):
 
     def __init__(self, address: SourceUri) -> None:
         options = address.options
-        self._width, self._height = options.size or _SIZE
+        self._width, self._height = options.size or _PATTERN_SIZE
         fps = options.fps or _PATTERN_FPS
         self._frames, self._number = options.frames, -1
         self._background = _gradient(self._width, self._height)

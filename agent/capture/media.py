@@ -292,7 +292,7 @@ def _first_slice_at(codec: str, data: bytes) -> int | None:
 def leading_parameters(codec: str, picture: bytes) -> bytes:
     """Return the parameter sets before the first slice, with start codes; empty: none, or damaged ones."""
     units = _parameter_units(codec, picture)
-    return b"" if any(len(unit) > _LONGEST for unit in units) else _joined(units)
+    return b"" if units and len(units[-1]) > _LONGEST else _joined(units)
 
 
 def _joined(units: list[bytes]) -> bytes:

@@ -87,18 +87,18 @@ def _request(words: tuple[str, ...]) -> tuple[str, dict[str, Any]]:
     if len(words) == 1 and words[0] in _VERBS:
         return words[0], {}
     stream, what, value = (*words, "", "")[:3]
-    if what in ("snapshot", "accept"):
-        if len(words) > 2:
-            raise click.UsageError(f"{what} takes no value")
+    from agent.comms.commands import VERBS
+
+    if len(words) == 2 and what in VERBS and what not in ("set", "record"):
         return what, {"stream": stream}
-    if what == "inspect" and len(words) in (2, 3):
-        return "inspect", {"stream": stream, "part": value}
-    if what == "reset" and len(words) in (2, 3):
-        return "reset", {"stream": stream, "line": value}
+    if what in ("snapshot", "accept"):
+        raise click.UsageError(f"{what} takes no value")
     if len(words) != 3:
         raise click.UsageError(
             f"{' '.join(words)!r} is no command: expected {', '.join(_VERBS)}, or STREAM WHAT VALUE; see --help"
         )
+    if what in ("inspect", "reset"):
+        return what, {"stream": stream, "part" if what == "inspect" else "line": value}
     if what == "record":
         return "record", {"stream": stream, "seconds": duration(value)}
     return "set", {"stream": stream, "what": what, "value": value}

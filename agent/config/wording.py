@@ -106,7 +106,8 @@ def in_words(what: str, data: Any, kind: Any, steps: Sequence[str]) -> str:
     for step in steps:
         data, kind = _inner(data, step), _kind_inside(kind, step)
     kinds = _kinds(kind)
-    if choices := [str(choice) for one in kinds if get_origin(one) is Literal for choice in get_args(one)]:
+    choices = [str(choice) for one in kinds if get_origin(one) is Literal for choice in get_args(one)]
+    if choices and isinstance(data, str | dict):
         return f"expected one of {', '.join(choices)}{_shown(data)}"
     if "matching regex" in what:
         hints = [meta.extra["use"] for one in kinds for meta in getattr(one, "__metadata__", ()) if meta.extra]

@@ -124,7 +124,7 @@ class CommandHandler:
             self._requests.answer(request, ok=result is not None, reason=why, more=result)
 
         runtime, stream = self._runtime, None
-        if command.stream:
+        if command.stream or command.verb in _OF_STREAMS:
             self._control.check_stream(command.stream)
             stream = runtime.streams[command.stream]
         reply = execute(Asked(command, stream, runtime.topics, answer, runtime.parts))

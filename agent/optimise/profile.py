@@ -141,7 +141,6 @@ def _kind(name: str) -> str:
 PATIENCE_S = 120.0
 _REPLY_MAX = 16 * 1024**2
 """Largest reply, bytes: a line for each operation and each kernel of a model."""
-_WORST = 3
 
 
 class ProfilerEvent(Struct, frozen=True):

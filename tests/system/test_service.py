@@ -41,6 +41,7 @@ def test_a_life_as_systemd_hears_it(tmp_path: Path, broker: Mosquitto, systemd: 
         vedette.reload()
         systemd.wait("READY=1", 2)
         assert "RELOADING=1" in systemd.lines
+        assert any(line.startswith("MONOTONIC_USEC=") for line in systemd.lines)
         systemd.wait_status("1 of 2 streams running; back lost: v4l2:/dev/video99")
         assert vedette.end()[0] == 0
         assert systemd.lines[-2:] == ["STOPPING=1", "STATUS=stopping"]

@@ -49,12 +49,6 @@ _WINDOW = 20
 _UNSENT = 8192
 """So many bytes may wait in the system before the socket counts as not writable: what waits there cannot be
 overtaken by events. The system takes up to a segment more (TCP_NOTSENT_LOWAT in tcp(7))."""
-
-
-_SIOCOUTQNSD = 0x894B
-"""Request for the bytes of a socket that TCP has not sent yet (linux/sockios.h)."""
-
-
 _SIOCOUTQNSD = 0x894B
 """Request for the bytes of a socket that TCP has not sent yet (linux/sockios.h)."""
 

@@ -39,7 +39,7 @@ class StageTimer:
 
     def begin_run(self) -> None:
         """Forget the newest times."""
-        self._newest, self._added = array("q", bytes(8 * _WINDOW)), 0
+        self._added, self._newest = 0, array("q", bytes(8 * _WINDOW))  # in this order: another thread may read
 
     def add(self, nanoseconds: int) -> None:
         """Add one time, ns. A negative one, which only a faulty clock gives, counts as 0."""
@@ -81,12 +81,14 @@ class Window(Struct, frozen=True, gc=False):
     """What one stream did in some time.
 
     Attributes:
+        inputs: handled.
         open_s, closed_s: time in which the gate was open, and closed, s.
         inferred: inputs that were inferred.
         latencies_ms: of these, from capture to result, ms.
         costs_ms: of these, processor time of the stream's thread, ms.
     """
 
+    inputs: int = 0
     open_s: float = 0.0
     closed_s: float = 0.0
     inferred: int = 0
@@ -97,6 +99,7 @@ class Window(Struct, frozen=True, gc=False):
 def joined(windows: Sequence[Window]) -> Window:
     """Join consecutive windows into one."""
     return Window(
+        sum(one.inputs for one in windows),
         sum(one.open_s for one in windows),
         sum(one.closed_s for one in windows),
         sum(one.inferred for one in windows),
@@ -141,6 +144,7 @@ class StreamMeter:
                 self._open_ns += gap_ns
             else:
                 self._closed_ns += gap_ns
+            self._inputs += 1
             self._inferred += is_inferred
             if is_inferred and len(self._latencies) < _KEPT:
                 if not late:
@@ -151,6 +155,7 @@ class StreamMeter:
         """Return what was added since the call before."""
         with self._lock:
             window = Window(
+                self._inputs,
                 self._open_ns / 1e9,
                 self._closed_ns / 1e9,
                 self._inferred,
@@ -161,7 +166,7 @@ class StreamMeter:
             return window
 
     def _clear(self) -> None:
-        self._open_ns = self._closed_ns = self._inferred = 0
+        self._inputs = self._open_ns = self._closed_ns = self._inferred = 0
         self._latencies: list[float] = []
         self._costs: list[float] = []
 

@@ -360,7 +360,6 @@ _FULL = StreamBudget()
 """Of snapshots that were asked for."""
 _SMALL_BELOW, _SMALL_WIDTH = 60, 480
 """Below this quality of the JPEG, snapshots are made so narrow, px: a fifth of the bytes at quality 40."""
-"""Of snapshots that a slow network would take long for."""
 
 
 def show_snapshot(reporter: Reporter, frame: Frame, budget: StreamBudget | None, quality: int) -> None:

@@ -196,6 +196,8 @@ class CameraCondition:
         """Compare a picture with the learned view, and learn from it; return the signs that can be told."""
         view = self._view
         if view is None or view.field.shape != edges.field.shape:  # another format cannot be compared
+            if self.moved is not None:  # only `accept` ends that
+                return {}
             self._view = LearnedView.of(edges)
             return {}
         if view.pictures < _SETTLED:

@@ -79,6 +79,7 @@ class StreamReading(Struct, frozen=True):
             windows; None: it was closed for most of the time.
         latency_ms: 95th percentile of capture to result; None: nothing was inferred.
         cost_ms: processor time of an inference of the largest variant when nothing disturbs it, ms.
+        handled_fps: pictures per second that the stream has handled in the window, inferred or not.
         variants: that may be used, the largest first.
         has_samples, has_snapshots, has_clips: whether it publishes or encodes these; clips of copied packets
             cannot be reduced.
@@ -97,6 +98,7 @@ class StreamReading(Struct, frozen=True):
     fps_lately: float = 0.0
     latency_ms: float | None = None
     cost_ms: float = 0.0
+    handled_fps: float = 0.0
     variants: tuple[VariantCost, ...] = _ALL
     has_samples: bool = False
     has_snapshots: bool = False
@@ -332,6 +334,7 @@ class StreamReader:
             fps_lately=self._fps_of(_LATELY),
             latency_ms=latencies[(len(latencies) * 19 - 1) // 20] if latencies else None,
             cost_ms=(self._cost_ms or 0.0) if self._gives_way else 0.0,
+            handled_fps=now.inputs / seen_s if (seen_s := now.open_s + now.closed_s) else 0.0,
             variants=variants,
             has_samples=publish.detections,
             has_snapshots=publish.snapshot,

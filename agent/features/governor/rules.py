@@ -116,7 +116,7 @@ class Governor(Budgets):
                 broken[""] = self._hot
         states = {name: self._states[name] for name in self._streams}
         return Decision(
-            {name: state.budget for name, state in states.items()},
+            {name: state.budget(self._streams[name]) for name, state in states.items()},
             SYNC_S[self._sync],
             tuple(self._changes.values()),
             {name: state.why for name, state in states.items() if state.is_reduced},
@@ -310,7 +310,7 @@ class Governor(Budgets):
         stream, has_given = self._streams[name], False
         is_lower, others = stream.priority < priority, self._givings("processors")
         for giving in self._config.order:
-            if giving in others and getattr(stream, f"has_{giving}"):
+            if giving in others and getattr(stream, f"has_{giving}", True):
                 has_given |= self._take(name, giving, why, "processors")
                 while takes_all and self._take(name, giving, why, "processors"):
                     pass
@@ -354,7 +354,7 @@ class Governor(Budgets):
         able = {
             name: (stream.priority, level)
             for name, stream in self._streams.items()
-            if getattr(stream, f"has_{giving}")
+            if getattr(stream, f"has_{giving}", True)
             and (level := self._states[name].level(giving)) < len(REDUCTIONS[giving].levels)
         }
         first = min(able.values(), default=None)

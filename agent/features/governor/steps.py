@@ -70,6 +70,8 @@ _LEAST_FPS = 2.0
 _CLEARLY, _NEARLY = 0.9, 0.98
 """Share of a rate below which a camera is clearly slower, and that a stride may leave of a promise: cameras of 10
 pictures per second often give 9.9."""
+_ROUNDING = 0.1
+"""Share of a stride by which a measured rate may be too high."""
 _SMALLER_FROM = 3
 """Stride from which on a smaller variant is preferred to fewer inferences."""
 
@@ -246,14 +248,20 @@ class StreamState:
         causes += [cause for levels in self.taken.values() for _, cause in levels]
         return f"{self.text}: {'; '.join(dict.fromkeys(causes))}" if causes else ""
 
-    @property
-    def budget(self) -> StreamBudget:
-        """What the stream may use: where key frames alone are decoded, each of them is inferred."""
+    def budget(self, stream: StreamReading) -> StreamBudget:
+        """Return what the stream may use.
+
+        While key frames alone are decoded, a stride leaves no more inferences than before: usually each key frame
+        is inferred. A camera whose others still come keeps its stride.
+        """
         fields: dict[str, Any] = {}
         for giving, reduction in REDUCTIONS.items():
             if level := self.level(giving):
                 fields |= reduction.levels[level - 1]
-        return StreamBudget(1 if self.level("decoding") else self.stride, self.variant, **fields)
+        stride, most = self.stride, stream.fps / self.stride
+        if self.level("decoding") and most > 0.0:
+            stride = max(1, min(stride, math.ceil(stream.handled_fps / most - _ROUNDING)))
+        return StreamBudget(stride, self.variant, **fields)
 
 
 class Change(Struct, frozen=True):

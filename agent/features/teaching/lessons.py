@@ -299,6 +299,7 @@ class Teaching(StreamPart, ABC):
             known = self._heads.get(lesson.state)
             taught = (base if known is None else self._read(known)).with_examples(lesson.value, course.taken)
             opened, result = self._open(taught), self._result(taught)
+            _check_kept(known, taught)
             make_folder(self._folder)
             self._file(lesson.state).write(msgspec.json.encode(taught))
         except (StorageError, ValueError) as error:
@@ -352,6 +353,13 @@ class Teaching(StreamPart, ABC):
 
     def _file(self, state: str) -> StateFile:
         return StateFile(self._folder / f"{self._stream}.{state}.json")
+
+
+def _check_kept(known: TaughtHead | None, taught: TaughtState) -> None:
+    """Raise ValueError if there is no room for enough examples of each value."""
+    for value, count in (known.counts if known else {}).items():
+        if count >= EXAMPLES_MIN > len(taught.examples.get(value, ())):
+            raise ValueError(f"{taught.name} has no room for another value: forget one, or teach another state")
 
 
 def read_states(folder: Path, stream: str, use: Callable[[TaughtState], Any]) -> dict[str, Any]:

@@ -153,7 +153,8 @@ def recover_partial_clips(folder: Path, on_complete: Callable[[Clip], None]) -> 
         OSError, StorageError: the folder cannot be made or read, or a broken clip cannot be removed.
     """
     make_clips_folder(folder)
-    for part in sorted(path for path in _files(folder) if path.name.endswith(_PART) and path.name[0] == "."):
+    parts = (path for path in _files(folder) if path.name.endswith(_PART) and path.name[0] == ".")
+    for part in sorted(path for path in parts if stat.S_ISREG(path.lstat().st_mode)):
         try:
             clip = recover(part)
             if clip is not None and folder_name(clip.occasion.stream) != part.parent.name:

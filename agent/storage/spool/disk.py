@@ -124,12 +124,6 @@ class Watermark:
         self.value, self.trusted, self.known, self.stale = value, trusted, True, stale
 
 
-_REPAIR_AGAIN_S = 60.0
-"""A second corruption within this time is the disk's fault, and another file would not help, s."""
-_STILL_OPEN = (sqlite3.SQLITE_FULL, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_BUSY)
-"""After these errors the connection stays usable for reading. A full disk could not open another."""
-
-
 class SpoolDisk:
     """Writes rows while the disk allows it. Only one thread may call it, except for `read` and `is_gone`.
 
@@ -328,7 +322,9 @@ class SpoolDisk:
         rows, tracks = recover(self.path, self._mark.after() - 1)
         try:
             aside = quarantine(self.path)
-            self._recovered, self._moved = rows, Commit((), (), (), 0, tracks=tracks)
+            self._recovered += rows  # after those that an earlier failure has left
+            left = self._moved or Commit((), (), (), 0)
+            self._moved = left._replace(tracks=[*left.tracks, *tracks])
             self._open()
         except (sqlite3.Error, OSError):
             return False

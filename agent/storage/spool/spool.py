@@ -206,10 +206,11 @@ class Spool:
             return self._committed >= given
 
     def stats(self) -> SpoolStats:
+        is_gone = self._disk.is_gone  # looks at the disk, which may hang: without the lock
         with self._lock:
             waiting = max(0, self._on_disk.rows + self._pending.row_delta)
             size = self._on_disk.bytes + self._pending.bytes if waiting else 0
-            by, is_lost = self._dropped, self._disk.failing or self._disk.is_gone
+            by, is_lost = self._dropped, self._disk.failing or is_gone
             return SpoolStats(waiting, size, sum(by.values()), "memory" if is_lost else "disk", by)
 
     def load(self) -> DiskLoad:
@@ -281,6 +282,7 @@ class Spool:
             self._move_files()
         if trouble is not None:
             self._disk.handle_error(trouble)
+            self._adopt_recovered()  # older rows go first
         with self._lock:
             closing = self._closing
             is_due = closing or time.monotonic() >= self._due_at
@@ -310,7 +312,7 @@ class Spool:
         self._disk.move(self._pending.given)
         with self._lock:
             self._retry_at = 0.0  # what has come meanwhile is written now
-            self._on_disk = self._disk.counts
+        self._adopt_recovered()
         self._call_on_stored()  # a reader may have found no rows meanwhile
 
     def _write(self, commit: Commit) -> None:

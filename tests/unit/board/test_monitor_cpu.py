@@ -6,6 +6,8 @@ import threading
 import time
 from pathlib import Path
 
+import pytest
+
 from agent.board.monitor import LoadMeter, thread_names, thread_seconds
 
 STREAMS = {"a", "b", "front"}
@@ -18,7 +20,8 @@ def test_a_thread_may_have_any_name(tmp_path: Path) -> None:
         (tmp_path / str(number) / "stat").write_text(f"{number} ({name}) {fields}\n")
     (tmp_path / "9").mkdir()  # has ended meanwhile
     assert thread_seconds(tmp_path) == {7: 2.0, 8: 2.0}
-    assert thread_seconds(tmp_path / "nowhere") == {}
+    with pytest.raises(OSError, match="nowhere"):
+        thread_seconds(tmp_path / "nowhere")
 
 
 def test_a_thread_that_works_is_seen_by_its_name() -> None:

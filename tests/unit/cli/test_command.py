@@ -28,7 +28,7 @@ from agent.errors import BrokerError
         ("doctor", "doctor", {}),
         ("front enabled off", "set", {"stream": "front", "what": "enabled", "value": "off"}),
         ("front threshold 0.5", "set", {"stream": "front", "what": "threshold", "value": "0.5"}),
-        ("front reset", "reset", {"stream": "front", "line": ""}),
+        ("front reset", "reset", {"stream": "front"}),
         ("front reset gate", "reset", {"stream": "front", "line": "gate"}),
         ("front zone/drive default", "set", {"stream": "front", "what": "zone/drive", "value": "default"}),
         ("status enabled off", "set", {"stream": "status", "what": "enabled", "value": "off"}),

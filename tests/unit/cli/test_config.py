@@ -672,16 +672,16 @@ def test_what_only_the_user_of_the_unit_may_see_is_no_problem_and_is_said(
     assert f"warning: {file}:3: not checked, since this user may not see it" in result.stderr
 
 
-STREAM = '[streams.a]\nsource = "SOURCE"\nmodel = "nanodet"\n'
+OF_SOURCE = '[streams.a]\nsource = "SOURCE"\nmodel = "nanodet"\n'
 
 
 def test_a_file_of_another_kind_and_an_empty_folder_are_no_sources(file: Path, tmp_path: Path) -> None:
     page, empty = tmp_path / "page.html", tmp_path / "empty"
     page.write_text("<html></html>")
     empty.mkdir()
-    (line,) = problems(file, STREAM.replace("SOURCE", f"file:{page}"))
+    (line,) = problems(file, OF_SOURCE.replace("SOURCE", f"file:{page}"))
     assert line.startswith(f"{file}:2: file:{page}: expected a video file; found 13 bytes")
-    (line,) = problems(file, STREAM.replace("SOURCE", f"dir:{empty}"))
+    (line,) = problems(file, OF_SOURCE.replace("SOURCE", f"dir:{empty}"))
     assert line == f"{file}:2: dir:{empty}: expected jpg, png or bmp files in {empty}; found none"
     sound = f'[streams.a]\nsource = "wav:{page}"\nmodel = "small-speech"\n'
     (line,) = problems(file, sound)
@@ -690,7 +690,7 @@ def test_a_file_of_another_kind_and_an_empty_folder_are_no_sources(file: Path, t
 
 def test_a_pipe_is_not_opened_as_a_source(file: Path, tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.mp4")
-    file.write_text(STREAM.replace("SOURCE", f"file:{tmp_path}/pipe.mp4"))
+    file.write_text(OF_SOURCE.replace("SOURCE", f"file:{tmp_path}/pipe.mp4"))
     command = [sys.executable, "-m", "agent", "config", "check", str(file)]
     assert subprocess.run(command, capture_output=True, timeout=60, check=False).returncode == 0
 
@@ -698,7 +698,7 @@ def test_a_pipe_is_not_opened_as_a_source(file: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize("scheme", ["file", "dir", "wav"])
 def test_a_name_that_is_too_long_is_one_line(file: Path, scheme: str) -> None:
     model = "small-speech" if scheme == "wav" else "nanodet"
-    text = STREAM.replace("SOURCE", f"{scheme}:/tmp/{'x' * 300}").replace("nanodet", model)
+    text = OF_SOURCE.replace("SOURCE", f"{scheme}:/tmp/{'x' * 300}").replace("nanodet", model)
     (line,) = problems(file, text)
     assert line == f"{file}:2: {scheme}:/tmp/{'x' * 300}: cannot be read: File name too long"
 
@@ -712,7 +712,7 @@ def test_a_name_that_is_too_long_is_one_line(file: Path, scheme: str) -> None:
     ],
 )
 def test_a_folder_that_cannot_be_made_is_one_line(file: Path, key: str, folder: str, why: str) -> None:
-    test = STREAM.replace("SOURCE", "test:")
+    test = OF_SOURCE.replace("SOURCE", "test:")
     (line,) = problems(file, f'[storage]\n{key} = "{folder}"\n{test}')
     assert line.startswith(f"{file}:2: ")
     assert why in line
@@ -734,7 +734,7 @@ def test_a_label_that_is_left_out_is_told_at_its_table(file: Path, key: str, pla
 
 
 def test_clips_whose_place_depends_on_the_working_directory_are_refused(file: Path) -> None:
-    test = STREAM.replace("SOURCE", "test:")
+    test = OF_SOURCE.replace("SOURCE", "test:")
     (line,) = problems(file, f'[storage]\nclips_folder = "x/y"\n{test}')
     assert line.startswith(f"{file}:2: ")
     assert "expected a full path" in line

@@ -103,7 +103,7 @@ def no_measuring(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object, **__: object) -> None:
         raise AssertionError("measured again")
 
-    monkeypatch.setattr(benchmark, "survey", refuse)
+    monkeypatch.setattr(measurements, "survey", refuse)
 
 
 def test_a_stream_starts_on_the_cpu_and_goes_over_when_it_is_known_what_is_best(
@@ -431,7 +431,7 @@ def test_a_model_that_cannot_be_measured_stays_on_the_cpu(
         asked.append(1)
         raise BackendError("no memory")
 
-    monkeypatch.setattr(benchmark, "survey", fail)
+    monkeypatch.setattr(measurements, "survey", fail)
     chooser = AutoBackend(selection(library), tmp_path)
     one, other = opened(chooser, model), opened(chooser, model)
     wait_for(lambda: "stays on the CPU: no memory" in caplog.text)
@@ -454,7 +454,7 @@ def test_streams_of_one_model_get_the_threads_that_suit_all_of_them(
 ) -> None:
     """What the measurement finds is replaced, since it depends on the machine; all else is real."""
     alone = tuple(Measurement("cpu", threads=count, p50_ms=10.0 / count, cpu_ms=10.0) for count in (1, 2))
-    monkeypatch.setattr(benchmark, "survey", lambda *_, **__: alone)
+    monkeypatch.setattr(measurements, "survey", lambda *_, **__: alone)
     monkeypatch.setattr(measurements, "read_board", lambda: replace(read_board(), cores=2))
     chooser = AutoBackend(SelectionConfig(candidates=(), threads_max=2, after_s=0.0), tmp_path)
     first = opened(chooser, model)

@@ -122,7 +122,7 @@ def test_files_are_replaced_only_when_asked(folder: Path) -> None:
         (("--shape", "16x16x3", "--mean", "1"), "give both"),
         (("--shape", "16x16x3", "--mean", "a", "--std", "2"), "expected one number, or 3"),
         (("--shape", "16x16x3", "--mean", "1,2", "--std", "2"), "expected one number, or 3"),
-        (("--shape", "16x16x3", "--mean", "0.5", "--std", "0.25"), "--mean 127.5 --std 63.75"),
+        (("--shape", "16x16x3", "--mean", "0.5", "--std", "0.25"), "by 255"),
         (("--shape", "16x16x3", "--mean", "0", "--std", "-3"), "greater than 0"),
         (("--shape", "16x16x3", "--mean", "128", "--std", "0"), "greater than 0"),
         (("--shape", "16x16x3", "--mean", "128", "--std", "nan"), "finite"),

@@ -311,6 +311,17 @@ ENCODED = {"front": replace(FRONT, has_decoding=True), "back": replace(BACK, has
 ENCODED_HUNGRY = {**ENCODED, "front": replace(FRONT, inferred_fps=3.0)}
 
 
+def test_a_stride_stays_where_key_frames_alone_do_not_limit_the_inferences() -> None:
+    course = Course()
+    every = {**ENCODED_HUNGRY, "back": replace(ENCODED["back"], handled_fps=10.0)}
+    assert course.run(20, every, BUSY).budgets["back"].stride == 5
+    assert course.decisions[-1].budgets["back"].decode == "keyframes"
+    some = {**ENCODED_HUNGRY, "back": replace(ENCODED["back"], handled_fps=4.0)}
+    assert course.run(1, some, BUSY).budgets["back"].stride == 2
+    few = {**ENCODED_HUNGRY, "back": replace(ENCODED["back"], handled_fps=1.0)}
+    assert course.run(1, few, BUSY).budgets["back"].stride == 1
+
+
 def test_a_less_important_camera_has_its_key_frames_decoded_after_it_infers_as_little_as_it_can() -> None:
     course = Course()
     decision = course.run(20, ENCODED_HUNGRY, BUSY)
