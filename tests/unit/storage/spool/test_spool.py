@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import functools
 import shutil
 import sqlite3
@@ -185,6 +186,33 @@ def test_the_hook_is_called_when_there_is_more_to_peek(tmp_path: Path) -> None:
         opened.settle(numbers(opened))
         opened.close()
         assert len(seen) == 1
+
+
+def test_older_events_are_shown_first_when_a_deleted_spool_cannot_be_made_again_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, shown = tmp_path / "state", list[Stored]()
+    folder.mkdir()
+    opened = filled(folder, 2)
+    opening, refusals = disk.SpoolDisk._open, iter(range(3))
+
+    def refuse(self: disk.SpoolDisk) -> SpoolTable:
+        if next(refusals, None) is not None:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return opening(self)
+
+    def show() -> None:
+        shown.extend(opened.peek(shown[-1].seq if shown else 0, 10))
+
+    monkeypatch.setattr(disk.SpoolDisk, "_open", refuse)
+    shutil.rmtree(folder)
+    folder.mkdir()
+    opened.on_stored(show)
+    opened.put(TOPIC, b"new")
+    opened.move()
+    wait_for(lambda: shown and shown[-1].body == b"new")
+    assert [row.body for row in shown] == [b"0", b"1", b"new"]
+    opened.close()
 
 
 def test_a_hook_that_fails_stops_nothing(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
