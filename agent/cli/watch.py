@@ -123,7 +123,7 @@ def follow(messages: Iterable[ReceivedMessage | None], title: str) -> None:
 
 def _missing(device: str, gap: SequenceGap) -> str:
     numbers = str(gap.first) if gap.first == gap.last else f"{gap.first} to {gap.last}"
-    why = "no loss: the device restarted and skipped numbers" if gap.restart else "not received here"
+    why = "not received here, or never given out: the device restarted" if gap.restart else "not received here"
     return f"{local_time(datetime.now(UTC))}  {plain(device)} {numbers}: {why}"
 
 

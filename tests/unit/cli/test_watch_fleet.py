@@ -31,7 +31,7 @@ def test_what_was_lost_is_counted_and_the_jump_of_a_device_that_was_cut_off_is_n
     shown = [line.split("  ", 1)[1] for line in capsys.readouterr().out.splitlines() if "porch" in line]
     assert shown == [
         "porch 2: not received here",
-        "porch 4 to 10000: no loss: the device restarted and skipped numbers",
+        "porch 4 to 10000: not received here, or never given out: the device restarted",
     ]
 
 
