@@ -41,7 +41,7 @@ Giving = Literal["samples", "snapshots", "clips", "inference", "decoding"]
 
 
 class StreamBudget(Struct, frozen=True, gc=False):
-    """What one stream may use of the board. The default is everything.
+    """The share of the board that one stream may use. The default is everything.
 
     Attributes:
         stride: of the pictures that the gate lets through, one in so many is inferred; tracks are carried on by

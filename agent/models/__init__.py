@@ -1,4 +1,4 @@
 """Models of this device: bundled ones and files."""
 
 PREFIX, SUFFIX = "wakeword/", ".json"
-"""Of names and of manifests of microWakeWord, see `agent.models.wakeword`."""
+"""Beginning of the names, and end of the files, of microWakeWord's manifests: see `agent.models.wakeword`."""

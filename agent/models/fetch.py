@@ -315,7 +315,7 @@ def check_task(task: str) -> str:
 
 
 class GuideVariant(Struct, frozen=True, forbid_unknown_fields=True):
-    """What is known of a variant of a model.
+    """The recorded figures of a variant of a model.
 
     Attributes:
         bytes: size of the file.

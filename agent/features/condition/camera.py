@@ -86,7 +86,7 @@ _ELSEWHERE = "another view"
 
 
 class CameraMemory(Struct, frozen=True):
-    """What was learned of one camera, as it is written to a file.
+    """The learned view of one camera, as it is written to a file.
 
     Attributes:
         view: None: it is not known yet.

@@ -66,7 +66,7 @@ class PrunePoint(Struct, frozen=True):
 
 
 class PruneHistory(Struct, frozen=True):
-    """What pruning did.
+    """The result of pruning.
 
     Attributes:
         points: in order.
