@@ -86,10 +86,11 @@ def test_a_transport_that_the_camera_refuses_is_named_with_its_key(
 
 
 def test_the_doctor_finds_a_real_server_of_udp(tmp_path: Path) -> None:
-    with RtspServer() as server:
-        uri = server.uri.replace("/cam", "/udp")
-        states = []
-        for capture in (CaptureConfig(), UDP):
-            config = Config({"yard": StreamConfig(uri, "nanodet", capture=capture)}, mqtt=MqttConfig(port=1))
-            states += [one.state for one in network.check_network(config, tmp_path) if one.name == "stream yard"]
-        assert states == ["problem", "ok"]
+    """A server each: this one answers 503 to who comes while it ends what the client before had opened."""
+    told = []
+    for capture in (CaptureConfig(), UDP):
+        with RtspServer() as server:
+            stream = StreamConfig(server.uri.replace("/cam", "/udp"), "nanodet", capture=capture)
+            config = Config({"yard": stream}, mqtt=MqttConfig(port=1))
+            told += [one for one in network.check_network(config, tmp_path) if one.name == "stream yard"]
+    assert [one.state for one in told] == ["problem", "ok"], told
