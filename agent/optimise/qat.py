@@ -25,11 +25,13 @@ from agent.optimise.checkpoint import Key as RunKey
 from agent.optimise.checkpoint import examples_key, module_key, read_checkpoint, write_checkpoint
 from agent.optimise.data import Examples
 from agent.optimise.factory import mixed_precision
-from agent.optimise.graph.integers import INT8_MAX, INT8_MIN, IntegerWeights, Scale
-from agent.optimise.graph.torch_graph import GraphOverrides, Key, TorchGraph, WeightedLayer
+from agent.optimise.graph.integers import FIXED, INT8_MAX, INT8_MIN, IntegerWeights, Scale
+from agent.optimise.graph.objects import load
+from agent.optimise.graph.operations import Key, WeightedLayer
+from agent.optimise.graph.torch_graph import GraphOverrides, TorchGraph
 from agent.optimise.quantisation import gptq
 from agent.optimise.quantisation.gptq import RoundedLayer
-from agent.optimise.quantisation.ranges import FIXED, LOGITS, ActivationScales
+from agent.optimise.quantisation.ranges import LOGITS, ActivationScales
 from agent.optimise.quantise import QuantisedModel
 from agent.optimise.recipe import QatRecipe
 from agent.storage.files import remove
@@ -243,7 +245,7 @@ def train_quantised(
     progress: Callable[[str], None] = lambda _: None,
 ) -> QuantisedModel:
     """Train a quantised model further; args, and what is raised, as of `train`."""
-    graph = found.quantiser.graphs[found.quantiser.main]
+    graph = TorchGraph(load(found.quantiser.content))
     options: dict[str, Any] = {"exits": exits, "seed": seed, "checkpoint": checkpoint, "progress": progress}
     logits = found.quantiser.logits
     result = train(graph, found.scales, found.rounded, examples, recipe, logits=logits, **options)

@@ -7,11 +7,10 @@ measured sensitivity, see `agent.optimise.quantisation.allocation`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 from ai_edge_litert import schema_py_generated as schema
 from msgspec import Struct
 from msgspec.structs import replace
@@ -20,21 +19,23 @@ from agent.compute.tflite.read import read_modelfile
 from agent.errors import ModelError
 from agent.models.writer import describe_numbers
 from agent.optimise.data import Examples
+from agent.optimise.graph.fixed_shapes import fix_shapes
 from agent.optimise.graph.integers import Ends, IntegerPlan, Scale, from_range, write
 from agent.optimise.graph.objects import compact, dump, graphs, load
+from agent.optimise.graph.operations import Key, WeightedLayer
 from agent.optimise.graph.rewrite import check, rewrite
-from agent.optimise.graph.torch_graph import Key, TorchGraph, WeightedLayer, graphs_of
+from agent.optimise.graph.runtime_graph import RuntimeGraph, bodies_of, entries_of
 from agent.optimise.quantisation.allocation import BitSearch, Evaluate, Times, fits_int4, sensitivities
-from agent.optimise.quantisation.gptq import RoundedLayer, RoundingOptions, most_examples, quantise_layers
+from agent.optimise.quantisation.gptq import RoundedLayer, most_examples, quantise_layers, round_to_nearest
 from agent.optimise.quantisation.lowering import equalise, for_integers, lower_custom
 from agent.optimise.quantisation.ranges import ActivationScales, find_scales
 from agent.optimise.recipe import Method, QuantiseRecipe
 from agent.optimise.recipe.budget import Budget
+from agent.types import Array
 
 Progress = Callable[[str], None]
 LayerBits = Callable[[Sequence[str]], Mapping[str, int]]
 """Returns fixed bits for some of the names of layers, as `RecipeFile.layer_bits`."""
-_BATCH = 16
 _FLOAT = 32
 """Bits of a layer that stays float."""
 _SENSITIVE = 32
@@ -66,7 +67,8 @@ class Quantiser:
     """A float model with its examples, from which quantised files are made.
 
     Attributes:
-        graphs: in PyTorch, one for each subgraph.
+        content: the float file, made plain, see `float_file`.
+        graphs: those that a caller runs; weights are quantised on the first, which is the default variant.
         scales: of activations; empty for float activations.
         layers: all, by their key.
         logits: places of the outputs of which the decoder takes the sigmoid.
@@ -93,62 +95,56 @@ class Quantiser:
             progress: told what is done.
 
         Raises:
-            ModelError: the model is quantised already, has an operation that cannot be computed here, or several
-                inputs; or the examples do not fit it.
+            ModelError: the model is quantised already, has custom operations, or several inputs; or the examples
+                do not fit it.
         """
-        self._content, self._progress = float_file(content), progress
+        shapes = [[1, *examples[0].shape]]
+        self.content, self._progress = float_file(content, shapes), progress
         if not float_activations:
-            self._content = for_integers(self._content)
+            self.content = for_integers(self.content)
         self._read(examples)
         if equalised:
             progress("equalising channels")
-            self._content, _ = equalise(self._content, self._batches(self.main))
+            self.content, _ = equalise(self.content, self._inputs[0])
             self._read(examples)
-        self.layers = _layers_of(self.graphs)
-        inputs = {self.graphs[0].name(self.graphs[0].inputs[0]): self._input_scale()}
-        self.scales = (
-            ActivationScales({}, {})
-            if float_activations
-            else find_scales(self.graphs, self._batches, inputs, progress, logits)
-        )
+        self.layers = _layers_of(self._model)
         self.logits = tuple(logits)
+        self.scales = ActivationScales({}, {})
+        if not float_activations:
+            inputs = {self.graphs[0].name(self.graphs[0].inputs[0]): self._input_scale()}
+            self.scales = find_scales(self.graphs, self._inputs, inputs, progress, logits)
 
     def _read(self, examples: Sequence[Examples]) -> None:
-        self._model = load(self._content)
-        self.graphs = list(graphs_of(self._model))
+        self._model = load(self.content)
+        self.graphs = entries_of(self._model)
         self._examples = _per_graph(self.graphs, examples)
-
-    @property
-    def main(self) -> int:
-        """Number of the subgraph on which weights are quantised: the first, which is the default variant."""
-        return 0
+        self._inputs = [[(one.batch([at]),) for at in range(len(one))] for one in self._examples]
 
     def _input_scale(self) -> Scale:
         """Return the scale of the range that pixels have, so that uint8 pixels are taken as they are."""
         low, high = self._examples[0].value_range()
         return from_range(low, high)
 
-    def _batches(self, number: int) -> Iterator[Sequence[Any]]:
-        examples = self._examples[number]
-        for start in range(0, len(examples), _BATCH):
-            yield (torch.from_numpy(examples.batch(range(start, min(start + _BATCH, len(examples))))),)
-
-    def inputs(self, limit: int) -> list[Any]:
-        """Return examples of the main subgraph as one tensor."""
-        examples, graph = self._examples[self.main], self.graphs[self.main]
-        count = min(len(examples), limit, most_examples(graph))
-        chosen = np.linspace(0, len(examples) - 1, count).astype(int)
-        return [torch.from_numpy(examples.batch(chosen))]
+    def inputs(self, limit: int) -> list[tuple[Array, ...]]:
+        """Return at most so many examples of the first graph, evenly spread."""
+        given = self._inputs[0]
+        count = min(len(given), limit, most_examples(self.graphs[0]))
+        return [given[at] for at in np.linspace(0, len(given) - 1, count).astype(int)]
 
     def sensitivities(self, layers: Sequence[WeightedLayer]) -> dict[Key, float]:
         """Measure what 4 bits in each layer alone do to the outputs."""
-        return sensitivities(self.graphs[self.main], self.inputs(_SENSITIVE), layers, self._progress)
+        return sensitivities(self.graphs[0], self.inputs(_SENSITIVE), layers, self._progress)
 
     def rounded(self, bits: Mapping[Key, int], limit: int) -> dict[Key, RoundedLayer]:
         """Quantise the weights of all layers; 32 bits leave a layer float."""
-        options = RoundingOptions(bits=dict(bits))
-        graph = self.graphs[self.main]
-        return quantise_layers(graph, self.inputs(limit), self.scales.by_name(), options, self._progress)
+        scales = self.scales.by_name()
+        found = quantise_layers(self.graphs[0], self.inputs(limit), scales, bits, self._progress)
+        return found | {
+            layer.key: RoundedLayer(layer, round_to_nearest(layer, graph.values(layer), 8), 0.0)
+            for graph in bodies_of(self._model)
+            for layer in graph.layers
+            if layer.key not in found
+        }
 
     def file(
         self, layers: Mapping[Key, RoundedLayer], ends: Ends = "uint8", scales: ActivationScales | None = None
@@ -163,7 +159,7 @@ class Quantiser:
         Raises:
             ModelError: the file is not what was asked for.
         """
-        model = load(self._content)
+        model = load(self.content)
         weights = {key: one.weights for key, one in layers.items() if one.weights}
         plan = IntegerPlan((scales or self.scales).by_name(), weights)
         write(model, plan, ends if len(self._examples[0].shape) == 3 else "int8")
@@ -173,25 +169,32 @@ class Quantiser:
         return content
 
 
-def float_file(content: bytes) -> bytes:
-    """Return a float model whose batch norms and activations are fused, and whose float16 constants are float32.
+def float_file(content: bytes, shapes: Sequence[Sequence[int]] = ()) -> bytes:
+    """Return a float model made plain: fixed shapes, float32 constants, fused batch norms and activations.
 
     MediaPipe's transposed convolutions are converted, see `agent.optimise.quantisation.lowering`.
 
+    Args:
+        content: of a `.tflite` file.
+        shapes: of its inputs, where more than the batch is free, see `fix_shapes`.
+
     Raises:
-        ModelError: the model is quantised already, has sparse weights, custom operations, or shapes that may
-            change.
+        ModelError: the model is quantised already, has sparse weights, weights that are no numbers, or custom
+            operations.
     """
-    content = lower_custom(content)
+    content = fix_shapes(lower_custom(content), shapes)
     check(content, "quantised")
     model = load(content)
     _name_tensors(model)
     for graph in graphs(model):
         for index, tensor in enumerate(graph.table.tensors):
-            if tensor.type in (schema.TensorType.INT8, schema.TensorType.UINT8, schema.TensorType.INT4):
+            if tensor.quantization is not None and tensor.quantization.scale is not None:
                 raise ModelError(f"tensor {graph.name(index)!r} is quantised already: give the float model")
             if tensor.sparsity is not None:
                 raise ModelError(f"tensor {graph.name(index)!r} is stored sparsely: give the dense model")
+            value = graph.constant(index)
+            if value is not None and value.dtype.kind == "f" and np.isnan(value).any():
+                raise ModelError(f"tensor {graph.name(index)!r} holds weights that are no numbers (NaN)")
         for operator in list(graph.operators):
             half = graph.constant(operator.inputs[0]) if len(operator.inputs) == 1 else None
             if half is not None and half.dtype == np.float16 and not graph.is_end(operator.outputs[0]):
@@ -235,11 +238,11 @@ def read_layers(content: bytes, *, integers: bool = True) -> dict[Key, WeightedL
         ModelError: the model cannot be quantised, see `Quantiser`.
     """
     content = float_file(content)
-    return _layers_of(list(graphs_of(load(for_integers(content) if integers else content))))
+    return _layers_of(load(for_integers(content) if integers else content))
 
 
-def _layers_of(found: Sequence[TorchGraph]) -> dict[Key, WeightedLayer]:
-    layers = {layer.key: layer for graph in found for layer in graph.layers}
+def _layers_of(model: Any) -> dict[Key, WeightedLayer]:
+    layers = {layer.key: layer for graph in (*entries_of(model), *bodies_of(model)) for layer in graph.layers}
     if not layers:
         raise ModelError(
             "the model has no convolution and no fully connected layer: there is nothing to quantise"
@@ -247,7 +250,7 @@ def _layers_of(found: Sequence[TorchGraph]) -> dict[Key, WeightedLayer]:
     return layers
 
 
-def _per_graph(found: Sequence[TorchGraph], examples: Sequence[Examples]) -> list[Examples]:
+def _per_graph(found: Sequence[RuntimeGraph], examples: Sequence[Examples]) -> list[Examples]:
     """Return the examples of each graph."""
     chosen = []
     for graph in found:
@@ -408,7 +411,7 @@ def fixed_bits(layers: Mapping[Key, WeightedLayer], layer_bits: LayerBits | None
 
 def _ends_of(quantiser: Quantiser) -> set[Key]:
     """Return first and last layer, which keep 8 bits: they cost little, and lose most."""
-    layers = quantiser.graphs[quantiser.main].layers
+    layers = quantiser.graphs[0].layers
     return {layers[0].key, layers[-1].key}
 
 

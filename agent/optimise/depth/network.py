@@ -17,7 +17,8 @@ from torch.nn import functional
 
 from agent.optimise.depth.stages import Stage
 from agent.optimise.graph.objects import dump, load
-from agent.optimise.graph.torch_graph import GraphOverrides, Key, TorchGraph, WeightedLayer
+from agent.optimise.graph.operations import Key, WeightedLayer
+from agent.optimise.graph.torch_graph import GraphOverrides, TorchGraph
 
 Tensor = Any
 _DENSE = "FULLY_CONNECTED"

@@ -14,12 +14,11 @@ import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 from numpy.typing import NDArray
 
-from agent.errors import ModelError
-from agent.optimise.graph.objects import Graph, compact, pack_int4
+from agent.optimise.graph.objects import Graph, compact, entry_numbers, pack_int4
+from agent.optimise.graph.operations import KINDS, Key
 
 INT8_MIN, INT8_MAX = -128, 127
 Ends = Literal["uint8", "int8", "float32"]
-_KINDS = {number: name for name, number in vars(schema.BuiltinOperator).items() if isinstance(number, int)}
 _TYPES = schema.TensorType
 _CHANNEL_AXIS = {"CONV_2D": 0, "DEPTHWISE_CONV_2D": 3, "FULLY_CONNECTED": 0}
 VERSIONS: Mapping[str, int] = {
@@ -85,16 +84,24 @@ class IntegerWeights(NamedTuple):
     bias: NDArray[np.float64] | None
 
 
+FIXED: Mapping[str, Scale] = {
+    "LOGISTIC": Scale(1 / 256, INT8_MIN),
+    "SOFTMAX": Scale(1 / 256, INT8_MIN),
+    "TANH": Scale(1 / 128, 0),
+}
+"""Scale of the output of operations whose kernels know no other."""
+
+
 class IntegerPlan(NamedTuple):
     """What `write` needs to know.
 
     Attributes:
         activations: by name of the tensor; none: weights alone become integers.
-        weights: by buffers of weights and bias, 0 for no bias.
+        weights: by layer. Bodies of loops and branches get integer weights alone.
     """
 
     activations: Mapping[str, Scale]
-    weights: Mapping[tuple[int, int], IntegerWeights]
+    weights: Mapping[Key, IntegerWeights]
 
 
 def from_range(low: float, high: float) -> Scale:
@@ -113,34 +120,28 @@ def write(model: Any, plan: IntegerPlan, ends: Ends = "uint8") -> None:
         ends: dtype of pictures at the input: `uint8` and `float32` are converted by a QUANTIZE, with the scale of
             the input. Outputs are int8, or float32 if `ends` is.
 
-    Raises:
-        ModelError: a tensor or layer without scale.
     """
-    writer = _Writer(model, plan)
-    for graph in model.subgraphs:
-        writer.write(graph, ends)
+    writer, entries = _Writer(model), entry_numbers(model)
+    for number, graph in enumerate(model.subgraphs):
+        writer.write(graph, plan if number in entries else plan._replace(activations={}), ends)
     compact(model)
 
 
 class _Writer:
     """Converts subgraphs; layers that share weights and scales share the new constants."""
 
-    def __init__(self, model: Any, plan: IntegerPlan) -> None:
-        self._model, self._plan = model, plan
+    def __init__(self, model: Any) -> None:
+        self._model = model
         self._constants: dict[tuple[Any, ...], int] = {}
 
-    def write(self, subgraph: Any, ends: Ends) -> None:
-        graph = Graph(self._model, subgraph)
+    def write(self, subgraph: Any, plan: IntegerPlan, ends: Ends) -> None:
+        graph, self._plan = Graph(self._model, subgraph), plan
         self._floats: dict[int, int] = {}
         operators = list(graph.operators)
         inputs, outputs = list(graph.inputs), list(graph.outputs)
-        weighted = {
-            index for one in operators if self._kind(graph, one) in _CHANNEL_AXIS for index in one.inputs[1:3]
-        }
-        if self._plan.activations:
-            for index in range(len(subgraph.tensors)):
-                if index not in weighted:
-                    self._quantise(graph, index)
+        if plan.activations:
+            for index in {*inputs, *(index for one in operators for index in self._integers(graph, one))}:
+                self._quantise(graph, index)
         converted: list[Any] = []
         for operator in operators:
             self._convert(graph, operator, converted)
@@ -149,7 +150,16 @@ class _Writer:
             self._write_ends(graph, inputs, outputs, ends)
 
     def _kind(self, graph: Graph, operator: Any) -> str:
-        return str(_KINDS.get(graph.kind(operator), "?"))
+        return str(KINDS.get(graph.kind(operator), "?"))
+
+    def _integers(self, graph: Graph, operator: Any) -> list[int]:
+        """Return the tensors of an operation that become INT8: not those of weights, nor constants of floats."""
+        kind = self._kind(graph, operator)
+        if kind in _CHANNEL_AXIS and self._layer(graph, operator) is not None:
+            return [operator.inputs[0], *operator.outputs]
+        if kind in VERSIONS and kind not in _CHANNEL_AXIS:
+            return [*(index for index in operator.inputs if index >= 0), *operator.outputs]
+        return [*(one for one in operator.inputs if one >= 0 and graph.constant(one) is None), *operator.outputs]
 
     def _quantise(self, graph: Graph, index: int) -> None:
         """Make a float tensor of activations INT8, or a float constant that they are computed with."""
@@ -167,18 +177,30 @@ class _Writer:
         elif scale is None:
             return
         tensor.type = _TYPES.INT8
-        tensor.quantization = _quantisation([scale.scale], [scale.zero_point])
+        tensor.quantization = quantisation([scale.scale], [scale.zero_point])
 
     def _convert(self, graph: Graph, operator: Any, converted: list[Any]) -> None:
         kind = self._kind(graph, operator)
-        if kind in _CHANNEL_AXIS and not self._stays_float(graph, operator):
-            self._convert_layer(graph, operator, kind)
+        if kind in _CHANNEL_AXIS and (layer := self._layer(graph, operator)) is not None:
+            self._convert_layer(graph, operator, kind, *layer)
         elif self._plan.activations and kind in VERSIONS and kind not in _CHANNEL_AXIS:
             operator.opcodeIndex = graph.code(graph.kind(operator), VERSIONS[kind])
         elif self._plan.activations:
             self._keep_float(graph, operator, converted)
             return
         converted.append(operator)
+        if self._plan.activations and kind in FIXED:
+            self._rescale(graph, operator, FIXED[kind], converted)
+
+    def _rescale(self, graph: Graph, operator: Any, scale: Scale, converted: list[Any]) -> None:
+        """Convert the result of an operation that knows one scale to that of its tensor, where it is another."""
+        (index,) = operator.outputs
+        found = graph.tensor(index).quantization
+        if graph.tensor(index).type != _TYPES.INT8 or np.float32(scale.scale) == np.float32(found.scale[0]):
+            return
+        own = quantisation([scale.scale], [scale.zero_point])
+        operator.outputs = [graph.add_tensor(index, name=f"{graph.name(index)}_own", quantization=own)]
+        converted.append(conversion(graph, "QUANTIZE", operator.outputs[0], index))
 
     def _keep_float(self, graph: Graph, operator: Any, converted: list[Any]) -> None:
         """Put an operation without an INT8 kernel between conversions."""
@@ -186,67 +208,62 @@ class _Writer:
             if index >= 0 and graph.tensor(index).type == _TYPES.INT8:
                 if index not in self._floats:
                     self._floats[index] = self._float_copy(graph, index)
-                    converted.append(_conversion(graph, "DEQUANTIZE", index, self._floats[index]))
+                    converted.append(conversion(graph, "DEQUANTIZE", index, self._floats[index]))
                 operator.inputs[position] = self._floats[index]
         converted.append(operator)
         for position, index in enumerate(list(operator.outputs)):
             if graph.tensor(index).type == _TYPES.INT8:
                 operator.outputs[position] = self._float_copy(graph, index)
-                converted.append(_conversion(graph, "QUANTIZE", operator.outputs[position], index))
+                converted.append(conversion(graph, "QUANTIZE", operator.outputs[position], index))
 
     def _float_copy(self, graph: Graph, index: int) -> int:
         name = f"{graph.name(index)}_float"
         return graph.add_tensor(index, name=name, type=_TYPES.FLOAT32, quantization=None, buffer=0)
 
-    def _stays_float(self, graph: Graph, operator: Any) -> bool:
-        """Return True for a layer that has no integers, between INT8 activations."""
-        return bool(self._plan.activations) and self._key(graph, operator) not in self._plan.weights
-
-    def _key(self, graph: Graph, operator: Any) -> tuple[int, int]:
+    def _layer(self, graph: Graph, operator: Any) -> tuple[Key, IntegerWeights] | None:
+        """Return the integers of a layer; None: it stays float."""
         weights, *rest = map(int, operator.inputs[1:3])
         bias = int(graph.tensor(rest[0]).buffer) if rest and rest[0] >= 0 else 0
-        return int(graph.tensor(weights).buffer), bias
+        key = (int(graph.tensor(weights).buffer), bias)
+        return (key, self._plan.weights[key]) if key in self._plan.weights else None
 
-    def _convert_layer(self, graph: Graph, operator: Any, kind: str) -> None:
-        key = self._key(graph, operator)
-        if key not in self._plan.weights:
-            raise ModelError(f"layer {graph.name(operator.outputs[0])!r} has no quantised weights")
-        found = self._plan.weights[key]
-        tensor = graph.tensor(operator.inputs[1])
-        data = pack_int4(found.integers) if found.bits == 4 else found.integers
-        tensor.buffer = self._buffer(("weights", *key), data)
-        tensor.type = _TYPES.INT4 if found.bits == 4 else _TYPES.INT8
+    def _convert_layer(self, graph: Graph, operator: Any, kind: str, key: Key, found: IntegerWeights) -> None:
+        """Give a layer tensors of its own for weights and bias: others may read those that it has now."""
         zero_points = np.zeros(len(found.scales), np.int64)
-        tensor.quantization = _quantisation(found.scales, zero_points, _CHANNEL_AXIS[kind])
+        operator.inputs[1] = graph.add_tensor(
+            operator.inputs[1],
+            buffer=self._buffer(
+                ("weights", *key), pack_int4(found.integers) if found.bits == 4 else found.integers
+            ),
+            type=_TYPES.INT4 if found.bits == 4 else _TYPES.INT8,
+            quantization=quantisation(found.scales, zero_points, _CHANNEL_AXIS[kind]),
+        )
         operator.opcodeIndex = graph.code(graph.kind(operator), self._version(kind, found.bits))
         if kind == "FULLY_CONNECTED" and not self._plan.activations:
             operator.builtinOptions.asymmetricQuantizeInputs = True
         if found.bias is not None:
-            self._write_bias(graph, operator, int(operator.inputs[2]), found, key)
+            operator.inputs[2] = self._bias(graph, operator, found.bias, found.scales, key)
 
     def _version(self, kind: str, bits: int) -> int:
         if bits == 4:
             return _INT4_VERSIONS[kind]
         return VERSIONS[kind] if self._plan.activations else _DYNAMIC_VERSIONS[kind]
 
-    def _write_bias(
-        self, graph: Graph, operator: Any, index: int, found: IntegerWeights, key: tuple[int, int]
-    ) -> None:
+    def _bias(self, graph: Graph, operator: Any, bias: NDArray[np.float64], scales: Any, key: Key) -> int:
         """Round a bias to the scale of the products that it is added to; float activations keep it."""
-        assert found.bias is not None
-        tensor = graph.tensor(index)
+        like = operator.inputs[2]
         if not self._plan.activations:
-            tensor.buffer = self._buffer(("bias", *key), found.bias.astype(np.float32))
-            return
+            return graph.add_tensor(like, buffer=self._buffer(("bias", *key), bias.astype(np.float32)))
         incoming = np.float32(graph.tensor(operator.inputs[0]).quantization.scale[0])
-        scales = incoming * found.scales
+        products = incoming * scales
         limits = np.iinfo(np.int32)
-        integers = np.clip(np.round(found.bias / scales.astype(np.float64)), limits.min, limits.max).astype(
-            np.int32
+        integers = np.clip(np.round(bias / products.astype(np.float64)), limits.min, limits.max).astype(np.int32)
+        return graph.add_tensor(
+            like,
+            buffer=self._buffer(("bias", *key, float(incoming)), integers),
+            type=_TYPES.INT32,
+            quantization=quantisation(products, np.zeros(len(products), np.int64)),
         )
-        tensor.buffer = self._buffer(("bias", *key, float(incoming)), integers)
-        tensor.type = _TYPES.INT32
-        tensor.quantization = _quantisation(scales, np.zeros(len(scales), np.int64))
 
     def _buffer(self, key: tuple[Any, ...], values: NDArray[Any]) -> int:
         if key not in self._constants:
@@ -265,28 +282,30 @@ class _Writer:
                 if graph.tensor(index).type == _TYPES.INT8:
                     real = self._float_copy(graph, index)
                     graph.replace_end(index, real)
-                    graph.operators.append(_conversion(graph, "DEQUANTIZE", index, real))
+                    graph.operators.append(conversion(graph, "DEQUANTIZE", index, real))
 
     def _convert_input(self, graph: Graph, index: int, ends: Ends) -> Any:
         inner, name = graph.tensor(index), graph.name(index)
         scale, zero_point = float(inner.quantization.scale[0]), int(inner.quantization.zeroPoint[0])
         is_integer = ends == "uint8"
-        quantisation = _quantisation([scale], [zero_point - INT8_MIN]) if is_integer else None
+        outside = quantisation([scale], [zero_point - INT8_MIN]) if is_integer else None
         kind = _TYPES.UINT8 if is_integer else _TYPES.FLOAT32
-        outer = graph.add_tensor(index, type=kind, quantization=quantisation)
+        outer = graph.add_tensor(index, type=kind, quantization=outside)
         graph.replace_end(index, outer)
         graph.tensor(outer).name, inner.name = name, f"{name}_int8"
-        return _conversion(graph, "QUANTIZE", outer, index)
+        return conversion(graph, "QUANTIZE", outer, index)
 
 
-def _quantisation(scales: Any, zero_points: Any, axis: int = 0) -> Any:
+def quantisation(scales: Any, zero_points: Any, axis: int = 0) -> Any:
+    """Return the quantisation of a tensor in object form (`QuantizationParametersT`)."""
     found = schema.QuantizationParametersT()
     found.scale, found.zeroPoint = np.asarray(scales, np.float32), np.asarray(zero_points, np.int64)
     found.quantizedDimension = axis
     return found
 
 
-def _conversion(graph: Graph, kind: str, source: int, result: int) -> Any:
+def conversion(graph: Graph, kind: str, source: int, result: int) -> Any:
+    """Return a QUANTIZE or DEQUANTIZE in object form (`OperatorT`)."""
     operator = schema.OperatorT()
     operator.opcodeIndex = graph.code(getattr(schema.BuiltinOperator, kind), 2)
     operator.inputs, operator.outputs = [source], [result]

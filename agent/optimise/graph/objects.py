@@ -230,6 +230,11 @@ def graphs(model: Any) -> list[Graph]:
     return [Graph(model, graph) for graph in model.subgraphs]
 
 
+def entry_numbers(model: Any) -> list[int]:
+    """Return the graphs that a caller runs: the first, and those with a signature. Others are bodies of loops."""
+    return sorted({0, *(one.subgraphIndex for one in model.signatureDefs or ())})
+
+
 class Graph:
     """One graph of a model in object form: questions about it, and changes that keep it whole.
 
@@ -307,7 +312,11 @@ class Graph:
 
     def is_called(self) -> bool:
         """Return True if an operator such as WHILE may call this graph: its ends then have to stay."""
-        return any(one.kind(operator) in _CALLS for one in graphs(self.model) for operator in one.operators)
+        return any(one.calls(operator) for one in graphs(self.model) for operator in one.operators)
+
+    def calls(self, operator: Any) -> bool:
+        """Return True if an operator runs another graph of the model, such as the body of a loop."""
+        return self.kind(operator) in _CALLS
 
     def constant(self, index: int) -> NDArray[Any] | None:
         """Return the stored value of a constant, INT4 as int8; None: it is computed, or of another type."""

@@ -9,7 +9,7 @@ Definitions of the operations: tensorflow/tensorflow, tensorflow/compiler/mlir/l
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,67 +20,20 @@ from torch.nn import functional
 
 from agent.errors import ModelError
 from agent.optimise.graph.objects import Graph
+from agent.optimise.graph.operations import (
+    WEIGHTED,
+    Key,
+    Operation,
+    WeightedLayer,
+    dilations,
+    paddings,
+    read_layer,
+    read_operation,
+    strides,
+)
 
 Tensor = Any
 """A torch tensor; torch has no types here."""
-
-_NAMES = {number: name for name, number in vars(schema.BuiltinOperator).items() if isinstance(number, int)}
-WEIGHTED = ("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED")
-_SAME = schema.Padding.SAME
-
-
-Key = tuple[int, int]
-"""Buffers of a layer's weights and bias: the same in all graphs of a file that share them."""
-
-
-class TorchOperation(NamedTuple):
-    """One operation of a graph.
-
-    Attributes:
-        kind: name in the schema, such as `CONV_2D`.
-        inputs, outputs: indices of tensors; -1 for an input that is left out.
-        options: of the schema's object form.
-    """
-
-    kind: str
-    inputs: tuple[int, ...]
-    outputs: tuple[int, ...]
-    options: Any
-
-
-class WeightedLayer(NamedTuple):
-    """One operation with weights.
-
-    Attributes:
-        name: of its output tensor.
-        operation: itself.
-        weights: index of the buffer of the weights.
-        bias: index of the buffer of the bias; 0: it has none.
-        shape: of the weights in the file: [out, height, width, in], [1, height, width, out] or [out, in].
-        groups: number of groups of channels that do not see each other; depthwise: the input's channels.
-    """
-
-    name: str
-    operation: TorchOperation
-    weights: int
-    bias: int
-    shape: tuple[int, ...]
-    groups: int
-
-    @property
-    def key(self) -> Key:
-        """Return what the layer has in common with those of other graphs that share its weights."""
-        return self.weights, self.bias
-
-    @property
-    def channel_axis(self) -> int:
-        """Return the axis of the output channels in the weights."""
-        return 3 if self.operation.kind == "DEPTHWISE_CONV_2D" else 0
-
-    @property
-    def size(self) -> int:
-        """Return the number of weights."""
-        return math.prod(self.shape)
 
 
 class GraphOverrides(NamedTuple):
@@ -102,7 +55,7 @@ NOTHING = GraphOverrides()
 
 
 class TorchGraph(nn.Module):
-    """A graph whose float weights are parameters, shared with other graphs of the same file.
+    """A graph whose float weights are parameters.
 
     Attributes:
         graph: the subgraph in object form.
@@ -110,13 +63,12 @@ class TorchGraph(nn.Module):
         layers: operations with weights.
     """
 
-    def __init__(self, model: Any, number: int = 0, parameters: nn.ParameterDict | None = None) -> None:
+    def __init__(self, model: Any, number: int = 0) -> None:
         """Read a subgraph.
 
         Args:
             model: `ModelT` of a float file.
             number: of the subgraph.
-            parameters: of another graph of this file.
 
         Raises:
             ModelError: an operation that is not supported, weights that are not float or not constant.
@@ -124,7 +76,7 @@ class TorchGraph(nn.Module):
         super().__init__()
         self.graph = Graph(model, model.subgraphs[number])
         self.inputs, self.outputs = list(self.graph.inputs), list(self.graph.outputs)
-        self.parameters_by_buffer = nn.ParameterDict() if parameters is None else parameters
+        self.parameters_by_buffer = nn.ParameterDict()
         self._constants: dict[int, Tensor] = {}
         self.operations = [self._read(operator) for operator in self.graph.operators]
         self.layers = [layer for layer in map(self._layer, self.operations) if layer]
@@ -163,9 +115,7 @@ class TorchGraph(nn.Module):
                     values.pop(index, None)
         return [values[index] for index in self.outputs]
 
-    def step(
-        self, operation: TorchOperation, values: dict[int, Tensor], overrides: GraphOverrides = NOTHING
-    ) -> None:
+    def step(self, operation: Operation, values: dict[int, Tensor], overrides: GraphOverrides = NOTHING) -> None:
         """Run one operation on computed tensors, and put its outputs beside them."""
         if operation.kind in WEIGHTED:
             results = (self._weighted(operation, values, overrides),)
@@ -175,60 +125,37 @@ class TorchGraph(nn.Module):
         for index, result in zip(operation.outputs, results, strict=True):
             values[index] = overrides.activation(index, result) if overrides.activation else result
 
-    def is_last_use(self, operation: TorchOperation, index: int) -> bool:
-        """Return True if no later operation and no caller reads a tensor."""
-        return index not in self.outputs and self.operations[self._last[index]] is operation
-
     def _value(self, index: int, values: Mapping[int, Tensor]) -> Tensor | None:
         if index < 0:
             return None
         return values[index] if index in values else self._constants[index]
 
-    def _read(self, operator: Any) -> TorchOperation:
-        kind = _NAMES.get(self.graph.kind(operator), "an unknown operation")
-        if kind not in _OPERATIONS and kind not in WEIGHTED:
-            raise ModelError(
-                f"operation {kind}, which computes {self._named(operator)}, cannot be trained or quantised"
-            )
-        inputs, outputs = (tuple(map(int, ends)) for ends in (operator.inputs, operator.outputs))
-        operation = TorchOperation(kind, inputs, outputs, operator.builtinOptions)
-        skipped = inputs[1:3] if kind in WEIGHTED else ()
-        for index in inputs:
+    def _read(self, operator: Any) -> Operation:
+        operation = read_operation(self.graph, operator)
+        if operation.kind not in _OPERATIONS and operation.kind not in WEIGHTED:
+            names = ", ".join(repr(self.name(index)) for index in operation.outputs)
+            raise ModelError(f"operation {operation.kind}, which computes {names}, cannot be trained")
+        skipped = operation.inputs[1:3] if operation.kind in WEIGHTED else ()
+        for index in operation.inputs:
             if index >= 0 and index not in skipped and (value := self.graph.constant(index)) is not None:
                 self._constants[index] = torch.from_numpy(np.array(value))
         return operation
 
-    def _named(self, operator: Any) -> str:
-        return ", ".join(repr(self.name(int(index))) for index in operator.outputs)
-
-    def _layer(self, operation: TorchOperation) -> WeightedLayer | None:
+    def _layer(self, operation: Operation) -> WeightedLayer | None:
+        """Read a layer, and make its weights parameters."""
         if operation.kind not in WEIGHTED:
             return None
-        name = self.name(operation.outputs[0])
-        weights, *rest = operation.inputs[1:]
-        bias = rest[0] if rest and rest[0] >= 0 else -1
-        buffers = [self._parameter(index, name) if index >= 0 else 0 for index in (weights, bias)]
-        shape, channels = self.shape(weights), self.shape(operation.inputs[0])[-1]
-        groups = 1 if operation.kind == "FULLY_CONNECTED" else channels // shape[3]
-        if operation.kind == "DEPTHWISE_CONV_2D":
-            groups = channels
-        return WeightedLayer(name, operation, buffers[0], buffers[1], shape, groups)
+        layer = read_layer(self.graph, operation)
+        if layer is None:
+            name = self.name(operation.outputs[0])
+            raise ModelError(f"layer {name!r} cannot be trained: its weights are computed, or not float32")
+        for index, buffer in zip(operation.inputs[1:3], layer.key, strict=False):
+            if buffer and str(buffer) not in self.parameters_by_buffer:
+                value = torch.from_numpy(np.array(self.graph.constant(index)))
+                self.parameters_by_buffer[str(buffer)] = nn.Parameter(value)
+        return layer
 
-    def _parameter(self, index: int, name: str) -> int:
-        """Make the constant of a tensor a parameter, and return its buffer."""
-        value = self.graph.constant(index)
-        if value is None:
-            raise ModelError(f"the weights of layer {name!r} are computed, not constant")
-        if value.dtype != np.float32:
-            raise ModelError(f"layer {name!r} is already quantised: give the float model that it was made from")
-        buffer = int(self.graph.tensor(index).buffer)
-        if str(buffer) not in self.parameters_by_buffer:
-            self.parameters_by_buffer[str(buffer)] = nn.Parameter(torch.from_numpy(np.array(value)))
-        return buffer
-
-    def _weighted(
-        self, operation: TorchOperation, values: Mapping[int, Tensor], overrides: GraphOverrides
-    ) -> Tensor:
+    def _weighted(self, operation: Operation, values: Mapping[int, Tensor], overrides: GraphOverrides) -> Tensor:
         layer = self._by_operation(operation)
         weights, bias = overrides.weights.get(layer.key), overrides.biases.get(layer.key)
         if weights is None:
@@ -240,7 +167,7 @@ class TorchGraph(nn.Module):
             result = overrides.layer(layer, values[operation.inputs[0]], result)
         return _activated(result, operation.options.fusedActivationFunction)
 
-    def _by_operation(self, operation: TorchOperation) -> WeightedLayer:
+    def _by_operation(self, operation: Operation) -> WeightedLayer:
         if not hasattr(self, "_layers_by_output"):
             self._layers_by_output = {layer.operation.outputs[0]: layer for layer in self.layers}
         return self._layers_by_output[operation.outputs[0]]
@@ -259,36 +186,17 @@ def linear(layer: WeightedLayer, x: Tensor, weights: Tensor, bias: Tensor | None
     return result.permute(0, 2, 3, 1)
 
 
-def strides(options: Any) -> tuple[int, int]:
-    """Return the strides of a convolution or pooling, (vertical, horizontal)."""
-    return int(options.strideH), int(options.strideW)
-
-
-def dilations(options: Any) -> tuple[int, int]:
-    """Return the dilations of a convolution, (vertical, horizontal)."""
-    return int(options.dilationHFactor or 1), int(options.dilationWFactor or 1)
-
-
 def pad(
     x: Tensor,
     padding: int,
-    size: Sequence[int],
+    size: tuple[int, int],
     stride: tuple[int, int],
     dilation: tuple[int, int] = (1, 1),
     value: float = 0.0,
 ) -> Tensor:
-    """Pad NHWC pictures as the padding SAME does; VALID pads nothing.
-
-    Source: https://www.tensorflow.org/api_docs/python/tf/nn#notes_on_padding_2
-    """
-    if padding != _SAME:
-        return x
-    amounts: list[int] = [0, 0]
-    for axis in (1, 0):
-        extent = (int(size[axis]) - 1) * dilation[axis] + 1
-        length = int(x.shape[1 + axis])
-        total = max(0, (-(-length // stride[axis]) - 1) * stride[axis] + extent - length)
-        amounts += [total // 2, total - total // 2]
+    """Pad NHWC pictures as a convolution or pooling does."""
+    rows, columns = paddings((int(x.shape[1]), int(x.shape[2])), padding, size, stride, dilation)
+    amounts = [0, 0, *columns, *rows]
     return functional.pad(x, amounts, value=value) if any(amounts) else x
 
 
@@ -305,7 +213,7 @@ def _activated(x: Tensor, activation: int) -> Tensor:
 
 
 Results = tuple[Tensor, ...]
-Compute = Callable[[TorchGraph, TorchOperation, list[Tensor]], Results]
+Compute = Callable[[TorchGraph, Operation, list[Tensor]], Results]
 
 
 def _each(function: Callable[[Tensor], Tensor]) -> Compute:
@@ -313,14 +221,14 @@ def _each(function: Callable[[Tensor], Tensor]) -> Compute:
 
 
 def _two(function: Callable[[Tensor, Tensor], Tensor], activates: bool = True) -> Compute:
-    def compute(graph: TorchGraph, operation: TorchOperation, operands: list[Tensor]) -> Results:
+    def compute(graph: TorchGraph, operation: Operation, operands: list[Tensor]) -> Results:
         result = function(operands[0], operands[1])
         return (_activated(result, operation.options.fusedActivationFunction) if activates else result,)
 
     return compute
 
 
-def _max_pool(graph: TorchGraph, operation: TorchOperation, operands: list[Tensor]) -> Results:
+def _max_pool(graph: TorchGraph, operation: Operation, operands: list[Tensor]) -> Results:
     options, stride = operation.options, strides(operation.options)
     size = (options.filterHeight, options.filterWidth)
     x = pad(operands[0], options.padding, size, stride, value=-math.inf)
@@ -328,13 +236,13 @@ def _max_pool(graph: TorchGraph, operation: TorchOperation, operands: list[Tenso
     return (_activated(result, options.fusedActivationFunction),)
 
 
-def _average_pool(graph: TorchGraph, operation: TorchOperation, operands: list[Tensor]) -> Results:
+def _average_pool(graph: TorchGraph, operation: Operation, operands: list[Tensor]) -> Results:
     """Average over the pixels inside the picture: what SAME pads does not count."""
     options, stride = operation.options, strides(operation.options)
     size = (options.filterHeight, options.filterWidth)
     x = pad(operands[0], options.padding, size, stride).permute(0, 3, 1, 2)
     result = functional.avg_pool2d(x, size, stride).permute(0, 2, 3, 1)
-    if options.padding == _SAME:
+    if options.padding == schema.Padding.SAME:
         ones = pad(torch.ones_like(operands[0][:1, :, :, :1]), options.padding, size, stride)
         result = result / functional.avg_pool2d(ones.permute(0, 3, 1, 2), size, stride).permute(0, 2, 3, 1)
     return (_activated(result, options.fusedActivationFunction),)
@@ -344,25 +252,25 @@ def _axes(operand: Tensor, dimensions: int) -> list[int]:
     return [int(axis) % dimensions for axis in operand.reshape(-1)]
 
 
-def _mean(graph: TorchGraph, operation: TorchOperation, operands: list[Tensor]) -> Results:
+def _mean(graph: TorchGraph, operation: Operation, operands: list[Tensor]) -> Results:
     return (operands[0].mean(_axes(operands[1], operands[0].ndim), keepdim=operation.options.keepDims),)
 
 
-def _sum(graph: TorchGraph, operation: TorchOperation, operands: list[Tensor]) -> Results:
+def _sum(graph: TorchGraph, operation: Operation, operands: list[Tensor]) -> Results:
     return (operands[0].sum(_axes(operands[1], operands[0].ndim), keepdim=operation.options.keepDims),)
 
 
-def _reduce_max(graph: TorchGraph, operation: TorchOperation, operands: list[Tensor]) -> Results:
+def _reduce_max(graph: TorchGraph, operation: Operation, operands: list[Tensor]) -> Results:
     return (operands[0].amax(_axes(operands[1], operands[0].ndim), keepdim=operation.options.keepDims),)
 
 
-def _pad_constant(graph: TorchGraph, operation: TorchOperation, operands: list[Tensor]) -> Results:
+def _pad_constant(graph: TorchGraph, operation: Operation, operands: list[Tensor]) -> Results:
     value = float(operands[2].reshape(-1)[0]) if operation.kind == "PADV2" else 0.0
     amounts = [int(amount) for row in operands[1].tolist()[::-1] for amount in row]
     return (functional.pad(operands[0], amounts, value=max(value, float(np.finfo(np.float32).min))),)
 
 
-def _concatenate(graph: TorchGraph, operation: TorchOperation, operands: list[Tensor]) -> Results:
+def _concatenate(graph: TorchGraph, operation: Operation, operands: list[Tensor]) -> Results:
     batch = max(operand.shape[0] for operand in operands)
     axis = operation.options.axis % operands[0].ndim
     if axis:
@@ -370,18 +278,18 @@ def _concatenate(graph: TorchGraph, operation: TorchOperation, operands: list[Te
     return (_activated(torch.cat(operands, axis), operation.options.fusedActivationFunction),)
 
 
-def _reshape(graph: TorchGraph, operation: TorchOperation, operands: list[Tensor]) -> Results:
+def _reshape(graph: TorchGraph, operation: Operation, operands: list[Tensor]) -> Results:
     """Reshape to the file's shape, with the batch that comes in."""
     source, result = graph.shape(operation.inputs[0]), graph.shape(operation.outputs[0])
     times = operands[0].numel() // max(1, math.prod(source))
     return (operands[0].reshape(result[0] * times, *result[1:]),) if result else (operands[0].reshape(-1),)
 
 
-def _transpose(graph: TorchGraph, operation: TorchOperation, operands: list[Tensor]) -> Results:
+def _transpose(graph: TorchGraph, operation: Operation, operands: list[Tensor]) -> Results:
     return (operands[0].permute([int(axis) for axis in operands[1]]),)
 
 
-def _slice(graph: TorchGraph, operation: TorchOperation, operands: list[Tensor]) -> Results:
+def _slice(graph: TorchGraph, operation: Operation, operands: list[Tensor]) -> Results:
     x = operands[0]
     for axis, (begin, size) in enumerate(zip(operands[1].tolist(), operands[2].tolist(), strict=True)):
         if axis:
@@ -389,7 +297,7 @@ def _slice(graph: TorchGraph, operation: TorchOperation, operands: list[Tensor])
     return (x,)
 
 
-def _strided_slice(graph: TorchGraph, operation: TorchOperation, operands: list[Tensor]) -> Results:
+def _strided_slice(graph: TorchGraph, operation: Operation, operands: list[Tensor]) -> Results:
     options, x = operation.options, operands[0]
     if options.ellipsisMask or options.newAxisMask:
         raise ModelError(f"STRIDED_SLICE {graph.name(operation.outputs[0])!r} adds axes, which is not supported")
@@ -405,11 +313,11 @@ def _strided_slice(graph: TorchGraph, operation: TorchOperation, operands: list[
     return (x[tuple(index)],)
 
 
-def _split(graph: TorchGraph, operation: TorchOperation, operands: list[Tensor]) -> Results:
+def _split(graph: TorchGraph, operation: Operation, operands: list[Tensor]) -> Results:
     return tuple(operands[1].chunk(operation.options.numSplits, int(operands[0].reshape(-1)[0])))
 
 
-def _depth_to_space(graph: TorchGraph, operation: TorchOperation, operands: list[Tensor]) -> Results:
+def _depth_to_space(graph: TorchGraph, operation: Operation, operands: list[Tensor]) -> Results:
     block = operation.options.blockSize
     batch, height, width, channels = operands[0].shape
     blocks = operands[0].reshape(batch, height, width, block, block, channels // block**2)
@@ -417,7 +325,7 @@ def _depth_to_space(graph: TorchGraph, operation: TorchOperation, operands: list
 
 
 def _resize(mode: str) -> Compute:
-    def compute(graph: TorchGraph, operation: TorchOperation, operands: list[Tensor]) -> Results:
+    def compute(graph: TorchGraph, operation: Operation, operands: list[Tensor]) -> Results:
         size, options = [int(length) for length in operands[1]], operation.options
         x = operands[0].permute(0, 3, 1, 2)
         if mode == "nearest":
@@ -431,16 +339,16 @@ def _resize(mode: str) -> Compute:
     return compute
 
 
-def _batch_matmul(graph: TorchGraph, operation: TorchOperation, operands: list[Tensor]) -> Results:
+def _batch_matmul(graph: TorchGraph, operation: Operation, operands: list[Tensor]) -> Results:
     options, (a, b) = operation.options, operands
     return ((a.transpose(-1, -2) if options.adjX else a) @ (b.transpose(-1, -2) if options.adjY else b),)
 
 
-def _identity(graph: TorchGraph, operation: TorchOperation, operands: list[Tensor]) -> Results:
+def _identity(graph: TorchGraph, operation: Operation, operands: list[Tensor]) -> Results:
     return (operands[0].float() if operation.kind == "DEQUANTIZE" else operands[0],)
 
 
-def _prelu(graph: TorchGraph, operation: TorchOperation, operands: list[Tensor]) -> Results:
+def _prelu(graph: TorchGraph, operation: Operation, operands: list[Tensor]) -> Results:
     return (torch.where(operands[0] < 0, operands[0] * operands[1], operands[0]),)
 
 
@@ -481,10 +389,3 @@ _OPERATIONS: Mapping[str, Compute] = {
     "TANH": _each(torch.tanh),
     "TRANSPOSE": _transpose,
 }
-
-
-def graphs_of(model: Any) -> Iterator[TorchGraph]:
-    """Read all subgraphs of a float file; weights that they share are one parameter."""
-    parameters = nn.ParameterDict()
-    for number in range(len(model.subgraphs)):
-        yield TorchGraph(model, number, parameters)

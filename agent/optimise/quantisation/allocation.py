@@ -22,24 +22,21 @@ from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
-import torch
 from msgspec.structs import replace
 
 from agent.compute.tflite.expand import expand_int4
 from agent.compute.tflite.read import read_modelfile
 from agent.errors import ModelError
 from agent.models.library import installed_runtime
-from agent.optimise.graph.torch_graph import GraphOverrides, Key, TorchGraph, WeightedLayer
-from agent.optimise.quantisation import gptq
-from agent.optimise.quantisation.gptq import RoundedLayer
+from agent.optimise.graph.operations import Key, WeightedLayer
+from agent.optimise.graph.runtime_graph import LayerValues, RuntimeGraph
+from agent.optimise.quantisation.gptq import RoundedLayer, real_values, round_to_nearest
 from agent.optimise.recipe.budget import Budget
+from agent.types import Array
 
 Quantiser = Any
 QuantisedModel = Any
 """Those of `agent.optimise.quantise`, which imports this module."""
-
-
-Tensor = Any
 
 
 def fits_int4(layer: WeightedLayer) -> bool:
@@ -51,8 +48,8 @@ def fits_int4(layer: WeightedLayer) -> bool:
 
 
 def sensitivities(
-    graph: TorchGraph,
-    inputs: Sequence[Tensor],
+    graph: RuntimeGraph,
+    examples: Sequence[Sequence[Array]],
     layers: Collection[WeightedLayer],
     progress: Callable[[str], None],
 ) -> dict[Key, float]:
@@ -60,55 +57,33 @@ def sensitivities(
 
     Args:
         graph: float.
-        inputs: one tensor [examples, …] per input.
+        examples: for each one array [1, …] per input.
         layers: those to measure.
         progress: called with a line of text for each layer.
 
     Returns:
         Mean square of the change as a share of the outputs' variance, summed over the outputs.
     """
-    with torch.inference_mode():
-        squares = _mean_squares(graph, inputs, {layer.key for layer in layers})
-        wanted, found = graph(*inputs), {}
-        for number, layer in enumerate(layers, 1):
-            outputs = graph(
-                *inputs, overrides=GraphOverrides({layer.key: _rounded(graph, layer, squares[layer.key])})
-            )
-            found[layer.key] = damage(outputs, wanted)
-            progress(f"measuring the sensitivity of layers: {number} of {len(layers)}")
+
+    def outputs(changed: Mapping[Key, LayerValues]) -> list[Array]:
+        whole = graph.piece(0, len(graph.operations), graph.inputs, graph.outputs, changed)
+        return [np.concatenate(one) for one in zip(*(whole(*values) for values in examples), strict=True)]
+
+    wanted, found = outputs({}), {}
+    for number, layer in enumerate(layers, 1):
+        values = graph.values(layer)
+        narrow = real_values(layer, round_to_nearest(layer, values, 4))
+        found[layer.key] = damage(outputs({layer.key: narrow}), wanted)
+        progress(f"measuring the sensitivity of layers: {number} of {len(layers)}")
     return found
 
 
-def _rounded(graph: TorchGraph, layer: WeightedLayer, squares: Tensor) -> Tensor:
-    """Return the weights of a layer rounded to 4 bits, in the file's shape."""
-    matrix = gptq.as_matrix(layer, graph.weights(layer))
-    scales = gptq.best_scales(matrix, 4, torch.diag_embed(squares))
-    return gptq.from_matrix(layer, gptq.nearest(matrix, scales, *gptq.limits(4)) * scales)
-
-
-def damage(outputs: Sequence[Tensor], wanted: Sequence[Tensor]) -> float:
+def damage(outputs: Sequence[Array], wanted: Sequence[Array]) -> float:
     """Return the mean square of the difference of outputs, as a share of their variance, summed over outputs."""
     return sum(
-        float((one - other).square().mean() / other.var().clamp_min(1e-12))
+        float(np.square(one - other).mean() / max(float(other.var(ddof=1)), 1e-12))
         for one, other in zip(outputs, wanted, strict=True)
     )
-
-
-def _mean_squares(graph: TorchGraph, inputs: Sequence[Tensor], keys: Collection[Key]) -> dict[Key, Tensor]:
-    """Return the mean square of what each weight of a layer is multiplied with, [groups, in]."""
-    generator, found = torch.Generator().manual_seed(0), {}
-    values = dict(zip(graph.inputs, inputs, strict=True))
-    layers = {layer.operation.outputs[0]: layer for layer in graph.layers}
-    for operation in graph.operations:
-        layer = layers.get(operation.outputs[0])
-        if layer and layer.key in keys:
-            seen = gptq.patches(layer, values[operation.inputs[0]], 200, generator)
-            found[layer.key] = seen.square().mean(1)
-        graph.step(operation, values)
-        for index in operation.inputs:
-            if index in values and graph.is_last_use(operation, index):
-                values.pop(index)
-    return found
 
 
 def choose(costs: Mapping[Key, float], savings: Mapping[Key, int], needed: float) -> set[Key]:

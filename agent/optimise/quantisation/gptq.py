@@ -1,40 +1,30 @@
-"""Rounding of weights so that the errors of one layer cancel out on real inputs (GPTQ).
+"""Quantise the weights of a network layer by layer, each on what the quantised layers before it give (GPTQ).
 
 Each weight is rounded in turn, and the weights not yet rounded take up its error, as far as their inputs go
 together. Source: Frantar et al., GPTQ, https://arxiv.org/abs/2210.17323.
 
+Two copies of the network go side by side over the same examples, one float and one quantised so far: the network
+is cut before each layer, and the runtime computes each piece twice. Weights and bias of each layer are first
+corrected towards the outputs of the float network, then rounded.
+
 Weights are matrices [groups, out, in]: `in` is the kernel's height × width × channels of one group. Moments are
 mean products of inputs, [groups, in, in].
-
-Quantises the weights of a network layer by layer, each on what the quantised layers before it give.
-
-Two copies of the network run side by side over the same examples, one float and one quantised so far. Weights
-and bias of each layer are first corrected towards the outputs of the float network, then rounded (see `gptq`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
-import torch
+from numpy.typing import NDArray
 
 from agent.optimise.graph.integers import INT8_MAX, INT8_MIN, IntegerWeights, Scale
-from agent.optimise.graph.torch_graph import (
-    WEIGHTED,
-    GraphOverrides,
-    Key,
-    TorchGraph,
-    TorchOperation,
-    WeightedLayer,
-    dilations,
-    pad,
-    strides,
-)
-from agent.optimise.quantisation import gptq
+from agent.optimise.graph.operations import Key, WeightedLayer, dilations, paddings, strides
+from agent.optimise.graph.runtime_graph import LayerValues, Piece, RuntimeGraph
+from agent.types import Array
 
-Tensor = Any
+Matrix = NDArray[np.float64]
 _DAMPING = 0.01
 """Share of the mean square that is added to every input's, so that inputs that hardly occur do no harm."""
 _BLOCK = 64
@@ -50,10 +40,10 @@ class Moments(NamedTuple):
         float_mean, mean: of float and quantised input, float64 [groups, in].
     """
 
-    products: Tensor
-    crossed: Tensor
-    float_mean: Tensor
-    mean: Tensor
+    products: Matrix
+    crossed: Matrix
+    float_mean: Matrix
+    mean: Matrix
 
 
 def limits(bits: int) -> tuple[int, int]:
@@ -61,82 +51,84 @@ def limits(bits: int) -> tuple[int, int]:
     return (-8, 7) if bits == 4 else (-127, 127)
 
 
-def as_matrix(layer: WeightedLayer, weights: Tensor) -> Tensor:
+def as_matrix(layer: WeightedLayer, weights: Array) -> Array:
     """Return the weights of a layer, in the file's shape, as [groups, out of a group, in of a group]."""
     if layer.channel_axis == 3:
-        channels = weights.reshape(-1, layer.groups, weights.shape[3] // layer.groups)
-        return channels.permute(1, 2, 0)
+        return weights.reshape(-1, layer.groups, weights.shape[3] // layer.groups).transpose(1, 2, 0)
     return weights.reshape(layer.groups, weights.shape[0] // layer.groups, -1)
 
 
-def from_matrix(layer: WeightedLayer, matrix: Tensor) -> Tensor:
+def from_matrix(layer: WeightedLayer, matrix: Array) -> Array:
     """Undo `as_matrix`."""
-    if layer.channel_axis == 3:
-        return matrix.permute(2, 0, 1).reshape(layer.shape)
-    return matrix.reshape(layer.shape)
+    return (matrix.transpose(2, 0, 1) if layer.channel_axis == 3 else matrix).reshape(layer.shape)
 
 
-def patches(layer: WeightedLayer, x: Tensor, places: int, generator: Any) -> Tensor:
+def patches(layer: WeightedLayer, x: Array, most: int, seed: int) -> Array:
     """Return what a layer's kernel sees at random places: [groups, batch × places, in of a group].
 
     Args:
         layer: the layer.
         x: its input [batch, …, in].
-        places: most places per example.
-        generator: torch's; the same state gives the same places.
+        most: places of an example, at most.
+        seed: the same gives the same places.
     """
+    random = np.random.default_rng(seed)
     if layer.operation.kind == "FULLY_CONNECTED":
-        return x.reshape(-1, layer.shape[-1])[None]
-    options, size = layer.operation.options, layer.shape[1:3]
+        rows = x.reshape(len(x), -1, layer.shape[-1])
+        return rows[:, random.permutation(rows.shape[1])[:most]].reshape(1, -1, layer.shape[-1])
+    options, (height, width) = layer.operation.options, layer.shape[1:3]
     stride, dilation = strides(options), dilations(options)
-    padded = pad(x, options.padding, size, stride, dilation)
+    pads = paddings((x.shape[1], x.shape[2]), options.padding, (height, width), stride, dilation)
+    padded = np.pad(x, ((0, 0), *pads, (0, 0)))
     counts = [
-        (padded.shape[1 + axis] - (size[axis] - 1) * dilation[axis] - 1) // stride[axis] + 1 for axis in (0, 1)
+        (padded.shape[1 + axis] - (size - 1) * dilation[axis] - 1) // stride[axis] + 1
+        for axis, size in enumerate((height, width))
     ]
-    chosen = torch.randperm(counts[0] * counts[1], generator=generator)[:places]
+    chosen = random.permutation(counts[0] * counts[1])[:most]
     rows, columns = chosen // counts[1] * stride[0], chosen % counts[1] * stride[1]
     taps = [
-        padded[:, rows + y * dilation[0], columns + x * dilation[1]]
-        for y in range(size[0])
-        for x in range(size[1])
+        padded[:, rows + down * dilation[0], columns + right * dilation[1]]
+        for down in range(height)
+        for right in range(width)
     ]
-    seen = torch.stack(taps, 2).flatten(0, 1)  # [batch × places, taps, channels]
-    split = seen.reshape(*seen.shape[:2], layer.groups, -1)
-    return split.permute(2, 0, 1, 3).flatten(2)
+    seen = np.stack(taps, 2).reshape(len(x) * len(chosen), height * width, layer.groups, -1)
+    return seen.transpose(2, 0, 1, 3).reshape(layer.groups, len(seen), -1)
 
 
-def best_scales(matrix: Tensor, bits: int, products: Tensor | None = None) -> Tensor:
+def best_scales(matrix: Array, bits: int, squares: Matrix | None = None) -> Array:
     """Find for each output channel the scale whose clipping and rounding does the least squared damage.
 
     Args:
         matrix: weights [groups, out, in].
         bits: 4 or 8.
-        products: moments of the inputs, which weigh the damage of 4 bits; None: all inputs count alike, as always
-            for 8 bits, whose weights are hardly clipped. Rare inputs keep a part of their weight.
+        squares: mean squares of the inputs, which weigh the damage of 4 bits, [groups, in]; None: all inputs
+            count alike, as always for 8 bits, whose weights are hardly clipped. Rare inputs keep a part of their
+            weight.
 
     Returns:
         float32 [groups, out, 1], greater than 0.
     """
     low, high = limits(bits)
-    peaks = matrix.abs().amax(2, keepdim=True).clamp_min(1e-12) / high
-    weights = torch.ones_like(matrix[:, :1])
-    if products is not None and bits == 4:
-        squares = _diagonal(products)[:, None]
-        weights = (squares + squares.mean(2, keepdim=True)).to(matrix.dtype)
-    best, least = peaks.clone(), torch.full_like(peaks, torch.inf)
-    for clip in torch.linspace(_LEAST_CLIP if bits == 4 else 0.6, 1.0, _CLIPS):
+    matrix = matrix.astype(np.float32)
+    peaks = np.maximum(np.abs(matrix).max(2, keepdims=True), 1e-12) / high
+    weights = np.ones_like(matrix[:, :1])
+    if squares is not None and bits == 4:
+        weights = (squares[:, None] + squares.mean(1)[:, None, None]).astype(np.float32)
+    best, least = peaks.copy(), np.full_like(peaks, np.inf)
+    for clip in np.linspace(_LEAST_CLIP if bits == 4 else 0.6, 1.0, _CLIPS, dtype=np.float32):
         scales = peaks * clip
-        damage = ((nearest(matrix, scales, low, high) * scales - matrix).square() * weights).sum(2, keepdim=True)
-        best, least = torch.where(damage < least, scales, best), torch.minimum(damage, least)
-    return best.float()
+        damage = (np.square(nearest(matrix, scales, low, high) * scales - matrix) * weights).sum(2, keepdims=True)
+        best, least = np.where(damage < least, scales, best), np.minimum(damage, least)
+    return best
 
 
-def nearest(matrix: Tensor, scales: Tensor, low: int, high: int) -> Tensor:
+def nearest(matrix: Array, scales: Array, low: int, high: int) -> Array:
     """Return the nearest integers of weights."""
-    return (matrix / scales).round().clamp(low, high)
+    found: Array = np.clip(np.rint(matrix / scales), low, high)
+    return found
 
 
-def round_weights(matrix: Tensor, scales: Tensor, bits: int, products: Tensor) -> Tensor:
+def round_weights(matrix: Array, scales: Array, bits: int, products: Matrix) -> Matrix:
     """Round weights to integers, so that the errors cancel out on inputs with these moments.
 
     Args:
@@ -149,37 +141,55 @@ def round_weights(matrix: Tensor, scales: Tensor, bits: int, products: Tensor) -
         Integers as floats, of the matrix' shape.
     """
     low, high = limits(bits)
-    order = torch.argsort(_diagonal(products), descending=True, stable=True)
+    order = np.argsort(-_diagonal(products), axis=1, kind="stable")
     spread = _spread(products, order)
-    work = torch.gather(matrix.double(), 2, order[:, None].expand(matrix.shape))
-    integers, steps = torch.empty_like(work), scales[..., 0].double()
+    work = np.take_along_axis(matrix.astype(np.float64), order[:, None], 2)
+    integers, steps = np.empty_like(work), scales[..., 0].astype(np.float64)
     for start in range(0, work.shape[2], _BLOCK):
         stop = min(start + _BLOCK, work.shape[2])
-        errors = torch.empty((*work.shape[:2], stop - start), dtype=torch.double)
+        errors = np.empty((*work.shape[:2], stop - start))
         for at in range(start, stop):
             integers[..., at] = nearest(work[..., at], steps, low, high)
             error = (work[..., at] - integers[..., at] * steps) / spread[:, None, at, at]
             errors[..., at - start] = error
             work[..., at + 1 : stop] -= error[..., None] * spread[:, None, at, at + 1 : stop]
         work[..., stop:] -= errors @ spread[:, start:stop, stop:]
-    return torch.empty_like(integers).scatter_(2, order[:, None].expand(integers.shape), integers)
+    return np.take_along_axis(integers, np.argsort(order, axis=1)[:, None], 2)
 
 
-def _diagonal(products: Tensor) -> Tensor:
-    return torch.diagonal(products, dim1=1, dim2=2)
+def _diagonal(products: Matrix) -> Matrix:
+    return np.diagonal(products, axis1=1, axis2=2)
 
 
-def _spread(products: Tensor, order: Tensor) -> Tensor:
+def _damping(products: Matrix, share: float) -> Matrix:
+    """Return a share of the mean square of the inputs of each group, [groups]."""
+    found: Matrix = np.maximum(_diagonal(products).mean(1), 1e-12) * share
+    return found
+
+
+def _spread(products: Matrix, order: NDArray[np.intp]) -> Matrix:
     """Return the upper Cholesky factor of the inverse of the damped moments, inputs in the given order."""
-    count = products.shape[1]
-    rows = order[:, :, None].expand(products.shape)
-    ordered = torch.gather(torch.gather(products.double(), 1, rows), 2, rows.transpose(1, 2))
-    mean = _diagonal(ordered).mean(1).clamp_min(1e-12)
-    damped = ordered + torch.eye(count, dtype=torch.double) * (mean * _DAMPING)[:, None, None]
-    return torch.linalg.cholesky(torch.cholesky_inverse(torch.linalg.cholesky(damped)), upper=True)
+    ordered = np.take_along_axis(np.take_along_axis(products, order[:, :, None], 1), order[:, None], 2)
+    damped = ordered + np.eye(products.shape[1]) * _damping(products, _DAMPING)[:, None, None]
+    # With the inputs in reverse order it is the inverse of a lower factor: no inverse is factored.
+    factor: Matrix = np.linalg.cholesky(damped[:, ::-1, ::-1])[:, ::-1, ::-1]
+    return _inverse(factor)
 
 
-def corrected(matrix: Tensor, moments: Moments, ridge: float) -> tuple[Tensor, Tensor]:
+def _inverse(upper: Matrix) -> Matrix:
+    """Return the inverse of upper triangular matrices [groups, n, n]."""
+    count = upper.shape[1]
+    half, found = count // 2, np.zeros_like(upper)
+    if count <= _BLOCK:
+        found[...] = np.linalg.inv(upper)
+        return found
+    found[:, :half, :half] = first = _inverse(upper[:, :half, :half])
+    found[:, half:, half:] = second = _inverse(upper[:, half:, half:])
+    found[:, :half, half:] = -first @ upper[:, :half, half:] @ second
+    return found
+
+
+def corrected(matrix: Array, moments: Moments, ridge: float) -> tuple[Matrix, Matrix]:
     """Return weights and a change of the bias that bring the outputs close to those of the float network.
 
     The least squares solution, with a ridge that keeps both near the float ones: what few examples say about rare
@@ -195,24 +205,23 @@ def corrected(matrix: Tensor, moments: Moments, ridge: float) -> tuple[Tensor, T
     """
     products = _with_one(moments.products, moments.mean, moments.mean)
     crossed = _with_one(moments.crossed, moments.float_mean, moments.mean)
-    count = products.shape[1]
-    damping = (_diagonal(moments.products).mean(1).clamp_min(1e-12) * ridge)[:, None].expand(-1, count).clone()
+    damping = np.repeat(_damping(moments.products, ridge)[:, None], products.shape[1], 1)
     damping[:, -1] = ridge
     # What the float weights give is W × crossed; with a bias of 0, its row does not count.
-    missing = (crossed - products)[:, :-1]
-    solved = torch.linalg.solve(products + torch.diag_embed(damping), missing.transpose(1, 2))
-    change = solved @ matrix.double().transpose(1, 2)
-    return matrix + change[:, :-1].transpose(1, 2).to(matrix.dtype), change[:, -1].reshape(-1)
+    missing = (crossed - products)[:, :-1].transpose(0, 2, 1)
+    solved = np.linalg.solve(products + np.eye(products.shape[1]) * damping[:, None], missing)
+    change = solved @ matrix.astype(np.float64).transpose(0, 2, 1)
+    return matrix + change[:, :-1].transpose(0, 2, 1), change[:, -1].reshape(-1)
 
 
-def _with_one(products: Tensor, left: Tensor, right: Tensor) -> Tensor:
+def _with_one(products: Matrix, left: Matrix, right: Matrix) -> Matrix:
     """Return moments with an input that is always 1, given the means of both sides: [groups, in + 1, in + 1]."""
-    above = torch.cat([products, left[:, :, None]], 2)
-    ones = torch.ones((len(products), 1, 1), dtype=products.dtype)
-    return torch.cat([above, torch.cat([right[:, None], ones], 2)], 1)
+    above = np.concatenate([products, left[:, :, None]], 2)
+    below = np.concatenate([right[:, None], np.ones((len(products), 1, 1))], 2)
+    return np.concatenate([above, below], 1)
 
 
-def corrected_bias(matrix: Tensor, rounded: Tensor, bias: Tensor, moments: Moments) -> Tensor:
+def corrected_bias(matrix: Array, rounded: Array, bias: Array, moments: Moments) -> Matrix:
     """Return the bias that undoes what rounding does to the mean output, float64 [out].
 
     Args:
@@ -221,30 +230,18 @@ def corrected_bias(matrix: Tensor, rounded: Tensor, bias: Tensor, moments: Momen
         bias: [out].
         moments: of the layer's inputs.
     """
-    lost = ((matrix.double() - rounded.double()) @ moments.mean[..., None])[..., 0]
-    return bias.double() + lost.reshape(-1)
+    lost: Matrix = (matrix.astype(np.float64) - rounded) @ moments.mean[..., None]
+    return bias.astype(np.float64) + lost.reshape(-1)
 
 
 _SLICE = 8
 """Examples whose patches are gathered at a time."""
+_ROWS, _FEWEST_PLACES = 12_800, 50
+"""Inputs of a kernel that its moments are of, at all examples together; and of each example at least."""
+_RIDGE = 0.5
+"""See `corrected`."""
 _MEMORY = 3 << 30
 """Bytes that the activations of all examples may take."""
-
-
-class RoundingOptions(NamedTuple):
-    """How weights are quantised.
-
-    Attributes:
-        bits: of each layer, by its key; a layer without has 8, and one of 32 stays float.
-        places: most places of each example at which a convolution's input is seen.
-        ridge: see `gptq.corrected`.
-        seed: of the choice of places.
-    """
-
-    bits: Mapping[Key, int] = {}
-    places: int = 200
-    ridge: float = 0.5
-    seed: int = 0
 
 
 class RoundedLayer(NamedTuple):
@@ -261,147 +258,156 @@ class RoundedLayer(NamedTuple):
     error: float
 
 
-def fake_quantised(x: Tensor, scale: Scale) -> Tensor:
+def fake_quantised(x: Array, scale: Scale) -> Array:
     """Return the values that INT8 integers of a scale stand for."""
-    integers = (x / scale.scale).round() + scale.zero_point
-    return (integers.clamp(INT8_MIN, INT8_MAX) - scale.zero_point) * scale.scale
+    integers = np.clip(np.rint(x / np.float32(scale.scale)) + scale.zero_point, INT8_MIN, INT8_MAX)
+    found: Array = ((integers - scale.zero_point) * scale.scale).astype(np.float32)
+    return found
 
 
-def overrides(
-    graph: TorchGraph, scales: Mapping[str, Scale], weights: Mapping[Key, IntegerWeights]
-) -> GraphOverrides:
-    """Return what makes a graph compute as its quantised version."""
-
-    def activation(index: int, value: Tensor) -> Tensor:
-        scale = scales.get(graph.name(index))
-        return fake_quantised(value, scale) if scale else value
-
-    reals = {layer.key: real_weights(layer, weights[layer.key]) for layer in graph.layers if layer.key in weights}
-    biases = {
-        key: torch.from_numpy(found.bias.astype(np.float32))
-        for key, found in weights.items()
-        if found.bias is not None
-    }
-    return GraphOverrides(reals, biases, activation if scales else None)
-
-
-def real_weights(layer: WeightedLayer, weights: IntegerWeights) -> Tensor:
-    """Return the real values of integer weights, float32 of the file's shape."""
+def real_values(layer: WeightedLayer, found: IntegerWeights) -> LayerValues:
+    """Return what integer weights stand for."""
     sizes = [1] * len(layer.shape)
     sizes[layer.channel_axis] = -1
-    return torch.from_numpy(weights.integers.astype(np.float32) * weights.scales.reshape(sizes))
+    bias = None if found.bias is None else found.bias.astype(np.float32)
+    return LayerValues(found.integers.astype(np.float32) * found.scales.reshape(sizes), bias)
 
 
-def most_examples(graph: TorchGraph) -> int:
+def most_examples(graph: RuntimeGraph) -> int:
     """Return how many examples fit into memory, float and quantised at once."""
-    sizes = {index: 4 * int(np.prod(graph.shape(index))) for index in graph.inputs}
-    peak, live = 0, dict(sizes)
-    for operation in graph.operations:
+    live = {index: 4 * int(np.prod(graph.shape(index))) for index in graph.inputs}
+    peak = 0
+    for at, operation in enumerate(graph.operations):
         live.update({index: 4 * int(np.prod(graph.shape(index))) for index in operation.outputs})
         peak = max(peak, sum(live.values()))
-        for index in operation.inputs:
-            if index in live and graph.is_last_use(operation, index):
-                live.pop(index)
+        live = {index: size for index, size in live.items() if graph.last_use.get(index, -1) > at}
     return max(8, _MEMORY // (2 * max(1, peak)))
 
 
 def quantise_layers(
-    graph: TorchGraph,
-    inputs: Sequence[Tensor],
+    graph: RuntimeGraph,
+    examples: Sequence[Sequence[Array]],
     scales: Mapping[str, Scale],
-    options: RoundingOptions,
+    bits: Mapping[Key, int],
     progress: Callable[[str], None],
 ) -> dict[Key, RoundedLayer]:
     """Quantise the weights of every layer.
 
     Args:
         graph: float.
-        inputs: one tensor [examples, …] per input.
+        examples: for each one array [1, …] per input.
         scales: of activations by name; none: activations stay float.
-        options: see `RoundingOptions`.
+        bits: of the weights of each layer, by its key; a layer without has 8, and one of 32 stays float.
         progress: called with a line of text for each layer.
+
+    Raises:
+        ModelError: the runtime cannot run the model.
     """
-    with torch.inference_mode():
-        walk = _Walk(graph, inputs, scales, options)
-        for operation in graph.operations:
-            if operation.kind in WEIGHTED:
-                walk.quantise(operation)
-                progress(f"quantising layers: {len(walk.done) + 1} of {len(graph.layers)}")
-            walk.step(operation)
+    walk = _Walk(graph, examples, scales, bits)
+    cuts = graph.cuts()
+    for number, (start, stop) in enumerate(zip(cuts, [*cuts[1:], len(graph.operations)], strict=True), 1):
+        progress(f"quantising layers: {number} of {len(cuts)}")
+        walk.pass_piece(start, stop)
     return walk.done
 
 
+def round_to_nearest(layer: WeightedLayer, values: LayerValues, bits: int) -> IntegerWeights:
+    """Quantise a layer of which no inputs are known."""
+    matrix = as_matrix(layer, values.weights)
+    scales = best_scales(matrix, bits)
+    integers = from_matrix(layer, nearest(matrix, scales, *limits(bits))).astype(np.int8)
+    bias = None if values.bias is None else values.bias.astype(np.float64)
+    return IntegerWeights(integers, scales.reshape(-1), bits, bias)
+
+
 class _Walk:
-    """The two networks on their way through the operations."""
+    """The two networks on their way through the pieces."""
 
     def __init__(
-        self, graph: TorchGraph, inputs: Sequence[Tensor], scales: Mapping[str, Scale], options: RoundingOptions
+        self,
+        graph: RuntimeGraph,
+        examples: Sequence[Sequence[Array]],
+        scales: Mapping[str, Scale],
+        bits: Mapping[Key, int],
     ) -> None:
-        self._graph, self._scales, self._options = graph, scales, options
-        self._generator = torch.Generator().manual_seed(options.seed)
-        self._layers = {layer.operation.outputs[0]: layer for layer in graph.layers}
+        self._graph, self._scales, self._bits = graph, scales, bits
+        self._count = len(examples)
+        self._places = max(_FEWEST_PLACES, _ROWS // self._count)
         self._weights: dict[Key, IntegerWeights] = {}
         self.done: dict[Key, RoundedLayer] = {}
-        self._float = dict(zip(graph.inputs, inputs, strict=True))
-        self._quantised = {index: self._fake(index, value) for index, value in self._float.items()}
+        inputs = list(zip(graph.inputs, map(list, zip(*examples, strict=True)), strict=True))
+        self._float: dict[int, list[Array]] = dict(inputs)
+        self._quantised = {index: [self._fake(index, one) for one in values] for index, values in inputs}
 
-    def _fake(self, index: int, value: Tensor) -> Tensor:
+    def _fake(self, index: int, value: Array) -> Array:
         scale = self._scales.get(self._graph.name(index))
         return fake_quantised(value, scale) if scale else value
 
-    def quantise(self, operation: TorchOperation) -> None:
-        layer = self._layers[operation.outputs[0]]
-        bits = self._options.bits.get(layer.key, 8)
-        if layer.key in self._weights or bits == 32:
-            return
-        moments = self._moments(layer)
-        matrix = gptq.as_matrix(layer, self._graph.weights(layer))
-        wanted, change = gptq.corrected(matrix, moments, self._options.ridge)
-        scales = gptq.best_scales(wanted, bits, moments.products)
-        integers = gptq.round_weights(wanted, scales, bits, moments.products)
-        bias = self._graph.bias(layer)
-        if bias is not None:
-            bias = gptq.corrected_bias(wanted, integers * scales, bias + change, moments).numpy()
-        rounded = gptq.from_matrix(layer, integers).numpy().astype(np.int8)
-        self._weights[layer.key] = IntegerWeights(rounded, scales.reshape(-1).numpy(), bits, bias)
+    def pass_piece(self, start: int, stop: int) -> None:
+        """Quantise the layers of a piece, the first on its inputs, and compute what comes after the piece."""
+        graph, operations = self._graph, self._graph.operations[start:stop]
+        layers = [layer for one in operations if one.outputs and (layer := graph.layer_at.get(one.outputs[0]))]
+        for layer in layers:
+            bits = self._bits.get(layer.key, 8)
+            if layer.key not in self._weights and bits != 32:
+                is_first = layer.operation is operations[0]
+                self._weights[layer.key] = (self._rounded if is_first else self._nearest)(layer, bits)
+        taken = sorted({index for one in operations for index in one.inputs} & self._float.keys())
+        made = [index for one in operations for index in one.outputs]
+        given = [index for index in made if graph.last_use.get(index, -1) >= stop]
+        seen = [layer.operation.outputs[0] for layer in layers]
+        outputs = list(dict.fromkeys([*given, *seen]))
+        known = [layer for layer in layers if layer.key in self._weights]
+        values = {layer.key: real_values(layer, self._weights[layer.key]) for layer in known}
+        before = self._run(graph.piece(start, stop, taken, outputs), taken, outputs, self._float)
+        after = self._run(
+            graph.piece(start, stop, taken, outputs, values, self._scales), taken, outputs, self._quantised
+        )
+        for layer in layers:
+            index = layer.operation.outputs[0]
+            error = _error(before[index], after[index])
+            self.done[layer.key] = RoundedLayer(layer, self._weights.get(layer.key), error)
+        for known, found in ((self._float, before), (self._quantised, after)):
+            known.update({index: found[index] for index in given})
+            for index in [one for one in known if graph.last_use.get(one, -1) < stop]:
+                del known[index]
 
-    def _moments(self, layer: WeightedLayer) -> gptq.Moments:
+    def _run(
+        self, piece: Piece, taken: Sequence[int], outputs: Sequence[int], values: Mapping[int, list[Array]]
+    ) -> dict[int, list[Array]]:
+        results = [piece(*(values[index][at] for index in taken)) for at in range(self._count)]
+        return dict(zip(outputs, map(list, zip(*results, strict=True)), strict=True))
+
+    def _nearest(self, layer: WeightedLayer, bits: int) -> IntegerWeights:
+        return round_to_nearest(layer, self._graph.values(layer), bits)
+
+    def _rounded(self, layer: WeightedLayer, bits: int) -> IntegerWeights:
+        moments, values = self._moments(layer), self._graph.values(layer)
+        matrix = as_matrix(layer, values.weights)
+        wanted, change = corrected(matrix, moments, _RIDGE)
+        scales = best_scales(wanted, bits, _diagonal(moments.products))
+        integers = round_weights(wanted, scales, bits, moments.products)
+        bias = values.bias
+        if bias is not None:
+            bias = corrected_bias(wanted, integers * scales, bias + change, moments)
+        return IntegerWeights(from_matrix(layer, integers).astype(np.int8), scales.reshape(-1), bits, bias)
+
+    def _moments(self, layer: WeightedLayer) -> Moments:
         index = layer.operation.inputs[0]
-        count, sums = 0, [torch.zeros(()).double()] * 4
+        count, sums = 0, [np.zeros(())] * 4
         for start in range(0, len(self._float[index]), _SLICE):
-            state = self._generator.get_state()
             real, quantised = (
-                self._patches(layer, values[index][start : start + _SLICE], state)
+                patches(layer, np.concatenate(values[index][start : start + _SLICE]), self._places, start)
                 for values in (self._float, self._quantised)
             )
-            found = (
-                quantised.transpose(1, 2) @ quantised,
-                real.transpose(1, 2) @ quantised,
-                real.sum(1),
-                quantised.sum(1),
-            )
-            sums = [total + part.double() for total, part in zip(sums, found, strict=True)]
+            across = quantised.transpose(0, 2, 1)
+            found = (across @ quantised, real.transpose(0, 2, 1) @ quantised, real.sum(1), quantised.sum(1))
+            sums = [total + part.astype(np.float64) for total, part in zip(sums, found, strict=True)]
             count += real.shape[1]
-        return gptq.Moments(*(total / count for total in sums))
+        return Moments(*(total / count for total in sums))
 
-    def _patches(self, layer: WeightedLayer, x: Tensor, state: Tensor) -> Tensor:
-        self._generator.set_state(state)
-        return gptq.patches(layer, x, self._options.places, self._generator)
 
-    def step(self, operation: TorchOperation) -> None:
-        graph = self._graph
-        graph.step(operation, self._float)
-        graph.step(operation, self._quantised, overrides(graph, self._scales, self._current(operation)))
-        layer = self._layers.get(operation.outputs[0])
-        if layer:
-            real, found = (values[operation.outputs[0]] for values in (self._float, self._quantised))
-            error = float((found - real).square().mean() / real.var().clamp_min(1e-12))
-            self.done[layer.key] = RoundedLayer(layer, self._weights.get(layer.key), error)
-        for index in operation.inputs:
-            if index in self._float and graph.is_last_use(operation, index):
-                self._float.pop(index)
-                self._quantised.pop(index)
-
-    def _current(self, operation: TorchOperation) -> dict[Key, IntegerWeights]:
-        layer = self._layers.get(operation.outputs[0])
-        return {layer.key: self._weights[layer.key]} if layer and layer.key in self._weights else {}
+def _error(before: Sequence[Array], after: Sequence[Array]) -> float:
+    """Return the mean square of the difference, as a share of the variance."""
+    real, found = np.concatenate(before), np.concatenate(after)
+    return float(np.square(found - real).mean() / max(float(real.var()), 1e-12))

@@ -28,14 +28,14 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 from ai_edge_litert import schema_py_generated as schema
 from numpy.typing import NDArray
 
 from agent.errors import ModelError
 from agent.optimise.graph.fusion import activation
 from agent.optimise.graph.objects import DAMAGE, Graph, compact, dump, graphs, load, text
-from agent.optimise.graph.torch_graph import GraphOverrides, TorchGraph
+from agent.optimise.graph.runtime_graph import RuntimeGraph
+from agent.types import Array
 
 TRANSPOSED = "Convolution2DTransposeBias"
 _OPERATORS = schema.BuiltinOperator
@@ -226,7 +226,6 @@ _HOMOGENEOUS = (_ACTIVATIONS.NONE, _ACTIVATIONS.RELU)
 _LARGEST = 5
 """Largest factor, as a power of two: a channel that is nearly always 0 is not blown up."""
 
-Batches = Iterable[Sequence[Any]]
 Ranges = dict[str, NDArray[np.float64]]
 """Largest absolute value of each channel, by name of the tensor."""
 
@@ -244,12 +243,12 @@ class _Pair(NamedTuple):
     reader: Any
 
 
-def equalise(content: bytes, batches: Batches) -> tuple[bytes, int]:
+def equalise(content: bytes, examples: Iterable[Sequence[Array]]) -> tuple[bytes, int]:
     """Equalise the channels between layers of a float model.
 
     Args:
         content: of a `.tflite` file with float weights.
-        batches: examples for the first subgraph: for each batch one tensor per input.
+        examples: for the first subgraph: for each one array [1, …] per input.
 
     Returns:
         The file, whose answers are the same, and how many tensors were equalised.
@@ -261,7 +260,7 @@ def equalise(content: bytes, batches: Batches) -> tuple[bytes, int]:
     pairs = {graph.name(pair.tensor) for graph in graphs(model) for pair in _pairs(graph)}
     factors = {
         name: found
-        for name, widths in _ranges(TorchGraph(model), batches, pairs).items()
+        for name, widths in _ranges(RuntimeGraph(model), examples, pairs).items()
         if (found := channel_factors(widths)).max() > 1.0
     }
     if not factors:
@@ -286,19 +285,13 @@ def channel_factors(widths: NDArray[np.float64]) -> NDArray[np.float64]:
     return factors
 
 
-def _ranges(graph: TorchGraph, batches: Batches, names: set[str]) -> Ranges:
-    found: Ranges = {}
-
-    def observe(index: int, value: Any) -> Any:
-        name = graph.name(index)
-        if name in names:
-            widths = value.abs().reshape(-1, value.shape[-1]).amax(0).double().numpy()
-            found[name] = np.maximum(found.get(name, 0.0), widths)
-        return value
-
-    with torch.inference_mode():
-        for batch in batches:
-            graph(*batch, overrides=GraphOverrides(activation=observe))
+def _ranges(graph: RuntimeGraph, examples: Iterable[Sequence[Array]], names: set[str]) -> Ranges:
+    made = [index for one in graph.operations for index in one.outputs if graph.name(index) in names]
+    whole, found = graph.piece(0, len(graph.operations), graph.inputs, made), Ranges()
+    for values in examples:
+        for index, value in zip(made, whole(*values), strict=True):
+            widths = np.abs(value).reshape(-1, value.shape[-1]).max(0).astype(np.float64)
+            found[graph.name(index)] = np.maximum(found.get(graph.name(index), 0.0), widths)
     return found
 
 

@@ -1,22 +1,23 @@
 """Ranges of activations: the INT8 scale of every tensor, found on examples.
 
-Two passes: the first finds the extremes of each tensor, the second counts its values in a histogram. The range is
-the one whose rounding does the least squared damage behind the operations that read the tensor: what a LeakyReLU
-shrinks to a tenth needs no fine steps.
+The runtime computes the network with every tensor as an output. The range is the one whose rounding does the
+least squared damage behind the operations that read the tensor: what a LeakyReLU shrinks to a tenth needs no fine
+steps.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from agent.errors import ModelError
-from agent.optimise.graph.integers import INT8_MAX, INT8_MIN, Scale, from_range
-from agent.optimise.graph.torch_graph import GraphOverrides, TorchGraph, TorchOperation
+from agent.optimise.graph.integers import FIXED, INT8_MAX, INT8_MIN, Scale, from_range
+from agent.optimise.graph.operations import Operation
+from agent.optimise.graph.runtime_graph import RuntimeGraph
+from agent.types import Array
 
 _SAME = """
 AVERAGE_POOL_2D CONCATENATION DEPTH_TO_SPACE EXPAND_DIMS LEAKY_RELU MAXIMUM MAX_POOL_2D MINIMUM PAD PADV2
@@ -25,15 +26,11 @@ REDUCE_MAX RESHAPE RESIZE_BILINEAR RESIZE_NEAREST_NEIGHBOR SLICE SPLIT SQUEEZE S
 SAME_SCALE = frozenset(_SAME.split())
 """Operations whose output has the scale of their inputs: those that only move values, and LeakyReLU, so that the
 positive values pass it unrounded."""
-FIXED = {
-    "LOGISTIC": Scale(1 / 256, INT8_MIN),
-    "SOFTMAX": Scale(1 / 256, INT8_MIN),
-    "TANH": Scale(1 / 128, 0),
-}
-"""Scale of the output of operations whose kernels know no other."""
 _BINS = 2048
 _MOST_VALUES = 100_000
-"""Values counted of one tensor and batch, evenly spread over it."""
+"""Values counted of one tensor in all examples together, evenly spread over them."""
+_TOLD = 16
+"""Examples after which progress is told."""
 _CLIPS = np.linspace(0.1, 1.0, 46)
 LOGITS, _LEAST_HIGH = (-6.3, 6.3), 4.0
 """Range of the inputs of a sigmoid: probabilities from 0.002, below which a score rounds to 0, to at least 0.98,
@@ -42,8 +39,8 @@ _DIGITS = 3
 """Significant digits of a range: few enough that another processor's arithmetic finds the same."""
 
 Effect = Callable[[NDArray[np.float64]], NDArray[np.float64]]
-Batches = Callable[[int], Iterable[Sequence[Any]]]
-"""Yields the inputs of one graph, by its number: for each batch one tensor per input."""
+Inputs = Sequence[Sequence[Array]]
+"""For each example one array [1, …] per input."""
 
 
 class ActivationScales(NamedTuple):
@@ -63,8 +60,8 @@ class ActivationScales(NamedTuple):
 
 
 def find_scales(
-    graphs: Sequence[TorchGraph],
-    batches: Batches,
+    graphs: Sequence[RuntimeGraph],
+    examples: Sequence[Inputs],
     inputs: Mapping[str, Scale],
     progress: Callable[[str], None],
     logits: Collection[int] = (),
@@ -73,23 +70,29 @@ def find_scales(
 
     Args:
         graphs: of one file. Tensors of one name have one scale in all of them.
-        batches: examples.
+        examples: of each graph.
         inputs: scales that are known beforehand, by name of the tensor.
         progress: called with a line of text now and then.
         logits: places of the outputs of which a decoder takes the sigmoid; their range is that of a LOGISTIC's.
 
     Raises:
-        ModelError: an activation is not a number.
+        ModelError: an activation is not a number, or the runtime cannot run the model.
     """
     groups, histograms = _Groups(graphs), _Histograms()
-    for measure in (histograms.widen, histograms.count):
-        for number, graph in enumerate(graphs):
-            sources = _sources(graph)
-            for name, value in groups.constants(graph):
-                measure(groups.leader(name), value.reshape(-1).float())
-            for done, values in enumerate(batches(number), 1):
-                _measure(graph, values, sources, groups, measure)
-                progress(f"{measure.__name__} ranges of graph {number + 1} of {len(graphs)}: batch {done}")
+    for number, (graph, given) in enumerate(zip(graphs, examples, strict=True), 1):
+        for name, value in groups.constants(graph):
+            histograms.add(groups.leader(name), value.reshape(-1))
+        sources = [one for one in sorted(_sources(graph)) if graph.name(one) in groups]
+        inner = [one for one in sources if one not in graph.inputs]
+        whole = graph.piece(0, len(graph.operations), graph.inputs, inner)
+        most = max(1, _MOST_VALUES // len(given))
+        for done, values in enumerate(given, 1):
+            found = dict(zip(graph.inputs, values, strict=True))
+            found |= zip(inner, whole(*values), strict=True)
+            for index in sources:
+                histograms.add(groups.leader(graph.name(index)), found[index].reshape(-1), most)
+            if done % _TOLD == 0 or done == len(given):
+                progress(f"measuring ranges of graph {number} of {len(graphs)}: example {done} of {len(given)}")
     known = groups.fixed(graphs) | {groups.leader(name): scale for name, scale in inputs.items()}
     for leader in {groups.leader(graph.name(graph.outputs[place])) for graph in graphs for place in logits}:
         known.setdefault(leader, _of_logits(histograms, leader))
@@ -98,34 +101,13 @@ def find_scales(
         leader: known.get(leader) or _scale(histograms, leader, readers.get(leader, {}))
         for leader in dict.fromkeys(leaders.values())
     }
-    for leader in {groups.leader(graph.name(index)) for graph in graphs for index in graph.outputs} - set(known):
+    names = leaders.keys() & {graph.name(index) for graph in graphs for index in graph.outputs}
+    for leader in {groups.leader(name) for name in names} - set(known):
         by_leader[leader] = histograms.opened(leader, by_leader[leader])
     return ActivationScales(leaders, by_leader)
 
 
-def _measure(
-    graph: TorchGraph,
-    values: Sequence[Any],
-    sources: frozenset[int],
-    groups: _Groups,
-    measure: Callable[[str, Any], None],
-) -> None:
-    def observe(index: int, value: Any) -> Any:
-        if index in sources:
-            measure(groups.leader(graph.name(index)), _thinned(value))
-        return value
-
-    with torch.inference_mode():
-        graph(*values, overrides=GraphOverrides(activation=observe))
-
-
-def _thinned(value: Any) -> Any:
-    """Return every n-th value; n is odd, so that all channels come in turn."""
-    flat = value.reshape(-1)
-    return flat[:: (flat.numel() // _MOST_VALUES) | 1].float()
-
-
-def _scale(histograms: _Histograms, leader: str, readers: Mapping[str, TorchOperation]) -> Scale:
+def _scale(histograms: _Histograms, leader: str, readers: Mapping[str, Operation]) -> Scale:
     """Return the scale of a group that these operations read, by kind."""
     if set(readers) == {"LOGISTIC"}:
         return _of_logits(histograms, leader)
@@ -140,9 +122,9 @@ def _of_logits(histograms: _Histograms, leader: str) -> Scale:
     return from_range(max(low, LOGITS[0]), min(max(high, _LEAST_HIGH), LOGITS[1]))
 
 
-def _sources(graph: TorchGraph) -> frozenset[int]:
+def _sources(graph: RuntimeGraph) -> frozenset[int]:
     """Return the tensors whose values count: before a max-pool, only those that survive it."""
-    readers: dict[int, list[TorchOperation]] = {}
+    readers: dict[int, list[Operation]] = {}
     for operation in graph.operations:
         for index in operation.inputs:
             readers.setdefault(index, []).append(operation)
@@ -161,18 +143,22 @@ def _sources(graph: TorchGraph) -> frozenset[int]:
 class _Groups:
     """Tensors that must share a scale, by name."""
 
-    def __init__(self, graphs: Sequence[TorchGraph]) -> None:
+    def __init__(self, graphs: Sequence[RuntimeGraph]) -> None:
         self._leaders: dict[str, str] = {}
         for graph in graphs:
             for index in graph.inputs:
                 self._add(graph, index)
-            for operation in graph.operations:
-                for index in operation.outputs:
-                    self._add(graph, index)
+            for operation in filter(graph.takes_integers, graph.operations):
+                for index in (*operation.inputs, *operation.outputs):
+                    if index >= 0 and graph.is_activation(index):
+                        self._add(graph, index)
                 if operation.kind in SAME_SCALE:
                     for index in self._float_constants(graph, operation):
                         self._add(graph, index)
                     self._join(graph, operation)
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._leaders
 
     def leader(self, name: str) -> str:
         """Return the tensor that stands for all of a group."""
@@ -184,18 +170,19 @@ class _Groups:
         """Return every tensor with its leader."""
         return [(name, self.leader(name)) for name in self._leaders]
 
-    def fixed(self, graphs: Sequence[TorchGraph]) -> dict[str, Scale]:
-        """Return the scale of groups with an operation that knows one only, by leader."""
-        return {
-            self.leader(graph.name(operation.outputs[0])): FIXED[operation.kind]
-            for graph in graphs
-            for operation in graph.operations
-            if operation.kind in FIXED
-        }
+    def fixed(self, graphs: Sequence[RuntimeGraph]) -> dict[str, Scale]:
+        """Return the scale of groups that operations compute which all know the same one only, by leader."""
+        found: dict[str, set[Scale | None]] = {}
+        for graph in graphs:
+            for operation in graph.operations:
+                if operation.kind not in SAME_SCALE:
+                    for name in filter(self.__contains__, map(graph.name, operation.outputs)):
+                        found.setdefault(self.leader(name), set()).add(FIXED.get(operation.kind))
+        return {leader: scale for leader, (scale, *others) in found.items() if scale and not others}
 
-    def readers(self, graphs: Sequence[TorchGraph]) -> dict[str, dict[str, TorchOperation]]:
+    def readers(self, graphs: Sequence[RuntimeGraph]) -> dict[str, dict[str, Operation]]:
         """Return by leader and kind the operations that read a group, but for those that only move values."""
-        found: dict[str, dict[str, TorchOperation]] = {}
+        found: dict[str, dict[str, Operation]] = {}
         for graph in graphs:
             for operation in graph.operations:
                 names = [graph.name(index) for index in operation.inputs if index >= 0]
@@ -204,22 +191,22 @@ class _Groups:
                         found.setdefault(leader, {})[operation.kind] = operation
         return found
 
-    def constants(self, graph: TorchGraph) -> Iterable[tuple[str, Any]]:
+    def constants(self, graph: RuntimeGraph) -> Iterable[tuple[str, Array]]:
         """Yield name and value of the constants that share a scale with what is computed."""
         for operation in graph.operations:
             if operation.kind in SAME_SCALE:
                 for index in self._float_constants(graph, operation):
-                    yield graph.name(index), graph.constant(index)
+                    yield graph.name(index), graph.graph.constant(index)
 
     @staticmethod
-    def _float_constants(graph: TorchGraph, operation: TorchOperation) -> list[int]:
-        constants = ((index, graph.constant(index)) for index in operation.inputs)
-        return [index for index, value in constants if value is not None and value.is_floating_point()]
+    def _float_constants(graph: RuntimeGraph, operation: Operation) -> list[int]:
+        constants = ((index, graph.graph.constant(index)) for index in operation.inputs)
+        return [index for index, value in constants if value is not None and value.dtype == np.float32]
 
-    def _add(self, graph: TorchGraph, index: int) -> None:
+    def _add(self, graph: RuntimeGraph, index: int) -> None:
         self._leaders.setdefault(graph.name(index), graph.name(index))
 
-    def _join(self, graph: TorchGraph, operation: TorchOperation) -> None:
+    def _join(self, graph: RuntimeGraph, operation: Operation) -> None:
         ends = [*operation.inputs, *operation.outputs]
         names = [graph.name(index) for index in ends if index >= 0 and graph.name(index) in self._leaders]
         for name in names[1:]:
@@ -227,25 +214,26 @@ class _Groups:
 
 
 class _Histograms:
-    """Extremes and counts of the values of groups."""
+    """Extremes of the values of groups, and some of the values."""
 
     def __init__(self) -> None:
         self.extremes: dict[str, tuple[float, float]] = {}
-        self._counts: dict[str, NDArray[np.float64]] = {}
+        self._values: dict[str, list[Array]] = {}
 
-    def widen(self, group: str, values: Any) -> None:
-        """Let the extremes hold `values`."""
+    def add(self, group: str, values: Array, most: int = _MOST_VALUES) -> None:
+        """Take `values` [n] in, and keep about so many: every n-th, n odd, so that all channels come in turn."""
         low, high = self.extremes.get(group, (0.0, 0.0))
-        least, most = (float(end) for end in torch.aminmax(values))
-        if not np.isfinite([least, most]).all():
+        least, greatest = float(values.min(initial=0.0)), float(values.max(initial=0.0))
+        if not np.isfinite([least, greatest]).all():
             raise ModelError(f"tensor {group!r} holds values that are no numbers: check weights and examples")
-        self.extremes[group] = min(low, least), max(high, most)
+        self.extremes[group] = min(low, least), max(high, greatest)
+        self._values.setdefault(group, []).append(values[:: (len(values) // most) | 1])
 
-    def count(self, group: str, values: Any) -> None:
-        """Count `values`."""
-        low, high = (_rounded(end) for end in self.extremes[group])
-        counts = torch.histc(values, _BINS, low, max(high, low + 1e-9)).double().numpy()
-        self._counts[group] = self._counts.get(group, 0.0) + counts
+    def _counted(self, group: str, low: float, high: float) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Return the centres of the bins that hold values, and how many."""
+        counts, edges = np.histogram(np.concatenate(self._values[group]), _BINS, (low, high))
+        used = counts > 0
+        return ((edges[:-1] + edges[1:]) / 2)[used], counts[used].astype(np.float64)
 
     def opened(self, group: str, scale: Scale) -> Scale:
         """Return the scale of an output: one that only negative logits were seen of holds positive ones, too.
@@ -260,9 +248,7 @@ class _Histograms:
         low, high = (_rounded(end) for end in self.extremes[group])
         if high - low < 1e-9:
             return from_range(0.0, 1.0)
-        used = self._counts[group] > 0
-        counts = self._counts[group][used]
-        centres = (low + (np.arange(_BINS) + 0.5) * (high - low) / _BINS)[used]
+        centres, counts = self._counted(group, low, high)
         wanted = effect(centres)
 
         def damage(scale: Scale) -> float:

@@ -19,6 +19,8 @@ from msgspec.structs import replace
 from agent.errors import CheckpointError, DivergedError, ModelError, StorageError
 from agent.models.library import open_whole_model
 from agent.optimise.data import Examples, read_examples
+from agent.optimise.graph.objects import load
+from agent.optimise.graph.torch_graph import TorchGraph
 from agent.optimise.qat import TrainedModel, objective, train
 from agent.optimise.quantise import QuantisedModel, quantise
 from agent.optimise.recipe import QatRecipe, QuantiseRecipe
@@ -51,7 +53,7 @@ def trained(
         if stop_at in line:
             raise KeyboardInterrupt
 
-    graph = found.quantiser.graphs[0]
+    graph = TorchGraph(load(found.quantiser.content))
     return train(graph, found.scales, found.rounded, examples, recipe, checkpoint=checkpoint, progress=progress)
 
 

@@ -64,7 +64,7 @@ def stored(content: bytes) -> dict[str, str]:
 def differences(content: bytes, model: QuantisedModel, examples: Examples) -> np.ndarray:
     """Differences of the file from the graph that was quantised, in last bits of the output."""
     quantiser = model.quantiser
-    fake = FakeQuantised(quantiser.graphs[0], model.scales, model.rounded)
+    fake = FakeQuantised(TorchGraph(load(quantiser.content)), model.scales, model.rounded)
     with torch.inference_mode():
         (wanted,) = fake(torch.from_numpy(examples.batch(range(len(examples)))))
     with open_content(expand_int4(content, "litert"), open_manifest_of(examples)) as session:
@@ -359,7 +359,7 @@ def test_examples_of_another_shape_are_refused(content: bytes, examples: Example
 def test_a_trained_file_computes_within_a_bit_of_the_training_graph(content: bytes, examples: Examples) -> None:
     found = quantised(content, examples, "int4")
     recipe = QatRecipe(steps=5, batch=16)
-    result = train(found.quantiser.graphs[0], found.scales, found.rounded, examples, recipe)
+    result = train(TorchGraph(load(found.quantiser.content)), found.scales, found.rounded, examples, recipe)
     trained = found.trained(result.scales, result.layers)
     bits = differences(trained.content, trained, examples)
     assert bits.max() <= 1.01

@@ -13,7 +13,6 @@ torch = pytest.importorskip("torch", reason="quantising needs the extra [optimis
 from ai_edge_litert.interpreter import Interpreter, OpResolverType
 
 from agent.compute.tflite.read import read_modelfile
-from agent.errors import ModelError
 from agent.optimise.graph.integers import (
     INT8_MAX,
     INT8_MIN,
@@ -156,9 +155,3 @@ def test_a_layer_without_weights_in_the_plan_stays_float() -> None:
     assert dtypes[0] == "float32"
     assert set(dtypes[1:]) == {"int8"}
     opened(written(content, plan._replace(weights=kept)))
-
-
-def test_a_dynamic_plan_needs_all_weights() -> None:
-    content = float_file(classifier())
-    with pytest.raises(ModelError, match="no quantised weights"):
-        written(content, IntegerPlan({}, {}))

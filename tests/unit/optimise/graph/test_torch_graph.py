@@ -12,7 +12,7 @@ from ai_edge_litert.interpreter import Interpreter
 
 from agent.errors import ModelError
 from agent.optimise.graph.objects import load
-from agent.optimise.graph.torch_graph import GraphOverrides, TorchGraph, graphs_of
+from agent.optimise.graph.torch_graph import GraphOverrides, TorchGraph
 from tests.support.float_models import SIDE, classifier, float_file
 from tests.support.graph_sketch import SAME, TYPES, VALID, Sketch
 
@@ -129,8 +129,8 @@ def test_a_convolution_is_padded_as_in_the_runtime(padding: int, stride: int, di
     assert_equal(sketch.file([x], [y]), SHAPE)
 
 
-def test_graphs_of_one_file_share_their_weights() -> None:
-    (graph,) = graphs_of(load(float_file(classifier())))
+def test_layers_are_read_with_their_weights() -> None:
+    graph = TorchGraph(load(float_file(classifier())))
     assert len(graph.layers) == 5
     assert sum(layer.size for layer in graph.layers) == sum(
         graph.weights(layer).numel() for layer in graph.layers

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from itertools import chain, combinations
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-torch = pytest.importorskip("torch", reason="quantising needs the extra [optimise]")
+pytest.importorskip("torch", reason="the networks need the extra [optimise]")
 pytest.importorskip("highspy", reason="choosing bits needs the extra [optimise]")
 
 from agent.errors import ModelError
 from agent.optimise.graph.objects import load
-from agent.optimise.graph.torch_graph import TorchGraph
+from agent.optimise.graph.runtime_graph import RuntimeGraph
 from agent.optimise.quantisation.allocation import choose, damage, fits_int4, sensitivities
 from tests.support.float_models import SIDE, classifier, float_file
 
@@ -45,16 +46,16 @@ def test_nothing_is_chosen_where_nothing_is_needed() -> None:
 def test_a_layer_that_the_outputs_do_not_feel_is_not_sensitive() -> None:
     module = classifier()
     module.point.weight.data.mul_(1e-4)
-    graph = TorchGraph(load(float_file(module)))
+    graph = RuntimeGraph(load(float_file(module)))
     wanted = [layer for layer in graph.layers if fits_int4(layer)]
     assert {layer.operation.kind for layer in wanted} == {"CONV_2D"}
-    x = torch.rand((8, SIDE, SIDE, 3), generator=torch.Generator().manual_seed(0)) * 2 - 1
-    found = sensitivities(graph, [x], wanted, lambda _: None)
+    x = np.random.default_rng(0).uniform(-1, 1, (8, 1, SIDE, SIDE, 3)).astype(np.float32)
+    found = sensitivities(graph, [(one,) for one in x], wanted, lambda _: None)
     point = next(layer for layer in wanted if layer.shape[1:3] == (1, 1))
     assert found[point.key] == min(found.values())
     assert all(cost >= 0 for cost in found.values())
 
 
 def test_damage_is_a_share_of_the_variance() -> None:
-    wanted = torch.tensor([[0.0, 2.0]])
+    wanted = np.array([[0.0, 2.0]])
     assert damage([wanted + 1.0], [wanted]) == pytest.approx(0.5)

@@ -24,6 +24,8 @@ from agent.compute.tflite.read import read_modelfile
 from agent.errors import ModelError
 from agent.models.library import open_whole_model
 from agent.optimise.data import Examples, read_examples
+from agent.optimise.graph.objects import load
+from agent.optimise.graph.torch_graph import TorchGraph
 from agent.optimise.evaluate import Score, time_ms
 from agent.optimise.qat import train
 from agent.optimise.quantisation.allocation import fits_int4
@@ -120,7 +122,7 @@ def test_training_does_not_care_how_far_below_zero_a_logit_is(tmp_path: Path) ->
     recipe = QatRecipe(steps=1, batch=16)
 
     def first_loss(logits: tuple[int, ...]) -> float:
-        graph = found.quantiser.graphs[0]
+        graph = TorchGraph(load(found.quantiser.content))
         return train(graph, found.scales, found.rounded, examples, recipe, logits=logits).losses[0]
 
     # The file cannot tell -60 from -6.3: where that counts, it is the greatest part of the loss.
