@@ -9,7 +9,6 @@ network is needed.
 from __future__ import annotations
 
 import copy
-import os
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -43,7 +42,7 @@ class Piece:
 
     def __init__(self, content: bytes) -> None:
         try:
-            self._runner = Interpreter(model_content=content, num_threads=len(os.sched_getaffinity(0)))
+            self._runner = Interpreter(model_content=content, num_threads=1)
             self._runner.allocate_tensors()
         except (ValueError, RuntimeError) as error:
             raise ModelError(f"the runtime cannot run it: {error}") from error
@@ -54,6 +53,16 @@ class Piece:
 
     def __call__(self, *values: Array) -> list[Array]:
         """Compute the outputs, copies, from one value for each input."""
+        self.run(*values)
+        return [self._runner.get_tensor(index) for index in self._outputs]
+
+    def views(self, *values: Array) -> list[Array]:
+        """Compute the outputs, views of the runtime's memory: they may be read until the next call."""
+        self.run(*values)
+        return [self._runner.tensor(index)() for index in self._outputs]
+
+    def run(self, *values: Array) -> None:
+        """Compute the outputs from one value for each input."""
         self._runner.reset_all_variables()
         for index, value in zip(self._inputs, values, strict=True):
             self._runner.set_tensor(index, value)
@@ -61,7 +70,6 @@ class Piece:
             self._runner.invoke()
         except (ValueError, RuntimeError) as error:
             raise ModelError(f"the runtime cannot run it: {error}") from error
-        return [self._runner.get_tensor(index) for index in self._outputs]
 
 
 class RuntimeGraph:

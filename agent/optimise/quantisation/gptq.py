@@ -236,8 +236,11 @@ def corrected_bias(matrix: Array, rounded: Array, bias: Array, moments: Moments)
 
 _SLICE = 8
 """Examples whose patches are gathered at a time."""
-_ROWS, _FEWEST_PLACES = 12_800, 50
-"""Inputs of a kernel that its moments are of, at all examples together; and of each example at least."""
+_EXAMPLES = 64
+"""Examples that the two networks go over, at most: each is seen at many places."""
+_ROWS = (1024, 12_800)
+"""Least and greatest number of places that the moments of a layer are of, in all examples together."""
+_ROWS_PER_INPUT = 16
 _RIDGE = 0.5
 """See `corrected`."""
 _MEMORY = 3 << 30
@@ -274,14 +277,14 @@ def real_values(layer: WeightedLayer, found: IntegerWeights) -> LayerValues:
 
 
 def most_examples(graph: RuntimeGraph) -> int:
-    """Return how many examples fit into memory, float and quantised at once."""
+    """Return over how many examples the two networks go: as many as fit into memory, and no more than help."""
     live = {index: 4 * int(np.prod(graph.shape(index))) for index in graph.inputs}
     peak = 0
     for at, operation in enumerate(graph.operations):
         live.update({index: 4 * int(np.prod(graph.shape(index))) for index in operation.outputs})
         peak = max(peak, sum(live.values()))
         live = {index: size for index, size in live.items() if graph.last_use.get(index, -1) > at}
-    return max(8, _MEMORY // (2 * max(1, peak)))
+    return max(8, min(_EXAMPLES, _MEMORY // (2 * max(1, peak))))
 
 
 def quantise_layers(
@@ -332,7 +335,6 @@ class _Walk:
     ) -> None:
         self._graph, self._scales, self._bits = graph, scales, bits
         self._count = len(examples)
-        self._places = max(_FEWEST_PLACES, _ROWS // self._count)
         self._weights: dict[Key, IntegerWeights] = {}
         self.done: dict[Key, RoundedLayer] = {}
         inputs = list(zip(graph.inputs, map(list, zip(*examples, strict=True)), strict=True))
@@ -394,10 +396,11 @@ class _Walk:
 
     def _moments(self, layer: WeightedLayer) -> Moments:
         index = layer.operation.inputs[0]
-        count, sums = 0, [np.zeros(())] * 4
+        rows = np.clip(_ROWS_PER_INPUT * layer.size // layer.shape[layer.channel_axis], *_ROWS)
+        count, sums, places = 0, [np.zeros(())] * 4, -(-int(rows) // self._count)
         for start in range(0, len(self._float[index]), _SLICE):
             real, quantised = (
-                patches(layer, np.concatenate(values[index][start : start + _SLICE]), self._places, start)
+                patches(layer, np.concatenate(values[index][start : start + _SLICE]), places, start)
                 for values in (self._float, self._quantised)
             )
             across = quantised.transpose(0, 2, 1)
@@ -408,6 +411,6 @@ class _Walk:
 
 
 def _error(before: Sequence[Array], after: Sequence[Array]) -> float:
-    """Return the mean square of the difference, as a share of the variance."""
-    real, found = np.concatenate(before), np.concatenate(after)
+    """Return the mean square of the difference in the first examples, as a share of the variance."""
+    real, found = np.concatenate(before[:_SLICE]), np.concatenate(after[:_SLICE])
     return float(np.square(found - real).mean() / max(float(real.var()), 1e-12))

@@ -88,7 +88,7 @@ def find_scales(
         most = max(1, _MOST_VALUES // len(given))
         for done, values in enumerate(given, 1):
             found = dict(zip(graph.inputs, values, strict=True))
-            found |= zip(inner, whole(*values), strict=True)
+            found |= zip(inner, whole.views(*values), strict=True)
             for index in sources:
                 histograms.add(groups.leader(graph.name(index)), found[index].reshape(-1), most)
             if done % _TOLD == 0 or done == len(given):
@@ -227,7 +227,7 @@ class _Histograms:
         if not np.isfinite([least, greatest]).all():
             raise ModelError(f"tensor {group!r} holds values that are no numbers: check weights and examples")
         self.extremes[group] = min(low, least), max(high, greatest)
-        self._values.setdefault(group, []).append(values[:: (len(values) // most) | 1])
+        self._values.setdefault(group, []).append(values[:: (len(values) // most) | 1].copy())
 
     def _counted(self, group: str, low: float, high: float) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Return the centres of the bins that hold values, and how many."""
