@@ -126,7 +126,7 @@ def score(
         if not reference:
             raise ModelError("examples without labels need a reference model, whose outputs are compared")
         return _agreement(content, reference, examples, manifest, variant, threads, progress)
-    with open_content(content, manifest, variant, threads) as session:
+    with open_content(content, manifest, variant, threads, inputs=1 + len(examples.further)) as session:
         if examples.kind == "boxes":
             load_coco()  # before the first picture
             return _average_precision(session, examples, manifest, progress)
@@ -150,8 +150,10 @@ def change(before: Score, after: Score) -> ScoreChange:
 
 
 @contextmanager
-def open_content(content: bytes, manifest: Manifest, variant: str = "", threads: int = 1) -> Iterator[Session]:
-    """Open a model file on the CPU, as the daemon does.
+def open_content(
+    content: bytes, manifest: Manifest, variant: str = "", threads: int = 1, *, inputs: int | None = 1
+) -> Iterator[Session]:
+    """Open a model file on the CPU, as the daemon does, of so many inputs; None: whatever it has.
 
     Raises:
         ModelError: it is damaged, crashes the runtime, or cannot run.
@@ -161,8 +163,8 @@ def open_content(content: bytes, manifest: Manifest, variant: str = "", threads:
     model = Model(expand_int4(content, installed_runtime()), sha256, replace(manifest, sha256=sha256), name)
     session = open_for_command(model, CPU, SessionOptions(variant=variant, threads=threads))
     with closing(session):
-        if len(session.inputs) != 1:
-            raise ModelError(f"{name}: has {len(session.inputs)} inputs; a model with one can be scored")
+        if inputs is not None and len(session.inputs) != inputs:
+            raise ModelError(f"{name}: has {len(session.inputs)} inputs; expected {inputs}")
         yield session
 
 
@@ -186,6 +188,8 @@ def run_examples(session: Session, examples: Examples) -> Iterator[Placement]:
     spec = check_shape(session, examples)
     for index in range(len(examples)):
         placement = examples.fill(index, spec, session.input(0))
+        for place, one in enumerate(session.inputs[1:], 1):
+            examples.fill_further(index, one, session.input(place))
         session.invoke()
         yield placement
 
@@ -231,10 +235,10 @@ def _agreement(
     threads: int,
     progress: Progress,
 ) -> Score:
-    right = np.empty(len(examples), bool)
+    right, inputs = np.empty(len(examples), bool), 1 + len(examples.further)
     with (
-        open_content(content, manifest, variant, threads) as session,
-        open_content(reference, manifest, variant, threads) as other,
+        open_content(content, manifest, variant, threads, inputs=inputs) as session,
+        open_content(reference, manifest, variant, threads, inputs=inputs) as other,
     ):
         sums = np.zeros((len(other.outputs), 4))
         classifies = len(other.outputs) == 1 and math.prod(other.outputs[0].shape[:-1]) == 1
@@ -442,7 +446,7 @@ def time_ms(
         ModelError: a file cannot be run.
     """
     with ExitStack() as opened:
-        sessions = [opened.enter_context(open_content(content, Manifest())) for content in contents]
+        sessions = [opened.enter_context(open_content(content, Manifest(), inputs=None)) for content in contents]
         for session in sessions:
             for index, noise in enumerate(golden_inputs(session.inputs, 1)[0]):
                 np.copyto(session.input(index), noise)

@@ -21,7 +21,7 @@ from agent.models.writer import describe_numbers
 from agent.optimise.data import Examples
 from agent.optimise.graph.fixed_shapes import fix_shapes
 from agent.optimise.graph.integers import Ends, IntegerPlan, Scale, from_range, write
-from agent.optimise.graph.objects import compact, dump, graphs, load
+from agent.optimise.graph.objects import compact, dump, graphs, input_names, load
 from agent.optimise.graph.operations import Key, WeightedLayer
 from agent.optimise.graph.rewrite import check, rewrite
 from agent.optimise.graph.runtime_graph import RuntimeGraph, bodies_of, entries_of
@@ -98,8 +98,7 @@ class Quantiser:
             ModelError: the model is quantised already, has custom operations, or several inputs; or the examples
                 do not fit it.
         """
-        shapes = [[1, *examples[0].shape]]
-        self.content, self._progress = float_file(content, shapes), progress
+        self.content, self._progress = float_file(content, shapes_of(content, examples[0])), progress
         if not float_activations:
             self.content = for_integers(self.content)
         self._read(examples)
@@ -111,19 +110,25 @@ class Quantiser:
         self.logits = tuple(logits)
         self.scales = ActivationScales({}, {})
         if not float_activations:
-            inputs = {self.graphs[0].name(self.graphs[0].inputs[0]): self._input_scale()}
-            self.scales = find_scales(self.graphs, self._inputs, inputs, progress, logits)
+            self.scales = find_scales(self.graphs, self._inputs, self._input_scale(), progress, logits)
 
     def _read(self, examples: Sequence[Examples]) -> None:
         self._model = load(self.content)
         self.graphs = entries_of(self._model)
         self._examples = _per_graph(self.graphs, examples)
-        self._inputs = [[(one.batch([at]),) for at in range(len(one))] for one in self._examples]
+        self._inputs = []
+        for graph, one in zip(self.graphs, self._examples, strict=True):
+            names = _names(graph, one)
+            self._inputs.append([one.inputs(at, names) for at in range(len(one))])
 
-    def _input_scale(self) -> Scale:
+    def _input_scale(self) -> dict[str, Scale]:
         """Return the scale of the range that pixels have, so that uint8 pixels are taken as they are."""
-        low, high = self._examples[0].value_range()
-        return from_range(low, high)
+        graph, examples = self.graphs[0], self._examples[0]
+        return {
+            graph.name(index): from_range(*examples.value_range())
+            for index, name in zip(graph.inputs, _names(graph, examples), strict=True)
+            if name not in examples.further and graph.is_activation(index)
+        }
 
     def inputs(self, limit: int) -> list[tuple[Array, ...]]:
         """Return at most so many examples of the first graph, evenly spread."""
@@ -242,23 +247,33 @@ def read_layers(content: bytes, *, integers: bool = True) -> dict[Key, WeightedL
 
 
 def _layers_of(model: Any) -> dict[Key, WeightedLayer]:
-    layers = {layer.key: layer for graph in (*entries_of(model), *bodies_of(model)) for layer in graph.layers}
-    if not layers:
+    layers = {layer.key: layer for graph in entries_of(model) for layer in graph.layers}
+    if not layers and not any(graph.layers for graph in bodies_of(model)):
         raise ModelError(
             "the model has no convolution and no fully connected layer: there is nothing to quantise"
         )
     return layers
 
 
+def shapes_of(content: bytes, examples: Examples) -> list[tuple[int, ...]]:
+    """Return the shapes of the inputs of the first graph of a model, as the examples have them."""
+    names = _names(RuntimeGraph(load(content)), examples)
+    return [(1, *examples.further.get(name, examples.shape)) for name in names]
+
+
+def _names(graph: RuntimeGraph, examples: Examples) -> list[str]:
+    """Return the names of the inputs as the examples have them: the tensors' own, or those of the signature."""
+    own, stated = map(graph.name, graph.inputs), input_names(graph.graph.model, graph.graph)
+    return [one if one in examples.further else other for one, other in zip(own, stated, strict=True)]
+
+
 def _per_graph(found: Sequence[RuntimeGraph], examples: Sequence[Examples]) -> list[Examples]:
     """Return the examples of each graph."""
     chosen = []
     for graph in found:
-        if len(graph.inputs) != 1:
-            names = ", ".join(graph.name(index) for index in graph.inputs)
-            raise ModelError(f"the model has {len(graph.inputs)} inputs ({names}): one can be quantised")
+        shapes = sorted(graph.shape(index)[1:] for index in graph.inputs)
         shape = graph.shape(graph.inputs[0])[1:]
-        fitting = [one for one in examples if one.shape == shape]
+        fitting = [one for one in examples if sorted([one.shape, *one.further.values()]) == shapes]
         if not fitting:
             raise ModelError(f"no examples for input {graph.name(graph.inputs[0])!r} of shape {list(shape)}")
         chosen.append(fitting[0])
@@ -412,7 +427,7 @@ def fixed_bits(layers: Mapping[Key, WeightedLayer], layer_bits: LayerBits | None
 def _ends_of(quantiser: Quantiser) -> set[Key]:
     """Return first and last layer, which keep 8 bits: they cost little, and lose most."""
     layers = quantiser.graphs[0].layers
-    return {layers[0].key, layers[-1].key}
+    return {layer.key for layer in (*layers[:1], *layers[-1:])}
 
 
 class _Maker:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from agent.errors import ModelError
 from agent.optimise.graph.additions import Additions, conv_options, reducer_options
-from agent.optimise.graph.objects import Graph, dump, input_name, load, make_signature
+from agent.optimise.graph.objects import Graph, dump, input_names, load, make_signature
 from agent.text import plural
 
 Floats = NDArray[np.float32]
@@ -150,7 +150,7 @@ def add_memory(content: bytes, memory: PatchMemory) -> bytes:
     """
     model = load(content)
     graph, (height, width, channels) = _checked(model)
-    entry, output = input_name(model, graph), graph.outputs[0]
+    entry, output = input_names(model, graph)[0], graph.outputs[0]
     made = Additions(graph, output, "memory")
     model.description = f"anomalies, {len(memory.places)} normal places"
     whole = [1, height, width]

@@ -12,7 +12,7 @@ What lies at the path decides:
 - a `.tar` of one of these: nothing is unpacked;
 - a `.npz` with `x`, and with `y`, int [n], if there are classes, which `names` may name. `x` is uint8
   [n, height, width, 3 or 1], pictures in RGB, or float32 [n, *shape], real values as the model's input takes
-  them.
+  them, or whole numbers for an input of such. A model of several inputs takes an array for each, by its name.
 
 Pictures are decoded when they are asked for, and prepared by the same code as in the daemon.
 """
@@ -26,6 +26,7 @@ from typing import Any, Literal
 
 import cv2
 import numpy as np
+from msgspec.structs import replace
 from numpy.typing import NDArray
 
 from agent.capture.source import check_size, header_size
@@ -100,13 +101,31 @@ class Examples:
         """Order of the channels of `picture`."""
         return "rgb" if isinstance(self._content.pictures, np.ndarray) else "bgr"
 
-    def batch(self, indices: Sequence[int] | NDArray[Any]) -> NDArray[np.float32]:
-        """Return real values as the model's float input takes them, float32 [b, *shape].
+    def inputs(self, index: int, names: Sequence[str]) -> tuple[Array, ...]:
+        """Return an example as the inputs of the float model take it, [1, *shape] each, in the order of names.
+
+        Raises:
+            ModelError: a picture cannot be read any more.
+        """
+        others = self._content.others
+        return tuple(
+            others[name][self._rows[index], None] if name in others else self.batch([index]) for name in names
+        )
+
+    @property
+    def further(self) -> dict[str, tuple[int, ...]]:
+        """Shapes, without the batch, of the inputs beyond the first, by name."""
+        return {name: values.shape[1:] for name, values in self._content.others.items()}
+
+    def batch(self, indices: Sequence[int] | NDArray[Any]) -> Array:
+        """Return values as the model's float input takes them, [b, *shape]: float32, or whole numbers.
 
         Raises:
             ModelError: a picture cannot be read any more.
         """
         spec = TensorSpec("input", (1, *self.shape), "float32")
+        if self.are_whole:
+            return np.asarray(self._content.pictures)[self._rows[np.asarray(indices, np.intp)]]
         found = np.empty((len(indices), *self.shape), np.float32)
         for row, index in zip(found, indices, strict=True):
             self.fill(int(index), spec, row[None])
@@ -129,6 +148,10 @@ class Examples:
         if spec not in self._inputs:
             self._inputs[spec] = ImageInput(spec, self._preparation)
         return self._inputs[spec].fill(tensor, self.picture(index), self.order)
+
+    def fill_further(self, index: int, spec: TensorSpec, tensor: Array) -> None:
+        """Write an example's value for another input, by its name, into a view of its tensor."""
+        _store(self._content.others[spec.name][self._rows[index]], spec, tensor)
 
     def picture(self, index: int) -> Image:
         """Return a picture as it was found, H×W×3 uint8 in `order`: BGR from a file, RGB from an array.
@@ -200,6 +223,12 @@ class Examples:
         return float(values.min()), float(values.max())
 
     @property
+    def are_whole(self) -> bool:
+        """True for whole numbers that are no pictures, such as those of words."""
+        pictures = self._content.pictures
+        return isinstance(pictures, np.ndarray) and pictures.dtype != np.uint8 and pictures.dtype.kind in "iu"
+
+    @property
     def _has_values(self) -> bool:
         """True for real values, False for pictures."""
         pictures = self._content.pictures
@@ -257,6 +286,8 @@ class Examples:
         if values.shape[1:] != self.shape:
             expected = ", ".join(map(str, self.shape))
             raise ModelError(f"{self._path}: `x` is {list(values.shape)}; input {spec} needs [n, {expected}]")
+        if values.dtype.kind == "f" and np.dtype(spec.dtype).kind in "iu" and not spec.quantised:
+            raise ModelError(f"{self._path}: `x` is {values.dtype}; input {spec} needs whole numbers")
         least, most = float(values.min()), float(values.max())
         if not np.isfinite(least + most):
             raise ModelError(f"{self._path}: `x` has values that are not finite")
@@ -276,6 +307,21 @@ class Examples:
                 f"and std (or [search] mean and std), pixels lie within {low:.4g} to {high:.4g}: correct "
                 "them, or the values; [input] pixels = false takes values that are none"
             )
+
+
+def _sized(spec: TensorSpec, sizes: Sequence[int], content: FoundData, path: Path) -> TensorSpec:
+    """Return an input whose free sizes are those of the examples. Raises ModelError if they have none."""
+    if min(sizes[1:], default=0) >= 0:
+        return spec
+    found = content.pictures.shape[1:] if isinstance(content.pictures, np.ndarray) else ()
+    shown = ", ".join("?" if size < 0 else str(size) for size in sizes)
+    if len(found) != len(sizes) - 1 or any(
+        size not in (-1, own) for size, own in zip(sizes[1:], found, strict=True)
+    ):
+        raise ModelError(
+            f"{path}: input {spec.name} is [{shown}]: give a .npz with `x` of the size that it shall have"
+        )
+    return replace(spec, shape=(1, *found))
 
 
 def _pixel_range(preparation: InputManifest) -> tuple[float, float]:
@@ -324,13 +370,17 @@ def read_examples(
         ModelError: there are too few, they do not fit the model, a label or a picture cannot be used, or a class
             has no example. The message names the first file.
     """
-    inputs, outputs = read_modelfile(model.content).ends(model.manifest.chain(variant)[0].signature)
-    if len(inputs) != 1 or min(inputs[0].shape, default=0) < 1:
+    file, signature = read_modelfile(model.content), model.manifest.chain(variant)[0].signature
+    inputs, outputs = file.ends(signature)
+    if not inputs or min((size for one in inputs for size in one.shape), default=0) < 1:
         found = ", ".join(map(str, inputs)) or "none"
-        raise ModelError(f"{model.path}: examples need a model with one input of fixed shape; found {found}")
+        raise ModelError(f"{model.path}: examples need a model with inputs of fixed shapes; found {found}")
     if limit is not None and limit < _FEWEST:
         raise ModelError(f"a limit of {plural(limit, 'example')}: expected at least {_FEWEST}")
-    content = read_data(path)
+    content = read_data(path, [one.name for one in inputs])
+    if len(inputs) != 1 + len(content.others):
+        names = ", ".join(one.name for one in inputs)
+        raise ModelError(f"{path}: {model.path} takes {names}: give a .npz with an array for each")
     if content.objects is not None and not model.manifest.output.decoder:
         raise ModelError(
             f"{path}: has boxes, and how to decode the outputs of {model.path} is not known: write a manifest "
@@ -349,10 +399,14 @@ def read_examples(
         content, doubts = matched(content, path, model, outputs)
         remarks += doubts
     sound = model.manifest.audio is not None
-    examples = Examples(content, inputs[0].shape[1:], model.manifest.input, str(path), sound=sound)
+    ends = next((known.inputs for known in file.signatures if known.name == signature), {})
+    graph = file.graph(signature)
+    sizes = graph.tensors[ends.get(inputs[0].name, graph.inputs[0])].sizes
+    taken = _sized(inputs[0], sizes, content, path)
+    examples = Examples(content, taken.shape[1:], model.manifest.input, str(path), sound=sound)
     if limit is not None and limit < len(examples):
         chosen = np.random.default_rng(0).permutation(len(examples))[:limit]
         examples = examples.take(np.sort(chosen))
-    examples.check(inputs[0])
+    examples.check(taken)
     examples.remarks = remarks
     return examples

@@ -58,6 +58,7 @@ class FoundData(Struct, frozen=True):
         objects: of each example, numbers among `names`; None: there are no boxes.
         names: of the classes; empty: not known.
         places: where each class number of `objects` was found.
+        others: values [n, …] of further inputs of a model, by name.
     """
 
     pictures: tuple[tuple[str, DataFile], ...] | Array
@@ -66,6 +67,7 @@ class FoundData(Struct, frozen=True):
     objects: tuple[ObjectBoxes, ...] | None = None
     names: tuple[str, ...] = ()
     places: tuple[str, ...] = ()
+    others: dict[str, Array] = {}
 
     @property
     def has_pictures(self) -> bool:
@@ -73,8 +75,12 @@ class FoundData(Struct, frozen=True):
         return isinstance(self.pictures, tuple) or self.pictures.dtype == np.uint8
 
 
-def read_data(path: Path) -> FoundData:
+def read_data(path: Path, inputs: Sequence[str] = ("x",)) -> FoundData:
     """Read what lies at a path, see `agent.optimise.data`.
+
+    Args:
+        path: of the examples.
+        inputs: names of the model's inputs, by which a `.npz` may have arrays; `x` is the one that it has not.
 
     Raises:
         ModelError: there is no such path, nothing that can be used in it, or a label is wrong.
@@ -82,7 +88,7 @@ def read_data(path: Path) -> FoundData:
     if not path.exists():
         raise ModelError(f"{path}: there is no such file or folder; {_EXAMPLES}")
     if path.suffix == ".npz":
-        return _read_arrays(path)
+        return _read_arrays(path, inputs)
     files = _without_top(dict(sorted(_list(path))))
     pictures = {name: file for name, file in files.items() if suffix_of(name) in SUFFIXES}
     if not pictures:
@@ -260,21 +266,30 @@ def _object(words: list[str], where: str) -> list[float]:
     return values
 
 
-def _read_arrays(path: Path) -> FoundData:
+def _read_arrays(path: Path, inputs: Sequence[str]) -> FoundData:
     try:
         with np.load(path, allow_pickle=False) as arrays:
-            found = {name: arrays[name] for name in ("x", "y", "names") if name in arrays.files}
+            wanted = ("x", "y", "names", *(inputs if len(inputs) > 1 else ()))
+            found = {name: arrays[name] for name in wanted if name in arrays.files}
             others = ", ".join(arrays.files)
     except (OSError, ValueError, EOFError, zipfile.BadZipFile, MemoryError) as error:
         told = "it holds Python objects, or is of another kind" if "pickle" in str(error) else error
         raise ModelError(f"{path}: cannot be read as a .npz of numbers: {told}") from None
-    if "x" not in found:
-        raise ModelError(f"{path}: no array `x` in it; it has: {others or 'nothing'}")
+    further = {name: _checked_values(path, found[name], name) for name in inputs[1:] if name in found}
+    if "x" not in found and inputs[0] in found:
+        found["x"] = found[inputs[0]]
+    if "x" not in found or len(further) + 1 != len(inputs):
+        needed = "`x`" if len(inputs) == 1 else " and ".join(f"`{name}`" for name in inputs)
+        raise ModelError(f"{path}: needs {needed}, an array for each input; it has: {others or 'nothing'}")
     values = _checked_values(path, found["x"])
+    if wrong := [name for name, one in further.items() if len(one) != len(values)]:
+        raise ModelError(
+            f"{path}: `{wrong[0]}` has {len(found[wrong[0]])} rows; expected {len(values)}, as the first"
+        )
     names = tuple(map(str, found["names"].ravel())) if "names" in found else ()
     words = "pictures" if values.dtype == np.uint8 else "real values"
     if "y" not in found:
-        return FoundData(values, f"{words} without labels", names=names)
+        return FoundData(values, f"{words} without labels", names=names, others=further)
     labels = found["y"]
     if labels.dtype.kind not in "iu" or labels.shape != (len(values),):
         shape = list(labels.shape)
@@ -283,19 +298,21 @@ def _read_arrays(path: Path) -> FoundData:
         raise ModelError(f"{path}: `y` has class {labels.max()}; expected at most {_CLASSES_MAX}")
     classes = labels.astype(np.int64)
     words += f" of {plural(len(np.unique(classes)), 'class', 'classes')}"
-    return FoundData(values, words, classes, names=names)
+    return FoundData(values, words, classes, names=names, others=further)
 
 
-def _checked_values(path: Path, values: Array) -> Array:
+def _checked_values(path: Path, values: Array, name: str = "x") -> Array:
     if values.dtype == np.uint8 and values.ndim == 3:
         values = values[..., None]
     if values.dtype == np.uint8 and (values.ndim != 4 or values.shape[3] not in (1, 3)):
         shape = list(values.shape)
-        raise ModelError(f"{path}: `x` is uint8 {shape}; expected pictures, [n, height, width, 3 or 1]")
-    if values.dtype != np.uint8 and values.dtype.kind != "f":
-        raise ModelError(f"{path}: `x` is {values.dtype}; expected uint8, pictures, or float32, real values")
+        raise ModelError(f"{path}: `{name}` is uint8 {shape}; expected pictures, [n, height, width, 3 or 1]")
+    if values.dtype.kind not in "fiu":
+        raise ModelError(
+            f"{path}: `{name}` is {values.dtype}; expected uint8, pictures, or float32 or whole numbers"
+        )
     with np.errstate(over="ignore"):  # what is too large becomes infinite, which is refused
-        return values if values.dtype == np.uint8 else values.astype(np.float32, copy=False)
+        return values.astype(np.float32, copy=False) if values.dtype.kind == "f" else values
 
 
 SCORE_HINTS = ("score", "prob", "class", "softmax", "logit")

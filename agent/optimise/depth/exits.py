@@ -16,7 +16,7 @@ from agent.compute.manifest import HIDDEN
 from agent.errors import ModelError
 from agent.optimise.depth.stages import SCORES, WHOLE, Cut, Stage, cuts
 from agent.optimise.graph.additions import Additions, pool_options
-from agent.optimise.graph.objects import Graph, dump, input_name, load, make_signature, text
+from agent.optimise.graph.objects import Graph, dump, input_names, load, make_signature, text
 from agent.optimise.quantise import float_file
 
 _SHOWN = 12
@@ -151,7 +151,7 @@ def add_exits(content: bytes, places: Sequence[Cut], *, grid: int = 1) -> tuple[
     stages.append(Stage(f"exit{len(places) + 1}", f"{SCORES}{len(places) + 1}"))
     outputs[stages[-1].scores] = last
     graph.table.outputs = list(outputs.values())
-    entry = {input_name(model, graph): graph.inputs[0]}
+    entry = {input_names(model, graph)[0]: graph.inputs[0]}
     model.signatureDefs = [make_signature(WHOLE, 0, entry, outputs)]
     return dump(model), tuple(stages)
 

@@ -21,7 +21,7 @@ from ai_edge_litert import schema_py_generated as schema
 
 from agent.compute.manifest import HIDDEN, Variant
 from agent.errors import ModelError
-from agent.optimise.graph.objects import Graph, compact, dump, input_name, load, make_signature, text
+from agent.optimise.graph.objects import Graph, compact, dump, input_names, load, make_signature, text
 
 _KINDS = {number: name for name, number in vars(schema.BuiltinOperator).items() if isinstance(number, int)}
 _WEIGHTED = ("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED", "TRANSPOSE_CONV")
@@ -159,7 +159,7 @@ def split(content: bytes, stages: Sequence[Stage]) -> bytes:
         if stage.hidden:
             ends[HIDDEN] = _find(whole, names, stage.hidden)
         made.append(_part(whole, entry, list(ends.values()), stage.signature))
-        own = input_name(model, whole) if number == 0 else HIDDEN
+        own = input_names(model, whole)[0] if number == 0 else HIDDEN
         signatures.append(make_signature(stage.signature, number, {own: entry}, ends))
         entry = ends.get(HIDDEN, entry)
     model.subgraphs, model.signatureDefs = made, signatures
@@ -213,7 +213,7 @@ def deepest(content: bytes) -> bytes:
     """Return a file of one graph with several exits that gives the scores of the last one only."""
     model = load(content)
     graph = Graph(model, model.subgraphs[0])
-    last, name = graph.outputs[-1], input_name(model, graph)
+    last, name = graph.outputs[-1], input_names(model, graph)[0]
     model.subgraphs = [_part(graph, graph.inputs[0], [last], WHOLE)]
     model.signatureDefs = [make_signature(WHOLE, 0, {name: graph.inputs[0]}, {SCORES: last})]
     compact(model)

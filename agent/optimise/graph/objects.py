@@ -401,12 +401,15 @@ def pack_int4(values: NDArray[np.int8]) -> NDArray[np.uint8]:
     return ((flat[0::2] & 15) | ((flat[1::2] & 15) << 4)).astype(np.uint8)
 
 
-def input_name(model: Any, graph: Graph) -> str:
-    """Return the name of the input of the first graph, in its signature if it has one."""
-    for one in model.signatureDefs or ():
-        if one.subgraphIndex == 0 and one.inputs:
-            return text(one.inputs[0].name)
-    return graph.name(graph.inputs[0])
+def input_names(model: Any, graph: Graph) -> list[str]:
+    """Return the names of the inputs of a graph, in its signature if it has one."""
+    stated = {
+        end.tensorIndex: text(end.name)
+        for one in model.signatureDefs or ()
+        if one.subgraphIndex == graph.number
+        for end in one.inputs or ()
+    }
+    return [stated.get(index) or graph.name(index) for index in graph.inputs]
 
 
 def make_signature(name: str, number: int, inputs: Mapping[str, int], outputs: Mapping[str, int]) -> Any:

@@ -46,10 +46,8 @@ class Piece:
             self._runner.allocate_tensors()
         except (ValueError, RuntimeError) as error:
             raise ModelError(f"the runtime cannot run it: {error}") from error
-        self._inputs, self._outputs = (
-            [one["index"] for one in details]
-            for details in (self._runner.get_input_details(), self._runner.get_output_details())
-        )
+        self._inputs = [(one["index"], one["dtype"]) for one in self._runner.get_input_details()]
+        self._outputs = [one["index"] for one in self._runner.get_output_details()]
 
     def __call__(self, *values: Array) -> list[Array]:
         """Compute the outputs, copies, from one value for each input."""
@@ -64,8 +62,8 @@ class Piece:
     def run(self, *values: Array) -> None:
         """Compute the outputs from one value for each input."""
         self._runner.reset_all_variables()
-        for index, value in zip(self._inputs, values, strict=True):
-            self._runner.set_tensor(index, value)
+        for (index, dtype), value in zip(self._inputs, values, strict=True):
+            self._runner.set_tensor(index, value.astype(dtype, copy=False))
         try:
             self._runner.invoke()
         except (ValueError, RuntimeError) as error:

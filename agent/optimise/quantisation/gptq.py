@@ -110,7 +110,7 @@ def best_scales(matrix: Array, bits: int, squares: Matrix | None = None) -> Arra
     """
     low, high = limits(bits)
     matrix = matrix.astype(np.float32)
-    peaks = np.maximum(np.abs(matrix).max(2, keepdims=True), 1e-12) / high
+    peaks: Array = np.maximum(np.abs(matrix).max(2, keepdims=True), 1e-12) / high
     weights = np.ones_like(matrix[:, :1])
     if squares is not None and bits == 4:
         weights = (squares[:, None] + squares.mean(1)[:, None, None]).astype(np.float32)
@@ -172,8 +172,7 @@ def _spread(products: Matrix, order: NDArray[np.intp]) -> Matrix:
     ordered = np.take_along_axis(np.take_along_axis(products, order[:, :, None], 1), order[:, None], 2)
     damped = ordered + np.eye(products.shape[1]) * _damping(products, _DAMPING)[:, None, None]
     # With the inputs in reverse order it is the inverse of a lower factor: no inverse is factored.
-    factor: Matrix = np.linalg.cholesky(damped[:, ::-1, ::-1])[:, ::-1, ::-1]
-    return _inverse(factor)
+    return _inverse(np.linalg.cholesky(damped[:, ::-1, ::-1])[:, ::-1, ::-1].astype(np.float64, copy=False))
 
 
 def _inverse(upper: Matrix) -> Matrix:
@@ -359,8 +358,8 @@ class _Walk:
         given = [index for index in made if graph.last_use.get(index, -1) >= stop]
         seen = [layer.operation.outputs[0] for layer in layers]
         outputs = list(dict.fromkeys([*given, *seen]))
-        known = [layer for layer in layers if layer.key in self._weights]
-        values = {layer.key: real_values(layer, self._weights[layer.key]) for layer in known}
+        rounded = [layer for layer in layers if layer.key in self._weights]
+        values = {layer.key: real_values(layer, self._weights[layer.key]) for layer in rounded}
         before = self._run(graph.piece(start, stop, taken, outputs), taken, outputs, self._float)
         after = self._run(
             graph.piece(start, stop, taken, outputs, values, self._scales), taken, outputs, self._quantised

@@ -153,7 +153,7 @@ class _Groups:
                     if index >= 0 and graph.is_activation(index):
                         self._add(graph, index)
                 if operation.kind in SAME_SCALE:
-                    for index in self._float_constants(graph, operation):
+                    for index, _ in self._float_constants(graph, operation):
                         self._add(graph, index)
                     self._join(graph, operation)
 
@@ -195,13 +195,13 @@ class _Groups:
         """Yield name and value of the constants that share a scale with what is computed."""
         for operation in graph.operations:
             if operation.kind in SAME_SCALE:
-                for index in self._float_constants(graph, operation):
-                    yield graph.name(index), graph.graph.constant(index)
+                for index, value in self._float_constants(graph, operation):
+                    yield graph.name(index), value
 
     @staticmethod
-    def _float_constants(graph: RuntimeGraph, operation: Operation) -> list[int]:
+    def _float_constants(graph: RuntimeGraph, operation: Operation) -> list[tuple[int, Array]]:
         constants = ((index, graph.graph.constant(index)) for index in operation.inputs)
-        return [index for index, value in constants if value is not None and value.dtype == np.float32]
+        return [(index, one) for index, one in constants if one is not None and one.dtype == np.float32]
 
     def _add(self, graph: RuntimeGraph, index: int) -> None:
         self._leaders.setdefault(graph.name(index), graph.name(index))

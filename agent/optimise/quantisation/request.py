@@ -19,6 +19,7 @@ from agent.errors import ModelError
 from agent.optimise.data import Examples, read_examples
 from agent.optimise.depth.stages import Stage, chain_of, deepest, join, split
 from agent.optimise.evaluate import Score, doubt_guesses, score, time_ms
+from agent.optimise.graph.fixed_shapes import fix_shapes
 from agent.optimise.inputs import examples_path
 from agent.optimise.qat import train_quantised
 from agent.optimise.quantisation.allocation import Evaluate
@@ -29,8 +30,9 @@ from agent.optimise.quantise import (
     fixed_bits,
     quantise,
     read_layers,
+    shapes_of,
 )
-from agent.optimise.recipe import Method, parse_recipe, read_recipe
+from agent.optimise.recipe import Method, QuantiseRecipe, parse_recipe, read_recipe
 from agent.optimise.recipe.budget import Budget, parse_budget
 from agent.optimise.report import LayerResult, OptimiseReport, StepResult, describe_machine, told_slower
 from agent.optimise.source import learned_parts, learned_sample, open_source
@@ -42,6 +44,8 @@ from agent.text import plural
 Progress = Callable[[str], None]
 _QAT = "qat"
 _DOUBTFUL = 0.02
+_POOR = 0.05
+"""Loss of score, 0..1, from which float activations are tried."""
 _JUDGED = 0.25
 """Share of the examples for calibration that a training does not see: they say whether its result is kept."""
 _CALIBRATION = "the {} for calibration"
@@ -53,6 +57,7 @@ _ALSO = (
 _TRAINED = "trained, since it loses {:.3g} pp of {}"
 _COMPARED = "of {} that were not trained on, it {}, and {} without training"
 _NO_BETTER = "the file without it is kept: try more [qat] steps, or a lower learning_rate"
+_NO_BETTER_FLOAT = "float activations are no better"
 _TOO_LARGE = "its file takes {}, over the limit: the one without training is kept"
 _NOT_TRAINED = "of {} it {}, so that it was not trained: --qat trains it"
 _BETTER_UNTRAINED = "without training it is within the limit of these examples: --no-qat leaves it out"
@@ -122,6 +127,12 @@ def quantise_file(request: QuantiseRequest, progress: Progress, tell: Progress) 
     job = _Job(request, progress, tell)
     found = job.quantised()
     steps = [job.measured("float", job.content), job.measured("quantise", found.content)]
+    if job.chooses and (why := _poor(*steps)):
+        other = job.quantised("dynamic")
+        step = job.measured("dynamic", other.content)
+        kept = _is_better(steps[0], step, steps[1])
+        steps.append(replace(step, kept=kept, notes=(why if kept else f"{why}: {_NO_BETTER_FLOAT}",)))
+        found = other if kept else found
     trains = request.qat or (request.qat is None and job.loses(found))
     if trains and job.can_be_met(steps[-1]):
         trained = job.trained(found)
@@ -129,6 +140,23 @@ def quantise_file(request: QuantiseRequest, progress: Progress, tell: Progress) 
         steps.append(replace(job.measured(_QAT, trained.content), kept=kept, notes=notes))
         found = trained if kept else found
     return QuantisedFile(job.file(found.content), job.report(found, steps))
+
+
+def _poor(before: StepResult, after: StepResult) -> str:
+    """Say why float activations may be better than INT8 ones; empty: they are not."""
+    if (loss := _lost(before, after)) > _POOR:
+        return f"INT8 activations lose {loss * 100:.3g} pp"
+    slower = told_slower(before, after, "")
+    return f"INT8 activations take {after.latency_ms:.3g} ms instead of {before.latency_ms:.3g}" if slower else ""
+
+
+def _is_better(before: StepResult, one: StepResult, other: StepResult) -> bool:
+    """Return True if a model is better than another: it loses little, or less, and then if it is not slower."""
+    ranks = [
+        (_lost(before, found) > _POOR, bool(told_slower(before, found, "")), found.latency_ms or 0.0)
+        for found in (one, other)
+    ]
+    return ranks[0] < ranks[1]
 
 
 class _Roles(NamedTuple):
@@ -181,18 +209,20 @@ class _Job:
         self.content = model.content
         if chain := chain_of(self._manifest.variants):
             self.content, self._stages = join(model.content, chain)
-        layers = read_layers(self.content, integers=self._recipe.method != "dynamic")
-        fixed = fixed_bits(layers, self._layer_bits)
-        self._has_choice = bool(candidates_of(layers, fixed)) or 4 in fixed.values()
-        self._falls_back = self._recipe.method == "mixed" and not (request.method or self._has_choice)
-        if self._falls_back:
-            self._recipe = replace(self._recipe, method="int8")
         self._seen, self._held, self._is_known = [], [], False
         variants = [self._manifest.variants[-1]] if self._stages else self._manifest.variants
         for variant in [one.name for one in variants] or [""]:
             seen, held = self._read(model, variant, tell)
             self._seen.append(seen)
             self._held.append(held)
+        self.content = fix_shapes(self.content, shapes_of(self.content, self._seen[0]))
+        layers = read_layers(self.content, integers=self._recipe.method != "dynamic")
+        fixed = fixed_bits(layers, self._layer_bits)
+        self._has_choice = bool(candidates_of(layers, fixed)) or 4 in fixed.values()
+        self._falls_back = self._recipe.method == "mixed" and not (request.method or self._has_choice)
+        if self._falls_back:
+            self._recipe = replace(self._recipe, method="int8")
+        self.chooses = recipe.method == "mixed" and not (request.method or text or request.qat or self._stages)
         self._busy: list[str] = []
         self._disturbed: list[str] = []
         self._roles = _roles(self._seen[0], self._held[0], known=self._is_known and self._decides)
@@ -236,20 +266,20 @@ class _Job:
         """Return the variant on which figures are measured: the first."""
         return next((one.name for one in self._manifest.variants), "")
 
-    def quantised(self) -> QuantisedModel:
+    def quantised(self, method: Method | None = None) -> QuantisedModel:
         """Quantise as the recipe says. A latency that cannot be met tells of other work, if there was some."""
         try:
-            return self._quantised()
+            return self._quantised(replace(self._recipe, method=method or self._recipe.method))
         except ModelError as error:
             if self._busy and self._budget.latency_ms is not None and self._budget.told("latency") in str(error):
                 raise ModelError(f"{error}; {self._busy[-1]}") from error
             raise
 
-    def _quantised(self) -> QuantisedModel:
+    def _quantised(self, recipe: QuantiseRecipe) -> QuantisedModel:
         return quantise(
             self.content,
             self._seen,
-            self._recipe,
+            recipe,
             budget=self._budget if self._budget != Budget() else None,
             layer_bits=self._layer_bits,
             loss=self.loss,
@@ -343,7 +373,8 @@ class _Job:
         if self._falls_back:
             remarks.append(_NO_CHOICE)
         narrow = any(layer.bits == 4 for layer in found.layers)
-        if self._recipe.method == "mixed" and not narrow and self._budget.meets("loss", loss):
+        of_bits = self._recipe.method == "mixed" and last.name != "dynamic"
+        if of_bits and not narrow and self._budget.meets("loss", loss):
             remarks.append(_WIDE)
         if self._stages:
             remarks.append(_RELEARN)

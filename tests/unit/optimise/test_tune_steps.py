@@ -344,7 +344,7 @@ def test_a_model_that_no_step_takes_is_told_before_anything_is_measured(
     refuse_work(monkeypatch)
     opened = load((folder / "model.tflite").read_bytes())
     graph = opened.subgraphs[0]
-    graph.tensors[graph.inputs[0]].shapeSignature = np.array([-1, 8, 8, 3], np.int32)
+    graph.tensors[graph.inputs[0]].shapeSignature = np.array([1, -1, 8, 3], np.int32)
     (tmp_path / "model.tflite").write_bytes(dump(opened))
     (tmp_path / "model.toml").write_text(MANIFEST)
     with pytest.raises(ModelError, match=r"model\.tflite: .* has a shape that may change"):
