@@ -23,7 +23,7 @@ from agent.optimise.graph.fixed_shapes import fix_shapes
 from agent.optimise.graph.integers import Ends, IntegerPlan, Scale, from_range, write
 from agent.optimise.graph.objects import compact, dump, graphs, input_names, load
 from agent.optimise.graph.operations import Key, WeightedLayer
-from agent.optimise.graph.rewrite import check, rewrite
+from agent.optimise.graph.rewrite import check, check_known, rewrite
 from agent.optimise.graph.runtime_graph import RuntimeGraph, bodies_of, entries_of
 from agent.optimise.quantisation.allocation import BitSearch, Evaluate, Times, fits_int4, sensitivities
 from agent.optimise.quantisation.gptq import RoundedLayer, most_examples, quantise_layers, round_to_nearest
@@ -187,19 +187,13 @@ def float_file(content: bytes, shapes: Sequence[Sequence[int]] = ()) -> bytes:
         ModelError: the model is quantised already, has sparse weights, weights that are no numbers, or custom
             operations.
     """
-    content = fix_shapes(lower_custom(content), shapes)
+    content = lower_custom(content)
+    check_float(content)
+    content = fix_shapes(content, shapes)
     check(content, "quantised")
     model = load(content)
     _name_tensors(model)
     for graph in graphs(model):
-        for index, tensor in enumerate(graph.table.tensors):
-            if tensor.quantization is not None and tensor.quantization.scale is not None:
-                raise ModelError(f"tensor {graph.name(index)!r} is quantised already: give the float model")
-            if tensor.sparsity is not None:
-                raise ModelError(f"tensor {graph.name(index)!r} is stored sparsely: give the dense model")
-            value = graph.constant(index)
-            if value is not None and value.dtype.kind == "f" and np.isnan(value).any():
-                raise ModelError(f"tensor {graph.name(index)!r} holds weights that are no numbers (NaN)")
         for operator in list(graph.operators):
             half = graph.constant(operator.inputs[0]) if len(operator.inputs) == 1 else None
             if half is not None and half.dtype == np.float16 and not graph.is_end(operator.outputs[0]):
@@ -212,6 +206,24 @@ def float_file(content: bytes, shapes: Sequence[Sequence[int]] = ()) -> bytes:
     if "float16" in read_modelfile(content).weights:
         compact(model, merge=False)  # nothing reads the halves any more
     return rewrite(dump(model), _FUSIONS)[0]
+
+
+def check_float(content: bytes) -> None:
+    """Check that a model is a float one whose operations are known; its shapes may be free.
+
+    Raises:
+        ModelError: see `float_file`.
+    """
+    check_known(content, "quantised")
+    for graph in graphs(load(content)):
+        for index, tensor in enumerate(graph.table.tensors):
+            if tensor.quantization is not None and tensor.quantization.scale is not None:
+                raise ModelError(f"tensor {graph.name(index)!r} is quantised already: give the float model")
+            if tensor.sparsity is not None:
+                raise ModelError(f"tensor {graph.name(index)!r} is stored sparsely: give the dense model")
+            value = graph.constant(index)
+            if value is not None and value.dtype.kind == "f" and np.isnan(value).any():
+                raise ModelError(f"tensor {graph.name(index)!r} holds weights that are no numbers (NaN)")
 
 
 def _name_tensors(model: schema.ModelT) -> None:

@@ -29,6 +29,7 @@ from agent.compute.tflite.read import read_modelfile
 from agent.errors import ModelError
 from agent.models.library import installed_runtime
 from agent.optimise.evaluation.timing import busy_remark, least_ms, time_turns
+from agent.optimise.graph.fixed_shapes import fix_shapes
 from agent.optimise.graph.fusion import fuse_activations, fuse_batch_norm, remove_identities
 from agent.optimise.graph.objects import DAMAGE, Graph, compact, dump, graphs, load
 from agent.optimise.graph.padding import fuse_padding, pool_first
@@ -154,16 +155,22 @@ def check(content: bytes, done: str = "rewritten") -> None:
     Raises:
         ModelError: the file is damaged, or has custom operations or shapes that may change at run time.
     """
-    file = read_modelfile(content)
-    if custom := sorted({operation.custom for _, operation in file.steps() if operation.custom}):
-        raise ModelError(
-            f"has custom operations ({', '.join(custom)}), whose meaning is not known: nothing can be {done}"
-        )
-    for graph in file.subgraphs:
+    check_known(content, done)
+    for graph in read_modelfile(content).subgraphs:
         for index in (*graph.inputs, *graph.outputs):
             if graph.tensors[index].open:
                 name = graph.tensors[index].name
                 raise ModelError(f"{name!r} has a shape that may change: convert the model with fixed shapes")
+
+
+def check_known(content: bytes, done: str) -> None:
+    """Check that the meaning of each operation is known; args, and what is raised, as of `check`."""
+    if custom := sorted(
+        {operation.custom for _, operation in read_modelfile(content).steps() if operation.custom}
+    ):
+        raise ModelError(
+            f"has custom operations ({', '.join(custom)}), whose meaning is not known: nothing can be {done}"
+        )
 
 
 _SEED = 1
@@ -342,6 +349,7 @@ def rewrite_verified(
     """
     progress("rewriting")
     try:
+        content = _without_free_batch(content, path)
         changed, counts = rewrite(content, names)
     except ModelError as error:
         raise ModelError(f"{path}: {error}") from error
@@ -352,6 +360,16 @@ def rewrite_verified(
         progress("looking for the rewrite that changes the answers")
         raise ModelError(_complaint(content, path, [name for name in names if counts[name]], found))
     return RewrittenModel(changed, counts, found)
+
+
+def _without_free_batch(content: bytes, path: str) -> bytes:
+    """Return a file whose batch is 1 where it was free."""
+    graph = read_modelfile(content).subgraphs[0]
+    if not any(graph.tensors[index].open for index in graph.inputs):
+        return content
+    check_known(content, "rewritten")
+    _open(content, path).close()  # it has run elsewhere before it runs in this process
+    return fix_shapes(content)
 
 
 def _is_equal(found: Comparison) -> bool:

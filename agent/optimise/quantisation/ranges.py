@@ -146,7 +146,7 @@ class _Groups:
     def __init__(self, graphs: Sequence[RuntimeGraph]) -> None:
         self._leaders: dict[str, str] = {}
         for graph in graphs:
-            for index in graph.inputs:
+            for index in filter(graph.is_activation, graph.inputs):
                 self._add(graph, index)
             for operation in filter(graph.takes_integers, graph.operations):
                 for index in (*operation.inputs, *operation.outputs):

@@ -23,10 +23,12 @@ from agent.optimise.graph.fixed_shapes import fix_shapes
 from agent.optimise.inputs import examples_path
 from agent.optimise.qat import train_quantised
 from agent.optimise.quantisation.allocation import Evaluate
+from agent.optimise.quantisation.lowering import lower_custom
 from agent.optimise.quantise import (
     LayerBits,
     QuantisedModel,
     candidates_of,
+    check_float,
     fixed_bits,
     quantise,
     read_layers,
@@ -209,6 +211,7 @@ class _Job:
         self.content = model.content
         if chain := chain_of(self._manifest.variants):
             self.content, self._stages = join(model.content, chain)
+        check_float(lower_custom(self.content))
         self._seen, self._held, self._is_known = [], [], False
         variants = [self._manifest.variants[-1]] if self._stages else self._manifest.variants
         for variant in [one.name for one in variants] or [""]:

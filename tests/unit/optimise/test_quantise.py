@@ -20,7 +20,7 @@ from agent.compute.tflite.read import read_modelfile
 from agent.errors import ConfigError, ModelError
 from agent.models.library import installed_runtime, open_whole_model
 from agent.optimise.data import Examples, read_examples
-from agent.optimise.evaluate import open_content, outputs_of
+from agent.optimise.evaluate import open_content, outputs_of, score
 from agent.optimise.graph.objects import dump, load
 from agent.optimise.graph.torch_graph import TorchGraph
 from agent.optimise.qat import FakeQuantised, train
@@ -28,7 +28,9 @@ from agent.optimise.quantisation.allocation import fits_int4
 from agent.optimise.quantise import QuantisedModel, fixed_bits, quantise, read_layers
 from agent.optimise.recipe import LayerRule, QatRecipe, QuantiseRecipe, parse_recipe
 from agent.optimise.recipe.budget import Budget
+from agent.optimise.source import open_source
 from tests.support.float_models import SIDE, classifier, float_file, write_examples, write_model
+from tests.support.graph_sketch import TYPES, Sketch
 
 torch.set_num_threads(1)
 FEW = QuantiseRecipe(examples=32)
@@ -389,3 +391,103 @@ def test_a_fixed_layer_that_is_not_there_is_told_with_its_line() -> None:
     deep = parse_recipe('[quantise]\nlayers = [{match = "deep", bits = 4}]', "r.toml")
     with pytest.raises(ModelError, match="'deep' has no INT4 kernel"):
         fixed_bits(layers, deep.layer_bits)
+
+
+def dense(sketch: Sketch, source: int, outputs: int, bias: int | None = None) -> int:
+    """A fully connected layer of random weights; `bias`: a constant, which others may share."""
+    random = np.random.default_rng(len(sketch.graph.tensors))
+    weights = sketch.constant(random.normal(size=(outputs, sketch.shape(source)[-1])))
+    inputs = [source, weights, sketch.constant(np.zeros(outputs)) if bias is None else bias]
+    return sketch.apply("FULLY_CONNECTED", inputs, sketch.tensor((1, outputs)), "FullyConnectedOptions")
+
+
+def values(path: Path, **arrays: np.ndarray) -> Path:
+    np.savez(path, **arrays)  # type: ignore[arg-type]
+    return path
+
+
+def fidelity(content: bytes, found: bytes, examples: Examples) -> float:
+    return score(found, examples, open_manifest_of(examples), reference=content).details["error"]
+
+
+def foreign(
+    sketch: Sketch, inputs: Sequence[int], outputs: Sequence[int], folder: Path, **arrays: Any
+) -> tuple[Any, ...]:
+    content = sketch.file(inputs, outputs)
+    (folder / "model.tflite").write_bytes(content)
+    model = open_source(str(folder / "model.tflite"), lambda _: None)
+    return content, read_examples(values(folder / "x.npz", **arrays), model)
+
+
+@pytest.mark.parametrize("method", ["int8", "dynamic", "int4"])
+def test_a_bias_that_layers_share_belongs_to_each(method: str, tmp_path: Path) -> None:
+    sketch = Sketch()
+    x, zeros = sketch.tensor((1, 32)), sketch.constant(np.zeros(32))
+    first = dense(sketch, dense(sketch, x, 32, zeros), 32, zeros)
+    x_values = np.random.default_rng(0).normal(size=(40, 32)).astype(np.float32)
+    content, examples = foreign(sketch, [x], [dense(sketch, first, 32, zeros)], tmp_path, x=x_values)
+    found = quantised(content, examples, method)
+    assert fidelity(content, found.content, examples) < (0.2 if method == "int4" else 0.05)
+    assert len({one.name for one in found.layers}) == 3
+
+
+def test_two_inputs_are_taken_by_their_names(tmp_path: Path) -> None:
+    sketch = Sketch()
+    one, other = sketch.tensor((1, 16)), sketch.tensor((1, 8))
+    joined = sketch.apply("ADD", [dense(sketch, one, 8), other], sketch.tensor((1, 8)), "AddOptions")
+    random = np.random.default_rng(1)
+    arrays = {"t0": random.normal(size=(60, 16)), "t1": random.normal(size=(60, 8)) * 3}
+    content, examples = foreign(sketch, [one, other], [dense(sketch, joined, 4)], tmp_path, **arrays)
+    assert fidelity(content, quantised(content, examples, "int8").content, examples) < 0.1
+
+
+def test_whole_numbers_are_taken_as_they_are(tmp_path: Path) -> None:
+    sketch = Sketch()
+    x, table = sketch.tensor((1, 5), TYPES.INT32), sketch.constant(np.random.default_rng(2).normal(size=(50, 16)))
+    words = sketch.apply("GATHER", [table, x], sketch.tensor((1, 5, 16)), "GatherOptions")
+    mean = sketch.apply("MEAN", [words, sketch.constant([1], np.int32)], sketch.tensor((1, 16)), "ReducerOptions")
+    given = np.random.default_rng(3).integers(0, 50, (60, 5)).astype(np.int32)
+    content, examples = foreign(sketch, [x], [dense(sketch, mean, 4)], tmp_path, x=given)
+    found = quantised(content, examples, "int8").content
+    assert read_modelfile(found).ends()[0][0].dtype == "int32"
+    assert fidelity(content, found, examples) < 0.2
+
+
+def test_a_sigmoid_beside_other_values_cuts_none_of_them_off(tmp_path: Path) -> None:
+    sketch = Sketch()
+    x = sketch.tensor((1, 16))
+    boxes, scores = dense(sketch, x, 8), sketch.same("LOGISTIC", [dense(sketch, x, 8)])
+    both = sketch.apply("CONCATENATION", [boxes, scores], sketch.tensor((1, 16)), "ConcatenationOptions", axis=-1)
+    x_values = np.random.default_rng(4).normal(size=(40, 16)).astype(np.float32)
+    content, examples = foreign(sketch, [x], [both], tmp_path, x=x_values)
+    assert fidelity(content, quantised(content, examples, "int8").content, examples) < 0.05
+
+
+def test_an_operation_that_only_the_runtime_knows_stays_float_among_integers(tmp_path: Path) -> None:
+    sketch = Sketch()
+    x = sketch.tensor((1, 16))
+    middle = sketch.same("ELU", [dense(sketch, x, 16)])
+    x_values = np.random.default_rng(5).normal(size=(40, 16)).astype(np.float32)
+    content, examples = foreign(sketch, [x], [dense(sketch, middle, 4)], tmp_path, x=x_values)
+    found = quantised(content, examples, "int8")
+    assert fidelity(content, found.content, examples) < 0.05
+    assert [one.bits for one in found.layers] == [8, 8]
+
+
+def test_a_free_batch_is_one(content: bytes, examples: Examples) -> None:
+    opened = load(content)
+    (graph,) = opened.subgraphs
+    for index in (*graph.inputs, *graph.outputs):
+        shape = graph.tensors[index].shape
+        graph.tensors[index].shapeSignature = np.array([-1, *shape[1:]], np.int32)
+    assert quantised(dump(opened), examples, "int8").content == quantised(content, examples, "int8").content
+
+
+def test_weights_that_are_no_numbers_are_refused(content: bytes, examples: Examples) -> None:
+    broken = load(content)
+    buffer = max(broken.buffers, key=lambda one: 0 if one.data is None else len(one.data))
+    data = np.array(buffer.data).view(np.float32).copy()
+    data[3] = np.nan
+    buffer.data = data.view(np.uint8)
+    with pytest.raises(ModelError, match=r"holds weights that are no numbers \(NaN\)"):
+        quantised(dump(broken), examples, "int8")

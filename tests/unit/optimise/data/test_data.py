@@ -352,9 +352,9 @@ def test_a_fault_is_found_and_named_at_once(tmp_path: Path, fault: Callable[[Pat
 @pytest.mark.parametrize(
     ("arrays", "expected"),
     [
-        ({"y": np.zeros(8, int)}, "no array `x`"),
+        ({"y": np.zeros(8, int)}, "needs `x`, an array for each input; it has: y"),
         ({"x": np.zeros((8, 4), np.uint8)}, "expected pictures"),
-        ({"x": np.zeros((8, 4, 4, 3), np.int64)}, "int64"),
+        ({"x": np.zeros((8, 4, 4, 3), bool)}, "bool"),
         ({"x": np.zeros((8, 4, 4, 3), np.float32)}, r"\[n, 8, 8, 3\]"),
         ({"x": np.linspace(0, 255, 8 * 192, dtype=np.float32).reshape(8, 8, 8, 3)}, "0 to 255.*-1 to 1"),
         ({"x": np.full((8, 8, 8, 3), np.nan, np.float32)}, "not finite"),

@@ -24,9 +24,9 @@ from agent.compute.tflite.read import read_modelfile
 from agent.errors import ModelError
 from agent.models.library import open_whole_model
 from agent.optimise.data import Examples, read_examples
+from agent.optimise.evaluate import Score, time_ms
 from agent.optimise.graph.objects import load
 from agent.optimise.graph.torch_graph import TorchGraph
-from agent.optimise.evaluate import Score, time_ms
 from agent.optimise.qat import train
 from agent.optimise.quantisation.allocation import fits_int4
 from agent.optimise.quantisation.request import QuantisedFile, QuantiseRequest, logit_outputs, quantise_file
