@@ -18,7 +18,7 @@ Key = tuple[int, int]
 """Buffers of a layer's weights and bias: the same in all graphs of a file that share them."""
 
 
-class Operation(NamedTuple):
+class GraphOperation(NamedTuple):
     """One operation of a graph.
 
     Attributes:
@@ -46,7 +46,7 @@ class WeightedLayer(NamedTuple):
     """
 
     name: str
-    operation: Operation
+    operation: GraphOperation
     weights: int
     bias: int
     shape: tuple[int, ...]
@@ -68,13 +68,13 @@ class WeightedLayer(NamedTuple):
         return math.prod(self.shape)
 
 
-def read_operation(graph: Graph, operator: Any) -> Operation:
+def read_operation(graph: Graph, operator: Any) -> GraphOperation:
     """Return an operator of the object form."""
     inputs, outputs = (tuple(map(int, ends)) for ends in (operator.inputs, operator.outputs))
-    return Operation(KINDS.get(graph.kind(operator), "?"), inputs, outputs, operator.builtinOptions)
+    return GraphOperation(KINDS.get(graph.kind(operator), "?"), inputs, outputs, operator.builtinOptions)
 
 
-def read_layer(graph: Graph, operation: Operation) -> WeightedLayer | None:
+def read_layer(graph: Graph, operation: GraphOperation) -> WeightedLayer | None:
     """Return the layer that an operation is; None: it has no weights, or they are computed or no float32."""
     if operation.kind not in WEIGHTED:
         return None

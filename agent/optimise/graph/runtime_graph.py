@@ -19,7 +19,14 @@ from ai_edge_litert.interpreter import Interpreter
 from agent.errors import ModelError
 from agent.optimise.graph.integers import VERSIONS, Scale, conversion, quantisation
 from agent.optimise.graph.objects import DTYPES, Graph, compact, dump, entry_numbers
-from agent.optimise.graph.operations import WEIGHTED, Key, Operation, WeightedLayer, read_layer, read_operation
+from agent.optimise.graph.operations import (
+    WEIGHTED,
+    GraphOperation,
+    Key,
+    WeightedLayer,
+    read_layer,
+    read_operation,
+)
 from agent.types import Array
 
 _TYPES = schema.TensorType
@@ -37,7 +44,7 @@ class LayerValues(NamedTuple):
     bias: Array | None
 
 
-class Piece:
+class GraphPiece:
     """Operations of a graph as a file of their own, open in the runtime. For one thread."""
 
     def __init__(self, content: bytes) -> None:
@@ -108,7 +115,7 @@ class RuntimeGraph:
         """Return True for a float32 tensor that is computed, or given by the caller."""
         return self.graph.tensor(index).type == _TYPES.FLOAT32 and self.graph.constant(index) is None
 
-    def takes_integers(self, operation: Operation) -> bool:
+    def takes_integers(self, operation: GraphOperation) -> bool:
         """Return True if an operation has an INT8 kernel, and if it has weights, constant ones."""
         if operation.kind in WEIGHTED:
             return operation.outputs[0] in self.layer_at
@@ -139,7 +146,7 @@ class RuntimeGraph:
         outputs: Sequence[int],
         layers: Mapping[Key, LayerValues] | None = None,
         scales: Mapping[str, Scale] | None = None,
-    ) -> Piece:
+    ) -> GraphPiece:
         """Open some operations of the graph.
 
         Args:
@@ -167,7 +174,7 @@ class RuntimeGraph:
             if scales:
                 _round(graph, operator, scales)
         compact(model, merge=False)
-        return Piece(dump(model))
+        return GraphPiece(dump(model))
 
 
 def entries_of(model: Any) -> list[RuntimeGraph]:

@@ -22,8 +22,8 @@ from agent.errors import ModelError
 from agent.optimise.graph.objects import Graph
 from agent.optimise.graph.operations import (
     WEIGHTED,
+    GraphOperation,
     Key,
-    Operation,
     WeightedLayer,
     dilations,
     paddings,
@@ -115,7 +115,9 @@ class TorchGraph(nn.Module):
                     values.pop(index, None)
         return [values[index] for index in self.outputs]
 
-    def step(self, operation: Operation, values: dict[int, Tensor], overrides: GraphOverrides = NOTHING) -> None:
+    def step(
+        self, operation: GraphOperation, values: dict[int, Tensor], overrides: GraphOverrides = NOTHING
+    ) -> None:
         """Run one operation on computed tensors, and put its outputs beside them."""
         if operation.kind in WEIGHTED:
             results = (self._weighted(operation, values, overrides),)
@@ -130,7 +132,7 @@ class TorchGraph(nn.Module):
             return None
         return values[index] if index in values else self._constants[index]
 
-    def _read(self, operator: Any) -> Operation:
+    def _read(self, operator: Any) -> GraphOperation:
         operation = read_operation(self.graph, operator)
         if operation.kind not in _OPERATIONS and operation.kind not in WEIGHTED:
             names = ", ".join(repr(self.name(index)) for index in operation.outputs)
@@ -141,7 +143,7 @@ class TorchGraph(nn.Module):
                 self._constants[index] = torch.from_numpy(np.array(value))
         return operation
 
-    def _layer(self, operation: Operation) -> WeightedLayer | None:
+    def _layer(self, operation: GraphOperation) -> WeightedLayer | None:
         """Read a layer, and make its weights parameters."""
         if operation.kind not in WEIGHTED:
             return None
@@ -155,7 +157,9 @@ class TorchGraph(nn.Module):
                 self.parameters_by_buffer[str(buffer)] = nn.Parameter(value)
         return layer
 
-    def _weighted(self, operation: Operation, values: Mapping[int, Tensor], overrides: GraphOverrides) -> Tensor:
+    def _weighted(
+        self, operation: GraphOperation, values: Mapping[int, Tensor], overrides: GraphOverrides
+    ) -> Tensor:
         layer = self._by_operation(operation)
         weights, bias = overrides.weights.get(layer.key), overrides.biases.get(layer.key)
         if weights is None:
@@ -167,7 +171,7 @@ class TorchGraph(nn.Module):
             result = overrides.layer(layer, values[operation.inputs[0]], result)
         return _activated(result, operation.options.fusedActivationFunction)
 
-    def _by_operation(self, operation: Operation) -> WeightedLayer:
+    def _by_operation(self, operation: GraphOperation) -> WeightedLayer:
         if not hasattr(self, "_layers_by_output"):
             self._layers_by_output = {layer.operation.outputs[0]: layer for layer in self.layers}
         return self._layers_by_output[operation.outputs[0]]
@@ -213,7 +217,7 @@ def _activated(x: Tensor, activation: int) -> Tensor:
 
 
 Results = tuple[Tensor, ...]
-Compute = Callable[[TorchGraph, Operation, list[Tensor]], Results]
+Compute = Callable[[TorchGraph, GraphOperation, list[Tensor]], Results]
 
 
 def _each(function: Callable[[Tensor], Tensor]) -> Compute:
@@ -221,14 +225,14 @@ def _each(function: Callable[[Tensor], Tensor]) -> Compute:
 
 
 def _two(function: Callable[[Tensor, Tensor], Tensor], activates: bool = True) -> Compute:
-    def compute(graph: TorchGraph, operation: Operation, operands: list[Tensor]) -> Results:
+    def compute(graph: TorchGraph, operation: GraphOperation, operands: list[Tensor]) -> Results:
         result = function(operands[0], operands[1])
         return (_activated(result, operation.options.fusedActivationFunction) if activates else result,)
 
     return compute
 
 
-def _max_pool(graph: TorchGraph, operation: Operation, operands: list[Tensor]) -> Results:
+def _max_pool(graph: TorchGraph, operation: GraphOperation, operands: list[Tensor]) -> Results:
     options, stride = operation.options, strides(operation.options)
     size = (options.filterHeight, options.filterWidth)
     x = pad(operands[0], options.padding, size, stride, value=-math.inf)
@@ -236,7 +240,7 @@ def _max_pool(graph: TorchGraph, operation: Operation, operands: list[Tensor]) -
     return (_activated(result, options.fusedActivationFunction),)
 
 
-def _average_pool(graph: TorchGraph, operation: Operation, operands: list[Tensor]) -> Results:
+def _average_pool(graph: TorchGraph, operation: GraphOperation, operands: list[Tensor]) -> Results:
     """Average over the pixels inside the picture: what SAME pads does not count."""
     options, stride = operation.options, strides(operation.options)
     size = (options.filterHeight, options.filterWidth)
@@ -252,25 +256,25 @@ def _axes(operand: Tensor, dimensions: int) -> list[int]:
     return [int(axis) % dimensions for axis in operand.reshape(-1)]
 
 
-def _mean(graph: TorchGraph, operation: Operation, operands: list[Tensor]) -> Results:
+def _mean(graph: TorchGraph, operation: GraphOperation, operands: list[Tensor]) -> Results:
     return (operands[0].mean(_axes(operands[1], operands[0].ndim), keepdim=operation.options.keepDims),)
 
 
-def _sum(graph: TorchGraph, operation: Operation, operands: list[Tensor]) -> Results:
+def _sum(graph: TorchGraph, operation: GraphOperation, operands: list[Tensor]) -> Results:
     return (operands[0].sum(_axes(operands[1], operands[0].ndim), keepdim=operation.options.keepDims),)
 
 
-def _reduce_max(graph: TorchGraph, operation: Operation, operands: list[Tensor]) -> Results:
+def _reduce_max(graph: TorchGraph, operation: GraphOperation, operands: list[Tensor]) -> Results:
     return (operands[0].amax(_axes(operands[1], operands[0].ndim), keepdim=operation.options.keepDims),)
 
 
-def _pad_constant(graph: TorchGraph, operation: Operation, operands: list[Tensor]) -> Results:
+def _pad_constant(graph: TorchGraph, operation: GraphOperation, operands: list[Tensor]) -> Results:
     value = float(operands[2].reshape(-1)[0]) if operation.kind == "PADV2" else 0.0
     amounts = [int(amount) for row in operands[1].tolist()[::-1] for amount in row]
     return (functional.pad(operands[0], amounts, value=max(value, float(np.finfo(np.float32).min))),)
 
 
-def _concatenate(graph: TorchGraph, operation: Operation, operands: list[Tensor]) -> Results:
+def _concatenate(graph: TorchGraph, operation: GraphOperation, operands: list[Tensor]) -> Results:
     batch = max(operand.shape[0] for operand in operands)
     axis = operation.options.axis % operands[0].ndim
     if axis:
@@ -278,18 +282,18 @@ def _concatenate(graph: TorchGraph, operation: Operation, operands: list[Tensor]
     return (_activated(torch.cat(operands, axis), operation.options.fusedActivationFunction),)
 
 
-def _reshape(graph: TorchGraph, operation: Operation, operands: list[Tensor]) -> Results:
+def _reshape(graph: TorchGraph, operation: GraphOperation, operands: list[Tensor]) -> Results:
     """Reshape to the file's shape, with the batch that comes in."""
     source, result = graph.shape(operation.inputs[0]), graph.shape(operation.outputs[0])
     times = operands[0].numel() // max(1, math.prod(source))
     return (operands[0].reshape(result[0] * times, *result[1:]),) if result else (operands[0].reshape(-1),)
 
 
-def _transpose(graph: TorchGraph, operation: Operation, operands: list[Tensor]) -> Results:
+def _transpose(graph: TorchGraph, operation: GraphOperation, operands: list[Tensor]) -> Results:
     return (operands[0].permute([int(axis) for axis in operands[1]]),)
 
 
-def _slice(graph: TorchGraph, operation: Operation, operands: list[Tensor]) -> Results:
+def _slice(graph: TorchGraph, operation: GraphOperation, operands: list[Tensor]) -> Results:
     x = operands[0]
     for axis, (begin, size) in enumerate(zip(operands[1].tolist(), operands[2].tolist(), strict=True)):
         if axis:
@@ -297,7 +301,7 @@ def _slice(graph: TorchGraph, operation: Operation, operands: list[Tensor]) -> R
     return (x,)
 
 
-def _strided_slice(graph: TorchGraph, operation: Operation, operands: list[Tensor]) -> Results:
+def _strided_slice(graph: TorchGraph, operation: GraphOperation, operands: list[Tensor]) -> Results:
     options, x = operation.options, operands[0]
     if options.ellipsisMask or options.newAxisMask:
         raise ModelError(f"STRIDED_SLICE {graph.name(operation.outputs[0])!r} adds axes, which is not supported")
@@ -313,11 +317,11 @@ def _strided_slice(graph: TorchGraph, operation: Operation, operands: list[Tenso
     return (x[tuple(index)],)
 
 
-def _split(graph: TorchGraph, operation: Operation, operands: list[Tensor]) -> Results:
+def _split(graph: TorchGraph, operation: GraphOperation, operands: list[Tensor]) -> Results:
     return tuple(operands[1].chunk(operation.options.numSplits, int(operands[0].reshape(-1)[0])))
 
 
-def _depth_to_space(graph: TorchGraph, operation: Operation, operands: list[Tensor]) -> Results:
+def _depth_to_space(graph: TorchGraph, operation: GraphOperation, operands: list[Tensor]) -> Results:
     block = operation.options.blockSize
     batch, height, width, channels = operands[0].shape
     blocks = operands[0].reshape(batch, height, width, block, block, channels // block**2)
@@ -325,7 +329,7 @@ def _depth_to_space(graph: TorchGraph, operation: Operation, operands: list[Tens
 
 
 def _resize(mode: str) -> Compute:
-    def compute(graph: TorchGraph, operation: Operation, operands: list[Tensor]) -> Results:
+    def compute(graph: TorchGraph, operation: GraphOperation, operands: list[Tensor]) -> Results:
         size, options = [int(length) for length in operands[1]], operation.options
         x = operands[0].permute(0, 3, 1, 2)
         if mode == "nearest":
@@ -339,16 +343,16 @@ def _resize(mode: str) -> Compute:
     return compute
 
 
-def _batch_matmul(graph: TorchGraph, operation: Operation, operands: list[Tensor]) -> Results:
+def _batch_matmul(graph: TorchGraph, operation: GraphOperation, operands: list[Tensor]) -> Results:
     options, (a, b) = operation.options, operands
     return ((a.transpose(-1, -2) if options.adjX else a) @ (b.transpose(-1, -2) if options.adjY else b),)
 
 
-def _identity(graph: TorchGraph, operation: Operation, operands: list[Tensor]) -> Results:
+def _identity(graph: TorchGraph, operation: GraphOperation, operands: list[Tensor]) -> Results:
     return (operands[0].float() if operation.kind == "DEQUANTIZE" else operands[0],)
 
 
-def _prelu(graph: TorchGraph, operation: Operation, operands: list[Tensor]) -> Results:
+def _prelu(graph: TorchGraph, operation: GraphOperation, operands: list[Tensor]) -> Results:
     return (torch.where(operands[0] < 0, operands[0] * operands[1], operands[0]),)
 
 

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from agent.optimise.graph.integers import INT8_MAX, INT8_MIN, IntegerWeights, Scale
 from agent.optimise.graph.operations import Key, WeightedLayer, dilations, paddings, strides
-from agent.optimise.graph.runtime_graph import LayerValues, Piece, RuntimeGraph
+from agent.optimise.graph.runtime_graph import GraphPiece, LayerValues, RuntimeGraph
 from agent.types import Array
 
 Matrix = NDArray[np.float64]
@@ -374,7 +374,7 @@ class _Walk:
                 del known[index]
 
     def _run(
-        self, piece: Piece, taken: Sequence[int], outputs: Sequence[int], values: Mapping[int, list[Array]]
+        self, piece: GraphPiece, taken: Sequence[int], outputs: Sequence[int], values: Mapping[int, list[Array]]
     ) -> dict[int, list[Array]]:
         results = [piece(*(values[index][at] for index in taken)) for at in range(self._count)]
         return dict(zip(outputs, map(list, zip(*results, strict=True)), strict=True))

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from agent.errors import ModelError
 from agent.optimise.graph.integers import FIXED, INT8_MAX, INT8_MIN, Scale, from_range
-from agent.optimise.graph.operations import Operation
+from agent.optimise.graph.operations import GraphOperation
 from agent.optimise.graph.runtime_graph import RuntimeGraph
 from agent.types import Array
 
@@ -107,7 +107,7 @@ def find_scales(
     return ActivationScales(leaders, by_leader)
 
 
-def _scale(histograms: _Histograms, leader: str, readers: Mapping[str, Operation]) -> Scale:
+def _scale(histograms: _Histograms, leader: str, readers: Mapping[str, GraphOperation]) -> Scale:
     """Return the scale of a group that these operations read, by kind."""
     if set(readers) == {"LOGISTIC"}:
         return _of_logits(histograms, leader)
@@ -124,7 +124,7 @@ def _of_logits(histograms: _Histograms, leader: str) -> Scale:
 
 def _sources(graph: RuntimeGraph) -> frozenset[int]:
     """Return the tensors whose values count: before a max-pool, only those that survive it."""
-    readers: dict[int, list[Operation]] = {}
+    readers: dict[int, list[GraphOperation]] = {}
     for operation in graph.operations:
         for index in operation.inputs:
             readers.setdefault(index, []).append(operation)
@@ -180,9 +180,9 @@ class _Groups:
                         found.setdefault(self.leader(name), set()).add(FIXED.get(operation.kind))
         return {leader: scale for leader, (scale, *others) in found.items() if scale and not others}
 
-    def readers(self, graphs: Sequence[RuntimeGraph]) -> dict[str, dict[str, Operation]]:
+    def readers(self, graphs: Sequence[RuntimeGraph]) -> dict[str, dict[str, GraphOperation]]:
         """Return by leader and kind the operations that read a group, but for those that only move values."""
-        found: dict[str, dict[str, Operation]] = {}
+        found: dict[str, dict[str, GraphOperation]] = {}
         for graph in graphs:
             for operation in graph.operations:
                 names = [graph.name(index) for index in operation.inputs if index >= 0]
@@ -199,14 +199,14 @@ class _Groups:
                     yield graph.name(index), value
 
     @staticmethod
-    def _float_constants(graph: RuntimeGraph, operation: Operation) -> list[tuple[int, Array]]:
+    def _float_constants(graph: RuntimeGraph, operation: GraphOperation) -> list[tuple[int, Array]]:
         constants = ((index, graph.graph.constant(index)) for index in operation.inputs)
         return [(index, one) for index, one in constants if one is not None and one.dtype == np.float32]
 
     def _add(self, graph: RuntimeGraph, index: int) -> None:
         self._leaders.setdefault(graph.name(index), graph.name(index))
 
-    def _join(self, graph: RuntimeGraph, operation: Operation) -> None:
+    def _join(self, graph: RuntimeGraph, operation: GraphOperation) -> None:
         ends = [*operation.inputs, *operation.outputs]
         names = [graph.name(index) for index in ends if index >= 0 and graph.name(index) in self._leaders]
         for name in names[1:]:

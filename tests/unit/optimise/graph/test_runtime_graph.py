@@ -12,7 +12,7 @@ pytest.importorskip("torch", reason="the networks need the extra [optimise]")
 from agent.errors import ModelError
 from agent.optimise.graph.integers import from_range
 from agent.optimise.graph.objects import load
-from agent.optimise.graph.runtime_graph import LayerValues, Piece, RuntimeGraph, entries_of
+from agent.optimise.graph.runtime_graph import GraphPiece, LayerValues, RuntimeGraph, entries_of
 from tests.support.float_models import SIDE, classifier, float_file
 from tests.support.graph_sketch import Sketch
 
@@ -75,4 +75,4 @@ def test_a_graph_without_signature_is_its_own_entry() -> None:
 
 def test_what_the_runtime_refuses_is_told() -> None:
     with pytest.raises(ModelError, match="the runtime cannot run it"):
-        Piece(b"no model")
+        GraphPiece(b"no model")
