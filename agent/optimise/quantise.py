@@ -25,7 +25,7 @@ from agent.optimise.graph.objects import compact, dump, graphs, input_names, loa
 from agent.optimise.graph.operations import Key, WeightedLayer
 from agent.optimise.graph.rewrite import check, check_known, rewrite
 from agent.optimise.graph.runtime_graph import RuntimeGraph, bodies_of, entries_of
-from agent.optimise.quantisation.allocation import BitSearch, Evaluate, Times, fits_int4, sensitivities
+from agent.optimise.quantisation.allocation import BitSearch, Evaluate, fits_int4, sensitivities
 from agent.optimise.quantisation.gptq import RoundedLayer, most_examples, quantise_layers, round_to_nearest
 from agent.optimise.quantisation.lowering import equalise, for_integers, lower_custom
 from agent.optimise.quantisation.ranges import ActivationScales, find_scales
@@ -80,7 +80,6 @@ class Quantiser:
         examples: Sequence[Examples],
         *,
         float_activations: bool = False,
-        equalised: bool = False,
         logits: Collection[int] = (),
         progress: Progress = lambda _: None,
     ) -> None:
@@ -90,7 +89,6 @@ class Quantiser:
             content: a float `.tflite` file.
             examples: of each subgraph; one alone serves all of its shape.
             float_activations: find no ranges.
-            equalised: equalise the channels of activations first, see `agent.optimise.quantisation.lowering`.
             logits: places of the outputs of which the decoder takes the sigmoid.
             progress: told what is done.
 
@@ -102,7 +100,7 @@ class Quantiser:
         if not float_activations:
             self.content = for_integers(self.content)
         self._read(examples)
-        if equalised:
+        if not float_activations:
             progress("equalising channels")
             self.content, _ = equalise(self.content, self._inputs[0])
             self._read(examples)
@@ -353,7 +351,6 @@ def quantise(
     budget: Budget | None = None,
     layer_bits: LayerBits | None = None,
     loss: Evaluate | None = None,
-    times: Times | None = None,
     logits: Collection[int] = (),
     progress: Progress = lambda _: None,
 ) -> QuantisedModel:
@@ -366,13 +363,12 @@ def quantise(
         budget: that `mixed` is to meet; the caller checks the result.
         layer_bits: see `LayerBits`.
         loss: measures the loss of a file; needed for `mixed` with a limit of loss, and without any limit.
-        times: measures files; needed for `mixed` with a limit of latency.
         logits: places of the outputs of which the decoder takes the sigmoid.
         progress: told what is done.
 
     Raises:
-        ModelError: the model or the examples cannot be used, or no choice of bits meets the size or the latency;
-            the message says how near it came.
+        ModelError: the model or the examples cannot be used, or no choice of bits meets the size; the message
+            says how near it came.
         ConfigError: a fixed bit width matches no layer.
     """
     few = [spread(one, recipe.examples) for one in examples]
@@ -380,7 +376,6 @@ def quantise(
         content,
         few,
         float_activations=recipe.method == "dynamic",
-        equalised=recipe.equalise and recipe.method != "dynamic",
         logits=logits,
         progress=progress,
     )
@@ -396,7 +391,7 @@ def quantise(
             "the recipe fixes the others" if fixed else "depthwise layers, grouped ones and tiny ones keep 8"
         )
         raise ModelError(f"no layer is left that takes 4 bits: {because}; --method int8 takes the model as it is")
-    search = BitSearch(quantiser, run.model, budget or Budget(), loss=loss, times=times, progress=progress)
+    search = BitSearch(quantiser, run.model, budget or Budget(), loss=loss, progress=progress)
     found: QuantisedModel = search.find(candidates, fixed)
     return found.with_sensitivities(search.costs)
 

@@ -15,7 +15,7 @@ from agent.compute.manifest import Model
 from agent.errors import ModelError
 from agent.models.library import prefixed_errors
 from agent.optimise.data import Examples, read_examples
-from agent.optimise.evaluate import score, time_ms
+from agent.optimise.evaluate import score
 from agent.optimise.graph.from_torch import import_torch
 from agent.optimise.graph.rewrite import check, rewrite_verified
 from agent.optimise.inputs import examples_path
@@ -258,10 +258,9 @@ def quantise_steps(
             source,
             seen,
             replace(recipe.recipe.quantise, method=method),
-            budget=limits if limits != Budget() else None,
+            budget=budget if budget != Budget() else None,
             layer_bits=recipe.layer_bits,
             loss=lambda content: value(model.content) - value(content),
-            times=time_ms,
             progress=progress,
         )
         return made[source]
@@ -282,8 +281,6 @@ def quantise_steps(
     def train(state: ModelState, progress: Progress) -> ModelState:
         return derive_trained(state.source, progress)
 
-    # Where both are limited, 4 bits are for the size: pruning makes it faster.
-    limits = budget if budget.size is None else replace(budget, latency_ms=None)
     always = method != "mixed" or budget == Budget()
     name = f"quantise, {method}"
     steps = [TuningStep(name, lambda state, progress: derive(state.source, progress), always)]

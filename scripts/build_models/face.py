@@ -24,7 +24,7 @@ _MODEL = _HERE.parents[1] / "agent" / "models" / "zoo" / "face.tflite"
 _FARTHEST = 512.0
 """Largest offset of a point from its anchor, pixels. The float model gives thousands on a few pictures, which
 would be the range of all."""
-_RECIPE = QuantiseRecipe(method="int8", examples=128, equalise=True)
+_RECIPE = QuantiseRecipe(method="int8", examples=128)
 
 
 def main() -> int:

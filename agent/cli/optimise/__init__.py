@@ -321,7 +321,6 @@ def depth(model: str, out: Path, **options: Any) -> None:
     "--method", type=click.Choice(["int8", "dynamic", "int4", "mixed"]), help="Instead of the recipe's."
 )
 @_BUDGET
-@click.option("--equalise", is_flag=True, help="Equalise the channels of activations first.")
 @click.option("--qat/--no-qat", default=None, help="Train afterwards; by default if the loss misses the budget.")
 @_LIMIT
 @_FORCE
@@ -338,12 +337,8 @@ def quantise(model: str, out: Path, **options: Any) -> None:
     One part of the examples is for ranges, rounding, the choice of bits and the decision to train. The figures,
     and the verdict on the budget, are of the other part. Where MODEL was trained on the first, as the report
     beside it tells, held-out examples decide instead, as in `tune`. Without a budget, mixed takes 4 bits where
-    they lose less than half a percentage point. For a latency, on one thread of this machine, it takes INT8 if
-    that is fast enough, else 4 bits where they are measured to be faster; if that does not reach the limit, it
-    says so at once: pruning channels does more.
-
-    --equalise helps models of depthwise convolutions whose channels have very different ranges, such as
-    MediaPipe's.
+    they lose less than half a percentage point. A latency, on one thread of this machine, is checked: pruning
+    channels does more for it than 4 bits.
 
     If the budget cannot be met, nothing is written, and the exit code is 1. An interrupted training goes on from
     its checkpoint, in the folder OUT.work, and ends with the same bytes.

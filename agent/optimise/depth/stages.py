@@ -17,13 +17,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
 from typing import Any, NamedTuple
 
-from ai_edge_litert import schema_py_generated as schema
-
 from agent.compute.manifest import HIDDEN, Variant
 from agent.errors import ModelError
 from agent.optimise.graph.objects import Graph, compact, dump, input_names, load, make_signature, text
+from agent.optimise.graph.operations import KINDS
 
-_KINDS = {number: name for name, number in vars(schema.BuiltinOperator).items() if isinstance(number, int)}
 _WEIGHTED = ("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED", "TRANSPOSE_CONV")
 
 
@@ -88,7 +86,7 @@ def operations_before(graph: Graph, tensors: Iterable[int], entry: int = -1) -> 
 
 def multiply_adds(graph: Graph, operator: Any) -> int:
     """Return the multiply-adds of one operation: those of kernels and matrices, and elementwise products."""
-    kind, size = _KINDS.get(graph.kind(operator), "?"), math.prod(graph.shape(operator.outputs[0]))
+    kind, size = KINDS.get(graph.kind(operator), "?"), math.prod(graph.shape(operator.outputs[0]))
     if kind in ("CONV_2D", "FULLY_CONNECTED"):
         return size * math.prod(graph.shape(operator.inputs[1])[1:])
     if kind == "DEPTHWISE_CONV_2D":
@@ -109,7 +107,7 @@ def weighted_layers(content: bytes, tensors: Sequence[str]) -> list[int]:
     known = {graph.name(index): index for one in graph.operators for index in one.outputs}
     ends = [*(known[name] for name in tensors), graph.outputs[-1]]
     return [
-        sum(_KINDS.get(graph.kind(one)) in _WEIGHTED for one in operations_before(graph, [end])) for end in ends
+        sum(KINDS.get(graph.kind(one)) in _WEIGHTED for one in operations_before(graph, [end])) for end in ends
     ]
 
 

@@ -15,48 +15,12 @@ from ai_edge_litert import schema_py_generated as schema
 from numpy.typing import NDArray
 
 from agent.optimise.graph.objects import Graph, compact, entry_numbers, pack_int4
-from agent.optimise.graph.operations import KINDS, Key
+from agent.optimise.graph.operations import INTEGERS, KINDS, VERSIONS, Key
 
 INT8_MIN, INT8_MAX = -128, 127
-Ends = Literal["uint8", "int8", "float32"]
+Ends = Literal["uint8", "int8"]
 _TYPES = schema.TensorType
 _CHANNEL_AXIS = {"CONV_2D": 0, "DEPTHWISE_CONV_2D": 3, "FULLY_CONNECTED": 0}
-VERSIONS: Mapping[str, int] = {
-    "ADD": 2,
-    "AVERAGE_POOL_2D": 2,
-    "BATCH_MATMUL": 2,
-    "CONCATENATION": 2,
-    "CONV_2D": 3,
-    "DEPTHWISE_CONV_2D": 3,
-    "DEPTH_TO_SPACE": 2,
-    "EXPAND_DIMS": 1,
-    "FULLY_CONNECTED": 4,
-    "HARD_SWISH": 1,
-    "LEAKY_RELU": 2,
-    "LOGISTIC": 2,
-    "MAXIMUM": 2,
-    "MAX_POOL_2D": 2,
-    "MEAN": 2,
-    "MINIMUM": 2,
-    "MUL": 2,
-    "PAD": 2,
-    "PADV2": 2,
-    "REDUCE_MAX": 2,
-    "RELU": 2,
-    "RELU6": 2,
-    "RESHAPE": 1,
-    "RESIZE_BILINEAR": 2,
-    "RESIZE_NEAREST_NEIGHBOR": 2,
-    "SLICE": 2,
-    "SOFTMAX": 2,
-    "SPLIT": 2,
-    "SQUEEZE": 1,
-    "STRIDED_SLICE": 2,
-    "SUB": 2,
-    "TANH": 2,
-    "TRANSPOSE": 2,
-}
-"""Operations with INT8 kernels, and the first version of each that has one. All others stay float."""
 _INT4_VERSIONS = {"CONV_2D": 7, "DEPTHWISE_CONV_2D": 7, "FULLY_CONNECTED": 12}
 _DYNAMIC_VERSIONS = {"CONV_2D": 5, "DEPTHWISE_CONV_2D": 6, "FULLY_CONNECTED": 9}
 
@@ -117,8 +81,8 @@ def write(model: Any, plan: IntegerPlan, ends: Ends = "uint8") -> None:
     Args:
         model: `ModelT`; it is changed.
         plan: scales and weights.
-        ends: dtype of pictures at the input: `uint8` and `float32` are converted by a QUANTIZE, with the scale of
-            the input. Outputs are int8, or float32 if `ends` is.
+        ends: dtype of the inputs: `uint8` is converted by a QUANTIZE, with the scale of the input. Outputs are
+            int8.
 
     """
     writer, entries = _Writer(model), entry_numbers(model)
@@ -138,7 +102,7 @@ class _Writer:
         graph, self._plan = Graph(self._model, subgraph), plan
         self._floats: dict[int, int] = {}
         operators = list(graph.operators)
-        inputs, outputs = list(graph.inputs), list(graph.outputs)
+        inputs = list(graph.inputs)
         if plan.activations:
             for index in {*inputs, *(index for one in operators for index in self._integers(graph, one))}:
                 self._quantise(graph, index)
@@ -147,7 +111,9 @@ class _Writer:
             self._convert(graph, operator, converted)
         subgraph.operators = converted
         if self._plan.activations:
-            self._write_ends(graph, inputs, outputs, ends)
+            for index in inputs:
+                if ends == "uint8" and graph.tensor(index).type == _TYPES.INT8:
+                    self._take_bytes(graph, index)
 
     def _kind(self, graph: Graph, operator: Any) -> str:
         return str(KINDS.get(graph.kind(operator), "?"))
@@ -157,7 +123,7 @@ class _Writer:
         kind = self._kind(graph, operator)
         if kind in _CHANNEL_AXIS and self._layer(graph, operator) is not None:
             return [operator.inputs[0], *operator.outputs]
-        if kind in VERSIONS and kind not in _CHANNEL_AXIS:
+        if kind in INTEGERS and kind not in _CHANNEL_AXIS:
             return [*(index for index in operator.inputs if index >= 0), *operator.outputs]
         return [*(one for one in operator.inputs if one >= 0 and graph.constant(one) is None), *operator.outputs]
 
@@ -183,7 +149,7 @@ class _Writer:
         kind = self._kind(graph, operator)
         if kind in _CHANNEL_AXIS and (layer := self._layer(graph, operator)) is not None:
             self._convert_layer(graph, operator, kind, *layer)
-        elif self._plan.activations and kind in VERSIONS and kind not in _CHANNEL_AXIS:
+        elif self._plan.activations and kind in INTEGERS and kind not in _CHANNEL_AXIS:
             operator.opcodeIndex = graph.code(graph.kind(operator), VERSIONS[kind])
         elif self._plan.activations:
             self._keep_float(graph, operator, converted)
@@ -273,27 +239,15 @@ class _Writer:
             self._constants[key] = len(self._model.buffers) - 1
         return self._constants[key]
 
-    def _write_ends(self, graph: Graph, inputs: list[int], outputs: list[int], ends: Ends) -> None:
-        for index in inputs:
-            if ends != "int8" and graph.tensor(index).type == _TYPES.INT8:
-                graph.operators.insert(0, self._convert_input(graph, index, ends))
-        if ends == "float32":
-            for index in outputs:
-                if graph.tensor(index).type == _TYPES.INT8:
-                    real = self._float_copy(graph, index)
-                    graph.replace_end(index, real)
-                    graph.operators.append(conversion(graph, "DEQUANTIZE", index, real))
-
-    def _convert_input(self, graph: Graph, index: int, ends: Ends) -> Any:
+    def _take_bytes(self, graph: Graph, index: int) -> Any:
+        """Let an input take uint8, with the scale of its INT8."""
         inner, name = graph.tensor(index), graph.name(index)
         scale, zero_point = float(inner.quantization.scale[0]), int(inner.quantization.zeroPoint[0])
-        is_integer = ends == "uint8"
-        outside = quantisation([scale], [zero_point - INT8_MIN]) if is_integer else None
-        kind = _TYPES.UINT8 if is_integer else _TYPES.FLOAT32
-        outer = graph.add_tensor(index, type=kind, quantization=outside)
+        bytes_ = quantisation([scale], [zero_point - INT8_MIN])
+        outer = graph.add_tensor(index, type=_TYPES.UINT8, quantization=bytes_)
         graph.replace_end(index, outer)
         graph.tensor(outer).name, inner.name = name, f"{name}_int8"
-        return conversion(graph, "QUANTIZE", outer, index)
+        graph.operators.insert(0, conversion(graph, "QUANTIZE", outer, index))
 
 
 def quantisation(scales: Any, zero_points: Any, axis: int = 0) -> Any:

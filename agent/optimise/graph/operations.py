@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,6 +14,29 @@ from agent.optimise.graph.objects import Graph
 KINDS = {number: name for name, number in vars(schema.BuiltinOperator).items() if isinstance(number, int)}
 """Name of each operation of the schema, such as `CONV_2D`, by its number."""
 WEIGHTED = ("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED")
+_FIRST = """
+ABS ELU EXPAND_DIMS HARD_SWISH NEG RELU_N1_TO_1 RESHAPE RSQRT SQRT SQUARE SQUEEZE
+"""
+_SECOND = """
+ADD AVERAGE_POOL_2D BATCH_MATMUL CONCATENATION DEPTH_TO_SPACE DIV EXP GELU LEAKY_RELU LOGISTIC MAXIMUM
+MAX_POOL_2D MEAN MINIMUM MUL PAD PADV2 QUANTIZE REDUCE_MAX RELU RELU6 SLICE SOFTMAX SPACE_TO_DEPTH SPLIT
+STRIDED_SLICE SUB SUM TANH TRANSPOSE
+"""
+_THIRD = "CONV_2D DEPTHWISE_CONV_2D RESIZE_BILINEAR RESIZE_NEAREST_NEIGHBOR"
+VERSIONS: Mapping[str, int] = {
+    name: version
+    for version, names in enumerate((_FIRST, _SECOND, _THIRD, "FULLY_CONNECTED"), 1)
+    for name in names.split()
+}
+"""First version of each operation that takes INT8, or else the first; of resizes, with half-pixel centres."""
+_INTEGERS = """
+ADD AVERAGE_POOL_2D BATCH_MATMUL CONCATENATION CONV_2D DEPTHWISE_CONV_2D DEPTH_TO_SPACE EXPAND_DIMS
+FULLY_CONNECTED HARD_SWISH LEAKY_RELU LOGISTIC MAXIMUM MAX_POOL_2D MEAN MINIMUM MUL PAD PADV2 REDUCE_MAX RELU
+RELU6 RESHAPE RESIZE_BILINEAR RESIZE_NEAREST_NEIGHBOR SLICE SOFTMAX SPLIT SQUEEZE STRIDED_SLICE SUB TANH
+TRANSPOSE
+"""
+INTEGERS = frozenset(_INTEGERS.split())
+"""Operations with INT8 kernels that are used. All others stay float."""
 
 Key = tuple[int, int]
 """Buffers of a layer's weights and bias: the same in all graphs of a file that share them."""

@@ -17,9 +17,10 @@ from ai_edge_litert import schema_py_generated as schema
 from ai_edge_litert.interpreter import Interpreter
 
 from agent.errors import ModelError
-from agent.optimise.graph.integers import VERSIONS, Scale, conversion, quantisation
+from agent.optimise.graph.integers import Scale, conversion, quantisation
 from agent.optimise.graph.objects import DTYPES, Graph, compact, dump, entry_numbers
 from agent.optimise.graph.operations import (
+    INTEGERS,
     WEIGHTED,
     GraphOperation,
     Key,
@@ -119,7 +120,7 @@ class RuntimeGraph:
         """Return True if an operation has an INT8 kernel, and if it has weights, constant ones."""
         if operation.kind in WEIGHTED:
             return operation.outputs[0] in self.layer_at
-        return operation.kind in VERSIONS
+        return operation.kind in INTEGERS
 
     def can_be_cut(self, index: int) -> bool:
         """Return True if the value of a tensor can be handed from one piece to another: numbers, no resource."""

@@ -16,51 +16,7 @@ from numpy.typing import NDArray
 
 from agent.optimise.graph.layers import Layer, Network, Shape
 from agent.optimise.graph.objects import dump
-
-VERSIONS: Mapping[str, int] = {
-    "ABS": 1,
-    "ADD": 2,
-    "AVERAGE_POOL_2D": 2,
-    "BATCH_MATMUL": 2,
-    "CONCATENATION": 2,
-    "CONV_2D": 3,
-    "DEPTHWISE_CONV_2D": 3,
-    "DEPTH_TO_SPACE": 2,
-    "DIV": 2,
-    "ELU": 1,
-    "EXP": 2,
-    "FULLY_CONNECTED": 4,
-    "GELU": 2,
-    "HARD_SWISH": 1,
-    "LEAKY_RELU": 2,
-    "LOGISTIC": 2,
-    "MAXIMUM": 2,
-    "MAX_POOL_2D": 2,
-    "MEAN": 2,
-    "MINIMUM": 2,
-    "MUL": 2,
-    "NEG": 1,
-    "PAD": 2,
-    "QUANTIZE": 2,
-    "REDUCE_MAX": 2,
-    "RELU": 2,
-    "RELU6": 2,
-    "RELU_N1_TO_1": 1,
-    "RESHAPE": 1,
-    "RESIZE_BILINEAR": 3,
-    "RESIZE_NEAREST_NEIGHBOR": 3,
-    "RSQRT": 1,
-    "SLICE": 2,
-    "SOFTMAX": 2,
-    "SPACE_TO_DEPTH": 2,
-    "SQRT": 1,
-    "SQUARE": 1,
-    "SUB": 2,
-    "SUM": 2,
-    "TANH": 2,
-    "TRANSPOSE": 2,
-}
-"""First version of each operation that takes INT8, or else the first; of resizes, with half-pixel centres."""
+from agent.optimise.graph.operations import VERSIONS
 
 
 def _options(kind: type, **values: Any) -> Any:

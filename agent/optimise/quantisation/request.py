@@ -34,7 +34,7 @@ from agent.optimise.quantise import (
     read_layers,
     shapes_of,
 )
-from agent.optimise.recipe import Method, QuantiseRecipe, parse_recipe, read_recipe
+from agent.optimise.recipe import Method, parse_recipe, read_recipe
 from agent.optimise.recipe.budget import Budget, parse_budget
 from agent.optimise.report import LayerResult, OptimiseReport, StepResult, describe_machine, told_slower
 from agent.optimise.source import learned_parts, learned_sample, open_source
@@ -83,7 +83,6 @@ class QuantiseRequest(Struct, frozen=True):
         recipe: path; None: defaults.
         method: empty: the recipe's.
         budget: see `parse_budget`; empty: the recipe's.
-        equalise: equalise the channels of activations first, whatever the recipe says.
         qat: train: True: always, False: never, None: if the budget is missed without.
         limit: number of examples; None: the recipe's.
         checkpoint: file from which an interrupted training goes on; None: it begins anew.
@@ -95,7 +94,6 @@ class QuantiseRequest(Struct, frozen=True):
     recipe: Path | None = None
     method: Method | None = None
     budget: str = ""
-    equalise: bool = False
     qat: bool | None = None
     limit: int | None = None
     checkpoint: Path | None = None
@@ -200,8 +198,7 @@ class _Job:
         self._request, self._progress = request, progress
         self._file = read_recipe(request.recipe) if request.recipe else parse_recipe("", "")
         recipe = self._file.recipe.quantise
-        equalise = request.equalise or recipe.equalise
-        self._recipe = replace(recipe, method=request.method or recipe.method, equalise=equalise)
+        self._recipe = replace(recipe, method=request.method or recipe.method)
         text = request.budget or recipe.budget
         self._budget = parse_budget(text) if text else Budget()
         model = open_source(request.model, tell)
@@ -270,23 +267,14 @@ class _Job:
         return next((one.name for one in self._manifest.variants), "")
 
     def quantised(self, method: Method | None = None) -> QuantisedModel:
-        """Quantise as the recipe says. A latency that cannot be met tells of other work, if there was some."""
-        try:
-            return self._quantised(replace(self._recipe, method=method or self._recipe.method))
-        except ModelError as error:
-            if self._busy and self._budget.latency_ms is not None and self._budget.told("latency") in str(error):
-                raise ModelError(f"{error}; {self._busy[-1]}") from error
-            raise
-
-    def _quantised(self, recipe: QuantiseRecipe) -> QuantisedModel:
+        """Quantise as the recipe says, or by another method."""
         return quantise(
             self.content,
             self._seen,
-            recipe,
+            replace(self._recipe, method=method or self._recipe.method),
             budget=self._budget if self._budget != Budget() else None,
             layer_bits=self._layer_bits,
             loss=self.loss,
-            times=self._times,
             logits=self._logits,
             progress=self._progress,
         )

@@ -62,14 +62,12 @@ class QuantiseRecipe(Struct, frozen=True, forbid_unknown_fields=True):
         examples: number of inputs for calibration.
         layers: fixed bits, such as [{match = "stem*", bits = 8}, {match = "*/head", bits = 32}]; the last
             rule that matches counts.
-        equalise: equalise the channels of activations first.
     """
 
     method: Method = "mixed"
     budget: str = ""
     examples: Count = 256
     layers: tuple[LayerRule, ...] = ()
-    equalise: bool = False
 
 
 class PruneRecipe(Struct, frozen=True, forbid_unknown_fields=True):

@@ -1,7 +1,7 @@
 """MediaPipe's models as INT8 against the float models of their makers, on people in 64 pictures of COCO.
 
 The bundled `face` was calibrated on other pictures, and is judged on all people that are at least 80 pixels high.
-Others are pulled, quantised by `vedette optimise quantise --equalise` on the people of every other picture, and
+Others are pulled, quantised by `vedette optimise quantise` on the people of every other picture, and
 judged on the rest. A crop shows a whole person, or what is as high as the person is wide. Agreement: of boxes F1
 at IoU 0.5, with the mean distance of matched keypoints relative to the box; of masks IoU of all pixels; of poses
 how many of both find a person (F1) and keypoints within a tenth of the person's size. Time is of one thread,
@@ -106,7 +106,7 @@ def quantised(name: str, folder: Path, examples: Examples) -> Model:
     pictures.mkdir()
     for number, crop in enumerate(crops(held(examples, 0), whole=name == "pose-lite")):
         cv2.imwrite(str(pictures / f"{number:03}.png"), crop)
-    words = ("--data", pictures, "--method", "int8", "--equalise")
+    words = ("--data", pictures, "--method", "int8")
     vedette("optimise", "quantise", folder / f"{name}.tflite", path, *words)
     return Model(path.read_bytes(), "", open_manifest(str(path)), path.stem)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from torch import nn
 from agent.compute.tflite.expand import expand_int4
 from agent.compute.tflite.read import read_modelfile
 from agent.errors import ConfigError, ModelError
-from agent.models.library import installed_runtime, open_whole_model
+from agent.models.library import open_whole_model
 from agent.optimise.data import Examples, read_examples
 from agent.optimise.evaluate import open_content, outputs_of, score
 from agent.optimise.graph.objects import dump, load
@@ -172,103 +172,9 @@ def all_layers(content: bytes, examples: Examples, bits: int) -> bytes:
     return quantised(content, examples, "int8", layer_bits=fixed).content
 
 
-class Clock:
-    """Times files by the layers that have 4 bits, ms: 10, and for each of these what it changes."""
-
-    def __init__(self, changes: Mapping[str, float]) -> None:
-        self.changes, self.timed = changes, 0
-
-    def __call__(self, contents: Sequence[bytes]) -> list[float]:
-        self.timed += len(contents)
-        found = [[name for name, dtype in stored(one).items() if dtype == "int4"] for one in contents]
-        return [10.0 + sum(self.changes.get(name, 0.0) for name in names) for names in found]
-
-
-def fast_layers(content: bytes, examples: Examples) -> list[str]:
-    """Names of the layers that run with INT4 weights."""
-    narrow = expand_int4(all_layers(content, examples, 4), installed_runtime())
-    return [name for name, dtype in stored(narrow).items() if dtype == "int4"]
-
-
-def narrow_layers(found: QuantisedModel) -> set[str]:
-    return {layer.name for layer in found.layers if layer.bits == 4}
-
-
-def test_int8_that_is_fast_enough_stays_int8(content: bytes, examples: Examples) -> None:
-    clock = Clock(dict.fromkeys(fast_layers(content, examples), -1.0))
-    found = quantised(content, examples, "mixed", budget=Budget(latency_ms=11.0), times=clock)
-    assert narrow_layers(found) == set()
-    assert clock.timed == 1
-
-
-def test_a_latency_gives_4_bits_to_layers_that_are_faster_so(examples: Examples) -> None:
-    wide = float_file(classifier(width=40))
-    faster, slower = fast_layers(wide, examples)
-    clock = Clock({faster: -1.0, slower: 0.5})
-    found = quantised(wide, examples, "mixed", budget=Budget(latency_ms=9.5), times=clock)
-    assert narrow_layers(found) == {faster}
-
-
-def test_no_more_layers_get_4_bits_than_a_latency_needs(examples: Examples) -> None:
-    wide = float_file(classifier(width=40))  # its head takes 4 bits, too
-    names = fast_layers(wide, examples)
-    assert len(names) == 2
-    clock = Clock(dict.fromkeys(names, -1.0))
-    found = quantised(wide, examples, "mixed", budget=Budget(latency_ms=9.5), times=clock)
-    assert len(narrow_layers(found)) == 1
-
-
-def test_a_latency_that_4_bits_do_not_reach_is_refused_before_sensitivities(
-    content: bytes, examples: Examples
-) -> None:
-    told: list[str] = []
-    clock = Clock(dict.fromkeys(fast_layers(content, examples), 0.8))
-    with pytest.raises(ModelError) as error:
-        quantised(content, examples, "mixed", budget=Budget(latency_ms=9.0), times=clock, progress=told.append)
-    assert "latency < 9 ms cannot be met: INT8 takes 10 ms" in str(error.value)
-    assert "do not make it faster: prune channels" in str(error.value)
-    assert not [line for line in told if "sensitivity" in line]
-
-
-def test_a_latency_that_4_bits_come_near_to_is_refused_with_what_they_reach(
-    content: bytes, examples: Examples
-) -> None:
-    first, *_ = fast_layers(content, examples)
-    with pytest.raises(ModelError, match=r"INT8 takes 10 ms, and .* 8\.5 ms: prune"):
-        quantised(content, examples, "mixed", budget=Budget(latency_ms=8.0), times=Clock({first: -1.5}))
-
-
-def test_a_loss_beside_a_latency_permits_no_layer_that_makes_it_slow(content: bytes, examples: Examples) -> None:
-    slow = fast_layers(content, examples)
-    budget = Budget(loss=0.5, latency_ms=10.5)
-    found = quantised(
-        content, examples, "mixed", budget=budget, times=Clock(dict.fromkeys(slow, 1.0)), loss=lambda _: 0.0
-    )
-    assert not narrow_layers(found) & set(slow)
-
-
-@pytest.mark.parametrize("slowed", [0, 1])
-def test_a_busy_moment_does_not_change_what_a_loss_beside_a_latency_permits(
-    content: bytes, examples: Examples, slowed: int
-) -> None:
-    steady = Clock({})
-
-    def times(contents: Sequence[bytes]) -> list[float]:
-        found = steady(contents)
-        return [20.0] if steady.timed <= slowed else found
-
-    budget = Budget(loss=0.5, latency_ms=10.5)
-    found = quantised(content, examples, "mixed", budget=budget, times=times, loss=lambda _: 0.0)
-    assert narrow_layers(found)
-
-
-def test_a_size_beside_a_latency_is_met_with_more_layers(content: bytes, examples: Examples) -> None:
-    whole = len(all_layers(content, examples, 8))
-    first, *_ = fast_layers(content, examples)
-    budget = Budget(size=whole - 2000, latency_ms=9.5)
-    found = quantised(content, examples, "mixed", budget=budget, times=Clock({first: -1.0}))
-    assert len(found.content) < whole - 2000
-    assert narrow_layers(found) > {first}
+def test_a_latency_alone_needs_no_layer_of_4_bits(content: bytes, examples: Examples) -> None:
+    found = quantised(content, examples, "mixed", budget=Budget(latency_ms=11.0))
+    assert {layer.bits for layer in found.layers} == {8}
 
 
 def test_a_loss_is_met_by_giving_4_bits_to_fewer_layers(content: bytes, examples: Examples) -> None:

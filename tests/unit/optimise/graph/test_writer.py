@@ -13,7 +13,8 @@ from ai_edge_litert.interpreter import Interpreter
 
 from agent.optimise.graph.layers import RELU, Convolution, Network
 from agent.optimise.graph.objects import load
-from agent.optimise.graph.writer import VERSIONS, ModelWriter
+from agent.optimise.graph.operations import VERSIONS
+from agent.optimise.graph.writer import ModelWriter
 
 Array = Any
 X = np.random.default_rng(0).normal(size=(1, 4, 6, 4)).astype(np.float32)

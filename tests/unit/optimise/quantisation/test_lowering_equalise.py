@@ -91,7 +91,7 @@ def test_channels_become_as_wide_as_the_widest_within_a_factor_of_two() -> None:
     assert float(widths.max() / widths[: WIDTH - 3].min()) < 4.0
 
 
-def test_int8_loses_less(tmp_path: Path) -> None:
+def test_int8_loses_less(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     content = separable()
     examples = read_examples(
         write_examples(tmp_path / "examples.npz"), open_whole_model(str(write_model(tmp_path, content)))
@@ -100,14 +100,16 @@ def test_int8_loses_less(tmp_path: Path) -> None:
     with torch.inference_mode():
         (wanted,) = TorchGraph(load(content))(torch.from_numpy(pictures))
 
-    def error(**options: Any) -> float:
-        made = quantise(content, [examples], QuantiseRecipe(method="int8", examples=32, **options))
+    def error() -> float:
+        made = quantise(content, [examples], QuantiseRecipe(method="int8", examples=32))
         graph = TorchGraph(load(made.quantiser.content))
         with torch.inference_mode():
             (found,) = FakeQuantised(graph, made.scales, made.rounded)(torch.from_numpy(pictures))
         return float((found - wanted).square().mean() / wanted.var())
 
-    assert error(equalise=True) < 0.5 * error()
+    equalised = error()
+    monkeypatch.setattr("agent.optimise.quantise.equalise", lambda content, _: (content, 0))
+    assert equalised < 0.5 * error()
 
 
 def test_a_layer_that_two_places_share_stays() -> None:

@@ -64,7 +64,7 @@ def examples(model: Model, tmp_path_factory: pytest.TempPathFactory) -> Examples
 
 @pytest.fixture(scope="module")
 def made(model: Model, examples: Examples) -> bytes:
-    return quantise(model.content, [examples], QuantiseRecipe(method="int8", examples=32, equalise=True)).content
+    return quantise(model.content, [examples], QuantiseRecipe(method="int8", examples=32)).content
 
 
 def masks(content: bytes, manifest: Manifest, examples: Examples) -> Any:
@@ -87,6 +87,6 @@ def test_no_operation_is_left_that_breaks_the_graph_into_pieces(made: bytes) -> 
 
 
 def test_dynamic_leaves_the_activations_as_they_are(model: Model, examples: Examples) -> None:
-    found = quantise(model.content, [examples], QuantiseRecipe(method="dynamic", examples=32, equalise=True))
+    found = quantise(model.content, [examples], QuantiseRecipe(method="dynamic", examples=32))
     names = {operation.name for _, operation in read_modelfile(found.content).steps()}
     assert {"HARD_SWISH", "AVERAGE_POOL_2D"} <= names

@@ -1,8 +1,7 @@
-"""Requests to quantise: logits and their range, equalised channels, and which examples decide on a training."""
+"""Requests to quantise: logits and their range, and which examples decide on a training."""
 
 from __future__ import annotations
 
-import json
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,6 @@ from typing import Any
 import msgspec
 import numpy as np
 import pytest
-from click.testing import CliRunner
 from msgspec.structs import replace
 
 torch = pytest.importorskip("torch", reason="quantising needs the extra [optimise]")
@@ -18,7 +16,6 @@ pytest.importorskip("highspy", reason="choosing bits needs the extra [optimise]"
 
 from torch import nn
 
-from agent.cli.main import vedette
 from agent.compute.manifest import Model, OutputManifest
 from agent.compute.tflite.read import read_modelfile
 from agent.errors import ModelError
@@ -40,7 +37,6 @@ from tests.support.float_models import (
     classifier,
     float_file,
     pictures,
-    write_examples,
     write_model,
 )
 
@@ -127,25 +123,6 @@ def test_training_does_not_care_how_far_below_zero_a_logit_is(tmp_path: Path) ->
 
     # The file cannot tell -60 from -6.3: where that counts, it is the greatest part of the loss.
     assert first_loss((1,)) < 0.1 * first_loss(())
-
-
-@pytest.mark.usefixtures("_short_timing")
-@pytest.mark.parametrize("by", ["option", "recipe"])
-def test_channels_are_equalised_when_that_is_asked_for(tmp_path: Path, by: str) -> None:
-    write_model(tmp_path, float_file(classifier()))
-    data, recipe = write_examples(tmp_path / "x.npz", 32), tmp_path / "recipe.toml"
-    recipe.write_text('[quantise]\nmethod = "int8"\nequalise = true\n')
-
-    def made(name: str, *words: str) -> bytes:
-        out = tmp_path / f"{name}.tflite"
-        args = ["optimise", "quantise", str(tmp_path / "net.tflite"), str(out), "--data", str(data), "--json"]
-        done = CliRunner().invoke(vedette, [*args, *words])
-        assert done.exit_code == 0, f"{done.output}{done.exception}"
-        assert json.loads(done.stdout)["steps"][-1]["kept"]
-        return out.read_bytes()
-
-    asked = ["--method", "int8", "--equalise"] if by == "option" else ["--recipe", str(recipe)]
-    assert made("equalised", *asked) != made("plain", "--method", "int8")
 
 
 COUNT = 64
