@@ -418,7 +418,7 @@ def test_two_processes_share_a_study_and_what_a_killed_one_had_begun_is_finished
     monkeypatch.setenv("WORKERS", "3")
     workers = [begin(folder, "--trials", 3, "--json") for _ in range(2)]
     try:
-        answers = [json.loads(worker.communicate(timeout=100)[0]) for worker in workers]
+        answers = [json.loads(worker.communicate(timeout=200)[0]) for worker in workers]
     finally:
         for worker in workers:
             worker.kill()
