@@ -245,6 +245,8 @@ def train_quantised(
     progress: Callable[[str], None] = lambda _: None,
 ) -> QuantisedModel:
     """Train a quantised model further; args, and what is raised, as of `train`."""
+    if examples.further or examples.are_whole:
+        raise ModelError("a model of several inputs, or of whole numbers, cannot be trained here: give --no-qat")
     graph = TorchGraph(load(found.quantiser.content))
     options: dict[str, Any] = {"exits": exits, "seed": seed, "checkpoint": checkpoint, "progress": progress}
     logits = found.quantiser.logits

@@ -52,7 +52,6 @@ class QuantisedLayer(Struct, frozen=True):
         bits: of its weights; 32: it stays float.
         values: number of weights.
         sensitivity: damage to the outputs by 4 bits in this layer alone, see `allocation`; None: not measured.
-        error: mean square of the change of its output, as a share of the output's variance.
     """
 
     name: str
@@ -60,7 +59,21 @@ class QuantisedLayer(Struct, frozen=True):
     bits: int
     values: int
     sensitivity: float | None
-    error: float
+
+
+class _Inputs(Sequence[tuple[Array, ...]]):
+    """Examples as the inputs of a graph, read one at a time: pictures of all of them may not fit into memory."""
+
+    def __init__(self, examples: Examples, names: Sequence[str]) -> None:
+        self._examples, self._names = examples, names
+
+    def __len__(self) -> int:
+        return len(self._examples)
+
+    def __getitem__(self, at: Any) -> Any:
+        if at >= len(self):
+            raise IndexError(at)
+        return self._examples.inputs(at, self._names)
 
 
 class Quantiser:
@@ -93,16 +106,14 @@ class Quantiser:
             progress: told what is done.
 
         Raises:
-            ModelError: the model is quantised already, has custom operations, or several inputs; or the examples
+            ModelError: the model is quantised already, has custom operations, or cannot be run; or the examples
                 do not fit it.
         """
         self.content, self._progress = float_file(content, shapes_of(content, examples[0])), progress
-        if not float_activations:
-            self.content = for_integers(self.content)
         self._read(examples)
         if not float_activations:
             progress("equalising channels")
-            self.content, _ = equalise(self.content, self._inputs[0])
+            self.content = equalise(for_integers(self.content), self._inputs[0])[0]
             self._read(examples)
         self.layers = _layers_of(self._model)
         self.logits = tuple(logits)
@@ -114,10 +125,8 @@ class Quantiser:
         self._model = load(self.content)
         self.graphs = entries_of(self._model)
         self._examples = _per_graph(self.graphs, examples)
-        self._inputs = []
-        for graph, one in zip(self.graphs, self._examples, strict=True):
-            names = _names(graph, one)
-            self._inputs.append([one.inputs(at, names) for at in range(len(one))])
+        pairs = zip(self.graphs, self._examples, strict=True)
+        self._inputs = [_Inputs(one, _names(graph, one)) for graph, one in pairs]
 
     def _input_scale(self) -> dict[str, Scale]:
         """Return the scale of the range that pixels have, so that uint8 pixels are taken as they are."""
@@ -143,7 +152,7 @@ class Quantiser:
         scales = self.scales.by_name()
         found = quantise_layers(self.graphs[0], self.inputs(limit), scales, bits, self._progress)
         return found | {
-            layer.key: RoundedLayer(layer, round_to_nearest(layer, graph.values(layer), 8), 0.0)
+            layer.key: RoundedLayer(layer, round_to_nearest(layer, graph.values(layer), 8))
             for graph in bodies_of(self._model)
             for layer in graph.layers
             if layer.key not in found
@@ -453,4 +462,4 @@ class _Maker:
 
 def _described(key: Key, one: RoundedLayer, bits: Mapping[Key, int]) -> QuantisedLayer:
     layer = one.layer
-    return QuantisedLayer(layer.name, layer.operation.kind, bits.get(key, 8), layer.size, None, one.error)
+    return QuantisedLayer(layer.name, layer.operation.kind, bits.get(key, 8), layer.size, None)

@@ -284,7 +284,7 @@ def _read_arrays(path: Path, inputs: Sequence[str]) -> FoundData:
     values = _checked_values(path, found["x"])
     if wrong := [name for name, one in further.items() if len(one) != len(values)]:
         raise ModelError(
-            f"{path}: `{wrong[0]}` has {len(found[wrong[0]])} rows; expected {len(values)}, as the first"
+            f"{path}: `{wrong[0]}` has {len(found[wrong[0]])} rows, and the first input {len(values)}"
         )
     names = tuple(map(str, found["names"].ravel())) if "names" in found else ()
     words = "pictures" if values.dtype == np.uint8 else "real values"

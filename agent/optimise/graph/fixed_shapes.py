@@ -6,6 +6,7 @@ need fixed shapes. The runtime finds them: the graph runs once on zeros.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,8 +14,11 @@ import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 from ai_edge_litert.interpreter import Interpreter, OpResolverType
 
+from agent.compute.infer.session import SessionOptions
+from agent.compute.infer.vetting import VETTING
+from agent.compute.manifest import Manifest, Model
 from agent.errors import ModelError
-from agent.optimise.graph.objects import DTYPES, Graph, compact, dump, graphs, load
+from agent.optimise.graph.objects import DTYPES, Graph, compact, dump, entry_numbers, graphs, load
 
 _SHAPE = schema.BuiltinOperator.SHAPE
 _WHOLE = (schema.TensorType.INT32, schema.TensorType.INT64, schema.TensorType.BOOL)
@@ -25,7 +29,7 @@ def fix_shapes(content: bytes, shapes: Sequence[Sequence[int]] = ()) -> bytes:
     """Return a file whose first graph has fixed shapes; the same bytes if they are fixed already.
 
     Args:
-        content: of a `.tflite` file that has run in the runtime before: it runs in this process.
+        content: of a `.tflite` file. It runs in another process before it runs in this one.
         shapes: of the inputs, such as [1, 96, 96, 3]; none: a free batch is 1, and no other size may be free.
 
     Raises:
@@ -36,8 +40,10 @@ def fix_shapes(content: bytes, shapes: Sequence[Sequence[int]] = ()) -> bytes:
     is_open = any(map(graph.is_open, range(len(graph.table.tensors))))
     if not is_open and not any(graph.kind(one) == _SHAPE for one in graph.operators):
         return content
+    VETTING.check(Model(content, hashlib.sha256(content).hexdigest(), Manifest(), "the model"), SessionOptions())
     _run(content, graph, list(shapes) or [_stored(graph, index) for index in graph.inputs])
-    for table in model.subgraphs:
+    others = set(entry_numbers(model)) - {0}  # variants; bodies of loops get their shapes from this graph
+    for table in (one for number, one in enumerate(model.subgraphs) if number not in others):
         for tensor in table.tensors:
             tensor.shapeSignature = None
     compact(model)

@@ -83,7 +83,6 @@ def write(model: Any, plan: IntegerPlan, ends: Ends = "uint8") -> None:
         plan: scales and weights.
         ends: dtype of the inputs: `uint8` is converted by a QUANTIZE, with the scale of the input. Outputs are
             int8.
-
     """
     writer, entries = _Writer(model), entry_numbers(model)
     for number, graph in enumerate(model.subgraphs):
@@ -239,7 +238,7 @@ class _Writer:
             self._constants[key] = len(self._model.buffers) - 1
         return self._constants[key]
 
-    def _take_bytes(self, graph: Graph, index: int) -> Any:
+    def _take_bytes(self, graph: Graph, index: int) -> None:
         """Let an input take uint8, with the scale of its INT8."""
         inner, name = graph.tensor(index), graph.name(index)
         scale, zero_point = float(inner.quantization.scale[0]), int(inner.quantization.zeroPoint[0])

@@ -349,7 +349,8 @@ def rewrite_verified(
     """
     progress("rewriting")
     try:
-        content = _without_free_batch(content, path)
+        check_known(content, "rewritten")
+        content = fix_shapes(content)
         changed, counts = rewrite(content, names)
     except ModelError as error:
         raise ModelError(f"{path}: {error}") from error
@@ -360,16 +361,6 @@ def rewrite_verified(
         progress("looking for the rewrite that changes the answers")
         raise ModelError(_complaint(content, path, [name for name in names if counts[name]], found))
     return RewrittenModel(changed, counts, found)
-
-
-def _without_free_batch(content: bytes, path: str) -> bytes:
-    """Return a file whose batch is 1 where it was free."""
-    graph = read_modelfile(content).subgraphs[0]
-    if not any(graph.tensors[index].open for index in graph.inputs):
-        return content
-    check_known(content, "rewritten")
-    _open(content, path).close()  # it has run elsewhere before it runs in this process
-    return fix_shapes(content)
 
 
 def _is_equal(found: Comparison) -> bool:

@@ -59,16 +59,15 @@ class GraphPiece:
 
     def __call__(self, *values: Array) -> list[Array]:
         """Compute the outputs, copies, from one value for each input."""
-        self.run(*values)
+        self._run(*values)
         return [self._runner.get_tensor(index) for index in self._outputs]
 
     def views(self, *values: Array) -> list[Array]:
         """Compute the outputs, views of the runtime's memory: they may be read until the next call."""
-        self.run(*values)
+        self._run(*values)
         return [self._runner.tensor(index)() for index in self._outputs]
 
-    def run(self, *values: Array) -> None:
-        """Compute the outputs from one value for each input."""
+    def _run(self, *values: Array) -> None:
         self._runner.reset_all_variables()
         for (index, dtype), value in zip(self._inputs, values, strict=True):
             self._runner.set_tensor(index, value.astype(dtype, copy=False))

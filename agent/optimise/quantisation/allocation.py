@@ -105,8 +105,10 @@ def choose(costs: Mapping[Key, float], savings: Mapping[Key, int], needed: float
 
 def _solver() -> Any:
     """Return a silent solver. It prints its name when it is made, from C, where a command may print JSON."""
-    import highspy
-
+    try:
+        import highspy
+    except ImportError as error:
+        raise ModelError(f"choosing bits needs pip install '.[optimise]' in the clone: {error}") from error
     with _silenced_stdout():
         solver = highspy.Highs()
     solver.silent()

@@ -241,7 +241,7 @@ _ROWS = (1024, 12_800)
 """Least and greatest number of places that the moments of a layer are of, in all examples together."""
 _ROWS_PER_INPUT = 16
 _RIDGE = 0.5
-"""See `corrected`."""
+"""Share of the mean square of the inputs that keeps corrected weights near the float ones."""
 _MEMORY = 3 << 30
 """Bytes that the activations of all examples may take."""
 
@@ -252,12 +252,10 @@ class RoundedLayer(NamedTuple):
     Attributes:
         layer: the layer.
         weights: its integers; None: it stays float.
-        error: mean square of the change of its output, as a share of the output's variance.
     """
 
     layer: WeightedLayer
     weights: IntegerWeights | None
-    error: float
 
 
 def fake_quantised(x: Array, scale: Scale) -> Array:
@@ -310,7 +308,7 @@ def quantise_layers(
     for number, (start, stop) in enumerate(zip(cuts, [*cuts[1:], len(graph.operations)], strict=True), 1):
         progress(f"quantising layers: {number} of {len(cuts)}")
         walk.pass_piece(start, stop)
-    return walk.done
+    return walk.done()
 
 
 def round_to_nearest(layer: WeightedLayer, values: LayerValues, bits: int) -> IntegerWeights:
@@ -335,7 +333,6 @@ class _Walk:
         self._graph, self._scales, self._bits = graph, scales, bits
         self._count = len(examples)
         self._weights: dict[Key, IntegerWeights] = {}
-        self.done: dict[Key, RoundedLayer] = {}
         inputs = list(zip(graph.inputs, map(list, zip(*examples, strict=True)), strict=True))
         self._float: dict[int, list[Array]] = dict(inputs)
         self._quantised = {index: [self._fake(index, one) for one in values] for index, values in inputs}
@@ -343,6 +340,10 @@ class _Walk:
     def _fake(self, index: int, value: Array) -> Array:
         scale = self._scales.get(self._graph.name(index))
         return fake_quantised(value, scale) if scale else value
+
+    def done(self) -> dict[Key, RoundedLayer]:
+        """Return the layers that were passed."""
+        return {one.key: RoundedLayer(one, self._weights.get(one.key)) for one in self._graph.layers}
 
     def pass_piece(self, start: int, stop: int) -> None:
         """Quantise the layers of a piece, the first on its inputs, and compute what comes after the piece."""
@@ -356,22 +357,15 @@ class _Walk:
         taken = sorted({index for one in operations for index in one.inputs} & self._float.keys())
         made = [index for one in operations for index in one.outputs]
         given = [index for index in made if graph.last_use.get(index, -1) >= stop]
-        seen = [layer.operation.outputs[0] for layer in layers]
-        outputs = list(dict.fromkeys([*given, *seen]))
-        rounded = [layer for layer in layers if layer.key in self._weights]
-        values = {layer.key: real_values(layer, self._weights[layer.key]) for layer in rounded}
-        before = self._run(graph.piece(start, stop, taken, outputs), taken, outputs, self._float)
-        after = self._run(
-            graph.piece(start, stop, taken, outputs, values, self._scales), taken, outputs, self._quantised
-        )
-        for layer in layers:
-            index = layer.operation.outputs[0]
-            error = _error(before[index], after[index])
-            self.done[layer.key] = RoundedLayer(layer, self._weights.get(layer.key), error)
-        for known, found in ((self._float, before), (self._quantised, after)):
-            known.update({index: found[index] for index in given})
-            for index in [one for one in known if graph.last_use.get(one, -1) < stop]:
-                del known[index]
+        rounded = {
+            one.key: real_values(one, self._weights[one.key]) for one in layers if one.key in self._weights
+        }
+        before = graph.piece(start, stop, taken, given)
+        after = graph.piece(start, stop, taken, given, rounded, self._scales)
+        for piece, values in ((before, self._float), (after, self._quantised)):
+            values |= self._run(piece, taken, given, values)
+            for index in [one for one in values if graph.last_use.get(one, -1) < stop]:
+                del values[index]
 
     def _run(
         self, piece: GraphPiece, taken: Sequence[int], outputs: Sequence[int], values: Mapping[int, list[Array]]
@@ -407,9 +401,3 @@ class _Walk:
             sums = [total + part.astype(np.float64) for total, part in zip(sums, found, strict=True)]
             count += real.shape[1]
         return Moments(*(total / count for total in sums))
-
-
-def _error(before: Sequence[Array], after: Sequence[Array]) -> float:
-    """Return the mean square of the difference in the first examples, as a share of the variance."""
-    real, found = np.concatenate(before[:_SLICE]), np.concatenate(after[:_SLICE])
-    return float(np.square(found - real).mean() / max(float(real.var()), 1e-12))

@@ -20,8 +20,8 @@ from agent.optimise.data import Examples, read_examples
 from agent.optimise.depth.stages import Stage, chain_of, deepest, join, split
 from agent.optimise.evaluate import Score, doubt_guesses, score, time_ms
 from agent.optimise.graph.fixed_shapes import fix_shapes
+from agent.optimise.graph.from_torch import import_torch
 from agent.optimise.inputs import examples_path
-from agent.optimise.qat import train_quantised
 from agent.optimise.quantisation.allocation import Evaluate
 from agent.optimise.quantisation.lowering import lower_custom
 from agent.optimise.quantise import (
@@ -125,8 +125,9 @@ def quantise_file(request: QuantiseRequest, progress: Progress, tell: Progress) 
         StorageError: the checkpoint cannot be read or written.
     """
     job = _Job(request, progress, tell)
+    steps = [job.measured("float", job.content)]  # in another process first, where a broken model does no harm
     found = job.quantised()
-    steps = [job.measured("float", job.content), job.measured("quantise", found.content)]
+    steps.append(job.measured("quantise", found.content))
     if job.chooses and (why := _poor(*steps)):
         other = job.quantised("dynamic")
         step = job.measured("dynamic", other.content)
@@ -313,6 +314,9 @@ class _Job:
 
     def trained(self, found: QuantisedModel) -> QuantisedModel:
         """Train the quantised model further."""
+        import_torch()  # nothing else here needs it
+        from agent.optimise.qat import train_quantised
+
         self._loss_of_others(found.content)  # that they cannot be scored is told now and not in an hour
         checkpoint, recipe = self._request.checkpoint, self._file.recipe.qat
         exits = range(0, 2 * len(self._stages), 2)

@@ -137,9 +137,9 @@ def test_a_training_that_makes_it_worse_is_not_kept(tmp_path: Path) -> None:
 
 
 def test_without_the_extra_it_says_what_to_install(tmp_path: Path) -> None:
-    """In a process of its own, for which PyTorch is not there."""
+    """In a process of its own, for which a package of the extra is not there."""
     words = ["optimise", "quantise", "net.tflite", str(tmp_path / "out.tflite"), "--data", "x.npz"]
-    code = "import sys; sys.modules['torch'] = None; from agent.__main__ import program; program()"
+    code = "import sys; sys.modules['flatbuffers'] = None; from agent.__main__ import program; program()"
     done = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True, check=False)
     assert done.returncode == 1
     assert "quantising needs pip install '.[optimise]'" in done.stderr
@@ -208,7 +208,7 @@ def test_what_was_measured_beside_other_work_is_told_and_with_a_refused_latency(
 def test_a_training_that_cannot_make_it_faster_is_not_begun(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("agent.optimise.quantisation.request.train_quantised", None)
+    monkeypatch.setattr("agent.optimise.qat.train_quantised", None)
     model, data = write_model(tmp_path, float_file(classifier())), write_examples(tmp_path / "x.npz", 16)
     done = call(model, tmp_path / "out.tflite", data, "--qat", "--budget", "latency<0.01us")
     assert done.exit_code == 1

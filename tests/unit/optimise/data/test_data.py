@@ -21,6 +21,7 @@ from agent.compute.manifest import AudioManifest, InputManifest, Manifest, Model
 from agent.compute.tflite.model import TensorSpec
 from agent.errors import ModelError
 from agent.optimise.data import Examples, read_examples
+from agent.optimise.source import open_source
 from tests.support.picture_models import COLOURS, SIDE, classifier, picture
 
 MANIFEST = Manifest(
@@ -347,6 +348,35 @@ def test_a_fault_is_found_and_named_at_once(tmp_path: Path, fault: Callable[[Pat
     expected = fault(tmp_path)
     with pytest.raises(ModelError, match=expected):
         read_examples(tmp_path, MODEL)
+
+
+def two_inputs(folder: Path) -> Model:
+    pytest.importorskip("ai_edge_litert", reason="the schema comes with LiteRT")
+    from tests.support.graph_sketch import Sketch
+
+    sketch = Sketch()
+    one, other = sketch.tensor((1, 4)), sketch.tensor((1, 2))
+    joined = sketch.apply("CONCATENATION", [one, other], sketch.tensor((1, 6)), "ConcatenationOptions", axis=1)
+    (folder / "two.tflite").write_bytes(sketch.file([one, other], [joined]))
+    return open_source(str(folder / "two.tflite"), lambda _: None)
+
+
+def test_a_model_of_two_inputs_takes_an_array_for_each(tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    one, other = random.normal(size=(8, 4)).astype(np.float32), random.normal(size=(8, 2)).astype(np.float32)
+    model = two_inputs(tmp_path)
+    for name in ("t0", "x"):
+        np.savez(tmp_path / "x.npz", **{name: one, "t1": other})  # type: ignore[arg-type]
+        examples = read_examples(tmp_path / "x.npz", model).take([3, 5])
+        found = examples.inputs(1, ["t1", "t0"])
+        assert np.array_equal(found[0], other[5:6])
+        assert np.array_equal(found[1], one[5:6])
+    np.savez(tmp_path / "x.npz", x=one)
+    with pytest.raises(ModelError, match="needs `t0` and `t1`, an array for each input; it has: x"):
+        read_examples(tmp_path / "x.npz", model)
+    np.savez(tmp_path / "x.npz", x=one, t1=other[:7])
+    with pytest.raises(ModelError, match="`t1` has 7 rows, and the first input 8"):
+        read_examples(tmp_path / "x.npz", model)
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -209,7 +212,7 @@ def decided(folder: Path, monkeypatch: pytest.MonkeyPatch, lost: Lost) -> Optimi
     monkeypatch.setattr("agent.optimise.quantisation.request.score", told)
     monkeypatch.setattr("agent.optimise.quantisation.request.time_ms", lambda _, busy: [1.0, 1.0])
     monkeypatch.setattr(
-        "agent.optimise.quantisation.request.train_quantised",
+        "agent.optimise.qat.train_quantised",
         lambda found, *_, **__: found._replace(content=trained),
     )
     return quantised(folder, true_labels(), "loss<1pp").report
@@ -340,7 +343,7 @@ def test_a_trained_file_that_is_too_large_is_not_kept(tmp_path: Path, monkeypatc
     def trained(found: QuantisedModel, *_: Any, **__: Any) -> QuantisedModel:
         return found._replace(content=found.content + bytes(5000))
 
-    monkeypatch.setattr("agent.optimise.quantisation.request.train_quantised", trained)
+    monkeypatch.setattr("agent.optimise.qat.train_quantised", trained)
     model = open_whole_model(str(write_model(tmp_path, float_file(classifier()))))
     size = least_size(model.content, examples_of(model, tmp_path), "int8")
     asked = QuantiseRequest(model.path, tmp_path / "x.npz", None, "int8", f"size<{size + 1000}B", qat=True)
@@ -374,3 +377,49 @@ def least_size(content: bytes, examples: Examples, method: Method) -> int:
     return len(
         quantise(content, [examples], recipe, layer_bits=lambda _: narrow if method == "mixed" else {}).content
     )
+
+
+def chosen_by_itself(folder: Path, monkeypatch: pytest.MonkeyPatch, float_ms: float) -> OptimiseReport:
+    """Quantise where INT8 activations take 3 ms instead of 1, and float ones so much."""
+
+    def times(contents: Sequence[bytes], busy: Any) -> list[float]:
+        kinds = [read_modelfile(one).ends("serving_default")[0][0].dtype for one in contents]
+        return [1.0, 3.0 if kinds[1] == "uint8" else 1.0 if contents[0] == contents[1] else float_ms]
+
+    monkeypatch.setattr("agent.optimise.quantisation.request.time_ms", times)
+    np.savez(folder / "x.npz", x=pictures(COUNT))
+    model = str(write_model(folder, float_file(classifier())))
+    return quantise_file(QuantiseRequest(model, folder / "x.npz"), lambda _: None, lambda _: None).report
+
+
+def test_float_activations_are_taken_where_int8_ones_are_slow(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    report = chosen_by_itself(tmp_path, monkeypatch, float_ms=0.5)
+    assert [(one.name, one.kept) for one in report.steps] == [
+        ("float", True),
+        ("quantise", True),
+        ("dynamic", True),
+    ]
+    assert report.steps[-1].notes == ("INT8 activations take 3 ms instead of 1",)
+    assert not any("slower" in one for one in report.remarks)
+
+
+def test_float_activations_that_are_no_faster_are_not_taken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    report = chosen_by_itself(tmp_path, monkeypatch, float_ms=4.0)
+    assert (report.steps[-1].name, report.steps[-1].kept) == ("dynamic", False)
+    assert any("slower" in one for one in report.remarks)
+
+
+def test_nothing_but_training_loads_pytorch(tmp_path: Path) -> None:
+    np.savez(tmp_path / "x.npz", x=pictures(16))
+    words = (str(write_model(tmp_path, float_file(classifier()))), tmp_path / "x.npz", None, "int8")
+    program = (
+        "import sys; from pathlib import Path; from agent.optimise.quantisation.request import *\n"
+        f"quantise_file(QuantiseRequest(*{words!r}), print, print)\n"
+        "assert 'torch' not in sys.modules"
+    ).replace("PosixPath", "Path")
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
