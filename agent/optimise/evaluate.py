@@ -38,7 +38,7 @@ from agent.errors import ModelError
 from agent.models.library import installed_runtime
 from agent.optimise.data import Examples
 from agent.optimise.data.layouts import SCORE_HINTS, no_classifier
-from agent.optimise.evaluation.timing import busy_remark, least_ms, time_turns
+from agent.optimise.evaluation.timing import least_ms, time_turns
 from agent.text import plural
 from agent.types import Array, Detection
 
@@ -429,15 +429,12 @@ def doubt_guesses(accuracy: float, examples: Examples, what: str = "examples") -
     return ()
 
 
-def time_ms(
-    contents: Sequence[bytes], rounds: int = 30, *, busy: Callable[[str], None] = lambda _: None
-) -> list[float]:
+def time_ms(contents: Sequence[bytes], rounds: int = 30) -> list[float]:
     """Time model files against each other on one thread, see `agent.optimise.evaluation.timing`.
 
     Args:
         contents: `.tflite` files; the first graph of each runs on noise.
         rounds: see `time_turns`.
-        busy: called with a remark if other work has disturbed the measurement.
 
     Returns:
         Time of an inference of each, ms, without the time in which it waited for other work.
@@ -452,8 +449,6 @@ def time_ms(
                 np.copyto(session.input(index), noise)
             session.invoke()  # a session in a worker learns from it when an inference hangs
         turns = time_turns(sessions, rounds)
-    if remark := busy_remark(turns):
-        busy(remark)
     return [least_ms(one) for one in turns]
 
 

@@ -204,11 +204,7 @@ def float_file(content: bytes, shapes: Sequence[Sequence[int]] = ()) -> bytes:
         for operator in list(graph.operators):
             half = graph.constant(operator.inputs[0]) if len(operator.inputs) == 1 else None
             if half is not None and half.dtype == np.float16 and not graph.is_end(operator.outputs[0]):
-                tensor = graph.tensor(operator.outputs[0])
-                buffer = schema.BufferT()
-                buffer.data = np.frombuffer(half.astype(np.float32).tobytes(), np.uint8)
-                model.buffers.append(buffer)
-                tensor.buffer = len(model.buffers) - 1
+                graph.set_constant(operator.outputs[0], half.astype(np.float32))
                 graph.table.operators = [one for one in graph.operators if one is not operator]
     if "float16" in read_modelfile(content).weights:
         compact(model, merge=False)  # nothing reads the halves any more
@@ -389,18 +385,23 @@ def quantise(
         progress=progress,
     )
     fixed = fixed_bits(quantiser.layers, layer_bits)
-    run = _Maker(quantiser, recipe.examples)
+
+    def made(bits: Mapping[Key, int]) -> QuantisedModel:
+        rounded = quantiser.rounded(bits, recipe.examples)
+        layers = tuple(_described(one.layer, bits.get(key, 8)) for key, one in rounded.items())
+        return QuantisedModel(quantiser.file(rounded), layers, quantiser, rounded, quantiser.scales)
+
     if recipe.method != "mixed":
-        return run.model(_bits_of(quantiser, recipe.method, fixed))
+        return made(_bits_of(quantiser, recipe.method, fixed))
     candidates = candidates_of(quantiser.layers, fixed)
     if not candidates and 4 in fixed.values():
-        return run.model(_bits_of(quantiser, recipe.method, fixed))
+        return made(_bits_of(quantiser, recipe.method, fixed))
     if not candidates:
         because = (
             "the recipe fixes the others" if fixed else "depthwise layers, grouped ones and tiny ones keep 8"
         )
         raise ModelError(f"no layer is left that takes 4 bits: {because}; --method int8 takes the model as it is")
-    search = BitSearch(quantiser, run.model, budget or Budget(), loss=loss, progress=progress)
+    search = BitSearch(quantiser, made, budget or Budget(), loss=loss, progress=progress)
     found: QuantisedModel = search.find(candidates, fixed)
     return found.with_sensitivities(search.costs)
 
@@ -446,20 +447,5 @@ def _ends_of(quantiser: Quantiser) -> set[Key]:
     return {layer.key for layer in (*layers[:1], *layers[-1:])}
 
 
-class _Maker:
-    """Makes models with given bits."""
-
-    def __init__(self, quantiser: Quantiser, examples: int) -> None:
-        self._quantiser, self._examples = quantiser, examples
-
-    def model(self, bits: Mapping[Key, int]) -> QuantisedModel:
-        """Return the model with these bits; a layer that is not named has 8."""
-        rounded = self._quantiser.rounded(bits, self._examples)
-        content = self._quantiser.file(rounded)
-        layers = tuple(_described(key, one, bits) for key, one in rounded.items())
-        return QuantisedModel(content, layers, self._quantiser, rounded, self._quantiser.scales)
-
-
-def _described(key: Key, one: RoundedLayer, bits: Mapping[Key, int]) -> QuantisedLayer:
-    layer = one.layer
-    return QuantisedLayer(layer.name, layer.operation.kind, bits.get(key, 8), layer.size, None)
+def _described(layer: WeightedLayer, bits: int) -> QuantisedLayer:
+    return QuantisedLayer(layer.name, layer.operation.kind, bits, layer.size, None)

@@ -40,21 +40,16 @@ from agent.optimise.report import (
 Progress = Callable[[str], None]
 
 
-def _times_ms(contents: Sequence[bytes], busy: Callable[[str], None]) -> list[float]:
-    return time_ms(contents, busy=busy)
-
-
 class Meters(NamedTuple):
     """What measures models.
 
     Attributes:
-        times: returns the time of an inference of each file, ms; calls its second argument with a remark if other
-            work has slowed the measurement down.
+        times: returns the time of an inference of each file, ms.
         memory: returns the memory of a process that runs a file, MB.
         profiler: returns the time by operation; raises a ModelError if it cannot.
     """
 
-    times: Callable[[Sequence[bytes], Callable[[str], None]], list[float]] = _times_ms
+    times: Callable[[Sequence[bytes]], list[float]] = time_ms
     memory: Callable[[bytes, Manifest], float] = memory_mb
     profiler: Callable[[Model], ModelProfile] = partial(profile, threads=1)
 
@@ -197,12 +192,11 @@ class _Run:
         self._allowed = with_allowed_loss(budget)
         self.state = ModelState(model.content, model.content)
         self.failures: list[str] = []
-        self._busy: list[str] = []
         self._lossy: set[str] = set()
         progress("measuring the model as it is")
         self._first_score = self._score(model.content, self._examples)
         self._first_judged = self._judged(model.content, self._first_score)
-        same = self._times("before", [model.content] * _COPIES)
+        same = meters.times([model.content] * _COPIES)
         latency = min(same)
         self._spread = max(same) / latency - 1
         self._noise = max(_NOISE_TIME, self._spread, _NOISE_MS / latency)
@@ -249,7 +243,7 @@ class _Run:
         self._progress(f"measuring the model after {name}")
         scored = self._score(found.content, self._examples)
         lost = self._first_judged.value - self._judged(found.content, scored).value
-        before_ms, after_ms = self._times(name, [self.state.content, found.content])
+        before_ms, after_ms = self._meters.times([self.state.content, found.content])
         result = self._result(name, found.content, scored, after_ms)
         reasons = self._against(result, lost, before_ms)
         result = replace(result, kept=not reasons, notes=(*found.notes, *self._told(scored), *reasons))
@@ -258,9 +252,6 @@ class _Run:
         self._steps.append(result)
         if not reasons:
             self._best, self._best_lost, self.state = result, lost, found
-
-    def _times(self, name: str, contents: Sequence[bytes]) -> list[float]:
-        return self._meters.times(contents, lambda remark: self._busy.append(f"{name}: {remark}"))
 
     def _against(self, result: StepResult, loss: float, before_ms: float) -> list[str]:
         """Return the reasons not to keep a result; empty: it helps. Its time is compared with one beside it."""
@@ -321,8 +312,7 @@ class _Run:
         steps = list(self._steps)
         if len(ends) > 1:
             steps.append(replace(self._best, name="after", notes=()))
-        is_slow = bool(self._budget.missed(latency_ms=self._best.latency_ms))
-        missed = self._missed(self._best) + (self._busy[-1:] if is_slow else [])
+        missed = self._missed(self._best)
         return OptimiseReport(
             "tune",
             self._model.path,
@@ -339,7 +329,6 @@ class _Run:
             (
                 *doubt_guesses(self._first_score.value, self._examples),
                 *told_slower(self._steps[0], self._best, "the model as it was", self._spread),
-                *self._busy,
                 *bottlenecks(profiles),
                 self._roles(),
                 *self._examples.remarks,

@@ -98,8 +98,6 @@ def _print_rewritten(out: Path, found: RewrittenModel, size: int) -> None:
         f"{compared.after_ms:.2f} ms on one thread\nanswers differ by at most {compared.last_bits:.2g} last bits "
         f"of quantised outputs, and {compared.relative:.1g} of float ones"
     )
-    if compared.busy:
-        click.echo(compared.busy)
 
 
 def add_features_and_write(model: str, out: Path, tensor: str, *, force: bool, as_json: bool) -> None:

@@ -108,9 +108,6 @@ def _print(found: SearchResult) -> None:
         values = short_number(one.accuracy, 100.0), short_number(one.latency_ms), short_number(one.size, 1e-3)
         table.add_row(str(one.number), plain(parameters), *values)
     console(_WIDTH, markup=False).print(table)
-    for one in found.front:
-        if one.busy:
-            click.echo(f"trial {one.number}: {plain(one.busy)}")
     states = Counter(one.state for one in found.trials)
     counted = ", ".join(f"{states[state]} {words}" for state, words in _WORDS.items() if states[state])
     click.echo(f"{plural(len(found.trials), 'trial')}: {counted}; no other beats {len(found.front)} of them")

@@ -296,8 +296,7 @@ def _keys(before: Manifest, judged: _Judged) -> dict[str, Any]:
 
 
 def _report(model: Model, content: bytes, judged: _Judged, command: str) -> OptimiseReport:
-    busy: list[str] = []
-    before, after = time_ms([model.content, content], busy=busy.append)
+    before, after = time_ms([model.content, content])
     faulty = judged.faulty
     area = roc_area(judged.normal.scores, faulty.scores) if faulty else None
     step = StepResult("anomaly", "AUROC" if faulty else "", area, size=len(content), latency_ms=after)
@@ -315,7 +314,7 @@ def _report(model: Model, content: bytes, judged: _Judged, command: str) -> Opti
             StepResult("backbone", size=len(model.content), latency_ms=before),
             replace(step, notes=tuple(_notes(judged))),
         ),
-        remarks=(*_remarks(judged, area), *(line for one in sets for line in one.remarks), *busy),
+        remarks=(*_remarks(judged, area), *(line for one in sets for line in one.remarks)),
     )
 
 

@@ -24,11 +24,6 @@ _SETTLING, _ALIKE, _SAME, _GRAIN_MS = 2, 3, 0.01, 0.0001
 than this share, or this time, which is that of reading a clock."""
 _PATIENCE_S = 10.0
 """After which there is one turn in a round, s: where much else runs, each waits for its core."""
-_WAITED = 0.05
-"""Share of a turn that was no CPU time, above which it has waited for other work."""
-_DOUBTFUL = 0.05
-"""Share by which the least times of a model differ, above which other work is told. With both cores taken by busy
-loops, all turns waited, and the median was up to 36 % above the least, with no more than 3 % of this."""
 
 
 def time_turns(sessions: Sequence[Session], rounds: int) -> list[list[TimingRun]]:
@@ -83,30 +78,6 @@ def inference_ms(turn: TimingRun) -> float:
 def least_ms(turns: Sequence[TimingRun]) -> float:
     """Return the time of an inference of a model from its turns, ms."""
     return min(map(inference_ms, turns))
-
-
-def has_waited(turn: TimingRun) -> bool:
-    """Return True if other work has had the core in a turn."""
-    wall = sum(turn.ms)
-    return wall - turn.cpu_ms > _WAITED * wall
-
-
-def busy_remark(models: Sequence[Sequence[TimingRun]]) -> str:
-    """Say that other work may have made the times of models longer; empty: their least times are alike.
-
-    Turns that waited for it say nothing of that, since the waiting is left out.
-
-    Args:
-        models: turns of each.
-    """
-    waited = max(float(np.mean([has_waited(turn) for turn in turns])) for turns in models)
-    apart = max(least[-1] / least[0] for least in map(_least_times, models)) - 1
-    if apart <= _DOUBTFUL:
-        return ""
-    return (
-        f"measured beside other work: the least times differ by {apart:.0%}, and may be too long; "
-        f"{waited:.0%} of the turns waited"
-    )
 
 
 def _least_times(turns: Sequence[TimingRun]) -> list[float]:

@@ -37,8 +37,8 @@ def fix_shapes(content: bytes, shapes: Sequence[Sequence[int]] = ()) -> bytes:
     """
     model = load(content)
     graph = graphs(model)[0]
-    is_open = any(map(graph.is_open, range(len(graph.table.tensors))))
-    if not is_open and not any(graph.kind(one) == _SHAPE for one in graph.operators):
+    computes = any(graph.kind(one) == _SHAPE for one in graph.operators)
+    if not (computes or any(map(graph.is_open, range(len(graph.table.tensors))))):
         return content
     VETTING.check(Model(content, hashlib.sha256(content).hexdigest(), Manifest(), "the model"), SessionOptions())
     _run(content, graph, list(shapes) or [_stored(graph, index) for index in graph.inputs])
@@ -89,14 +89,5 @@ def _run(content: bytes, graph: Graph, shapes: Sequence[Sequence[int]]) -> None:
             kept.append(operator)
             continue
         for index in operator.outputs:
-            _store(graph, index, runner.get_tensor(index))
+            graph.set_constant(index, runner.get_tensor(index))
     graph.table.operators = kept
-
-
-def _store(graph: Graph, index: int, value: Any) -> None:
-    """Make a tensor a constant."""
-    stored = schema.BufferT()
-    stored.data = np.frombuffer(np.ascontiguousarray(value).tobytes(), np.uint8)
-    graph.model.buffers.append(stored)
-    graph.tensor(index).buffer = len(graph.model.buffers) - 1
-    graph.tensor(index).shape = np.array(value.shape, np.int32)

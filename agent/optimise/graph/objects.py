@@ -346,13 +346,19 @@ class Graph:
             like: index of the tensor.
             value: of that type, of any shape; INT4 as int8.
         """
+        index = self.add_tensor(like, shapeSignature=None)
+        self.set_constant(index, value)
+        return index
+
+    def set_constant(self, index: int, value: NDArray[Any]) -> None:
+        """Make a tensor a constant: a value of its type, of any shape; INT4 as int8."""
         stored = schema.BufferT()
-        stored.data = np.frombuffer(value.tobytes(), np.uint8)
-        if self.tensor(like).type == _TYPES.INT4:
+        stored.data = np.frombuffer(np.ascontiguousarray(value).tobytes(), np.uint8)
+        if self.tensor(index).type == _TYPES.INT4:
             stored.data = pack_int4(value.astype(np.int8))
         self.model.buffers.append(stored)
-        shape = np.array(value.shape, np.int32)
-        return self.add_tensor(like, buffer=len(self.model.buffers) - 1, shape=shape, shapeSignature=None)
+        self.tensor(index).buffer = len(self.model.buffers) - 1
+        self.tensor(index).shape = np.array(value.shape, np.int32)
 
     def remove(self, operator: Any, kept: int) -> None:
         """Remove an operation of one output; those that read it read `kept` instead."""

@@ -28,7 +28,7 @@ from agent.compute.tflite.model import TensorSpec
 from agent.compute.tflite.read import read_modelfile
 from agent.errors import ModelError
 from agent.models.library import installed_runtime
-from agent.optimise.evaluation.timing import busy_remark, least_ms, time_turns
+from agent.optimise.evaluation.timing import least_ms, time_turns
 from agent.optimise.graph.fixed_shapes import fix_shapes
 from agent.optimise.graph.fusion import fuse_activations, fuse_batch_norm, remove_identities
 from agent.optimise.graph.objects import DAMAGE, Graph, compact, dump, graphs, load
@@ -189,14 +189,12 @@ class Comparison(Struct, frozen=True):
         last_bits: largest difference of a quantised output, in steps of its scale.
         relative: largest difference of a float output, as a share of the largest value of that output.
         before_ms, after_ms: time of an inference, all signatures together, see `least_ms`.
-        busy: remark if other work has disturbed these times.
     """
 
     last_bits: float
     relative: float
     before_ms: float
     after_ms: float
-    busy: str = ""
 
 
 def compare(
@@ -220,7 +218,7 @@ def compare(
     Raises:
         ModelError, BackendError: one of them cannot be opened or run.
     """
-    random, differences, times, busy = np.random.default_rng(_SEED), [(0.0, 0.0)], np.zeros(2), ""
+    random, differences, times = np.random.default_rng(_SEED), [(0.0, 0.0)], np.zeros(2)
     with ExitStack() as opened:
         first, second = (opened.enter_context(closing(_open(content, path))) for content in (before, after))
         for variant in _manifest(before).variants:
@@ -230,11 +228,9 @@ def compare(
             progress(f"signature {variant.signature or variant.name}: answers")
             differences += _compare_answers(first, second, random, inputs)
             progress(f"signature {variant.signature or variant.name}: times")
-            turns = time_turns((first, second), rounds)
-            times += [least_ms(one) for one in turns]
-            busy = busy_remark(turns) or busy
+            times += [least_ms(one) for one in time_turns((first, second), rounds)]
     bits, shares = (max(values) for values in zip(*differences, strict=True))
-    return Comparison(bits, shares, float(times[0]), float(times[1]), busy)
+    return Comparison(bits, shares, float(times[0]), float(times[1]))
 
 
 def _compare_answers(

@@ -207,6 +207,5 @@ def _round(graph: Graph, operator: Any, scales: Mapping[str, Scale]) -> None:
         for one in graph.operators:
             one.inputs = [real if taken == index else taken for taken in one.inputs]
         graph.table.outputs = [real if given == index else given for given in graph.outputs]
-        back = conversion(graph, "DEQUANTIZE", integers, real)
-        graph.insert(back, operator)
+        graph.insert(conversion(graph, "DEQUANTIZE", integers, real), operator)
         graph.insert(conversion(graph, "QUANTIZE", index, integers), operator)

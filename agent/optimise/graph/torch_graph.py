@@ -63,23 +63,20 @@ class TorchGraph(nn.Module):
         layers: operations with weights.
     """
 
-    def __init__(self, model: Any, number: int = 0) -> None:
-        """Read a subgraph.
-
-        Args:
-            model: `ModelT` of a float file.
-            number: of the subgraph.
+    def __init__(self, model: Any) -> None:
+        """Read the first graph of a float file in object form.
 
         Raises:
             ModelError: an operation that is not supported, weights that are not float or not constant.
         """
         super().__init__()
-        self.graph = Graph(model, model.subgraphs[number])
+        self.graph = Graph(model, model.subgraphs[0])
         self.inputs, self.outputs = list(self.graph.inputs), list(self.graph.outputs)
         self.parameters_by_buffer = nn.ParameterDict()
         self._constants: dict[int, Tensor] = {}
         self.operations = [self._read(operator) for operator in self.graph.operators]
         self.layers = [layer for layer in map(self._layer, self.operations) if layer]
+        self._layer_at = {layer.operation.outputs[0]: layer for layer in self.layers}
         self._last = {index: at for at, one in enumerate(self.operations) for index in one.inputs}
 
     def name(self, index: int) -> str:
@@ -160,7 +157,7 @@ class TorchGraph(nn.Module):
     def _weighted(
         self, operation: GraphOperation, values: Mapping[int, Tensor], overrides: GraphOverrides
     ) -> Tensor:
-        layer = self._by_operation(operation)
+        layer = self._layer_at[operation.outputs[0]]
         weights, bias = overrides.weights.get(layer.key), overrides.biases.get(layer.key)
         if weights is None:
             weights = self.weights(layer)
@@ -170,11 +167,6 @@ class TorchGraph(nn.Module):
         if overrides.layer:
             result = overrides.layer(layer, values[operation.inputs[0]], result)
         return _activated(result, operation.options.fusedActivationFunction)
-
-    def _by_operation(self, operation: GraphOperation) -> WeightedLayer:
-        if not hasattr(self, "_layers_by_output"):
-            self._layers_by_output = {layer.operation.outputs[0]: layer for layer in self.layers}
-        return self._layers_by_output[operation.outputs[0]]
 
 
 def linear(layer: WeightedLayer, x: Tensor, weights: Tensor, bias: Tensor | None) -> Tensor:

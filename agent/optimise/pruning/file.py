@@ -288,8 +288,7 @@ def _report(
     model: Model, content: bytes, examples: Examples, history: PruneHistory, recipe: Recipe, command: str
 ) -> OptimiseReport:
     scores = [score(one, examples, model.manifest) for one in (model.content, content)]
-    busy: list[str] = []
-    times = time_ms([model.content, content], busy=busy.append)
+    times = time_ms([model.content, content])
     gone = history.points[-1].sparsity
     unit = "channels" if recipe.prune.structured else "connections"
     notes = [f"{gone:.1%} of the {unit} are gone, by {recipe.prune.ranked_by}"]
@@ -308,7 +307,6 @@ def _report(
         remarks=(
             *_remarks(before, after),
             *_rounded(gone, recipe.prune),
-            *busy,
             *examples.remarks,
         ),
     )

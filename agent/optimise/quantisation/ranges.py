@@ -101,8 +101,8 @@ def find_scales(
         leader: known.get(leader) or _scale(histograms, leader, readers.get(leader, {}))
         for leader in dict.fromkeys(leaders.values())
     }
-    names = leaders.keys() & {graph.name(index) for graph in graphs for index in graph.outputs}
-    for leader in {groups.leader(name) for name in names} - set(known):
+    ends = {graph.name(index) for graph in graphs for index in graph.outputs} & leaders.keys()
+    for leader in set(map(groups.leader, ends)) - set(known):
         by_leader[leader] = histograms.opened(leader, by_leader[leader])
     return ActivationScales(leaders, by_leader)
 

@@ -224,8 +224,6 @@ class _Job:
         if self._falls_back:
             self._recipe = replace(self._recipe, method="int8")
         self.chooses = recipe.method == "mixed" and not (request.method or text or request.qat or self._stages)
-        self._busy: list[str] = []
-        self._disturbed: list[str] = []
         self._roles = _roles(self._seen[0], self._held[0], known=self._is_known and self._decides)
         self.loss = self._losses(self._roles.deciding)
         self._loss_of_others = self._losses(self._roles.choosing)
@@ -308,10 +306,6 @@ class _Job:
         """Return False if the budget is missed by what training does not change: size or latency."""
         return not self._budget.missed(size=step.size, latency_ms=step.latency_ms)
 
-    def _slowed(self, step: StepResult) -> bool:
-        """Return True if the limit of latency is missed, and other work has disturbed the measurement."""
-        return bool(self._busy and self._budget.missed(latency_ms=step.latency_ms))
-
     def trained(self, found: QuantisedModel) -> QuantisedModel:
         """Train the quantised model further."""
         import_torch()  # nothing else here needs it
@@ -348,14 +342,12 @@ class _Job:
         found = self._score(content, self._roles.reported)
         both = [self.content, content]
         latency = self._times(both)[1]
-        self._disturbed += [f"{name}: {remark}" for remark in self._busy]
         size = len(self.file(content))
         return StepResult(name, found.metric, found.value, found.interval, size, latency)
 
     def _times(self, contents: Sequence[bytes]) -> list[float]:
-        self._busy.clear()  # the last measurement counts
         contents = [deepest(one) for one in contents] if self._stages else contents
-        return time_ms(contents, busy=self._busy.append)
+        return time_ms(contents)
 
     def report(self, found: QuantisedModel, steps: list[StepResult]) -> OptimiseReport:
         """Return the report on a result."""
@@ -380,9 +372,6 @@ class _Job:
         missed = self._budget.missed(size=last.size, loss=loss, latency_ms=last.latency_ms)
         if self.can_be_met(last) and missed:
             missed += self._disagreement(found, steps)
-        remarks += self._disturbed
-        if self._slowed(last):
-            missed += self._busy
         return OptimiseReport(
             "quantise",
             self._request.model,

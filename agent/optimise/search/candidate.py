@@ -251,9 +251,8 @@ class SearchCandidate:
         check_logits(content, self._space.source)
         few = self._space.data.seen.take(range(min(_FEW, len(self._space.data.seen))))
         found = quantise(content, [few], QuantiseRecipe(method="int8", examples=_FEW)).content
-        busy: list[str] = []
-        latency_ms = self._space.meter.measure(found, busy.append)
-        self._trial.note(busy="; ".join(busy), size=len(found), latency_ms=latency_ms)
+        latency_ms = self._space.meter.measure(found)
+        self._trial.note(size=len(found), latency_ms=latency_ms)
 
     def _figures(self, accuracy: float) -> Figures:
         return Figures(accuracy, self._trial.noted("latency_ms"), self._trial.noted("size"))

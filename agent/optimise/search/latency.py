@@ -7,7 +7,7 @@ import re
 import shlex
 import subprocess
 import tarfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, Protocol
 
 from agent.compute.infer.benchmark import Selection
@@ -32,8 +32,6 @@ home folder, so that they do not slow each other."""
 _HAS_VEDETTE = "command -v vedette > /dev/null"
 _OWN = re.compile(r"^vedette: (.+)$", re.MULTILINE)
 _CORES = re.compile(r", \d+ cores?\b")
-Busy = Callable[[str], None]
-_IDLE: Busy = lambda _: None  # noqa: E731
 
 
 class LatencyMeter(Protocol):
@@ -49,12 +47,8 @@ class LatencyMeter(Protocol):
     def check(self) -> None:
         """Check before the search that it can measure; raises as `measure`."""
 
-    def measure(self, content: bytes, busy: Busy = _IDLE) -> float:
+    def measure(self, content: bytes) -> float:
         """Return the time of an inference of a `.tflite` file, ms.
-
-        Args:
-            content: of the file.
-            busy: called with a remark if other work has disturbed the measurement, where that is known.
 
         Raises:
             ModelError: the file cannot be run. FleetError: the board cannot be asked.
@@ -75,8 +69,8 @@ class LocalMeter:
     def check(self) -> None:
         """Do nothing: this machine is there."""
 
-    def measure(self, content: bytes, busy: Busy = _IDLE) -> float:
-        return time_ms([content], self._rounds, busy=busy)[0]
+    def measure(self, content: bytes) -> float:
+        return time_ms([content], self._rounds)[0]
 
 
 class BoardMeter:
@@ -104,7 +98,7 @@ class BoardMeter:
         if self._run(_HAS_VEDETTE, b"").returncode:
             raise FleetError(f"{self._board}: has no command `vedette`: install it there")
 
-    def measure(self, content: bytes, busy: Busy = _IDLE) -> float:
+    def measure(self, content: bytes) -> float:
         done = self._run(_REMOTE, _archive(content, self._manifest))
         if done.returncode:
             raise ModelError(f"{self._board}: vedette bench failed: {_reason(done.stderr)}")

@@ -46,7 +46,6 @@ class TrialResult(Struct, frozen=True):
         worker: host and process.
         front: True: no other trial beats it.
         origin: number of the trial that it continues; its own if it continues none.
-        busy: remark if other work has disturbed the measurement of the latency.
     """
 
     number: int
@@ -60,7 +59,6 @@ class TrialResult(Struct, frozen=True):
     worker: str = ""
     front: bool = False
     origin: int = -1
-    busy: str = ""
 
 
 class SearchResult(Struct, frozen=True):
@@ -141,7 +139,6 @@ def _trial(one: Any) -> TrialResult:
         reason=facts.get("reason", ""),
         worker=facts.get("worker", ""),
         origin=facts.get("origin", one.number),
-        busy=facts.get("busy", ""),
     )
 
 
@@ -217,6 +214,6 @@ def _report(trial: TrialResult, own: Mapping[str, Any], facts: Mapping[str, Any]
         examples=f"{facts['examples']}; {unseen['count']} of them for this score",
         budget=facts["budget"],
         steps=(step,),
-        remarks=(compared, *filter(None, [trial.busy])),
+        remarks=(compared,),
         learned=tuple(facts.get("learned", ())),
     )

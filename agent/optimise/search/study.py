@@ -46,7 +46,7 @@ _ATTEMPTS = 3
 """Workers that may die on a trial before it fails."""
 _STARTUP = 10
 """Trials that are drawn at random before the sampler learns from them."""
-_INHERITED = ("origin", "latency_ms", "busy", "size", "rungs")
+_INHERITED = ("origin", "latency_ms", "size", "rungs")
 
 optuna.logging.set_verbosity(optuna.logging.ERROR)
 

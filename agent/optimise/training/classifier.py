@@ -210,15 +210,13 @@ def finished(
         output: of its manifest.
         report: with one step, the examples, remarks and what was learned from.
     """
-    busy: list[str] = []
-    latency_ms = time_ms([exported.content], busy=busy.append)[0]
+    latency_ms = time_ms([exported.content])[0]
     report = replace(
         report,
         sha256_after=hashlib.sha256(exported.content).hexdigest(),
         machine=describe_machine(),
         command=request.command,
         steps=(replace(report.steps[0], size=len(exported.content), latency_ms=latency_ms),),
-        remarks=(*report.remarks, *busy),
     )
     keys = {
         "input": {"order": "rgb", "mean": list(PREPARATION.mean), "std": list(PREPARATION.std)},

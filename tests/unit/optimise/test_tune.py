@@ -25,7 +25,7 @@ MODEL = Model(FLOAT, hashlib.sha256(FLOAT).hexdigest(), MANIFEST, "colours.tflit
 TIMES = {FLOAT: 10.0, INT8: 4.0, UINT8: 4.05}
 
 
-def times(contents: Sequence[bytes], busy: Progress) -> list[float]:
+def times(contents: Sequence[bytes]) -> list[float]:
     return [TIMES.get(content, 4.0) for content in contents]
 
 
@@ -145,7 +145,7 @@ def test_a_budget_that_cannot_be_met_says_how_near_it_came() -> None:
 
 def slower(times: float) -> Meters:
     """Say that what a step makes takes so many times as long."""
-    return Meters(lambda contents, _: [1.0 if one == FLOAT else times for one in contents], *METERS[1:])
+    return Meters(lambda contents: [1.0 if one == FLOAT else times for one in contents], *METERS[1:])
 
 
 def test_what_is_nearer_to_a_budget_of_size_is_kept_though_it_is_slower() -> None:
@@ -164,14 +164,14 @@ def test_what_is_nearer_to_a_budget_of_size_is_kept_though_it_is_slower() -> Non
 
 
 def test_a_small_network_that_gets_slower_is_kept_for_its_size_and_that_is_told() -> None:
-    short = Meters(lambda contents, _: [0.015 if one == FLOAT else 0.023 for one in contents], *METERS[1:])
+    short = Meters(lambda contents: [0.015 if one == FLOAT else 0.023 for one in contents], *METERS[1:])
     found = tune(MODEL, examples(), [gives(INT8)], Budget(), meters=short)
     assert found.content == INT8
     assert found.report.remarks[0].startswith("slower than the model as it was on this machine, 0.023 ms")
 
 
 def test_times_that_nobody_can_tell_apart_are_the_same() -> None:
-    short = Meters(lambda contents, _: [0.02 if one == FLOAT else 0.021 for one in contents], *METERS[1:])
+    short = Meters(lambda contents: [0.02 if one == FLOAT else 0.021 for one in contents], *METERS[1:])
     assert tune(MODEL, examples(), [gives(INT8)], Budget(), meters=short).content == INT8
 
 
@@ -228,7 +228,7 @@ def test_reasons_of_steps_that_failed_are_kept_and_those_left_out_are_no_failure
 
 @pytest.mark.parametrize(("again", "kept"), [(10.0, True), (14.0, False)])
 def test_a_gain_within_what_the_model_differs_from_itself_does_not_count(again: float, kept: bool) -> None:
-    def unsteady(contents: Sequence[bytes], busy: Progress) -> list[float]:
+    def unsteady(contents: Sequence[bytes]) -> list[float]:
         same = contents[0] == contents[1]
         return [10.0, again] if same else [10.0, 8.0]
 
@@ -239,24 +239,10 @@ def test_a_gain_within_what_the_model_differs_from_itself_does_not_count(again: 
     assert step_of(found, "convert").kept is kept
 
 
-def test_a_machine_that_was_busy_is_told_with_the_step_and_beside_a_latency_that_is_missed() -> None:
-    def slowed(contents: Sequence[bytes], busy: Progress) -> list[float]:
-        if INT8 in contents:
-            busy("measured beside other work")
-        return times(contents, busy)
-
-    meters = METERS._replace(times=slowed)
-    told = "convert: measured beside other work"
-    for budget, missed in (("latency<1ms", True), ("latency<5ms", False), ("size<10B", False)):
-        report = tune(MODEL, examples(), [gives(INT8)], parse_budget(budget), meters=meters).report
-        assert report.remarks.count(told) == 1
-        assert (told in report.missed) is missed
-
-
 def test_a_time_is_its_own_measurement_and_the_model_before_is_compared_beside_it() -> None:
     """A busy moment makes the model before a step ten times as long as when it was measured itself."""
 
-    def busy_later(contents: Sequence[bytes], busy: Progress) -> list[float]:
+    def busy_later(contents: Sequence[bytes]) -> list[float]:
         return [2.0 if INT8 not in contents else {FLOAT: 20.0, INT8: 1.0}[content] for content in contents]
 
     report = tune(MODEL, examples(), [gives(INT8)], Budget(), meters=METERS._replace(times=busy_later)).report
@@ -273,7 +259,7 @@ def test_shares_of_the_time_are_of_the_operations() -> None:
     def profiler(model: Model) -> ModelProfile:
         return ModelProfile("", "", 1, 1, 0.004, 0.0015, rows, rows[2:])
 
-    meters = METERS._replace(times=lambda contents, _: [0.004] * len(contents), profiler=profiler)
+    meters = METERS._replace(times=lambda contents: [0.004] * len(contents), profiler=profiler)
     report = tune(MODEL, examples(), [], Budget(), meters=meters).report
     assert [(one.name, one.before_ms) for one in report.operations] == [("other", 0.0015), ("CONV_2D", 0.0)]
     assert "| CONV\\_2D | \\<0.001 |" in markdown(report)

@@ -100,12 +100,6 @@ def test_model_manifest_and_report_are_written(folder: Path) -> None:
     assert f"{folder / 'new.tflite'}: written, with .toml and .report.json beside it" in done.stderr
 
 
-def test_what_was_timed_beside_other_work_is_told(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("agent.optimise.evaluate.busy_remark", lambda _turns: "measured beside other work")
-    assert "measured beside other work" in call(folder).stdout
-    assert "measured beside other work" in json.loads((folder / "new.report.json").read_text())["remarks"]
-
-
 def test_channels_go_where_the_recipe_says_so(folder: Path) -> None:
     (folder / "recipe.toml").write_text(RECIPE.replace("[prune]", "[prune]\nstructured = true"))
     done = call(folder)

@@ -39,7 +39,7 @@ labels = "labels.txt"
 """
 
 
-def times(contents: Sequence[bytes], busy: Progress) -> list[float]:
+def times(contents: Sequence[bytes]) -> list[float]:
     """Say that the second file is faster: a model as small as this one is too quick to be timed."""
     return [10.0 if content == contents[0] else 8.0 for content in contents]
 
@@ -182,18 +182,3 @@ def test_a_checkpoint_that_is_refused_stays_and_nothing_is_written(
 
 def test_few_examples_are_refused(folder: Path) -> None:
     assert "8" in said(call(folder, "--data", str(folder / "x.npz"), "--limit", "7"))
-
-
-def test_a_machine_that_was_busy_is_told_on_the_terminal_and_in_the_reports(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def slowed(contents: Sequence[bytes], busy: Progress) -> list[float]:
-        busy("measured beside other work")
-        return times(contents, busy)
-
-    monkeypatch.setattr(tune_steps, "tune", partial(tune, meters=METERS._replace(times=slowed)))
-    done = call(folder, "--data", str(folder / "x.npz"))
-    assert done.exit_code == 0, said(done)
-    assert "before: measured beside other work" in done.stdout
-    for kind in ("json", "md"):
-        assert "before: measured beside other work" in (folder / f"out.report.{kind}").read_text()

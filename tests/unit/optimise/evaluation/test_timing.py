@@ -11,7 +11,7 @@ from agent.compute.infer.litert import CpuBackend
 from agent.compute.infer.session import BackendSpec, SessionOptions
 from agent.compute.infer.worker import WorkerSession
 from agent.models.library import open_whole_model
-from agent.optimise.evaluation.timing import busy_remark, has_waited, inference_ms, is_timed, least_ms, time_turns
+from agent.optimise.evaluation.timing import inference_ms, is_timed, least_ms, time_turns
 
 TRUE_MS = st.floats(0.005, 500.0)
 WAITS_MS = st.lists(st.floats(0.0, 1000.0), min_size=1, max_size=20)
@@ -38,28 +38,6 @@ def test_waiting_alone_does_not_change_a_time(true_ms: float, turns: list[list[f
 def test_one_turn_without_other_work_is_enough(true_ms: float, turns: list[tuple[list[float], float]]) -> None:
     disturbed = [turn(true_ms, *waits, slower=slower) for waits, slower in turns]
     assert least_ms([*disturbed, turn(true_ms, 0.0, 0.0)]) == pytest.approx(true_ms)
-
-
-@given(TRUE_MS, st.integers(1, 20))
-def test_a_machine_that_does_nothing_else_gets_no_remark(true_ms: float, count: int) -> None:
-    assert busy_remark([[turn(true_ms, 0.0, 0.0)] * count]) == ""
-
-
-@given(TRUE_MS, st.floats(0.06, 100.0), st.integers(1, 20))
-def test_waiting_alone_gets_no_remark_since_it_is_left_out(true_ms: float, share: float, count: int) -> None:
-    waits = turn(true_ms, share * true_ms)
-    assert has_waited(waits)
-    assert busy_remark([[turn(true_ms, 0.0)] * count, [waits] * count]) == ""
-
-
-def test_least_times_that_differ_are_doubtful() -> None:
-    def slowed(*shares: float) -> list[TimingRun]:
-        return [turn(1.0, 1.0, slower=slower) for slower in shares]
-
-    told = busy_remark([slowed(1.0, 1.5, 1.6), slowed(1.0, 1.0, 1.0)])
-    assert "the least times differ by 60%" in told
-    assert "100% of the turns waited" in told
-    assert busy_remark([slowed(1.0, 1.03, 1.0, 1.8, 1.8, 1.8)]) == "", "the rest of the turns does not count"
 
 
 def test_a_clock_that_is_too_coarse_to_see_a_turn_gives_the_wall_time() -> None:

@@ -210,7 +210,7 @@ def decided(folder: Path, monkeypatch: pytest.MonkeyPatch, lost: Lost) -> Optimi
         return Score("top-1", value, len(some))
 
     monkeypatch.setattr("agent.optimise.quantisation.request.score", told)
-    monkeypatch.setattr("agent.optimise.quantisation.request.time_ms", lambda _, busy: [1.0, 1.0])
+    monkeypatch.setattr("agent.optimise.quantisation.request.time_ms", lambda _: [1.0, 1.0])
     monkeypatch.setattr(
         "agent.optimise.qat.train_quantised",
         lambda found, *_, **__: found._replace(content=trained),
@@ -313,7 +313,7 @@ def test_that_no_layer_has_4_bits_is_told_with_the_reason_unless_8_lose_too_much
         return Score("top-1", 0.5 if "int4" in read_modelfile(content).weights else int8, len(some))
 
     monkeypatch.setattr("agent.optimise.quantisation.request.score", told)
-    monkeypatch.setattr("agent.optimise.quantisation.request.time_ms", lambda _, busy: [1.0, 1.0])
+    monkeypatch.setattr("agent.optimise.quantisation.request.time_ms", lambda _: [1.0, 1.0])
     model = open_whole_model(str(write_model(tmp_path, float_file(classifier()))))
     examples_of(model, tmp_path)
     asked = QuantiseRequest(model.path, tmp_path / "x.npz", None, "mixed", "loss<1pp", qat=False)
@@ -328,7 +328,7 @@ def test_that_no_layer_has_4_bits_is_told_with_the_reason_unless_8_lose_too_much
 def test_that_the_result_is_slower_is_told(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, float_ms: float, int8_ms: float, is_told: bool
 ) -> None:
-    def timed(contents: list[bytes], busy: Any) -> list[float]:
+    def timed(contents: list[bytes]) -> list[float]:
         return [float_ms if content == model.content else int8_ms for content in contents]
 
     monkeypatch.setattr("agent.optimise.quantisation.request.time_ms", timed)
@@ -382,7 +382,7 @@ def least_size(content: bytes, examples: Examples, method: Method) -> int:
 def chosen_by_itself(folder: Path, monkeypatch: pytest.MonkeyPatch, float_ms: float) -> OptimiseReport:
     """Quantise where INT8 activations take 3 ms instead of 1, and float ones so much."""
 
-    def times(contents: Sequence[bytes], busy: Any) -> list[float]:
+    def times(contents: Sequence[bytes]) -> list[float]:
         kinds = [read_modelfile(one).ends("serving_default")[0][0].dtype for one in contents]
         return [1.0, 3.0 if kinds[1] == "uint8" else 1.0 if contents[0] == contents[1] else float_ms]
 
