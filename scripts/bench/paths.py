@@ -3,8 +3,9 @@
 The daemon runs in a process with a profiler in every thread, on the packaged clip, with a real mosquitto. A file
 counts if at least one of its functions is called. For the frame: in all threads but the daemon's own, the
 governor's and those of the board's sensors, which run by the clock, for two seconds up to the acknowledgement of
-an event. For the command, of a stream that is off: in all threads from its arrival to its answer, without the
-functions that these threads call by the clock. What runs at import does not count.
+an event. For the command, of a stream that is off: in all threads from its arrival to its answer, each of three
+times, without the functions that the daemon's own thread and those others call by the clock. What runs at import
+does not count.
 
 For the update: `vedette update apply FILE --here` in a process of its own, from its command line until a full
 bundle is committed, without the start of the program, which every command shares. Slots, journal, bundle,
@@ -18,6 +19,7 @@ event.
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -43,9 +45,9 @@ def main() -> None:
     common.arguments(__doc__ or "").parse_args()
     with tempfile.TemporaryDirectory() as name, common.mosquitto() as port:
         folder = Path(name)
-        frame = {file for own, file, _ in counted(folder / "frame", port, wait_event) if not own}
-        idle = {one for one in counted(folder / "idle", port, wait) if one[0]}
-        command = {file for _, file, _ in counted(folder / "command", port, send_command) - idle}
+        frame = {file for own, file, _ in counted(folder / "frame", port, wait_event)[0] if not own}
+        idle, *answers = counted(folder / "command", port, send_commands)
+        command = {file for _, file, _ in set.intersection(*answers) - {one for one in idle if one[0]}}
         update = counted_update(folder)
         sizes = counted_modules(folder / "loaded", port)
     paths = {"frame": frame, "command": command, "update": update}
@@ -59,8 +61,8 @@ def main() -> None:
     common.conclude("paths", figures, {name: f"<= {limit}" for name, limit in MOST.items()})
 
 
-def counted(folder: Path, port: int, occasion: Any) -> set[tuple[bool, str, str]]:
-    """Return what ran between two signals to a daemon of its own: whether in its own thread, file, function."""
+def counted(folder: Path, port: int, occasion: Any) -> list[set[tuple[bool, str, str]]]:
+    """Return what ran after each signal to a daemon: whether in its own thread, file, function."""
     folder.mkdir()
     config, out = folder / "vedette.toml", folder / "files"
     config.write_text(
@@ -75,7 +77,8 @@ def counted(folder: Path, port: int, occasion: Any) -> set[tuple[bool, str, str]
         return signal.SIGUSR2
 
     rows = told_by("--run", config, out, profile)
-    return {(row[0] == "+", *row[1:].split("\t")) for row in rows}  # type: ignore[misc]
+    rounds = json.loads("".join(rows))
+    return [{(own, file, function) for own, file, function in one} for one in rounds]
 
 
 def told_by(
@@ -136,26 +139,17 @@ def wait_event(device: str, port: int, daemon: subprocess.Popen[bytes]) -> None:
     time.sleep(0.3)
 
 
-def switched_off(device: str, port: int, daemon: subprocess.Popen[bytes]) -> list[str]:
-    """Switch the stream off, wait, begin to profile; return how a command to it begins."""
+def send_commands(device: str, port: int, daemon: subprocess.Popen[bytes]) -> None:
+    """Profile a daemon with nothing to do, then three commands, of a stream that is off: no frame is counted."""
     next(events(port, device))
     ask = [sys.executable, "-m", "agent", "command", "--host", "127.0.0.1", "--port", str(port), device, "bench"]
     subprocess.run([*ask, "enabled", "off"], check=True, cwd=common.ROOT, stdout=subprocess.DEVNULL)
     time.sleep(6)  # the stream has stopped, and its state was published
     daemon.send_signal(signal.SIGUSR1)
-    return ask
-
-
-def wait(device: str, port: int, daemon: subprocess.Popen[bytes]) -> None:
-    """Profile a daemon with nothing to do."""
-    switched_off(device, port, daemon)
     time.sleep(12)
-
-
-def send_command(device: str, port: int, daemon: subprocess.Popen[bytes]) -> None:
-    """Profile one command, of a stream that is off, so that no frame is counted."""
-    ask = switched_off(device, port, daemon)
-    subprocess.run([*ask, "threshold", "0.4"], check=True, cwd=common.ROOT, stdout=subprocess.DEVNULL)
+    for threshold in ("0.4", "0.5", "0.6"):
+        daemon.send_signal(signal.SIGUSR1)
+        subprocess.run([*ask, "threshold", threshold], check=True, cwd=common.ROOT, stdout=subprocess.DEVNULL)
 
 
 def events(port: int, device: str) -> Iterator[int]:
@@ -170,8 +164,8 @@ def events(port: int, device: str) -> Iterator[int]:
 
 
 def run(config: str, out: str) -> None:
-    """Run the daemon with a profiler, which SIGUSR1 turns on and SIGUSR2 off."""
-    seen: set[tuple[bool, str, str]] = set()
+    """Run the daemon with a profiler, which begins to count anew at SIGUSR1, and ends at SIGUSR2."""
+    rounds: list[set[tuple[bool, str, str]]] = []
     on, own = threading.Event(), threading.get_ident()
     by_clock = threading.local()
 
@@ -181,15 +175,18 @@ def run(config: str, out: str) -> None:
             if not hasattr(by_clock, "is_it"):
                 name = threading.current_thread().name
                 by_clock.is_it = threading.get_ident() == own or name.startswith(BY_CLOCK)
-            seen.add((by_clock.is_it, code.co_filename, code.co_qualname))
+            rounds[-1].add((by_clock.is_it, code.co_filename.removeprefix(AGENT), code.co_qualname))
 
     def off(*_: Any) -> None:
         on.clear()
-        rows = [f"{'-+'[main]}{file.removeprefix(AGENT)}\t{name}" for main, file, name in seen]
-        Path(out + ".new").write_text("\n".join(rows), encoding="utf-8")
+        Path(out + ".new").write_text(json.dumps([list(seen) for seen in rounds]), encoding="utf-8")
         Path(out + ".new").replace(out)
 
-    signal.signal(signal.SIGUSR1, lambda *_: on.set())
+    def begin(*_: Any) -> None:
+        rounds.append(set())
+        on.set()
+
+    signal.signal(signal.SIGUSR1, begin)
     signal.signal(signal.SIGUSR2, off)
     threading.setprofile(profile)
     sys.setprofile(profile)

@@ -47,7 +47,7 @@ Progress = Callable[[str], None]
 _QAT = "qat"
 _DOUBTFUL = 0.02
 _POOR = 0.05
-"""Loss of score, 0..1, from which float activations are tried."""
+"""Damage from which float activations are tried, see `_Measured`."""
 _JUDGED = 0.25
 """Share of the examples for calibration that a training does not see: they say whether its result is kept."""
 _CALIBRATION = "the {} for calibration"
@@ -125,39 +125,47 @@ def quantise_file(request: QuantiseRequest, progress: Progress, tell: Progress) 
         StorageError: the checkpoint cannot be read or written.
     """
     job = _Job(request, progress, tell)
-    steps = [job.measured("float", job.content)]  # in another process first, where a broken model does no harm
+    before = job.measured("float", job.content).step  # in another process first, where a crash does no harm
     found = job.quantised()
-    steps.append(job.measured("quantise", found.content))
-    if job.chooses and (why := _poor(*steps)):
+    integer = job.measured("quantise", found.content, before)
+    steps = [before, integer.step]
+    if job.chooses and (why := integer.poor(before)):
         other = job.quantised("dynamic")
-        step = job.measured("dynamic", other.content)
-        kept = _is_better(steps[0], step, steps[1])
-        steps.append(replace(step, kept=kept, notes=(why if kept else f"{why}: {_NO_BETTER_FLOAT}",)))
+        dynamic = job.measured("dynamic", other.content, before)
+        kept = dynamic.rank(before) < integer.rank(before)
+        steps.append(replace(dynamic.step, kept=kept, notes=(why if kept else f"{why}: {_NO_BETTER_FLOAT}",)))
         found = other if kept else found
     trains = request.qat or (request.qat is None and job.loses(found))
     if trains and job.can_be_met(steps[-1]):
         trained = job.trained(found)
         kept, notes = job.compared(found, trained)
-        steps.append(replace(job.measured(_QAT, trained.content), kept=kept, notes=notes))
+        steps.append(replace(job.measured(_QAT, trained.content).step, kept=kept, notes=notes))
         found = trained if kept else found
     return QuantisedFile(job.file(found.content), job.report(found, steps))
 
 
-def _poor(before: StepResult, after: StepResult) -> str:
-    """Say why float activations may be better than INT8 ones; empty: they are not."""
-    if (loss := _lost(before, after)) > _POOR:
-        return f"INT8 activations lose {loss * 100:.3g} pp"
-    slower = told_slower(before, after, "")
-    return f"INT8 activations take {after.latency_ms:.3g} ms instead of {before.latency_ms:.3g}" if slower else ""
+class _Measured(NamedTuple):
+    """A step, and what it does to the raw outputs.
 
+    Attributes:
+        step: with its score and time.
+        damage: of the score, or of the outputs as a share of their deviation, whichever is more; 0..1 and beyond.
+    """
 
-def _is_better(before: StepResult, one: StepResult, other: StepResult) -> bool:
-    """Return True if a model is better than another: it loses little, or less, and then if it is not slower."""
-    ranks = [
-        (_lost(before, found) > _POOR, bool(told_slower(before, found, "")), found.latency_ms or 0.0)
-        for found in (one, other)
-    ]
-    return ranks[0] < ranks[1]
+    step: StepResult
+    damage: float
+
+    def poor(self, before: StepResult) -> str:
+        """Say why float activations may be better than INT8 ones; empty: they are not."""
+        if self.damage > _POOR:
+            return f"INT8 activations lose {self.damage:.1%} of the score or of the outputs"
+        if told_slower(before, self.step, ""):
+            return f"INT8 activations take {self.step.latency_ms:.3g} ms instead of {before.latency_ms:.3g}"
+        return ""
+
+    def rank(self, before: StepResult) -> tuple[bool, bool, float]:
+        """Return what is less for the better of two models: it does little damage, and then is not slower."""
+        return self.damage > _POOR, bool(told_slower(before, self.step, "")), self.step.latency_ms or 0.0
 
 
 class _Roles(NamedTuple):
@@ -336,14 +344,16 @@ class _Job:
         elif steps[-1].name == "qat" and steps[-1].kept and self._budget.meets("loss", _lost(steps[0], steps[1])):
             yield _BETTER_UNTRAINED
 
-    def measured(self, name: str, content: bytes) -> StepResult:
+    def measured(self, name: str, content: bytes, before: StepResult | None = None) -> _Measured:
         """Score a file on the held-out examples, and time it against the float file."""
         self._progress(f"measuring {name}")
         found = self._score(content, self._roles.reported)
         both = [self.content, content]
         latency = self._times(both)[1]
         size = len(self.file(content))
-        return StepResult(name, found.metric, found.value, found.interval, size, latency)
+        step = StepResult(name, found.metric, found.value, found.interval, size, latency)
+        lost = _lost(before, step) if before else 0.0
+        return _Measured(step, max(lost, found.details.get("error", 0.0)))
 
     def _times(self, contents: Sequence[bytes]) -> list[float]:
         contents = [deepest(one) for one in contents] if self._stages else contents

@@ -39,6 +39,11 @@ from agent.optimise.tune import split
 FILES = BUILD / "foreign"
 QUICK = ("convolutions", "vision_transformer", "two_inputs", "branches")
 METHODS: tuple[Method, ...] = ("int8", "int4", "dynamic")
+PIXELS = """
+[input]
+mean = [127.5, 127.5, 127.5]
+std = [127.5, 127.5, 127.5]
+"""
 FAITHFUL = 0.95
 SLOWER = 1.1
 TARGETS = {
@@ -88,8 +93,9 @@ def placed(name: str, folder: Path) -> tuple[Path, Path]:
     stated = sorted(file.signatures[0].inputs.items())
     names = [file.subgraphs[0].tensors[index].name for _, index in stated]
     np.savez(data, **(dict(zip(names, arrays, strict=True)) if len(arrays) > 1 else {"x": arrays[0]}))
-    if arrays[0].ndim == 4 and arrays[0].shape[-1] in (1, 3):
-        model.with_suffix(".toml").write_text("[input]\npixels = false\n", encoding="utf-8")
+    if arrays[0].ndim == 4:
+        manifest = PIXELS if arrays[0].shape[-1] == 3 else "[input]\npixels = false\n"
+        model.with_suffix(".toml").write_text(manifest, encoding="utf-8")
     return model, data
 
 
@@ -105,6 +111,8 @@ def judged(found: QuantisedFile, model: Path, data: Path) -> Result:
     is_worse = ratio > SLOWER or len(found.content) > len(opened.content)
     size = len(found.content) / len(opened.content)
     print(f"fidelity {1 - error:6.3f}, {size:.2f} of the size, {ratio:.2f} of the time")
+    if is_worse and not told:
+        print(f"  not told: {found.report.remarks}")
     return Result(1 - error, is_worse_without_a_word=is_worse and not told)
 
 

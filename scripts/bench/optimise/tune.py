@@ -26,11 +26,11 @@ from agent.optimise.graph.from_torch import export
 from agent.optimise.report import OptimiseReport, StepResult
 from agent.optimise.tune_steps import TuneRequest, tune_file
 
-MEAN, STD = np.array((123.675, 116.28, 103.53), np.float32), np.array((58.395, 57.12, 57.375), np.float32)
+MEAN, STD = np.full(3, 127.0, np.float32), np.full(3, 128.0, np.float32)
 """Of ImageNet's pixels."""
 SIDE = 224
 FITTED, TESTED = 2000, 1000
-RIDGE = 100.0
+C = 0.003
 ALLOWED = 0.01
 MANIFEST = """
 [input]
@@ -55,14 +55,31 @@ def stranger(pictures: Dataset) -> Any:
     net._fc = nn.Identity()
     order = np.random.default_rng(0).permutation(len(pictures.labels))[:FITTED]
     features = np.concatenate([seen(net, pictures.pictures[part]) for part in np.array_split(order, 40)])
-    mean = features.mean(axis=0)
-    known, wanted = features - mean, np.eye(10)[pictures.labels[order]] - 0.1
-    weight = np.linalg.solve(known.T @ known + RIDGE * np.eye(known.shape[1]), known.T @ wanted)
-    net._fc = nn.Linear(*weight.shape)
+    weight, bias = regressed(features, pictures.labels[order])
+    net._fc = nn.Linear(*weight.shape[::-1])
     with torch.no_grad():
-        net._fc.weight.copy_(torch.from_numpy(10 * weight.T))
-        net._fc.bias.copy_(torch.from_numpy(-10 * mean @ weight))
+        net._fc.weight.copy_(weight)
+        net._fc.bias.copy_(bias)
     return net
+
+
+def regressed(features: NDArray[Any], labels: NDArray[Any]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Weight and bias of a logistic regression on standardised features."""
+    mean, deviation = torch.from_numpy(features.mean(0)), torch.from_numpy(features.std(0) + 1e-6)
+    known, wanted = (torch.from_numpy(features) - mean) / deviation, torch.from_numpy(labels.astype(np.int64))
+    weight = torch.zeros(10, known.shape[1], dtype=known.dtype, requires_grad=True)
+    bias = torch.zeros(10, dtype=known.dtype, requires_grad=True)
+    search = torch.optim.LBFGS([weight, bias], max_iter=300, line_search_fn="strong_wolfe")
+
+    def loss() -> torch.Tensor:
+        search.zero_grad()
+        found = nn.functional.cross_entropy(known @ weight.T + bias, wanted, reduction="sum")
+        (found := C * found + weight.square().sum() / 2).backward()
+        return found
+
+    search.step(loss)  # type: ignore[no-untyped-call]
+    weight = weight.detach() / deviation
+    return weight, bias.detach() - weight @ mean
 
 
 def seen(net: Any, pictures: NDArray[Any]) -> NDArray[np.float64]:
