@@ -144,13 +144,13 @@ class TrainingStep(Struct, frozen=True):
     Attributes:
         done: steps done, 1 to `total`.
         total: steps of the run.
-        loss: of this step.
+        loss: of this step; None: nothing is trained yet, the pictures are only run through what stays.
         epoch: the epoch that this step completes; None: it completes none.
     """
 
     done: int
     total: int
-    loss: float
+    loss: float | None
     epoch: TrainingEpoch | None = None
 
 

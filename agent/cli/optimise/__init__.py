@@ -184,27 +184,37 @@ def tune(model: str, out: Path, limit: int | None, **options: Any) -> None:
 
 
 @optimise.command()
-@click.argument("network", metavar="tiny|detector|PATH.py:FACTORY")
+@click.argument("network", metavar="efficientnet_lite0|tiny|detector|PATH.py:FACTORY")
 @_OUT
 @_DATA
 @click.option("--size", metavar="SIDE|HxW", help="Of the pictures the network takes; 128, of a detector 320.")
 @_WEIGHTS
 @_RECIPE
-@click.option("--epochs", type=NumberRange(0.0, 1e6, min_open=True), help="Passes over the pictures.")
+@click.option(
+    "--epochs",
+    type=NumberRange(0.0, 1e6, min_open=True),
+    help="Passes over the pictures; of efficientnet_lite0 those of its last blocks, by default none.",
+)
 @_LIMIT
 @_FORCE
 @_JSON
 def train(network: str, out: Path, **options: Any) -> None:
     """Train a classifier or a detector, and write the float model OUT with its manifest and reports.
 
-    NETWORK is `tiny`, a classifier of three stages of convolutions; `detector`, which learns boxes; or a function
-    that returns a torch.nn.Module, a classifier, and may take the number of classes as `classes`. OUT.pt are its
-    weights: the steps `prune` and `tune` take NETWORK as --module, and OUT.pt as --weights.
+    The network is one of
+
+    \b
+    efficientnet_lite0  a classifier that knows things and animals already, and learns yours in seconds
+    tiny                a classifier of three stages of convolutions, from nothing, in minutes; small
+    detector            learns boxes, from nothing
+
+    or a function that returns a torch.nn.Module, a classifier, and may take the number of classes as `classes`.
+    OUT.pt are its weights: the steps `prune` and `tune` take the network as --module, and OUT.pt as --weights.
 
     One part of the examples is for training, on the other the result is measured; steps with the same recipe and
     the same --limit divide them the same way. An interrupted run goes on from its checkpoint, in the folder
     OUT.work.
-    """
+    """  # noqa: D301
     from agent.cli.optimise.steps import train_and_write
 
     train_and_write(network, out, **options, command=_command())

@@ -266,7 +266,8 @@ def _training() -> Callable[[TrainingStep], None]:
     def show(step: TrainingStep) -> None:
         if step.epoch is not None and step.epoch.accuracy is not None:
             accuracy[0] = f", accuracy {step.epoch.accuracy:.1%}"
-        show_progress(f"training {step.done * 100 // step.total} %{accuracy[0]}, loss {step.loss:.3f}")
+        share = f"{step.done * 100 // step.total} %{accuracy[0]}"
+        show_progress(f"training {share}, loss {step.loss:.3f}" if step.loss is not None else f"looking {share}")
 
     return show
 

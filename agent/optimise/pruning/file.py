@@ -281,6 +281,7 @@ class _Counter:
 
     def __call__(self, step: TrainingStep) -> None:
         self._done += 1
+        assert step.loss is not None
         self._progress(PruningState(min(1.0, self._done / self._total), step.loss))
 
 

@@ -142,10 +142,11 @@ class TrainRecipe(Struct, frozen=True, forbid_unknown_fields=True):
     """`[train]`: training, and the anneal of `prune`.
 
     Attributes:
-        epochs: passes over the data; may be a fraction; 0: as many as make 1,500 steps, and at least 12.
+        epochs: passes over the data; may be a fraction; 0: as many as make 1,500 steps, and at least 12; of
+            `efficientnet_lite0` none.
         batch: examples a step; 0: 16 to 1024, a sixteenth of the examples, with a learning rate in proportion; 16
-            of a detector.
-        learning_rate: at the peak; of a detector relative to the usual one.
+            of a detector, 64 of `efficientnet_lite0`.
+        learning_rate: at the peak; of a detector and of `efficientnet_lite0` relative to the usual one.
         decay: share of a weight that one step at the peak takes away.
         momentum: Nesterov's.
         label_smoothing: share of the target that is spread over all classes.

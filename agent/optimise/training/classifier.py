@@ -1,10 +1,4 @@
-"""Trains a classifier of pictures from the first weight on, and emits it as a float `.tflite` with a report.
-
-Networks that `vedette optimise train` knows by name.
-
-`tiny` has the residual blocks of He et al., Deep Residual Learning for Image Recognition (CVPR 2016), with one
-convolution each.
-"""
+"""Trains a classifier of pictures from the first weight on, and emits it as a float `.tflite` with a report."""
 
 from __future__ import annotations
 
@@ -20,7 +14,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 from numpy.typing import NDArray
 
-from agent.compute.manifest import InputManifest, Manifest, OutputManifest
+from agent.compute.manifest import Manifest, OutputManifest
 from agent.errors import DivergedError, ModelError
 from agent.optimise.data import Examples
 from agent.optimise.evaluate import score, time_ms
@@ -31,14 +25,21 @@ from agent.optimise.recipe import Recipe
 from agent.optimise.report import OptimiseReport, StepResult, describe_machine
 from agent.optimise.source import learned_sample
 from agent.optimise.train import TrainingSettings, TrainingStep, fit
-from agent.optimise.training.data import Shape, check_classes, check_logits, read_class_examples, untaught
+from agent.optimise.training.data import (
+    PREPARATION,
+    USUAL_SHAPE,
+    Shape,
+    check_classes,
+    check_logits,
+    read_class_examples,
+    untaught,
+)
 from agent.optimise.training.networks import SMALLEST
+from agent.optimise.training.transfer import LITE0, PretrainedClassifier, transfer
 from agent.optimise.tune import split
 from agent.storage.files import remove
 from agent.text import plain, plural
 
-PREPARATION = InputManifest(mean=(128.0,) * 3, std=(64.0,) * 3)
-"""One integer mean and one standard deviation: as INT8 the normalisation costs nothing."""
 CHECKPOINT = "train.checkpoint"
 _STEPS, _EPOCHS = 1500, 12.0
 """Steps and epochs that a training has at least."""
@@ -92,9 +93,10 @@ def read_pictures(path: Path, request: TrainRequest, recipe: Recipe) -> tuple[Ex
     Raises:
         ModelError: they cannot be read, are no pictures with classes, or too many for the memory.
     """
-    _check_side(request.network, request.shape)
+    shape = request.shape or (USUAL_SHAPE if request.network == LITE0 else None)
+    _check_side(request.network, shape)
     examples, count = read_class_examples(
-        path, request.shape, PREPARATION, limit=recipe.data.limit, source=request.network
+        path, shape, PREPARATION, limit=recipe.data.limit, source=request.network
     )
     if count < 2:
         raise ModelError(f"{examples.description}: a classifier needs two classes or more")
@@ -151,19 +153,19 @@ def train_classifier(
     module, parameters = build_network(request, len(names))
     exported = _checked(module, request.network, shape, len(names))
     settings = _settings(recipe, shape, len(seen), request.epochs)
+    pretrained = isinstance(module, PretrainedClassifier)
+    epochs = request.epochs or 0.0 if pretrained else settings.epochs
     learned = learned_sample(seen, known=learned_of(request.weights))
-    tell(plan_of(seen, measured, exported, settings))
+    tell(plan_of(seen, measured, exported, epochs))
     for line in untaught(_labels(seen), _labels(measured), names):
         tell(line)
-    fit(
-        module,
-        training_inputs(seen, PREPARATION),
-        _labels(seen),
-        settings,
-        checkpoint=request.folder and request.folder / CHECKPOINT,
-        test=(training_inputs(measured, PREPARATION), _labels(measured)),
-        progress=progress,
-    )
+    data = training_inputs(seen, PREPARATION), _labels(seen)
+    test = training_inputs(measured, PREPARATION), _labels(measured)
+    checkpoint = request.folder and request.folder / CHECKPOINT
+    if pretrained:
+        transfer(module, *data, recipe.train, epochs, checkpoint=checkpoint, test=test, progress=progress)
+    else:
+        fit(module, *data, settings, checkpoint=checkpoint, test=test, progress=progress)
     exported = export_trained(module.cpu(), shape, request.folder)
     output = OutputManifest("classify", tuple(names), options={"logits": True})
     found = score(exported.content, measured, Manifest(request.network, output, PREPARATION))
@@ -183,12 +185,12 @@ def train_classifier(
     return finished(request, module, parameters, exported, output, report)
 
 
-def plan_of(seen: Examples, measured: Examples, exported: ImportedModule, settings: TrainingSettings) -> str:
+def plan_of(seen: Examples, measured: Examples, exported: ImportedModule, epochs: float) -> str:
     """Return in a line what is going to be done."""
     return (
         f"{plural(len(seen), 'example')} to learn from, {len(measured)} to measure on; "
         f"{exported.parameters} parameters, {exported.multiply_adds / 1e6:.1f} million multiply-adds; "
-        f"{plural(float(settings.epochs), 'epoch')}"
+        f"{plural(float(epochs), 'epoch') if epochs else 'the last layer alone'}"
     )
 
 

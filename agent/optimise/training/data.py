@@ -23,6 +23,9 @@ from agent.text import plain, plural
 _MOST, _SHOWN = 10_000, 5
 Shape = tuple[int, int, int]
 """Height, width, channels."""
+PREPARATION = InputManifest(mean=(128.0,) * 3, std=(64.0,) * 3)
+"""One integer mean and one standard deviation: as INT8 the normalisation costs nothing."""
+USUAL_SHAPE: Shape = (128, 128, 3)
 
 
 def read_class_examples(
@@ -94,7 +97,7 @@ def usual_shape(content: FoundData) -> Shape:
     if isinstance(content.pictures, np.ndarray) and content.pictures.ndim == 4:
         height, width = content.pictures.shape[1:3]
         return int(height), int(width), 3
-    return 128, 128, 3
+    return USUAL_SHAPE
 
 
 def _count(path: Path, names: Sequence[str], classes: NDArray[np.int64]) -> int:

@@ -37,7 +37,6 @@ from agent.optimise.train import TrainingSettings, TrainingStep, fit
 from agent.optimise.training.boxes import BoxAugmentation, BoxAugmenter, DetectionLoss
 from agent.optimise.training.classifier import (
     CHECKPOINT,
-    PREPARATION,
     TrainedNetwork,
     TrainRequest,
     build_network,
@@ -47,7 +46,7 @@ from agent.optimise.training.classifier import (
     finished,
     plan_of,
 )
-from agent.optimise.training.data import Shape, untaught
+from agent.optimise.training.data import PREPARATION, Shape, untaught
 from agent.optimise.training.networks import BINS, SMALLEST_BOXED, STRIDES, detector
 from agent.optimise.tune import split
 from agent.text import plain, plural
@@ -130,7 +129,7 @@ def train_detector(
     exported = export_network(module.eval(), shape, OUTPUTS)
     settings = _settings(recipe, len(seen), request.epochs)
     learned = learned_sample(seen, known=learned_of(request.weights))
-    tell(plan_of(seen, measured, exported, settings))
+    tell(plan_of(seen, measured, exported, settings.epochs))
     for line in untaught(_classes_of(objects), _classes_of(others), names):
         tell(line)
     _fit(module, training_inputs(seen, PREPARATION), objects, settings, recipe, request, progress)

@@ -15,6 +15,8 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from agent.optimise.training.transfer import LITE0, PretrainedClassifier
+
 _STEM, _WIDTHS = 24, (48, 96, 192)
 
 
@@ -52,9 +54,9 @@ def tiny(classes: int) -> nn.Module:
     return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(inputs, classes))
 
 
-NETWORKS: dict[str, Callable[[int], nn.Module]] = {"tiny": tiny}
+NETWORKS: dict[str, Callable[[int], nn.Module]] = {"tiny": tiny, LITE0: PretrainedClassifier}
 """Factories by name; each takes `classes`."""
-SMALLEST = {"tiny": 32}
+SMALLEST = {"tiny": 32, LITE0: 64}
 """Least side of their pictures, pixels."""
 
 

@@ -24,13 +24,13 @@ from torch import nn
 
 from agent.optimise.graph.from_torch import export
 from agent.optimise.report import OptimiseReport, StepResult
+from agent.optimise.training.transfer import regression
 from agent.optimise.tune_steps import TuneRequest, tune_file
 
 MEAN, STD = np.full(3, 127.0, np.float32), np.full(3, 128.0, np.float32)
 """Of ImageNet's pixels."""
 SIDE = 224
 FITTED, TESTED = 2000, 1000
-C = 0.003
 ALLOWED = 0.01
 MANIFEST = """
 [input]
@@ -55,31 +55,12 @@ def stranger(pictures: Dataset) -> Any:
     net._fc = nn.Identity()
     order = np.random.default_rng(0).permutation(len(pictures.labels))[:FITTED]
     features = np.concatenate([seen(net, pictures.pictures[part]) for part in np.array_split(order, 40)])
-    weight, bias = regressed(features, pictures.labels[order])
+    weight, bias = regression(torch.from_numpy(features).float(), pictures.labels[order], 10).folded()
     net._fc = nn.Linear(*weight.shape[::-1])
     with torch.no_grad():
         net._fc.weight.copy_(weight)
         net._fc.bias.copy_(bias)
     return net
-
-
-def regressed(features: NDArray[Any], labels: NDArray[Any]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Weight and bias of a logistic regression on standardised features."""
-    mean, deviation = torch.from_numpy(features.mean(0)), torch.from_numpy(features.std(0) + 1e-6)
-    known, wanted = (torch.from_numpy(features) - mean) / deviation, torch.from_numpy(labels.astype(np.int64))
-    weight = torch.zeros(10, known.shape[1], dtype=known.dtype, requires_grad=True)
-    bias = torch.zeros(10, dtype=known.dtype, requires_grad=True)
-    search = torch.optim.LBFGS([weight, bias], max_iter=300, line_search_fn="strong_wolfe")
-
-    def loss() -> torch.Tensor:
-        search.zero_grad()
-        found = nn.functional.cross_entropy(known @ weight.T + bias, wanted, reduction="sum")
-        (found := C * found + weight.square().sum() / 2).backward()
-        return found
-
-    search.step(loss)  # type: ignore[no-untyped-call]
-    weight = weight.detach() / deviation
-    return weight, bias.detach() - weight @ mean
 
 
 def seen(net: Any, pictures: NDArray[Any]) -> NDArray[np.float64]:

@@ -125,7 +125,10 @@ def test_an_interrupted_run_goes_on(folder: Path, monkeypatch: pytest.MonkeyPatc
 @pytest.mark.parametrize(
     ("network", "told"),
     [
-        ("tyni", "tyni: there is no such network: expected tiny, detector, or path.py:factory"),
+        (
+            "tyni",
+            "tyni: there is no such network: expected tiny, efficientnet_lite0, detector, or path.py:factory",
+        ),
         ("missing.py:build", "missing.py: no such file"),
         ("net.onnx", "expected path.py:factory"),
     ],

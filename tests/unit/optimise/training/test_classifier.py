@@ -67,7 +67,7 @@ def test_a_trained_file_answers_as_its_module(data: Path, tmp_path: Path) -> Non
     with torch.no_grad():
         wanted = module(torch.from_numpy(examples.batch(range(8))).permute(0, 3, 1, 2)).numpy()
     from agent.compute.manifest import Manifest, OutputManifest
-    from agent.optimise.training.classifier import PREPARATION
+    from agent.optimise.training.data import PREPARATION
 
     manifest = Manifest("net", OutputManifest("classify", names, options={"logits": True}), PREPARATION)
     with open_content(found.content, manifest) as session:
