@@ -397,7 +397,7 @@ def _doubts(keys: _Keys, facts: ModelFacts, manifest: Manifest) -> Iterator[str]
     """Yield what the manifest lacks and cannot be guessed, and a normalisation that does not fit the model."""
     if manifest.audio is None and (found := _saturation(facts.inputs[0], manifest.input)):
         yield found
-    if manifest.audio is None and facts.inputs[0].picture and not _normalises(keys):
+    if manifest.input.pixels and manifest.audio is None and facts.inputs[0].picture and not _normalises(keys):
         yield f"[input] mean and std are left out: {facts.inputs[0].name} gets pixels as floats 0..255"
     if manifest.output.decoder == "keyword" and not manifest.output.labels:
         yield '[output] labels are left out: the word is reported as class0; set labels = ["the word"]'

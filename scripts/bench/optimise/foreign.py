@@ -45,7 +45,8 @@ mean = [127.5, 127.5, 127.5]
 std = [127.5, 127.5, 127.5]
 """
 FAITHFUL = 0.95
-SLOWER = 1.1
+SLOWER, CLOCK_MS = 1.1, 0.001
+"""Share of the time that counts as slower, and what two times differ by chance, as in the reports."""
 TARGETS = {
     "written": "== 1 of all files in int8, int4 and dynamic",
     "tracebacks": "== 0",
@@ -106,11 +107,12 @@ def judged(found: QuantisedFile, model: Path, data: Path) -> Result:
     reference = float_file(opened.content, shapes_of(opened.content, held_out))
     error = score(found.content, held_out, opened.manifest, reference=reference).details["error"]
     steps = [one for one in found.report.steps if one.kept]
-    ratio = (steps[-1].latency_ms or 0.0) / (steps[0].latency_ms or 1.0)
+    before, after = steps[0].latency_ms or 0.0, steps[-1].latency_ms or 0.0
     told = any("slower" in one or "larger" in one for one in found.report.remarks)
-    is_worse = ratio > SLOWER or len(found.content) > len(opened.content)
+    is_slower = after > max(SLOWER * before, before + CLOCK_MS)
+    is_worse = is_slower or len(found.content) > len(opened.content)
     size = len(found.content) / len(opened.content)
-    print(f"fidelity {1 - error:6.3f}, {size:.2f} of the size, {ratio:.2f} of the time")
+    print(f"fidelity {1 - error:6.3f}, {size:.2f} of the size, {after / before:.2f} of the time")
     if is_worse and not told:
         print(f"  not told: {found.report.remarks}")
     return Result(1 - error, is_worse_without_a_word=is_worse and not told)

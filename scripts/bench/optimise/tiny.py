@@ -7,8 +7,8 @@ of them and is measured on the fifth, each in its turn. Six defects of steel (NE
 
 With --network efficientnet_lite0, a network that knows pictures learns these sets, and 300 pictures each of three
 classes of CIFAR-10 (airplane, frog, truck), measured on 500 of each: its last layer alone, and four epochs of the
-last blocks as well. Of the castings it is measured on one fifth. Processor time is that of `train`, with reading and
-measuring.
+last blocks as well. Of the castings it is measured on one fifth. Processor time is that of `train`, with reading
+and measuring.
 """
 
 from __future__ import annotations

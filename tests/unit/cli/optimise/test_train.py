@@ -127,7 +127,7 @@ def test_an_interrupted_run_goes_on(folder: Path, monkeypatch: pytest.MonkeyPatc
     [
         (
             "tyni",
-            "tyni: there is no such network: expected tiny, efficientnet_lite0, detector, or path.py:factory",
+            "tyni: there is no such network: expected tiny, efficientnet_lite0, detector, or path.py",
         ),
         ("missing.py:build", "missing.py: no such file"),
         ("net.onnx", "expected path.py:factory"),
