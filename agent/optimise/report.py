@@ -9,7 +9,7 @@ import io
 import os
 import platform
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
@@ -151,48 +151,16 @@ def describe_machine() -> str:
 
 
 def read_report(path: Path) -> OptimiseReport:
-    """Read a report, also that of a step with keys of its own, which become notes.
+    """Read a report.
 
     Raises:
         ModelError: the file cannot be read, or is no report.
     """
     text = read_text(path)
     try:
-        data = msgspec.json.decode(text)
-        if isinstance(data, dict) and "steps" not in data:
-            return _of_other_keys(data)
-        return convert(data, OptimiseReport)
+        return convert(msgspec.json.decode(text), OptimiseReport)
     except NO_JSON as error:
         raise ModelError(f"{path}: not a report of `vedette optimise`: {error}") from None
-
-
-def _of_other_keys(data: dict[str, Any]) -> OptimiseReport:
-    """Convert a report whose keys are a step's own. Raises a ValueError if it names no step and model."""
-    model = data.get("model", data.get("module"))  # a module: an import, before which there was no file
-    for key, value in (("step", data.get("step")), ("model", model)):
-        if value is None:
-            raise ValueError(f"the key {key!r} is missing")
-    carried: dict[str, Any] = {
-        name: data[name] for name in ("sha256_before", "sha256_after", "learned") if name in data
-    }
-    notes = [
-        f"{name}: {value}"
-        for key in data
-        if key not in ["step", "model", "module", *carried]
-        for name, value in _flat(key, data[key])
-    ]
-    steps = [{"name": data["step"], "notes": notes}]
-    return convert({"step": data["step"], "model": model, "steps": steps, **carried}, OptimiseReport)
-
-
-def _flat(name: str, value: object) -> Iterator[tuple[str, object]]:
-    if isinstance(value, dict):
-        for key, inner in value.items():
-            yield from _flat(f"{name}.{key}", inner)
-    elif isinstance(value, float):
-        yield name, f"{value:.5g}"
-    else:
-        yield name, value
 
 
 class ReportTable(NamedTuple):

@@ -14,7 +14,7 @@ import hashlib
 from collections.abc import Callable, Collection
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from msgspec.structs import replace
 
@@ -97,20 +97,8 @@ def logits_keys(model: Model, content: bytes) -> dict[str, Any]:
     return {"output": {"options": {"logits": after == ("logits",)}}}
 
 
-class LearnedParts(NamedTuple):
-    """Examples of a step from which a model has learned.
-
-    Attributes:
-        seen: True: it was trained on the part for the steps.
-        doubts: a line if it was trained on examples that are held out.
-    """
-
-    seen: bool
-    doubts: tuple[str, ...]
-
-
-def learned_parts(model: Model, seen: Examples, held_out: Examples) -> LearnedParts:
-    """Compare the parts of a step's examples with what the model's report says of its training.
+def learned_doubts(model: Model, seen: Examples, held_out: Examples) -> tuple[str, ...]:
+    """Return a line if a model was trained on examples that are held out, as its report says.
 
     Args:
         model: with its report beside it; of one without, nothing is known.
@@ -120,13 +108,11 @@ def learned_parts(model: Model, seen: Examples, held_out: Examples) -> LearnedPa
     Raises:
         ModelError: an example cannot be read any more.
     """
-    known = _learned(model.path, model.sha256)
-    if not known:
-        return LearnedParts(False, ())
-    own, both = _digests(seen), known & _digests(held_out)
+    known = learned_before(model.path, model.sha256)
+    both = known & _digests(held_out) if known else set()
     # Of two that are equal, one may be in each part.
-    doubts = (_HELD_OUT.format(model.path, len(both), len(known)),) if both and not known <= own else ()
-    return LearnedParts(bool(known & own), doubts)
+    told = both and not known <= _digests(seen)
+    return (_HELD_OUT.format(model.path, len(both), len(known)),) if told else ()
 
 
 def judged_by_learned(model: Model, examples: Examples) -> tuple[str, ...]:
@@ -135,7 +121,7 @@ def judged_by_learned(model: Model, examples: Examples) -> tuple[str, ...]:
     Raises:
         ModelError: an example cannot be read any more.
     """
-    known = _learned(model.path, model.sha256)
+    known = learned_before(model.path, model.sha256)
     both = known & _digests(examples) if known else set()
     return (_AMONG.format(model.path, len(both), len(known)),) if both else ()
 
@@ -153,25 +139,17 @@ def learned_sample(
     Raises:
         ModelError: an example cannot be read any more.
     """
-    before = _learned(model.path, model.sha256) if model else set()
+    before = learned_before(model.path, model.sha256) if model else set()
     return tuple(sorted({*(_digests(examples) if examples else ()), *before, *known})[:_SAMPLE])
 
 
-def carried_keys(name_or_path: str, content: bytes, result: bytes) -> dict[str, Any]:
-    """Return keys for the report of a step that does not train, if it is known what the model has learned from.
+def learned_before(path: str, sha256: str) -> set[str]:
+    """Return the digests of examples in the report beside a model's file, which may have several manifests.
 
     Args:
-        name_or_path: of the model.
-        content: of its file.
-        result: the new file.
+        path: name or path of the model.
+        sha256: of its file; a report of another one does not count.
     """
-    before, after = (hashlib.sha256(one).hexdigest() for one in (content, result))
-    learned = sorted(_learned(name_or_path, before))
-    return {"sha256_before": before, "sha256_after": after, "learned": learned} if learned else {}
-
-
-def _learned(path: str, sha256: str) -> set[str]:
-    """Return the digests in the report of a model's file, which may have several manifests."""
     with suppress(ModelError):  # there is none
         found = read_report(report_path(model_path(path)))
         return set(found.learned) if found.sha256_after == sha256 else set()

@@ -22,7 +22,7 @@ from agent.optimise.inputs import examples_path
 from agent.optimise.recipe import Method, Recipe, RecipeFile, parse_recipe, read_recipe
 from agent.optimise.recipe.budget import Budget, parse_budget
 from agent.optimise.report import LayerResult
-from agent.optimise.source import learned_parts, learned_sample, logits_keys, open_source
+from agent.optimise.source import learned_doubts, learned_sample, logits_keys, open_source
 from agent.optimise.tune import (
     ModelState,
     Progress,
@@ -111,18 +111,17 @@ def tune_file(request: TuneRequest, progress: Progress, tell: Callable[[str], No
     for variant in model.manifest.variants:  # of the same examples, in the sizes of all variants
         examples = read_examples(path, model, variant.name, limit=limit)
         parts.append(split(examples, file.recipe.data.held_out))
-    is_known, doubts = learned_parts(model, *parts[0])
-    parts[0][1].remarks += doubts
+    parts[0][1].remarks += learned_doubts(model, *parts[0])
     for line in (examples.description, *parts[0][1].remarks):
         tell(line)
     if request.module:
         _check_pruning(model, parts[0][0], file, request)
     reported, judging = judged(parts[0][1])
-    seen, of_bits = [one for one, _ in parts], judging or reported if is_known else None
+    seen = [one for one, _ in parts]
     found = tune(
         model,
         reported,
-        steps_of(model, seen, file, budget, request, of_bits),
+        steps_of(model, seen, file, budget, request, judging or reported),
         budget,
         judging=judging,
         command=request.command,
@@ -184,7 +183,7 @@ def steps_of(
     recipe: RecipeFile,
     budget: Budget,
     request: TuneRequest,
-    judging: Examples | None = None,
+    judging: Examples,
 ) -> list[TuningStep]:
     """Return the steps for a model in their order.
 
@@ -203,7 +202,7 @@ def steps_of(
     method = recipe.recipe.quantise.method
     steps: list[TuningStep] = []
     for one in _METHODS.get(method, (method,)):
-        steps += quantise_steps(model, seen, recipe, budget, one, request.qat, request.folder, judging)
+        steps += quantise_steps(model, seen, recipe, budget, one, judging, request.qat, request.folder)
     again = [_if_pruned(one) for one in steps if not one.always] if request.module else []
     return [*steps, prune_step(model, seen[0], recipe.recipe, request, budget), *again, last]
 
@@ -221,9 +220,9 @@ def quantise_steps(
     recipe: RecipeFile,
     budget: Budget,
     method: Method,
+    judging: Examples,
     trains: bool = True,
     folder: Path | None = None,
-    judging: Examples | None = None,
 ) -> list[TuningStep]:
     """Return the step that quantises the float model by a method, and one that trains it afterwards.
 
@@ -236,15 +235,14 @@ def quantise_steps(
         recipe: what the steps do.
         budget: that the result must meet.
         method: one of those of a recipe.
+        judging: held-out examples whose loss decides on bits.
         trains: False: there is no step that trains.
         folder: for checkpoints; None: none are written.
-        judging: held-out examples whose loss decides on bits, of a model that was trained on the others; None:
-            those of the first variant do.
     """
 
     @cache
     def value(content: bytes) -> float:
-        return score(content, judging or seen[0], model.manifest, reference=model.content).value
+        return score(content, judging, model.manifest, reference=model.content).value
 
     made: dict[bytes, QuantisedModel] = {}
 

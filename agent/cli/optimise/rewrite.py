@@ -2,134 +2,105 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import math
 import re
-import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from agent.cli.output import console, open_table, print_json, show_progress
+from agent.cli.optimise.work import MadeModel, StepJob, run_step
+from agent.cli.output import show_progress, tell
 from agent.compute.infer.unprivileged import without_root
 from agent.errors import ModelError
 from agent.models.files import load_file
-from agent.models.library import prefixed_errors
-from agent.models.writer import check_version, write_version
-from agent.optimise.source import carried_keys
-from agent.text import plain
+from agent.optimise.report import OptimiseReport, StepResult, describe_machine
+from agent.optimise.source import learned_before
 
 if TYPE_CHECKING:
-    from agent.optimise.graph.additions import FeaturedModel
     from agent.optimise.graph.from_torch import ImportedModule
-    from agent.optimise.graph.rewrite import RewrittenModel
 
-
-_WIDTH = 80
 _LONGEST_S = 3600.0
 """For the work on a model that root has done by another user, s."""
 
 
-def rewrite_and_write(model: str, out: Path, skip: tuple[str, ...], *, force: bool, as_json: bool) -> None:
+def _report(
+    step: str, model: str, contents: tuple[bytes, bytes], steps: Sequence[StepResult], command: str
+) -> OptimiseReport:
+    """Return the report of a step that measures nothing on examples, from the file before and the one after."""
+    before, after = (hashlib.sha256(one).hexdigest() for one in contents)
+    learned = tuple(sorted(learned_before(model, before)))
+    return OptimiseReport(
+        step, model, before, after, describe_machine(), command, steps=tuple(steps), learned=learned
+    )
+
+
+def rewrite_and_write(
+    model: str, out: Path, skip: tuple[str, ...], *, command: str, force: bool, as_json: bool
+) -> None:
     """Rewrite a model, and write it with its manifest and a report, if there is something to rewrite.
 
     Raises:
-        ModelError: the model cannot be read, the answers differ, or a file is there already.
+        ModelError: the answers differ, or see `run_step`.
     """
-    names = _names_without(skip)
-    check_version(model, out, force=force)
-    content, _ = load_file(model)
-    found = _rewritten(model, content, names)
-    if found.comparison is None:
-        print_json({"rewrites": found.counts}) if as_json else click.echo(f"{plain(model)}: nothing to rewrite")
-        return
-    report = {
-        "step": "rewrite",
-        "model": model,
-        "rewrites": found.counts,
-        "bytes": {"before": len(content), "after": len(found.content)},
-        "comparison": found.comparison,
-        **carried_keys(model, content, found.content),
-    }
-    write_version(model, out, found.content, report, force=force)
-    if as_json:
-        print_json(report)
-    else:
-        _print_rewritten(out, found, len(content))
+    from agent.optimise.graph.rewrite import REWRITES, RewrittenModel, rewrite_verified
 
-
-def _names_without(skip: tuple[str, ...]) -> tuple[str, ...]:
-    try:
-        from agent.optimise.graph.rewrite import REWRITES
-    except ImportError as error:
-        raise ModelError(f"rewriting a model needs ai-edge-litert, which is not installed: {error}") from error
     if unknown := sorted(set(skip) - set(REWRITES)):
         known = f"{', '.join(unknown)}: expected one of {', '.join(REWRITES)}"
         raise click.BadParameter(known, param_hint="--skip")
-    return tuple(name for name in REWRITES if name not in skip)
+    names = tuple(name for name in REWRITES if name not in skip)
 
-
-def _rewritten(model: str, content: bytes, names: tuple[str, ...]) -> RewrittenModel:
-    from agent.optimise.graph.rewrite import RewrittenModel, rewrite_verified
-
-    try:
-        return without_root(
+    def make(_: Path) -> MadeModel:
+        content = load_file(model)[0]
+        found = without_root(
             lambda: rewrite_verified(content, model, names, show_progress),
             RewrittenModel,
             _LONGEST_S,
             2 * len(content),
         )
-    finally:
-        show_progress("")
+        notes = tuple(f"{name} {count}" for name, count in found.counts.items() if count)
+        times: tuple[float | None, float | None] = (None, None)
+        if compared := found.comparison:
+            notes += (
+                f"answers differ by at most {compared.last_bits:.2g} last bits of quantised outputs, and "
+                f"{compared.relative:.1g} of float ones",
+            )
+            times = compared.before_ms, compared.after_ms
+        else:
+            tell(f"{model}: nothing to rewrite, and nothing is written")
+        steps = (
+            StepResult("before", size=len(content), latency_ms=times[0]),
+            StepResult("rewrite", size=len(found.content), latency_ms=times[1], kept=bool(notes), notes=notes),
+        )
+        return MadeModel(found.content, _report("rewrite", model, (content, found.content), steps, command))
+
+    run_step(StepJob(out, model, force=force, as_json=as_json), make)
 
 
-def _print_rewritten(out: Path, found: RewrittenModel, size: int) -> None:
-    assert found.comparison is not None
-    table = open_table("rewrite", "times", right=("times",))
-    for name, count in found.counts.items():
-        table.add_row(name, str(count))
-    console(_WIDTH).print(table)
-    compared = found.comparison
-    click.echo(
-        f"{plain(str(out))}: {size} -> {len(found.content)} bytes, {compared.before_ms:.2f} -> "
-        f"{compared.after_ms:.2f} ms on one thread\nanswers differ by at most {compared.last_bits:.2g} last bits "
-        f"of quantised outputs, and {compared.relative:.1g} of float ones"
-    )
-
-
-def add_features_and_write(model: str, out: Path, tensor: str, *, force: bool, as_json: bool) -> None:
+def add_features_and_write(
+    model: str, out: Path, tensor: str, *, command: str, force: bool, as_json: bool
+) -> None:
     """Give a model an output `features`, and write it with its manifest and a report.
 
     Raises:
-        ModelError: the model cannot be read, has no such map, or a file is there already.
+        ModelError: the model has no such map, or see `run_step`.
     """
-    check_version(model, out, force=force)
-    content, stated = load_file(model)
-    if stated is not None and "audio" in stated.data:
-        raise ModelError(f"{model}: takes sound: features are maps of pictures")
-    with prefixed_errors(model):
-        found = _with_features(content, tensor)
-    report = {"step": "features", "model": model, "maps": found.maps}
-    report |= carried_keys(model, content, found.content)
-    write_version(model, out, found.content, report, force=force)
-    if as_json:
-        print_json(report)
-        return
-    table = open_table("signature", "tensor", "features")
-    for one in found.maps:
-        table.add_row(plain(one.signature), plain(one.tensor), "x".join(map(str, one.shape)))
-    console(_WIDTH).print(table)
 
-
-def _with_features(content: bytes, tensor: str) -> FeaturedModel:
-    try:
+    def make(_: Path) -> MadeModel:
         from agent.optimise.graph.additions import FeaturedModel, add_features
-    except ImportError as error:
-        raise ModelError(f"changing a model needs ai-edge-litert, which is not installed: {error}") from error
-    return without_root(lambda: add_features(content, tensor), FeaturedModel, _LONGEST_S, 2 * len(content))
+
+        content, stated = load_file(model)
+        if stated is not None and "audio" in stated.data:
+            raise ModelError("takes sound: features are maps of pictures")
+        found = without_root(lambda: add_features(content, tensor), FeaturedModel, _LONGEST_S, 2 * len(content))
+        notes = (f"{one.signature} {one.tensor}: {'x'.join(map(str, one.shape))}".strip() for one in found.maps)
+        steps = [StepResult("features", size=len(found.content), notes=tuple(notes))]
+        return MadeModel(found.content, _report("features", model, (content, found.content), steps, command))
+
+    run_step(StepJob(out, model, force=force, as_json=as_json), make)
 
 
 _SHAPE = re.compile(r"([1-9]\d{0,4})x([1-9]\d{0,4})x([1-9]\d{0,3})")
@@ -145,6 +116,7 @@ class ImportOptions:
     weights: Path | None = None
     order: str = "rgb"
     labels: Path | None = None
+    command: str = ""
     force: bool = False
     as_json: bool = False
 
@@ -153,26 +125,53 @@ def write_imported(source: str, out: Path, options: ImportOptions) -> None:
     """Import a module and write `out`, its manifest and a report.
 
     Raises:
-        ModelError: the module cannot be imported, or a file cannot be read or is there already.
+        ModelError: the module cannot be imported, or see `run_step`.
     """
-    from agent.models.writer import check_first, write_first
     from agent.optimise.inputs import inputs_of
 
     shape = _shape(options.shape)
     mean, std = _normalisation(options.mean, options.std, shape[2])
-    inputs = inputs_of(module=source, weights=options.weights)
-    check_first(out, force=options.force, inputs=[*inputs, options.labels])
-    labels = _labels(options.labels)
-    imported = _imported(source, options.weights, shape, mean, std)
-    _check_labels(options.labels, labels, imported)
-    keys: dict[str, Any] = {"input": {"order": options.order}}
-    if options.mean is not None:
-        keys["input"] |= {"mean": [imported.mean] * 3, "std": [imported.std] * 3}
-    if labels:
-        keys["output"] = {"labels": labels}
-    report = _report(source, imported) | _learned(options.weights, imported)
-    write_first(out, imported.content, keys, report, force=options.force)
-    print_json(report) if options.as_json else _print(out, imported, options)
+    inputs = [*inputs_of(module=source, weights=options.weights), options.labels]
+
+    def make(_: Path) -> MadeModel:
+        from agent.optimise.factory import learned_of, load_factory
+        from agent.optimise.graph.from_torch import export
+
+        labels = _labels(options.labels)
+        imported = export(load_factory(source, options.weights), shape, mean=mean, std=std)
+        _check_labels(options.labels, labels, imported)
+        keys: dict[str, Any] = {"input": {"order": options.order}}
+        if options.mean is not None:
+            keys["input"] |= {"mean": [imported.mean] * 3, "std": [imported.std] * 3}
+        if labels:
+            keys["output"] = {"labels": labels}
+        report = OptimiseReport(
+            "import",
+            source,
+            sha256_after=hashlib.sha256(imported.content).hexdigest(),
+            command=options.command,
+            steps=(StepResult("import", size=len(imported.content), notes=_facts(imported)),),
+            remarks=_advice(out, options),
+            learned=learned_of(options.weights),
+        )
+        return MadeModel(imported.content, report, keys=keys)
+
+    run_step(StepJob(out, "", inputs, force=options.force, as_json=options.as_json), make)
+
+
+def _facts(imported: ImportedModule) -> tuple[str, ...]:
+    return (
+        f"{imported.parameters} parameters",
+        *([f"{imported.multiply_adds / 1e6:.1f} million multiply-adds"] if imported.multiply_adds else ()),
+        f"results differ from the module's by at most {imported.difference:.1g} of the largest",
+    )
+
+
+def _advice(out: Path, options: ImportOptions) -> tuple[str, ...]:
+    weights = "the weights are those that the factory gives: --weights takes those of a training"
+    pixels = f"{out.with_suffix('.toml').name}: set [input] mean and std before a stream uses it"
+    missing = (weights, options.weights), (pixels, options.mean)
+    return tuple(told for told, given in missing if given is None)
 
 
 def _shape(text: str) -> tuple[int, int, int]:
@@ -223,53 +222,7 @@ def _labels(path: Path | None) -> list[str]:
     return labels
 
 
-def _imported(
-    source: str, weights: Path | None, shape: tuple[int, int, int], mean: list[float], std: list[float]
-) -> ImportedModule:
-    try:
-        from agent.optimise.factory import load_factory
-        from agent.optimise.graph.from_torch import export
-    except ImportError as error:
-        raise ModelError(f"importing a module needs pip install '.[optimise]' in the clone: {error}") from error
-    with contextlib.redirect_stdout(sys.stderr):  # the module's own code may print
-        return export(load_factory(source, weights), shape, mean=mean, std=std)
-
-
 def _check_labels(path: Path | None, labels: list[str], imported: ImportedModule) -> None:
     shapes = list(imported.outputs.values())
     if labels and len(shapes) == 1 and len(shapes[0]) == 2 and shapes[0][1] != len(labels):
         raise ModelError(f"{path}: {len(labels)} labels, and the module returns {shapes[0][1]} scores")
-
-
-def _report(source: str, imported: ImportedModule) -> dict[str, Any]:
-    return {
-        "step": "import",
-        "module": source,
-        "bytes": len(imported.content),
-        "parameters": imported.parameters,
-        "multiply_adds": imported.multiply_adds,
-        "mean": imported.mean,
-        "std": imported.std,
-        "outputs": imported.outputs,
-        "difference": imported.difference,
-    }
-
-
-def _learned(weights: Path | None, imported: ImportedModule) -> dict[str, Any]:
-    """Return what the file of weights says that they have learned from, and of which model the report is."""
-    from agent.optimise.factory import learned_of
-
-    learned = learned_of(weights)
-    return {"sha256_after": hashlib.sha256(imported.content).hexdigest(), "learned": learned} if learned else {}
-
-
-def _print(out: Path, imported: ImportedModule, options: ImportOptions) -> None:
-    counted = f", {imported.multiply_adds / 1e6:.1f} million multiply-adds" if imported.multiply_adds else ""
-    click.echo(
-        f"{plain(str(out))}: {len(imported.content)} bytes, {imported.parameters} parameters{counted}\n"
-        f"results differ from the module's by at most {imported.difference:.1g} of the largest"
-    )
-    if options.weights is None:
-        click.echo("the weights are those that the factory gives: --weights takes those of a training")
-    if options.mean is None:
-        click.echo(f"{plain(out.with_suffix('.toml').name)}: set [input] mean and std before a stream uses it")

@@ -18,7 +18,7 @@ from agent.optimise.data import Examples, read_examples
 from agent.optimise.inputs import examples_path, inputs_of
 from agent.optimise.recipe import DETECTOR, Recipe, RecipeFile, parse_recipe, read_recipe
 from agent.optimise.report import as_png, markdown, new_figure
-from agent.optimise.source import learned_parts, open_source
+from agent.optimise.source import learned_doubts, open_source
 from agent.optimise.tune import split
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ def _read(
     """Read the examples of a step that trains, and tell what is doubtful about them."""
     path = examples_path(data, recipe_file, recipe)
     examples = read_examples(path, model, limit=limit or recipe.data.limit or None)
-    examples.remarks += learned_parts(model, *split(examples, recipe.data.held_out)).doubts
+    examples.remarks += learned_doubts(model, *split(examples, recipe.data.held_out))
     _tell_examples(examples)
     return examples
 

@@ -37,7 +37,7 @@ from agent.optimise.quantise import (
 from agent.optimise.recipe import Method, parse_recipe, read_recipe
 from agent.optimise.recipe.budget import Budget, parse_budget
 from agent.optimise.report import LayerResult, OptimiseReport, StepResult, describe_machine, told_slower
-from agent.optimise.source import learned_parts, learned_sample, open_source
+from agent.optimise.source import learned_doubts, learned_sample, open_source
 from agent.optimise.tune import split as held_out
 from agent.optimise.tune_steps import judged
 from agent.structs import convert
@@ -48,21 +48,13 @@ _QAT = "qat"
 _DOUBTFUL = 0.02
 _POOR = 0.05
 """Damage from which float activations are tried, see `_Measured`."""
-_JUDGED = 0.25
-"""Share of the examples for calibration that a training does not see: they say whether its result is kept."""
-_CALIBRATION = "the {} for calibration"
-_APART = "{} other held-out examples have decided on bits and training, since the model was trained on the rest"
-_ALSO = (
-    "{} of these figures have also decided on bits and training, since the model was trained on the others: a "
-    "loss may be told a little too small"
-)
-_TRAINED = "trained, since it loses {:.3g} pp of {}"
+_APART = "{} that are held out as well have decided on bits and training"
+_ALSO = "the {} of these figures have also decided on bits and training: a loss may be told a little too small"
+_TRAINED = "trained, since it loses {:.3g} pp"
 _COMPARED = "of {} that were not trained on, it {}, and {} without training"
 _NO_BETTER = "the file without it is kept: try more [qat] steps, or a lower learning_rate"
 _NO_BETTER_FLOAT = "float activations are no better"
 _TOO_LARGE = "its file takes {}, over the limit: the one without training is kept"
-_NOT_TRAINED = "of {} it {}, so that it was not trained: --qat trains it"
-_BETTER_UNTRAINED = "without training it is within the limit of these examples: --no-qat leaves it out"
 _SIGMOIDS = ("blazeface", "landmarks")
 """Decoders whose option `logits` means a sigmoid of a tensor that holds scores alone."""
 _DOUBT = "it loses {:.3g} pp of {}: give examples of the kind that the model will see, more of them, or --qat"
@@ -110,10 +102,8 @@ class QuantisedFile(NamedTuple):
 def quantise_file(request: QuantiseRequest, progress: Progress, tell: Progress) -> QuantisedFile:
     """Quantise a model file.
 
-    One part of the examples is for calibration, the choice of bits and the decision to train, the last quarter of
-    it for the choice between the model with and without training. The report's figures, and what they say of the
-    budget, are of the other part, which decides nothing. Of a model that was trained on the first part, held-out
-    examples decide, see `judged`: it knows the others by heart, and would seem to lose by each bit.
+    One part of the examples is for calibration and training. Those held out decide on bits and training; where
+    there are enough of them, a quarter decides, and the report's figures are of the others.
 
     Args:
         request: see `QuantiseRequest`.
@@ -168,38 +158,6 @@ class _Measured(NamedTuple):
         return self.damage > _POOR, bool(told_slower(before, self.step, "")), self.step.latency_ms or 0.0
 
 
-class _Roles(NamedTuple):
-    """Roles of the examples of the first variant.
-
-    Attributes:
-        deciding: the loss of these decides on bits, and on a training.
-        learned: a training learns from them.
-        choosing: between the model with and without training.
-        reported: for the figures.
-        told: how `deciding` are told.
-        remarks: on what was decided by held-out examples.
-    """
-
-    deciding: Examples
-    learned: Examples
-    choosing: Examples
-    reported: Examples
-    told: str
-    remarks: tuple[str, ...] = ()
-
-
-def _roles(seen: Examples, held: Examples, *, known: bool) -> _Roles:
-    """Return the roles of examples; `known`: the model was trained on `seen`, which then decides nothing."""
-    if not known:
-        learned, others = held_out(seen, _JUDGED) if len(seen) > 1 else (seen, seen)
-        return _Roles(seen, learned, others, held, _CALIBRATION.format(plural(len(seen), "example")))
-    reported, judging = judged(held)
-    if judging is None:
-        return _Roles(held, seen, held, held, f"{_the(held)} held out", (_ALSO.format(_the(held)),))
-    told = f"{len(judging)} examples held out"
-    return _Roles(judging, seen, judging, reported, told, (_APART.format(len(judging)),))
-
-
 class _Job:
     """Everything that one request needs."""
 
@@ -218,7 +176,7 @@ class _Job:
         if chain := chain_of(self._manifest.variants):
             self.content, self._stages = join(model.content, chain)
         check_float(lower_custom(self.content))
-        self._seen, self._held, self._is_known = [], [], False
+        self._seen, self._held = [], []
         variants = [self._manifest.variants[-1]] if self._stages else self._manifest.variants
         for variant in [one.name for one in variants] or [""]:
             seen, held = self._read(model, variant, tell)
@@ -232,9 +190,9 @@ class _Job:
         if self._falls_back:
             self._recipe = replace(self._recipe, method="int8")
         self.chooses = recipe.method == "mixed" and not (request.method or text or request.qat or self._stages)
-        self._roles = _roles(self._seen[0], self._held[0], known=self._is_known and self._decides)
-        self.loss = self._losses(self._roles.deciding)
-        self._loss_of_others = self._losses(self._roles.choosing)
+        self._reported, judging = judged(self._held[0])
+        self._deciding = judging or self._reported
+        self.loss = self._losses(self._deciding)
 
     def _read(self, model: Model, variant: str, tell: Progress) -> tuple[Examples, Examples]:
         limit = self._request.limit or self._file.recipe.data.limit or None
@@ -246,23 +204,10 @@ class _Job:
         )
         seen, held = held_out(examples, self._file.recipe.data.held_out)
         if not self._seen:
-            self._is_known, doubts = learned_parts(model, seen, held)
-            held.remarks += doubts
+            held.remarks += learned_doubts(model, seen, held)
             for line in (examples.description, *held.remarks):
                 tell(line)
         return seen, held
-
-    @property
-    def _decides(self) -> bool:
-        """True if a loss may decide on bits, see `BitSearch.find`, or on a training."""
-        bits, qat = self._recipe.method == "mixed" and self._loss_limits, self._request.qat
-        return bool(bits or qat or (qat is None and self._budget.loss is not None))
-
-    @property
-    def _loss_limits(self) -> bool:
-        """True if `mixed` takes 4 bits as far as the loss allows; else it takes what size or latency need."""
-        limits = self._budget
-        return limits.size is None and (limits.loss is not None or limits.latency_ms is None)
 
     @property
     def _layer_bits(self) -> LayerBits | None:
@@ -319,35 +264,28 @@ class _Job:
         import_torch()  # nothing else here needs it
         from agent.optimise.qat import train_quantised
 
-        self._loss_of_others(found.content)  # that they cannot be scored is told now and not in an hour
+        self.loss(found.content)  # that they cannot be scored is told now and not in an hour
         checkpoint, recipe = self._request.checkpoint, self._file.recipe.qat
         exits = range(0, 2 * len(self._stages), 2)
         return train_quantised(
-            found, self._roles.learned, recipe, exits=exits, checkpoint=checkpoint, progress=self._progress
+            found, self._seen[0], recipe, exits=exits, checkpoint=checkpoint, progress=self._progress
         )
 
     def compared(self, found: QuantisedModel, trained: QuantisedModel) -> tuple[bool, tuple[str, ...]]:
         """Return True if the trained model is kept, and notes that tell why; by examples that it has not seen."""
-        before, after = (self._loss_of_others(one.content) for one in (found, trained))
+        before, after = (self.loss(one.content) for one in (found, trained))
         kept = after < before or (self._request.qat is True and after == before)
-        told = _COMPARED.format(plural(len(self._roles.choosing), "example"), _told(after), _told(before))
+        told = _COMPARED.format(plural(len(self._deciding), "example"), _told(after), _told(before))
         if self._request.qat is None:
-            told = f"{_TRAINED.format(self.loss(found.content) * 100, self._roles.told)}; {told}"
+            told = f"{_TRAINED.format(before * 100)}; {told}"
         if not self._budget.meets("size", size := len(self.file(trained.content))):
             return False, (f"{told}; {_TOO_LARGE.format(self._budget.amount('size', size))}",)
         return kept, (told if kept else f"{told}: {_NO_BETTER}",)
 
-    def _disagreement(self, found: QuantisedModel, steps: Sequence[StepResult]) -> Iterator[str]:
-        """Yield what to do about a loss that is over its limit, though the examples that decide had it below."""
-        if len(steps) == 2 and self._request.qat is None:
-            yield _NOT_TRAINED.format(self._roles.told, _told(self.loss(found.content)))
-        elif steps[-1].name == "qat" and steps[-1].kept and self._budget.meets("loss", _lost(steps[0], steps[1])):
-            yield _BETTER_UNTRAINED
-
     def measured(self, name: str, content: bytes, before: StepResult | None = None) -> _Measured:
         """Score a file on the held-out examples, and time it against the float file."""
         self._progress(f"measuring {name}")
-        found = self._score(content, self._roles.reported)
+        found = self._score(content, self._reported)
         both = [self.content, content]
         latency = self._times(both)[1]
         size = len(self.file(content))
@@ -377,11 +315,11 @@ class _Job:
             remarks.append(_RELEARN)
         if not steps[-1].kept:
             remarks.append(f"{steps[-1].name}: {steps[-1].notes[0]}")
-        guesses = doubt_guesses(first.score or 0.0, self._roles.reported)
-        remarks += (*guesses, *self._roles.remarks, *self._roles.reported.remarks)
+        remarks += (*doubt_guesses(first.score or 0.0, self._reported), *self._reported.remarks)
+        if self._recipe.method == "mixed" or len(steps) > 2:
+            told = _ALSO if self._deciding is self._reported else _APART
+            remarks.append(told.format(plural(len(self._deciding), "example")))
         missed = self._budget.missed(size=last.size, loss=loss, latency_ms=last.latency_ms)
-        if self.can_be_met(last) and missed:
-            missed += self._disagreement(found, steps)
         return OptimiseReport(
             "quantise",
             self._request.model,
@@ -389,13 +327,13 @@ class _Job:
             "" if missed else hashlib.sha256(self.file(found.content)).hexdigest(),
             describe_machine(),
             self._request.command,
-            self._roles.reported.description,
+            self._reported.description,
             str(self._budget) if self._budget != Budget() else "",
             tuple(missed),
             tuple(steps),
             tuple(_layers(found)),
             remarks=tuple(remarks),
-            learned=learned_sample(self._roles.learned if last.name == _QAT else None, self._model),
+            learned=learned_sample(self._seen[0] if last.name == _QAT else None, self._model),
         )
 
 

@@ -50,24 +50,6 @@ def test_a_report_reads_back(tmp_path: Path) -> None:
     assert read_report(path) == REPORT
 
 
-def test_the_report_of_a_step_with_other_keys_is_shown(tmp_path: Path) -> None:
-    path = tmp_path / "r.json"
-    for keys in ({"step": "import", "module": "net.py:build"}, {"step": "rewrite", "model": "net.py:build"}):
-        path.write_bytes(msgspec.json.encode({**keys, "bytes": {"after": 12}, "difference": 2e-7}))
-        found = read_report(path)
-        assert (found.step, found.model) == (keys["step"], "net.py:build")
-        assert found.steps[0].notes == ("bytes.after: 12", "difference: 2e-07")
-        assert "difference" in markdown(found)
-
-
-def test_a_step_with_other_keys_keeps_what_its_model_has_learned_from(tmp_path: Path) -> None:
-    path = tmp_path / "r.json"
-    keys = {"step": "rewrite", "model": "m", "sha256_after": "ab", "learned": ["0" * 12]}
-    path.write_bytes(msgspec.json.encode(keys))
-    found = read_report(path)
-    assert (found.sha256_after, found.learned, found.steps[-1].notes) == ("ab", ("0" * 12,), ())
-
-
 @pytest.mark.parametrize(
     "content",
     [

@@ -13,7 +13,7 @@ from agent.compute.manifest import InputManifest, Manifest, Model
 from agent.optimise.data import Examples
 from agent.optimise.data.layouts import FoundData
 from agent.optimise.report import OptimiseReport
-from agent.optimise.source import judged_by_learned, learned_parts, learned_sample
+from agent.optimise.source import judged_by_learned, learned_doubts, learned_sample
 from agent.optimise.tune import split
 
 COUNT, SHAPE = 400, (4, 4, 3)
@@ -38,20 +38,19 @@ def write_report(model: Model, learned: tuple[str, ...], sha256: str = "a" * 64)
 def test_the_parts_of_the_training_are_known_and_not_doubted(model: Model) -> None:
     seen, held = split(examples(), 0.5)
     write_report(model, learned_sample(seen))
-    assert learned_parts(model, seen, held) == (True, ())
+    assert learned_doubts(model, seen, held) == ()
 
 
 @pytest.mark.parametrize(("trained", "now"), [(100, COUNT), (COUNT, 100)])
 def test_another_limit_than_in_the_training_is_told(model: Model, trained: int, now: int) -> None:
     write_report(model, learned_sample(split(examples(trained), 0.5)[0]))
-    is_seen, (doubt,) = learned_parts(model, *split(examples(now), 0.5))
-    assert is_seen
+    (doubt,) = learned_doubts(model, *split(examples(now), 0.5))
     assert "--limit" in doubt
 
 
 def test_another_share_that_is_held_out_is_told(model: Model) -> None:
     write_report(model, learned_sample(split(examples(), 0.2)[0]))
-    (doubt,) = learned_parts(model, *split(examples(), 0.5)).doubts
+    (doubt,) = learned_doubts(model, *split(examples(), 0.5))
     assert "`held_out`" in doubt
 
 
@@ -59,23 +58,23 @@ def test_the_sample_of_a_model_that_is_trained_further_keeps_what_it_knew(model:
     seen, held = split(examples(100), 0.5)
     write_report(model, learned_sample(held))
     write_report(model, learned_sample(seen, model))
-    assert learned_parts(model, seen, held).doubts
+    assert learned_doubts(model, seen, held)
 
 
 def test_nothing_is_known_of_other_examples_or_without_a_report_of_the_model(model: Model) -> None:
     parts = split(examples(), 0.5)
-    assert learned_parts(model, *parts) == (False, ())
+    assert learned_doubts(model, *parts) == ()
     write_report(model, learned_sample(examples(seed=1)))
-    assert learned_parts(model, *parts) == (False, ())
+    assert learned_doubts(model, *parts) == ()
     write_report(model, learned_sample(parts[1]))
-    assert learned_parts(replace(model, sha256="b" * 64), *parts) == (False, ())
+    assert learned_doubts(replace(model, sha256="b" * 64), *parts) == ()
 
 
 def test_equal_examples_in_both_parts_are_no_doubt(model: Model) -> None:
     every = examples(100)
     seen, held = every.take(range(60)), every.take(range(50, 100))
     write_report(model, learned_sample(seen))
-    assert learned_parts(model, seen, held) == (True, ())
+    assert learned_doubts(model, seen, held) == ()
 
 
 def test_a_model_that_is_judged_by_what_it_was_trained_on_is_told(model: Model) -> None:

@@ -146,7 +146,7 @@ def test_a_checkpoint_of_another_run_is_refused_and_stays(
     (tmp_path / "int8.checkpoint").write_bytes(b"notes")
     file, begin = parse_recipe("[quantise]\nexamples = 32", "r"), ModelState(model.content, model.content)
     with pytest.raises(CheckpointError, match=r"int8\.checkpoint: is no checkpoint"):
-        quantise_steps(model, [seen], file, Budget(), "int8", folder=tmp_path)[1].apply(begin, quiet)
+        quantise_steps(model, [seen], file, Budget(), "int8", seen, folder=tmp_path)[1].apply(begin, quiet)
     (tmp_path / "rounds.checkpoint").write_bytes(b"notes")
     asked = request(folder, module=f"{folder / 'net.py'}:make", weights=folder / "net.pt")
     asked = replace(asked, folder=tmp_path)
@@ -157,7 +157,7 @@ def test_a_checkpoint_of_another_run_is_refused_and_stays(
 
 def test_int8_weights_are_made_of_the_float_model(model: Model, seen: Examples) -> None:
     file = parse_recipe("[quantise]\nexamples = 32", "r")
-    step = quantise_steps(model, [seen], file, Budget(), "int8")[0]
+    step = quantise_steps(model, [seen], file, Budget(), "int8", seen)[0]
     found = step.apply(ModelState(model.content, model.content), quiet)
     assert not is_float(found.content)
     assert found.source == model.content
@@ -169,23 +169,25 @@ def test_int8_weights_are_made_of_the_float_model(model: Model, seen: Examples) 
 
 
 def test_int4_is_tried_after_int8(folder: Path, model: Model, seen: Examples) -> None:
-    names = [step.name for step in steps_of(model, [seen], parse_recipe("", "r"), Budget(), request(folder))]
+    names = [
+        step.name for step in steps_of(model, [seen], parse_recipe("", "r"), Budget(), request(folder), seen)
+    ]
     assert names == ["quantise, int8", "train, int8", "quantise, mixed", "train, mixed", "prune", "fuse"]
-    untrained = steps_of(model, [seen], parse_recipe("", "r"), Budget(), request(folder, qat=False))
+    untrained = steps_of(model, [seen], parse_recipe("", "r"), Budget(), request(folder, qat=False), seen)
     assert [step.name for step in untrained] == ["quantise, int8", "quantise, mixed", "prune", "fuse"]
-    pruned = steps_of(model, [seen], parse_recipe("", "r"), Budget(size=1.0), request(folder, module="n:m"))
+    pruned = steps_of(model, [seen], parse_recipe("", "r"), Budget(size=1.0), request(folder, module="n:m"), seen)
     again = [(step.name, step.mends) for step in pruned[-3:-1]]
     name = "quantise, mixed, of the pruned model"
     assert again == [(name, ""), ("train, mixed, of the pruned model", name)]
     fixed = parse_recipe('[quantise]\nmethod = "dynamic"', "r")
-    assert steps_of(model, [seen], fixed, Budget(), request(folder))[0].name == "quantise, dynamic"
+    assert steps_of(model, [seen], fixed, Budget(), request(folder), seen)[0].name == "quantise, dynamic"
 
 
 def test_of_a_quantised_model_only_the_graph_is_fused(folder: Path, model: Model, seen: Examples) -> None:
     file = parse_recipe("[quantise]\nexamples = 32", "r")
-    step = quantise_steps(model, [seen], file, Budget(), "int8")[0]
+    step = quantise_steps(model, [seen], file, Budget(), "int8", seen)[0]
     quantised = replace(model, content=step.apply(ModelState(model.content, model.content), quiet).content)
-    steps = steps_of(quantised, [seen], file, Budget(), request(folder))
+    steps = steps_of(quantised, [seen], file, Budget(), request(folder), seen)
     assert [one.name for one in steps if not one.left_out] == ["fuse"]
 
 
@@ -194,7 +196,7 @@ def test_what_loses_too_much_is_trained(model: Model, seen: Examples, monkeypatc
         return Score("top-1", 1.0 if content == model.content else 0.9, 160)
 
     file = parse_recipe("[quantise]\nexamples = 32\n[qat]\nsteps = 5\nbatch = 32", "r")
-    steps = quantise_steps(model, [seen], file, Budget(loss=0.05), "int4")
+    steps = quantise_steps(model, [seen], file, Budget(loss=0.05), "int4", seen)
     begin = ModelState(model.content, model.content)
     plain = steps[0].apply(begin, quiet)
     monkeypatch.setattr(tune_steps, "score", told)
@@ -217,7 +219,7 @@ def test_an_interrupted_training_goes_on(
 
     def step(folder: Path | None) -> TuningStep:
         file = parse_recipe("[quantise]\nexamples = 32\n[qat]\nsteps = 12\nbatch = 32", "r")
-        return quantise_steps(model, [seen], file, Budget(), "int8", folder=folder)[1]
+        return quantise_steps(model, [seen], file, Budget(), "int8", seen, folder=folder)[1]
 
     monkeypatch.setattr(tune_steps, "score", told)
     monkeypatch.setattr("agent.optimise.qat._SAVE_EVERY_S", 0.0)
@@ -233,7 +235,8 @@ def test_an_interrupted_training_goes_on(
 
 def test_a_training_mends_what_its_method_has_lost(model: Model, seen: Examples) -> None:
     names = [
-        (one.name, one.mends) for one in quantise_steps(model, [seen], parse_recipe("", "r"), Budget(), "int8")
+        (one.name, one.mends)
+        for one in quantise_steps(model, [seen], parse_recipe("", "r"), Budget(), "int8", seen)
     ]
     assert names == [("quantise, int8", ""), ("train, int8", "quantise, int8")]
 

@@ -131,7 +131,7 @@ def test_a_training_that_makes_it_worse_is_not_kept(tmp_path: Path) -> None:
     call(model, tmp_path / "plain.tflite", data)
     done = call(model, tmp_path / "out.tflite", data, "--recipe", str(recipe), "--qat")
     assert done.exit_code == 0, said(done)
-    assert "qat: of 4 examples that were not trained on" in done.stdout
+    assert "qat: of 16 examples that were not trained on" in done.stdout
     assert "the file without it is kept" in done.stdout
     assert (tmp_path / "out.tflite").read_bytes() == (tmp_path / "plain.tflite").read_bytes()
 

@@ -9,7 +9,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import numpy as np
 import pytest
 from msgspec.structs import replace
@@ -148,13 +147,6 @@ def numbers(some: Examples) -> list[int]:
     return [int(some.name(index)) for index in range(len(some))]
 
 
-def roles(folder: Path) -> tuple[list[int], list[int], list[int]]:
-    """Return which examples are trained on, which choose between the models, and which are reported."""
-    _, seen, reported = halves(folder)
-    learned, choosing = split(seen, 0.25)
-    return numbers(learned), numbers(choosing), numbers(reported)
-
-
 def quantised(folder: Path, labels: Any, budget: str = "", qat: bool | None = None) -> QuantisedFile:
     """Quantise the classifier on pictures with these labels; a training learns them, not the float answers."""
     (folder / "recipe.toml").write_text("[qat]\nsteps = 60\nbatch = 16\nteacher = 0.0\n")
@@ -166,7 +158,8 @@ def quantised(folder: Path, labels: Any, budget: str = "", qat: bool | None = No
 
 @pytest.mark.usefixtures("_short_timing")
 def test_a_training_that_learns_its_examples_by_heart_is_not_kept(tmp_path: Path) -> None:
-    labels, (learned, _, _) = true_labels(), roles(tmp_path)
+    labels = true_labels()
+    learned = numbers(halves(tmp_path)[1])
     labels[learned] = (labels[learned] + 1 + np.arange(len(learned)) % 2) % CLASSES  # two classes, both wrong
     report = quantised(tmp_path, labels, qat=True).report
     _, plain, trained = report.steps
@@ -174,7 +167,7 @@ def test_a_training_that_learns_its_examples_by_heart_is_not_kept(tmp_path: Path
     assert trained.score is not None
     assert plain.score is not None
     assert trained.score < plain.score
-    assert "of 8 examples that were not trained on" in trained.notes[0]
+    assert "of 32 examples that were not trained on" in trained.notes[0]
 
 
 @pytest.mark.usefixtures("_short_timing")
@@ -191,21 +184,13 @@ Lost = dict[str, tuple[float, float]]
 
 
 def decided(folder: Path, monkeypatch: pytest.MonkeyPatch, lost: Lost) -> OptimiseReport:
-    """Return the report of models that lose so much, with a limit of 1 pp."""
-    learned, choosing, reported = (sorted(one) for one in roles(folder))
-    others, judging = (tuple(numbers(one)) for one in split(halves(folder)[2], 0.25))
-    parts = {
-        others: "others",
-        judging: "judging",
-        tuple(choosing): "choice",
-        tuple(reported): "report",
-        tuple(sorted(learned + choosing)): "calibration",
-    }
-    trained = b"trained"
+    """Return the report of models that lose so much, with a limit of 1 pp; `enough` examples are 8."""
+    monkeypatch.setattr("agent.optimise.tune_steps._ENOUGH", 8)
+    reported, deciding = (tuple(numbers(one)) for one in split(halves(folder)[2], 0.25))
+    parts, trained = {reported: "reported", deciding: "deciding"}, b"trained"
 
     def told(content: bytes, some: Examples, *_: Any, reference: bytes, **__: Any) -> Score:
-        part = parts[tuple(sorted(int(some.name(index)) for index in range(len(some))))]
-        before, after = lost[part]
+        before, after = lost[parts[tuple(numbers(some))]]
         value = 1.0 if content == reference else 1.0 - (after if content == trained else before)
         return Score("top-1", value, len(some))
 
@@ -218,77 +203,43 @@ def decided(folder: Path, monkeypatch: pytest.MonkeyPatch, lost: Lost) -> Optimi
     return quantised(folder, true_labels(), "loss<1pp").report
 
 
-def test_a_loss_of_the_reported_examples_alone_starts_no_training_and_both_figures_are_told(
+def test_a_loss_of_the_reported_examples_starts_no_training(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    report = decided(tmp_path, monkeypatch, {"calibration": (-0.004, 0.0), "report": (0.05, 0.0)})
+    report = decided(tmp_path, monkeypatch, {"deciding": (-0.004, 0.0), "reported": (0.05, 0.0)})
     assert [one.name for one in report.steps] == ["float", "quantise"]
-    loss, because = report.missed
+    (loss,) = report.missed
     assert loss.startswith("loss 5 pp")
-    assert because.startswith("of the 32 examples for calibration it gains 0.4 pp")
-    assert "--qat" in because
 
 
-def test_a_loss_of_the_calibration_alone_starts_a_training_and_is_told(
+def test_a_loss_of_the_deciding_examples_starts_a_training_and_is_told(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    lost = {"calibration": (0.05, 0.0), "choice": (0.04, 0.01), "report": (0.0, 0.005)}
-    report = decided(tmp_path, monkeypatch, lost)
+    report = decided(tmp_path, monkeypatch, {"deciding": (0.05, 0.01), "reported": (0.0, 0.005)})
     assert report.steps[-1].kept
+    assert report.learned == learned_sample(halves(tmp_path)[1])
     (note,) = report.steps[-1].notes
-    assert "since it loses 5 pp of the 32 examples for calibration" in note
-    assert "of 8 examples that were not trained on, it loses 1 pp, and loses 4 pp without" in note
+    assert "since it loses 5 pp" in note
+    assert "of 8 examples that were not trained on, it loses 1 pp, and loses 5 pp without" in note
+    assert any("8 examples that are held out as well have decided" in one for one in report.remarks)
     assert report.missed == ()
-
-
-def test_a_training_that_the_reported_examples_contradict_is_told(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    lost = {"calibration": (0.05, 0.0), "choice": (0.04, 0.01), "report": (0.0, 0.05)}
-    report = decided(tmp_path, monkeypatch, lost)
-    assert report.steps[-1].kept
-    assert "--no-qat" in report.missed[-1]
 
 
 def test_what_the_reported_examples_say_for_a_training_does_not_keep_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    lost = {"calibration": (0.05, 0.0), "choice": (0.04, 0.04), "report": (0.05, 0.0)}
-    report = decided(tmp_path, monkeypatch, lost)
+    report = decided(tmp_path, monkeypatch, {"deciding": (0.05, 0.05), "reported": (0.05, 0.0)})
     assert not report.steps[-1].kept
     assert len(report.missed) == 1
     assert report.sha256_after == "", "no file is written"
 
 
-def write_training_report(folder: Path) -> None:
-    """Write the report of a training on the part of the examples that is for calibration."""
-    model, seen, _ = halves(folder)
-    report = OptimiseReport("train", "tiny", sha256_after=model.sha256, learned=learned_sample(seen))
-    (folder / "net.report.json").write_bytes(msgspec.json.encode(report))
-
-
-def test_of_a_model_that_knows_the_calibration_by_heart_held_out_examples_decide_on_a_training(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    write_training_report(tmp_path)
-    report = decided(tmp_path, monkeypatch, {"report": (0.05, 0.0)})
-    assert report.steps[-1].kept
-    assert report.learned == learned_sample(halves(tmp_path)[1])
-    assert any("32 examples of these figures have also decided" in one for one in report.remarks)
-    monkeypatch.setattr("agent.optimise.tune_steps._ENOUGH", 8)
-    report = decided(tmp_path, monkeypatch, {"judging": (0.05, 0.0), "others": (0.0, 0.0)})
-    assert "since it loses 5 pp of 8 examples held out" in report.steps[-1].notes[0]
-    assert any("8 other held-out examples have decided" in one for one in report.remarks)
-
-
-def test_of_a_model_that_knows_the_calibration_by_heart_held_out_examples_decide_on_bits(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    write_training_report(tmp_path)
+def test_examples_that_are_held_out_decide_on_bits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     losses: list[Any] = []
 
     def chosen(content: bytes, *_: Any, loss: Any, **__: Any) -> QuantisedModel:
-        losses.append(loss(content))
+        losses.clear()
+        loss(content + b" ")
         raise ModelError("chosen")
 
     def told(_: bytes, some: Examples, *__: Any, **___: Any) -> Score:
@@ -297,10 +248,11 @@ def test_of_a_model_that_knows_the_calibration_by_heart_held_out_examples_decide
 
     monkeypatch.setattr("agent.optimise.quantisation.request.score", told)
     monkeypatch.setattr("agent.optimise.quantisation.request.quantise", chosen)
-    model, data = str(tmp_path / "net.toml"), tmp_path / "x.npz"
+    model, _, held = halves(tmp_path)
+    asked = QuantiseRequest(model.path, tmp_path / "x.npz", method="mixed")
     with pytest.raises(ModelError, match="chosen"):
-        quantise_file(QuantiseRequest(model, data, method="mixed"), lambda _: None, lambda _: None)
-    assert losses[0] == roles(tmp_path)[2]
+        quantise_file(asked, lambda _: None, lambda _: None)
+    assert losses[0] == numbers(held)
 
 
 @pytest.mark.parametrize("int8", [1.0, 0.5])
