@@ -97,6 +97,7 @@ def trained(name: str, pictures: Dataset, dataset: str = "cifar", seed: int = 0)
     path = path_of(name, dataset, seed)
     if not path.is_file():
         train(Namespace(net=name, dataset=dataset, epochs=BRIEF_EPOCHS, seed=seed), pictures)
+    _recorded.begins_with(name, path.read_bytes())
     return _nets.load(path)
 
 
