@@ -7,6 +7,7 @@ import shlex
 import sys
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import click
 
@@ -37,8 +38,11 @@ def _joined(_context: click.Context, _option: click.Parameter, texts: tuple[str,
 
 
 def _study(_context: click.Context, option: click.Parameter, text: str) -> str:
-    if not text.strip() or "://" in text:
-        raise click.BadParameter(f"{text!r}: expected a folder, which may be a shared one", param=option)
+    if not text.strip():
+        raise click.BadParameter("expected a folder or the address of a database", param=option)
+    if "://" in text and urlsplit(text).password is not None:
+        told = "a password in an address is seen by everybody: PostgreSQL reads it from ~/.pgpass or PGPASSWORD"
+        raise click.BadParameter(told, param=option)
     return text
 
 
@@ -52,6 +56,7 @@ _OUT = click.argument("out", type=FilePath(dir_okay=False), callback=tflite_path
 _DATA = click.option("--data", type=PATH, help="Folder, .tar or .npz of examples.")
 _RECIPE = click.option("--recipe", type=PATH, help="See `vedette optimise recipe`.")
 _LIMIT = click.option("--limit", type=click.IntRange(min=8), help="Use only N examples.", metavar="N")
+_FILES = click.option("--files", type=PATH, help="Folder for the networks; of a folder it is the study's own.")
 _FORCE = click.option("--force", is_flag=True, help="Replace OUT and the files beside it.")
 _JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 _BUDGET = click.option(
@@ -359,7 +364,8 @@ def quantise(model: str, out: Path, **options: Any) -> None:
 
 @optimise.command()
 @click.argument("recipe", type=PATH)
-@click.option("--study", required=True, callback=_study, metavar="FOLDER", help="Where the trials are kept.")
+@click.option("--study", required=True, callback=_study, metavar="FOLDER|URL", help="Where the trials are kept.")
+@_FILES
 @click.option("--trials", type=click.IntRange(min=1), help="End when the study has so many.")
 @click.option("--for", "seconds", metavar="TIME", callback=_seconds, help="End after this time, such as 60m.")
 @click.option("--board", default="", metavar="USER@HOST", help="Measure the latency there, over SSH.")
@@ -371,9 +377,10 @@ def search(**options: Any) -> None:
     RECIPE has a section [search], see `vedette optimise recipe search train data`. Its function runs with your
     rights. The latency is that of one thread of this machine, or what `vedette bench` finds on the board.
 
-    The study is a folder, which may be a shared one. The same command on another machine, or in another terminal,
-    joins the search; given again, it goes on with one that was interrupted. Checkpoints and the networks of all
-    trials lie in the folder, too.
+    The study is a folder, which may be a shared one; checkpoints and the networks of all trials lie in it, too.
+    Or it is a database, and --files the folder for these: postgresql://USER@HOST/NAME, sqlite:///FILE, redis://HOST,
+    or Optuna's server grpc://HOST:PORT. The same command on another machine, or in another terminal, joins the
+    search; given again, it goes on with one that was interrupted.
 
     Without --trials and --for it ends when all networks of the space have been tried, or by Ctrl-C.
     """
@@ -383,16 +390,17 @@ def search(**options: Any) -> None:
 
 
 @optimise.command("search-export")
-@click.argument("study", callback=_study, metavar="FOLDER")
+@click.argument("study", callback=_study, metavar="FOLDER|URL")
 @click.argument("trial", type=click.IntRange(min=0))
 @_OUT
+@_FILES
 @_FORCE
 @_JSON
-def search_export(study: str, trial: int, out: Path, force: bool, as_json: bool) -> None:
+def search_export(study: str, trial: int, out: Path, files: Path | None, force: bool, as_json: bool) -> None:
     """Write the INT8 file of TRIAL of a search as OUT, with its manifest and a report.
 
     The report has the accuracy on examples that have decided nothing in the search.
     """
     from agent.cli.optimise.search import export_and_print
 
-    export_and_print(study, trial, out, command=_command(), force=force, as_json=as_json)
+    export_and_print(study, trial, out, files=files, command=_command(), force=force, as_json=as_json)

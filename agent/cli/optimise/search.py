@@ -46,13 +46,14 @@ def search_and_print(*, as_json: bool, **options: Any) -> None:
     from agent.optimise.search.run import SearchRequest, search
 
     request = SearchRequest(**options)
+    _files(request.study, request.files)
     refuse_inside([request.folder / "trials"], inputs_of(data=request.data, recipe=request.recipe))
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # the trial is put back, as by Ctrl-C
     try:
         with contextlib.redirect_stdout(sys.stderr):  # the user's code may print
             found = search(request, show_progress, tell)
     except KeyboardInterrupt:
-        if request.folder.exists():  # else the study is not begun
+        if request.folder.exists():  # else the study is not begun yet
             tell(f"interrupted: the same command goes on from {request.study}")
         raise
     finally:
@@ -63,7 +64,16 @@ def search_and_print(*, as_json: bool, **options: Any) -> None:
         raise ReportedError(f"{found.study}: {reason}")
 
 
-def export_and_print(study: str, number: int, out: Path, *, command: str, force: bool, as_json: bool) -> None:
+def _files(study: str, files: Path | None) -> Path:
+    """Return the folder of the networks of a study."""
+    if files is None and "://" in study:
+        raise click.UsageError("--files: name the folder for checkpoints and networks, which all workers share")
+    return files or Path(study)
+
+
+def export_and_print(
+    study: str, number: int, out: Path, *, files: Path | None, command: str, force: bool, as_json: bool
+) -> None:
     """Write the INT8 file of a trial with manifest and report, and print a line, or the report as JSON.
 
     Raises:
@@ -73,9 +83,10 @@ def export_and_print(study: str, number: int, out: Path, *, command: str, force:
     _check_extra()
     from agent.optimise.search.results import read_candidate
 
-    kept = [path for pattern in ("*", "trials/*/*") for path in Path(study).glob(pattern)]
+    folder = _files(study, files)
+    kept = [path for pattern in ("*", "trials/*/*") for path in folder.glob(pattern)]
     check_first(out, force=force, inputs=kept)
-    found = read_candidate(study, number, command)
+    found = read_candidate(study, folder, number, command)
     write_first(out, found.content, found.keys, msgspec.to_builtins(found.report), force=force)
     score = found.report.steps[0].score or 0.0
     if as_json:

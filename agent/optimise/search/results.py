@@ -156,11 +156,12 @@ class ChosenCandidate(Struct, frozen=True):
     report: OptimiseReport
 
 
-def read_candidate(location: str, number: int, command: str = "") -> ChosenCandidate:
+def read_candidate(location: str, files: Path, number: int, command: str = "") -> ChosenCandidate:
     """Read the INT8 file of a trial.
 
     Args:
         location: of the study.
+        files: folder of its networks.
         number: of the trial.
         command: for the report.
 
@@ -173,7 +174,7 @@ def read_candidate(location: str, number: int, command: str = "") -> ChosenCandi
         facts = dict(study.user_attrs)
         own = {one.number: one.user_attrs for one in study.get_trials(deepcopy=False)}.get(number, {})
     trial = _complete(found, number)
-    file = trial_folder(Path(location), trial.origin) / INT8
+    file = trial_folder(files, trial.origin) / INT8
     if not file.is_file():
         raise ModelError(f"{file}: is not here: the trial was trained by {trial.worker}, which keeps its files")
     content = read(file)

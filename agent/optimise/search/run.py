@@ -46,7 +46,8 @@ class SearchRequest(Struct, frozen=True):
 
     Attributes:
         recipe: path.
-        study: a folder, which also holds checkpoints and files.
+        study: see `open_study`.
+        files: folder for checkpoints and networks; None: that of the study.
         trials: number of trials of the study; None: no limit.
         seconds: after which the search ends; None: no limit.
         board: see `BoardMeter`; empty: this machine.
@@ -57,6 +58,7 @@ class SearchRequest(Struct, frozen=True):
 
     recipe: Path
     study: str
+    files: Path | None = None
     trials: int | None = None
     seconds: float | None = None
     board: str = ""
@@ -66,8 +68,8 @@ class SearchRequest(Struct, frozen=True):
 
     @property
     def folder(self) -> Path:
-        """Folder of the study."""
-        return Path(self.study)
+        """Folder for checkpoints and networks."""
+        return self.files or Path(self.study)
 
 
 def search(request: SearchRequest, progress: Progress = _QUIET, tell: Progress = _QUIET) -> SearchResult:

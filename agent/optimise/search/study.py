@@ -1,9 +1,9 @@
 """A study that processes and machines share: trials are claimed, reported, and taken over from dead workers.
 
-The study is Optuna's: a journal in a folder, which may be a shared one. A trial that is running has a number that
-its worker counts up. If the number stays the same for `SearchTimings.stale_s`, by the clock of the worker that
-watches, the trial fails, and one with the same parameters waits for the next worker. What its training has
-reached goes along.
+The study is Optuna's: a journal in a folder, which may be a shared one, or a database. A trial that is running
+has a number that its worker counts up. If the number stays the same for `SearchTimings.stale_s`, by the clock of
+the worker that watches, the trial fails, and one with the same parameters waits for the next worker. What its
+training has reached goes along.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ import numpy as np
 import optuna
 from msgspec import Struct
 from optuna.exceptions import OptunaError, UpdateFinishedTrialError
-from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock
+from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock, JournalRedisBackend
 from optuna.trial import TrialState
 
 from agent.errors import ConfigError, ModelError, StorageError, reason_of
@@ -40,6 +40,10 @@ _DIRECTIONS: dict[Objective, Literal["maximize", "minimize"]] = {
     "latency": "minimize",
     "size": "minimize",
 }
+_DRIVERS = ("grpc", "redis", "sqlalchemy")
+"""Packages whose errors Optuna lets through."""
+_GRPC_PORT, _GRPC_S = 13000, 10
+"""Port of `optuna.storages.run_grpc_proxy_server`, and how long is waited for it, s."""
 _OBJECTIVES = "[search] objectives"
 _DRAWS = 1000
 _ATTEMPTS = 3
@@ -72,15 +76,20 @@ def study_errors(location: str) -> Iterator[None]:
         yield
     except OSError as error:
         raise StorageError(f"{location}: the study cannot be read or written: {reason_of(error)}") from error
-    except OptunaError as error:
-        raise StorageError(f"{location}: the study cannot be used: {error}") from error
+    except Exception as error:
+        if isinstance(error, OptunaError) or type(error).__module__.partition(".")[0] in _DRIVERS:
+            details = getattr(error, "details", None)
+            told = details() if callable(details) else str(error.__cause__ or error).partition("\n")[0]
+            raise StorageError(f"{location}: the study cannot be used: {told}") from error
+        raise
 
 
 def open_study(location: str, objectives: Sequence[Objective] = ()) -> Any:
     """Open a study; with objectives, make it if there is none.
 
     Args:
-        location: a folder.
+        location: a folder; or the address of a database that SQLAlchemy knows, such as `postgresql://user@host/name`
+            or `sqlite:///file`, of Redis, `redis://host`, or of Optuna's own server, `grpc://host:port`.
         objectives: of the study.
 
     Raises:
@@ -102,6 +111,13 @@ def open_study(location: str, objectives: Sequence[Objective] = ()) -> Any:
 
 
 def _storage(location: str, *, make: bool) -> Any:
+    if "://" in location:
+        try:
+            return _database(location)
+        except ImportError as error:
+            raise ModelError(f"{location}: needs pip install {error.name or error}") from error
+        except Exception:
+            return _database(location)  # another worker has made the same tables at the same instant
     path = Path(location, JOURNAL)
     if make:
         with storage_errors(f"{location}: the folder of the study cannot be made"):
@@ -111,6 +127,21 @@ def _storage(location: str, *, make: bool) -> Any:
     backend = JournalFileBackend(str(path))
     _mend(path)
     return optuna.storages.JournalStorage(backend)
+
+
+def _database(location: str) -> Any:
+    scheme, _, place = location.partition("://")
+    if scheme == "grpc":
+        host, _, port = place.rstrip("/").partition(":")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # it is experimental
+            found = optuna.storages.GrpcStorageProxy(host=host, port=int(port or _GRPC_PORT))
+        found.wait_server_ready(timeout=_GRPC_S)
+        return found
+    if scheme in ("redis", "rediss"):
+        return optuna.storages.JournalStorage(JournalRedisBackend(location))
+    driver = location.replace("postgresql://", "postgresql+psycopg://", 1)
+    return optuna.storages.RDBStorage(driver, engine_kwargs={"pool_pre_ping": True})
 
 
 def _mend(path: Path) -> None:

@@ -4,6 +4,9 @@ The target: a network that is more accurate and faster than the hand-made one, w
 same recipe. Accuracies are those of the INT8 files on pictures that decided nothing in the search; the latencies
 of the two are measured in turns. A search that was interrupted goes on. With --quick, two commands search on few
 pictures for seconds.
+
+With --kill, so many workers try all of eight networks on a study in PostgreSQL, and behind Optuna's own server;
+six of them are killed at random, and as many begin anew. The accuracies must be those of a worker that is alone.
 """
 
 from __future__ import annotations
@@ -11,9 +14,11 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
+import _killed
 import _recorded
 import numpy as np
 from _cifar import BUILD, Dataset, cifar
@@ -74,11 +79,11 @@ def write_data(pictures: Dataset, name: str, every: int) -> Path:
     return path
 
 
-def begin(recipe: Path, *words: str) -> subprocess.Popen[str]:
-    """Start a search whose study has the recipe's name."""
+def begin(recipe: Path, *words: str, study: str = "", **more: Any) -> subprocess.Popen[str]:
+    """Start a search whose study has the recipe's name, or another place."""
     command = [sys.executable, "-m", "agent", "optimise", "search", str(recipe), "--json", *words]
-    study = recipe.with_suffix("")
-    return subprocess.Popen([*command, "--study", str(study)], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    command += ["--study", study or str(recipe.with_suffix(""))]
+    return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, **more)
 
 
 def result(process: subprocess.Popen[str]) -> dict[str, Any]:
@@ -171,6 +176,38 @@ def measure(pictures: Dataset, given: Any) -> dict[str, float]:
     return figures | compare(recipe.with_suffix(""), chosen, hand.with_suffix(""), int(base["number"]))
 
 
+def kill(pictures: Dataset, workers: int) -> None:
+    """Search with workers that are killed, and end with the targets."""
+    data, ranges = write_data(pictures, "few", 100), dict(RANGES)
+    ranges |= {"first": "{choices = [4, 8]}", "second": "{choices = [8, 16]}", "third": "{choices = [16, 24]}"}
+    ranges |= {"block": '{choices = ["plain"]}', "depth": "{choices = [1]}", "stem": "{choices = [1]}"}
+    recipe, figures = write_recipe("killed", ranges, data, [4.0], 64), dict[str, float]()
+    with tempfile.TemporaryDirectory() as folder:
+        wanted = accuracies(result(begin(recipe, study=f"{folder}/alone")))
+        figures["networks"] = len(wanted)
+        for name, server in (("postgresql", _killed.postgresql), ("grpc", _killed.grpc)):
+            with server() as study:
+                told, words = {"stderr": subprocess.DEVNULL}, ("--files", f"{folder}/{name}")
+                killed = _killed.until_the_end(lambda: begin(recipe, *words, study=study, **told), workers)  # noqa: B023
+                found = result(begin(recipe, *words, study=study))
+            differ = {one for one in wanted if accuracies(found).get(one) != wanted[one]}
+            figures |= {f"{name}_{key}": value for key, value in properties(found).items()}
+            figures |= {f"{name}_killed": killed, f"{name}_differ": len(differ)}
+            print(f"{name}: {killed} killed, {len(found['trials'])} trials, {len(differ)} differ", flush=True)
+    targets = {
+        f"{name}_{key}": target
+        for name in ("postgresql", "grpc")
+        for key, target in {"killed": f">= {_killed.KILLS}", "differ": "== 0", "failed": "== 0"}.items()
+    }
+    conclude("optimise/search", figures, targets)
+
+
+def accuracies(found: dict[str, Any]) -> dict[str, float]:
+    """Accuracy of each network that was trained to the end."""
+    done = (one for one in found["trials"] if one["state"] == "complete")
+    return {json.dumps(one["parameters"], sort_keys=True): one["accuracy"] for one in done}
+
+
 def best(found: dict[str, Any], base: dict[str, Any]) -> int:
     """The most accurate on the front that is as fast as another network, on the pictures of the comparison.
 
@@ -183,7 +220,7 @@ def best(found: dict[str, Any], base: dict[str, Any]) -> int:
 
 def compare(study: Path, number: int, hand: Path, hand_number: int) -> dict[str, float]:
     """Accuracy on unseen pictures, and latency in turns, of a trial and of the hand-made network."""
-    one, other = (read_candidate(str(place), at) for place, at in ((study, number), (hand, hand_number)))
+    one, other = (read_candidate(str(place), place, at) for place, at in ((study, number), (hand, hand_number)))
     scores = [candidate.report.steps[0].score or 0.0 for candidate in (one, other)]
     times = time_ms([one.content, other.content], rounds=60)
     print("; ".join(one.report.steps[0].notes))
@@ -204,9 +241,12 @@ def main() -> None:
     data_argument(parser)
     parser.add_argument("--minutes", type=float, default=60.0)
     parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--kill", action="store_true", help="kill workers at random, see above")
     parser.add_argument("--record", action="store_true", help="keep the figures in recorded.json")
     given = parser.parse_args()
     pictures = cifar(given.data)
+    if given.kill:
+        kill(pictures, given.workers)
     if given.quick:
         quick(pictures)
     figures = measure(pictures, given)

@@ -356,8 +356,17 @@ def test_empty_data_are_refused(command: list[str]) -> None:
     assert "'--data': is empty" in done.output
 
 
-@pytest.mark.parametrize("study", ["", "postgresql://host/studies"])
-def test_a_study_is_a_folder(study: str) -> None:
+@pytest.mark.parametrize(
+    ("study", "told"),
+    [
+        ("", "expected a folder"),
+        ("postgresql://me:secret@host/studies", "PGPASSWORD"),
+        ("postgresql://me@host/studies", "--files"),
+    ],
+)
+def test_a_study_is_a_folder_or_a_database_without_a_password_in_its_address(study: str, told: str) -> None:
+    pytest.importorskip("optuna", reason="a search needs the extra [optimise]")
     for command in (["search", "r.toml", "--study", study], ["search-export", study, "1", "o.tflite"]):
         done = CliRunner().invoke(vedette, ["optimise", *command])
-        assert (done.exit_code, "expected a folder" in done.output) == (2, True)
+        assert (done.exit_code, told in done.output) == (2, True), done.output
+        assert "secret" not in done.output

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import socket
+import subprocess
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,18 +22,43 @@ from optuna.exceptions import UpdateFinishedTrialError
 from agent.errors import ConfigError, ModelError, StorageError
 from agent.optimise.recipe import SearchParameter
 from agent.optimise.search.study import JOURNAL, PLACE, SearchStudy, SearchTimings, draw, open_study
+from tests.support.mosquitto import free_port
 from tests.support.publishing import wait_for
 
 WIDTH = {"width": SearchParameter(low=1, high=4)}
 TIMINGS = SearchTimings()
 
 
+SERVE = (
+    "import optuna, sys; store = optuna.storages.RDBStorage(sys.argv[1]); "
+    "optuna.storages.run_grpc_proxy_server(store, port=int(sys.argv[2]))"
+)
+
+
+@pytest.fixture(params=["folder", "sqlite", "grpc"])
+def place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    """A folder, a database, or a real server of Optuna's."""
+    database = f"sqlite:///{tmp_path / 'study.db'}"
+    if request.param != "grpc":
+        yield str(tmp_path) if request.param == "folder" else database
+        return
+    pytest.importorskip("grpc", reason="the server needs grpcio")
+    port = free_port()
+    command = [sys.executable, "-c", SERVE, database, str(port)]
+    with subprocess.Popen(command, stderr=subprocess.DEVNULL) as server:
+        try:
+            wait_for(lambda: socket.socket().connect_ex(("127.0.0.1", port)) == 0, 60)
+            yield f"grpc://127.0.0.1:{port}"
+        finally:
+            server.terminate()
+
+
 def shared(place: Any, clock: Callable[[], float] = time.monotonic) -> SearchStudy:
     return SearchStudy(str(place), ("accuracy", "latency"), WIDTH, 0, TIMINGS, clock)
 
 
-def test_each_candidate_is_claimed_once_until_all_are_tried(tmp_path: Path) -> None:
-    first, second = shared(tmp_path), shared(tmp_path)
+def test_each_candidate_is_claimed_once_until_all_are_tried(place: str) -> None:
+    first, second = shared(place), shared(place)
     claimed = []
     for study in (first, second, first, second):
         trial = study.claim(None)
@@ -41,8 +69,8 @@ def test_each_candidate_is_claimed_once_until_all_are_tried(tmp_path: Path) -> N
     assert first.others_run()
 
 
-def test_no_more_trials_than_asked_for_are_begun(tmp_path: Path) -> None:
-    first, second = shared(tmp_path), shared(tmp_path)
+def test_no_more_trials_than_asked_for_are_begun(place: str) -> None:
+    first, second = shared(place), shared(place)
     begun = [study.claim(3) for study in (first, second, first, second)]
     assert [one is None for one in begun] == [False, False, False, True]
     for trial in begun[:3]:
@@ -52,9 +80,9 @@ def test_no_more_trials_than_asked_for_are_begun(tmp_path: Path) -> None:
     assert not second.others_run()
 
 
-def test_the_trial_of_a_worker_without_signs_of_life_is_taken_over(tmp_path: Path) -> None:
+def test_the_trial_of_a_worker_without_signs_of_life_is_taken_over(place: str) -> None:
     now = [0.0]
-    dead, alive = shared(tmp_path), shared(tmp_path, clock=lambda: now[0])
+    dead, alive = shared(place), shared(place, clock=lambda: now[0])
     lost = dead.claim(1)
     assert lost is not None
     lost.note(latency_ms=2.0, rungs={"1": 0.5})
@@ -73,17 +101,17 @@ def test_the_trial_of_a_worker_without_signs_of_life_is_taken_over(tmp_path: Pat
         lost.note(latency_ms=3.0)
 
 
-def test_a_worker_that_lives_says_so(tmp_path: Path) -> None:
-    study = shared(tmp_path)
+def test_a_worker_that_lives_says_so(place: str) -> None:
+    study = shared(place)
     trial = study.claim(1)
     assert trial is not None
     with trial.signs_of_life(0.01):
         wait_for(lambda: study.trials()[0].user_attrs.get("beat", 0) > 1)
 
 
-def test_a_trial_whose_workers_have_died_three_times_fails(tmp_path: Path) -> None:
+def test_a_trial_whose_workers_have_died_three_times_fails(place: str) -> None:
     now = [0.0]
-    study = shared(tmp_path, clock=lambda: now[0])
+    study = shared(place, clock=lambda: now[0])
     for attempt in (1, 2, 3):
         trial = study.claim(1)
         assert trial is not None
@@ -95,8 +123,8 @@ def test_a_trial_whose_workers_have_died_three_times_fails(tmp_path: Path) -> No
     assert "3 times" in failed.user_attrs["reason"]
 
 
-def test_interrupted_work_is_put_back_for_anyone(tmp_path: Path) -> None:
-    first, second = shared(tmp_path), shared(tmp_path)
+def test_interrupted_work_is_put_back_for_anyone(place: str) -> None:
+    first, second = shared(place), shared(place)
     trial = first.claim(2)
     assert trial is not None
     first.repeat(trial)
@@ -105,8 +133,8 @@ def test_interrupted_work_is_put_back_for_anyone(tmp_path: Path) -> None:
     assert (again.parameters, again.noted("attempt")) == (trial.parameters, 1)
 
 
-def test_a_trial_that_another_worker_has_ended_cannot_be_ended_again(tmp_path: Path) -> None:
-    study = shared(tmp_path)
+def test_a_trial_that_another_worker_has_ended_cannot_be_ended_again(place: str) -> None:
+    study = shared(place)
     trial = study.claim(1)
     assert trial is not None
     trial.complete([0.5, 1.0])
@@ -116,13 +144,13 @@ def test_a_trial_that_another_worker_has_ended_cannot_be_ended_again(tmp_path: P
     assert [one.state.name for one in study.trials()] == ["COMPLETE"]
 
 
-def test_another_recipe_is_refused_by_the_name_of_what_differs(tmp_path: Path) -> None:
-    begun = shared(tmp_path)
+def test_another_recipe_is_refused_by_the_name_of_what_differs(place: str) -> None:
+    begun = shared(place)
     begun.join({"[search] rungs": "[1, 3]"}, {"objectives": ["accuracy"]})
     assert begun.claim(None) is not None
-    shared(tmp_path).join({"[search] rungs": "[1, 3]"}, {})
+    shared(place).join({"[search] rungs": "[1, 3]"}, {})
     with pytest.raises(ConfigError, match=r"\[search\] rungs was \[1, 3\], and is \[1, 9\] here"):
-        shared(tmp_path).join({"[search] rungs": "[1, 9]"}, {})
+        shared(place).join({"[search] rungs": "[1, 9]"}, {})
 
 
 def test_a_study_without_a_trial_can_be_begun_anew(tmp_path: Path) -> None:
