@@ -358,11 +358,9 @@ def calibrate(model: str, data: Path, loss: float, out: Path | None, as_json: bo
 @click.option(
     "--every", type=click.IntRange(1), default=1, metavar="N", help="Of clips, take each Nth picture alone."
 )
-@click.option("--report", type=PATH, help="Write this HTML, with the worst errors of a model of pictures.")
 @click.option(
     "--results", type=PATH, metavar="FILE", help="Store what each file gave here, and continue from it."
 )
-@click.option("--force", is_flag=True, help="Replace files.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of tables.")
 def evaluate(model: str, data: Path, **options: Any) -> None:
     """Tell how often MODEL is right on DATA, by class, and what its thresholds give.

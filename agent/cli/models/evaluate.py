@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 
 import click
@@ -24,7 +23,6 @@ from agent.optimise.evaluation.report import (
     config_line,
     picture_report,
     sound_report,
-    to_html,
     track_report,
 )
 from agent.optimise.evaluation.sound import SoundRequest, evaluate_sounds, missed_alarm_target
@@ -32,7 +30,6 @@ from agent.optimise.evaluation.sound_data import SoundExamples, read_sounds
 from agent.optimise.evaluation.tracking import TrackEvaluation, TrackRequest, describe_clips, evaluate_tracking
 from agent.optimise.inputs import refuse_inside
 from agent.optimise.source import judged_by_learned
-from agent.storage.files import write_atomic
 from agent.text import plain
 
 _WIDTH = 110
@@ -50,9 +47,7 @@ class EvaluateOptions(Struct, frozen=True):
         variant: of the model; empty: its first, or of sound as in a stream.
         limit: number of examples; None: all.
         every: of a clip, every so manieth picture is taken.
-        report: HTML to write, of pictures; None: none.
         results: file in which results are stored; None: none are.
-        force: replace files.
         as_json: print JSON instead of tables.
     """
 
@@ -64,9 +59,7 @@ class EvaluateOptions(Struct, frozen=True):
     variant: str = ""
     limit: int | None = None
     every: int = 1
-    report: Path | None = None
     results: Path | None = None
-    force: bool = False
     as_json: bool = False
 
     def refuse(self, why: str, *names: str) -> None:
@@ -83,6 +76,7 @@ def evaluate_and_print(name: str, data: Path, options: EvaluateOptions) -> bool:
         ModelError: a model or the examples cannot be used, or a file is there already.
         SourceError: a recording cannot be read.
     """
+    _check_results(options, data)
     if holds_clips(data) or name == PUBLISHED:
         return _evaluate_clips(name, data, options)
     model = _opened(name, options.variant)
@@ -102,22 +96,14 @@ def _opened(name: str, variant: str) -> Model:
     return model
 
 
-def _check_targets(options: EvaluateOptions, inputs: Sequence[Path]) -> None:
-    """Refuse files that cannot be written, before hours pass."""
-    targets = [options.report] if options.report else []
-    outputs = [*targets, *([options.results] if options.results else [])]
-    names = [path.absolute() for path in outputs]
-    if len(set(names)) < len(names):
-        raise ModelError(f"{names[-1]}: is named for two outputs: name two files")
-    refuse_inside(outputs, inputs)
-    for path in targets:
-        if any(path.exists() and one.exists() and path.samefile(one) for one in inputs):
-            raise ModelError(f"{path}: is what is evaluated: name another file")
-        if path.exists() and not options.force:
-            raise ModelError(f"{path}: exists; --force replaces it")
-    for path in outputs:
-        if not path.absolute().parent.is_dir():
-            raise ModelError(f"{path}: there is no folder {path.absolute().parent}")
+def _check_results(options: EvaluateOptions, data: Path) -> None:
+    """Refuse a results file that cannot be written, before hours pass."""
+    path = options.results
+    if path is None:
+        return
+    refuse_inside([path], [data])
+    if not path.absolute().parent.is_dir():
+        raise ModelError(f"{path}: there is no folder {path.absolute().parent}")
 
 
 def _print(found: Struct, report: EvaluationReport, kept: KeptResults, options: EvaluateOptions) -> None:
@@ -142,7 +128,6 @@ def _print(found: Struct, report: EvaluationReport, kept: KeptResults, options: 
 def _evaluate_pictures(model: Model, other: Model | None, data: Path, options: EvaluateOptions) -> bool:
     options.refuse("is for models of words", "background", "target_false_alarms")
     options.refuse("is for clips", "every")
-    _check_targets(options, [data, Path(model.path)])
     examples = _read(data, model, options)
     others = None if other is None else (other, _read(data, other, replace(options, variant="")))
     if others is not None and (others[1].kind, others[1].names) != (examples.kind, examples.names):
@@ -165,8 +150,6 @@ def _evaluate_pictures(model: Model, other: Model | None, data: Path, options: E
     missed = missed_targets(found, options.target_recall)
     for line in missed:
         click.echo(plain(line), err=True)
-    if options.report is not None:
-        write_atomic(options.report, to_html(found, examples).encode("utf-8", "replace"))
     return not missed
 
 
@@ -176,9 +159,8 @@ def _read(data: Path, model: Model, options: EvaluateOptions) -> Examples:
 
 
 def _evaluate_words(model: Model, other: Model | None, data: Path, options: EvaluateOptions) -> bool:
-    options.refuse("is for models of pictures", "positive", "target_recall", "report")
+    options.refuse("is for models of pictures", "positive", "target_recall")
     options.refuse("is for clips", "every")
-    _check_targets(options, [data, Path(model.path)])
     examples = _read_sounds(model, data, options)
     request = SoundRequest(options.variant, options.target_false_alarms)
     with KeptResults(options.results) as kept:
@@ -206,8 +188,7 @@ def _read_sounds(model: Model, data: Path, options: EvaluateOptions) -> SoundExa
 
 def _evaluate_clips(name: str, data: Path, options: EvaluateOptions) -> bool:
     options.refuse("is for models of words", "background", "target_false_alarms")
-    options.refuse("is not for clips", "target_recall", "limit", "report")
-    _check_targets(options, [data, Path(name)])
+    options.refuse("is not for clips", "target_recall", "limit")
     if PUBLISHED in (name, options.against) and name != options.against and options.positive:
         raise ModelError(f"--positive: {PUBLISHED} has no classes")
     sequences = read_clips(data)

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import math
 from array import array
-from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from datetime import UTC, datetime, timedelta
@@ -150,23 +149,17 @@ def judge(said: Sequence[SpokenWord], events: Iterable[HeardWord]) -> JudgedSoun
     return JudgedSound(tuple(heard), tuple(told), tuple(false))
 
 
-class CurvePoint(Struct, frozen=True, omit_defaults=True):
-    """Counts at one threshold, in one recording or in all, by word.
+class CurvePoint(Struct, frozen=True):
+    """Words that are said and heard, and false alarms, at one threshold in one recording."""
 
-    Attributes:
-        heard: words that are said and heard.
-        alarms: false alarms.
-    """
-
-    heard: dict[str, int] = {}
-    alarms: dict[str, int] = {}
+    heard: int
+    alarms: int
 
 
 def curve_point(said: Sequence[SpokenWord], events: Iterable[HeardWord]) -> CurvePoint:
     """Return what events give in a recording."""
     found = judge(said, events)
-    heard = Counter(one.label for one, is_heard in zip(said, found.heard, strict=True) if is_heard)
-    return CurvePoint(dict(heard), dict(Counter(one.label for one in found.false)))
+    return CurvePoint(sum(found.heard), len(found.false))
 
 
 class RatePoint(Struct, frozen=True):
@@ -250,13 +243,9 @@ def _solve(count: int, probability: float) -> float:
 
 
 def _at_most(count: int, mean: float) -> float:
-    """Return the probability of at most `count` events."""
-    if mean <= 0.0:
-        return 1.0
-    numbers = np.arange(1, count + 1)
-    logs = np.concatenate([[0.0], np.cumsum(math.log(mean) - np.log(numbers))]) - mean
-    most = float(logs.max())
-    return float(np.exp(logs - most).sum() * math.exp(most))
+    """Return the probability of at most `count` events; `mean`: more than 0."""
+    logs = np.cumsum(np.log(mean / np.arange(1, count + 1)))
+    return float(math.exp(-mean) + np.exp(logs - mean).sum())
 
 
 LEAD_S = 2.0
@@ -273,13 +262,11 @@ class HeardRecording(Struct, frozen=True):
     Attributes:
         events: as the daemon gives them.
         curve: what each of `THRESHOLDS` gives.
-        peaks: for each word that is said, the highest mean of its label in its time, 0..1.
         exits: number of answers by the name of the exit.
     """
 
     events: tuple[HeardWord, ...]
     curve: tuple[CurvePoint, ...]
-    peaks: tuple[float, ...]
     exits: dict[str, int]
 
 
@@ -400,8 +387,7 @@ class Listener:
             found = replay(answers, threshold, spotter.decoder.wanted, refractory_ns)
             words = (HeardWord(labels[label], answers.at_ns[row] / 1e9 - LEAD_S, 0.0) for row, label in found)
             curve.append(curve_point(recording.said, words))
-        peaks = tuple(_peaks(recording, answers, labels))
-        return HeardRecording(heard, tuple(curve), peaks, perception.used)
+        return HeardRecording(heard, tuple(curve), perception.used)
 
 
 @contextmanager
@@ -451,10 +437,3 @@ def _chunk(samples: Samples, rate_hz: int, first: int) -> AudioChunk:
 
 def _seconds(at: datetime) -> float:
     return round((at - _BEGIN).total_seconds() - LEAD_S, 3)
-
-
-def _peaks(recording: Recording, answers: SpotterAnswers, labels: tuple[str, ...]) -> Iterator[float]:
-    at_s = answers.at_ns / 1e9 - LEAD_S
-    for one in recording.said:
-        near = answers.full & (at_s >= one.start_s) & (at_s <= one.end_s + AFTER_S)
-        yield round(float(answers.means[near, labels.index(one.label)].max(initial=0.0)), 6)

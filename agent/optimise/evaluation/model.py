@@ -36,29 +36,26 @@ from agent.optimise.evaluation.answers import (
 )
 from agent.optimise.evaluation.operating import (
     NOTHING,
-    WORST,
+    Confusion,
     Found,
     FrocPoint,
     OperatingPoint,
-    WrongExample,
+    WrongAnswer,
     box_errors,
     box_point,
     box_threshold_for,
-    class_errors,
+    confusions,
     froc,
     match,
     share_point,
     threshold_for,
+    worst,
 )
 from agent.text import plural
 from agent.types import Detection
 
 _LEAST = 1e-4
 """Threshold of the decoder in a pass: weaker results are of no use."""
-_CONFUSED_MAX = 300
-"""Most classes whose confusions are told: their number is its square."""
-_CURVES_MAX = 12
-"""Most classes of boxes of which all have curves, where none is asked for."""
 
 
 class EvaluationRequest(Struct, frozen=True):
@@ -66,7 +63,7 @@ class EvaluationRequest(Struct, frozen=True):
 
     Attributes:
         variant: of the model; empty: its first.
-        positive: classes that are to be found, for operating points; empty: of boxes all, else none.
+        positive: classes that are to be found, for operating points; empty: none.
         target_recall: share of them that has to be found; None: the manifest's threshold is judged alone.
     """
 
@@ -145,8 +142,7 @@ class Evaluation(Struct, frozen=True):
         interval: of 95 %; None: not known.
         details: other figures, such as `AP50`.
         classes: by class.
-        confusion: number of examples of each class, a row, by what they were told to be, a column; empty: of
-            boxes and anomalies.
+        confusions: what is most often taken for another class; empty: of boxes and anomalies.
         positives: by what is to be found.
         wrong: the worst errors, surest first.
         against: comparison with another model; None: there is none.
@@ -162,9 +158,9 @@ class Evaluation(Struct, frozen=True):
     interval: tuple[float, float] | None
     details: dict[str, float]
     classes: tuple[ClassResult, ...]
-    confusion: tuple[tuple[int, ...], ...]
+    confusions: tuple[Confusion, ...]
     positives: tuple[Positive, ...]
-    wrong: tuple[WrongExample, ...]
+    wrong: tuple[WrongAnswer, ...]
     against: ModelComparison | None = None
     remarks: tuple[str, ...] = ()
 
@@ -204,6 +200,8 @@ def evaluate_model(
     """
     if examples.kind == "none":
         raise ModelError("the examples have no labels: give two sub-folders of classes or more, or boxes")
+    if request.target_recall is not None and not request.positive:
+        raise ModelError("a target needs --positive, the class that is to be found")
     if examples.kind == "boxes":
         load_coco()  # before the first picture
     kept = kept or KeptResults()
@@ -254,17 +252,20 @@ def _classes(model: Model, run: ExampleRun, request: EvaluationRequest) -> _Pass
     assert labels is not None
     scores, top_k, exits = class_scores(run, model.manifest, request.variant)
     silent = ~np.isfinite(scores).all(1)
-    told = np.where(silent, NOTHING, scores.argmax(1))
+    told = np.where(silent, -1, scores.argmax(1))
     names = Labels(output.labels or examples.names)
     shown = tuple(names[number] for number in range(scores.shape[1]))
-    confusion = np.zeros((len(shown), len(shown)), np.int64)
-    np.add.at(confusion, (labels[~silent], told[~silent]), 1)
+    heard = np.flatnonzero(~silent)
+    wrong = (
+        WrongAnswer(examples.name(at), shown[labels[at]], shown[told[at]], float(scores[at, told[at]]))
+        for at in heard[labels[heard] != told[heard]].tolist()
+    )
     score = share_score("top-1", told == labels)
     more = {
-        "classes": tuple(_class_results(confusion, np.bincount(labels, minlength=len(shown)), shown)),
-        "confusion": tuple(tuple(map(int, row)) for row in confusion) if len(shown) <= _CONFUSED_MAX else (),
+        "classes": tuple(_class_results(labels, told, shown)),
+        "confusions": confusions((shown[labels[at]], shown[told[at]]) for at in heard),
         "positives": _positive_classes(request, scores, labels, shown, top_k, output.score_threshold),
-        "wrong": class_errors(examples, scores, labels, told, shown),
+        "wrong": worst(wrong),
     }
     found = _evaluation(model, examples, score, "top-1", **more)
     if silent.any():
@@ -286,8 +287,6 @@ def _positive_classes(
 ) -> tuple[Positive, ...]:
     """Return what thresholds give on the score of the positive classes, as far as the daemon tells them."""
     if not request.positive:
-        if request.target_recall is not None:
-            raise ModelError("a target needs --positive, the class that is to be found")
         return ()
     chosen = sorted({_number(names, name) for name in request.positive})
     ranks = np.argsort(np.argsort(-scores, axis=1, kind="stable"), axis=1)[:, chosen]
@@ -302,13 +301,16 @@ def _number(names: Sequence[str], name: str) -> int:
 
 
 def _class_results(
-    confusion: NDArray[np.int64], counts: NDArray[np.int64], names: Sequence[str]
+    labels: NDArray[np.int64], told: NDArray[np.int64], names: Sequence[str]
 ) -> Iterator[ClassResult]:
     for number, name in enumerate(names):
-        count, told = int(counts[number]), int(confusion[:, number].sum())
-        right = int(confusion[number, number])
-        recall, interval = (right / count, wilson(right, count)) if count else (None, None)
-        yield ClassResult(name, count, recall, interval, right / told if told else None)
+        own, answers = labels == number, told == number
+        yield _class_result(name, int((own & answers).sum()), int(own.sum()), int(answers.sum()))
+
+
+def _class_result(name: str, right: int, count: int, told: int = 0) -> ClassResult:
+    recall, interval = (right / count, wilson(right, count)) if count else (None, None)
+    return ClassResult(name, count, recall, interval, right / told if told else None)
 
 
 def _positive(
@@ -344,31 +346,20 @@ def _whole_pictures(model: Model, run: ExampleRun, request: EvaluationRequest) -
     positive, threshold = np.isin(labels, chosen), model.manifest.output.score_threshold
     result = _positive(request, scores, positive, threshold)
     assert result.auroc is not None
-    right = (scores >= threshold) == positive
-    score = replace(share_score("top-1", right), value=result.auroc, interval=None)
-    told = np.where(scores >= threshold, "found", "nothing found")
-    wrong = np.flatnonzero(~right)
-    heights = np.maximum(scores, 0.0)
-    surest = wrong[np.argsort(-np.abs(heights[wrong] - threshold), kind="stable")][:WORST]
-    errors = tuple(
-        WrongExample(int(one), examples.name(int(one)), names[labels[one]], str(told[one]), float(heights[one]))
-        for one in surest
+    taken = scores >= threshold
+    wrong = (
+        WrongAnswer(examples.name(at), names[labels[at]], "found" if taken[at] else NOTHING, max(0.0, scores[at]))
+        for at in np.flatnonzero(taken != positive).tolist()
     )
-    rows = _folder_results(names, labels, scores >= threshold, set(chosen))
-    more = {"classes": tuple(rows), "confusion": (), "positives": (result,), "wrong": errors}
-    return _Pass(_evaluation(model, examples, score, "AUROC", **more), replace(score, right=()))
-
-
-def _folder_results(
-    names: Sequence[str], labels: NDArray[np.int64], found: NDArray[np.bool_], chosen: set[int]
-) -> Iterator[ClassResult]:
-    """Yield for each folder the share that is judged rightly: found where it is to be, and not elsewhere."""
-    for number, name in enumerate(names):
-        there = labels == number
-        right, count = int((found[there] == (number in chosen)).sum()), int(there.sum())
-        if not count:
-            continue  # by a limit
-        yield ClassResult(name, count, right / count, wilson(right, count), None)
+    own = [labels == number for number in range(len(names))]
+    rows = (
+        _class_result(name, int((there & (taken == positive)).sum()), int(there.sum()))
+        for name, there in zip(names, own, strict=True)
+        if there.any()  # else left out by a limit
+    )
+    score = Score("top-1", result.auroc, len(examples))
+    more = {"classes": tuple(rows), "confusions": (), "positives": (result,), "wrong": worst(wrong)}
+    return _Pass(_evaluation(model, examples, score, "AUROC", **more), score)
 
 
 def _boxes(model: Model, run: ExampleRun, request: EvaluationRequest) -> _Pass:
@@ -388,15 +379,10 @@ def _boxes(model: Model, run: ExampleRun, request: EvaluationRequest) -> _Pass:
         point = box_point(matched, threshold)
         average = result.by_class[number]
         rows.append(ClassResult(name, count, point.recall, point.recall_interval, point.precision, average))
-        if number in chosen or (not chosen and len(names) <= _CURVES_MAX):
+        if number in chosen:
             positives.append(_box_positive(request, matched, name, point))
-    wrong = box_errors(examples, found, names, threshold)
-    more = {
-        "classes": tuple(rows),
-        "confusion": (),
-        "positives": tuple(positives),
-        "wrong": wrong,
-    }
+    wrong = worst(box_errors(examples, found, names, threshold))
+    more = {"classes": tuple(rows), "confusions": (), "positives": tuple(positives), "wrong": wrong}
     return _Pass(_evaluation(model, examples, result.score, "AP", **more), result.score)
 
 
@@ -415,7 +401,7 @@ def match_class(examples: Examples, found: Sequence[Sequence[Detection]], number
         boxes = truth.boxes[truth.classes == number]
         own = [one for one in some if one.label == name]
         own_scores = np.array([one.score for one in own], np.float64)
-        hits.append(match(np.array([one.box for one in own], np.float64).reshape(-1, 4), own_scores, boxes))
+        hits.append(match(np.array([one.box for one in own], np.float64).reshape(-1, 4), own_scores, boxes) >= 0)
         scores.append(own_scores)
         pictures.append(np.full(len(own), index, np.int64))
         objects.append(len(boxes))

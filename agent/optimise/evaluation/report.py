@@ -1,4 +1,4 @@
-"""Reports of evaluations: lines and tables as text, and the worst errors as HTML."""
+"""Reports of evaluations: lines and tables as text."""
 
 from __future__ import annotations
 
@@ -6,24 +6,13 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-import cv2
-import numpy as np
-
-from agent.compute.drawing import annotate_detections
-from agent.errors import ModelError
-from agent.html_page import embedded, html_figure, html_page, html_table, html_text
-from agent.optimise.data import Examples
 from agent.optimise.evaluation.listening import RatePoint
 from agent.optimise.evaluation.model import ClassResult, Evaluation, ModelComparison, Positive
-from agent.optimise.evaluation.operating import OperatingPoint
-from agent.optimise.evaluation.sound import NOTHING_TOLD, OTHER, SoundEvaluation, WordResult
+from agent.optimise.evaluation.operating import Confusion, OperatingPoint, WrongAnswer
+from agent.optimise.evaluation.sound import SoundEvaluation, WordResult
 from agent.optimise.evaluation.tracking import TrackEvaluation, TrackFigures
 from agent.text import plural
-from agent.types import Detection
 
-_SIDE, _QUALITY = 240, 80
-"""Longest side of a picture in the report, px, and quality of its JPEG."""
-_CONFUSIONS_MAX = 20
 _CURVE_RATES = (0.1, 0.5, 1.0, 2.0, 5.0, 10.0)
 """False alarms per hour whose rows of the curve are shown."""
 
@@ -87,8 +76,6 @@ def _picture_tables(found: Evaluation) -> Iterator[EvaluationTable]:
     columns = shown if has_ap else shown[:-1]
     rows = [_class_row(one)[: len(columns)] for one in found.classes if one.count]
     yield EvaluationTable("by class", columns, columns[1:], rows)
-    classes = [one.name for one in found.classes]
-    yield from _confusions(found.confusion, classes, classes)
     points = [row for one in found.positives for row in _threshold_rows(one)]
     if points:
         alarms = "false a picture" if found.metric == "AP" else "false alarms"
@@ -99,6 +86,7 @@ def _picture_tables(found: Evaluation) -> Iterator[EvaluationTable]:
         rates = tuple(f"{point.false_positives:g}" for point in curves[0].froc)
         rows = [(_names(one), *(percent(point.sensitivity) for point in one.froc)) for one in curves]
         yield EvaluationTable("sensitivity at false positives a picture", ("to find", *rates), rates, rows)
+    yield from _errors(found.confusions, found.wrong, "example")
 
 
 def _names(one: Positive) -> str:
@@ -160,12 +148,7 @@ def _sound_tables(found: SoundEvaluation) -> Iterator[EvaluationTable]:
     yield EvaluationTable("by word, at the threshold in use", columns, columns[1:], rows)
     columns = ("at", "threshold", "missed", "95 %", "false alarms an hour", "95 %")
     yield EvaluationTable("missed words against false alarms", columns, columns[1:], list(_rate_rows(found)))
-    words = [one.name for one in found.words]
-    yield from _confusions(found.confusion, [*words, OTHER], [*words, NOTHING_TOLD])
-    if found.wrong:
-        columns = ("recording", "second", "is", "told", "score")
-        rows = [(one.name, f"{one.at_s:.2f}", one.truth, one.told, f"{one.score:.3f}") for one in found.wrong]
-        yield EvaluationTable("worst errors", columns, ("second", "score"), rows)
+    yield from _errors(found.confusions, found.wrong, "recording")
 
 
 def _rate_rows(found: SoundEvaluation) -> Iterator[tuple[str, ...]]:
@@ -229,50 +212,16 @@ def _count_row(one: TrackFigures) -> tuple[str, ...]:
     return (one.name, *map(str, kinds))
 
 
-def _confusions(
-    counts: Sequence[Sequence[int]], names: Sequence[str], told: Sequence[str]
-) -> Iterator[EvaluationTable]:
-    """Yield what is most often taken for something else, if anything is."""
-    pairs = [
-        (count, is_, other)
-        for is_, row in zip(names, counts, strict=False)
-        for other, count in zip(told, row, strict=True)
-        if count and is_ != other
-    ]
-    if pairs:
-        worst = sorted(pairs, key=lambda one: -one[0])[:_CONFUSIONS_MAX]
-        rows = [(is_, other, str(count)) for count, is_, other in worst]
+def _errors(confused: Sequence[Confusion], wrong: Sequence[WrongAnswer], where: str) -> Iterator[EvaluationTable]:
+    """Yield what is most often taken for something else, and the worst errors; `where`: they are."""
+    if confused:
+        rows = [(one.truth, one.told, str(one.count)) for one in confused]
         yield EvaluationTable("most frequent confusions", ("is", "told", "times"), ("times",), rows)
-
-
-def to_html(found: Evaluation, examples: Examples) -> str:
-    """Return the evaluation as one HTML file, with the pictures of the worst errors."""
-    report = picture_report(found)
-    parts = [html_text(line) for line in report.lines if line]
-    for table in report.tables:
-        parts += [html_text(table.title, "h2"), html_table(table.columns, table.rows)]
-    if found.wrong:
-        parts.append(html_text("worst errors, surest first", "h2"))
-        rows = [(one.name, one.truth, one.told, f"{one.score:.3f}") for one in found.wrong]
-        parts += [html_table(("example", "is", "told", "score"), rows), *_wrong_pictures(found, examples)]
-    return html_page(f"evaluation: {found.model}", parts)
-
-
-def _wrong_pictures(found: Evaluation, examples: Examples) -> Iterator[str]:
-    for one in found.wrong:
-        try:
-            picture = examples.picture(one.index)
-        except ModelError:
-            return  # values, not pictures
-        if examples.order == "rgb":
-            picture = np.ascontiguousarray(picture[..., ::-1])
-        height, width = picture.shape[:2]
-        scale = min(1.0, _SIDE / max(height, width))
-        size = max(1, round(width * scale)), max(1, round(height * scale))
-        small = cv2.resize(picture, size, interpolation=cv2.INTER_AREA).astype(np.uint8, copy=False)
-        if one.box is not None:
-            label = one.truth if one.told == "nothing" else one.told
-            small = annotate_detections(small, [Detection(label, one.score, one.box)], order="bgr")
-        encoded = cv2.imencode(".jpg", small, (cv2.IMWRITE_JPEG_QUALITY, _QUALITY))[1].tobytes()
-        about = f"{one.name}: {one.truth}, told {one.told}, {one.score:.3f}"
-        yield html_figure(about, embedded(encoded, "jpeg"))
+    if wrong:
+        columns = (where, "is", "told", "score")
+        places = ["" if one.at_s is None else f" at {one.at_s:.2f} s" for one in wrong]
+        cells = [
+            (f"{one.name}{place}", one.truth, one.told, f"{one.score:.3f}")
+            for one, place in zip(wrong, places, strict=True)
+        ]
+        yield EvaluationTable("worst errors", columns, ("score",), cells)

@@ -23,7 +23,6 @@ from agent.optimise.evaluate import change, share_score, wilson
 from agent.optimise.evaluation.answers import KeptResults, model_key, result_key
 from agent.optimise.evaluation.listening import (
     THRESHOLDS,
-    CurvePoint,
     HeardRecording,
     JudgedSound,
     Listener,
@@ -35,11 +34,10 @@ from agent.optimise.evaluation.listening import (
     threshold_for_alarms,
 )
 from agent.optimise.evaluation.model import ModelComparison
+from agent.optimise.evaluation.operating import NOTHING, Confusion, WrongAnswer, confusions, worst
 from agent.optimise.evaluation.sound_data import Recording, SoundExamples, sound_digest
 
-NOTHING_TOLD = "nothing"
 OTHER = "other sound"
-_WORST = 24
 _NEVER = 1.0
 """A threshold that no mean exceeds."""
 _TRIES = 4
@@ -82,26 +80,6 @@ class WordResult(Struct, frozen=True):
     alarms_interval: tuple[float, float] | None
 
 
-class WrongSound(Struct, frozen=True):
-    """An error.
-
-    Attributes:
-        name: of the recording.
-        at_s: second at which the event came, or the missed word begins.
-        end_s: where the missed word ends, else as `at_s`.
-        truth: word that is said; `other sound`: none.
-        told: word of the event; `nothing`: there is none.
-        score: of the event; of a missed word the highest mean of its label.
-    """
-
-    name: str
-    at_s: float
-    end_s: float
-    truth: str
-    told: str
-    score: float
-
-
 class SoundEvaluation(Struct, frozen=True):
     """How good a model of words is on recordings.
 
@@ -116,8 +94,8 @@ class SoundEvaluation(Struct, frozen=True):
         at_target: at the threshold for the false alarms that are asked for; None: not asked, or not reached.
         curve: rates by rising threshold: the detection error trade-off.
         words: by word.
-        confusion: words that are said, and other sound, a row, by what was told: these words, and nothing.
-        wrong: the worst errors: half of them events in vain, surest first, then words that were missed.
+        confusions: what is most often taken for another word.
+        wrong: the worst errors: events in vain, surest first, then words that were missed.
         against: comparison with another model; None: there is none.
         remarks: doubts.
     """
@@ -135,8 +113,8 @@ class SoundEvaluation(Struct, frozen=True):
     at_target: RatePoint | None
     curve: tuple[RatePoint, ...]
     words: tuple[WordResult, ...]
-    confusion: tuple[tuple[int, ...], ...]
-    wrong: tuple[WrongSound, ...]
+    confusions: tuple[Confusion, ...]
+    wrong: tuple[WrongAnswer, ...]
     against: ModelComparison | None = None
     remarks: tuple[str, ...] = ()
 
@@ -251,14 +229,10 @@ def _curve(examples: SoundExamples, heard: _Heard) -> Iterator[RatePoint]:
         yield rate_point(
             threshold,
             examples.count,
-            sum(sum(point.heard.values()) for point in points),
-            sum(_alarms(one, point) for one, point in zip(examples.recordings, points, strict=True)),
+            sum(point.heard for point in points),
+            sum(p.alarms for one, p in zip(examples.recordings, points, strict=True) if one.counts_time),
             examples.hours,
         )
-
-
-def _alarms(recording: Recording, point: CurvePoint) -> int:
-    return sum(point.alarms.values()) if recording.counts_time else 0
 
 
 def _point(examples: SoundExamples, heard: _Heard) -> RatePoint:
@@ -316,8 +290,8 @@ def _evaluation(
         None,
         curve,
         tuple(_words(examples, heard)),
-        _confusion(examples, heard),
-        _wrong(examples, heard),
+        confusions(_answers(examples, heard)),
+        worst(_wrong(examples, heard)),
         remarks=(*examples.remarks, *_remarks(examples, request), *_answered_by(model, request, heard)),
     )
 
@@ -363,31 +337,21 @@ def _words(examples: SoundExamples, heard: _Heard) -> Iterator[WordResult]:
         yield WordResult(word, count, right, recall, interval, alarms[word], rate, span)
 
 
-def _confusion(examples: SoundExamples, heard: _Heard) -> tuple[tuple[int, ...], ...]:
-    columns = (*examples.words, NOTHING_TOLD)
-    counts = {row: Counter[str]() for row in (*examples.words, OTHER)}
+def _answers(examples: SoundExamples, heard: _Heard) -> Iterator[tuple[str, str]]:
+    """Yield what is said, or that it is other sound, and what was told."""
     for one, judged in _pairs(examples, heard):
-        for said, told in zip(one.said, judged.told, strict=True):
-            counts[said.label][told or NOTHING_TOLD] += 1
-        if one.counts_time:
-            counts[OTHER].update(each.label for each in judged.false)
-    return tuple(tuple(row[column] for column in columns) for row in counts.values())
+        yield from ((said.label, told or NOTHING) for said, told in zip(one.said, judged.told, strict=True))
+        yield from ((OTHER, each.label) for each in judged.false if one.counts_time)
 
 
-def _wrong(examples: SoundExamples, heard: _Heard) -> tuple[WrongSound, ...]:
-    vain: list[WrongSound] = []
-    missed: list[WrongSound] = []
-    for one, result, judged in zip(examples.recordings, heard.results, heard.judged, strict=True):
+def _wrong(examples: SoundExamples, heard: _Heard) -> Iterator[WrongAnswer]:
+    for one, judged in _pairs(examples, heard):
         for event in judged.false:
             truth = next((s.label for s in one.said if s.start_s <= event.at_s <= s.end_s), OTHER)
-            vain.append(WrongSound(one.name, event.at_s, event.at_s, truth, event.label, event.score))
-        for said, is_heard, told, peak in zip(one.said, judged.heard, judged.told, result.peaks, strict=True):
+            yield WrongAnswer(one.name, truth, event.label, event.score, event.at_s)
+        for said, is_heard, told in zip(one.said, judged.heard, judged.told, strict=True):
             if not is_heard and not told:
-                missed.append(WrongSound(one.name, said.start_s, said.end_s, said.label, NOTHING_TOLD, peak))
-    vain.sort(key=lambda one: -one.score)
-    missed.sort(key=lambda one: one.score)
-    kept = vain[: max(_WORST // 2, _WORST - len(missed))]
-    return (*kept, *missed[: _WORST - len(kept)])
+                yield WrongAnswer(one.name, said.label, NOTHING, 0.0, said.start_s)
 
 
 def _compared(other: Model, examples: SoundExamples, first: _Heard, second: _Heard) -> ModelComparison:

@@ -168,7 +168,7 @@ def counted(
     for record, truth in zip(records, boxes, strict=True):
         size = (record["width"], record["height"]) * 2
         placed = np.array([one["box"] for one in record["findings"]], np.float64).reshape(-1, 4) * size
-        hits = match(placed, np.array([one["score"] for one in record["findings"]]), truth[label])
+        hits = match(placed, np.array([one["score"] for one in record["findings"]]), truth[label]) >= 0
         found, false, total = found + int(hits.sum()), false + int((~hits).sum()), total + len(truth[label])
     return found, total, false, len(records)
 

@@ -49,11 +49,11 @@ def test_the_highest_threshold_that_finds_enough(scores: list[float], target: fl
 def test_each_object_has_one_match_the_strongest() -> None:
     truth = np.array([[0.0, 0.0, 0.4, 0.4], [0.5, 0.5, 0.9, 0.9]])
     boxes = np.array([[0.0, 0.0, 0.4, 0.38], [0.0, 0.0, 0.4, 0.4], [0.5, 0.5, 0.9, 0.8], [0.6, 0.0, 0.9, 0.3]])
-    assert match(boxes, np.array([0.6, 0.9, 0.5, 0.8]), truth).tolist() == [False, True, True, False]
+    assert match(boxes, np.array([0.6, 0.9, 0.5, 0.8]), truth).tolist() == [-1, 0, 1, -1]
 
 
 def test_without_objects_all_are_false_and_without_detections_none() -> None:
-    assert match(np.array([[0.0, 0.0, 1.0, 1.0]]), np.array([0.5]), np.zeros((0, 4))).tolist() == [False]
+    assert match(np.array([[0.0, 0.0, 1.0, 1.0]]), np.array([0.5]), np.zeros((0, 4))).tolist() == [-1]
     assert match(np.zeros((0, 4)), np.zeros(0), np.array([[0.0, 0.0, 1.0, 1.0]])).tolist() == []
 
 
