@@ -366,9 +366,9 @@ def evaluate(model: str, data: Path, **options: Any) -> None:
     """Tell how often MODEL is right on DATA, by class, and what its thresholds give.
 
     DATA is a folder of pictures for each class, pictures with boxes of YOLO, VOC or COCO, or a .npz, see `vedette
-    guide optimise`. For a model of words it is a folder of recordings for each word. Clips of MOTChallenge, or a
-    video with the lines of a gt.txt beside it, tell how objects are tracked; MODEL may be det.txt, their
-    published detections. Exits with 1 if no threshold reaches a target.
+    guide optimise`. For a model of words it is a folder of recordings for each word. Clips of MOTChallenge tell
+    how objects are tracked; MODEL may be det.txt, their published detections. Exits with 1 if no threshold
+    reaches a target.
     """
     from agent.cli.models.evaluate import EvaluateOptions, evaluate_and_print
 

@@ -188,16 +188,13 @@ def _read_sounds(model: Model, data: Path, options: EvaluateOptions) -> SoundExa
 
 def _evaluate_clips(name: str, data: Path, options: EvaluateOptions) -> bool:
     options.refuse("is for models of words", "background", "target_false_alarms")
-    options.refuse("is not for clips", "target_recall", "limit")
-    if PUBLISHED in (name, options.against) and name != options.against and options.positive:
+    options.refuse("is not for clips", "target_recall", "limit", "against")
+    if name == PUBLISHED and options.positive:
         raise ModelError(f"--positive: {PUBLISHED} has no classes")
     sequences = read_clips(data)
     request = TrackRequest(options.variant, options.positive, options.every)
     with KeptResults(options.results) as kept:
         found = _tracked(name, data, sequences, request, kept)
-        if options.against:
-            other = _tracked(options.against, data, sequences, replace(request, variant=""), kept)
-            found = replace(found, against=(other.model, other.overall.mota))
     _print(found, track_report(found), kept, options)
     return True
 

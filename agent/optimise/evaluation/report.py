@@ -10,7 +10,7 @@ from agent.optimise.evaluation.listening import RatePoint
 from agent.optimise.evaluation.model import ClassResult, Evaluation, ModelComparison, Positive
 from agent.optimise.evaluation.operating import Confusion, OperatingPoint, WrongAnswer
 from agent.optimise.evaluation.sound import SoundEvaluation, WordResult
-from agent.optimise.evaluation.tracking import TrackEvaluation, TrackFigures
+from agent.optimise.evaluation.tracking import TrackEvaluation
 from agent.text import plural
 
 _CURVE_RATES = (0.1, 0.5, 1.0, 2.0, 5.0, 10.0)
@@ -185,31 +185,18 @@ def config_line(found: SoundEvaluation) -> str:
 
 def track_report(found: TrackEvaluation) -> EvaluationReport:
     """Return the report on detector and tracker."""
-    one, other = found.overall, found.against
     of = f" of {', '.join(found.labels)}" if found.sha256 else " of published detections"
-    told = f"{found.model}: MOTA {percent(one.mota)}, IDF1 {percent(one.idf1)}{of}"
-    against = ""
-    if other is not None:
-        by = (other[1] - one.mota) * 100
-        against = f"MOTA of {other[0]} {percent(other[1])}: {by:+.1f} percentage points"
-    shares = ("sequence", "pictures", "MOTA", "IDF1", "IDP", "IDR", "boxes", "missed", "in vain")
-    counts = ("sequence", "objects", "mostly tracked", "partially", "mostly lost", "switches", "fragments")
-    rows = (*found.sequences, *([found.overall] if len(found.sequences) > 1 else []))
-    tables = [
-        EvaluationTable("tracking", shares, shares[1:], [_share_row(one) for one in rows]),
-        EvaluationTable("objects", counts, counts[1:], [_count_row(one) for one in rows]),
-    ]
-    return EvaluationReport([told, against, found.data, *found.remarks], tables)
+    one = found.overall
+    told = f"{found.model}: MOTA {percent(one['MOTA'])}, IDF1 {percent(one['IDF1'])}{of}"
+    figures = found.sequences | ({"all": one} if len(found.sequences) > 1 else {})
+    rows = [(name, *(_figure(*figure) for figure in row.items())) for name, row in figures.items()]
+    return EvaluationReport(
+        [told, found.data], [EvaluationTable("tracking", ("sequence", *one), tuple(one), rows)]
+    )
 
 
-def _share_row(one: TrackFigures) -> tuple[str, ...]:
-    figures = map(percent, (one.mota, one.idf1, one.idp, one.idr))
-    return (one.name, str(one.pictures), *figures, *map(str, (one.boxes, one.misses, one.false_positives)))
-
-
-def _count_row(one: TrackFigures) -> tuple[str, ...]:
-    kinds = (one.objects, one.mostly_tracked, one.partially_tracked, one.mostly_lost, one.switches, one.fragments)
-    return (one.name, *map(str, kinds))
+def _figure(name: str, value: float) -> str:
+    return percent(value) if name in ("MOTA", "IDF1", "IDP", "IDR") else f"{value:.0f}"
 
 
 def _errors(confused: Sequence[Confusion], wrong: Sequence[WrongAnswer], where: str) -> Iterator[EvaluationTable]:

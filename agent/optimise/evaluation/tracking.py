@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any, NamedTuple
 
@@ -37,19 +37,23 @@ from agent.types import Detection, Image
 _IOU = 0.5
 _BEGIN = datetime(2026, 1, 1, tzinfo=UTC)
 _PERSON = "person"
-_SHARES = ("mota", "idf1", "idp", "idr")
-_COUNTS = (
-    "num_unique_objects",
-    "num_objects",
-    "mostly_tracked",
-    "partially_tracked",
-    "mostly_lost",
-    "num_switches",
-    "num_fragmentations",
-    "num_false_positives",
-    "num_misses",
-)
-"""What motmetrics calls the figures of `TrackFigures`, in their order."""
+_FIGURES = {
+    "mota": "MOTA",
+    "idf1": "IDF1",
+    "idp": "IDP",
+    "idr": "IDR",
+    "num_frames": "frames",
+    "num_objects": "boxes",
+    "num_misses": "FN",
+    "num_false_positives": "FP",
+    "num_switches": "IDs",
+    "num_fragmentations": "FM",
+    "num_unique_objects": "GT",
+    "mostly_tracked": "MT",
+    "partially_tracked": "PT",
+    "mostly_lost": "ML",
+}
+"""Metrics of motmetrics, and their names as MOTChallenge has them."""
 
 
 class TrackRequest(Struct, frozen=True):
@@ -66,39 +70,6 @@ class TrackRequest(Struct, frozen=True):
     every: int = 1
 
 
-class TrackFigures(Struct, frozen=True):
-    """Figures of one sequence, or of all.
-
-    Attributes:
-        name: of the sequence; `all` together.
-        pictures: number of them.
-        mota: 1 - (misses + false positives + switches) / boxes; may be negative.
-        idf1, idp, idr: F1, precision and recall of identities, 0..1.
-        objects, boxes: that are to be tracked.
-        mostly_tracked, partially_tracked, mostly_lost: objects, of which at least 80 %, or less than 20 %, of the
-            boxes are matched.
-        switches: how often an object becomes another track.
-        fragments: how often an object is lost and found again.
-        false_positives, misses: boxes.
-    """
-
-    name: str
-    pictures: int
-    mota: float
-    idf1: float
-    idp: float
-    idr: float
-    objects: int
-    boxes: int
-    mostly_tracked: int
-    partially_tracked: int
-    mostly_lost: int
-    switches: int
-    fragments: int
-    false_positives: int
-    misses: int
-
-
 class TrackEvaluation(Struct, frozen=True):
     """How good detector and tracker are on clips.
 
@@ -107,10 +78,11 @@ class TrackEvaluation(Struct, frozen=True):
         data: what was read from where, in a line.
         every: see `TrackRequest`.
         labels: that are tracked.
-        overall: over all sequences.
-        sequences: by name.
-        against: model and MOTA of another one on the same clips; None: there is none.
-        remarks: doubts.
+        overall: figures over all sequences, by their names in MOTChallenge. IDF1, IDP, IDR: F1, precision and
+            recall of identities; FN, FP: boxes that are missed, and found in vain; IDs, FM: how often an object
+            becomes another track, or is lost and found again; GT: objects; MT, PT, ML: those of which at least
+            80 %, some, or less than 20 % of the boxes are matched.
+        sequences: figures by the name of the sequence.
     """
 
     model: str
@@ -118,10 +90,8 @@ class TrackEvaluation(Struct, frozen=True):
     data: str
     every: int
     labels: tuple[str, ...]
-    overall: TrackFigures
-    sequences: tuple[TrackFigures, ...]
-    against: tuple[str, float] | None = None
-    remarks: tuple[str, ...] = ()
+    overall: dict[str, float]
+    sequences: dict[str, dict[str, float]]
 
 
 Detections = Iterable[tuple[int, list[Detection]]]
@@ -162,16 +132,21 @@ def evaluate_tracking(
     """
     metrics, labels = _metrics(), _labels(model, request)
     tracked = _tracked(model, _detected(model, sequences, labels, request, kept or KeptResults()), progress)
-    accumulators = {name: _accumulated(metrics, frames) for name, frames in tracked.items()}
-    figures = _figures(metrics, accumulators, tracked)
+    table = metrics.metrics.create().compute_many(
+        [_accumulated(metrics, frames) for frames in tracked.values()],
+        metrics=list(_FIGURES),
+        names=list(tracked),
+        generate_overall=True,
+    )
+    figures = table.fillna(0.0).rename(columns=_FIGURES).to_dict("index")  # no share of nothing
     return TrackEvaluation(
         PUBLISHED if model is None else model.manifest.name or model.path,
         "" if model is None else model.sha256[:12],
         data,
         request.every,
         labels,
-        figures[-1],
-        tuple(figures[:-1]),
+        figures.pop("OVERALL"),
+        figures,
     )
 
 
@@ -304,29 +279,6 @@ def _accumulated(metrics: Any, frames: Iterable[TrackedFrame]) -> Any:
         distances[distances > _IOU] = np.nan
         accumulator.update(one.truth.ids, one.ids, distances, frameid=one.frame)
     return accumulator
-
-
-def _figures(
-    metrics: Any, accumulators: Mapping[str, Any], tracked: Mapping[str, Sequence[TrackedFrame]]
-) -> list[TrackFigures]:
-    """Return the figures of each sequence, then of all."""
-    found = metrics.metrics.create().compute_many(
-        list(accumulators.values()),
-        metrics=[*_SHARES, *_COUNTS],
-        names=list(accumulators),
-        generate_overall=True,
-    )
-    names = [*accumulators, "OVERALL"]
-    counts = [len(frames) for frames in tracked.values()]
-    return [
-        _one("all" if name == "OVERALL" else name, pictures, found.loc[name])
-        for name, pictures in zip(names, (*counts, sum(counts)), strict=True)
-    ]
-
-
-def _one(name: str, pictures: int, row: Any) -> TrackFigures:
-    mota, idf1, precision, recall = (float(np.nan_to_num(row[key])) for key in _SHARES)
-    return TrackFigures(name, pictures, mota, idf1, precision, recall, *(int(row[key]) for key in _COUNTS))
 
 
 def describe_clips(path: str, sequences: Sequence[MotSequence], every: int) -> str:

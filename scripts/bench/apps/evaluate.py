@@ -253,14 +253,16 @@ def tracked(given: argparse.Namespace, folder: Path) -> dict[str, float]:
         one = evaluate_tracking(None, sequences, "", TrackRequest(every=every)).overall
         spent = time.process_time() - begun
         other = by_trackeval(sequences, every)
-        wrong = abs(one.misses - other["CLR_FN"]) + abs(one.false_positives - other["CLR_FP"])
-        differences.append((abs(one.mota - other["MOTA"]), abs(one.idf1 - other["IDF1"]), wrong / one.boxes))
+        wrong = abs(one["FN"] - other["CLR_FN"]) + abs(one["FP"] - other["CLR_FP"])
+        differences.append(
+            (abs(one["MOTA"] - other["MOTA"]), abs(one["IDF1"] - other["IDF1"]), wrong / one["boxes"])
+        )
         name = "mot15" if every == 1 else f"mot15_every_{every}"
-        figures |= {f"{name}_mota": one.mota, f"{name}_idf1": one.idf1, f"{name}_switches": float(one.switches)}
+        figures |= {f"{name}_mota": one["MOTA"], f"{name}_idf1": one["IDF1"], f"{name}_switches": one["IDs"]}
         figures[f"{name}_trackeval_switches"] = float(other["IDSW"])
         print(
-            f"{name}: MOTA {one.mota:.3f} IDF1 {one.idf1:.3f} switches {one.switches}; TrackEval "
-            f"{other['MOTA']:.3f} {other['IDF1']:.3f} {other['IDSW']:.0f}; {spent / one.pictures * 1e3:.2f} ms "
+            f"{name}: MOTA {one['MOTA']:.3f} IDF1 {one['IDF1']:.3f} switches {one['IDs']:.0f}; TrackEval "
+            f"{other['MOTA']:.3f} {other['IDF1']:.3f} {other['IDSW']:.0f}; {spent / one['frames'] * 1e3:.2f} ms "
             "of processor time a picture",
             flush=True,
         )
