@@ -7,7 +7,6 @@ Content is untrusted: no name in an archive is used as a path, and nothing is un
 
 from __future__ import annotations
 
-import difflib
 import tarfile
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
@@ -22,6 +21,7 @@ from agent.capture.local import SUFFIXES
 from agent.compute.decode.decoder import assign_scores
 from agent.compute.manifest import HIDDEN, Model
 from agent.compute.tflite.model import TensorSpec
+from agent.config.wording import nearest
 from agent.errors import ModelError
 from agent.optimise.data.annotations import (
     DataFile,
@@ -38,8 +38,6 @@ _IMAGES, _LABELS, _CLASSES = "images", "labels", "classes.txt"
 _EXAMPLES = "expected a folder, a .tar or a .npz of examples"
 _LAYOUTS = "expected a sub-folder of pictures for each class, `images/` with boxes in `labels/`, or a .npz"
 _CLASSES_MAX = 1_000_000
-_UNREAD = frozenset({".avif", ".gif", ".heic", ".heif", ".jfif", ".jp2", ".tif", ".tiff", ".webp"})
-"""Suffixes of pictures that are not read."""
 _DAMAGED = (tarfile.TarError, OSError, EOFError, ValueError)
 """Errors that a damaged archive raises."""
 
@@ -102,8 +100,6 @@ def _read_pictures(path: Path, files: _Files, pictures: _Files) -> FoundData:
     tops = {name.partition("/")[0] if "/" in name else "" for name in pictures}
     if _IMAGES in tops:
         return _read_yolo(path, files, {name: file for name, file in pictures.items() if _top(name) == _IMAGES})
-    if len(tops) == 1 and "" not in tops:  # a class whose pictures are all left out does not vanish
-        tops |= {_top(name) for name in files if "/" in name and suffix_of(name) in _UNREAD}
     if len(tops) == 1:  # a single folder is no choice between classes
         return FoundData(tuple(pictures.items()), "pictures without labels")
     if "" in tops:
@@ -129,11 +125,9 @@ def _read_annotated(path: Path, files: _Files, pictures: _Files) -> FoundData | 
     if not count:
         if lists and not notes:
             raise ModelError(f"{path}: not one box in {plain(lists[0])}")
-        if found.remarks:
-            raise ModelError(f"{path}: not one box that can be used: {'; '.join(found.remarks)}")
         return None  # of a tool that wrote no boxes
     places = tuple(f"{path}: {plain(name)}" for name in pictures)
-    words = "; ".join((f"with {plural(count, 'box', 'boxes')} {words}", *found.remarks))
+    words = f"with {plural(count, 'box', 'boxes')} {words}"
     return FoundData(tuple(pictures.items()), words, objects=objects, names=found.names, places=places)
 
 
@@ -188,25 +182,15 @@ def _without_top(files: _Files) -> _Files:
 
 
 def _read_folders(path: Path, files: _Files, pictures: _Files) -> FoundData:
-    names = tuple(sorted({_top(name) for name in files if "/" in name}))
-    classes = np.array([names.index(_top(name)) for name in pictures], np.int64)
+    # A name that is not UTF-8 could be in no manifest: its escapes can.
+    names = tuple(sorted({plain(_top(name)) for name in files if "/" in name}))
+    classes = np.array([names.index(plain(_top(name))) for name in pictures], np.int64)
     counts = np.bincount(classes, minlength=len(names))
     if empty := [names[number] for number in np.flatnonzero(counts == 0)]:
-        told = f"no picture ({kinds()}) in {plain(', '.join(empty))}"
+        told = f"no picture ({kinds()}) in {', '.join(empty)}"
         raise ModelError(f"{path}: {told}: each sub-folder is a class")
-    if wrong := [name for name in names if not _is_text(name)]:
-        raise ModelError(f"{path}: the name of the class {plain(wrong[0])} is not UTF-8: rename the folder")
     words = f"{plural(len(names), 'class', 'classes')} by sub-folder"
     return FoundData(tuple(pictures.items()), words, classes, names=names)
-
-
-def _is_text(name: str) -> bool:
-    """Return False for a name of a file system that is not UTF-8: no manifest could hold it."""
-    try:
-        name.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def _read_yolo(path: Path, files: _Files, pictures: _Files) -> FoundData:
@@ -284,18 +268,16 @@ def _read_arrays(path: Path, inputs: Sequence[str]) -> FoundData:
     values = _checked_values(path, found["x"])
     if wrong := [name for name, one in further.items() if len(one) != len(values)]:
         raise ModelError(
-            f"{path}: `{wrong[0]}` has {len(found[wrong[0]])} rows, and the first input {len(values)}"
+            f"{path}: `{wrong[0]}` has {len(further[wrong[0]])} rows, and the first input {len(values)}"
         )
     names = tuple(map(str, found["names"].ravel())) if "names" in found else ()
     words = "pictures" if values.dtype == np.uint8 else "real values"
     if "y" not in found:
         return FoundData(values, f"{words} without labels", names=names, others=further)
     labels = found["y"]
-    if labels.dtype.kind not in "iu" or labels.shape != (len(values),):
-        shape = list(labels.shape)
-        raise ModelError(f"{path}: `y` is {labels.dtype} {shape}; expected whole numbers, [{len(values)}]")
-    if labels.dtype.kind == "u" and labels.max(initial=0) > _CLASSES_MAX:
-        raise ModelError(f"{path}: `y` has class {labels.max()}; expected at most {_CLASSES_MAX}")
+    if labels.dtype.kind not in "iu" or labels.shape != (len(values),) or labels.max(initial=0) > _CLASSES_MAX:
+        found_ = f"{labels.dtype} {list(labels.shape)}, up to {labels.max(initial=0)}"
+        raise ModelError(f"{path}: `y` is {found_}; expected numbers of classes, [{len(values)}]")
     classes = labels.astype(np.int64)
     words += f" of {plural(len(np.unique(classes)), 'class', 'classes')}"
     return FoundData(values, words, classes, names=names, others=further)
@@ -304,12 +286,11 @@ def _read_arrays(path: Path, inputs: Sequence[str]) -> FoundData:
 def _checked_values(path: Path, values: Array, name: str = "x") -> Array:
     if values.dtype == np.uint8 and values.ndim == 3:
         values = values[..., None]
-    if values.dtype == np.uint8 and (values.ndim != 4 or values.shape[3] not in (1, 3)):
-        shape = list(values.shape)
-        raise ModelError(f"{path}: `{name}` is uint8 {shape}; expected pictures, [n, height, width, 3 or 1]")
-    if values.dtype.kind not in "fiu":
+    is_picture = values.dtype == np.uint8
+    if values.dtype.kind not in "fiu" or (is_picture and (values.ndim != 4 or values.shape[3] not in (1, 3))):
         raise ModelError(
-            f"{path}: `{name}` is {values.dtype}; expected uint8, pictures, or float32 or whole numbers"
+            f"{path}: `{name}` is {values.dtype} {list(values.shape)}; expected pictures, uint8 [n, height, width, 3 "
+            "or 1], or float32 or whole numbers"
         )
     with np.errstate(over="ignore"):  # what is too large becomes infinite, which is refused
         return values.astype(np.float32, copy=False) if values.dtype.kind == "f" else values
@@ -319,7 +300,6 @@ SCORE_HINTS = ("score", "prob", "class", "softmax", "logit")
 """Parts of names of an output that holds scores of classes, if several fit."""
 _CLASSIFY = ("classify", "keyword")
 """Decoders of classes: they find the scores themselves."""
-_SHOWN = 5
 
 
 def check_classifier(content: FoundData, path: Path, model: Model, outputs: Sequence[TensorSpec]) -> None:
@@ -391,9 +371,7 @@ def _numbers(names: Sequence[str], labels: Sequence[str], path: Path) -> NDArray
     if all(name.isdecimal() for name in names):
         return np.array([int(name) for name in names], np.int64)
     others = f" (nor {len(unknown) - 1} more)" if len(unknown) > 1 else ""
-    near = difflib.get_close_matches(unknown[0], labels, 1)
-    hint = f"did you mean {near[0]!r}?" if near else f"it has {', '.join(map(repr, labels[:_SHOWN]))} …"
-    raise ModelError(f"{path}: the model has no class {unknown[0]!r}{others}; {hint}")
+    raise ModelError(f"{path}: the model has no class {unknown[0]!r}{others}{nearest(unknown[0], labels)}")
 
 
 def class_finder(labels: Sequence[str]) -> Callable[[str], int | None]:
