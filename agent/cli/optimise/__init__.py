@@ -270,8 +270,8 @@ def anomaly(model: str, out: Path, **options: Any) -> None:
     """Learn from pictures of sound parts, and write OUT, which reports what differs from them.
 
     MODEL is a backbone: the bundled `inspection`, or one whose output are features, [1, height, width, channels].
-    Two of three parts go into the memory of OUT, the others set its limit. Faulty parts decide nothing. OUT.png
-    shows where parts differ. No training: a board does it as well.
+    Two of three parts go into the memory of OUT, the others set its limit. Faulty parts decide nothing. No
+    training: a board does it as well. `vedette models try OUT PART --picture JPEG` shows where a part differs.
     """
     from agent.cli.optimise.steps import write_anomaly_model
 

@@ -62,7 +62,6 @@ class Examples:
         names: of the classes; empty: not known.
         description: what was read from where, in a line.
         remarks: doubts.
-        total: number at the path, of which these are some.
     """
 
     def __init__(
@@ -80,7 +79,7 @@ class Examples:
         self._may_be_pixels = preparation.pixels and not sound
         self._rows = np.arange(len(content.pictures)) if rows is None else rows
         self._inputs: dict[TensorSpec, ImageInput] = {}
-        self.shape, self.names, self.remarks, self.total = shape, content.names, remarks, len(content.pictures)
+        self.shape, self.names, self.remarks = shape, content.names, remarks
         self.kind: Kind = "classes" if content.classes is not None else "boxes" if content.objects else "none"
         self.labels = None if content.classes is None else content.classes[self._rows]
 
@@ -178,7 +177,7 @@ class Examples:
     def _bytes(self, index: int) -> bytes:
         """Return an example's file, or its values."""
         pictures, row = self._content.pictures, self._rows[index]
-        return pictures[row].tobytes() if isinstance(pictures, np.ndarray) else pictures[row][1].read()
+        return bytes(pictures[row].tobytes()) if isinstance(pictures, np.ndarray) else pictures[row][1].read()
 
     def truth(self, index: int) -> ObjectBoxes:
         """Return the objects in a picture. Raises ModelError if the examples have no boxes."""
@@ -240,8 +239,8 @@ class Examples:
                     _decode(content, shown)  # less than eight pixels have no preview
         if len(contents) == 1:
             raise ModelError(
-                f"{self._path}: all {len(self)} examples are the same: give some that differ as those that the model "
-                "will see"
+                f"{self._path}: all {len(self)} examples are the same: give some that differ as those that the "
+                "model will see"
             )
 
     def _check_values(self, values: Array, spec: TensorSpec) -> None:

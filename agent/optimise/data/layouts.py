@@ -289,8 +289,8 @@ def _checked_values(path: Path, values: Array, name: str = "x") -> Array:
     is_picture = values.dtype == np.uint8
     if values.dtype.kind not in "fiu" or (is_picture and (values.ndim != 4 or values.shape[3] not in (1, 3))):
         raise ModelError(
-            f"{path}: `{name}` is {values.dtype} {list(values.shape)}; expected pictures, uint8 [n, height, width, 3 "
-            "or 1], or float32 or whole numbers"
+            f"{path}: `{name}` is {values.dtype} {list(values.shape)}; expected pictures, uint8 [n, height, "
+            "width, 3 or 1], or float32 or whole numbers"
         )
     with np.errstate(over="ignore"):  # what is too large becomes infinite, which is refused
         return values.astype(np.float32, copy=False) if values.dtype.kind == "f" else values
