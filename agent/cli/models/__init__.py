@@ -354,7 +354,7 @@ def calibrate(model: str, data: Path, loss: float, out: Path | None, as_json: bo
 )
 @click.option("--against", default="", metavar="MODEL", help="Compare with another model, on the same examples.")
 @click.option("--variant", default="", help="Size or exit of the model; else its first.")
-@click.option("--limit", type=click.IntRange(8), help="Use so many examples, chosen by a fixed rule.")
+@click.option("--limit", type=click.IntRange(8), metavar="N", help="Use only N pictures, chosen by a fixed rule.")
 @click.option(
     "--every", type=click.IntRange(1), default=1, metavar="N", help="Of clips, take each Nth picture alone."
 )

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import click
-import numpy as np
 from msgspec import Struct
 from msgspec.structs import replace
 
@@ -159,7 +158,7 @@ def _read(data: Path, model: Model, options: EvaluateOptions) -> Examples:
 
 
 def _evaluate_words(model: Model, other: Model | None, data: Path, options: EvaluateOptions) -> bool:
-    options.refuse("is for models of pictures", "positive", "target_recall")
+    options.refuse("is for models of pictures", "positive", "target_recall", "limit")
     options.refuse("is for clips", "every")
     examples = _read_sounds(model, data, options)
     request = SoundRequest(options.variant, options.target_false_alarms)
@@ -178,12 +177,7 @@ def _read_sounds(model: Model, data: Path, options: EvaluateOptions) -> SoundExa
         examples = read_sounds(data, options.background, listener.words, listener.ignored)
     if not examples.hours and options.target_false_alarms is not None:
         raise ModelError("false alarms per hour need other sound: give a folder of it by --background")
-    said = [one for one in examples.recordings if one.said]
-    if options.limit is None or len(said) <= options.limit:
-        return examples
-    chosen = {said[at].name for at in np.random.default_rng(0).permutation(len(said))[: options.limit]}
-    kept = tuple(one for one in examples.recordings if not one.said or one.name in chosen)
-    return replace(examples, recordings=kept)
+    return examples
 
 
 def _evaluate_clips(name: str, data: Path, options: EvaluateOptions) -> bool:

@@ -168,7 +168,7 @@ class RatePoint(Struct, frozen=True):
     Attributes:
         threshold: that a mean must exceed.
         said, missed: numbers of words.
-        reject_rate: share of words that are missed.
+        reject_rate: share of words that are missed; None: none is said.
         reject_interval: Wilson's.
         alarms: number of false alarms.
         alarms_per_hour: of other sound; None: there is none.
@@ -178,8 +178,8 @@ class RatePoint(Struct, frozen=True):
     threshold: float
     said: int
     missed: int
-    reject_rate: float
-    reject_interval: tuple[float, float]
+    reject_rate: float | None
+    reject_interval: tuple[float, float] | None
     alarms: int
     alarms_per_hour: float | None
     alarms_interval: tuple[float, float] | None
@@ -190,17 +190,18 @@ def rate_point(threshold: float, said: int, heard: int, alarms: int, hours: floa
 
     Args:
         threshold: see `RatePoint`.
-        said: number of words, at least 1.
+        said: number of words.
         heard: of them.
         alarms: number of false alarms in the other sound.
         hours: length of the other sound.
     """
     missed = said - heard
+    rejected, spread = (missed / said, wilson(missed, said)) if said else (None, None)
     per_hour, interval = None, None
     if hours > 0:
         low, high = poisson_interval(alarms)
         per_hour, interval = alarms / hours, (low / hours, high / hours)
-    return RatePoint(threshold, said, missed, missed / said, wilson(missed, said), alarms, per_hour, interval)
+    return RatePoint(threshold, said, missed, rejected, spread, alarms, per_hour, interval)
 
 
 def threshold_for_alarms(points: Sequence[RatePoint], target: float) -> float | None:

@@ -9,7 +9,7 @@ from typing import NamedTuple
 from agent.optimise.evaluation.listening import RatePoint
 from agent.optimise.evaluation.model import ClassResult, Evaluation, ModelComparison, Positive
 from agent.optimise.evaluation.operating import Confusion, OperatingPoint, WrongAnswer
-from agent.optimise.evaluation.sound import SoundEvaluation, WordResult
+from agent.optimise.evaluation.sound import SoundEvaluation
 from agent.optimise.evaluation.tracking import TrackEvaluation
 from agent.text import plural
 
@@ -127,53 +127,37 @@ def sound_report(found: SoundEvaluation) -> EvaluationReport:
     told = f"{percent(found.value)} ({span(found.interval)}) of {found.count} words told rightly"
     if found.in_use.alarms_per_hour is not None:
         told += f", {_rate(found.in_use)} false alarms an hour in {found.hours:.2f} h of other sound"
-    lines = [f"{found.model}: {told}", _comparison(found.metric, found.against), found.data, *found.remarks]
+    lines = [f"{found.model}: {told}", _comparison("words heard", found.against), found.data, *found.remarks]
     return EvaluationReport(lines, list(_sound_tables(found)))
 
 
 def _sound_tables(found: SoundEvaluation) -> Iterator[EvaluationTable]:
-    columns: tuple[str, ...] = ("word", "said", "heard", "95 %", "false alarms", "an hour", "95 %")
-    rows: list[tuple[str, ...]] = [
-        (
-            one.name,
-            str(one.count),
-            percent(one.recall),
-            span(one.recall_interval),
-            str(one.alarms),
-            _rate(one),
-            _range(one.alarms_interval),
-        )
-        for one in found.words
-    ]
-    yield EvaluationTable("by word, at the threshold in use", columns, columns[1:], rows)
-    columns = ("at", "threshold", "missed", "95 %", "false alarms an hour", "95 %")
+    rates = ("missed", "95 %", "false alarms an hour", "95 %")
+    rows = [(name, str(one.said), *_rate_cells(one)) for name, one in found.words.items()]
+    yield EvaluationTable("by word, at the threshold in use", ("word", "said", *rates), ("said", *rates), rows)
+    columns = ("at", "threshold", *rates)
     yield EvaluationTable("missed words against false alarms", columns, columns[1:], list(_rate_rows(found)))
     yield from _errors(found.confusions, found.wrong, "recording")
 
 
 def _rate_rows(found: SoundEvaluation) -> Iterator[tuple[str, ...]]:
-    yield ("in use", *_rate_cells(found.in_use))
-    if found.at_target is not None:
-        yield ("target", *_rate_cells(found.at_target))
-    told = set[float]()
+    points = {"in use": found.in_use, "target": found.at_target}
     for rate in _CURVE_RATES:
         fitting = [one for one in found.curve if one.alarms_per_hour is not None and one.alarms_per_hour <= rate]
-        if fitting and (best := min(fitting, key=lambda one: (one.missed, -one.threshold))).threshold not in told:
-            told.add(best.threshold)
-            yield (f"≤ {rate:g}", *_rate_cells(best))
+        points[f"≤ {rate:g}"] = min(fitting, key=lambda one: (one.missed, -one.threshold), default=None)
+    for name, point in points.items():
+        if point is not None:
+            yield (name, f"{point.threshold:.6g}", *_rate_cells(point))
 
 
 def _rate_cells(point: RatePoint) -> tuple[str, ...]:
-    missed = percent(point.reject_rate), span(point.reject_interval)
-    return f"{point.threshold:.6g}", *missed, _rate(point), _range(point.alarms_interval)
+    low, high = point.alarms_interval or (0.0, 0.0)
+    alarms = "" if point.alarms_interval is None else f"{low:.3g} to {high:.3g}"
+    return percent(point.reject_rate), span(point.reject_interval), _rate(point), alarms
 
 
-def _rate(point: RatePoint | WordResult) -> str:
+def _rate(point: RatePoint) -> str:
     return "" if point.alarms_per_hour is None else f"{point.alarms_per_hour:.3g}"
-
-
-def _range(interval: tuple[float, float] | None) -> str:
-    return "" if interval is None else f"{interval[0]:.3g} to {interval[1]:.3g}"
 
 
 def config_line(found: SoundEvaluation) -> str:

@@ -19,7 +19,7 @@ from msgspec.structs import replace
 from agent.compute.manifest import Model
 from agent.errors import ModelError
 from agent.features.verification.models import open_verification
-from agent.optimise.evaluate import change, share_score, wilson
+from agent.optimise.evaluate import change, share_score
 from agent.optimise.evaluation.answers import KeptResults, model_key, result_key
 from agent.optimise.evaluation.listening import (
     THRESHOLDS,
@@ -56,44 +56,19 @@ class SoundRequest(Struct, frozen=True):
     target_false_alarms: float | None = None
 
 
-class WordResult(Struct, frozen=True):
-    """One word, at the threshold in use. Intervals are of 95 %.
-
-    Attributes:
-        name: of the word.
-        count: how often it is said.
-        heard: how often of these it is heard.
-        recall: share of them; None: it is not said.
-        recall_interval: Wilson's.
-        alarms: how often it is heard in the other sound.
-        alarms_per_hour: None: there is no other sound.
-        alarms_interval: Poisson's.
-    """
-
-    name: str
-    count: int
-    heard: int
-    recall: float | None
-    recall_interval: tuple[float, float] | None
-    alarms: int
-    alarms_per_hour: float | None
-    alarms_interval: tuple[float, float] | None
-
-
 class SoundEvaluation(Struct, frozen=True):
     """How good a model of words is on recordings.
 
     Attributes:
         model, sha256: name and hash of the file.
         data: where the recordings came from, in a line.
-        recordings, count, hours: numbers of recordings and of words that are said; length of the other sound, h.
-        metric: `words heard`.
+        count, hours: number of words that are said; length of the other sound, h.
         value: share of the words whose first event is of the right word, 0..1.
         interval: Wilson's, of 95 %.
         in_use: rates at the threshold in use.
         at_target: at the threshold for the false alarms that are asked for; None: not asked, or not reached.
         curve: rates by rising threshold: the detection error trade-off.
-        words: by word.
+        words: rates at the threshold in use, by word.
         confusions: what is most often taken for another word.
         wrong: the worst errors: events in vain, surest first, then words that were missed.
         against: comparison with another model; None: there is none.
@@ -103,16 +78,14 @@ class SoundEvaluation(Struct, frozen=True):
     model: str
     sha256: str
     data: str
-    recordings: int
     count: int
     hours: float
-    metric: str
     value: float
     interval: tuple[float, float]
     in_use: RatePoint
     at_target: RatePoint | None
     curve: tuple[RatePoint, ...]
-    words: tuple[WordResult, ...]
+    words: dict[str, RatePoint]
     confusions: tuple[Confusion, ...]
     wrong: tuple[WrongAnswer, ...]
     against: ModelComparison | None = None
@@ -235,11 +208,24 @@ def _curve(examples: SoundExamples, heard: _Heard) -> Iterator[RatePoint]:
         )
 
 
+def _words(examples: SoundExamples, heard: _Heard) -> dict[str, RatePoint]:
+    """Return the rates of each word at the threshold that was heard."""
+    said, hits, alarms = Counter[str](), Counter[str](), Counter[str]()
+    for one, judged in _pairs(examples, heard):
+        said.update(each.label for each in one.said)
+        hits.update(each.label for each, is_heard in zip(one.said, judged.heard, strict=True) if is_heard)
+        alarms.update(each.label for each in judged.false if one.counts_time)
+    return {
+        word: rate_point(heard.threshold, said[word], hits[word], alarms[word], examples.hours)
+        for word in examples.words
+    }
+
+
 def _point(examples: SoundExamples, heard: _Heard) -> RatePoint:
-    """Return the rates at the threshold that was heard."""
-    hits = sum(sum(one.heard) for one in heard.judged)
-    alarms = sum(len(one.false) for each, one in _pairs(examples, heard) if each.counts_time)
-    return rate_point(heard.threshold, examples.count, hits, alarms, examples.hours)
+    """Return the rates of all words."""
+    words = _words(examples, heard).values()
+    missed, alarms = sum(one.missed for one in words), sum(one.alarms for one in words)
+    return rate_point(heard.threshold, examples.count, examples.count - missed, alarms, examples.hours)
 
 
 def _pairs(examples: SoundExamples, heard: _Heard) -> Iterator[tuple[Recording, JudgedSound]]:
@@ -280,16 +266,14 @@ def _evaluation(
         model.manifest.name or model.path,
         model.sha256[:12],
         examples.description,
-        len(examples.recordings),
         examples.count,
         examples.hours,
-        "words heard",
         score.value,
         score.interval,
         in_use,
         None,
         curve,
-        tuple(_words(examples, heard)),
+        _words(examples, heard),
         confusions(_answers(examples, heard)),
         worst(_wrong(examples, heard)),
         remarks=(*examples.remarks, *_remarks(examples, request), *_answered_by(model, request, heard)),
@@ -320,21 +304,6 @@ def _right(examples: SoundExamples, heard: _Heard) -> Iterator[bool]:
     for one, judged in _pairs(examples, heard):
         for said, told in zip(one.said, judged.told, strict=True):
             yield told == said.label
-
-
-def _words(examples: SoundExamples, heard: _Heard) -> Iterator[WordResult]:
-    said, hits, alarms = Counter[str](), Counter[str](), Counter[str]()
-    for one, judged in _pairs(examples, heard):
-        said.update(each.label for each in one.said)
-        hits.update(each.label for each, is_heard in zip(one.said, judged.heard, strict=True) if is_heard)
-        alarms.update(each.label for each in judged.false if one.counts_time)
-    hours = examples.hours
-    for word in examples.words:
-        count, right = said[word], hits[word]
-        recall, interval = (right / count, wilson(right, count)) if count else (None, None)
-        low, high = poisson_interval(alarms[word])
-        rate, span = (alarms[word] / hours, (low / hours, high / hours)) if hours else (None, None)
-        yield WordResult(word, count, right, recall, interval, alarms[word], rate, span)
 
 
 def _answers(examples: SoundExamples, heard: _Heard) -> Iterator[tuple[str, str]]:
