@@ -37,8 +37,8 @@ from agent.compute.infer.session import SessionOptions
 from agent.config import StreamConfig
 from agent.errors import ModelError
 from agent.models.library import open_whole_model, prefixed_errors
-from agent.optimise.data.layouts import class_finder
 from agent.optimise.evaluate import check_accuracy
+from agent.optimise.evaluation.sound_data import SOUNDS, read_sounds
 from agent.types import Array, Samples
 
 Logits = NDArray[np.float32]
@@ -175,11 +175,15 @@ def evaluate(
     learned: Calibration,
     known: Array | None = None,
     wanted: Sequence[int] | None = None,
-) -> Point:
-    """Evaluate the chosen thresholds on other data; arguments as for `calibrate`."""
+) -> tuple[Point, float]:
+    """Evaluate the chosen thresholds on other data; arguments as for `calibrate`.
+
+    Returns:
+        Their effect, and the accuracy of the deepest variant alone.
+    """
     known = np.ones(len(labels), bool) if known is None else known
     answers = _predictions(logits, labels, learned.temperatures, known, wanted)
-    return point(answers, costs, learned.chosen.thresholds)
+    return point(answers, costs, learned.chosen.thresholds), float(answers.right[known, -1].mean())
 
 
 def point(answers: VariantPredictions, costs: Sequence[float], thresholds: tuple[float, ...]) -> Point:
@@ -267,13 +271,10 @@ def _most_lost(answers: VariantPredictions, chosen: Point, parts: Array) -> floa
     return -min(float(gained[answers.known & (parts == part)].mean()) for part in np.unique(parts[answers.known]))
 
 
-SUFFIXES = (".wav", ".flac", ".ogg")
 _AFTER_S = 0.3
 """A window that holds a whole word and ends at most this long after it must detect the word, s."""
 _PARTS = 4
 """The thresholds must hold in each quarter of the recordings."""
-_NEVER = 2.0
-"""Confidence above that of any prediction."""
 _SHORTEST_S = 0.1
 """Shortest recording of a word, s."""
 _HEARD = "check that each lies in the folder of its label, and that it can be heard"
@@ -326,29 +327,13 @@ class CalibrationResult(Struct, frozen=True):
         }
 
 
-def find_labelled(folder: Path, labels: tuple[str, ...]) -> list[LabelledClip]:
-    """Return the recordings of a folder with one subfolder per label, by label. Hidden subfolders do not count.
-
-    Raises:
-        ModelError: a label has no recording, or a subfolder is named after no label.
-    """
-    if not folder.is_dir():
-        what = "is no folder" if folder.exists() else "no such folder"
-        raise ModelError(f"{folder}: {what}; expected one with a folder per label: {', '.join(labels)}")
-    number_of = class_finder(labels)
-    folders = sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
-    numbered = [(number, path) for path in folders if (number := number_of(path.name)) is not None]
-    found = [
-        LabelledClip(path, number)
-        for number, place in sorted(numbered)
-        for path in sorted(place.glob("*"))
-        if path.suffix.lower() in SUFFIXES
-    ]
+def _labelled(folder: Path, labels: tuple[str, ...]) -> list[LabelledClip]:
+    """Return the recordings of a folder with one sub-folder per label. Raises as `read_sounds`."""
+    recordings = [one for one in read_sounds(folder, (), labels, ()).recordings if not one.counts_time]
+    found = [LabelledClip(one.path, labels.index(one.said[0].label)) for one in recordings]
     missing = [label for number, label in enumerate(labels) if number not in {one.label for one in found}]
     if missing:
-        raise ModelError(f"{folder}: no recordings ({', '.join(SUFFIXES)}) in {', '.join(missing)}")
-    if strange := [path.name for path in folders if number_of(path.name) is None]:
-        raise ModelError(f"{folder}: no label is called {', '.join(strange)}; they are: {', '.join(labels)}")
+        raise ModelError(f"{folder}: no recordings ({', '.join(SOUNDS)}) in {', '.join(missing)}")
     return found
 
 
@@ -379,38 +364,24 @@ class ExitCalibrator:
         with prefixed_errors(model):
             self._frontend = build_frontend(manifest.audio)
             self._rows = AudioInput(self._session.inputs[0], manifest.audio, self._frontend)
-        self._rate_hz = manifest.audio.rate_hz
+        self.rate_hz = manifest.audio.rate_hz
 
     def close(self) -> None:
         """Close the model, which may run in another process."""
         self._session.close()
 
-    def predict_windows(self, recording: LabelledClip) -> Iterator[tuple[bool, list[Array]]]:
-        """Run every variant on each window of a recording.
+    def predict_windows(self, samples: Samples) -> Iterator[tuple[bool, list[Array]]]:
+        """Run every variant on each window of a recording, int16 [n] at the model's rate.
 
         Yields:
             True if the window holds the recording, or as much of it as fits; and the scores of each variant.
-
-        Raises:
-            SourceError: the recording cannot be read. ModelError: it is too short for a word.
         """
-        samples = read_whole(recording.path, self._rate_hz)
-        length_s = len(samples) / self._rate_hz
-        if length_s < _SHORTEST_S:
-            raise ModelError(
-                f"{recording.path}: {length_s:.3f} s of sound; expected at least {_SHORTEST_S} s: "
-                "record it again, or remove it"
-            )
-        yield from self.predict_samples(samples)
-
-    def predict_samples(self, samples: Samples) -> Iterator[tuple[bool, list[Array]]]:
-        """Like `predict_windows`, for samples, int16 [n] at the model's rate."""
         hop_s, window = self._frontend.hop_s, self._rows.rows
-        around = _background(samples, round(window * hop_s * self._rate_hz))
+        around = _background(samples, round(window * hop_s * self.rate_hz))
         self._frontend.reset()
         self._rows.reset()
         rows = self._frontend(np.concatenate((around, samples, around)))
-        length = len(samples) / self._rate_hz / hop_s
+        length = len(samples) / self.rate_hz / hop_s
         begins = window + min(window, length) - 1
         ends = window + max(length, min(window, length + _AFTER_S / hop_s))
         for left in self._rows.feed(rows):
@@ -423,16 +394,13 @@ class ExitCalibrator:
 
 
 def calibrate_exits(
-    calibrator: ExitCalibrator,
-    recordings: list[LabelledClip],
-    loss: float,
-    progress: Callable[[int], None] = lambda _: None,
+    calibrator: ExitCalibrator, folder: Path, loss: float, progress: Callable[[int], None] = lambda _: None
 ) -> CalibrationResult:
     """Find the thresholds at which a shallow variant's prediction is used.
 
     Args:
         calibrator: runs the model.
-        recordings: of every label.
+        folder: of a folder of recordings for every label.
         loss: accuracy that may be lost, 0..1.
         progress: called with the number of processed recordings.
 
@@ -440,10 +408,14 @@ def calibrate_exits(
         ModelError: there are no usable recordings, or the model is hardly better than a guess.
         SourceError: a recording cannot be read.
     """
+    recordings = _labelled(folder, calibrator.labels)
     logits: list[list[Array]] = []
     windows: list[tuple[int, int, bool]] = []
     for number, recording in enumerate(recordings):
-        for whole, answer in calibrator.predict_windows(recording):
+        samples = read_whole(recording.path, calibrator.rate_hz)
+        if len(samples) < _SHORTEST_S * calibrator.rate_hz:
+            raise ModelError(f"{recording.path}: is shorter than {_SHORTEST_S} s: record it again, or remove it")
+        for whole, answer in calibrator.predict_windows(samples):
             logits.append(answer)
             windows.append((number, recording.label, whole))
         progress(number + 1)
@@ -451,12 +423,10 @@ def calibrate_exits(
     numbers, labels, known = map(np.array, zip(*windows, strict=True))
     costs, wanted = calibrator.costs, calibrator.wanted
     learned = calibrate(scores, labels, costs, loss, known, wanted, numbers % _PARTS)
-    check_accuracy(learned.full, labels, "recordings", recordings[0].path.parent.parent, _HEARD)
+    check_accuracy(learned.full, labels, "recordings", folder, _HEARD)
     one, other = numbers % 2 == 0, numbers % 2 == 1
     half = calibrate(scores[one], labels[one], costs, loss, known[one], wanted, numbers[one] // 2 % _PARTS)
-    checked = evaluate(scores[other], labels[other], costs, half, known[other], wanted)
-    never = replace(half, chosen=replace(half.chosen, thresholds=(_NEVER,) * (len(costs) - 1)))
-    full = evaluate(scores[other], labels[other], costs, never, known[other], wanted).accuracy
+    checked, full = evaluate(scores[other], labels[other], costs, half, known[other], wanted)
     counts = len(recordings), int(known.sum())
     return CalibrationResult(calibrator.variants, costs, learned, checked, full, *counts)
 

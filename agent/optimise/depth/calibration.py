@@ -40,8 +40,6 @@ FEWEST = 40
 """Least number of labelled examples to learn thresholds from."""
 _PARTS = 4
 """The thresholds must hold in each quarter of the examples."""
-_NEVER = 2.0
-"""Confidence above that of any answer."""
 _TIMED, _REPEATS = 100, 3
 
 
@@ -142,15 +140,13 @@ def learn(scores: ExitScores, costs: tuple[float, ...], loss: float) -> Calibrat
 
 def check(learned: Calibration, scores: ExitScores, costs: tuple[float, ...]) -> tuple[Point, float]:
     """Return the effect of learned thresholds on other examples, and the accuracy of the deepest exit there."""
-    never = replace(learned, chosen=replace(learned.chosen, thresholds=(_NEVER,) * (len(costs) - 1)))
-    full = evaluate(scores.logits, scores.labels, costs, never).accuracy
-    return evaluate(scores.logits, scores.labels, costs, learned), full
+    return evaluate(scores.logits, scores.labels, costs, learned)
 
 
 def on_others(learned: Calibration, scores: ExitScores, costs: tuple[float, ...]) -> Calibration:
     """Return a calibration whose figures are those on other examples."""
     curve = (replace(learned, chosen=one) for one in learned.curve)
-    points = tuple(evaluate(scores.logits, scores.labels, costs, one) for one in curve)
+    points = tuple(evaluate(scores.logits, scores.labels, costs, one)[0] for one in curve)
     chosen, full = check(learned, scores, costs)
     right = scores.logits.argmax(2) == scores.labels[:, None]
     return replace(learned, chosen=chosen, curve=points, full=full, alone=tuple(map(float, right.mean(0))))
