@@ -23,6 +23,7 @@ from agent.optimise.data import Examples
 from agent.optimise.evaluate import wilson
 from agent.optimise.evaluation.model import match_class
 from agent.optimise.evaluation.operating import Found, box_point, box_threshold_for, froc
+from agent.optimise.logistic import calibration_error, fit, held_out
 from agent.text import plural
 
 OVERLAP = 0.2
@@ -30,7 +31,7 @@ FALSE_POSITIVES = 0.5
 _DOUBT = 4.0
 """False positives a picture from which a person need not look, relative to those of a finding."""
 _FEWEST = 20
-_FOLDS, _BINS, _STEPS, _PRIOR = 5, 10, 50, 1e-3
+_PRIOR = 1e-3
 _LESS, _MARGIN = 0.5, 30.0
 """Share of the least sharpness and colour, and margin of the brightness, that other pictures may have."""
 _ANY = (0.0, 1e6)
@@ -209,55 +210,25 @@ def calibrate(found: Found) -> ScoreCalibration:
 
     The error is measured on pictures that were left out of the fit, a fifth in its turn.
     """
-    logits = _logit(found.scores)
-    slope, offset = _fitted(logits, found.hits)
-    told = np.empty(len(logits))
-    part = found.pictures % _FOLDS
-    for number in range(_FOLDS):
-        out = part == number
-        own = (slope, offset) if out.all() or not out.any() else _fitted(logits[~out], found.hits[~out])
-        told[out] = _sigmoid(own[0] * logits[out] + own[1])
-    return ScoreCalibration(round(slope, 6), round(offset, 6), round(calibration_error(told, found.hits), 4))
+    edge = np.clip(found.scores, 1e-6, 1 - 1e-6)
+    inputs = np.stack((np.log(edge / (1 - edge)), np.ones(len(edge))), axis=1)
 
+    def fitted(rows: NDArray[np.bool_]) -> Floats:
+        """Return slope and offset, with Platt's targets and a weak prior for a slope of 1."""
+        right, wrong = int(found.hits[rows].sum()), int((~found.hits[rows]).sum())
+        targets = np.where(found.hits[rows], (right + 1) / (right + 2), 1 / (wrong + 2))
+        weights = fit(inputs[rows], targets, np.full(2, _PRIOR * (right + wrong)), np.array([1.0, 0.0]))
+        return np.clip(weights, (0.01, -100.0), 100.0)
 
-def _logit(scores: Floats) -> Floats:
-    edge = np.clip(scores, 1e-6, 1 - 1e-6)
-    return np.asarray(np.log(edge / (1 - edge)))
-
-
-def _sigmoid(values: Floats) -> Floats:
-    return np.asarray(1 / (1 + np.exp(-np.clip(values, -700, 700))))
-
-
-def _fitted(logits: Floats, hits: NDArray[np.bool_]) -> tuple[float, float]:
-    """Fit slope and offset by Newton's method, with Platt's targets and a weak prior for a slope of 1."""
-    right, wrong = int(hits.sum()), int((~hits).sum())
-    target = np.where(hits, (right + 1) / (right + 2), 1 / (wrong + 2))
-    inputs = np.stack((logits, np.ones_like(logits)), axis=1)
-    values, prior = np.array([1.0, 0.0]), np.array([1.0, 0.0])
-    weight = _PRIOR * len(logits)
-    for _ in range(_STEPS):
-        told = _sigmoid(inputs @ values)
-        gradient = inputs.T @ (told - target) + weight * (values - prior)
-        curvature = (inputs * (told * (1 - told))[:, None]).T @ inputs + weight * np.eye(2)
-        step = np.linalg.solve(curvature, gradient)
-        values = values - np.clip(step, -2.0, 2.0)
-        if float(np.abs(step).max()) < 1e-8:
-            break
-    return float(np.clip(values[0], 0.01, 100.0)), float(np.clip(values[1], -100.0, 100.0))
-
-
-def calibration_error(told: Floats, hits: NDArray[np.bool_]) -> float:
-    """Return the expected calibration error over ten bins of the probability (Naeini et al., AAAI 2015)."""
-    bins = np.minimum((told * _BINS).astype(int), _BINS - 1)
-    gaps = [abs(float((told - hits)[bins == number].sum())) for number in range(_BINS)]
-    return sum(gaps) / max(1, len(told))
+    slope, offset = fitted(np.ones(len(edge), bool)).tolist()
+    error = calibration_error(held_out(inputs, found.pictures, fitted), found.hits)
+    return ScoreCalibration(round(slope, 6), round(offset, 6), round(error, 4))
 
 
 def _remarks(found: Found, examples: Examples) -> Sequence[str]:
-    objects, told = int(found.objects.sum()), []
-    if objects < 100:
-        told.append(f"{plural(objects, 'object')}: the sensitivity may be some per cent off")
-    if not (found.objects == 0).any():
-        told.append("every picture has an object: how many are found in vain in pictures without is not known")
-    return (*examples.remarks, *told)
+    if (found.objects == 0).any():
+        return examples.remarks
+    return (
+        *examples.remarks,
+        "every picture has an object: false positives in pictures without any are not known",
+    )
