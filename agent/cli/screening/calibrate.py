@@ -6,7 +6,6 @@ from pathlib import Path
 
 import click
 import msgspec
-from msgspec import Struct
 from msgspec.structs import replace
 
 from agent.cli.output import console, open_table, print_json, show_progress
@@ -23,32 +22,32 @@ from agent.text import plain
 _WIDTH = 100
 
 
-class CalibrateOptions(Struct, frozen=True):
-    """Options of `vedette screening calibrate`, see its help."""
-
-    label: str
-    false_positives: float | None = None
-    sensitivity: float | None = None
-    force: bool = False
-    as_json: bool = False
-
-
-def calibrate_and_write(name: str, data: Path, target: Path, options: CalibrateOptions) -> None:
-    """Choose the operating point of a model, print it and write it.
+def calibrate_and_write(
+    name: str,
+    data: Path,
+    target: Path,
+    *,
+    label: str,
+    false_positives: float | None,
+    sensitivity: float | None,
+    force: bool,
+    as_json: bool,
+) -> None:
+    """Choose the operating point of a model, print it and write it; see the help of the command.
 
     Raises:
         ModelError: the model or the pictures cannot be used, nothing gives what is asked for, or a file is there.
         StorageError: a file cannot be written.
     """
-    _check_targets(target, options)
+    _check_target(target, force=force)
     model = open_model_without_root(name)
     examples = read_examples(data, model, own_classes=True)
     if examples.kind != "boxes":
         raise ModelError(f"{examples.description}: an operating point needs pictures with boxes")
-    rate = FALSE_POSITIVES if options.false_positives is None else options.false_positives
-    request = PointRequest(options.label, rate, options.sensitivity)
+    rate = FALSE_POSITIVES if false_positives is None else false_positives
+    request = PointRequest(label, rate, sensitivity)
     try:
-        with open_screener(model, options.label) as screener:
+        with open_screener(model, label) as screener:
             found = choose_point(
                 model,
                 screener,
@@ -61,7 +60,7 @@ def calibrate_and_write(name: str, data: Path, target: Path, options: CalibrateO
     point = replace(found.point, model=_absolute(model.path))
     point = replace(point, check=check_of(point))
     write_atomic(target, to_toml(msgspec.to_builtins(point), {("model",): NOTICE}).encode())
-    print_json(point, indent=2) if options.as_json else _print(found)
+    print_json(point, indent=2) if as_json else _print(found)
     for line in (examples.description, *found.remarks, f"{target}: written", NOTICE):
         click.echo(plain(line), err=True)
 
@@ -71,10 +70,10 @@ def _absolute(model: str) -> str:
     return str(Path(model).resolve()) if Path(model).exists() else model
 
 
-def _check_targets(target: Path, options: CalibrateOptions) -> None:
+def _check_target(target: Path, *, force: bool) -> None:
     if target.suffix != ".toml":
         raise ModelError(f"{target}: expected the name of a .toml file")
-    if target.exists() and not options.force:
+    if target.exists() and not force:
         raise ModelError(f"{target}: exists; --force replaces it")
     if not target.absolute().parent.is_dir():
         raise ModelError(f"{target}: there is no folder {target.absolute().parent}")

@@ -62,7 +62,7 @@ class ScreeningSummary(Struct, frozen=True):
         label: what was looked for.
         pictures: number in this run, by status.
         known: pictures that have a record already, which stays, or are the same as others.
-        left_out: number of other files in the folders, by suffix.
+        left_out: number of other files in the folders.
         unread: files that cannot be read, and have no record.
         queue: pictures that wait for a person, also from earlier runs.
         head: hash of the last record.
@@ -72,7 +72,7 @@ class ScreeningSummary(Struct, frozen=True):
     label: str
     pictures: dict[str, int]
     known: int
-    left_out: dict[str, int]
+    left_out: int
     unread: int
     queue: int
     head: str
@@ -121,7 +121,7 @@ def screen_and_print(target: Path, pictures: tuple[Path, ...], out: Path, *, thr
             raise
         waiting, unread = page_written(out, log.records), [*chosen.unread, *found.unread]
         summary = ScreeningSummary(
-            NOTICE, point.label, found.counts, found.known, chosen.left_out, len(unread), waiting, log.head
+            NOTICE, point.label, found.counts, found.known, len(chosen.others), len(unread), waiting, log.head
         )
     print_json(summary, indent=2) if as_json else _print(summary, point, out)
     for why in unread:
@@ -149,16 +149,16 @@ def read_point(path: Path) -> tuple[ScreeningPoint, str]:
 
 
 class _Chosen(NamedTuple):
-    """Files to screen, number of others by suffix, and what cannot be read."""
+    """Files to screen, other files in their folders, and what cannot be read."""
 
     files: list[Path]
-    left_out: dict[str, int]
+    others: list[Path]
     unread: list[str]
 
 
 def _chosen(pictures: tuple[Path, ...], out: Path) -> _Chosen:
     """Return the pictures; those of a folder by their names, also from its sub-folders, but for OUT's own."""
-    found = _Chosen([], {}, [])
+    found = _Chosen([], [], [])
     for path in pictures:
         if path.is_dir():
             _choose_inside(path, out.resolve() / REVIEW, found)
@@ -179,16 +179,10 @@ def _choose_inside(folder: Path, own: Path, found: _Chosen) -> None:
         if AUDIT in names:  # results of another run
             folders[:] = [name for name in folders if name != REVIEW]
         folders[:] = sorted(name for name in folders if Path(place, name).resolve() != own)
-        links = [name for name in folders if Path(place, name).is_symlink()]
-        found.unread.extend(
-            f"{Path(place, name)}: is a link to a folder, which is not followed" for name in links
-        )
-        for name in sorted(names):
-            suffix = Path(name).suffix.lower()
-            if suffix in SUFFIXES:
-                found.files.append(Path(place, name))
-            else:
-                found.left_out[suffix] = found.left_out.get(suffix, 0) + 1
+        links = [path for name in folders if (path := Path(place, name)).is_symlink()]
+        found.unread.extend(f"{path}: is a link to a folder, which is not followed" for path in links)
+        for path in (Path(place, name) for name in sorted(names)):
+            (found.files if path.suffix.lower() in SUFFIXES else found.others).append(path)
 
 
 class _Names:
@@ -326,10 +320,7 @@ def _print(summary: ScreeningSummary, point: ScreeningPoint, out: Path) -> None:
     if summary.known:
         click.echo(f"{plural(summary.known, 'picture')} had a record already, or the same content as others")
     if summary.left_out:
-        others = ", ".join(
-            f"{count} {suffix or 'without a suffix'}" for suffix, count in summary.left_out.items()
-        )
-        click.echo(plain(f"other files in the folders, not screened: {others}"))
+        click.echo(f"{plural(summary.left_out, 'other file')} in the folders not screened")
     low, high = point.expected.interval
     click.echo(
         plain(
