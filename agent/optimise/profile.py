@@ -23,10 +23,6 @@ from agent.text import plain
 
 _WORST = 3
 """Operations of a model whose share of the time is told."""
-_APART, _GRAIN_MS = 0.2, 0.001
-"""Differences of the operations' time from that of an inference that are not told: a share, and milliseconds,
-which are those of the profiler's clock."""
-COARSE = "most are too short for a clock of 1 µs"
 _KERNELS_LARGEST = 2_000_000
 """Kernels times operations beyond which matching would take seconds; then no kernel is matched."""
 _WEIGHTED, _ADVANCE, _SHARED = 10, 3, 1
@@ -238,11 +234,6 @@ class ModelProfile(Struct, frozen=True):
     total_ms: float
     rows: tuple[OperatorRow, ...]
     worst: tuple[OperatorRow, ...]
-
-    @property
-    def is_coarse(self) -> bool:
-        """Return True if most operations are too short for the profiler's clock."""
-        return sum(row.ms < _GRAIN_MS for row in self.rows) > len(self.rows) / 2
 
 
 def profile(
