@@ -46,8 +46,8 @@ Progress = Callable[[int], None]
 """Called with the number of examples that are done."""
 Metric = Literal["top-1", "AP", "agreement", "fidelity"]
 
-_EVERY = DecodeConfig(score_threshold=0.02, iou_threshold=0.6, max_detections=100)
-"""Thresholds for COCO's measure, which needs weak detections, too."""
+WEAK = DecodeConfig(score_threshold=0.02, iou_threshold=0.6, max_detections=100)
+"""Thresholds for COCO's measure and for curves, which need weak detections, too."""
 _Z = 1.959964
 """Standard deviations of a normal distribution that hold 95 % of it."""
 _UNITS = 1000.0
@@ -274,20 +274,27 @@ def _check_alike(given: Sequence[Array], wanted: Sequence[Array]) -> None:
 
 
 def _average_precision(session: Session, examples: Examples, manifest: Manifest, progress: Progress) -> Score:
-    decode = build_decoder(manifest, session.inputs, session.outputs, _EVERY)
-    found = []
-    for picture, placement in enumerate(run_examples(session, examples)):
-        detections = decode([session.output(at) for at in range(len(session.outputs))])
-        found.append([placed_box(one, placement) for one in detections])
-        progress(picture + 1)
+    decode, found = detector(session, manifest, WEAK), []
+    for number, placement in enumerate(run_examples(session, examples), 1):
+        found.append(decode(placement))
+        progress(number)
     return average_precision(examples, manifest, found).score
 
 
-def placed_box(one: Detection, placement: Placement) -> Detection:
-    """Return a detection whose box is in fractions of the whole picture. Raises ModelError if it has none."""
-    if one.box is None:
-        raise ModelError("the model's decoder gives no boxes, and the examples have boxes")
-    return replace(one, box=placement.to_frame(one.box))
+def detector(
+    session: Session, manifest: Manifest, config: DecodeConfig
+) -> Callable[[Placement], list[Detection]]:
+    """Return a function that returns what the outputs of a session hold.
+
+    It takes the place of the model's picture in the whole one, of which boxes are fractions then.
+    """
+    decode = build_decoder(manifest, session.inputs, session.outputs, config)
+
+    def decoded(placement: Placement) -> list[Detection]:
+        found = decode([session.output(at) for at in range(len(session.outputs))])
+        return [one if one.box is None else replace(one, box=placement.to_frame(one.box)) for one in found]
+
+    return decoded
 
 
 class AveragePrecision(NamedTuple):
@@ -315,9 +322,11 @@ def average_precision(
         found: detections in each example, whose boxes are fractions of the whole picture.
 
     Raises:
-        ModelError: pycocotools is missing.
+        ModelError: pycocotools is missing, there are no objects, or a detection has no box.
     """
     coco, evaluation = load_coco()
+    if any(one.box is None for some in found for one in some):
+        raise ModelError("the model's decoder gives no boxes, and the examples have boxes")
     if not any(len(examples.truth(index).classes) for index in range(len(examples))):
         raise ModelError("none of these examples has a box: take more of them")
     names = Labels(manifest.output.labels)

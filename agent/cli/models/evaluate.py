@@ -24,7 +24,7 @@ from agent.optimise.evaluation.report import (
     sound_report,
     track_report,
 )
-from agent.optimise.evaluation.sound import SoundRequest, evaluate_sounds, missed_alarm_target
+from agent.optimise.evaluation.sound import evaluate_sounds, missed_alarm_target
 from agent.optimise.evaluation.sound_data import SoundExamples, read_sounds
 from agent.optimise.evaluation.tracking import TrackEvaluation, TrackRequest, describe_clips, evaluate_tracking
 from agent.optimise.inputs import refuse_inside
@@ -161,13 +161,13 @@ def _evaluate_words(model: Model, other: Model | None, data: Path, options: Eval
     options.refuse("is for models of pictures", "positive", "target_recall", "limit")
     options.refuse("is for clips", "every")
     examples = _read_sounds(model, data, options)
-    request = SoundRequest(options.variant, options.target_false_alarms)
+    target = options.target_false_alarms
     with KeptResults(options.results) as kept:
-        found = evaluate_sounds(model, examples, request, other, kept, show_progress)
+        found = evaluate_sounds(model, examples, options.variant, target, other, kept, show_progress)
     _print(found, sound_report(found), kept, options)
     if not options.as_json and (keys := config_line(found)):
-        click.echo(f"\nfor {options.target_false_alarms:g} false alarms an hour:\n\n{keys}")
-    if missed := missed_alarm_target(found, options.target_false_alarms):
+        click.echo(f"\nfor {target:g} false alarms an hour:\n\n{keys}")
+    if missed := missed_alarm_target(found, target):
         click.echo(plain(missed), err=True)
     return not missed
 

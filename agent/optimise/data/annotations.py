@@ -68,6 +68,13 @@ class DataFile(Struct, frozen=True):
         except OSError as error:
             raise ModelError(f"{self.path}: cannot be read: {reason_of(error)}") from None
 
+    def text(self) -> str:
+        """Return the content as text. Raises ModelError if it cannot be read, or is not UTF-8."""
+        try:
+            return self.read().decode("utf-8-sig")
+        except UnicodeDecodeError:
+            raise ModelError(f"{self.path}: is not UTF-8") from None
+
 
 def suffix_of(name: str) -> str:
     """Return the suffix of a file, in lower case."""

@@ -206,7 +206,7 @@ def _read_yolo(path: Path, files: _Files, pictures: _Files) -> FoundData:
     objects = [_objects(texts.get(_label_name(name)), place) for name, place in zip(pictures, shown, strict=True)]
     if not any(len(one.classes) for one in objects):
         raise ModelError(f"{path}: not one box in {plural(len(texts), 'file')} of {_LABELS}/")
-    names = _class_names(path, files)
+    names = _class_names(files)
     count = sum(len(one.classes) for one in objects)
     words = f"with {plural(count, 'box', 'boxes')} from {_LABELS}/*.txt"
     return FoundData(tuple(pictures.items()), words, objects=tuple(objects), names=names, places=tuple(shown))
@@ -216,12 +216,9 @@ def _label_name(picture: str) -> str:
     return f"{_LABELS}{PurePosixPath(picture).with_suffix('.txt').as_posix().removeprefix(_IMAGES)}"
 
 
-def _class_names(path: Path, files: _Files) -> tuple[str, ...]:
+def _class_names(files: _Files) -> tuple[str, ...]:
     found = files.get(_CLASSES) or files.get(f"{_LABELS}/{_CLASSES}")
-    try:
-        lines = found.read().decode("utf-8-sig").rstrip().splitlines() if found else []
-    except UnicodeDecodeError:
-        raise ModelError(f"{path}: {_CLASSES} is not UTF-8") from None
+    lines = found.text().rstrip().splitlines() if found else []
     return tuple(line.strip() for line in lines)
 
 

@@ -29,7 +29,7 @@ from agent.compute.manifest import Manifest, Model
 from agent.config import DecodeConfig, StreamConfig
 from agent.errors import ModelError, reason_of
 from agent.optimise.data import Examples
-from agent.optimise.evaluate import PATIENT, Progress, check_shape
+from agent.optimise.evaluate import PATIENT, Progress, check_shape, detector
 from agent.storage.files import add_line, refuse_special
 from agent.structs import from_json
 from agent.types import Array, Detection
@@ -125,10 +125,6 @@ def _read(path: Path) -> dict[str, msgspec.Raw]:
     if lines and not found and not lines[0].startswith(b'{"key"'):
         raise ModelError(f"{path}: is no file of results: name another by --results, or delete it")
     return found
-
-
-_BOXES = DecodeConfig(score_threshold=0.02, max_detections=100)
-"""Also what a model is hardly sure of: curves need it."""
 
 
 class ExampleRun:
@@ -268,25 +264,4 @@ def _exit_scores(run: ExampleRun, manifest: Manifest, variant: str, used: Counte
 
 def detections(run: ExampleRun, manifest: Manifest, config: DecodeConfig) -> Iterator[list[Detection]]:
     """Yield what a model finds in each example; boxes are fractions of the whole picture."""
-    session = run.session
-    decode = build_decoder(manifest, session.inputs, session.outputs, config)
-
-    def decoded(placement: Placement) -> list[Detection]:
-        found = decode([session.output(at) for at in range(len(session.outputs))])
-        return [one if one.box is None else replace(one, box=placement.to_frame(one.box)) for one in found]
-
-    return run.answers(list[Detection], repr(config), decoded)
-
-
-def found_boxes(run: ExampleRun, manifest: Manifest) -> list[list[Detection]]:
-    """Return what a model finds in each example, also what it is hardly sure of.
-
-    Raises:
-        ModelError: its decoder gives no boxes.
-    """
-    found = []
-    for some in detections(run, manifest, _BOXES):
-        if any(one.box is None for one in some):
-            raise ModelError("the model's decoder gives no boxes, and the examples have boxes")
-        found.append(some)
-    return found
+    return run.answers(list[Detection], repr(config), detector(run.session, manifest, config))

@@ -17,6 +17,7 @@ from agent.errors import ModelError
 from agent.optimise.anomaly.memory import roc_area
 from agent.optimise.data import Examples
 from agent.optimise.evaluate import (
+    WEAK,
     Progress,
     Score,
     average_precision,
@@ -31,7 +32,6 @@ from agent.optimise.evaluation.answers import (
     KeptResults,
     class_scores,
     detections,
-    found_boxes,
     model_key,
 )
 from agent.optimise.evaluation.operating import (
@@ -364,7 +364,7 @@ def _whole_pictures(model: Model, run: ExampleRun, request: EvaluationRequest) -
 
 def _boxes(model: Model, run: ExampleRun, request: EvaluationRequest) -> _Pass:
     manifest, threshold, examples = model.manifest, model.manifest.output.score_threshold, run.examples
-    found = found_boxes(run, manifest)
+    found = list(detections(run, manifest, WEAK))
     result = average_precision(examples, manifest, found)
     names = result.names
     chosen = {_number(names, name) for name in request.positive}

@@ -23,7 +23,8 @@ from msgspec import Struct
 from numpy.typing import NDArray
 
 from agent.capture.local import SUFFIXES, read_picture
-from agent.errors import ModelError, reason_of
+from agent.errors import ModelError
+from agent.optimise.data.annotations import DataFile
 from agent.text import plain, plural
 from agent.types import Image
 
@@ -127,7 +128,7 @@ def _first(folder: Path, *names: str) -> Path:
 def _read_sequence(folder: Path) -> MotSequence:
     file, parser = folder / _INFO, configparser.ConfigParser(interpolation=None)
     try:
-        parser.read_string(_text(file))
+        parser.read_string(DataFile(file).text())
         width, height, frames = (parser.getint("Sequence", key) for key in ("imWidth", "imHeight", "seqLength"))
         fps = parser.getfloat("Sequence", "frameRate")
     except (configparser.Error, ValueError) as error:
@@ -143,17 +144,9 @@ def _read_sequence(folder: Path) -> MotSequence:
     return MotSequence(folder.name, folder, width, height, fps, frames, truth, tuple(found))
 
 
-def _text(file: Path) -> str:
-    try:
-        return file.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        why = reason_of(error) if isinstance(error, OSError) else "it is not UTF-8"
-        raise ModelError(f"{file}: cannot be read: {why}") from None
-
-
 def _rows(file: Path, width: int, height: int, *, are_truth: bool) -> MotRows:
     """Read the lines of a file, sorted by their frames."""
-    lines = _text(file).splitlines()
+    lines = DataFile(file).text().splitlines()
     rows = [_row(line, f"{file}:{number}") for number, line in enumerate(lines, 1) if line.strip()]
     values = np.array(rows, np.float64).reshape(-1, _FIELDS)
     if are_truth:

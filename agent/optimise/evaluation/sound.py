@@ -44,18 +44,6 @@ _TRIES = 4
 """Most thresholds that are heard, one after another, until one has as few false alarms as are asked for."""
 
 
-class SoundRequest(Struct, frozen=True):
-    """Request for an evaluation.
-
-    Attributes:
-        variant: size or exit of the model; empty: as in a stream.
-        target_false_alarms: most of them per hour; None: no threshold is chosen.
-    """
-
-    variant: str = ""
-    target_false_alarms: float | None = None
-
-
 class SoundEvaluation(Struct, frozen=True):
     """How good a model of words is on recordings.
 
@@ -103,7 +91,8 @@ class _Heard(NamedTuple):
 def evaluate_sounds(
     model: Model,
     examples: SoundExamples,
-    request: SoundRequest,
+    variant: str = "",
+    target: float | None = None,
     other: Model | None = None,
     kept: KeptResults | None = None,
     progress: Callable[[str], None] = lambda _: None,
@@ -113,7 +102,8 @@ def evaluate_sounds(
     Args:
         model: to evaluate.
         examples: recordings, as they are read for it.
-        request: see `SoundRequest`.
+        variant: size or exit of the model; empty: as in a stream.
+        target: most false alarms per hour; None: no threshold is chosen.
         other: tells the same words; None: nothing is compared.
         kept: results that need not be computed again, and where new ones are added.
         progress: called with what is heard, and how far.
@@ -123,11 +113,13 @@ def evaluate_sounds(
         SourceError: a recording cannot be read.
     """
     hearing = _Hearing(examples, kept or KeptResults(), progress)
-    first = hearing.hear(model, request.variant, None, "threshold in use")
-    curve = tuple(_curve(examples, hearing.hear(model, request.variant, _NEVER, "all thresholds")))
-    found = _evaluation(model, examples, request, first, curve)
-    if request.target_false_alarms is not None:
-        found = replace(found, at_target=_at_target(model, hearing, request, curve))
+    first = hearing.hear(model, variant, None, "threshold in use")
+    curve = tuple(_curve(examples, hearing.hear(model, variant, _NEVER, "all thresholds")))
+    found = _evaluation(model, examples, first, curve)
+    found = replace(found, remarks=(*examples.remarks, *_answered_by(model, variant, first)))
+    if target is not None:
+        found = replace(found, at_target=_at_target(model, hearing, variant, target, curve))
+        found = replace(found, remarks=(*found.remarks, *_too_short(examples.hours, target)))
     if other is not None:
         found = replace(
             found, against=_compared(other, examples, first, hearing.hear(other, "", None, other.path))
@@ -233,18 +225,17 @@ def _pairs(examples: SoundExamples, heard: _Heard) -> Iterator[tuple[Recording, 
 
 
 def _at_target(
-    model: Model, hearing: _Hearing, request: SoundRequest, curve: Sequence[RatePoint]
+    model: Model, hearing: _Hearing, variant: str, target: float, curve: Sequence[RatePoint]
 ) -> RatePoint | None:
     """Return the rates at the least threshold with so few false alarms, as the daemon would have them."""
-    target, points = request.target_false_alarms, list(curve)
-    assert target is not None
+    points = list(curve)
     if not hearing.examples.hours:
         raise ModelError("a rate of false alarms needs other sound: give a folder of it by --background")
     for _ in range(_TRIES):
         threshold = threshold_for_alarms(points, target)
         if threshold is None:
             break
-        heard = hearing.hear(model, request.variant, threshold, f"threshold {threshold:g}")
+        heard = hearing.hear(model, variant, threshold, f"threshold {threshold:g}")
         found = _point(hearing.examples, heard)
         if found.alarms_per_hour is not None and found.alarms_per_hour <= target:
             return found
@@ -255,7 +246,6 @@ def _at_target(
 def _evaluation(
     model: Model,
     examples: SoundExamples,
-    request: SoundRequest,
     heard: _Heard,
     curve: tuple[RatePoint, ...],
 ) -> SoundEvaluation:
@@ -276,25 +266,23 @@ def _evaluation(
         _words(examples, heard),
         confusions(_answers(examples, heard)),
         worst(_wrong(examples, heard)),
-        remarks=(*examples.remarks, *_remarks(examples, request), *_answered_by(model, request, heard)),
     )
 
 
-def _remarks(examples: SoundExamples, request: SoundRequest) -> Iterator[str]:
-    target, hours = request.target_false_alarms, examples.hours
-    if target is not None and hours > 0 and (least := poisson_interval(0)[1] / hours) > target:
+def _too_short(hours: float, target: float) -> Iterator[str]:
+    if hours > 0 and (least := poisson_interval(0)[1] / hours) > target:
         yield (
             f"{hours:.2f} h of other sound cannot show {target:g} false alarms an hour: with none at all, up to "
             f"{least:.1f} an hour are possible; give {poisson_interval(0)[1] / max(target, 1e-6):.2g} h"
         )
 
 
-def _answered_by(model: Model, request: SoundRequest, heard: _Heard) -> Iterator[str]:
+def _answered_by(model: Model, variant: str, heard: _Heard) -> Iterator[str]:
     """Yield a line of how many answers each exit of a cascade gave."""
     used = Counter[str]()
     for one in heard.results:
         used.update(one.exits)
-    exits = [one.name for one in model.manifest.exits(request.variant)]
+    exits = [one.name for one in model.manifest.exits(variant)]
     if exits and (count := used.total()):
         told = ", ".join(f"exit {name}: {used[name] / count:.1%}" for name in exits)
         yield f"windows of sound answered by {told}"

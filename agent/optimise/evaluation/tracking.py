@@ -16,23 +16,20 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from msgspec import Struct
-from msgspec.structs import replace
 from numpy.typing import NDArray
 
-from agent.compute.decode import build_decoder
 from agent.compute.infer.image_input import ImageInput
-from agent.compute.infer.session import Session
 from agent.compute.manifest import PICTURE_HITS, Model
 from agent.compute.track.places import Zones
 from agent.compute.track.tracker import Tracker
 from agent.config import DecodeConfig, TrackConfig
 from agent.errors import ModelError
-from agent.optimise.evaluate import open_content
+from agent.optimise.evaluate import detector, open_content
 from agent.optimise.evaluation.answers import KeptResults, model_key, result_key
 from agent.optimise.evaluation.mot import PUBLISHED, MotRows, MotSequence, read_published
 from agent.optimise.evaluation.operating import overlaps
 from agent.text import plural
-from agent.types import Detection, Image
+from agent.types import Detection
 
 _IOU = 0.5
 _BEGIN = datetime(2026, 1, 1, tzinfo=UTC)
@@ -191,36 +188,6 @@ def _some(labels: Sequence[str]) -> str:
     return ", ".join(labels[:20])
 
 
-class _ClipDetector:
-    """Detects objects in the pictures of clips, or takes over what was detected before."""
-
-    def __init__(
-        self, session: Session, model: Model, labels: tuple[str, ...], request: TrackRequest, kept: KeptResults
-    ) -> None:
-        config = DecodeConfig(labels=labels)
-        self._session, self._every, self._kept = session, request.every, kept
-        self._preparation = ImageInput(session.inputs[0], model.manifest.input)
-        self._decode = build_decoder(model.manifest, session.inputs, session.outputs, config)
-        self._key = result_key(model_key(model, request.variant), repr(config))
-
-    def detect(self, sequence: MotSequence) -> Detections:
-        for frame, image in sequence.images(self._every):
-            digest = hashlib.sha256(image.tobytes()).hexdigest() if self._kept.path else ""
-            key = result_key(self._key, digest)
-            found = self._kept.get(key, list[Detection])
-            if found is None:
-                found = self._infer(image)
-                self._kept.add(key, f"{sequence.name}/{frame}", found)
-            yield frame, found
-
-    def _infer(self, image: Image) -> list[Detection]:
-        session = self._session
-        placement = self._preparation.fill(session.input(0), image, "bgr")
-        session.invoke()
-        found = self._decode([session.output(at) for at in range(len(session.outputs))])
-        return [replace(one, box=placement.to_frame(one.box)) for one in found if one.box]
-
-
 def _detected(
     model: Model | None,
     sequences: Sequence[MotSequence],
@@ -232,10 +199,25 @@ def _detected(
         for sequence in sequences:
             yield sequence, published(sequence, request.every)
         return
+    config = DecodeConfig(labels=labels)
+    key = result_key(model_key(model, request.variant), repr(config))
     with open_content(model.content, model.manifest, request.variant) as session:
-        detector = _ClipDetector(session, model, labels, request, kept)
+        preparation = ImageInput(session.inputs[0], model.manifest.input)
+        decode = detector(session, model.manifest, config)
+
+        def found(sequence: MotSequence) -> Detections:
+            for frame, image in sequence.images(request.every):
+                own = result_key(key, hashlib.sha256(image.tobytes()).hexdigest()) if kept.path else ""
+                detections = kept.get(own, list[Detection])
+                if detections is None:
+                    placement = preparation.fill(session.input(0), image, "bgr")
+                    session.invoke()
+                    detections = decode(placement)
+                    kept.add(own, f"{sequence.name}/{frame}", detections)
+                yield frame, detections
+
         for sequence in sequences:
-            yield sequence, detector.detect(sequence)
+            yield sequence, found(sequence)
 
 
 def published(sequence: MotSequence, every: int) -> Detections:

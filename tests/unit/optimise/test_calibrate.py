@@ -189,7 +189,7 @@ def test_bad_data_is_refused_and_the_manifest_stays(tmp_path: Path, data: Path) 
     model = cascade_model(tmp_path)
     before = model.read_text()
     strange = (data / "low").rename(data / "strange")
-    assert "does not know the word 'strange'" in str(call(model, data).exception)
+    assert "strange/0.wav: lies in no folder of a word" in str(call(model, data).exception)
     strange.rename(data / "low")
     (data / ".git").mkdir()
     for file in (data / "high").iterdir():

@@ -115,4 +115,4 @@ def test_what_cannot_be_evaluated_says_why(tones: Path, tmp_path: Path) -> None:
     assert "there is no such folder" in refusal(tones, words, "--background", tmp_path / "gone")
     assert "cannot be compared" in refusal(tones, words, "--against", "small-speech")
     (words / "low").rename(words / "banana")
-    assert "does not know the word 'banana'" in refusal(tones, words)
+    assert "banana/0.wav: lies in no folder of a word" in refusal(tones, words)
