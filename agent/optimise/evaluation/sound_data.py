@@ -159,8 +159,8 @@ def _utterances(track: Path, known: dict[str, str], seconds: float) -> Iterator[
         label = known.get(_folded(fields[2])) if len(fields) == 3 else None
         if label is None or not 0 <= start <= end <= seconds + _SLACK_S:
             raise ModelError(
-                f"{track}:{number}: expected `start end word`, times within the {seconds:.2f} s of the sound, and "
-                f"one of {', '.join(known)}; found {plain(line)[:60]}"
+                f"{track}:{number}: expected `start end word`, times within the {seconds:.2f} s of the sound, "
+                f"and one of {', '.join(known)}; found {plain(line)[:60]}"
             )
         yield SpokenWord(label, start, end)
 
