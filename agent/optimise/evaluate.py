@@ -79,10 +79,6 @@ class Score(Struct, frozen=True):
     details: dict[str, float] = {}
     right: tuple[bool, ...] = ()
 
-    def __str__(self) -> str:
-        span = f" ({self.interval[0]:.2%} to {self.interval[1]:.2%})" if self.interval else ""
-        return f"{self.metric} {self.value:.2%}{span} on {plural(self.count, 'example')}"
-
 
 PATIENT = CascadeConfig(budget_ms=1e6)
 """For cascades that are measured: time keeps no exit from running, so that nothing depends on this machine."""

@@ -11,11 +11,11 @@ from msgspec.structs import replace
 from agent.cli.output import console, open_table, print_json, show_progress
 from agent.config.toml import to_toml
 from agent.errors import ModelError
-from agent.features.screening.rules import NOTICE, check_of
+from agent.features.screening.rules import NOTICE, ScreeningPoint, check_of
 from agent.features.screening.screener import open_screener
 from agent.models.library import open_model_without_root
 from agent.optimise.data import read_examples
-from agent.optimise.evaluation.screening import FALSE_POSITIVES, PointRequest, PointResult, choose_point
+from agent.optimise.evaluation.screening import FALSE_POSITIVES, choose_point
 from agent.storage.files import write_atomic
 from agent.text import plain
 
@@ -45,23 +45,24 @@ def calibrate_and_write(
     if examples.kind != "boxes":
         raise ModelError(f"{examples.description}: an operating point needs pictures with boxes")
     rate = FALSE_POSITIVES if false_positives is None else false_positives
-    request = PointRequest(label, rate, sensitivity)
     try:
         with open_screener(model, label) as screener:
-            found = choose_point(
+            point, remarks = choose_point(
                 model,
                 screener,
                 examples,
-                request,
+                label,
+                rate,
+                sensitivity,
                 lambda done: show_progress(f"{done} of {len(examples)} pictures looked at"),
             )
     finally:
         show_progress("")
-    point = replace(found.point, model=_absolute(model.path))
+    point = replace(point, model=_absolute(model.path))
     point = replace(point, check=check_of(point))
     write_atomic(target, to_toml(msgspec.to_builtins(point), {("model",): NOTICE}).encode())
-    print_json(point, indent=2) if as_json else _print(found)
-    for line in (examples.description, *found.remarks, f"{target}: written", NOTICE):
+    print_json(point, indent=2) if as_json else _print(point)
+    for line in (examples.description, *remarks, f"{target}: written", NOTICE):
         click.echo(plain(line), err=True)
 
 
@@ -79,8 +80,7 @@ def _check_target(target: Path, *, force: bool) -> None:
         raise ModelError(f"{target}: there is no folder {target.absolute().parent}")
 
 
-def _print(found: PointResult) -> None:
-    point = found.point
+def _print(point: ScreeningPoint) -> None:
     expected, low, high = point.expected, *point.expected.interval
     click.echo(
         plain(

@@ -162,14 +162,11 @@ def _limits(normal: _Parts, false_alarms: float) -> Limits:
 
 def _learned(model: Model, examples: Examples, progress: Progress) -> tuple[Floats, Floats]:
     """Return features of places of all pictures, float32 [n, C], and those of the first picture, [1, H, W, C]."""
-    random, rows, first, is_same = np.random.default_rng(0), [], None, True
+    random, rows, first = np.random.default_rng(0), [], None
     for features in _outputs(model.content, model.manifest, examples, "learning", progress):
         first = features if first is None else first
-        is_same = is_same and np.array_equal(first, features)
         rows.append(some_places(features, len(examples), random))
     assert first is not None
-    if is_same:
-        raise ModelError(f"{examples.description}: all pictures are the same, so that nothing can be learned")
     return np.concatenate(rows), first[None]
 
 

@@ -10,6 +10,7 @@ import hashlib
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple, Self, TypeVar
@@ -91,6 +92,14 @@ class KeptResults:
         except msgspec.MsgspecError:
             return None
         self.reused += 1
+        return found
+
+    def computed(self, key: str, name: str, kind: type[T], compute: Callable[[], T]) -> T:
+        """Return a stored result, or compute and store it."""
+        found = self.get(key, kind)
+        if found is None:
+            found = compute()
+            self.add(key, name, found)
         return found
 
     def add(self, key: str, name: str, result: Any) -> None:
@@ -182,10 +191,7 @@ class ExampleRun:
         """
         for index in range(len(self.examples)):
             key = result_key(self._key, how, self.examples.digest(index)) if self._kept.path else ""
-            found = self._kept.get(key, kind)
-            if found is None:
-                found = answer(index)
-                self._kept.add(key, self.examples.name(index), found)
+            found = self._kept.computed(key, self.examples.name(index), kind, partial(answer, index))
             self._progress(index + 1)
             yield found
 

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
 
 import numpy as np
-from msgspec import Struct
 from numpy.typing import NDArray
 
 from agent.compute.manifest import Model
@@ -39,55 +37,31 @@ _SAMPLES = 1000
 Floats = NDArray[np.float64]
 
 
-class PointRequest(Struct, frozen=True):
-    """Request for an operating point.
-
-    Attributes:
-        label: what is looked for.
-        false_positives: most for each picture.
-        sensitivity: instead: least share of the objects that has to be found, 0..1; None: not asked for.
-    """
-
-    label: str
-    false_positives: float = FALSE_POSITIVES
-    sensitivity: float | None = None
-
-
-class PointResult(NamedTuple):
-    """An operating point, and what it was chosen by.
-
-    Attributes:
-        point: see there.
-        found: detections and objects.
-        remarks: doubts.
-    """
-
-    point: ScreeningPoint
-    found: Found
-    remarks: tuple[str, ...]
-
-
 def choose_point(
     model: Model,
     screener: Screener,
     examples: Examples,
-    request: PointRequest,
+    label: str,
+    false_positives: float = FALSE_POSITIVES,
+    sensitivity: float | None = None,
     progress: Callable[[int], None] = lambda _: None,
-) -> PointResult:
-    """Choose the operating point of a model.
+) -> tuple[ScreeningPoint, Sequence[str]]:
+    """Choose the operating point of a model; return doubts, too.
 
     Args:
         model: that the screener has open.
         screener: looks at the pictures as it will at others.
         examples: pictures with boxes that the model has not learned from.
-        request: see there.
+        label: what is looked for.
+        false_positives: most for each picture.
+        sensitivity: instead: least share of the objects that has to be found, 0..1; None: not asked for.
         progress: called with the number of pictures that are done.
 
     Raises:
         ModelError: there are too few pictures or objects, or no threshold gives what is asked for.
     """
-    if request.label not in examples.names:
-        raise ModelError(f"{examples.description}: has no class {request.label!r}")
+    if label not in examples.names:
+        raise ModelError(f"{examples.description}: has no class {label!r}")
     limits, looked = _limits(examples), []
     qualities = []
     for index in range(len(examples)):
@@ -96,9 +70,9 @@ def choose_point(
         looked.append(look.found)
         qualities.append(look.quality)
         progress(index + 1)
-    found = match_class(examples, looked, examples.names.index(request.label), request.label)
-    _check(found, request)
-    threshold = _floored(_threshold(found, request))
+    found = match_class(examples, looked, examples.names.index(label), label)
+    _check(found, label)
+    threshold = _floored(_threshold(found, false_positives, sensitivity))
     at = box_point(found, threshold)
     rate = max(at.false_alarms, 1 / len(examples))
     doubt = min(threshold, _floored(threshold_at(found, _DOUBT * rate, LEAST)))
@@ -116,7 +90,7 @@ def choose_point(
         model.path,
         model.sha256,
         manifest_sha256(model),
-        request.label,
+        label,
         threshold,
         doubt,
         OVERLAP,
@@ -124,7 +98,7 @@ def choose_point(
         expected,
         _with_quality(limits, qualities),
     )
-    return PointResult(point, found, tuple(_remarks(found, examples)))
+    return point, _remarks(found, examples)
 
 
 def recall_interval(found: Found, threshold: float) -> tuple[float, float]:
@@ -173,22 +147,22 @@ def _range(low: float, high: float, digits: int) -> tuple[float, float]:
     return round(float(low), digits), round(float(high), digits)
 
 
-def _check(found: Found, request: PointRequest) -> None:
+def _check(found: Found, label: str) -> None:
     objects = int(found.objects.sum())
     if len(found.objects) < _FEWEST or objects < _FEWEST:
-        told = f"{plural(len(found.objects), 'picture')} with {plural(objects, 'object')} of {request.label!r}"
+        told = f"{plural(len(found.objects), 'picture')} with {plural(objects, 'object')} of {label!r}"
         raise ModelError(f"{told}: an operating point needs {_FEWEST} of both at least, and hundreds to be sure")
     if not found.hits.any():
-        raise ModelError(f"the model finds no {request.label!r} in these pictures: nothing can be chosen")
+        raise ModelError(f"the model finds no {label!r} in these pictures: nothing can be chosen")
 
 
-def _threshold(found: Found, request: PointRequest) -> float:
-    if request.sensitivity is None:
-        return threshold_at(found, request.false_positives)
-    threshold = box_threshold_for(found, request.sensitivity)
+def _threshold(found: Found, false_positives: float, sensitivity: float | None) -> float:
+    if sensitivity is None:
+        return threshold_at(found, false_positives)
+    threshold = box_threshold_for(found, sensitivity)
     if not np.isfinite(threshold):
         most = found.hits.sum() / found.objects.sum()
-        raise ModelError(f"no threshold finds {request.sensitivity:.1%} of the objects; the most is {most:.1%}")
+        raise ModelError(f"no threshold finds {sensitivity:.1%} of the objects; the most is {most:.1%}")
     return threshold
 
 

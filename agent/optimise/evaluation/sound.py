@@ -181,11 +181,7 @@ def hear_kept(
     """
     said = ";".join(f"{one.label},{one.start_s!r},{one.end_s!r}" for one in recording.said)
     own = result_key(key, repr(listener.threshold), said, sound_digest(recording.path))
-    found = kept.get(own, HeardRecording)
-    if found is None:
-        found = listener.hear(recording, progress)
-        kept.add(own, recording.name, found)
-    return found
+    return kept.computed(own, recording.name, HeardRecording, lambda: listener.hear(recording, progress))
 
 
 def _curve(examples: SoundExamples, heard: _Heard) -> Iterator[RatePoint]:

@@ -12,6 +12,7 @@ import hashlib
 import importlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -29,7 +30,7 @@ from agent.optimise.evaluation.answers import KeptResults, model_key, result_key
 from agent.optimise.evaluation.mot import PUBLISHED, MotRows, MotSequence, read_published
 from agent.optimise.evaluation.operating import overlaps
 from agent.text import plural
-from agent.types import Detection
+from agent.types import Detection, Image
 
 _IOU = 0.5
 _BEGIN = datetime(2026, 1, 1, tzinfo=UTC)
@@ -205,16 +206,16 @@ def _detected(
         preparation = ImageInput(session.inputs[0], model.manifest.input)
         decode = detector(session, model.manifest, config)
 
+        def detect(image: Image) -> list[Detection]:
+            placement = preparation.fill(session.input(0), image, "bgr")
+            session.invoke()
+            return decode(placement)
+
         def found(sequence: MotSequence) -> Detections:
             for frame, image in sequence.images(request.every):
                 own = result_key(key, hashlib.sha256(image.tobytes()).hexdigest()) if kept.path else ""
-                detections = kept.get(own, list[Detection])
-                if detections is None:
-                    placement = preparation.fill(session.input(0), image, "bgr")
-                    session.invoke()
-                    detections = decode(placement)
-                    kept.add(own, f"{sequence.name}/{frame}", detections)
-                yield frame, detections
+                name = f"{sequence.name}/{frame}"
+                yield frame, kept.computed(own, name, list[Detection], partial(detect, image))
 
         for sequence in sequences:
             yield sequence, found(sequence)
