@@ -1,4 +1,4 @@
-"""Recordings with words, and other sound, as `vedette models evaluate` reads them for a model of words.
+"""Recordings with words, and other sound, as `vedette optimise evaluate` reads them for a model of words.
 
 - A folder with a sub-folder for each word, which holds recordings (WAV, FLAC, OGG) of one utterance each.
 - A recording with a label track beside it, `talk.txt` beside `talk.wav`, as Audacity exports it: a line

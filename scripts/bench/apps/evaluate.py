@@ -1,4 +1,4 @@
-"""What `vedette models evaluate` tells of words and clips, against counts that are made another way.
+"""What `vedette optimise evaluate` tells of words and clips, against counts that are made another way.
 
 - Words: `wakeword/alexa` on the wake words (200 alexas; the other five words and the noises of ESC-10 are other
   sound), and `small-speech` on digits that training never saw, with held-out words and noises. The same sound
@@ -151,8 +151,8 @@ def words(name: str, model: str, data: Path, background: Sequence[Path]) -> dict
 
 
 def vedette(model: str, data: Path, *args: object) -> Any:
-    """Call `vedette models evaluate` and return what it prints."""
-    command = [sys.executable, "-m", "agent", "models", "evaluate", model, str(data), *map(str, args), "--json"]
+    """Call `vedette optimise evaluate` and return what it prints."""
+    command = [sys.executable, "-m", "agent", "optimise", "evaluate", model, str(data), *map(str, args), "--json"]
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=common.ROOT)
     if done.returncode:
         sys.exit(f"{' '.join(command)}: {done.stderr}")

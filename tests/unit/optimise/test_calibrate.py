@@ -12,7 +12,7 @@ import soundfile
 from click.testing import CliRunner, Result
 
 from agent.cli.main import vedette
-from agent.cli.models.calibrating import doubts
+from agent.cli.optimise.calibrate import doubts
 from agent.errors import ModelError
 from agent.models.files import ZOO
 from agent.models.library import open_model
@@ -40,7 +40,7 @@ def data(tmp_path: Path) -> Path:
 
 
 def call(*args: object) -> Result:
-    return CliRunner().invoke(vedette, ["models", "calibrate", *map(str, args)])
+    return CliRunner().invoke(vedette, ["optimise", "calibrate", *map(str, args)])
 
 
 @pytest.mark.usefixtures("worker_sessions")
@@ -163,7 +163,7 @@ def test_a_loss_on_other_recordings_is_told(tmp_path: Path, data: Path, monkeypa
     model = cascade_model(tmp_path)
     assert "are lost" not in call(model, data).stderr
     monkeypatch.setattr(CalibrationResult, "lost", 0.05)
-    monkeypatch.setattr("agent.cli.models.calibrating._SAVED", 1.0)
+    monkeypatch.setattr("agent.cli.optimise.calibrate._SAVED", 1.0)
     done = call(model, data, "--loss", 2)
     assert done.exit_code == 0
     assert "18 recordings to learn thresholds from" in done.stderr

@@ -1,4 +1,4 @@
-"""`vedette screening`: from labelled pictures to reviewed findings, with a real model."""
+"""`vedette optimise screening`: from labelled pictures to reviewed findings, with a real model."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import json
 import os
 import stat
 import tomllib
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +43,7 @@ def point(model: Path, data: Path, tmp_path_factory: pytest.TempPathFactory) -> 
 
 
 def called(*words: object) -> Result:
-    result = CliRunner().invoke(vedette, ["screening", *map(str, words)])
+    result = CliRunner().invoke(vedette, ["optimise", "screening", *map(str, words)])
     if result.exception and not isinstance(result.exception, SystemExit):
         raise result.exception
     return result
@@ -281,7 +282,7 @@ def test_operating_points_that_cannot_be_used_are_told(point: Path, model: Path,
     sha256 = tomllib.loads(text)["sha256"]
     threshold = f"threshold = {tomllib.loads(text)['threshold']}"
     for content, why in (
-        ("", "vedette screening calibrate writes"),
+        ("", "vedette optimise screening calibrate writes"),
         ("[[[", "not TOML"),
         (text.replace(sha256, "0" * 64), "was changed by hand"),
         (text.replace(threshold, "threshold = 0.0"), "was changed by hand"),
@@ -453,7 +454,7 @@ def test_an_interrupted_run_leaves_a_page(point: Path, tmp_path: Path, monkeypat
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr("agent.cli.screening.run.show_progress", interrupt)
+        patched.setattr(import_module("agent.cli.optimise.screening.run"), "show_progress", interrupt)
         result = called("run", point, pictures, "--out", out)
     assert result.exit_code == 130
     assert "the same command goes on" in result.output

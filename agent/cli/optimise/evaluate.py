@@ -1,4 +1,4 @@
-"""`vedette models evaluate`: how often a model is right on labelled examples, and at which threshold."""
+"""`vedette optimise evaluate`: how often a model is right on labelled examples, and at which threshold."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ _WIDTH = 110
 
 
 class EvaluateOptions(Struct, frozen=True):
-    """Options of `vedette models evaluate`.
+    """Options of `vedette optimise evaluate`.
 
     Attributes:
         positive: classes that are to be found.

@@ -1,4 +1,4 @@
-"""`vedette models evaluate`: classes, anomalies and boxes, compared and reported, and what cannot be."""
+"""`vedette optimise evaluate`: classes, anomalies and boxes, compared and reported, and what cannot be."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ COLOURS = picture_models.COLOURS
 
 
 def run(*args: object) -> Result:
-    return CliRunner().invoke(vedette, ["models", "evaluate", *map(str, args)])
+    return CliRunner().invoke(vedette, ["optimise", "evaluate", *map(str, args)])
 
 
 def said(done: Result) -> str:

@@ -1,4 +1,4 @@
-"""`vedette screening run`: screen pictures, and keep a record of each."""
+"""`vedette optimise screening run`: screen pictures, and keep a record of each."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ from msgspec import Struct
 from agent import __version__
 from agent.capture.local import SUFFIXES
 from agent.capture.source import LARGEST_PIXELS, header_size
+from agent.cli.optimise.screening.review import AUDIT, KEY, NAMES, REVIEW, page_written, refuse_links
 from agent.cli.output import console, open_table, print_json, show_progress
-from agent.cli.screening.review import AUDIT, KEY, NAMES, REVIEW, page_written, refuse_links
 from agent.compute.drawing import annotate_detections, jpeg
 from agent.config.toml import problems_of, read_toml
 from agent.errors import ModelError, SourceError, StorageError, reason_of
@@ -102,7 +102,7 @@ def screen_and_print(target: Path, pictures: tuple[Path, ...], out: Path, *, thr
     if (model.sha256, manifest_sha256(model)) != (point.sha256, point.manifest):
         raise ModelError(
             f"{target}: is for another file of the model {point.model}, or for another manifest: choose the "
-            "operating point anew with vedette screening calibrate"
+            "operating point anew with vedette optimise screening calibrate"
         )
     with ExitStack() as stack:
         screener = stack.enter_context(open_screener(model, point.label, threads=threads))
@@ -138,12 +138,12 @@ def read_point(path: Path) -> tuple[ScreeningPoint, str]:
     file = read_toml(path, "the operating point")
     if wrong := problems_of(file.data, ScreeningPoint, ()):
         fault = wrong[0][1].removeprefix("``: ")
-        raise ModelError(f"{path}: {fault}: vedette screening calibrate writes an operating point")
+        raise ModelError(f"{path}: {fault}: vedette optimise screening calibrate writes an operating point")
     point = convert(file.data, ScreeningPoint)
     if point.check != check_of(point):
         raise ModelError(
             f"{path}: was changed by hand, and what is expected does not hold any more: choose another operating "
-            "point with vedette screening calibrate"
+            "point with vedette optimise screening calibrate"
         )
     return point, hashlib.sha256(read_regular(path, _LARGEST)).hexdigest()
 

@@ -1,4 +1,4 @@
-"""`vedette models calibrate`: what it may write, the thresholds that it learns, and doubts about them."""
+"""`vedette optimise calibrate`: what it may write, the thresholds that it learns, and doubts about them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`vedette screening review` and `verify`: what waits for a person, what was decided, whether records hold."""
+"""`vedette optimise screening review` and `verify`: what waits for a person, is decided, and was recorded."""
 
 from __future__ import annotations
 
@@ -144,4 +144,4 @@ def _require(out: Path) -> None:
     if head_path(out / AUDIT).exists() and not (out / AUDIT).exists():
         raise StorageError(f"{out / AUDIT}: is gone: records were removed")
     if not (out / AUDIT).is_file():
-        raise StorageError(f"{out}: has no records: vedette screening run writes them")
+        raise StorageError(f"{out}: has no records: vedette optimise screening run writes them")

@@ -1,4 +1,4 @@
-"""`vedette models evaluate` for words: figures, charts, the report, a chosen threshold, and what is refused."""
+"""`vedette optimise evaluate` for words: figures, charts, the report, a chosen threshold, and what is refused."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.support.sound import RATE, quiet, tone_model, word
 
 
 def run(*args: object) -> Result:
-    return CliRunner().invoke(vedette, ["models", "evaluate", *map(str, args)])
+    return CliRunner().invoke(vedette, ["optimise", "evaluate", *map(str, args)])
 
 
 def said(done: Result) -> str:

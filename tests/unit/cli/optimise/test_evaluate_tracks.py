@@ -1,4 +1,4 @@
-"""`vedette models evaluate` for clips: a detector with the tracker, the tracker alone, and what is refused."""
+"""`vedette optimise evaluate` for clips: a detector with the tracker, the tracker alone, and what is refused."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ BOX = (50, 25, 50, 50)
 
 
 def run(*args: object) -> Result:
-    return CliRunner().invoke(vedette, ["models", "evaluate", *map(str, args)])
+    return CliRunner().invoke(vedette, ["optimise", "evaluate", *map(str, args)])
 
 
 def said(done: Result) -> str:

@@ -1,4 +1,4 @@
-"""`vedette screening calibrate`: choose an operating point on labelled pictures, and write it."""
+"""`vedette optimise screening calibrate`: choose an operating point on labelled pictures, and write it."""
 
 from __future__ import annotations
 
