@@ -125,7 +125,8 @@ def score(
     with open_content(content, manifest, variant, threads, inputs=1 + len(examples.further)) as session:
         if examples.kind == "boxes":
             load_coco()  # before the first picture
-            return _average_precision(session, examples, manifest, progress)
+            found = list(detections(session, examples, manifest, WEAK, progress))
+            return average_precision(examples, manifest, found).score
         return _top_1(session, examples, progress)
 
 
@@ -179,7 +180,9 @@ def check_shape(session: Session, examples: Examples) -> TensorSpec:
     return spec
 
 
-def run_examples(session: Session, examples: Examples) -> Iterator[Placement]:
+def run_examples(
+    session: Session, examples: Examples, progress: Progress = lambda _: None
+) -> Iterator[Placement]:
     """Run each example; yield the place of the model's picture in it while the outputs are there."""
     spec = check_shape(session, examples)
     for index in range(len(examples)):
@@ -188,6 +191,7 @@ def run_examples(session: Session, examples: Examples) -> Iterator[Placement]:
             examples.fill_further(index, one, session.input(place))
         session.invoke()
         yield placement
+        progress(index + 1)
 
 
 def wilson(right: int, count: int) -> tuple[float, float]:
@@ -216,9 +220,8 @@ def _top_1(session: Session, examples: Examples, progress: Progress) -> Score:
         has = plural(classes, "class", "classes")
         raise ModelError(f"the examples have class {examples.labels.max()}, and the model {has}")
     found = np.empty(len(examples), np.int64)
-    for number, _ in enumerate(run_examples(session, examples)):
+    for number, _ in enumerate(run_examples(session, examples, progress)):
         found[number] = session.output(place).argmax()
-        progress(number + 1)
     return share_score("top-1", found == examples.labels)
 
 
@@ -269,12 +272,15 @@ def _check_alike(given: Sequence[Array], wanted: Sequence[Array]) -> None:
         raise ModelError(f"the outputs are {shapes[0]}, and those of the reference {shapes[1]}")
 
 
-def _average_precision(session: Session, examples: Examples, manifest: Manifest, progress: Progress) -> Score:
-    decode, found = detector(session, manifest, WEAK), []
-    for number, placement in enumerate(run_examples(session, examples), 1):
-        found.append(decode(placement))
-        progress(number)
-    return average_precision(examples, manifest, found).score
+def detections(
+    session: Session,
+    examples: Examples,
+    manifest: Manifest,
+    config: DecodeConfig,
+    progress: Progress = lambda _: None,
+) -> Iterator[list[Detection]]:
+    """Yield what a model finds in each example; boxes are fractions of the whole picture."""
+    yield from map(detector(session, manifest, config), run_examples(session, examples, progress))
 
 
 def detector(

@@ -442,7 +442,7 @@ def calibrate(model: str, data: Path, loss: float, out: Path | None, as_json: bo
     "--every", type=click.IntRange(1), default=1, metavar="N", help="Of clips, take each Nth picture alone."
 )
 @click.option(
-    "--results", type=PATH, metavar="FILE", help="Store what each file gave here, and continue from it."
+    "--results", type=PATH, metavar="FILE", help="Store what each recording gave here, and continue from it."
 )
 @_JSON
 def evaluate(model: str, data: Path, **options: Any) -> None:

@@ -13,7 +13,6 @@ from agent.compute.manifest import AUTO, Model
 from agent.errors import ModelError
 from agent.models.library import open_model_without_root
 from agent.optimise.data import Examples, read_examples
-from agent.optimise.evaluation.answers import KeptResults
 from agent.optimise.evaluation.listening import open_listener
 from agent.optimise.evaluation.model import EvaluationRequest, evaluate_model, has_own_classes, missed_targets
 from agent.optimise.evaluation.mot import PUBLISHED, MotSequence, holds_clips, read_clips
@@ -24,6 +23,7 @@ from agent.optimise.evaluation.report import (
     sound_report,
     track_report,
 )
+from agent.optimise.evaluation.results import KeptResults
 from agent.optimise.evaluation.sound import evaluate_sounds, missed_alarm_target
 from agent.optimise.evaluation.sound_data import SoundExamples, read_sounds
 from agent.optimise.evaluation.tracking import TrackEvaluation, TrackRequest, describe_clips, evaluate_tracking
@@ -46,7 +46,7 @@ class EvaluateOptions(Struct, frozen=True):
         variant: of the model; empty: its first, or of sound as in a stream.
         limit: number of examples; None: all.
         every: of a clip, every so manieth picture is taken.
-        results: file in which results are stored; None: none are.
+        results: file in which results on words are stored; None: none are.
         as_json: print JSON instead of tables.
     """
 
@@ -75,7 +75,6 @@ def evaluate_and_print(name: str, data: Path, options: EvaluateOptions) -> bool:
         ModelError: a model or the examples cannot be used, or a file is there already.
         SourceError: a recording cannot be read.
     """
-    _check_results(options, data)
     if holds_clips(data) or name == PUBLISHED:
         return _evaluate_clips(name, data, options)
     model = _opened(name, options.variant)
@@ -95,24 +94,14 @@ def _opened(name: str, variant: str) -> Model:
     return model
 
 
-def _check_results(options: EvaluateOptions, data: Path) -> None:
-    """Refuse a results file that cannot be written, before hours pass."""
-    path = options.results
-    if path is None:
-        return
-    refuse_inside([path], [data])
-    if not path.absolute().parent.is_dir():
-        raise ModelError(f"{path}: there is no folder {path.absolute().parent}")
-
-
-def _print(found: Struct, report: EvaluationReport, kept: KeptResults, options: EvaluateOptions) -> None:
+def _print(found: Struct, report: EvaluationReport, options: EvaluateOptions, reused: int = 0) -> None:
     """Print an evaluation as JSON, or its report."""
     show_progress("")
     if options.as_json:
         print_json(found, indent=2)
         return
     shown = console(_WIDTH, markup=False)
-    taken = f"{kept.reused} results of an earlier run were taken over" if kept.reused else ""
+    taken = f"{reused} results of an earlier run were taken over" if reused else ""
     for line in filter(None, (*report.lines, taken)):
         shown.print(plain(line))
     for table in report.tables:
@@ -125,7 +114,7 @@ def _print(found: Struct, report: EvaluationReport, kept: KeptResults, options: 
 
 
 def _evaluate_pictures(model: Model, other: Model | None, data: Path, options: EvaluateOptions) -> bool:
-    options.refuse("is for models of words", "background", "target_false_alarms")
+    options.refuse("is for models of words", "background", "target_false_alarms", "results")
     options.refuse("is for clips", "every")
     examples = _read(data, model, options)
     others = None if other is None else (other, _read(data, other, replace(options, variant="")))
@@ -140,12 +129,11 @@ def _evaluate_pictures(model: Model, other: Model | None, data: Path, options: E
     def show(done: int) -> None:
         show_progress(f"{done} of {total} examples evaluated")
 
-    with KeptResults(options.results) as kept:
-        found = evaluate_model(model, examples, request, others, show, kept)
+    found = evaluate_model(model, examples, request, others, show)
     judged = ((model, examples), *([others] if others else []))
     learned = (line for one, given in judged for line in judged_by_learned(one, given))
     found = replace(found, remarks=(*found.remarks, *learned))
-    _print(found, picture_report(found), kept, options)
+    _print(found, picture_report(found), options)
     missed = missed_targets(found, options.target_recall)
     for line in missed:
         click.echo(plain(line), err=True)
@@ -160,11 +148,15 @@ def _read(data: Path, model: Model, options: EvaluateOptions) -> Examples:
 def _evaluate_words(model: Model, other: Model | None, data: Path, options: EvaluateOptions) -> bool:
     options.refuse("is for models of pictures", "positive", "target_recall", "limit")
     options.refuse("is for clips", "every")
+    if options.results:  # before hours pass
+        refuse_inside([options.results], [data])
+        if not options.results.absolute().parent.is_dir():
+            raise ModelError(f"{options.results}: there is no folder {options.results.absolute().parent}")
     examples = _read_sounds(model, data, options)
     target = options.target_false_alarms
-    with KeptResults(options.results) as kept:
-        found = evaluate_sounds(model, examples, options.variant, target, other, kept, show_progress)
-    _print(found, sound_report(found), kept, options)
+    kept = KeptResults(options.results)
+    found = evaluate_sounds(model, examples, options.variant, target, other, kept, show_progress)
+    _print(found, sound_report(found), options, kept.reused)
     if not options.as_json and (keys := config_line(found)):
         click.echo(f"\nfor {target:g} false alarms an hour:\n\n{keys}")
     if missed := missed_alarm_target(found, target):
@@ -181,21 +173,18 @@ def _read_sounds(model: Model, data: Path, options: EvaluateOptions) -> SoundExa
 
 
 def _evaluate_clips(name: str, data: Path, options: EvaluateOptions) -> bool:
-    options.refuse("is for models of words", "background", "target_false_alarms")
+    options.refuse("is for models of words", "background", "target_false_alarms", "results")
     options.refuse("is not for clips", "target_recall", "limit", "against")
     if name == PUBLISHED and options.positive:
         raise ModelError(f"--positive: {PUBLISHED} has no classes")
     sequences = read_clips(data)
     request = TrackRequest(options.variant, options.positive, options.every)
-    with KeptResults(options.results) as kept:
-        found = _tracked(name, data, sequences, request, kept)
-    _print(found, track_report(found), kept, options)
+    found = _tracked(name, data, sequences, request)
+    _print(found, track_report(found), options)
     return True
 
 
-def _tracked(
-    name: str, data: Path, sequences: tuple[MotSequence, ...], request: TrackRequest, kept: KeptResults
-) -> TrackEvaluation:
+def _tracked(name: str, data: Path, sequences: tuple[MotSequence, ...], request: TrackRequest) -> TrackEvaluation:
     model = None if name == PUBLISHED else open_model_without_root(name, request.variant)
     if model is not None and model.manifest.audio is not None:
         raise ModelError(f"{name}: takes sound, and these are clips of pictures")
@@ -205,4 +194,4 @@ def _tracked(
         show_progress(f"{done} of {total} pictures tracked")
 
     told = describe_clips(str(data), sequences, request.every)
-    return evaluate_tracking(model, sequences, told, request, kept, show)
+    return evaluate_tracking(model, sequences, told, request, show)

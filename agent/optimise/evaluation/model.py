@@ -11,6 +11,7 @@ from msgspec.structs import replace
 from numpy.typing import NDArray
 
 from agent.compute.decode.decoder import Labels
+from agent.compute.infer.session import Session
 from agent.compute.manifest import Manifest, Model
 from agent.config import DecodeConfig
 from agent.errors import ModelError
@@ -22,18 +23,13 @@ from agent.optimise.evaluate import (
     Score,
     average_precision,
     change,
+    detections,
     load_coco,
     open_content,
     share_score,
     wilson,
 )
-from agent.optimise.evaluation.answers import (
-    ExampleRun,
-    KeptResults,
-    class_scores,
-    detections,
-    model_key,
-)
+from agent.optimise.evaluation.answers import class_scores
 from agent.optimise.evaluation.operating import (
     NOTHING,
     Confusion,
@@ -183,7 +179,6 @@ def evaluate_model(
     request: EvaluationRequest,
     other: tuple[Model, Examples] | None = None,
     progress: Progress = lambda _: None,
-    kept: KeptResults | None = None,
 ) -> Evaluation:
     """Evaluate a model, and compare it with another on the same examples.
 
@@ -193,7 +188,6 @@ def evaluate_model(
         request: see `EvaluationRequest`; its variant is that of the model alone.
         other: another model, and the same examples as they are read for it; None: nothing is compared.
         progress: called with the number of examples that are done.
-        kept: results that need not be computed again, and where new ones are added.
 
     Raises:
         ModelError: a model cannot be run, or the examples have no labels, or not those that are asked for.
@@ -204,11 +198,10 @@ def evaluate_model(
         raise ModelError("a target needs --positive, the class that is to be found")
     if examples.kind == "boxes":
         load_coco()  # before the first picture
-    kept = kept or KeptResults()
-    found = _one_pass(model, examples, request, progress, kept)
+    found = _one_pass(model, examples, request, progress)
     if other is None:
         return found.evaluation
-    second = _one_pass(*other, replace(request, variant=""), lambda done: progress(len(examples) + done), kept)
+    second = _one_pass(*other, replace(request, variant=""), lambda done: progress(len(examples) + done))
     if (metric := second.evaluation.metric) != found.evaluation.metric:
         raise ModelError(
             f"{second.evaluation.model}: is told by {metric}, and the model by {found.evaluation.metric}"
@@ -218,17 +211,14 @@ def evaluate_model(
     return replace(found.evaluation, against=against)
 
 
-def _one_pass(
-    model: Model, examples: Examples, request: EvaluationRequest, progress: Progress, kept: KeptResults
-) -> _Pass:
-    manifest = model.manifest
-    with open_content(model.content, manifest, request.variant) as session:
-        run = ExampleRun(session, examples, kept, model_key(model, request.variant), progress)
-        if examples.kind == "boxes":
-            return _boxes(model, run, request)
-        if has_own_classes(manifest):
-            return _whole_pictures(model, run, request)
-        return _classes(model, run, request)
+def _one_pass(model: Model, examples: Examples, request: EvaluationRequest, progress: Progress) -> _Pass:
+    judge = _classes
+    if examples.kind == "boxes":
+        judge = _boxes
+    elif has_own_classes(model.manifest):
+        judge = _whole_pictures
+    with open_content(model.content, model.manifest, request.variant) as session:
+        return judge(model, session, examples, request, progress)
 
 
 def _evaluation(model: Model, examples: Examples, score: Score, metric: str, **more: Any) -> Evaluation:
@@ -246,11 +236,12 @@ def _evaluation(model: Model, examples: Examples, score: Score, metric: str, **m
     )
 
 
-def _classes(model: Model, run: ExampleRun, request: EvaluationRequest) -> _Pass:
-    examples = run.examples
+def _classes(
+    model: Model, session: Session, examples: Examples, request: EvaluationRequest, progress: Progress
+) -> _Pass:
     output, labels = model.manifest.output, examples.labels
     assert labels is not None
-    scores, top_k, exits = class_scores(run, model.manifest, request.variant)
+    scores, top_k, exits = class_scores(session, examples, model.manifest, request.variant, progress)
     silent = ~np.isfinite(scores).all(1)
     told = np.where(silent, -1, scores.argmax(1))
     names = Labels(output.labels or examples.names)
@@ -330,9 +321,10 @@ def _positive(
     return Positive(request.positive, int(positive.sum()), area, at_manifest, target, most)
 
 
-def _whole_pictures(model: Model, run: ExampleRun, request: EvaluationRequest) -> _Pass:
+def _whole_pictures(
+    model: Model, session: Session, examples: Examples, request: EvaluationRequest, progress: Progress
+) -> _Pass:
     """Judge pictures, whose folders are positive or not, by their strongest result: anomalies, and detectors."""
-    examples = run.examples
     names, labels = examples.names, examples.labels
     assert labels is not None
     if not request.positive:
@@ -341,7 +333,7 @@ def _whole_pictures(model: Model, run: ExampleRun, request: EvaluationRequest) -
             f"{', '.join(names[:20])}"
         )
     chosen = [_number(names, name) for name in request.positive]
-    found = detections(run, model.manifest, DecodeConfig(score_threshold=_LEAST))
+    found = detections(session, examples, model.manifest, DecodeConfig(score_threshold=_LEAST), progress)
     scores = np.array([max((one.score for one in some), default=-np.inf) for some in found])
     positive, threshold = np.isin(labels, chosen), model.manifest.output.score_threshold
     result = _positive(request, scores, positive, threshold)
@@ -362,9 +354,11 @@ def _whole_pictures(model: Model, run: ExampleRun, request: EvaluationRequest) -
     return _Pass(_evaluation(model, examples, score, "AUROC", **more), score)
 
 
-def _boxes(model: Model, run: ExampleRun, request: EvaluationRequest) -> _Pass:
-    manifest, threshold, examples = model.manifest, model.manifest.output.score_threshold, run.examples
-    found = list(detections(run, manifest, WEAK))
+def _boxes(
+    model: Model, session: Session, examples: Examples, request: EvaluationRequest, progress: Progress
+) -> _Pass:
+    manifest, threshold = model.manifest, model.manifest.output.score_threshold
+    found = list(detections(session, examples, manifest, WEAK, progress))
     result = average_precision(examples, manifest, found)
     names = result.names
     chosen = {_number(names, name) for name in request.positive}

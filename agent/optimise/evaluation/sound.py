@@ -20,7 +20,6 @@ from agent.compute.manifest import Model
 from agent.errors import ModelError
 from agent.features.verification.models import open_verification
 from agent.optimise.evaluate import change, share_score
-from agent.optimise.evaluation.answers import KeptResults, model_key, result_key
 from agent.optimise.evaluation.listening import (
     THRESHOLDS,
     HeardRecording,
@@ -35,6 +34,7 @@ from agent.optimise.evaluation.listening import (
 )
 from agent.optimise.evaluation.model import ModelComparison
 from agent.optimise.evaluation.operating import NOTHING, Confusion, WrongAnswer, confusions, worst
+from agent.optimise.evaluation.results import KeptResults, model_key, result_key
 from agent.optimise.evaluation.sound_data import Recording, SoundExamples, sound_digest
 
 OTHER = "other sound"

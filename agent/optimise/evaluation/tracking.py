@@ -8,11 +8,9 @@ Ristani et al., Performance measures and a data set for multi-target, multi-came
 
 from __future__ import annotations
 
-import hashlib
 import importlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import UTC, datetime, timedelta
-from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -26,11 +24,10 @@ from agent.compute.track.tracker import Tracker
 from agent.config import DecodeConfig, TrackConfig
 from agent.errors import ModelError
 from agent.optimise.evaluate import detector, open_content
-from agent.optimise.evaluation.answers import KeptResults, model_key, result_key
 from agent.optimise.evaluation.mot import PUBLISHED, MotRows, MotSequence, read_published
 from agent.optimise.evaluation.operating import overlaps
 from agent.text import plural
-from agent.types import Detection, Image
+from agent.types import Detection
 
 _IOU = 0.5
 _BEGIN = datetime(2026, 1, 1, tzinfo=UTC)
@@ -112,7 +109,6 @@ def evaluate_tracking(
     sequences: Sequence[MotSequence],
     data: str,
     request: TrackRequest,
-    kept: KeptResults | None = None,
     progress: TrackProgress = lambda _: None,
 ) -> TrackEvaluation:
     """Evaluate a detector with the tracker of the daemon, or the tracker alone.
@@ -122,14 +118,13 @@ def evaluate_tracking(
         sequences: clips.
         data: what they are, in a line.
         request: see `TrackRequest`.
-        kept: answers that need not be computed again, and where new ones are added.
         progress: see `TrackProgress`.
 
     Raises:
         ModelError: motmetrics is missing, the model cannot be run, lacks a label, or a clip cannot be read.
     """
     metrics, labels = _metrics(), _labels(model, request)
-    tracked = _tracked(model, _detected(model, sequences, labels, request, kept or KeptResults()), progress)
+    tracked = _tracked(model, _detected(model, sequences, labels, request), progress)
     table = metrics.metrics.create().compute_many(
         [_accumulated(metrics, frames) for frames in tracked.values()],
         metrics=list(_FIGURES),
@@ -190,32 +185,21 @@ def _some(labels: Sequence[str]) -> str:
 
 
 def _detected(
-    model: Model | None,
-    sequences: Sequence[MotSequence],
-    labels: tuple[str, ...],
-    request: TrackRequest,
-    kept: KeptResults,
+    model: Model | None, sequences: Sequence[MotSequence], labels: tuple[str, ...], request: TrackRequest
 ) -> Iterator[tuple[MotSequence, Detections]]:
     if model is None:
         for sequence in sequences:
             yield sequence, published(sequence, request.every)
         return
-    config = DecodeConfig(labels=labels)
-    key = result_key(model_key(model, request.variant), repr(config))
     with open_content(model.content, model.manifest, request.variant) as session:
         preparation = ImageInput(session.inputs[0], model.manifest.input)
-        decode = detector(session, model.manifest, config)
-
-        def detect(image: Image) -> list[Detection]:
-            placement = preparation.fill(session.input(0), image, "bgr")
-            session.invoke()
-            return decode(placement)
+        decode = detector(session, model.manifest, DecodeConfig(labels=labels))
 
         def found(sequence: MotSequence) -> Detections:
             for frame, image in sequence.images(request.every):
-                own = result_key(key, hashlib.sha256(image.tobytes()).hexdigest()) if kept.path else ""
-                name = f"{sequence.name}/{frame}"
-                yield frame, kept.computed(own, name, list[Detection], partial(detect, image))
+                placement = preparation.fill(session.input(0), image, "bgr")
+                session.invoke()
+                yield frame, decode(placement)
 
         for sequence in sequences:
             yield sequence, found(sequence)

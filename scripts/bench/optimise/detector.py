@@ -27,8 +27,7 @@ from blood_cells import TrainedPart, train_part
 from cell_parts import PARTS
 
 from agent.optimise.data import Examples
-from agent.optimise.evaluate import WEAK, open_content, score, time_ms
-from agent.optimise.evaluation.answers import ExampleRun, detections
+from agent.optimise.evaluate import WEAK, detections, open_content, score, time_ms
 from agent.optimise.evaluation.model import match_class
 from agent.optimise.evaluation.operating import Found, box_point, froc
 
@@ -64,7 +63,7 @@ def cells(data: Path, keep: Path | None) -> dict[str, float]:
 def found_of(part: TrainedPart, content: bytes, examples: Examples, name: str) -> Found:
     """Detections of a class, matched with its objects."""
     with open_content(content, part.manifest) as session:
-        found = list(detections(ExampleRun(session, examples), part.manifest, WEAK))
+        found = list(detections(session, examples, part.manifest, WEAK))
     return match_class(examples, found, part.manifest.output.labels.index(name), name)
 
 

@@ -147,11 +147,6 @@ def test_labels_that_differ_by_case_alone_are_classes_of_their_own(tmp_path: Pat
     assert evaluated(path, tmp_path / "data")["value"] == 1.0
 
 
-def test_nothing_is_written_among_the_examples(colours: Path) -> None:
-    data = colours.parent / "data"
-    assert "lies among the examples" in refusal(colours, data, "--results", data / "red" / "x.png")
-
-
 def test_examples_that_a_model_was_trained_on_are_told(colours: Path) -> None:
     data = colours.parent / "data"
     learned = learned_sample(read_examples(data, open_whole_model(str(colours)), limit=8))
@@ -197,18 +192,6 @@ def test_anomalies_are_judged_by_what_is_to_be_found(tmp_path: Path) -> None:
     assert found["count"] == 8
 
 
-def test_a_second_run_takes_over_what_the_first_has_kept(colours: Path, tmp_path: Path) -> None:
-    data, results = colours.parent / "data", tmp_path / "kept"
-    whole = evaluated(colours, data, "--results", results)
-    lines = results.read_bytes().splitlines()
-    assert len(lines) == 12
-    results.write_bytes(b"\n".join(lines[:5]) + b"\n" + lines[5][:20])
-    done = run(colours, data, "--results", results)
-    assert "5 results of an earlier run were taken over" in done.output
-    assert evaluated(colours, data, "--results", results) == whole
-    assert "is no file of results" in refusal(colours, data, "--results", __file__)
-
-
 @pytest.fixture
 def boxed(boxes: Path) -> Path:
     """The same as `boxes`, where boxes can be scored."""
@@ -235,9 +218,7 @@ def boxes(tmp_path: Path) -> Path:
 
 def test_a_missing_package_is_told_before_the_first_picture(boxes: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pycocotools.coco", None)
-    results = boxes.parent / "results"
-    assert "need pycocotools" in refusal(boxes, boxes.parent / "data", "--results", results)
-    assert not results.exists()
+    assert "need pycocotools" in refusal(boxes, boxes.parent / "data")
 
 
 def test_boxes_have_average_precision_and_sensitivities(boxed: Path) -> None:
@@ -271,7 +252,7 @@ def test_what_cannot_be_evaluated_says_why(colours: Path, tmp_path: Path) -> Non
     data = colours.parent / "data"
     assert "no class 'pink'; there are: red, green, blue" in refusal(colours, data, "--positive", "pink")
     assert "a target needs --positive" in refusal(colours, data, "--target-recall", 0.9)
-    assert "there is no folder" in refusal(colours, data, "--results", tmp_path / "gone" / "x")
+    assert "is for models of words" in refusal(colours, data, "--results", tmp_path / "x")
     assert "no recordings (.wav, .flac, .ogg) in it" in refusal("small-speech", data)
     assert "is for models of words" in refusal(colours, data, "--target-false-alarms", 1)
     assert "is for clips" in refusal(colours, data, "--every", 2)

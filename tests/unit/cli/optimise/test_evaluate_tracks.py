@@ -82,13 +82,6 @@ def test_published_detections_stand_in_for_a_model(tmp_path: Path) -> None:
     assert "of published detections" in run("det.txt", tmp_path / "one").output
 
 
-def test_detections_of_an_earlier_run_are_taken_over(model: Path, tmp_path: Path) -> None:
-    clip, results = sequence(tmp_path / "one", people=2), tmp_path / "results"
-    whole = evaluated(model, clip, "--results", results)
-    assert f"{FRAMES} results of an earlier run were taken over" in run(model, clip, "--results", results).output
-    assert evaluated(model, clip, "--results", results) == whole
-
-
 def test_pictures_may_be_left_out(model: Path, tmp_path: Path) -> None:
     clip = sequence(tmp_path / "one", people=2)
     assert evaluated(model, clip, "--every", 2)["overall"]["frames"] == FRAMES / 2

@@ -12,9 +12,9 @@ from agent.compute.hearing import AudioPerception
 from agent.config import StreamConfig
 from agent.errors import ModelError
 from agent.models.library import open_model
-from agent.optimise.evaluation.answers import KeptResults, model_key
 from agent.optimise.evaluation.listening import LEAD_S, THRESHOLDS, open_listener
 from agent.optimise.evaluation.operating import Confusion
+from agent.optimise.evaluation.results import KeptResults, model_key
 from agent.optimise.evaluation.sound import evaluate_sounds, hear_kept, missed_alarm_target
 from agent.optimise.evaluation.sound_data import SoundExamples, read_sounds
 from tests.support.sound import RATE, cascade_model, chunks, quiet, tone_model, verified_model, word
@@ -124,30 +124,27 @@ def test_a_rate_needs_other_sound(tmp_path: Path, data: Path) -> None:
 def test_an_interrupted_evaluation_gives_the_same_figures(tmp_path: Path, data: Path) -> None:
     model, at_once = open_model(str(tone_model(tmp_path))), examples(data)
     whole = evaluate_sounds(model, at_once)
-    first = at_once.recordings[:3]
-    with KeptResults(tmp_path / "results") as kept, open_listener(model) as listener:
-        for one in first:
-            hear_kept(listener, one, model_key(model, ""), kept)
-    with KeptResults(tmp_path / "results") as kept:
-        assert evaluate_sounds(model, at_once, kept=kept) == whole
-        assert kept.reused == 3
+    with open_listener(model) as listener:
+        for one in at_once.recordings[:3]:
+            hear_kept(listener, one, model_key(model, ""), KeptResults(tmp_path / "results"))
+    kept = KeptResults(tmp_path / "results")
+    assert evaluate_sounds(model, at_once, kept=kept) == whole
+    assert kept.reused == 3
 
 
 def test_a_changed_recording_or_model_is_heard_again(tmp_path: Path, data: Path) -> None:
     model = open_model(str(tone_model(tmp_path)))
-    with KeptResults(tmp_path / "results") as kept:
-        evaluate_sounds(model, examples(data), kept=kept)
+    evaluate_sounds(model, examples(data), kept=KeptResults(tmp_path / "results"))
     write(data / "words/low/0.wav", np.concatenate((quiet(0.3), word("high"), quiet(0.3))))
-    with KeptResults(tmp_path / "results") as kept:
-        changed = evaluate_sounds(model, examples(data), kept=kept)
-        assert kept.reused == 12
+    kept = KeptResults(tmp_path / "results")
+    changed = evaluate_sounds(model, examples(data), kept=kept)
+    assert kept.reused == 12
     assert Confusion("low", "high", 1) in changed.confusions
     other = tmp_path / "other"
     other.mkdir()
-    sharper = open_model(str(tone_model(other, sharpness=9.0)))
-    with KeptResults(tmp_path / "results") as kept:
-        evaluate_sounds(sharper, examples(data), kept=kept)
-        assert kept.reused == 0
+    sharper, kept = open_model(str(tone_model(other, sharpness=9.0))), KeptResults(tmp_path / "results")
+    evaluate_sounds(sharper, examples(data), kept=kept)
+    assert kept.reused == 0
 
 
 def test_two_models_are_compared_word_by_word(tmp_path: Path, data: Path) -> None:
