@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from agent.cli.output import console, print_json, show_progress
+from agent.cli.output import console, open_table, print_json, show_progress
 from agent.text import plain, plural
 
 if TYPE_CHECKING:
@@ -124,11 +124,8 @@ def _print_calibration(result: CalibrationResult, target: Path, what: str, *, as
 
 
 def _calibration_table(result: CalibrationResult) -> Table:
-    from rich.table import Table
-
-    table, learned = Table(title="When to stop", title_justify="left"), result.learned
-    for column in ("exit", "accuracy alone", "temperature", "least confidence", "used", "own multiply-adds"):
-        table.add_column(column, justify="right")
+    names = ("exit", "accuracy alone", "temperature", "least confidence", "used", "own multiply-adds")
+    table, learned = open_table(*names, right=names), result.learned
     for number, variant in enumerate(result.variants):
         thresholds = learned.chosen.thresholds
         table.add_row(

@@ -35,20 +35,7 @@ _WIDTH = 110
 
 
 class EvaluateOptions(Struct, frozen=True):
-    """Options of `vedette optimise evaluate`.
-
-    Attributes:
-        positive: classes that are to be found.
-        target_recall: share of them, 0..1; None: none is asked for.
-        background: folders of other sound, in which no word is said.
-        target_false_alarms: most false alarms per hour; None: none is asked for.
-        against: another model to compare with; empty: none.
-        variant: of the model; empty: its first, or of sound as in a stream.
-        limit: number of examples; None: all.
-        every: of a clip, every so manieth picture is taken.
-        results: file in which results on words are stored; None: none are.
-        as_json: print JSON instead of tables.
-    """
+    """Options of `vedette optimise evaluate`, see its help."""
 
     positive: tuple[str, ...] = ()
     target_recall: float | None = None

@@ -19,6 +19,7 @@ Pictures are decoded when they are asked for, and prepared by the same code as i
 
 from __future__ import annotations
 
+import copy
 import hashlib
 from collections.abc import Sequence
 from pathlib import Path
@@ -70,18 +71,16 @@ class Examples:
         shape: tuple[int, ...],
         preparation: InputManifest,
         path: str,
-        rows: NDArray[np.intp] | None = None,
         *,
         sound: bool = False,
-        remarks: tuple[str, ...] = (),
     ) -> None:
-        self._content, self._preparation, self._path, self._sound = content, preparation, path, sound
+        self._content, self._preparation, self._path = content, preparation, path
         self._may_be_pixels = preparation.pixels and not sound
-        self._rows = np.arange(len(content.pictures)) if rows is None else rows
+        self._rows = np.arange(len(content.pictures))
         self._inputs: dict[TensorSpec, ImageInput] = {}
-        self.shape, self.names, self.remarks = shape, content.names, remarks
+        self.shape, self.names, self.remarks = shape, content.names, tuple[str, ...]()
         self.kind: Kind = "classes" if content.classes is not None else "boxes" if content.objects else "none"
-        self.labels = None if content.classes is None else content.classes[self._rows]
+        self.labels = content.classes
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -188,9 +187,10 @@ class Examples:
 
     def take(self, indices: Sequence[int] | NDArray[Any]) -> Examples:
         """Return some of the examples, in this order. They share what is in memory."""
-        rows = self._rows[np.asarray(indices, np.intp)]
-        path, sound, remarks = self._path, self._sound, self.remarks
-        return Examples(self._content, self.shape, self._preparation, path, rows, sound=sound, remarks=remarks)
+        chosen, found = np.asarray(indices, np.intp), copy.copy(self)
+        found._rows, found._inputs = self._rows[chosen], {}
+        found.labels = None if self.labels is None else self.labels[chosen]
+        return found
 
     def value_range(self) -> tuple[float, float]:
         """Return least and greatest real value: of pixels, or of arrays that are no pictures.
@@ -350,20 +350,20 @@ def read_examples(
         )
     if (count := min(len(content.pictures), limit or _FEWEST)) < _FEWEST:
         raise ModelError(f"{path}: {plural(count, 'example')}; expected at least {_FEWEST}")
-    remarks: tuple[str, ...] = ()
+    doubts: tuple[str, ...] = ()
     if not (own_classes and content.classes is not None):
         check_classifier(content, path, model, outputs)
         content, doubts = matched(content, path, model, outputs)
-        remarks += doubts
-    sound = model.manifest.audio is not None
     ends = next((known.inputs for known in file.signatures if known.name == signature), {})
     graph = file.graph(signature)
     sizes = graph.tensors[ends.get(inputs[0].name, graph.inputs[0])].sizes
     taken = _sized(inputs[0], sizes, content, path)
-    examples = Examples(content, taken.shape[1:], model.manifest.input, str(path), sound=sound)
+    examples = Examples(
+        content, taken.shape[1:], model.manifest.input, str(path), sound=model.manifest.audio is not None
+    )
     if limit is not None and limit < len(examples):
         chosen = np.random.default_rng(0).permutation(len(examples))[:limit]
         examples = examples.take(np.sort(chosen))
     examples.check(taken)
-    examples.remarks = remarks
+    examples.remarks = doubts
     return examples

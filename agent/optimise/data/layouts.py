@@ -272,9 +272,10 @@ def _read_arrays(path: Path, inputs: Sequence[str]) -> FoundData:
     if "y" not in found:
         return FoundData(values, f"{words} without labels", names=names, others=further)
     labels = found["y"]
-    if labels.dtype.kind not in "iu" or labels.shape != (len(values),) or labels.max(initial=0) > _CLASSES_MAX:
-        found_ = f"{labels.dtype} {list(labels.shape)}, up to {labels.max(initial=0)}"
-        raise ModelError(f"{path}: `y` is {found_}; expected numbers of classes, [{len(values)}]")
+    is_too_large = labels.dtype.kind == "u" and labels.max(initial=0) > _CLASSES_MAX  # for int64
+    if labels.dtype.kind not in "iu" or labels.shape != (len(values),) or is_too_large:
+        told = f"{labels.dtype} {list(labels.shape)}"
+        raise ModelError(f"{path}: `y` is {told}; expected numbers of classes, [{len(values)}]")
     classes = labels.astype(np.int64)
     words += f" of {plural(len(np.unique(classes)), 'class', 'classes')}"
     return FoundData(values, words, classes, names=names, others=further)
@@ -334,8 +335,10 @@ def matched(
     convert = _converter(numbers, count, len(names))
     names = labels or (names if numbers is None else ())
     if content.classes is not None:
-        classes = convert(content.classes, str(path))
-        return replace(content, classes=classes, names=names), tuple(_unseen(classes, count, path))
+        classes, doubts = convert(content.classes, str(path)), ()
+        if (unseen := count - len(np.unique(classes))) > 0:
+            doubts = (f"{path}: {unseen} of the model's {count} classes without an example",)
+        return replace(content, classes=classes, names=names), doubts
     objects = tuple(
         ObjectBoxes(convert(one.classes, place), one.boxes)
         for one, place in zip(content.objects or (), content.places, strict=True)
@@ -349,19 +352,15 @@ def _classes_of(outputs: Sequence[TensorSpec]) -> int:
     return outputs[0].shape[-1] if len(outputs) == 1 and len(outputs[0].shape) in (2, 4) else 0
 
 
-def _unseen(classes: NDArray[np.int64], count: int, path: Path) -> Iterator[str]:
-    if (unseen := count - len(np.unique(classes))) > 0:
-        yield f"{path}: {unseen} of the model's {count} classes {'has' if unseen == 1 else 'have'} no example"
-
-
 def _numbers(names: Sequence[str], labels: Sequence[str], path: Path) -> NDArray[np.int64]:
     """Return the model's number of each class by its name, or by the name as a number.
 
     Raises:
         ModelError: the model knows no such class.
     """
-    number_of = class_finder(labels)
-    found = [number_of(name) for name in names]
+    numbered = list(enumerate(labels))[::-1]  # of equal labels the first counts
+    known = {_folded(label): number for number, label in numbered} | {label: number for number, label in numbered}
+    found = [known.get(name, known.get(_folded(name))) for name in names]
     unknown = [name for name, number in zip(names, found, strict=True) if number is None]
     if not unknown:
         return np.array(found, np.int64)
@@ -369,16 +368,6 @@ def _numbers(names: Sequence[str], labels: Sequence[str], path: Path) -> NDArray
         return np.array([int(name) for name in names], np.int64)
     others = f" (nor {len(unknown) - 1} more)" if len(unknown) > 1 else ""
     raise ModelError(f"{path}: the model has no class {unknown[0]!r}{others}{nearest(unknown[0], labels)}")
-
-
-def class_finder(labels: Sequence[str]) -> Callable[[str], int | None]:
-    """Return a function from the name of a class to its number, or to None if there is none.
-
-    A name may be written in another case, and with dashes and underscores for spaces.
-    """
-    exact = {label: number for number, label in reversed(list(enumerate(labels)))}
-    known = {_folded(label): number for number, label in reversed(list(enumerate(labels)))}
-    return lambda name: exact.get(name, known.get(_folded(name)))
 
 
 def _folded(name: str) -> str:
