@@ -15,7 +15,7 @@ from agent.models.library import open_model_without_root
 from agent.optimise.data import Examples, read_examples
 from agent.optimise.evaluation.listening import open_listener
 from agent.optimise.evaluation.model import EvaluationRequest, evaluate_model, has_own_classes, missed_targets
-from agent.optimise.evaluation.mot import PUBLISHED, MotSequence, holds_clips, read_clips
+from agent.optimise.evaluation.mot import PUBLISHED, holds_clips, read_clips
 from agent.optimise.evaluation.report import (
     EvaluationReport,
     config_line,
@@ -26,7 +26,7 @@ from agent.optimise.evaluation.report import (
 from agent.optimise.evaluation.results import KeptResults
 from agent.optimise.evaluation.sound import evaluate_sounds, missed_alarm_target
 from agent.optimise.evaluation.sound_data import SoundExamples, read_sounds
-from agent.optimise.evaluation.tracking import TrackEvaluation, TrackRequest, describe_clips, evaluate_tracking
+from agent.optimise.evaluation.tracking import TrackRequest, describe_clips, evaluate_tracking
 from agent.optimise.inputs import refuse_inside
 from agent.optimise.source import judged_by_learned
 from agent.text import plain
@@ -48,11 +48,12 @@ class EvaluateOptions(Struct, frozen=True):
     results: Path | None = None
     as_json: bool = False
 
-    def refuse(self, why: str, *names: str) -> None:
-        """Raise ModelError with the reason if one of these options, which say nothing here, is set."""
-        for name in names:
-            if getattr(self, name) != getattr(EvaluateOptions(), name):
-                raise ModelError(f"--{name.replace('_', '-')}: {why}")
+    def check(self, what: str, *names: str) -> None:
+        """Raise ModelError if another option than these is set, which says nothing about `what`."""
+        unset, known = EvaluateOptions(), {*names, "variant", "as_json"}
+        for name in self.__struct_fields__:
+            if name not in known and getattr(self, name) != getattr(unset, name):
+                raise ModelError(f"--{name.replace('_', '-')}: is not for {what}")
 
 
 def evaluate_and_print(name: str, data: Path, options: EvaluateOptions) -> bool:
@@ -101,8 +102,7 @@ def _print(found: Struct, report: EvaluationReport, options: EvaluateOptions, re
 
 
 def _evaluate_pictures(model: Model, other: Model | None, data: Path, options: EvaluateOptions) -> bool:
-    options.refuse("is for models of words", "background", "target_false_alarms", "results")
-    options.refuse("is for clips", "every")
+    options.check("models of pictures", "positive", "target_recall", "against", "limit")
     examples = _read(data, model, options)
     others = None if other is None else (other, _read(data, other, replace(options, variant="")))
     if others is not None and (others[1].kind, others[1].names) != (examples.kind, examples.names):
@@ -133,8 +133,7 @@ def _read(data: Path, model: Model, options: EvaluateOptions) -> Examples:
 
 
 def _evaluate_words(model: Model, other: Model | None, data: Path, options: EvaluateOptions) -> bool:
-    options.refuse("is for models of pictures", "positive", "target_recall", "limit")
-    options.refuse("is for clips", "every")
+    options.check("models of words", "background", "target_false_alarms", "against", "results")
     if options.results:  # before hours pass
         refuse_inside([options.results], [data])
         if not options.results.absolute().parent.is_dir():
@@ -160,25 +159,19 @@ def _read_sounds(model: Model, data: Path, options: EvaluateOptions) -> SoundExa
 
 
 def _evaluate_clips(name: str, data: Path, options: EvaluateOptions) -> bool:
-    options.refuse("is for models of words", "background", "target_false_alarms", "results")
-    options.refuse("is not for clips", "target_recall", "limit", "against")
-    if name == PUBLISHED and options.positive:
-        raise ModelError(f"--positive: {PUBLISHED} has no classes")
-    sequences = read_clips(data)
+    options.check("clips", "every", *(() if name == PUBLISHED else ("positive",)))
+    model, sequences = None, read_clips(data)
+    if name != PUBLISHED:
+        model = open_model_without_root(name, options.variant)
+        if model.manifest.audio is not None:
+            raise ModelError(f"{name}: takes sound, and these are clips of pictures")
     request = TrackRequest(options.variant, options.positive, options.every)
-    found = _tracked(name, data, sequences, request)
-    _print(found, track_report(found), options)
-    return True
-
-
-def _tracked(name: str, data: Path, sequences: tuple[MotSequence, ...], request: TrackRequest) -> TrackEvaluation:
-    model = None if name == PUBLISHED else open_model_without_root(name, request.variant)
-    if model is not None and model.manifest.audio is not None:
-        raise ModelError(f"{name}: takes sound, and these are clips of pictures")
     total = sum(len(range(0, one.frames, request.every)) for one in sequences)
 
     def show(done: int) -> None:
         show_progress(f"{done} of {total} pictures tracked")
 
     told = describe_clips(str(data), sequences, request.every)
-    return evaluate_tracking(model, sequences, told, request, show)
+    found = evaluate_tracking(model, sequences, told, request, show)
+    _print(found, track_report(found), options)
+    return True

@@ -335,10 +335,10 @@ def matched(
     convert = _converter(numbers, count, len(names))
     names = labels or (names if numbers is None else ())
     if content.classes is not None:
-        classes, doubts = convert(content.classes, str(path)), ()
-        if (unseen := count - len(np.unique(classes))) > 0:
-            doubts = (f"{path}: {unseen} of the model's {count} classes without an example",)
-        return replace(content, classes=classes, names=names), doubts
+        classes = convert(content.classes, str(path))
+        unseen = count - len(np.unique(classes))
+        doubt = f"{path}: {unseen} of the model's {count} classes without an example"
+        return replace(content, classes=classes, names=names), (doubt,) if unseen > 0 else ()
     objects = tuple(
         ObjectBoxes(convert(one.classes, place), one.boxes)
         for one, place in zip(content.objects or (), content.places, strict=True)

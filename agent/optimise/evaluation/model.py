@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from msgspec import Struct
@@ -34,14 +34,12 @@ from agent.optimise.evaluation.operating import (
     NOTHING,
     Confusion,
     Found,
-    FrocPoint,
     OperatingPoint,
     WrongAnswer,
     box_errors,
     box_point,
     box_threshold_for,
     confusions,
-    froc,
     match,
     share_point,
     threshold_for,
@@ -98,7 +96,6 @@ class Positive(Struct, frozen=True):
         at_manifest: at the manifest's threshold.
         at_target: at the highest threshold that reaches the target; None: no target, or it cannot be reached.
         most: largest share that any threshold finds.
-        froc: of boxes; else empty.
     """
 
     names: tuple[str, ...]
@@ -107,7 +104,6 @@ class Positive(Struct, frozen=True):
     at_manifest: OperatingPoint
     at_target: OperatingPoint | None
     most: float
-    froc: tuple[FrocPoint, ...] = ()
 
 
 class ModelComparison(Struct, frozen=True):
@@ -161,11 +157,8 @@ class Evaluation(Struct, frozen=True):
     remarks: tuple[str, ...] = ()
 
 
-class _Pass(NamedTuple):
-    """Result of one pass: the evaluation, and for comparisons a score."""
-
-    evaluation: Evaluation
-    score: Score
+_Pass = tuple[Evaluation, Score]
+"""Result of one pass: the evaluation, and for comparisons a score."""
 
 
 def has_own_classes(manifest: Manifest) -> bool:
@@ -198,17 +191,14 @@ def evaluate_model(
         raise ModelError("a target needs --positive, the class that is to be found")
     if examples.kind == "boxes":
         load_coco()  # before the first picture
-    found = _one_pass(model, examples, request, progress)
+    found, score = _one_pass(model, examples, request, progress)
     if other is None:
-        return found.evaluation
-    second = _one_pass(*other, replace(request, variant=""), lambda done: progress(len(examples) + done))
-    if (metric := second.evaluation.metric) != found.evaluation.metric:
-        raise ModelError(
-            f"{second.evaluation.model}: is told by {metric}, and the model by {found.evaluation.metric}"
-        )
-    by = change(second.score, found.score)
-    against = ModelComparison(second.evaluation.model, second.score.value, by.value, by.interval)
-    return replace(found.evaluation, against=against)
+        return found
+    second, past = _one_pass(*other, replace(request, variant=""), lambda done: progress(len(examples) + done))
+    if second.metric != found.metric:
+        raise ModelError(f"{second.model}: is told by {second.metric}, and the model by {found.metric}")
+    by = change(past, score)
+    return replace(found, against=ModelComparison(second.model, past.value, by.value, by.interval))
 
 
 def _one_pass(model: Model, examples: Examples, request: EvaluationRequest, progress: Progress) -> _Pass:
@@ -265,7 +255,7 @@ def _classes(
     if exits:
         shares = ", ".join(f"{name} {count / len(examples):.1%}" for name, count in exits.items())
         found = replace(found, remarks=(*found.remarks, f"answered by {shares}"))
-    return _Pass(found, score)
+    return found, score
 
 
 def _positive_classes(
@@ -351,7 +341,7 @@ def _whole_pictures(
     )
     score = Score("top-1", result.auroc, len(examples))
     more = {"classes": tuple(rows), "confusions": (), "positives": (result,), "wrong": worst(wrong)}
-    return _Pass(_evaluation(model, examples, score, "AUROC", **more), score)
+    return _evaluation(model, examples, score, "AUROC", **more), score
 
 
 def _boxes(
@@ -377,7 +367,7 @@ def _boxes(
             positives.append(_box_positive(request, matched, name, point))
     wrong = worst(box_errors(examples, found, names, threshold))
     more = {"classes": tuple(rows), "confusions": (), "positives": tuple(positives), "wrong": wrong}
-    return _Pass(_evaluation(model, examples, result.score, "AP", **more), result.score)
+    return _evaluation(model, examples, result.score, "AP", **more), result.score
 
 
 def match_class(examples: Examples, found: Sequence[Sequence[Detection]], number: int, name: str) -> Found:
@@ -409,7 +399,7 @@ def _box_positive(request: EvaluationRequest, matched: Found, name: str, point: 
     if request.target_recall is not None:
         threshold = box_threshold_for(matched, request.target_recall)
         target = box_point(matched, threshold) if np.isfinite(threshold) else None
-    return Positive((name,), int(matched.objects.sum()), None, point, target, most, froc(matched))
+    return Positive((name,), int(matched.objects.sum()), None, point, target, most)
 
 
 def missed_targets(evaluation: Evaluation, target: float | None) -> list[str]:

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from agent.optimise.evaluation.listening import RatePoint
-from agent.optimise.evaluation.model import ClassResult, Evaluation, ModelComparison, Positive
+from agent.optimise.evaluation.model import Evaluation, ModelComparison, Positive
 from agent.optimise.evaluation.operating import Confusion, OperatingPoint, WrongAnswer
 from agent.optimise.evaluation.sound import SoundEvaluation
 from agent.optimise.evaluation.tracking import TrackEvaluation
@@ -74,41 +74,32 @@ def _picture_tables(found: Evaluation) -> Iterator[EvaluationTable]:
     shown = ("class", "count", "recall", "95 %", "precision", "AP")
     has_ap = any(one.ap is not None for one in found.classes)
     columns = shown if has_ap else shown[:-1]
-    rows = [_class_row(one)[: len(columns)] for one in found.classes if one.count]
+    rows = [
+        (
+            one.name,
+            str(one.count),
+            percent(one.recall),
+            span(one.recall_interval),
+            percent(one.precision),
+            percent(one.ap),
+        )[: len(columns)]
+        for one in found.classes
+        if one.count
+    ]
     yield EvaluationTable("by class", columns, columns[1:], rows)
     points = [row for one in found.positives for row in _threshold_rows(one)]
     if points:
         alarms = "false a picture" if found.metric == "AP" else "false alarms"
         names = ("to find", "at", "threshold", "recall", "95 %", alarms, "precision", "missed")
         yield EvaluationTable("operating points", names, names[2:], points)
-    curves = [one for one in found.positives if one.froc]
-    if curves:
-        rates = tuple(f"{point.false_positives:g}" for point in curves[0].froc)
-        rows = [(_names(one), *(percent(point.sensitivity) for point in one.froc)) for one in curves]
-        yield EvaluationTable("sensitivity at false positives a picture", ("to find", *rates), rates, rows)
     yield from _errors(found.confusions, found.wrong, "example")
-
-
-def _names(one: Positive) -> str:
-    return ", ".join(one.names)
-
-
-def _class_row(one: ClassResult) -> tuple[str, ...]:
-    return (
-        one.name,
-        str(one.count),
-        percent(one.recall),
-        span(one.recall_interval),
-        percent(one.precision),
-        percent(one.ap),
-    )
 
 
 def _threshold_rows(one: Positive) -> Iterator[tuple[str, ...]]:
     points = {"manifest": one.at_manifest, "target": one.at_target}
     for name, point in points.items():
         if point is not None:
-            yield (_names(one), name, *_threshold_cells(point, of_boxes=one.auroc is None))
+            yield (", ".join(one.names), name, *_threshold_cells(point, of_boxes=one.auroc is None))
 
 
 def _threshold_cells(point: OperatingPoint, *, of_boxes: bool) -> tuple[str, ...]:

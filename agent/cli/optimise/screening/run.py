@@ -114,14 +114,14 @@ def screen_and_print(target: Path, pictures: tuple[Path, ...], out: Path, *, thr
         _start(log, point, digest, out)
         names = _Names(out / NAMES)
         try:
-            found = _screen(chosen.files, _Run(out, point, screener, log, key, names))
+            counts, known, unread = _screen(chosen.files, _Run(out, point, screener, log, key, names))
         except BaseException:
             page_written(out, log.records)
             click.echo("not finished: the same command goes on", err=True)
             raise
-        waiting, unread = page_written(out, log.records), [*chosen.unread, *found.unread]
+        waiting, unread = page_written(out, log.records), [*chosen.unread, *unread]
         summary = ScreeningSummary(
-            NOTICE, point.label, found.counts, found.known, len(chosen.others), len(unread), waiting, log.head
+            NOTICE, point.label, counts, known, len(chosen.others), len(unread), waiting, log.head
         )
     print_json(summary, indent=2) if as_json else _print(summary, point, out)
     for why in unread:
@@ -231,13 +231,8 @@ def _start(log: AuditLog[ScreeningRecord], point: ScreeningPoint, digest: str, o
     log.append(StartRecord(NOTICE, datetime.now(UTC), __version__, digest, point.sha256, point.label))
 
 
-class _Screened(NamedTuple):
-    counts: dict[str, int]
-    known: int
-    unread: list[str]
-
-
-def _screen(files: list[Path], run: _Run) -> _Screened:
+def _screen(files: list[Path], run: _Run) -> tuple[dict[str, int], int, list[str]]:
+    """Screen files; return numbers by status, the number of known ones, and what cannot be read."""
     done = {one.id for one in run.log.records if isinstance(one, PictureRecord)}
     counts, known, unread = Counter(dict.fromkeys(get_args(Status), 0)), 0, list[str]()
     try:
@@ -257,7 +252,7 @@ def _screen(files: list[Path], run: _Run) -> _Screened:
                 counts[_screen_one(content, name, run)] += 1
     finally:
         show_progress("")
-    return _Screened(dict(counts), known, unread)
+    return dict(counts), known, unread
 
 
 def _content(path: Path) -> bytes:

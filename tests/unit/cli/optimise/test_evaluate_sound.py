@@ -109,9 +109,9 @@ def test_without_other_sound_there_is_no_rate(tones: Path, tmp_path: Path) -> No
 
 def test_what_cannot_be_evaluated_says_why(tones: Path, tmp_path: Path) -> None:
     words = tmp_path / "words"
-    assert "is for models of pictures" in refusal(tones, words, "--positive", "low")
-    assert "is for models of pictures" in refusal(tones, words, "--limit", 8)
-    assert "is for clips" in refusal(tones, words, "--every", 2)
+    assert "is not for models of words" in refusal(tones, words, "--positive", "low")
+    assert "is not for models of words" in refusal(tones, words, "--limit", 8)
+    assert "is not for models of words" in refusal(tones, words, "--every", 2)
     assert "lies among the examples" in refusal(tones, words, "--results", words / "x")
     assert "there is no folder" in refusal(tones, words, "--results", tmp_path / "gone" / "x")
     assert "there is no such folder" in refusal(tones, words, "--background", tmp_path / "gone")

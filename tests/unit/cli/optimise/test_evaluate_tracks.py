@@ -90,10 +90,10 @@ def test_pictures_may_be_left_out(model: Path, tmp_path: Path) -> None:
 def test_what_cannot_be_evaluated_says_why(model: Path, tmp_path: Path) -> None:
     clip = sequence(tmp_path / "one")
     assert "does not know the class 'unicorn'" in refusal(model, clip, "--positive", "unicorn")
-    assert "det.txt has no classes" in refusal("det.txt", clip, "--positive", "person")
+    assert "--positive: is not for clips" in refusal("det.txt", clip, "--positive", "person")
     assert "is not for clips" in refusal(model, clip, "--limit", 8)
     assert "is not for clips" in refusal(model, clip, "--against", "det.txt")
-    assert "is for models of words" in refusal(model, clip, "--background", tmp_path)
+    assert "--background: is not for clips" in refusal(model, clip, "--background", tmp_path)
     assert "takes sound" in refusal("small-speech", clip)
     assert "no seqinfo.ini" in refusal("det.txt", tmp_path / "one" / "img1")
     (clip / "gt.txt").write_text("1,1,50,25,50\n")
