@@ -204,8 +204,8 @@ def rate_point(threshold: float, said: int, heard: int, alarms: int, hours: floa
     return RatePoint(threshold, said, missed, rejected, spread, alarms, per_hour, interval)
 
 
-def threshold_for_alarms(points: Sequence[RatePoint], target: float) -> float | None:
-    """Return the threshold that misses fewest words with at most so many false alarms an hour.
+def point_for_alarms(points: Sequence[RatePoint], target: float) -> RatePoint | None:
+    """Return the point whose threshold misses fewest words with at most so many false alarms an hour.
 
     No higher one may have more of them. Of several that miss as few it is the highest, which is the safest.
 
@@ -222,7 +222,7 @@ def threshold_for_alarms(points: Sequence[RatePoint], target: float) -> float | 
             break
         if found is None or point.missed < found.missed:
             found = point
-    return None if found is None else found.threshold
+    return found
 
 
 def poisson_interval(count: int) -> tuple[float, float]:

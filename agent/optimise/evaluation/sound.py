@@ -1,15 +1,14 @@
 """Evaluate a model of words: which are heard, which are missed, and how often one is heard in vain.
 
 Every recording is heard with the threshold in use, which gives its figures exactly as the daemon would, and once
-more without any event, which would end a word before its mean is highest: that gives the curve over all others.
-If a rate of false alarms is asked for, the threshold is chosen on the curve, and everything is heard again with
-it: what an event changes, such as the pause after it, is in the figures, too.
+more without any event, which would end a word before its mean is highest: that gives the curve over all others,
+on which a threshold is chosen for a rate of false alarms.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -28,9 +27,9 @@ from agent.optimise.evaluation.listening import (
     RatePoint,
     judge,
     open_listener,
+    point_for_alarms,
     poisson_interval,
     rate_point,
-    threshold_for_alarms,
 )
 from agent.optimise.evaluation.model import ModelComparison
 from agent.optimise.evaluation.operating import NOTHING, Confusion, WrongAnswer, confusions, worst
@@ -40,8 +39,6 @@ from agent.optimise.evaluation.sound_data import Recording, SoundExamples, sound
 OTHER = "other sound"
 _NEVER = 1.0
 """A threshold that no mean exceeds."""
-_TRIES = 4
-"""Most thresholds that are heard, one after another, until one has as few false alarms as are asked for."""
 
 
 class SoundEvaluation(Struct, frozen=True):
@@ -118,8 +115,10 @@ def evaluate_sounds(
     found = _evaluation(model, examples, first, curve)
     found = replace(found, remarks=(*examples.remarks, *_answered_by(model, variant, first)))
     if target is not None:
-        found = replace(found, at_target=_at_target(model, hearing, variant, target, curve))
-        found = replace(found, remarks=(*found.remarks, *_too_short(examples.hours, target)))
+        if not examples.hours:
+            raise ModelError("a rate of false alarms needs other sound: give a folder of it by --background")
+        remarks = (*found.remarks, *_too_short(examples.hours, target))
+        found = replace(found, at_target=point_for_alarms(curve, target), remarks=remarks)
     if other is not None:
         found = replace(
             found, against=_compared(other, examples, first, hearing.hear(other, "", None, other.path))
@@ -220,25 +219,6 @@ def _pairs(examples: SoundExamples, heard: _Heard) -> Iterator[tuple[Recording, 
     return zip(examples.recordings, heard.judged, strict=True)
 
 
-def _at_target(
-    model: Model, hearing: _Hearing, variant: str, target: float, curve: Sequence[RatePoint]
-) -> RatePoint | None:
-    """Return the rates at the least threshold with so few false alarms, as the daemon would have them."""
-    points = list(curve)
-    if not hearing.examples.hours:
-        raise ModelError("a rate of false alarms needs other sound: give a folder of it by --background")
-    for _ in range(_TRIES):
-        threshold = threshold_for_alarms(points, target)
-        if threshold is None:
-            break
-        heard = hearing.hear(model, variant, threshold, f"threshold {threshold:g}")
-        found = _point(hearing.examples, heard)
-        if found.alarms_per_hour is not None and found.alarms_per_hour <= target:
-            return found
-        points = [one for one in points if one.threshold > threshold]
-    return None
-
-
 def _evaluation(
     model: Model,
     examples: SoundExamples,
@@ -319,7 +299,4 @@ def missed_alarm_target(found: SoundEvaluation, target: float | None) -> str:
     if target is None or found.at_target is not None:
         return ""
     least = min(one.alarms_per_hour or 0.0 for one in found.curve)
-    return (
-        f"no threshold was found that has {target:g} false alarms an hour or fewer as it is used; the least on "
-        f"the curve, which knows no pause after an event, is {least:.3g}"
-    )
+    return f"no threshold has {target:g} false alarms an hour or fewer; the least is {least:.3g}"

@@ -101,7 +101,7 @@ def test_a_threshold_is_chosen_for_a_rate_of_false_alarms(tmp_path: Path, data: 
     per_hour = 1 / examples(data).hours
     told: list[str] = []
     many = evaluate_sounds(model, examples(data), target=per_hour * 1.01, progress=told.append)
-    assert len({line.partition(":")[0] for line in told}) == 3
+    assert len({line.partition(":")[0] for line in told}) == 2
     assert many.at_target is not None
     assert many.at_target.alarms_per_hour is not None
     assert many.at_target.alarms_per_hour <= per_hour * 1.01
