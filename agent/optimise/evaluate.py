@@ -15,7 +15,7 @@ import contextlib
 import hashlib
 import io
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from typing import Any, Literal, NamedTuple
 
@@ -243,7 +243,9 @@ def _agreement(
         classifies = len(other.outputs) == 1 and math.prod(other.outputs[0].shape[:-1]) == 1
         pairs = zip(outputs_of(session, examples), outputs_of(other, examples), strict=True)
         for number, (given, wanted) in enumerate(pairs):
-            _check_alike(given, wanted)
+            shapes = [[list(one.shape) for one in side] for side in (given, wanted)]
+            if shapes[0] != shapes[1]:
+                raise ModelError(f"the outputs are {shapes[0]}, and those of the reference {shapes[1]}")
             right[number] = given[0].argmax() == wanted[0].argmax()
             sums += [_sums(one, two) for one, two in zip(given, wanted, strict=True)]
             progress(number + 1)
@@ -264,12 +266,6 @@ def _sums(given: Array, wanted: Array) -> tuple[float, float, float, float]:
     """Return number, sum and sum of squares of an output, and the sum of squares of the differences from it."""
     one, two = given.astype(np.float64), wanted.astype(np.float64)
     return float(two.size), float(two.sum()), float(np.square(two).sum()), float(np.square(one - two).sum())
-
-
-def _check_alike(given: Sequence[Array], wanted: Sequence[Array]) -> None:
-    shapes = [[list(one.shape) for one in side] for side in (given, wanted)]
-    if shapes[0] != shapes[1]:
-        raise ModelError(f"the outputs are {shapes[0]}, and those of the reference {shapes[1]}")
 
 
 def detections(
@@ -336,10 +332,10 @@ def average_precision(
     count = len(manifest.output.labels) or most + 1
     numbers = {names[number]: number for number in reversed(range(count))}
     rows = [
-        _in_coco(picture, numbers, one)
+        {"image_id": picture, "category_id": numbers[one.label], "bbox": _in_coco(one.box), "score": one.score}
         for picture, some in enumerate(found)
         for one in some
-        if one.label in numbers
+        if one.label in numbers and one.box is not None
     ]
     average, at_half, by_class = _evaluate(coco, evaluation, _ground_truth(examples, count), rows, count)
     score = Score("AP", average, len(examples), details={"AP50": at_half})
@@ -361,19 +357,18 @@ def _ground_truth(examples: Examples, count: int) -> dict[str, Any]:
     annotations: list[dict[str, Any]] = []
     for picture in range(len(examples)):
         truth = examples.truth(picture)
-        for kind, (x0, y0, x1, y1) in zip(truth.classes, truth.boxes * _UNITS, strict=True):
-            box = [x0, y0, x1 - x0, y1 - y0]
+        for kind, edges in zip(truth.classes, truth.boxes, strict=True):
+            box = _in_coco(edges)
             annotation = {"image_id": picture, "category_id": int(kind), "bbox": box, "area": box[2] * box[3]}
             annotations.append({"id": len(annotations) + 1, "iscrowd": 0, **annotation})
     images = [{"id": number, "width": _UNITS, "height": _UNITS} for number in range(len(examples))]
     return {"images": images, "annotations": annotations, "categories": [{"id": kind} for kind in range(count)]}
 
 
-def _in_coco(picture: int, numbers: dict[str, int], one: Detection) -> dict[str, Any]:
-    assert one.box is not None
-    x0, y0, x1, y1 = (side * _UNITS for side in one.box)
-    box = [x0, y0, x1 - x0, y1 - y0]
-    return {"image_id": picture, "category_id": numbers[one.label], "bbox": box, "score": one.score}
+def _in_coco(box: Iterable[float]) -> list[float]:
+    """Return left, top, width and height."""
+    x0, y0, x1, y1 = (side * _UNITS for side in box)
+    return [x0, y0, x1 - x0, y1 - y0]
 
 
 def _evaluate(

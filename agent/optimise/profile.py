@@ -17,7 +17,7 @@ from agent.compute.manifest import Manifest, Model
 from agent.compute.tflite.model import CUSTOM, Operation, Subgraph, multiply_adds_of
 from agent.compute.tflite.read import read_modelfile
 from agent.errors import NO_JSON, BackendError
-from agent.optimise.advice import OperatorContext, advice
+from agent.optimise.advice import OperatorContext, advice, context_of
 from agent.structs import from_json
 from agent.text import plain
 
@@ -292,9 +292,7 @@ def worst_of(rows: Sequence[OperatorRow], graph: Subgraph) -> tuple[OperatorRow,
 
 def _context(row: OperatorRow, graph: Subgraph, best: float) -> OperatorContext:
     operation = graph.operations[row.node] if row.node >= 0 else None
-    return OperatorContext(
-        graph, operation, row.kernel, row.multiply_adds / row.ms / best if best and row.ms else 0.0
-    )
+    return context_of(graph, operation, row.kernel, row.multiply_adds / row.ms / best if best and row.ms else 0.0)
 
 
 def _row(node: int, events: Sequence[ProfilerEvent], graph: Subgraph, total: float) -> OperatorRow:

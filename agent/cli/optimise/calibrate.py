@@ -17,9 +17,6 @@ if TYPE_CHECKING:
 
     from agent.optimise.calibrate import CalibrationResult
 
-_SAVED = 0.02
-"""Share of the multiply-adds below which a cascade saves nothing."""
-
 
 def calibrate_and_print(model: str, data: Path, loss: float, out: Path | None, *, as_json: bool) -> None:
     """Learn thresholds from recordings or examples, write them to a manifest, and print what they bring.
@@ -150,8 +147,3 @@ def _calibration_summary(result: CalibrationResult, what: str) -> Iterator[str]:
         f"other thresholds, learned from one half and tested on the other: {checked.accuracy:.2%} "
         f"(deepest alone {result.checked_full:.2%}) at {checked.cost:.0%}"
     )
-    if learned.chosen.cost > 1 - _SAVED:
-        yield (
-            f"the early exits hardly answer: --loss has to hold in each quarter of the {what}, and with no other "
-            f"threshold it does: give more {what}, or allow more"
-        )
