@@ -15,7 +15,6 @@ fitted again. What is reported is of stretches that were held out, a fifth at a 
 
 from __future__ import annotations
 
-from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
@@ -158,9 +157,9 @@ def read_truth(path: Path) -> list[Span]:
             begin, end = (to_ns(datetime.fromisoformat(cell.strip())) for cell in cells[:2])
         except (ValueError, ConfigError):
             begin, end = 1, 0
-        if len(cells) < 2 or end < begin:
-            raise ConfigError("expected beginning and end, two times of ISO 8601 such as 2026-11-28T11:14:30Z",
-                              f"{path}:{number}")  # fmt: skip
+        if end < begin:
+            expected = "expected beginning and end, two times of ISO 8601 such as 2026-11-28T11:14:30Z"
+            raise ConfigError(expected, f"{path}:{number}")
         spans.append((begin, end))
     if not spans:
         raise ConfigError("holds no situation", str(path))
@@ -247,18 +246,16 @@ def score_events(events: Sequence[Span], truth: Sequence[Span], window_ns: int) 
     """Judge events by situations: they fit if they overlap, `window_ns` after the situation's end included."""
     widened = [(begin, end + window_ns) for begin, end in truth]
     right = sum(_overlaps(event, widened) for event in events)
-    in_order = sorted(events)
-    found = sum(_overlaps(span, in_order) for span in widened)
+    found = sum(_overlaps(span, events) for span in widened)
     precision = right / len(events) if events else 0.0
     recall = found / len(truth) if truth else 0.0
     f1 = 2 * precision * recall / (precision + recall) if precision + recall else 0.0
     return FusionScore(len(events), len(truth), right, found, precision, recall, f1)
 
 
-def _overlaps(span: Span, others: Sequence[Span]) -> bool:
-    """Return True if a span shares an instant with one of others, sorted by their beginnings."""
-    until = bisect_left(others, (span[1] + 1, span[0]))
-    return any(end >= span[0] for _, end in others[:until][::-1])
+def _overlaps(span: Span, others: Iterable[Span]) -> bool:
+    """Return True if a span shares an instant with one of others."""
+    return any(begin <= span[1] and end >= span[0] for begin, end in others)
 
 
 SITUATIONS_MIN = 20

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-from agent.optimise.evaluation.listening import RatePoint
+from agent.optimise.evaluation.listening import RatePoint, point_for_alarms
 from agent.optimise.evaluation.model import Evaluation, ModelComparison, Positive
 from agent.optimise.evaluation.operating import Confusion, OperatingPoint, WrongAnswer
 from agent.optimise.evaluation.sound import SoundEvaluation
@@ -133,9 +133,7 @@ def _sound_tables(found: SoundEvaluation) -> Iterator[EvaluationTable]:
 
 def _rate_rows(found: SoundEvaluation) -> Iterator[tuple[str, ...]]:
     points = {"in use": found.in_use, "target": found.at_target}
-    for rate in _CURVE_RATES:
-        fitting = [one for one in found.curve if one.alarms_per_hour is not None and one.alarms_per_hour <= rate]
-        points[f"≤ {rate:g}"] = min(fitting, key=lambda one: (one.missed, -one.threshold), default=None)
+    points |= {f"≤ {rate:g}": point_for_alarms(found.curve, rate) for rate in _CURVE_RATES}
     for name, point in points.items():
         if point is not None:
             yield (name, f"{point.threshold:.6g}", *_rate_cells(point))
