@@ -23,10 +23,9 @@ from agent.optimise.evaluation.report import (
     sound_report,
     track_report,
 )
-from agent.optimise.evaluation.results import KeptResults
-from agent.optimise.evaluation.sound import evaluate_sounds, missed_alarm_target
+from agent.optimise.evaluation.sound import KeptResults, evaluate_sounds, missed_alarm_target
 from agent.optimise.evaluation.sound_data import SoundExamples, read_sounds
-from agent.optimise.evaluation.tracking import TrackRequest, describe_clips, evaluate_tracking
+from agent.optimise.evaluation.tracking import describe_clips, evaluate_tracking
 from agent.optimise.inputs import refuse_inside
 from agent.optimise.source import judged_by_learned
 from agent.text import plain
@@ -165,13 +164,15 @@ def _evaluate_clips(name: str, data: Path, options: EvaluateOptions) -> bool:
         model = open_model_without_root(name, options.variant)
         if model.manifest.audio is not None:
             raise ModelError(f"{name}: takes sound, and these are clips of pictures")
-    request = TrackRequest(options.variant, options.positive, options.every)
-    total = sum(len(range(0, one.frames, request.every)) for one in sequences)
+    every = options.every
+    total = sum(len(range(0, one.frames, every)) for one in sequences)
 
     def show(done: int) -> None:
         show_progress(f"{done} of {total} pictures tracked")
 
-    told = describe_clips(str(data), sequences, request.every)
-    found = evaluate_tracking(model, sequences, told, request, show)
+    told = describe_clips(str(data), sequences, every)
+    found = evaluate_tracking(
+        model, sequences, told, variant=options.variant, labels=options.positive, every=every, progress=show
+    )
     _print(found, track_report(found), options)
     return True

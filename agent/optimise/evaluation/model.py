@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -10,26 +12,32 @@ from msgspec import Struct
 from msgspec.structs import replace
 from numpy.typing import NDArray
 
+from agent.compute.cascade import EarlyExitModel
+from agent.compute.decode import build_decoder
+from agent.compute.decode.classes import Classify
 from agent.compute.decode.decoder import Labels
 from agent.compute.infer.session import Session
 from agent.compute.manifest import Manifest, Model
-from agent.config import DecodeConfig
+from agent.compute.tflite.model import TensorSpec
+from agent.config import DecodeConfig, StreamConfig
 from agent.errors import ModelError
 from agent.optimise.anomaly.memory import roc_area
 from agent.optimise.data import Examples
 from agent.optimise.evaluate import (
+    PATIENT,
     WEAK,
     Progress,
     Score,
     average_precision,
     change,
+    check_shape,
     detections,
     load_coco,
     open_content,
+    run_examples,
     share_score,
     wilson,
 )
-from agent.optimise.evaluation.answers import class_scores
 from agent.optimise.evaluation.operating import (
     NOTHING,
     Confusion,
@@ -46,7 +54,7 @@ from agent.optimise.evaluation.operating import (
     worst,
 )
 from agent.text import plural
-from agent.types import Detection
+from agent.types import Array, Detection
 
 _LEAST = 1e-4
 """Threshold of the decoder in a pass: weaker results are of no use."""
@@ -231,7 +239,7 @@ def _classes(
 ) -> _Pass:
     output, labels = model.manifest.output, examples.labels
     assert labels is not None
-    scores, top_k, exits = class_scores(session, examples, model.manifest, request.variant, progress)
+    scores, top_k, exits = _class_scores(model, session, examples, request.variant, progress)
     silent = ~np.isfinite(scores).all(1)
     told = np.where(silent, -1, scores.argmax(1))
     names = Labels(output.labels or examples.names)
@@ -256,6 +264,59 @@ def _classes(
         shares = ", ".join(f"{name} {count / len(examples):.1%}" for name, count in exits.items())
         found = replace(found, remarks=(*found.remarks, f"answered by {shares}"))
     return found, score
+
+
+def _class_scores(
+    model: Model, session: Session, examples: Examples, variant: str, progress: Progress
+) -> tuple[NDArray[np.float64], int, dict[str, int]]:
+    """Return the scores of each example; those of a cascade are from the exits that the daemon would take.
+
+    Returns:
+        Scores [examples, classes], -inf where the model gives no numbers; how many classes are told; and the
+        number of answers by the name of the exit, shallow first, empty if one variant answers alone.
+
+    Raises:
+        ModelError: the outputs are no classes; or those of a cascade are not such that one is right.
+    """
+    manifest = replace(model.manifest, output=replace(model.manifest.output, decoder="classify"))
+    chosen, used = manifest.variant(variant), Counter[str]()
+    session.select(chosen.name)
+    decode = build_decoder(manifest, session.inputs, session.outputs, DecodeConfig(score_threshold=0.0))
+    assert isinstance(decode, Classify)
+    if chosen.is_exit:
+        rows = list(_exit_scores(session, examples, manifest, variant, used, progress))
+    else:
+        outputs = range(len(session.outputs))
+        runs = run_examples(session, examples, progress)
+        rows = [np.array(decode.scores([session.output(at) for at in outputs])) for _ in runs]
+    values = np.array(rows, np.float64)
+    values[~np.isfinite(values).all(1)] = -np.inf
+    return values, decode.top_k, {one.name: used[one.name] for one in manifest.exits(variant)}
+
+
+def _exit_scores(
+    session: Session,
+    examples: Examples,
+    manifest: Manifest,
+    variant: str,
+    used: Counter[str],
+    progress: Progress,
+) -> Iterator[Array]:
+    """Yield the scores of each example by the exit that answers it, and count the exits."""
+    config = StreamConfig("test:", manifest.name, variant=variant, threads=1, cascade=PATIENT)
+    exits = EarlyExitModel(session, manifest, config)
+    if not exits.is_softmax:
+        raise ModelError("the classes of its exits are told each by itself: only those of which one is right are")
+    spec = check_shape(session, examples)
+    for index in range(len(examples)):
+        found = exits.predict(partial(_fill, examples, index, spec), complexity=1.0)
+        used[found.variant] += 1
+        yield np.array(found.scores)
+        progress(index + 1)
+
+
+def _fill(examples: Examples, index: int, spec: TensorSpec, tensor: Array) -> None:
+    examples.fill(index, spec, tensor)
 
 
 def _positive_classes(

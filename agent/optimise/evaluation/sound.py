@@ -3,20 +3,26 @@
 Every recording is heard with the threshold in use, which gives its figures exactly as the daemon would, and once
 more without any event, which would end a word before its mean is highest: that gives the curve over all others,
 on which a threshold is chosen for a rate of false alarms.
+
+What was heard in a recording can be stored. Its key is the hash of all that it depends on: the model, the
+recording, and the threshold. The file has lines of JSON; a line that was cut off is left out.
 """
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from pathlib import Path
+from typing import NamedTuple, TypeVar
 
+import msgspec
 import numpy as np
 from msgspec import Struct
 from msgspec.structs import replace
 
 from agent.compute.manifest import Model
-from agent.errors import ModelError
+from agent.errors import ModelError, reason_of
 from agent.features.verification.models import open_verification
 from agent.optimise.evaluate import change, share_score
 from agent.optimise.evaluation.listening import (
@@ -33,12 +39,89 @@ from agent.optimise.evaluation.listening import (
 )
 from agent.optimise.evaluation.model import ModelComparison
 from agent.optimise.evaluation.operating import NOTHING, Confusion, WrongAnswer, confusions, worst
-from agent.optimise.evaluation.results import KeptResults, model_key, result_key
 from agent.optimise.evaluation.sound_data import Recording, SoundExamples, sound_digest
+from agent.storage.files import add_line, refuse_special
+from agent.structs import from_json
 
+T = TypeVar("T")
 OTHER = "other sound"
 _NEVER = 1.0
 """A threshold that no mean exceeds."""
+
+
+class _Line(Struct, frozen=True):
+    key: str
+    name: str
+    result: msgspec.Raw
+
+
+def result_key(*parts: str) -> str:
+    """Return the hash of what a result depends on."""
+    return hashlib.sha256("\0".join(parts).encode("utf-8", "surrogateescape")).hexdigest()[:32]
+
+
+def model_key(model: Model, variant: str) -> str:
+    """Return the hash of a model and of how it is run: its file, its manifest and the variant."""
+    return result_key(model.sha256, msgspec.json.encode(model.manifest).decode(), variant)
+
+
+class KeptResults:
+    """Results by key, in memory and in a file.
+
+    Attributes:
+        reused: number of results that were not computed again.
+    """
+
+    def __init__(self, path: Path | None = None) -> None:
+        """Load stored results.
+
+        Args:
+            path: results file, may be missing; None stores nothing.
+
+        Raises:
+            ModelError: the file cannot be read, or holds something else.
+        """
+        self._path, self.reused = path, 0
+        self._found = {} if path is None else _read_results(path)
+
+    def computed(self, key: str, name: str, kind: type[T], compute: Callable[[], T]) -> T:
+        """Return a stored result, or compute it, and store it under the name of its example.
+
+        Raises:
+            StorageError: the file cannot be written.
+        """
+        if (raw := self._found.get(key)) is not None:
+            try:
+                found = from_json(bytes(raw), kind)
+            except msgspec.MsgspecError:
+                pass  # of another version
+            else:
+                self.reused += 1
+                return found
+        found = compute()
+        if self._path is not None:
+            add_line(self._path, msgspec.json.encode({"key": key, "name": name, "result": found}))
+        return found
+
+
+def _read_results(path: Path) -> dict[str, msgspec.Raw]:
+    refuse_special(path, ModelError)
+    try:
+        lines = path.read_bytes().splitlines()
+    except FileNotFoundError:
+        return {}
+    except OSError as error:
+        raise ModelError(f"{path}: cannot be read: {reason_of(error)}") from None
+    found = {}
+    for line in lines:
+        try:
+            one = from_json(line, _Line)
+        except msgspec.MsgspecError:
+            continue  # cut off
+        found[one.key] = one.result
+    if lines and not found and not lines[0].startswith(b'{"key"'):
+        raise ModelError(f"{path}: is no file of results: name another by --results, or delete it")
+    return found
 
 
 class SoundEvaluation(Struct, frozen=True):

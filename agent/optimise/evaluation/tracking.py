@@ -51,27 +51,13 @@ _FIGURES = {
 """Metrics of motmetrics, and their names as MOTChallenge has them."""
 
 
-class TrackRequest(Struct, frozen=True):
-    """Request for an evaluation.
-
-    Attributes:
-        variant: of the model; empty: its first.
-        labels: that are tracked; empty: `person`, or the model's only one.
-        every: every so manieth picture is taken, as at a lower rate.
-    """
-
-    variant: str = ""
-    labels: tuple[str, ...] = ()
-    every: int = 1
-
-
 class TrackEvaluation(Struct, frozen=True):
     """How good detector and tracker are on clips.
 
     Attributes:
         model, sha256: name and hash of the model; `det.txt` and nothing: published detections.
         data: what was read from where, in a line.
-        every: see `TrackRequest`.
+        every: every so manieth picture is taken.
         labels: that are tracked.
         overall: figures over all sequences, by their names in MOTChallenge. IDF1, IDP, IDR: F1, precision and
             recall of identities; FN, FP: boxes that are missed, and found in vain; IDs, FM: how often an object
@@ -108,7 +94,10 @@ def evaluate_tracking(
     model: Model | None,
     sequences: Sequence[MotSequence],
     data: str,
-    request: TrackRequest,
+    *,
+    variant: str = "",
+    labels: tuple[str, ...] = (),
+    every: int = 1,
     progress: TrackProgress = lambda _: None,
 ) -> TrackEvaluation:
     """Evaluate a detector with the tracker of the daemon, or the tracker alone.
@@ -117,14 +106,16 @@ def evaluate_tracking(
         model: a detector; None: published detections are taken.
         sequences: clips.
         data: what they are, in a line.
-        request: see `TrackRequest`.
+        variant: of the model; empty: its first.
+        labels: that are tracked; empty: `person`, or the model's only one.
+        every: every so manieth picture is taken, as at a lower rate.
         progress: see `TrackProgress`.
 
     Raises:
         ModelError: motmetrics is missing, the model cannot be run, lacks a label, or a clip cannot be read.
     """
-    metrics, labels = _metrics(), _labels(model, request)
-    tracked = _tracked(model, _detected(model, sequences, labels, request), progress)
+    metrics, labels = _metrics(), _labels(model, labels)
+    tracked = _tracked(model, _detected(model, sequences, labels, variant, every), progress)
     table = metrics.metrics.create().compute_many(
         [_accumulated(metrics, frames) for frames in tracked.values()],
         metrics=list(_FIGURES),
@@ -136,7 +127,7 @@ def evaluate_tracking(
         PUBLISHED if model is None else model.manifest.name or model.path,
         "" if model is None else model.sha256[:12],
         data,
-        request.every,
+        every,
         labels,
         figures.pop("OVERALL"),
         figures,
@@ -165,19 +156,19 @@ def _metrics() -> Any:
         raise ModelError("clips need motmetrics: pip install '.[optimise]' in the clone") from None
 
 
-def _labels(model: Model | None, request: TrackRequest) -> tuple[str, ...]:
+def _labels(model: Model | None, labels: tuple[str, ...]) -> tuple[str, ...]:
     if model is None:
         return (_PERSON,)
     known = model.manifest.output.labels
-    if not request.labels:
+    if not labels:
         chosen = (_PERSON,) if _PERSON in known else known if len(known) == 1 else ()
         if not chosen:
             raise ModelError(f"{model.path}: which of its labels is tracked? --positive says so: {_some(known)}")
         return chosen
-    for label in request.labels:
+    for label in labels:
         if label not in known:
             raise ModelError(f"{model.path}: does not know the class {label!r}, but {_some(known)}")
-    return request.labels
+    return labels
 
 
 def _some(labels: Sequence[str]) -> str:
@@ -185,18 +176,18 @@ def _some(labels: Sequence[str]) -> str:
 
 
 def _detected(
-    model: Model | None, sequences: Sequence[MotSequence], labels: tuple[str, ...], request: TrackRequest
+    model: Model | None, sequences: Sequence[MotSequence], labels: tuple[str, ...], variant: str, every: int
 ) -> Iterator[tuple[MotSequence, Detections]]:
     if model is None:
         for sequence in sequences:
-            yield sequence, published(sequence, request.every)
+            yield sequence, published(sequence, every)
         return
-    with open_content(model.content, model.manifest, request.variant) as session:
+    with open_content(model.content, model.manifest, variant) as session:
         preparation = ImageInput(session.inputs[0], model.manifest.input)
         decode = detector(session, model.manifest, DecodeConfig(labels=labels))
 
         def found(sequence: MotSequence) -> Detections:
-            for frame, image in sequence.images(request.every):
+            for frame, image in sequence.images(every):
                 placement = preparation.fill(session.input(0), image, "bgr")
                 session.invoke()
                 yield frame, decode(placement)

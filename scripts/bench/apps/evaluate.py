@@ -42,7 +42,7 @@ from agent.models.library import open_model
 from agent.optimise.evaluation.listening import AFTER_S, LEAD_S, THRESHOLDS, open_listener
 from agent.optimise.evaluation.mot import read_clips
 from agent.optimise.evaluation.sound_data import Recording, read_sounds
-from agent.optimise.evaluation.tracking import TrackRequest, evaluate_tracking, published, track
+from agent.optimise.evaluation.tracking import evaluate_tracking, published, track
 
 WAKE, OTHERS = "wakeword/alexa", ("computer", "jarvis", "smart_mirror", "snowboy", "view_glass")
 _TRIED = (0.5, 0.8, 0.97)
@@ -250,7 +250,7 @@ def tracked(given: argparse.Namespace, folder: Path) -> dict[str, float]:
     differences = []
     for every in (1, 3):
         begun = time.process_time()
-        one = evaluate_tracking(None, sequences, "", TrackRequest(every=every)).overall
+        one = evaluate_tracking(None, sequences, "", every=every).overall
         spent = time.process_time() - begun
         other = by_trackeval(sequences, every)
         wrong = abs(one["FN"] - other["CLR_FN"]) + abs(one["FP"] - other["CLR_FP"])

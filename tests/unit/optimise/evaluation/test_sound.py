@@ -14,8 +14,13 @@ from agent.errors import ModelError
 from agent.models.library import open_model
 from agent.optimise.evaluation.listening import LEAD_S, THRESHOLDS, open_listener
 from agent.optimise.evaluation.operating import Confusion
-from agent.optimise.evaluation.results import KeptResults, model_key
-from agent.optimise.evaluation.sound import evaluate_sounds, hear_kept, missed_alarm_target
+from agent.optimise.evaluation.sound import (
+    KeptResults,
+    evaluate_sounds,
+    hear_kept,
+    missed_alarm_target,
+    model_key,
+)
 from agent.optimise.evaluation.sound_data import SoundExamples, read_sounds
 from tests.support.sound import RATE, cascade_model, chunks, quiet, tone_model, verified_model, word
 

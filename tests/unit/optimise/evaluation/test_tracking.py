@@ -18,7 +18,7 @@ from agent.errors import ModelError
 from agent.models.files import ZOO
 from agent.models.library import open_model
 from agent.optimise.evaluation.mot import MotRows, MotSequence, read_clips
-from agent.optimise.evaluation.tracking import TrackRequest, evaluate_tracking, track
+from agent.optimise.evaluation.tracking import evaluate_tracking, track
 from agent.types import Detection, Frame
 
 FRAMES = 30
@@ -51,7 +51,7 @@ def sequence(folder: Path, found: str, frames: int = FRAMES) -> Path:
 
 def test_all_is_tracked_but_the_frames_before_a_track_is_announced(tmp_path: Path) -> None:
     path = sequence(tmp_path / "walk", lines(range(1, FRAMES + 1), (0, 1), known=False))
-    found = evaluate_tracking(None, read_clips(path), "walk", TrackRequest())
+    found = evaluate_tracking(None, read_clips(path), "walk")
     one = found.overall
     assert (one["GT"], one["boxes"], one["FN"], one["FP"]) == (2, 60, 4, 0)
     assert (one["IDs"], one["MT"], one["ML"]) == (0, 2, 0)
@@ -65,7 +65,7 @@ def test_what_is_lost_for_long_comes_back_as_another_track(tmp_path: Path) -> No
     frames = 80
     seen = [*range(1, 21), *range(56, frames + 1)]
     path = sequence(tmp_path / "walk", lines(seen, (0,), known=False), frames)
-    one = evaluate_tracking(None, read_clips(path), "walk", TrackRequest()).overall
+    one = evaluate_tracking(None, read_clips(path), "walk").overall
     assert (one["IDs"], one["FM"]) == (1, 1)
     assert (one["ML"], one["PT"]) == (1, 1)
     assert one["FN"] == 80 + 35 + 2 + 2
@@ -74,23 +74,21 @@ def test_what_is_lost_for_long_comes_back_as_another_track(tmp_path: Path) -> No
 def test_detections_of_nothing_are_false_positives(tmp_path: Path) -> None:
     ghost = "\n".join(f"{frame},-1,700,700,50,50,0.9" for frame in range(1, FRAMES + 1))
     both = lines(range(1, FRAMES + 1), (0, 1), known=False)
-    one = evaluate_tracking(
-        None, read_clips(sequence(tmp_path / "walk", f"{both}\n{ghost}")), "", TrackRequest()
-    ).overall
+    one = evaluate_tracking(None, read_clips(sequence(tmp_path / "walk", f"{both}\n{ghost}")), "").overall
     assert one["FP"] == FRAMES - 2
     assert one["MOTA"] == pytest.approx(1 - (4 + 28) / 60)
 
 
 def test_fewer_pictures_may_be_taken(tmp_path: Path) -> None:
     path = sequence(tmp_path / "walk", lines(range(1, FRAMES + 1), (0, 1), known=False))
-    one = evaluate_tracking(None, read_clips(path), "", TrackRequest(every=3)).overall
+    one = evaluate_tracking(None, read_clips(path), "", every=3).overall
     assert (one["frames"], one["boxes"], one["FN"]) == (10, 20, 4)
 
 
 def test_sequences_are_told_apart_and_together(tmp_path: Path) -> None:
     sequence(tmp_path / "clips/good", lines(range(1, FRAMES + 1), (0, 1), known=False))
     sequence(tmp_path / "clips/poor", lines(range(1, FRAMES + 1), (0,), known=False))
-    found = evaluate_tracking(None, read_clips(tmp_path / "clips"), "", TrackRequest())
+    found = evaluate_tracking(None, read_clips(tmp_path / "clips"), "")
     assert list(found.sequences) == ["good", "poor"]
     assert found.overall["boxes"] == sum(one["boxes"] for one in found.sequences.values())
     assert found.overall["FN"] == sum(one["FN"] for one in found.sequences.values())
@@ -108,15 +106,15 @@ def test_nothing_is_reported_for_a_picture_in_which_nothing_was_detected() -> No
 def test_a_class_that_the_model_does_not_know_is_refused(tmp_path: Path) -> None:
     clips = read_clips(sequence(tmp_path / "walk", ""))
     with pytest.raises(ModelError, match=r"does not know the class 'unicorn'"):
-        evaluate_tracking(open_model("nanodet"), clips, "", TrackRequest(labels=("unicorn",)))
+        evaluate_tracking(open_model("nanodet"), clips, "", labels=("unicorn",))
     with pytest.raises(ModelError, match=r"which of its labels is tracked\?"):
-        evaluate_tracking(open_model("blood-cells"), clips, "", TrackRequest())
+        evaluate_tracking(open_model("blood-cells"), clips, "")
     with pytest.raises(ModelError, match="has no pictures"):
-        evaluate_tracking(open_model("nanodet"), clips, "", TrackRequest())
+        evaluate_tracking(open_model("nanodet"), clips, "")
 
 
 def test_nothing_at_all_may_be_detected(tmp_path: Path) -> None:
-    one = evaluate_tracking(None, read_clips(sequence(tmp_path / "walk", "")), "", TrackRequest()).overall
+    one = evaluate_tracking(None, read_clips(sequence(tmp_path / "walk", "")), "").overall
     assert (one["MOTA"], one["IDF1"], one["FN"], one["ML"]) == (0.0, 0.0, 60, 2)
 
 
@@ -149,6 +147,6 @@ def test_a_model_and_the_tracker_do_what_a_stream_does(tmp_path: Path) -> None:
     size = f"imWidth={pictures[0].shape[1]}\nimHeight={pictures[0].shape[0]}\n"
     (tmp_path / "seqinfo.ini").write_text(f"[Sequence]\nframeRate=10\nseqLength={PICTURES}\n{size}")
     (tmp_path / "gt.txt").write_text(tracked_by_a_stream(pictures))
-    found = evaluate_tracking(open_model("nanodet"), read_clips(tmp_path), "", TrackRequest()).overall
+    found = evaluate_tracking(open_model("nanodet"), read_clips(tmp_path), "").overall
     assert found["boxes"] > PICTURES
     assert (found["MOTA"], found["IDF1"], found["IDs"]) == (1.0, 1.0, 0)

@@ -10,7 +10,7 @@ import pytest
 from agent.errors import ModelError
 from agent.models.library import open_model
 from agent.optimise.evaluation.listening import HeardWord
-from agent.optimise.evaluation.results import KeptResults, model_key, result_key
+from agent.optimise.evaluation.sound import KeptResults, model_key, result_key
 
 T = TypeVar("T")
 
