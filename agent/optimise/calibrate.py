@@ -52,7 +52,7 @@ _WEIGHT = 0.25
 _LOWEST, _HIGHEST, _STEPS = 0.05, 20.0, 60
 
 
-class VariantPredictions(NamedTuple):
+class _Predictions(NamedTuple):
     """Predictions of every variant for every input.
 
     Attributes:
@@ -129,31 +129,13 @@ def calibrate(
         raise ModelError("there are no labelled answers to learn from")
     known = np.ones(len(labels), bool) if known is None else known
     temperatures = tuple(temperature(logits[known, variant], labels[known]) for variant in range(logits.shape[1]))
-    return search(_predictions(logits, labels, temperatures, known, wanted), costs, loss, temperatures, parts)
-
-
-def search(
-    answers: VariantPredictions,
-    costs: Sequence[float],
-    loss: float,
-    temperatures: tuple[float, ...],
-    parts: Array | None = None,
-) -> Calibration:
-    """Find thresholds for predictions of known confidence and correctness.
-
-    Args:
-        answers: for every input.
-        costs: multiply-adds of each variant by itself.
-        loss: accuracy that may be lost, 0..1.
-        temperatures: used for the confidences.
-        parts: see `calibrate`.
-    """
+    answers = _predictions(logits, labels, temperatures, known, wanted)
     curve = _curve(answers, costs)
-    never = point(answers, costs, (1.0,) * (len(costs) - 1))
-    parts = np.zeros(len(answers.known), int) if parts is None else parts
+    parts = np.zeros(len(known), int) if parts is None else parts
     allowed = [one for one in curve if _most_lost(answers, one, parts) <= loss + 1e-9]
+    never = _point(answers, costs, (1.0,) * (len(costs) - 1))
     chosen = min(allowed, key=lambda one: one.cost, default=never)
-    alone = tuple(float(share) for share in answers.right[answers.known].mean(axis=0))
+    alone = tuple(float(share) for share in answers.right[known].mean(axis=0))
     return Calibration(temperatures, chosen, tuple(curve), alone[-1], alone)
 
 
@@ -183,11 +165,10 @@ def evaluate(
     """
     known = np.ones(len(labels), bool) if known is None else known
     answers = _predictions(logits, labels, learned.temperatures, known, wanted)
-    return point(answers, costs, learned.chosen.thresholds), float(answers.right[known, -1].mean())
+    return _point(answers, costs, learned.chosen.thresholds), float(answers.right[known, -1].mean())
 
 
-def point(answers: VariantPredictions, costs: Sequence[float], thresholds: tuple[float, ...]) -> Point:
-    """Evaluate thresholds; arguments as for `search`."""
+def _point(answers: _Predictions, costs: Sequence[float], thresholds: tuple[float, ...]) -> Point:
     answered = _exit_of(answers, thresholds)
     used = np.bincount(answered, minlength=len(costs)) / len(answered)
     cost = np.cumsum(costs)[answered].mean() / np.sum(costs)
@@ -207,7 +188,7 @@ def _loss(logits: NDArray[np.float32], labels: Array, t: float) -> float:
 
 def _predictions(
     logits: Logits, labels: Array, temperatures: Sequence[float], known: Array, wanted: Sequence[int] | None
-) -> VariantPredictions:
+) -> _Predictions:
     scores = softmax(logits / np.asarray(temperatures, np.float32)[None, :, None])
     if wanted is not None and len(wanted) < scores.shape[2]:
         wanted, group = list(wanted), np.full(scores.shape[2], len(wanted))
@@ -216,20 +197,20 @@ def _predictions(
         scores, labels = np.concatenate((scores[..., wanted], rest), axis=2), group[labels]
     best = scores.argmax(axis=2)
     labels = np.where(known, labels, best[:, -1])
-    return VariantPredictions(scores.max(axis=2), best == labels[:, None], known)
+    return _Predictions(scores.max(axis=2), best == labels[:, None], known)
 
 
-def _curve(answers: VariantPredictions, costs: Sequence[float]) -> list[Point]:
+def _curve(answers: _Predictions, costs: Sequence[float]) -> list[Point]:
     dear = np.asarray(costs, float)
     found = list(dict.fromkeys(_thresholds(answers, dear, price) for price in _PRICES))
     # Prices find the corners of the curve's hull only; points between two corners are added.
     for one, other in pairwise(found.copy()):
         steps = np.linspace(one, other, _BETWEEN + 2)[1:-1]
         found += [tuple(thresholds) for thresholds in steps.tolist()]
-    return sorted((point(answers, costs, thresholds) for thresholds in found), key=lambda one: -one.cost)
+    return sorted((_point(answers, costs, thresholds) for thresholds in found), key=lambda one: -one.cost)
 
 
-def _thresholds(answers: VariantPredictions, costs: Array, price: float) -> tuple[float, ...]:
+def _thresholds(answers: _Predictions, costs: Array, price: float) -> tuple[float, ...]:
     """Return the best thresholds for one price: each variant's given those of the deeper ones."""
     confidence, wrong = answers.confidence, (1.0 - answers.right) * np.where(answers.known, 1.0, _WEIGHT)[:, None]
     whole = costs.sum()
@@ -257,14 +238,14 @@ def _between(falling: Array, cut: int) -> float:
     return float(min(1.0, (falling[cut - 1] + falling[cut]) / 2 + 1e-6))
 
 
-def _exit_of(answers: VariantPredictions, thresholds: Sequence[float]) -> Array:
+def _exit_of(answers: _Predictions, thresholds: Sequence[float]) -> Array:
     """Return the index of the variant at which each input ends."""
     stops = answers.confidence[:, :-1] >= np.asarray(thresholds)
     answered: Array = np.column_stack((stops, np.ones(len(stops), bool))).argmax(axis=1)
     return answered
 
 
-def _most_lost(answers: VariantPredictions, chosen: Point, parts: Array) -> float:
+def _most_lost(answers: _Predictions, chosen: Point, parts: Array) -> float:
     """Return the accuracy lost in the part of the inputs where the loss is greatest."""
     inputs = np.arange(len(parts))
     gained = answers.right[inputs, _exit_of(answers, chosen.thresholds)].astype(float) - answers.right[:, -1]
@@ -280,13 +261,6 @@ _SHORTEST_S = 0.1
 _HEARD = "check that each lies in the folder of its label, and that it can be heard"
 _SILENT = 0.1
 """Share of a recording, its quietest part, that counts as background."""
-
-
-class LabelledClip(Struct, frozen=True):
-    """A recording and the index of its label."""
-
-    path: Path
-    label: int
 
 
 class CalibrationResult(Struct, frozen=True):
@@ -327,12 +301,11 @@ class CalibrationResult(Struct, frozen=True):
         }
 
 
-def _labelled(folder: Path, labels: tuple[str, ...]) -> list[LabelledClip]:
-    """Return the recordings of a folder with one sub-folder per label. Raises as `read_sounds`."""
+def _labelled(folder: Path, labels: tuple[str, ...]) -> list[tuple[Path, int]]:
+    """Return the recordings of a folder with a sub-folder for each label, and their labels."""
     recordings = [one for one in read_sounds(folder, (), labels, ()).recordings if not one.counts_time]
-    found = [LabelledClip(one.path, labels.index(one.said[0].label)) for one in recordings]
-    missing = [label for number, label in enumerate(labels) if number not in {one.label for one in found}]
-    if missing:
+    found = [(one.path, labels.index(one.said[0].label)) for one in recordings]
+    if missing := [label for number, label in enumerate(labels) if number not in {one for _, one in found}]:
         raise ModelError(f"{folder}: no recordings ({', '.join(SOUNDS)}) in {', '.join(missing)}")
     return found
 
@@ -411,13 +384,13 @@ def calibrate_exits(
     recordings = _labelled(folder, calibrator.labels)
     logits: list[list[Array]] = []
     windows: list[tuple[int, int, bool]] = []
-    for number, recording in enumerate(recordings):
-        samples = read_whole(recording.path, calibrator.rate_hz)
+    for number, (path, label) in enumerate(recordings):
+        samples = read_whole(path, calibrator.rate_hz)
         if len(samples) < _SHORTEST_S * calibrator.rate_hz:
-            raise ModelError(f"{recording.path}: is shorter than {_SHORTEST_S} s: record it again, or remove it")
+            raise ModelError(f"{path}: is shorter than {_SHORTEST_S} s: record it again, or remove it")
         for whole, answer in calibrator.predict_windows(samples):
             logits.append(answer)
-            windows.append((number, recording.label, whole))
+            windows.append((number, label, whole))
         progress(number + 1)
     scores: Logits = np.array(logits, np.float32)
     numbers, labels, known = map(np.array, zip(*windows, strict=True))

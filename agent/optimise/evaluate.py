@@ -17,7 +17,7 @@ import io
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import numpy as np
 from msgspec import Struct
@@ -126,7 +126,7 @@ def score(
         if examples.kind == "boxes":
             load_coco()  # before the first picture
             found = list(detections(session, examples, manifest, WEAK, progress))
-            return average_precision(examples, manifest, found).score
+            return average_precision(examples, manifest, found)[0]
         return _top_1(session, examples, progress)
 
 
@@ -295,29 +295,18 @@ def detector(
     return decoded
 
 
-class AveragePrecision(NamedTuple):
-    """COCO's average precision.
-
-    Attributes:
-        score: over all classes, with `AP50`.
-        names: of the classes.
-        by_class: of each, None where there are no objects of it.
-    """
-
-    score: Score
-    names: tuple[str, ...]
-    by_class: tuple[float | None, ...]
-
-
 def average_precision(
     examples: Examples, manifest: Manifest, found: Sequence[Sequence[Detection]]
-) -> AveragePrecision:
-    """Score detections on examples with boxes.
+) -> tuple[Score, tuple[str, ...], tuple[float | None, ...]]:
+    """Score detections on examples with boxes by COCO's average precision.
 
     Args:
         examples: with boxes.
         manifest: of the model.
         found: detections in each example, whose boxes are fractions of the whole picture.
+
+    Returns:
+        The score over all classes, with `AP50`; names of the classes; and AP of each, None if it has no objects.
 
     Raises:
         ModelError: pycocotools is missing, there are no objects, or a detection has no box.
@@ -339,7 +328,7 @@ def average_precision(
     ]
     average, at_half, by_class = _evaluate(coco, evaluation, _ground_truth(examples, count), rows, count)
     score = Score("AP", average, len(examples), details={"AP50": at_half})
-    return AveragePrecision(score, tuple(names[number] for number in range(count)), by_class)
+    return score, tuple(names[number] for number in range(count)), by_class
 
 
 def load_coco() -> tuple[Any, Any]:

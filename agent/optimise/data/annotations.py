@@ -86,16 +86,8 @@ def kinds() -> str:
     return ", ".join(sorted(suffix.removeprefix(".") for suffix in SUFFIXES))
 
 
-class NamedBoxes(NamedTuple):
-    """Boxes of all pictures.
-
-    Attributes:
-        names: of the classes, sorted as the file has them.
-        objects: of each picture, by its name.
-    """
-
-    names: tuple[str, ...]
-    objects: dict[str, ObjectBoxes]
+NamedBoxes = tuple[tuple[str, ...], dict[str, ObjectBoxes]]
+"""Names of the classes, sorted as the file has them, and the boxes of each picture, by its name."""
 
 
 class _Named(NamedTuple):
@@ -278,4 +270,4 @@ def _numbered(found: Mapping[str, list[_Named]], names: list[str]) -> NamedBoxes
         kept = [one for one in some if one.box[0] < one.box[2] and one.box[1] < one.box[3]]
         classes = np.array([names.index(one.name) for one in kept], np.int64)
         objects[picture] = ObjectBoxes(classes, np.array([one.box for one in kept], np.float64).reshape(-1, 4))
-    return NamedBoxes(tuple(names), objects)
+    return tuple(names), objects

@@ -115,12 +115,12 @@ def _read_annotated(path: Path, files: _Files, pictures: _Files) -> FoundData | 
     notes = {name: file for name, file in files.items() if name.endswith(".xml")}
     lists = [name for name in files if name.endswith(".json") and _is_coco(files[name])]
     if notes:
-        words, found = "of VOC", read_voc(str(path), pictures, notes)
+        words, (names, boxes) = "of VOC", read_voc(str(path), pictures, notes)
     elif len(lists) == 1:
-        words, found = "of COCO", read_coco(str(path), lists[0], files[lists[0]].read(), pictures)
+        words, (names, boxes) = "of COCO", read_coco(str(path), lists[0], files[lists[0]].read(), pictures)
     else:
         return None
-    objects = tuple(found.objects[name] for name in pictures)
+    objects = tuple(boxes[name] for name in pictures)
     count = sum(len(one.classes) for one in objects)
     if not count:
         if lists and not notes:
@@ -128,7 +128,7 @@ def _read_annotated(path: Path, files: _Files, pictures: _Files) -> FoundData | 
         return None  # of a tool that wrote no boxes
     places = tuple(f"{path}: {plain(name)}" for name in pictures)
     words = f"with {plural(count, 'box', 'boxes')} {words}"
-    return FoundData(tuple(pictures.items()), words, objects=objects, names=found.names, places=places)
+    return FoundData(tuple(pictures.items()), words, objects=objects, names=names, places=places)
 
 
 def _is_coco(file: DataFile) -> bool:

@@ -410,8 +410,7 @@ def _boxes(
 ) -> _Pass:
     manifest, threshold = model.manifest, model.manifest.output.score_threshold
     found = list(detections(session, examples, manifest, WEAK, progress))
-    result = average_precision(examples, manifest, found)
-    names = result.names
+    score, names, averages = average_precision(examples, manifest, found)
     chosen = {_number(names, name) for name in request.positive}
     positives, rows = [], []
     for number, name in enumerate(names):
@@ -422,13 +421,14 @@ def _boxes(
                 raise ModelError(f"{name}: none of the examples has one: nothing can be told about it")
             continue
         point = box_point(matched, threshold)
-        average = result.by_class[number]
-        rows.append(ClassResult(name, count, point.recall, point.recall_interval, point.precision, average))
+        rows.append(
+            ClassResult(name, count, point.recall, point.recall_interval, point.precision, averages[number])
+        )
         if number in chosen:
             positives.append(_box_positive(request, matched, name, point))
     wrong = worst(box_errors(examples, found, names, threshold))
     more = {"classes": tuple(rows), "confusions": (), "positives": tuple(positives), "wrong": wrong}
-    return _evaluation(model, examples, result.score, "AP", **more), result.score
+    return _evaluation(model, examples, score, "AP", **more), score
 
 
 def match_class(examples: Examples, found: Sequence[Sequence[Detection]], number: int, name: str) -> Found:
