@@ -20,6 +20,7 @@ from agent.compute.infer.session import Session
 from agent.compute.manifest import Manifest, Model
 from agent.compute.tflite.model import TensorSpec
 from agent.config import DecodeConfig, StreamConfig
+from agent.config.wording import nearest
 from agent.errors import ModelError
 from agent.optimise.anomaly.memory import roc_area
 from agent.optimise.data import Examples
@@ -338,7 +339,7 @@ def _positive_classes(
 
 def _number(names: Sequence[str], name: str) -> int:
     if name not in names:
-        raise ModelError(f"no class {name!r}; there are: {', '.join(names[:20])}")
+        raise ModelError(f"no class {name!r}{nearest(name, names)}")
     return names.index(name)
 
 

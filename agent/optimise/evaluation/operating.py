@@ -138,15 +138,8 @@ def box_threshold_for(found: Found, target: float) -> float:
     return threshold_for(np.concatenate([found.scores[found.hits], np.full(lost, -np.inf)]), target)
 
 
-class FrocPoint(Struct, frozen=True):
-    """Sensitivity, 0..1, at a number of false positives for each picture."""
-
-    false_positives: float
-    sensitivity: float
-
-
-def froc(found: Found, rates: Sequence[float] = FROC_RATES) -> tuple[FrocPoint, ...]:
-    """Return the free-response operating characteristic of one class (Bunch et al., 1977).
+def froc(found: Found, rates: Sequence[float] = FROC_RATES) -> tuple[float, ...]:
+    """Return the sensitivity of one class, 0..1, at numbers of false positives a picture (Bunch et al., 1977).
 
     Args:
         found: detections and objects.
@@ -159,9 +152,7 @@ def froc(found: Found, rates: Sequence[float] = FROC_RATES) -> tuple[FrocPoint, 
     ends = np.flatnonzero(np.concatenate([[True], np.append(np.diff(scores) != 0, True)[: len(scores)]]))
     total, pictures = max(1, int(found.objects.sum())), len(found.objects)
     last = [int(np.searchsorted(false[ends], rate * pictures, "right")) - 1 for rate in rates]
-    return tuple(
-        FrocPoint(rate, float(right[ends][place] / total)) for rate, place in zip(rates, last, strict=True)
-    )
+    return tuple(float(share) for share in right[ends][last] / total)
 
 
 _WORST, _CONFUSED = 24, 20

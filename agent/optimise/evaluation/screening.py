@@ -20,7 +20,7 @@ from agent.features.screening.screener import LEAST, Screener, manifest_sha256
 from agent.optimise.data import Examples
 from agent.optimise.evaluate import wilson
 from agent.optimise.evaluation.model import match_class
-from agent.optimise.evaluation.operating import Found, box_point, box_threshold_for, froc
+from agent.optimise.evaluation.operating import FROC_RATES, Found, box_point, box_threshold_for, froc
 from agent.optimise.logistic import calibration_error, fit, held_out
 from agent.text import plural
 
@@ -76,7 +76,6 @@ def choose_point(
     at = box_point(found, threshold)
     rate = max(at.false_alarms, 1 / len(examples))
     doubt = min(threshold, _floored(threshold_at(found, _DOUBT * rate, LEAST)))
-    curve = froc(found)
     spread = recall_interval(found, threshold)
     expected = Expectation(
         round(at.recall, 4),
@@ -84,7 +83,7 @@ def choose_point(
         round(at.false_alarms, 4),
         len(examples),
         int(found.objects.sum()),
-        tuple((one.false_positives, round(one.sensitivity, 4)) for one in curve),
+        tuple((rate, round(share, 4)) for rate, share in zip(FROC_RATES, froc(found), strict=True)),
     )
     point = ScreeningPoint(
         model.path,

@@ -22,6 +22,7 @@ from agent.compute.manifest import PICTURE_HITS, Model
 from agent.compute.track.places import Zones
 from agent.compute.track.tracker import Tracker
 from agent.config import DecodeConfig, TrackConfig
+from agent.config.wording import nearest
 from agent.errors import ModelError
 from agent.optimise.evaluate import detector, open_content
 from agent.optimise.evaluation.mot import PUBLISHED, MotRows, MotSequence, read_published
@@ -161,18 +162,14 @@ def _labels(model: Model | None, labels: tuple[str, ...]) -> tuple[str, ...]:
         return (_PERSON,)
     known = model.manifest.output.labels
     if not labels:
-        chosen = (_PERSON,) if _PERSON in known else known if len(known) == 1 else ()
-        if not chosen:
-            raise ModelError(f"{model.path}: which of its labels is tracked? --positive says so: {_some(known)}")
-        return chosen
-    for label in labels:
-        if label not in known:
-            raise ModelError(f"{model.path}: does not know the class {label!r}, but {_some(known)}")
+        labels = (_PERSON,) if _PERSON in known else known[:1] if len(known) == 1 else ()
+        if not labels:
+            raise ModelError(
+                f"{model.path}: which of its labels is tracked? --positive names it: {', '.join(known[:20])}"
+            )
+    if unknown := [label for label in labels if label not in known]:
+        raise ModelError(f"{model.path}: does not know the class {unknown[0]!r}{nearest(unknown[0], known)}")
     return labels
-
-
-def _some(labels: Sequence[str]) -> str:
-    return ", ".join(labels[:20])
 
 
 def _detected(

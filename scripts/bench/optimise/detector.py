@@ -49,7 +49,7 @@ def cells(data: Path, keep: Path | None) -> dict[str, float]:
             for name in ("WBC", "Platelets"):
                 matched = found_of(part, content, part.held, name)
                 judged.setdefault(f"{name}_{kind}", []).extend(judged_by_halves(part, content, name))
-                curves.setdefault(f"{name}_{kind}", []).append(froc(matched, (FALSE_POSITIVES,))[0].sensitivity)
+                curves.setdefault(f"{name}_{kind}", []).append(froc(matched, (FALSE_POSITIVES,))[0])
     figures = {}
     for name, rows in judged.items():
         found, total, false, pictures = np.sum(rows, axis=0)

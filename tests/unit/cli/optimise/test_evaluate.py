@@ -249,7 +249,7 @@ def test_a_target_that_no_threshold_reaches_is_exit_code_1_and_told_how_near(box
 
 def test_what_cannot_be_evaluated_says_why(colours: Path, tmp_path: Path) -> None:
     data = colours.parent / "data"
-    assert "no class 'pink'; there are: red, green, blue" in refusal(colours, data, "--positive", "pink")
+    assert "no class 'pink'; known: blue, green, red" in refusal(colours, data, "--positive", "pink")
     assert "a target needs --positive" in refusal(colours, data, "--target-recall", 0.9)
     assert "--results: is not for models of pictures" in refusal(colours, data, "--results", tmp_path / "x")
     assert "no recordings (.wav, .flac, .ogg) in it" in refusal("small-speech", data)

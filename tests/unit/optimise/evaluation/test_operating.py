@@ -79,8 +79,7 @@ def test_a_threshold_for_objects_counts_those_that_are_never_found() -> None:
 
 
 def test_the_curve_tells_the_sensitivity_at_false_positives_a_picture() -> None:
-    curve = froc(found(), (0.0, 0.25, 0.5, 8.0))
-    assert [point.sensitivity for point in curve] == [0.2, 0.6, 0.8, 0.8]
+    assert froc(found(), (0.0, 0.25, 0.5, 8.0)) == (0.2, 0.6, 0.8, 0.8)
 
 
 @given(st.integers(0, 1000))
@@ -93,14 +92,10 @@ def test_the_curve_never_falls_and_no_point_costs_more_than_it_says(seed: int) -
     made = Found(np.round(random.random(count), 1), hits, random.integers(0, 10, count), objects)
     if not objects.sum():
         return
-    curve = froc(made, (0.0, 0.1, 0.5, 2.0))
-    values = [point.sensitivity for point in curve]
-    assert values == sorted(values)
-    for point in curve:
-        thresholds = [2.0, *set(made.scores.tolist())]
-        allowed = [
-            box_point(made, one).recall
-            for one in thresholds
-            if box_point(made, one).false_alarms <= point.false_positives
-        ]
-        assert point.sensitivity == pytest.approx(max(allowed))
+    rates = (0.0, 0.1, 0.5, 2.0)
+    curve = froc(made, rates)
+    assert list(curve) == sorted(curve)
+    thresholds = [2.0, *set(made.scores.tolist())]
+    for rate, sensitivity in zip(rates, curve, strict=True):
+        points = [box_point(made, one) for one in thresholds]
+        assert sensitivity == pytest.approx(max(one.recall for one in points if one.false_alarms <= rate))
