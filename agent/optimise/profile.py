@@ -14,7 +14,7 @@ from msgspec import Struct
 
 from agent.child import ChildError, ChildProcess, Failed, encode
 from agent.compute.manifest import Manifest, Model
-from agent.compute.tflite.model import CUSTOM, Operation, Subgraph, multiply_adds_of
+from agent.compute.tflite.model import CUSTOM, Subgraph, multiply_adds_of
 from agent.compute.tflite.read import read_modelfile
 from agent.errors import NO_JSON, BackendError
 from agent.optimise.advice import OperatorContext, advice, context_of
@@ -304,37 +304,27 @@ def _row(node: int, events: Sequence[ProfilerEvent], graph: Subgraph, total: flo
     operation = graph.operations[node]
     out = graph.tensors[operation.outputs[0]] if operation.outputs else None
     tensor, shape = (out.name, out.shape) if out else ("", ())
-    return OperatorRow(
-        _name(operation), kernel, tensor, shape, node, ms, ms / total, multiply_adds_of(graph, operation)
-    )
-
-
-def _name(operation: Operation) -> str:
-    return operation.custom or CUSTOM if operation.name == CUSTOM else operation.name
+    name = operation.custom or CUSTOM if operation.name == CUSTOM else operation.name
+    return OperatorRow(name, kernel, tensor, shape, node, ms, ms / total, multiply_adds_of(graph, operation))
 
 
 def _ask(request: ProfileRequest, model: Model, patience_s: float) -> ProfileReply:
-    answer = _exchange(request, model, patience_s)
+    process = ChildProcess("agent.optimise.profile_worker")
     try:
+        answer = process.ask(
+            encode(request), model.content, within_s=patience_s, what="profiling", largest=_REPLY_MAX
+        )
         reply = from_json(answer, ProfileReply | Failed)
+    except ChildError as error:
+        raise BackendError(f"{model.path}: the profiler {error}") from None
     except NO_JSON as error:
         raise BackendError(f"{model.path}: the profiler sent an invalid reply: {error}") from error
+    finally:
+        process.end()
     if isinstance(reply, Failed):
         failure = reply.error()
         raise failure if str(failure).startswith(plain(model.path)) else type(failure)(f"{model.path}: {failure}")
     return reply
-
-
-def _exchange(request: ProfileRequest, model: Model, patience_s: float) -> bytes:
-    process = ChildProcess("agent.optimise.profile_worker")
-    try:
-        return process.ask(
-            encode(request), model.content, within_s=patience_s, what="profiling", largest=_REPLY_MAX
-        )
-    except ChildError as error:
-        raise BackendError(f"{model.path}: the profiler {error}") from None
-    finally:
-        process.end()
 
 
 def operation_times(profiles: Sequence[ModelProfile | str]) -> Iterator[tuple[str, float | None, float | None]]:

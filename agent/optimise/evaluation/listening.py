@@ -149,17 +149,10 @@ def judge(said: Sequence[SpokenWord], events: Iterable[HeardWord]) -> JudgedSoun
     return JudgedSound(tuple(heard), tuple(told), tuple(false))
 
 
-class CurvePoint(Struct, frozen=True):
-    """Words that are said and heard, and false alarms, at one threshold in one recording."""
-
-    heard: int
-    alarms: int
-
-
-def curve_point(said: Sequence[SpokenWord], events: Iterable[HeardWord]) -> CurvePoint:
-    """Return what events give in a recording."""
+def curve_point(said: Sequence[SpokenWord], events: Iterable[HeardWord]) -> tuple[int, int]:
+    """Return how many words events hear in a recording, and how many are false alarms."""
     found = judge(said, events)
-    return CurvePoint(sum(found.heard), len(found.false))
+    return sum(found.heard), len(found.false)
 
 
 class RatePoint(Struct, frozen=True):
@@ -262,12 +255,12 @@ class HeardRecording(Struct, frozen=True):
 
     Attributes:
         events: as the daemon gives them.
-        curve: what each of `THRESHOLDS` gives.
+        curve: for each of `THRESHOLDS`, numbers of words heard and of false alarms.
         exits: number of answers by the name of the exit.
     """
 
     events: tuple[HeardWord, ...]
-    curve: tuple[CurvePoint, ...]
+    curve: tuple[tuple[int, int], ...]
     exits: dict[str, int]
 
 

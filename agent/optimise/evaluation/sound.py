@@ -272,8 +272,8 @@ def _curve(examples: SoundExamples, heard: _Heard) -> Iterator[RatePoint]:
         yield rate_point(
             threshold,
             examples.count,
-            sum(point.heard for point in points),
-            sum(p.alarms for one, p in zip(examples.recordings, points, strict=True) if one.counts_time),
+            sum(heard for heard, _ in points),
+            sum(false for one, (_, false) in zip(examples.recordings, points, strict=True) if one.counts_time),
             examples.hours,
         )
 
