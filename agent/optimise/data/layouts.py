@@ -120,15 +120,19 @@ def _read_annotated(path: Path, files: _Files, pictures: _Files) -> FoundData | 
         words, (names, boxes) = "of COCO", read_coco(str(path), lists[0], files[lists[0]].read(), pictures)
     else:
         return None
-    objects = tuple(boxes[name] for name in pictures)
-    count = sum(len(one.classes) for one in objects)
-    if not count:
-        if lists and not notes:
-            raise ModelError(f"{path}: not one box in {plain(lists[0])}")
+    if notes and not any(len(one.classes) for one in boxes.values()):
         return None  # of a tool that wrote no boxes
-    places = tuple(f"{path}: {plain(name)}" for name in pictures)
+    return _boxed(path, pictures, [boxes[name] for name in pictures], names, words)
+
+
+def _boxed(
+    path: Path, pictures: _Files, objects: Sequence[ObjectBoxes], names: tuple[str, ...], words: str
+) -> FoundData:
+    if not (count := sum(len(one.classes) for one in objects)):
+        raise ModelError(f"{path}: not one box {words}")
     words = f"with {plural(count, 'box', 'boxes')} {words}"
-    return FoundData(tuple(pictures.items()), words, objects=objects, names=names, places=places)
+    places = tuple(f"{path}: {plain(name)}" for name in pictures)
+    return FoundData(tuple(pictures.items()), words, objects=tuple(objects), names=names, places=places)
 
 
 def _is_coco(file: DataFile) -> bool:
@@ -202,14 +206,9 @@ def _read_yolo(path: Path, files: _Files, pictures: _Files) -> FoundData:
     if lost := [name for name in texts if name not in stems]:
         more = f", and {len(lost) - 1} more" if len(lost) > 1 else ""
         raise ModelError(f"{path}: {plain(lost[0])} has no picture ({kinds()}) in {_IMAGES}/{more}")
-    shown = [f"{path}: {plain(_label_name(name))}" for name in pictures]
-    objects = [_objects(texts.get(_label_name(name)), place) for name, place in zip(pictures, shown, strict=True)]
-    if not any(len(one.classes) for one in objects):
-        raise ModelError(f"{path}: not one box in {plural(len(texts), 'file')} of {_LABELS}/")
-    names = _class_names(files)
-    count = sum(len(one.classes) for one in objects)
-    words = f"with {plural(count, 'box', 'boxes')} from {_LABELS}/*.txt"
-    return FoundData(tuple(pictures.items()), words, objects=tuple(objects), names=names, places=tuple(shown))
+    labels = [_label_name(name) for name in pictures]
+    objects = [_objects(texts.get(name), f"{path}: {plain(name)}") for name in labels]
+    return _boxed(path, pictures, objects, _class_names(files), f"from {_LABELS}/*.txt")
 
 
 def _label_name(picture: str) -> str:
@@ -224,7 +223,7 @@ def _class_names(files: _Files) -> tuple[str, ...]:
 
 def _objects(file: DataFile | None, shown: str) -> ObjectBoxes:
     rows = []
-    for number, line in enumerate(file.read().decode(errors="replace").splitlines() if file else (), 1):
+    for number, line in enumerate(file.text().splitlines() if file else (), 1):
         if words := line.split():
             rows.append(_object(words, f"{shown}:{number}"))
     values = np.array(rows, np.float64).reshape(-1, 5)

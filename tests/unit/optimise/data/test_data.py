@@ -279,7 +279,7 @@ def label_of_another_format(folder: Path) -> str:
 
 def label_out_of_range(folder: Path) -> str:
     (yolo(folder) / "labels" / "3.txt").write_text("3 0.5 0.5 0.1 0.1")
-    return r"labels/3\.txt.*class 3"
+    return r"images/3\.png.*class 3"
 
 
 def label_in_pixels(folder: Path) -> str:
