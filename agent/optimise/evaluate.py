@@ -98,8 +98,6 @@ def score(
     *,
     reference: bytes = b"",
     variant: str = "",
-    threads: int = 1,
-    progress: Progress = lambda _: None,
 ) -> Score:
     """Score a model file.
 
@@ -109,8 +107,6 @@ def score(
         manifest: of the model.
         reference: another file, needed for examples without labels.
         variant: of the model; empty: the manifest's first.
-        threads: of the CPU.
-        progress: see `Progress`.
 
     Raises:
         ModelError: a file cannot be run, or does not fit the examples or the manifest; there is no reference;
@@ -121,13 +117,13 @@ def score(
     if examples.kind == "none":
         if not reference:
             raise ModelError("examples without labels need a reference model, whose outputs are compared")
-        return _agreement(content, reference, examples, manifest, variant, threads, progress)
-    with open_content(content, manifest, variant, threads, inputs=1 + len(examples.further)) as session:
+        return _agreement(content, reference, examples, manifest, variant)
+    with open_content(content, manifest, variant, inputs=1 + len(examples.further)) as session:
         if examples.kind == "boxes":
             load_coco()  # before the first picture
-            found = list(detections(session, examples, manifest, WEAK, progress))
+            found = list(detections(session, examples, manifest, WEAK))
             return average_precision(examples, manifest, found)[0]
-        return _top_1(session, examples, progress)
+        return _top_1(session, examples)
 
 
 def change(before: Score, after: Score) -> ScoreChange:
@@ -148,7 +144,7 @@ def change(before: Score, after: Score) -> ScoreChange:
 
 @contextmanager
 def open_content(
-    content: bytes, manifest: Manifest, variant: str = "", threads: int = 1, *, inputs: int | None = 1
+    content: bytes, manifest: Manifest, variant: str = "", *, inputs: int | None = 1
 ) -> Iterator[Session]:
     """Open a model file on the CPU, as the daemon does, of so many inputs; None: whatever it has.
 
@@ -158,7 +154,7 @@ def open_content(
     name = manifest.name or "model"
     sha256 = hashlib.sha256(content).hexdigest()
     model = Model(expand_int4(content, installed_runtime()), sha256, replace(manifest, sha256=sha256), name)
-    session = open_for_command(model, CPU, SessionOptions(variant=variant, threads=threads))
+    session = open_for_command(model, CPU, SessionOptions(variant=variant, threads=1))
     with closing(session):
         if inputs is not None and len(session.inputs) != inputs:
             raise ModelError(f"{name}: has {len(session.inputs)} inputs; expected {inputs}")
@@ -209,7 +205,7 @@ def share_score(metric: Metric, right: NDArray[np.bool_], **details: float) -> S
     return Score(metric, hits / len(right), len(right), interval, details, tuple(map(bool, right)))
 
 
-def _top_1(session: Session, examples: Examples, progress: Progress) -> Score:
+def _top_1(session: Session, examples: Examples) -> Score:
     try:
         place = assign_scores(0, session.outputs, {}, SCORE_HINTS)
     except ShapeMismatchError as error:
@@ -220,24 +216,16 @@ def _top_1(session: Session, examples: Examples, progress: Progress) -> Score:
         has = plural(classes, "class", "classes")
         raise ModelError(f"the examples have class {examples.labels.max()}, and the model {has}")
     found = np.empty(len(examples), np.int64)
-    for number, _ in enumerate(run_examples(session, examples, progress)):
+    for number, _ in enumerate(run_examples(session, examples)):
         found[number] = session.output(place).argmax()
     return share_score("top-1", found == examples.labels)
 
 
-def _agreement(
-    content: bytes,
-    reference: bytes,
-    examples: Examples,
-    manifest: Manifest,
-    variant: str,
-    threads: int,
-    progress: Progress,
-) -> Score:
+def _agreement(content: bytes, reference: bytes, examples: Examples, manifest: Manifest, variant: str) -> Score:
     right, inputs = np.empty(len(examples), bool), 1 + len(examples.further)
     with (
-        open_content(content, manifest, variant, threads, inputs=inputs) as session,
-        open_content(reference, manifest, variant, threads, inputs=inputs) as other,
+        open_content(content, manifest, variant, inputs=inputs) as session,
+        open_content(reference, manifest, variant, inputs=inputs) as other,
     ):
         sums = np.zeros((len(other.outputs), 4))
         classifies = len(other.outputs) == 1 and math.prod(other.outputs[0].shape[:-1]) == 1
@@ -248,7 +236,6 @@ def _agreement(
                 raise ModelError(f"the outputs are {shapes[0]}, and those of the reference {shapes[1]}")
             right[number] = given[0].argmax() == wanted[0].argmax()
             sums += [_sums(one, two) for one, two in zip(given, wanted, strict=True)]
-            progress(number + 1)
     error = _relative_error(sums)
     if classifies:
         return share_score("agreement", right, error=error)
