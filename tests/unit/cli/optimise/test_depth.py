@@ -130,7 +130,7 @@ def test_frozen_the_deepest_exit_answers_as_the_model_did(folder: Path) -> None:
         json.loads(run("optimise", "evaluate", folder / name, data, "--limit", 80, "--json", *more).stdout)
         for name, *more in (("net.tflite",), ("deep.tflite", "--variant", "exit2"), ("deep.tflite", *AUTO))
     )
-    assert (deepest["value"], deepest["confusion"]) == (net["value"], net["confusion"])
+    assert (deepest["value"], deepest["confusions"]) == (net["value"], net["confusions"])
     assert "answered by exit1" in " ".join(cascade["remarks"])
     assert not any("answered by" in remark for remark in (*net["remarks"], *deepest["remarks"]))
     assert "leave `variant` out" in said(run("optimise", "evaluate", folder / "net.tflite", data, *AUTO))
