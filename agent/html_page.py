@@ -1,21 +1,18 @@
-"""Write HTML pages of tables and pictures that load nothing else and run nothing. All texts are escaped here."""
+"""Write HTML pages of texts and pictures that load nothing else and run nothing. All texts are escaped here."""
 
 from __future__ import annotations
 
-import base64
 import html
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
 from agent.text import plain
 
 _STYLE = """
 body { font: 15px sans-serif; margin: 2em; color: #222; }
-table { border-collapse: collapse; margin: 1em 0; }
-th, td { border: 1px solid #ccc; padding: 0.3em 0.6em; text-align: left; overflow-wrap: anywhere; }
 figure { display: inline-block; margin: 0 1em 1em 0; }
 img { max-width: 420px; }
 """
-_POLICY = "default-src 'none'; img-src data: 'self' file:; style-src 'unsafe-inline'"
+_POLICY = "default-src 'none'; img-src 'self' file:; style-src 'unsafe-inline'"
 
 
 def html_page(title: str, parts: Iterable[str]) -> str:
@@ -38,23 +35,11 @@ def html_text(text: str, tag: str = "p") -> str:
     return f"<{tag}>{_escaped(text)}</{tag}>"
 
 
-def html_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Return a table of texts."""
-    head = "".join(f"<th>{_escaped(column)}</th>" for column in columns)
-    lines = ["".join(f"<td>{_escaped(cell)}</td>" for cell in row) for row in rows]
-    return f"<table>{''.join(f'<tr>{line}</tr>' for line in (head, *lines))}</table>"
-
-
 def html_figure(caption: str, source: str) -> str:
-    """Return a picture with a caption; `source`: its URL, see `embedded`, or empty if there is only a caption."""
+    """Return a picture with a caption; `source`: its URL, or empty if there is only a caption."""
     about = _escaped(caption)
     picture = f'<img alt="{about}" loading="lazy" src="{html.escape(source)}">' if source else ""
     return f"<figure>{picture}<figcaption>{about}</figcaption></figure>"
-
-
-def embedded(content: bytes, kind: str) -> str:
-    """Return the URL of a picture that the page itself holds; `kind`: `png` or `jpeg`."""
-    return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
 
 
 def _escaped(text: str) -> str:

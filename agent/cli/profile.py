@@ -55,8 +55,6 @@ def profile(model: str, variant: str, runs: int, threads: int | None, as_json: b
 
 
 def _print(what: str, found: ModelProfile) -> None:
-    from agent.optimise.profile import COARSE
-
     out = console(140, markup=False)
     threads = f"{found.threads} thread{'s' if found.threads > 1 else ''}"
     out.print(plain(f"{what}: {threads}, {found.runtime}, {found.runs} runs"))
@@ -64,7 +62,7 @@ def _print(what: str, found: ModelProfile) -> None:
     explained = found.total_ms / found.p50_ms
     out.print(
         f"the operations take {found.total_ms:.3f} ms, {explained:.0%} of an inference without the profiler "
-        f"(p50 {found.p50_ms:.3f} ms){f'; {COARSE}' if found.is_coarse else ''}"
+        f"(p50 {found.p50_ms:.3f} ms)"
     )
     native = [row for row in found.rows if not row.kernel]
     if native:

@@ -279,7 +279,7 @@ class Manifest(Struct, frozen=True, forbid_unknown_fields=True):
     def _without_exits(self) -> str:
         names = ", ".join(one.name for one in self.variants)
         if self.variants[0].after:
-            return f"its exits have no thresholds: run `vedette models calibrate`, or name one of {names}"
+            return f"its exits have no thresholds: run `vedette optimise calibrate`, or name one of {names}"
         if len(self.variants) == 1:
             return "this model has one variant: leave `variant` out"
         return f"this model has sizes only: name one of {names}"

@@ -319,8 +319,8 @@ class StreamConfig(Struct, frozen=True, forbid_unknown_fields=True):
         model: name of a bundled model, or a path to a `.tflite` or to its manifest `.toml`.
         enabled: run the stream.
         variant: size or exit of the model. Empty: the exit that each input needs, if the model's exits are
-            calibrated (`vedette models calibrate`), else its first variant. `auto`: likewise, but an error if the
-            exits are not calibrated.
+            calibrated (`vedette optimise calibrate`), else its first variant. `auto`: likewise, but an error if
+            the exits are not calibrated.
         backend: `auto`: the best by measurement (see `[selection]`), with the CPU as fallback; `cpu`; or, without
             fallback, a name that `vedette bench` lists or `external:LIBRARY?key=value`, a TFLite delegate; with
             `,cpu` appended the CPU is the fallback.
@@ -423,7 +423,7 @@ class FusionConfig(Struct, frozen=True, forbid_unknown_fields=True):
     Attributes:
         when: rule, such as `person and "help"`: labels, `stream:label`, words of a text or heard keywords in
             quotes, `and`, `or`, `not` and parentheses.
-        calibration: file of calibrated log-odds, which `vedette fusion calibrate` writes.
+        calibration: file of calibrated log-odds, which `vedette optimise fusion calibrate` writes.
         threshold: with `calibration`, least probability of the situation.
         window_s: time for which evidence counts after its end, s.
         late_s: time by which evidence may come late, s, at most `window_s`. A `not` is judged this much later.

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple
 
-from agent.compute.tflite.model import CUSTOM, Operation, Subgraph, TensorInfo
+from agent.compute.tflite.model import CUSTOM, Operation, Subgraph
 
 _SLOW = 0.35
 """Share of the model's best pace below which an operation is not bound by arithmetic."""
@@ -22,56 +22,47 @@ class OperatorContext(NamedTuple):
     """One operation as the rules see it.
 
     Attributes:
-        graph: that the operation belongs to.
-        operation: None: a kernel of XNNPACK whose operation is unknown.
-        kernel: of XNNPACK; empty: the operation is not delegated.
+        name: of the operation; empty: a kernel of XNNPACK whose operation is unknown.
+        native: LiteRT's own kernel runs the operation, not XNNPACK.
+        dtype: of the first input.
+        weights: dtype of the second input if it is a constant; empty: it is none.
+        open_shape: a dimension is known at run time only.
+        at_an_end: the operation reads an input of the model, or makes an output.
         pace: multiply-adds per second, as a share of the best in the same model; 0: unknown.
     """
 
-    graph: Subgraph
-    operation: Operation | None
-    kernel: str = ""
+    name: str
+    native: bool
+    dtype: str = ""
+    weights: str = ""
+    open_shape: bool = False
+    at_an_end: bool = False
     pace: float = 0.0
 
-    @property
-    def name(self) -> str:
-        return self.operation.name if self.operation else ""
 
-    @property
-    def native(self) -> bool:
-        """True if LiteRT's own kernel runs the operation, not XNNPACK."""
-        return not self.kernel
+def context_of(graph: Subgraph, operation: Operation | None, kernel: str, pace: float = 0.0) -> OperatorContext:
+    """Return what the rules see of an operation.
 
-    @property
-    def dtype(self) -> str:
-        """Of the first input."""
-        found = self._input(0)
-        return found.dtype if found else ""
-
-    @property
-    def weights(self) -> str:
-        """Dtype of the second input if it is a constant; empty: it is none."""
-        found = self._input(1)
-        return found.dtype if found and found.size else ""
-
-    @property
-    def open_shape(self) -> bool:
-        """True if a dimension is known at run time only."""
-        outputs = self.operation.outputs if self.operation else ()
-        ends = (self._input(0), *(self.graph.tensors[one] for one in outputs[:1]))
-        return any(one.open or min(one.shape, default=0) < 0 for one in ends if one)
-
-    @property
-    def at_an_end(self) -> bool:
-        """True if the operation reads an input of the model, or makes an output."""
-        if self.operation is None:
-            return False
-        inputs = {*self.operation.inputs} & {*self.graph.inputs}
-        return bool(inputs or {*self.operation.outputs} & {*self.graph.outputs})
-
-    def _input(self, place: int) -> TensorInfo | None:
-        inputs = self.operation.inputs if self.operation else ()
-        return self.graph.tensors[inputs[place]] if place < len(inputs) and inputs[place] >= 0 else None
+    Args:
+        graph: that the operation belongs to.
+        operation: None: it is unknown.
+        kernel: of XNNPACK; empty: the operation is not delegated.
+        pace: see `OperatorContext`.
+    """
+    if operation is None:
+        return OperatorContext("", not kernel)
+    given = [graph.tensors[one] if one >= 0 else None for one in operation.inputs[:2]]
+    first, second = (*given, None, None)[:2]
+    ends = [one for one in (first, *(graph.tensors[one] for one in operation.outputs[:1])) if one]
+    return OperatorContext(
+        operation.name,
+        not kernel,
+        first.dtype if first else "",
+        second.dtype if second and second.size else "",
+        any(one.open or min(one.shape, default=0) < 0 for one in ends),
+        bool({*operation.inputs} & {*graph.inputs} or {*operation.outputs} & {*graph.outputs}),
+        pace,
+    )
 
 
 def advice(case: OperatorContext) -> str:
@@ -138,7 +129,7 @@ _RULES: tuple[tuple[Callable[[OperatorContext], bool], str], ...] = (
         "only copies: let the layer behind it pad (padding SAME), and this falls away",
     ),
     (
-        lambda case: case.operation is None,
+        lambda case: not case.name,
         "its operation is unknown: XNNPACK adds such kernels of its own, as where it quantises a float input",
     ),
     (lambda _: True, "bound by memory: fewer or smaller tensors, and one layout through the model, help"),

@@ -37,8 +37,8 @@ from agent.compute.infer.session import SessionOptions
 from agent.config import StreamConfig
 from agent.errors import ModelError
 from agent.models.library import open_whole_model, prefixed_errors
-from agent.optimise.data.layouts import class_finder
 from agent.optimise.evaluate import check_accuracy
+from agent.optimise.evaluation.sound_data import SOUNDS, read_sounds
 from agent.types import Array, Samples
 
 Logits = NDArray[np.float32]
@@ -52,7 +52,7 @@ _WEIGHT = 0.25
 _LOWEST, _HIGHEST, _STEPS = 0.05, 20.0, 60
 
 
-class VariantPredictions(NamedTuple):
+class _Predictions(NamedTuple):
     """Predictions of every variant for every input.
 
     Attributes:
@@ -129,31 +129,13 @@ def calibrate(
         raise ModelError("there are no labelled answers to learn from")
     known = np.ones(len(labels), bool) if known is None else known
     temperatures = tuple(temperature(logits[known, variant], labels[known]) for variant in range(logits.shape[1]))
-    return search(_predictions(logits, labels, temperatures, known, wanted), costs, loss, temperatures, parts)
-
-
-def search(
-    answers: VariantPredictions,
-    costs: Sequence[float],
-    loss: float,
-    temperatures: tuple[float, ...],
-    parts: Array | None = None,
-) -> Calibration:
-    """Find thresholds for predictions of known confidence and correctness.
-
-    Args:
-        answers: for every input.
-        costs: multiply-adds of each variant by itself.
-        loss: accuracy that may be lost, 0..1.
-        temperatures: used for the confidences.
-        parts: see `calibrate`.
-    """
+    answers = _predictions(logits, labels, temperatures, known, wanted)
     curve = _curve(answers, costs)
-    never = point(answers, costs, (1.0,) * (len(costs) - 1))
-    parts = np.zeros(len(answers.known), int) if parts is None else parts
+    parts = np.zeros(len(known), int) if parts is None else parts
     allowed = [one for one in curve if _most_lost(answers, one, parts) <= loss + 1e-9]
+    never = _point(answers, costs, (1.0,) * (len(costs) - 1))
     chosen = min(allowed, key=lambda one: one.cost, default=never)
-    alone = tuple(float(share) for share in answers.right[answers.known].mean(axis=0))
+    alone = tuple(float(share) for share in answers.right[known].mean(axis=0))
     return Calibration(temperatures, chosen, tuple(curve), alone[-1], alone)
 
 
@@ -175,15 +157,18 @@ def evaluate(
     learned: Calibration,
     known: Array | None = None,
     wanted: Sequence[int] | None = None,
-) -> Point:
-    """Evaluate the chosen thresholds on other data; arguments as for `calibrate`."""
+) -> tuple[Point, float]:
+    """Evaluate the chosen thresholds on other data; arguments as for `calibrate`.
+
+    Returns:
+        Their effect, and the accuracy of the deepest variant alone.
+    """
     known = np.ones(len(labels), bool) if known is None else known
     answers = _predictions(logits, labels, learned.temperatures, known, wanted)
-    return point(answers, costs, learned.chosen.thresholds)
+    return _point(answers, costs, learned.chosen.thresholds), float(answers.right[known, -1].mean())
 
 
-def point(answers: VariantPredictions, costs: Sequence[float], thresholds: tuple[float, ...]) -> Point:
-    """Evaluate thresholds; arguments as for `search`."""
+def _point(answers: _Predictions, costs: Sequence[float], thresholds: tuple[float, ...]) -> Point:
     answered = _exit_of(answers, thresholds)
     used = np.bincount(answered, minlength=len(costs)) / len(answered)
     cost = np.cumsum(costs)[answered].mean() / np.sum(costs)
@@ -203,7 +188,7 @@ def _loss(logits: NDArray[np.float32], labels: Array, t: float) -> float:
 
 def _predictions(
     logits: Logits, labels: Array, temperatures: Sequence[float], known: Array, wanted: Sequence[int] | None
-) -> VariantPredictions:
+) -> _Predictions:
     scores = softmax(logits / np.asarray(temperatures, np.float32)[None, :, None])
     if wanted is not None and len(wanted) < scores.shape[2]:
         wanted, group = list(wanted), np.full(scores.shape[2], len(wanted))
@@ -212,20 +197,20 @@ def _predictions(
         scores, labels = np.concatenate((scores[..., wanted], rest), axis=2), group[labels]
     best = scores.argmax(axis=2)
     labels = np.where(known, labels, best[:, -1])
-    return VariantPredictions(scores.max(axis=2), best == labels[:, None], known)
+    return _Predictions(scores.max(axis=2), best == labels[:, None], known)
 
 
-def _curve(answers: VariantPredictions, costs: Sequence[float]) -> list[Point]:
+def _curve(answers: _Predictions, costs: Sequence[float]) -> list[Point]:
     dear = np.asarray(costs, float)
     found = list(dict.fromkeys(_thresholds(answers, dear, price) for price in _PRICES))
     # Prices find the corners of the curve's hull only; points between two corners are added.
     for one, other in pairwise(found.copy()):
         steps = np.linspace(one, other, _BETWEEN + 2)[1:-1]
         found += [tuple(thresholds) for thresholds in steps.tolist()]
-    return sorted((point(answers, costs, thresholds) for thresholds in found), key=lambda one: -one.cost)
+    return sorted((_point(answers, costs, thresholds) for thresholds in found), key=lambda one: -one.cost)
 
 
-def _thresholds(answers: VariantPredictions, costs: Array, price: float) -> tuple[float, ...]:
+def _thresholds(answers: _Predictions, costs: Array, price: float) -> tuple[float, ...]:
     """Return the best thresholds for one price: each variant's given those of the deeper ones."""
     confidence, wrong = answers.confidence, (1.0 - answers.right) * np.where(answers.known, 1.0, _WEIGHT)[:, None]
     whole = costs.sum()
@@ -253,39 +238,29 @@ def _between(falling: Array, cut: int) -> float:
     return float(min(1.0, (falling[cut - 1] + falling[cut]) / 2 + 1e-6))
 
 
-def _exit_of(answers: VariantPredictions, thresholds: Sequence[float]) -> Array:
+def _exit_of(answers: _Predictions, thresholds: Sequence[float]) -> Array:
     """Return the index of the variant at which each input ends."""
     stops = answers.confidence[:, :-1] >= np.asarray(thresholds)
     answered: Array = np.column_stack((stops, np.ones(len(stops), bool))).argmax(axis=1)
     return answered
 
 
-def _most_lost(answers: VariantPredictions, chosen: Point, parts: Array) -> float:
+def _most_lost(answers: _Predictions, chosen: Point, parts: Array) -> float:
     """Return the accuracy lost in the part of the inputs where the loss is greatest."""
     inputs = np.arange(len(parts))
     gained = answers.right[inputs, _exit_of(answers, chosen.thresholds)].astype(float) - answers.right[:, -1]
     return -min(float(gained[answers.known & (parts == part)].mean()) for part in np.unique(parts[answers.known]))
 
 
-SUFFIXES = (".wav", ".flac", ".ogg")
 _AFTER_S = 0.3
 """A window that holds a whole word and ends at most this long after it must detect the word, s."""
 _PARTS = 4
 """The thresholds must hold in each quarter of the recordings."""
-_NEVER = 2.0
-"""Confidence above that of any prediction."""
 _SHORTEST_S = 0.1
 """Shortest recording of a word, s."""
 _HEARD = "check that each lies in the folder of its label, and that it can be heard"
 _SILENT = 0.1
 """Share of a recording, its quietest part, that counts as background."""
-
-
-class LabelledClip(Struct, frozen=True):
-    """A recording and the index of its label."""
-
-    path: Path
-    label: int
 
 
 class CalibrationResult(Struct, frozen=True):
@@ -326,29 +301,12 @@ class CalibrationResult(Struct, frozen=True):
         }
 
 
-def find_labelled(folder: Path, labels: tuple[str, ...]) -> list[LabelledClip]:
-    """Return the recordings of a folder with one subfolder per label, by label. Hidden subfolders do not count.
-
-    Raises:
-        ModelError: a label has no recording, or a subfolder is named after no label.
-    """
-    if not folder.is_dir():
-        what = "is no folder" if folder.exists() else "no such folder"
-        raise ModelError(f"{folder}: {what}; expected one with a folder per label: {', '.join(labels)}")
-    number_of = class_finder(labels)
-    folders = sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
-    numbered = [(number, path) for path in folders if (number := number_of(path.name)) is not None]
-    found = [
-        LabelledClip(path, number)
-        for number, place in sorted(numbered)
-        for path in sorted(place.glob("*"))
-        if path.suffix.lower() in SUFFIXES
-    ]
-    missing = [label for number, label in enumerate(labels) if number not in {one.label for one in found}]
-    if missing:
-        raise ModelError(f"{folder}: no recordings ({', '.join(SUFFIXES)}) in {', '.join(missing)}")
-    if strange := [path.name for path in folders if number_of(path.name) is None]:
-        raise ModelError(f"{folder}: no label is called {', '.join(strange)}; they are: {', '.join(labels)}")
+def _labelled(folder: Path, labels: tuple[str, ...]) -> list[tuple[Path, int]]:
+    """Return the recordings of a folder with a sub-folder for each label, and their labels."""
+    recordings = [one for one in read_sounds(folder, (), labels, ()).recordings if not one.counts_time]
+    found = [(one.path, labels.index(one.said[0].label)) for one in recordings]
+    if missing := [label for number, label in enumerate(labels) if number not in {one for _, one in found}]:
+        raise ModelError(f"{folder}: no recordings ({', '.join(SOUNDS)}) in {', '.join(missing)}")
     return found
 
 
@@ -379,38 +337,24 @@ class ExitCalibrator:
         with prefixed_errors(model):
             self._frontend = build_frontend(manifest.audio)
             self._rows = AudioInput(self._session.inputs[0], manifest.audio, self._frontend)
-        self._rate_hz = manifest.audio.rate_hz
+        self.rate_hz = manifest.audio.rate_hz
 
     def close(self) -> None:
         """Close the model, which may run in another process."""
         self._session.close()
 
-    def predict_windows(self, recording: LabelledClip) -> Iterator[tuple[bool, list[Array]]]:
-        """Run every variant on each window of a recording.
+    def predict_windows(self, samples: Samples) -> Iterator[tuple[bool, list[Array]]]:
+        """Run every variant on each window of a recording, int16 [n] at the model's rate.
 
         Yields:
             True if the window holds the recording, or as much of it as fits; and the scores of each variant.
-
-        Raises:
-            SourceError: the recording cannot be read. ModelError: it is too short for a word.
         """
-        samples = read_whole(recording.path, self._rate_hz)
-        length_s = len(samples) / self._rate_hz
-        if length_s < _SHORTEST_S:
-            raise ModelError(
-                f"{recording.path}: {length_s:.3f} s of sound; expected at least {_SHORTEST_S} s: "
-                "record it again, or remove it"
-            )
-        yield from self.predict_samples(samples)
-
-    def predict_samples(self, samples: Samples) -> Iterator[tuple[bool, list[Array]]]:
-        """Like `predict_windows`, for samples, int16 [n] at the model's rate."""
         hop_s, window = self._frontend.hop_s, self._rows.rows
-        around = _background(samples, round(window * hop_s * self._rate_hz))
+        around = _background(samples, round(window * hop_s * self.rate_hz))
         self._frontend.reset()
         self._rows.reset()
         rows = self._frontend(np.concatenate((around, samples, around)))
-        length = len(samples) / self._rate_hz / hop_s
+        length = len(samples) / self.rate_hz / hop_s
         begins = window + min(window, length) - 1
         ends = window + max(length, min(window, length + _AFTER_S / hop_s))
         for left in self._rows.feed(rows):
@@ -423,16 +367,13 @@ class ExitCalibrator:
 
 
 def calibrate_exits(
-    calibrator: ExitCalibrator,
-    recordings: list[LabelledClip],
-    loss: float,
-    progress: Callable[[int], None] = lambda _: None,
+    calibrator: ExitCalibrator, folder: Path, loss: float, progress: Callable[[int], None] = lambda _: None
 ) -> CalibrationResult:
     """Find the thresholds at which a shallow variant's prediction is used.
 
     Args:
         calibrator: runs the model.
-        recordings: of every label.
+        folder: of a folder of recordings for every label.
         loss: accuracy that may be lost, 0..1.
         progress: called with the number of processed recordings.
 
@@ -440,23 +381,25 @@ def calibrate_exits(
         ModelError: there are no usable recordings, or the model is hardly better than a guess.
         SourceError: a recording cannot be read.
     """
+    recordings = _labelled(folder, calibrator.labels)
     logits: list[list[Array]] = []
     windows: list[tuple[int, int, bool]] = []
-    for number, recording in enumerate(recordings):
-        for whole, answer in calibrator.predict_windows(recording):
+    for number, (path, label) in enumerate(recordings):
+        samples = read_whole(path, calibrator.rate_hz)
+        if len(samples) < _SHORTEST_S * calibrator.rate_hz:
+            raise ModelError(f"{path}: is shorter than {_SHORTEST_S} s: record it again, or remove it")
+        for whole, answer in calibrator.predict_windows(samples):
             logits.append(answer)
-            windows.append((number, recording.label, whole))
+            windows.append((number, label, whole))
         progress(number + 1)
     scores: Logits = np.array(logits, np.float32)
     numbers, labels, known = map(np.array, zip(*windows, strict=True))
     costs, wanted = calibrator.costs, calibrator.wanted
     learned = calibrate(scores, labels, costs, loss, known, wanted, numbers % _PARTS)
-    check_accuracy(learned.full, labels, "recordings", recordings[0].path.parent.parent, _HEARD)
+    check_accuracy(learned.full, labels, "recordings", folder, _HEARD)
     one, other = numbers % 2 == 0, numbers % 2 == 1
     half = calibrate(scores[one], labels[one], costs, loss, known[one], wanted, numbers[one] // 2 % _PARTS)
-    checked = evaluate(scores[other], labels[other], costs, half, known[other], wanted)
-    never = replace(half, chosen=replace(half.chosen, thresholds=(_NEVER,) * (len(costs) - 1)))
-    full = evaluate(scores[other], labels[other], costs, never, known[other], wanted).accuracy
+    checked, full = evaluate(scores[other], labels[other], costs, half, known[other], wanted)
     counts = len(recordings), int(known.sum())
     return CalibrationResult(calibrator.variants, costs, learned, checked, full, *counts)
 

@@ -15,9 +15,9 @@ import contextlib
 import hashlib
 import io
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import numpy as np
 from msgspec import Struct
@@ -46,8 +46,8 @@ Progress = Callable[[int], None]
 """Called with the number of examples that are done."""
 Metric = Literal["top-1", "AP", "agreement", "fidelity"]
 
-_EVERY = DecodeConfig(score_threshold=0.02, iou_threshold=0.6, max_detections=100)
-"""Thresholds for COCO's measure, which needs weak detections, too."""
+WEAK = DecodeConfig(score_threshold=0.02, iou_threshold=0.6, max_detections=100)
+"""Thresholds for COCO's measure and for curves, which need weak detections, too."""
 _Z = 1.959964
 """Standard deviations of a normal distribution that hold 95 % of it."""
 _UNITS = 1000.0
@@ -79,10 +79,6 @@ class Score(Struct, frozen=True):
     details: dict[str, float] = {}
     right: tuple[bool, ...] = ()
 
-    def __str__(self) -> str:
-        span = f" ({self.interval[0]:.2%} to {self.interval[1]:.2%})" if self.interval else ""
-        return f"{self.metric} {self.value:.2%}{span} on {plural(self.count, 'example')}"
-
 
 PATIENT = CascadeConfig(budget_ms=1e6)
 """For cascades that are measured: time keeps no exit from running, so that nothing depends on this machine."""
@@ -102,8 +98,6 @@ def score(
     *,
     reference: bytes = b"",
     variant: str = "",
-    threads: int = 1,
-    progress: Progress = lambda _: None,
 ) -> Score:
     """Score a model file.
 
@@ -113,8 +107,6 @@ def score(
         manifest: of the model.
         reference: another file, needed for examples without labels.
         variant: of the model; empty: the manifest's first.
-        threads: of the CPU.
-        progress: see `Progress`.
 
     Raises:
         ModelError: a file cannot be run, or does not fit the examples or the manifest; there is no reference;
@@ -125,12 +117,13 @@ def score(
     if examples.kind == "none":
         if not reference:
             raise ModelError("examples without labels need a reference model, whose outputs are compared")
-        return _agreement(content, reference, examples, manifest, variant, threads, progress)
-    with open_content(content, manifest, variant, threads, inputs=1 + len(examples.further)) as session:
+        return _agreement(content, reference, examples, manifest, variant)
+    with open_content(content, manifest, variant, inputs=1 + len(examples.further)) as session:
         if examples.kind == "boxes":
             load_coco()  # before the first picture
-            return _average_precision(session, examples, manifest, progress)
-        return _top_1(session, examples, progress)
+            found = list(detections(session, examples, manifest, WEAK))
+            return average_precision(examples, manifest, found)[0]
+        return _top_1(session, examples)
 
 
 def change(before: Score, after: Score) -> ScoreChange:
@@ -151,7 +144,7 @@ def change(before: Score, after: Score) -> ScoreChange:
 
 @contextmanager
 def open_content(
-    content: bytes, manifest: Manifest, variant: str = "", threads: int = 1, *, inputs: int | None = 1
+    content: bytes, manifest: Manifest, variant: str = "", *, inputs: int | None = 1
 ) -> Iterator[Session]:
     """Open a model file on the CPU, as the daemon does, of so many inputs; None: whatever it has.
 
@@ -161,7 +154,7 @@ def open_content(
     name = manifest.name or "model"
     sha256 = hashlib.sha256(content).hexdigest()
     model = Model(expand_int4(content, installed_runtime()), sha256, replace(manifest, sha256=sha256), name)
-    session = open_for_command(model, CPU, SessionOptions(variant=variant, threads=threads))
+    session = open_for_command(model, CPU, SessionOptions(variant=variant, threads=1))
     with closing(session):
         if inputs is not None and len(session.inputs) != inputs:
             raise ModelError(f"{name}: has {len(session.inputs)} inputs; expected {inputs}")
@@ -183,7 +176,9 @@ def check_shape(session: Session, examples: Examples) -> TensorSpec:
     return spec
 
 
-def run_examples(session: Session, examples: Examples) -> Iterator[Placement]:
+def run_examples(
+    session: Session, examples: Examples, progress: Progress = lambda _: None
+) -> Iterator[Placement]:
     """Run each example; yield the place of the model's picture in it while the outputs are there."""
     spec = check_shape(session, examples)
     for index in range(len(examples)):
@@ -192,6 +187,7 @@ def run_examples(session: Session, examples: Examples) -> Iterator[Placement]:
             examples.fill_further(index, one, session.input(place))
         session.invoke()
         yield placement
+        progress(index + 1)
 
 
 def wilson(right: int, count: int) -> tuple[float, float]:
@@ -209,7 +205,7 @@ def share_score(metric: Metric, right: NDArray[np.bool_], **details: float) -> S
     return Score(metric, hits / len(right), len(right), interval, details, tuple(map(bool, right)))
 
 
-def _top_1(session: Session, examples: Examples, progress: Progress) -> Score:
+def _top_1(session: Session, examples: Examples) -> Score:
     try:
         place = assign_scores(0, session.outputs, {}, SCORE_HINTS)
     except ShapeMismatchError as error:
@@ -222,32 +218,24 @@ def _top_1(session: Session, examples: Examples, progress: Progress) -> Score:
     found = np.empty(len(examples), np.int64)
     for number, _ in enumerate(run_examples(session, examples)):
         found[number] = session.output(place).argmax()
-        progress(number + 1)
     return share_score("top-1", found == examples.labels)
 
 
-def _agreement(
-    content: bytes,
-    reference: bytes,
-    examples: Examples,
-    manifest: Manifest,
-    variant: str,
-    threads: int,
-    progress: Progress,
-) -> Score:
+def _agreement(content: bytes, reference: bytes, examples: Examples, manifest: Manifest, variant: str) -> Score:
     right, inputs = np.empty(len(examples), bool), 1 + len(examples.further)
     with (
-        open_content(content, manifest, variant, threads, inputs=inputs) as session,
-        open_content(reference, manifest, variant, threads, inputs=inputs) as other,
+        open_content(content, manifest, variant, inputs=inputs) as session,
+        open_content(reference, manifest, variant, inputs=inputs) as other,
     ):
         sums = np.zeros((len(other.outputs), 4))
         classifies = len(other.outputs) == 1 and math.prod(other.outputs[0].shape[:-1]) == 1
         pairs = zip(outputs_of(session, examples), outputs_of(other, examples), strict=True)
         for number, (given, wanted) in enumerate(pairs):
-            _check_alike(given, wanted)
+            shapes = [[list(one.shape) for one in side] for side in (given, wanted)]
+            if shapes[0] != shapes[1]:
+                raise ModelError(f"the outputs are {shapes[0]}, and those of the reference {shapes[1]}")
             right[number] = given[0].argmax() == wanted[0].argmax()
             sums += [_sums(one, two) for one, two in zip(given, wanted, strict=True)]
-            progress(number + 1)
     error = _relative_error(sums)
     if classifies:
         return share_score("agreement", right, error=error)
@@ -267,57 +255,52 @@ def _sums(given: Array, wanted: Array) -> tuple[float, float, float, float]:
     return float(two.size), float(two.sum()), float(np.square(two).sum()), float(np.square(one - two).sum())
 
 
-def _check_alike(given: Sequence[Array], wanted: Sequence[Array]) -> None:
-    shapes = [[list(one.shape) for one in side] for side in (given, wanted)]
-    if shapes[0] != shapes[1]:
-        raise ModelError(f"the outputs are {shapes[0]}, and those of the reference {shapes[1]}")
+def detections(
+    session: Session,
+    examples: Examples,
+    manifest: Manifest,
+    config: DecodeConfig,
+    progress: Progress = lambda _: None,
+) -> Iterator[list[Detection]]:
+    """Yield what a model finds in each example; boxes are fractions of the whole picture."""
+    yield from map(detector(session, manifest, config), run_examples(session, examples, progress))
 
 
-def _average_precision(session: Session, examples: Examples, manifest: Manifest, progress: Progress) -> Score:
-    decode = build_decoder(manifest, session.inputs, session.outputs, _EVERY)
-    found = []
-    for picture, placement in enumerate(run_examples(session, examples)):
-        detections = decode([session.output(at) for at in range(len(session.outputs))])
-        found.append([placed_box(one, placement) for one in detections])
-        progress(picture + 1)
-    return average_precision(examples, manifest, found).score
+def detector(
+    session: Session, manifest: Manifest, config: DecodeConfig
+) -> Callable[[Placement], list[Detection]]:
+    """Return a function that returns what the outputs of a session hold.
 
-
-def placed_box(one: Detection, placement: Placement) -> Detection:
-    """Return a detection whose box is in fractions of the whole picture. Raises ModelError if it has none."""
-    if one.box is None:
-        raise ModelError("the model's decoder gives no boxes, and the examples have boxes")
-    return replace(one, box=placement.to_frame(one.box))
-
-
-class AveragePrecision(NamedTuple):
-    """COCO's average precision.
-
-    Attributes:
-        score: over all classes, with `AP50`.
-        names: of the classes.
-        by_class: of each, None where there are no objects of it.
+    It takes the place of the model's picture in the whole one, of which boxes are fractions then.
     """
+    decode = build_decoder(manifest, session.inputs, session.outputs, config)
 
-    score: Score
-    names: tuple[str, ...]
-    by_class: tuple[float | None, ...]
+    def decoded(placement: Placement) -> list[Detection]:
+        found = decode([session.output(at) for at in range(len(session.outputs))])
+        return [one if one.box is None else replace(one, box=placement.to_frame(one.box)) for one in found]
+
+    return decoded
 
 
 def average_precision(
     examples: Examples, manifest: Manifest, found: Sequence[Sequence[Detection]]
-) -> AveragePrecision:
-    """Score detections on examples with boxes.
+) -> tuple[Score, tuple[str, ...], tuple[float | None, ...]]:
+    """Score detections on examples with boxes by COCO's average precision.
 
     Args:
         examples: with boxes.
         manifest: of the model.
         found: detections in each example, whose boxes are fractions of the whole picture.
 
+    Returns:
+        The score over all classes, with `AP50`; names of the classes; and AP of each, None if it has no objects.
+
     Raises:
-        ModelError: pycocotools is missing.
+        ModelError: pycocotools is missing, there are no objects, or a detection has no box.
     """
     coco, evaluation = load_coco()
+    if any(one.box is None for some in found for one in some):
+        raise ModelError("the model's decoder gives no boxes, and the examples have boxes")
     if not any(len(examples.truth(index).classes) for index in range(len(examples))):
         raise ModelError("none of these examples has a box: take more of them")
     names = Labels(manifest.output.labels)
@@ -325,14 +308,14 @@ def average_precision(
     count = len(manifest.output.labels) or most + 1
     numbers = {names[number]: number for number in reversed(range(count))}
     rows = [
-        _in_coco(picture, numbers, one)
+        {"image_id": picture, "category_id": numbers[one.label], "bbox": _in_coco(one.box), "score": one.score}
         for picture, some in enumerate(found)
         for one in some
-        if one.label in numbers
+        if one.label in numbers and one.box is not None
     ]
     average, at_half, by_class = _evaluate(coco, evaluation, _ground_truth(examples, count), rows, count)
     score = Score("AP", average, len(examples), details={"AP50": at_half})
-    return AveragePrecision(score, tuple(names[number] for number in range(count)), by_class)
+    return score, tuple(names[number] for number in range(count)), by_class
 
 
 def load_coco() -> tuple[Any, Any]:
@@ -350,19 +333,18 @@ def _ground_truth(examples: Examples, count: int) -> dict[str, Any]:
     annotations: list[dict[str, Any]] = []
     for picture in range(len(examples)):
         truth = examples.truth(picture)
-        for kind, (x0, y0, x1, y1) in zip(truth.classes, truth.boxes * _UNITS, strict=True):
-            box = [x0, y0, x1 - x0, y1 - y0]
+        for kind, edges in zip(truth.classes, truth.boxes, strict=True):
+            box = _in_coco(edges)
             annotation = {"image_id": picture, "category_id": int(kind), "bbox": box, "area": box[2] * box[3]}
             annotations.append({"id": len(annotations) + 1, "iscrowd": 0, **annotation})
     images = [{"id": number, "width": _UNITS, "height": _UNITS} for number in range(len(examples))]
     return {"images": images, "annotations": annotations, "categories": [{"id": kind} for kind in range(count)]}
 
 
-def _in_coco(picture: int, numbers: dict[str, int], one: Detection) -> dict[str, Any]:
-    assert one.box is not None
-    x0, y0, x1, y1 = (side * _UNITS for side in one.box)
-    box = [x0, y0, x1 - x0, y1 - y0]
-    return {"image_id": picture, "category_id": numbers[one.label], "bbox": box, "score": one.score}
+def _in_coco(box: Iterable[float]) -> list[float]:
+    """Return left, top, width and height."""
+    x0, y0, x1, y1 = (side * _UNITS for side in box)
+    return [x0, y0, x1 - x0, y1 - y0]
 
 
 def _evaluate(

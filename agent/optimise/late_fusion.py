@@ -8,15 +8,13 @@ Calibrates the log-odds of a fused event on a labelled recording.
 
 The recording is cut into stretches: each situation with the window behind it, and the time between situations in
 pieces of the window's length. Two windows behind each situation are left out: what belongs to it may still count
-there. Of each stretch the moment with the most evidence counts, as at run time. The
-weights are those of a logistic regression with a penalty on their squares, found by Newton's method; a negative
-weight of a score is set to 0 and the others are fitted again. What is reported is of stretches that were held
-out, a fifth at a time.
+there. Of each stretch the moment with the most evidence counts, as at run time. The weights are those of a
+logistic regression with a penalty on their squares; a negative weight of a score is set to 0 and the others are
+fitted again. What is reported is of stretches that were held out, a fifth at a time.
 """
 
 from __future__ import annotations
 
-from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
@@ -31,6 +29,7 @@ from numpy.typing import NDArray
 from agent.errors import NO_JSON, ConfigError, reason_of
 from agent.features.fusion.expression import FusionCalibration, Judgement, Reading, Term, TermWeights, logit
 from agent.features.fusion.rules import Evidence, Fusion, FusionTimes, text_evidence
+from agent.optimise.logistic import Floats, calibration_error, fit, held_out
 from agent.structs import convert, from_json
 from agent.types import Event, EventKind, Track
 
@@ -158,9 +157,9 @@ def read_truth(path: Path) -> list[Span]:
             begin, end = (to_ns(datetime.fromisoformat(cell.strip())) for cell in cells[:2])
         except (ValueError, ConfigError):
             begin, end = 1, 0
-        if len(cells) < 2 or end < begin:
-            raise ConfigError("expected beginning and end, two times of ISO 8601 such as 2026-11-28T11:14:30Z",
-                              f"{path}:{number}")  # fmt: skip
+        if end < begin:
+            expected = "expected beginning and end, two times of ISO 8601 such as 2026-11-28T11:14:30Z"
+            raise ConfigError(expected, f"{path}:{number}")
         spans.append((begin, end))
     if not spans:
         raise ConfigError("holds no situation", str(path))
@@ -247,21 +246,17 @@ def score_events(events: Sequence[Span], truth: Sequence[Span], window_ns: int) 
     """Judge events by situations: they fit if they overlap, `window_ns` after the situation's end included."""
     widened = [(begin, end + window_ns) for begin, end in truth]
     right = sum(_overlaps(event, widened) for event in events)
-    in_order = sorted(events)
-    found = sum(_overlaps(span, in_order) for span in widened)
+    found = sum(_overlaps(span, events) for span in widened)
     precision = right / len(events) if events else 0.0
     recall = found / len(truth) if truth else 0.0
     f1 = 2 * precision * recall / (precision + recall) if precision + recall else 0.0
     return FusionScore(len(events), len(truth), right, found, precision, recall, f1)
 
 
-def _overlaps(span: Span, others: Sequence[Span]) -> bool:
-    """Return True if a span shares an instant with one of others, sorted by their beginnings."""
-    until = bisect_left(others, (span[1] + 1, span[0]))
-    return any(end >= span[0] for _, end in others[:until][::-1])
+def _overlaps(span: Span, others: Iterable[Span]) -> bool:
+    """Return True if a span shares an instant with one of others."""
+    return any(begin <= span[1] and end >= span[0] for begin, end in others)
 
-
-Floats = NDArray[np.float64]
 
 SITUATIONS_MIN = 20
 """Situations, and as many stretches with some evidence and without a situation, that weights are fitted on."""
@@ -269,7 +264,7 @@ PER_TERM = 3
 """Features of one term: absent, present, and the logit of the score."""
 _GUARD = 2
 """Windows behind a situation that are left out."""
-_PENALTY, _STEPS, _FOLDS, _BINS = 0.5, 50, 5, 10
+_PENALTY = 0.5
 
 
 def features(readings: Sequence[Reading]) -> list[float]:
@@ -349,7 +344,9 @@ def calibrate(
         ConfigError: there are too few situations, or too few stretches with evidence and without a situation.
     """
     x, y = _checked_stretches(recorded, truth, terms, times)
-    weights, held_out = _fit(x, y), _held_out_predictions(x, y)
+    inputs = np.concatenate((np.ones((len(x), 1)), x), axis=1)
+    weights = _fit(inputs, y)
+    told = held_out(inputs, np.arange(len(y)), lambda rows: _fit(inputs[rows], y[rows]))
     fitted = tuple(
         TermWeights(term.text, *(round(float(value), 4) for value in weights[1 + PER_TERM * number :][:PER_TERM]))
         for number, term in enumerate(terms)
@@ -360,8 +357,8 @@ def calibrate(
         times.window / 1e9,
         int(y.sum()),
         len(y),
-        round(log_loss(held_out, y), 4),
-        round(calibration_error(held_out, y), 4),
+        round(log_loss(told, y), 4),
+        round(calibration_error(told, y), 4),
     )
 
 
@@ -377,58 +374,20 @@ def _checked_stretches(
     return x, y
 
 
-def _held_out_predictions(x: Floats, y: NDArray[np.bool_]) -> Floats:
-    """Return the probability of each stretch from what was fitted without its fifth."""
-    found = np.zeros(len(y))
-    for fold in range(_FOLDS):
-        is_held = np.arange(len(y)) % _FOLDS == fold
-        found[is_held] = _predict(x[is_held], _fit(x[~is_held], y[~is_held]))
-    return found
-
-
-def _predict(x: Floats, weights: Floats) -> Floats:
-    made: Floats = 1.0 / (1.0 + np.exp(-np.clip(weights[0] + x @ weights[1:], -30.0, 30.0)))
-    return made
-
-
-def _fit(x: Floats, y: NDArray[np.bool_]) -> Floats:
+def _fit(inputs: Floats, y: NDArray[np.bool_]) -> Floats:
     """Return the intercept and the weights, [1 + features]; weights of scores are not negative."""
-    used = np.ones(x.shape[1], bool)
+    size = inputs.shape[1]
+    used, penalty = np.ones(size), np.array([1e-6, *([_PENALTY] * (size - 1))])
     while True:
-        found = _newton(x * used, y)
-        wrong = (found[1:] < 0) & used & (np.arange(x.shape[1]) % PER_TERM == PER_TERM - 1)
+        found = fit(inputs * used, y.astype(np.float64), penalty, np.zeros(size))
+        wrong = (found < 0) & (used > 0) & (np.arange(size) % PER_TERM == 0)
+        wrong[0] = False  # the intercept
         if not wrong.any():
             return found
-        used &= ~wrong
-
-
-def _newton(x: Floats, y: NDArray[np.bool_]) -> Floats:
-    """Minimise the logistic loss with `_PENALTY` on the squares of all weights but the intercept."""
-    design = np.concatenate((np.ones((len(x), 1)), x), 1)
-    penalty = np.diag([1e-6, *(_PENALTY for _ in range(x.shape[1]))])
-    weights = np.zeros(design.shape[1])
-    for _ in range(_STEPS):
-        share = _predict(x, weights)
-        slope = design.T @ (share - y) + penalty @ weights
-        bend = (design * (share * (1.0 - share))[:, None]).T @ design + penalty
-        step = np.linalg.solve(bend, slope)
-        weights = weights - step
-        if np.abs(step).max() < 1e-9:
-            break
-    return weights
+        used[wrong] = 0.0
 
 
 def log_loss(probabilities: Floats, y: NDArray[np.bool_]) -> float:
     """Return the mean logarithmic loss, nats."""
     bounded = np.clip(probabilities, 1e-9, 1.0 - 1e-9)
     return float(-np.where(y, np.log(bounded), np.log(1.0 - bounded)).mean())
-
-
-def calibration_error(probabilities: Floats, y: NDArray[np.bool_]) -> float:
-    """Return the mean distance of probability and share of truth, in bins of as many moments each.
-
-    Source: Naeini, Cooper and Hauskrecht, Obtaining well calibrated probabilities using Bayesian binning, 2015.
-    """
-    order = np.argsort(probabilities, kind="stable")
-    bins = [part for part in np.array_split(order, _BINS) if len(part)]
-    return float(sum(len(one) * abs(probabilities[one].mean() - y[one].mean()) for one in bins) / len(y))

@@ -14,19 +14,15 @@ from msgspec import Struct
 
 from agent.child import ChildError, ChildProcess, Failed, encode
 from agent.compute.manifest import Manifest, Model
-from agent.compute.tflite.model import CUSTOM, Operation, Subgraph, multiply_adds_of
+from agent.compute.tflite.model import CUSTOM, Subgraph, multiply_adds_of
 from agent.compute.tflite.read import read_modelfile
 from agent.errors import NO_JSON, BackendError
-from agent.optimise.advice import OperatorContext, advice
+from agent.optimise.advice import OperatorContext, advice, context_of
 from agent.structs import from_json
 from agent.text import plain
 
 _WORST = 3
 """Operations of a model whose share of the time is told."""
-_APART, _GRAIN_MS = 0.2, 0.001
-"""Differences of the operations' time from that of an inference that are not told: a share, and milliseconds,
-which are those of the profiler's clock."""
-COARSE = "most are too short for a clock of 1 µs"
 _KERNELS_LARGEST = 2_000_000
 """Kernels times operations beyond which matching would take seconds; then no kernel is matched."""
 _WEIGHTED, _ADVANCE, _SHARED = 10, 3, 1
@@ -239,11 +235,6 @@ class ModelProfile(Struct, frozen=True):
     rows: tuple[OperatorRow, ...]
     worst: tuple[OperatorRow, ...]
 
-    @property
-    def is_coarse(self) -> bool:
-        """Return True if most operations are too short for the profiler's clock."""
-        return sum(row.ms < _GRAIN_MS for row in self.rows) > len(self.rows) / 2
-
 
 def profile(
     model: Model, variant: str = "", *, runs: int = 50, threads: int = 0, patience_s: float = PATIENCE_S
@@ -301,9 +292,7 @@ def worst_of(rows: Sequence[OperatorRow], graph: Subgraph) -> tuple[OperatorRow,
 
 def _context(row: OperatorRow, graph: Subgraph, best: float) -> OperatorContext:
     operation = graph.operations[row.node] if row.node >= 0 else None
-    return OperatorContext(
-        graph, operation, row.kernel, row.multiply_adds / row.ms / best if best and row.ms else 0.0
-    )
+    return context_of(graph, operation, row.kernel, row.multiply_adds / row.ms / best if best and row.ms else 0.0)
 
 
 def _row(node: int, events: Sequence[ProfilerEvent], graph: Subgraph, total: float) -> OperatorRow:
@@ -315,37 +304,27 @@ def _row(node: int, events: Sequence[ProfilerEvent], graph: Subgraph, total: flo
     operation = graph.operations[node]
     out = graph.tensors[operation.outputs[0]] if operation.outputs else None
     tensor, shape = (out.name, out.shape) if out else ("", ())
-    return OperatorRow(
-        _name(operation), kernel, tensor, shape, node, ms, ms / total, multiply_adds_of(graph, operation)
-    )
-
-
-def _name(operation: Operation) -> str:
-    return operation.custom or CUSTOM if operation.name == CUSTOM else operation.name
+    name = operation.custom or CUSTOM if operation.name == CUSTOM else operation.name
+    return OperatorRow(name, kernel, tensor, shape, node, ms, ms / total, multiply_adds_of(graph, operation))
 
 
 def _ask(request: ProfileRequest, model: Model, patience_s: float) -> ProfileReply:
-    answer = _exchange(request, model, patience_s)
+    process = ChildProcess("agent.optimise.profile_worker")
     try:
+        answer = process.ask(
+            encode(request), model.content, within_s=patience_s, what="profiling", largest=_REPLY_MAX
+        )
         reply = from_json(answer, ProfileReply | Failed)
+    except ChildError as error:
+        raise BackendError(f"{model.path}: the profiler {error}") from None
     except NO_JSON as error:
         raise BackendError(f"{model.path}: the profiler sent an invalid reply: {error}") from error
+    finally:
+        process.end()
     if isinstance(reply, Failed):
         failure = reply.error()
         raise failure if str(failure).startswith(plain(model.path)) else type(failure)(f"{model.path}: {failure}")
     return reply
-
-
-def _exchange(request: ProfileRequest, model: Model, patience_s: float) -> bytes:
-    process = ChildProcess("agent.optimise.profile_worker")
-    try:
-        return process.ask(
-            encode(request), model.content, within_s=patience_s, what="profiling", largest=_REPLY_MAX
-        )
-    except ChildError as error:
-        raise BackendError(f"{model.path}: the profiler {error}") from None
-    finally:
-        process.end()
 
 
 def operation_times(profiles: Sequence[ModelProfile | str]) -> Iterator[tuple[str, float | None, float | None]]:

@@ -15,7 +15,7 @@ import os
 import sys
 import time
 from collections.abc import Sequence
-from ctypes import POINTER, Structure, byref, c_char_p, c_int, c_int32, c_size_t, c_uint32, c_uint64, c_void_p
+from ctypes import Structure, byref, c_char_p, c_int, c_int32, c_size_t, c_uint32, c_uint64, c_void_p
 from pathlib import Path
 from typing import Any
 
@@ -60,15 +60,17 @@ class _Type(Structure):
     _fields_ = (("element", c_int), ("layout", _Layout))
 
 
-def _event(memory: int) -> type[Structure]:
-    """Return an event's layout; the number of memory fields differs between versions."""
-    usage = c_uint64 * memory
-    named = (("tag", c_char_p), ("kind", c_int), ("start_us", c_uint64), ("elapsed_us", c_uint64))
-    rest = (("before", usage), ("after", usage), ("node", c_uint64), ("graph", c_uint64), ("source", c_int))
-    return type("_Event", (Structure,), {"_fields_": (*named, *rest)})
-
-
-_LAYOUTS = tuple(_event(memory) for memory in (3, 2, 4))
+class _Event(Structure):
+    _fields_ = (
+        ("tag", c_char_p),
+        ("kind", c_int),
+        ("start_us", c_uint64),
+        ("elapsed_us", c_uint64),
+        ("memory", c_uint64 * 6),
+        ("node", c_uint64),
+        ("graph", c_uint64),
+        ("source", c_int),
+    )
 
 
 class Profiler:
@@ -112,9 +114,13 @@ class Profiler:
         self._call("LiteRtGetNumProfilerEvents", self._profiler, byref(count))
         if count.value < 1:
             raise BackendError("LiteRT's profiler has no events; it is known to work in ai-edge-litert 2.3")
-        memory = ctypes.create_string_buffer(count.value * max(map(ctypes.sizeof, _LAYOUTS)))
-        self._call("LiteRtGetProfilerEvents", self._profiler, count, memory)
-        return self._steps(_read_events(memory, count.value))
+        events = (_Event * count.value)()
+        self._call("LiteRtGetProfilerEvents", self._profiler, count, events)
+        if not all(map(_is_plausible, events)):
+            raise BackendError(
+                "LiteRT's profiler uses an unknown event layout; that of ai-edge-litert 2.3 is known"
+            )
+        return self._steps(events)
 
     def _steps(self, events: Any) -> list[ProfilerEvent]:
         here = [event for event in events if event.graph == self._subgraph]
@@ -198,18 +204,8 @@ def library() -> ctypes.CDLL:
     return ctypes.CDLL(str(path))
 
 
-def _read_events(memory: Any, count: int) -> Any:
-    """Return the events in the first layout in which all of them are plausible."""
-    for layout in _LAYOUTS:
-        # The tag is not checked: it may be an invalid pointer.
-        events = ctypes.cast(memory, POINTER(layout * count)).contents
-        if all(_is_plausible(event) for event in events):
-            return events
-    raise BackendError("LiteRT's profiler uses an unknown event layout; that of ai-edge-litert 2.3 is known")
-
-
 def _is_plausible(event: Any) -> bool:
-    kind = int(event.kind)
+    kind = int(event.kind)  # the tag is not checked: it may be an invalid pointer
     return 0 < kind < 1 << 10 and kind & (kind - 1) == 0 and event.source in _SOURCES
 
 

@@ -2,7 +2,7 @@
 
 Every recording of the Free Spoken Digit Dataset's training half whose number ends in 7 was kept out of training
 (see `scripts/build_models/small_speech`); of these, the numbers below 30 are for learning thresholds, the others
-for trying them. Run as a program (`_digits.py DATA FOLDER`) it writes the first as a folder for `vedette models
+for trying them. Run as a program (`_digits.py DATA FOLDER`) it writes the first as a folder for `vedette optimise
 calibrate`, each word clean and at 10 and 0 dB, with seconds of synthetic speech, of actors' speech (`_speech.py`)
 and of noise. Training has heard that noise; the clips that it has not heard are mixed with the words.
 """

@@ -1,4 +1,7 @@
-"""The float NanoDet that the bundled one is compared with. Part of `accuracy` and `optimise/nanodet_int4`."""
+"""The float NanoDet that the bundled one is compared with, and mirrored pictures.
+
+Part of `accuracy` and `optimise/nanodet_int4`.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 from common import ROOT
+
+from agent.optimise.data import Examples
+from agent.optimise.data.annotations import ObjectBoxes
+from agent.types import Image
 
 FLOAT = ROOT / "build" / "models" / "nanodet_float.tflite"
 _MAKER = ROOT / "scripts" / "build_models" / "nanodet"
@@ -20,3 +28,19 @@ def float_file() -> Path:
         if made.returncode != 0:
             raise SystemExit(f"{_MAKER} --float {FLOAT}: failed with status {made.returncode}")
     return FLOAT
+
+
+class Mirrored(Examples):
+    """Pictures and their boxes with left and right exchanged."""
+
+    def __init__(self, examples: Examples) -> None:
+        self.__dict__ = dict(examples.__dict__)
+
+    def picture(self, index: int) -> Image:
+        return np.ascontiguousarray(super().picture(index)[:, ::-1])
+
+    def truth(self, index: int) -> ObjectBoxes:
+        found = super().truth(index)
+        boxes = found.boxes.copy()
+        boxes[:, [0, 2]] = 1.0 - found.boxes[:, [2, 0]]
+        return ObjectBoxes(found.classes, boxes)

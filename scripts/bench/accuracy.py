@@ -32,7 +32,7 @@ def main() -> None:
     figures |= compare(model, reference, pictures)
     if not args.quick:
         print("mirrored:")
-        twins = compare(model, reference, {name: one.mirrored() for name, one in pictures.items()})
+        twins = compare(model, reference, {name: _nanodet.Mirrored(one) for name, one in pictures.items()})
         figures |= {f"{name}_mirrored": value for name, value in twins.items() if "_of_" in name}
     meets = figures["int8_416_of_float"] >= TARGET
     common.conclude("accuracy", figures, {"int8_416_of_float": f">= {TARGET}"}, meets)

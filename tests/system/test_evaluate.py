@@ -44,7 +44,7 @@ def model(tmp_path: Path) -> Path:
 
 def command(model: Path, results: Path) -> list[str]:
     folder = model.parent
-    words = ["models", "evaluate", str(model), str(folder / "words"), "--background", str(folder / "street")]
+    words = ["optimise", "evaluate", str(model), str(folder / "words"), "--background", str(folder / "street")]
     return [sys.executable, "-m", "agent", *words, "--results", str(results), "--json"]
 
 

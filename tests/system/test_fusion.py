@@ -80,7 +80,7 @@ def _replayed(running: Vedette, said_at: float) -> int:
     with recording.open("a") as file:
         file.write(json.dumps(text) + "\n")
     tried = CliRunner().invoke(
-        vedette, ["fusion", "test", "alarm", str(recording), "-c", str(running.file), "--json"]
+        vedette, ["optimise", "fusion", "test", "alarm", str(recording), "-c", str(running.file), "--json"]
     )
     return len(json.loads(tried.stdout)["events"])
 

@@ -91,7 +91,9 @@ def test_commands_of_root_open_no_model_as_root(tmp_path: Path, openers: Path) -
         wait_for(lambda: len(openers.read_text().split()) >= 2)  # the rest takes time, and `test_bench` sees it
         bench.kill()
     assert "1 thread" in vedette("profile", sizes, "--runs", "1", "--threads", "1")
-    assert "written to" in vedette("models", "calibrate", cascade_model(tmp_path), recordings(tmp_path / "words"))
+    assert "written to" in vedette(
+        "optimise", "calibrate", cascade_model(tmp_path), recordings(tmp_path / "words")
+    )
     vedette("config", "check", config)
     found = openers.read_text().split()
     assert len(found) >= 5

@@ -1,4 +1,4 @@
-"""`vedette models`: list, recommend, import, inspect, try and calibrate models, and describe manifests."""
+"""`vedette models`: list, recommend, import, inspect and try models, and describe manifests."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _WIDTH = 160
 
 @click.group()
 def models() -> None:
-    """List and recommend models, import, inspect, try or calibrate one, or describe their manifests."""
+    """List and recommend models, import, inspect or try one, or describe their manifests."""
 
 
 def _model_name(_context: click.Context, option: click.Parameter, name: str) -> str:
@@ -306,72 +306,3 @@ def _plain(text: str) -> str:
 
 def _size(size: int) -> str:
     return f"{size / 1e6:.1f} MB" if size >= 1e6 else f"{size / 1e3:.1f} kB"
-
-
-@models.command()
-@click.argument("model")
-@click.argument("data", type=PATH)
-@click.option(
-    "--loss", type=float, default=0.2, show_default=True, help="Accuracy that may be lost, percentage points."
-)
-@click.option(
-    "--out",
-    type=PATH,
-    help="Write the manifest here, and its files beside it; default: the model's own (not for a bundled model).",
-)
-@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
-def calibrate(model: str, data: Path, loss: float, out: Path | None, as_json: bool) -> None:
-    """Learn from DATA when an exit of MODEL is confident enough, and write it to its manifest.
-
-    DATA is a folder with a folder of recordings for each label; for a model of pictures, examples with classes,
-    see `vedette guide optimise`. A temperature for each exit calibrates its confidence. The chosen thresholds are
-    the cheapest whose accuracy is that of the deepest exit less --loss, in each quarter of DATA.
-    """
-    from agent.cli.models.calibrating import calibrate_and_print
-
-    calibrate_and_print(model, data, loss, out, as_json=as_json)
-
-
-@models.command()
-@click.argument("model")
-@click.argument("data", type=PATH)
-@click.option("--positive", multiple=True, metavar="CLASS", help="Class that is to be found; may be repeated.")
-@click.option(
-    "--target-recall", type=NumberRange(0.0, 1.0, min_open=True), help="Share of it that has to be found, 0..1."
-)
-@click.option(
-    "--background",
-    type=PATH,
-    multiple=True,
-    metavar="FOLDER",
-    help="Sound in which no word is said, for false alarms; may be repeated.",
-)
-@click.option(
-    "--target-false-alarms",
-    type=NumberRange(0.0, 1e6),
-    metavar="RATE",
-    help="Choose the threshold of words with at most so many false alarms an hour.",
-)
-@click.option("--against", default="", metavar="MODEL", help="Compare with another model, on the same examples.")
-@click.option("--variant", default="", help="Size or exit of the model; else its first.")
-@click.option("--limit", type=click.IntRange(8), help="Use so many examples, chosen by a fixed rule.")
-@click.option(
-    "--every", type=click.IntRange(1), default=1, metavar="N", help="Of clips, take each Nth picture alone."
-)
-@click.option("--report", type=PATH, help="Write this HTML, with the worst errors of a model of pictures.")
-@click.option(
-    "--results", type=PATH, metavar="FILE", help="Store what each file gave here, and continue from it."
-)
-@click.option("--force", is_flag=True, help="Replace files.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of tables.")
-def evaluate(model: str, data: Path, **options: Any) -> None:
-    """Tell how often MODEL is right on DATA, by class, and what its thresholds give.
-
-    DATA is a folder of pictures for each class, pictures with boxes of YOLO, VOC or COCO, or a .npz, see `vedette
-    guide optimise`. For a model of words it is a folder of recordings for each word. Clips of MOTChallenge, or a
-    video with the lines of a gt.txt beside it, tell how objects are tracked; MODEL may be det.txt, their
-    published detections. Exits with 1 if no threshold reaches a target.
-    """
-    from agent.cli.models.evaluate import EvaluateOptions, evaluate_and_print
-
-    sys.exit(not evaluate_and_print(model, data, EvaluateOptions(**options)))

@@ -1,4 +1,4 @@
-"""`vedette optimise`: turn a model into one that runs faster on a board, on a workstation."""
+"""`vedette optimise`: turn a model into one that runs faster on a board, and measure how good it is."""
 
 from __future__ import annotations
 
@@ -11,12 +11,14 @@ from urllib.parse import urlsplit
 
 import click
 
+from agent.cli.optimise.fusion import fusion
+from agent.cli.optimise.screening import screening
 from agent.cli.options import PATH, FilePath, NumberRange, duration
 
 
 @click.group()
 def optimise() -> None:
-    """Turn a model into one that runs faster on a board."""
+    """Turn a model into one that runs faster on a board, and evaluate, calibrate or screen with one."""
     # Before torch is imported: on a busy machine its threads wait for each other longer than they compute, and by
     # default they spin meanwhile. A small network took 20 s of processor time instead of 0.7 s.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
@@ -285,8 +287,8 @@ def anomaly(model: str, out: Path, **options: Any) -> None:
     """Learn from pictures of sound parts, and write OUT, which reports what differs from them.
 
     MODEL is a backbone: the bundled `inspection`, or one whose output are features, [1, height, width, channels].
-    Two of three parts go into the memory of OUT, the others set its limit. Faulty parts decide nothing. OUT.png
-    shows where parts differ. No training: a board does it as well.
+    Two of three parts go into the memory of OUT, the others set its limit. Faulty parts decide nothing. No
+    training: a board does it as well. `vedette models try OUT PART --picture JPEG` shows where a part differs.
     """
     from agent.cli.optimise.steps import write_anomaly_model
 
@@ -316,8 +318,8 @@ def depth(model: str, out: Path, **options: Any) -> None:
     """Give the classifier MODEL early exits, train and calibrate them, and write OUT with reports.
 
     Easy inputs are then answered by an early exit, and hard ones go on to a deeper one, which repeats nothing.
-    OUT is float, as MODEL has to be; `vedette optimise quantise` takes it, and `vedette models calibrate` learns
-    its thresholds again.
+    OUT is float, as MODEL has to be; `vedette optimise quantise` takes it, and `optimise calibrate` learns its
+    thresholds again.
 
     One part of the examples is for training. Of the rest, one half is for the thresholds, on the other the result
     is measured. An interrupted run goes on from its checkpoints, in the folder OUT.work.
@@ -404,3 +406,74 @@ def search_export(study: str, trial: int, out: Path, files: Path | None, force: 
     from agent.cli.optimise.search import export_and_print
 
     export_and_print(study, trial, out, files=files, command=_command(), force=force, as_json=as_json)
+
+
+@optimise.command()
+@_MODEL
+@click.argument("data", type=PATH)
+@click.option(
+    "--loss", type=float, default=0.2, show_default=True, help="Accuracy that may be lost, percentage points."
+)
+@click.option(
+    "--out",
+    type=PATH,
+    help="Write the manifest here, and its files beside it; default: the model's own (not for a bundled model).",
+)
+@_JSON
+def calibrate(model: str, data: Path, loss: float, out: Path | None, as_json: bool) -> None:
+    """Learn from DATA when an exit of MODEL is confident enough, and write it to its manifest.
+
+    DATA is a folder with a folder of recordings for each label; for a model of pictures, examples with classes,
+    see `vedette guide optimise`. A temperature for each exit calibrates its confidence. The chosen thresholds are
+    the cheapest whose accuracy is that of the deepest exit less --loss, in each quarter of DATA.
+    """
+    from agent.cli.optimise.calibrate import calibrate_and_print
+
+    calibrate_and_print(model, data, loss, out, as_json=as_json)
+
+
+@optimise.command()
+@_MODEL
+@click.argument("data", type=PATH)
+@click.option("--positive", multiple=True, metavar="CLASS", help="Class that is to be found; may be repeated.")
+@click.option(
+    "--target-recall", type=NumberRange(0.0, 1.0, min_open=True), help="Share of it that has to be found, 0..1."
+)
+@click.option(
+    "--background",
+    type=PATH,
+    multiple=True,
+    metavar="FOLDER",
+    help="Sound in which no word is said, for false alarms; may be repeated.",
+)
+@click.option(
+    "--target-false-alarms",
+    type=NumberRange(0.0, 1e6),
+    metavar="RATE",
+    help="Choose the threshold of words with at most so many false alarms an hour.",
+)
+@click.option("--against", default="", metavar="MODEL", help="Compare with another model, on the same examples.")
+@click.option("--variant", default="", help="Size or exit of the model; else its first.")
+@click.option("--limit", type=click.IntRange(8), metavar="N", help="Use only N pictures, chosen by a fixed rule.")
+@click.option(
+    "--every", type=click.IntRange(1), default=1, metavar="N", help="Of clips, take each Nth picture alone."
+)
+@click.option(
+    "--results", type=PATH, metavar="FILE", help="Store what each recording gave here, and continue from it."
+)
+@_JSON
+def evaluate(model: str, data: Path, **options: Any) -> None:
+    """Tell how often MODEL is right on DATA, by class, and what its thresholds give.
+
+    DATA is a folder of pictures for each class, pictures with boxes of YOLO, VOC or COCO, or a .npz, see `vedette
+    guide optimise`. For a model of words it is a folder of recordings for each word. Clips of MOTChallenge tell
+    how objects are tracked; MODEL may be det.txt, their published detections. Exits with 1 if no threshold
+    reaches a target.
+    """
+    from agent.cli.optimise.evaluate import EvaluateOptions, evaluate_and_print
+
+    sys.exit(not evaluate_and_print(model, data, EvaluateOptions(**options)))
+
+
+optimise.add_command(screening)
+optimise.add_command(fusion)

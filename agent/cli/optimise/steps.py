@@ -303,9 +303,9 @@ def write_anomaly_model(
         others = _pictures(faulty, model, None) if faulty else None
         settings = AnomalySettings(out.stem, places, false_alarms / 100.0, label)
         found = make_anomaly_model(model, sound, others, settings, command=command, progress=_learning)
-        return MadeModel(found.content, found.report, {_CHART: found.sheet}, found.keys)
+        return MadeModel(found.content, found.report, keys=found.keys)
 
-    run_step(StepJob(out, name, [data, faulty], (_CHART,), (), force, as_json), make)
+    run_step(StepJob(out, name, [data, faulty], (), (), force, as_json), make)
 
 
 def _learning(what: str, share: float) -> None:

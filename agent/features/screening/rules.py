@@ -95,7 +95,7 @@ class PictureLimits(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class ScreeningPoint(Struct, frozen=True, forbid_unknown_fields=True):
-    """Operating point of a model for one label, as `vedette screening calibrate` writes it.
+    """Operating point of a model for one label, as `vedette optimise screening calibrate` writes it.
 
     Attributes:
         model: its name or path.

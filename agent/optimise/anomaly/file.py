@@ -1,22 +1,16 @@
-"""Turns a backbone and pictures of sound parts into a model of anomalies, for `vedette optimise anomaly`.
-
-One picture that shows what a model of anomalies finds: parts with their scores, and where they differ.
-"""
+"""Turns a backbone and pictures of sound parts into a model of anomalies, for `vedette optimise anomaly`."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
-import cv2
 import numpy as np
 from msgspec import Struct
 from msgspec.structs import replace
-from numpy.typing import NDArray
 
-from agent.compute.decode.maps import TOP, picture_score, score_of
-from agent.compute.drawing import ink, line
+from agent.compute.decode.maps import TOP, picture_score
 from agent.compute.manifest import Manifest, Model, OutputManifest
 from agent.errors import ModelError
 from agent.optimise.anomaly.memory import (
@@ -33,63 +27,14 @@ from agent.optimise.data import Examples
 from agent.optimise.evaluate import open_content, outputs_of, time_ms
 from agent.optimise.report import OptimiseReport, StepResult, describe_machine
 from agent.text import plural
-from agent.types import Image
-
-_SIDE, _CAPTION, _GAP = 256, 18, 6
-_INK, _PAPER = (40, 40, 40), 255
-_RED = (40, 40, 230)
-"""BGR."""
-
-
-class SheetPart(NamedTuple):
-    """A part on the sheet.
-
-    Attributes:
-        picture: BGR, H×W×3 uint8.
-        shares: squared distances of its places as shares of what sound ones reach, float32 [h, w]; from 1 on they
-            are marked.
-        caption: above it.
-    """
-
-    picture: Image
-    shares: NDArray[np.float32]
-    caption: str
-
-
-def sheet_png(rows: Sequence[Sequence[SheetPart]]) -> bytes:
-    """Return rows of parts as a PNG: each as it is, but where it differs, in red."""
-    rows = [row for row in rows if row]
-    columns = max(map(len, rows), default=1)
-    height = len(rows) * (_SIDE + _CAPTION + _GAP) + _GAP
-    sheet = np.full((height, columns * (_SIDE + _GAP) + _GAP, 3), _PAPER, np.uint8)
-    for y, row in enumerate(rows):
-        for x, part in enumerate(row):
-            top, left = _GAP + y * (_SIDE + _CAPTION + _GAP), _GAP + x * (_SIDE + _GAP)
-            ink(sheet, line(part.caption, _CAPTION)[:, :_SIDE], left, top, _INK)
-            sheet[top + _CAPTION : top + _CAPTION + _SIDE, left : left + _SIDE] = _marked(part)
-    return bytes(cv2.imencode(".png", sheet)[1])
-
-
-def _marked(part: SheetPart) -> Image:
-    picture = cv2.resize(part.picture, (_SIDE, _SIDE), interpolation=cv2.INTER_AREA)
-    shares = cv2.resize(part.shares, (_SIDE, _SIDE), interpolation=cv2.INTER_LINEAR)
-    differs = shares >= 1.0
-    opacity = np.clip(shares - 0.5, 0.0, 0.6)[:, :, None] * differs[:, :, None]
-    marked = np.asarray(picture * (1.0 - opacity) + np.array(_RED) * opacity, np.uint8)
-    edges, _ = cv2.findContours(differs.astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)
-    cv2.drawContours(marked, edges, -1, _RED, 1)
-    return np.asarray(marked, np.uint8)
-
 
 Progress = Callable[[str, float], None]
 """Called with what is done, and its share, 0..1."""
 _HELD_OUT = 3
 """One of so many sound parts is for the limit."""
-_SHOWN = 5
 _DIFFERENCE = 1e-2
 """Most by which the file's distances may differ from those that were learned from, as a share of the largest."""
 _SCARCE = 30
-_FEW_FOUND = 0.5
 _BLIND = 0.7
 _COPIED = 1e-2
 """Squared distance, in standard deviations of a feature, below which a limit is that of copies."""
@@ -150,13 +95,11 @@ class AnomalyFile(Struct, frozen=True):
         content: of the file.
         keys: of its manifest that differ from the backbone's.
         report: with its figures.
-        sheet: PNG of sound parts that were not learned from, and of faulty ones.
     """
 
     content: bytes
     keys: dict[str, Any]
     report: OptimiseReport
-    sheet: bytes
 
 
 def make_anomaly_model(
@@ -202,7 +145,7 @@ def make_anomaly_model(
         settings,
     )
     report = _report(model, content, judged, command)
-    return AnomalyFile(content, _keys(model.manifest, judged), report, _sheet(judged))
+    return AnomalyFile(content, _keys(model.manifest, judged), report)
 
 
 def _limits(normal: _Parts, false_alarms: float) -> Limits:
@@ -219,14 +162,11 @@ def _limits(normal: _Parts, false_alarms: float) -> Limits:
 
 def _learned(model: Model, examples: Examples, progress: Progress) -> tuple[Floats, Floats]:
     """Return features of places of all pictures, float32 [n, C], and those of the first picture, [1, H, W, C]."""
-    random, rows, first, is_same = np.random.default_rng(0), [], None, True
+    random, rows, first = np.random.default_rng(0), [], None
     for features in _outputs(model.content, model.manifest, examples, "learning", progress):
         first = features if first is None else first
-        is_same = is_same and np.array_equal(first, features)
         rows.append(some_places(features, len(examples), random))
     assert first is not None
-    if is_same:
-        raise ModelError(f"{examples.description}: all pictures are the same, so that nothing can be learned")
     return np.concatenate(rows), first[None]
 
 
@@ -332,15 +272,11 @@ def _notes(judged: _Judged) -> Iterator[str]:
 def _remarks(judged: _Judged, area: float | None) -> Iterator[str]:
     """Yield doubts: few parts, a limit that cannot be told, faults that are not seen."""
     count, false_alarms = len(judged.normal.maps), judged.settings.false_alarms
-    if (whole := judged.learned + count) < (total := judged.normal.examples.total):
-        yield f"{whole} of {total} sound parts are used, as --limit says"
-    if whole < _SCARCE:
+    if (whole := judged.learned + count) < _SCARCE:
         yield f"{plural(whole, 'sound part')}: with fewer than {_SCARCE} much that is normal is unknown"
     if false_alarms < (least := 1.0 / (count + 1)):
-        yield (
-            f"{plural(count, 'part')} for the limit cannot tell {false_alarms:.2%} of false alarms from "
-            f"{least:.2%}: the limit is the largest of them"
-        )
+        told = plural(count, "part")
+        yield f"{told} for the limit cannot tell {false_alarms:.2%} of false alarms from {least:.2%}"
     if judged.faulty is None or area is None:
         yield "without --faulty nothing tells whether faults are found: give some, even few"
         return
@@ -349,29 +285,3 @@ def _remarks(judged: _Judged, area: float | None) -> Iterator[str]:
             f"AUROC {area:.2f}: this backbone hardly sees these faults: show the part larger and in even light, "
             "or take a model that is trained on faults"
         )
-    elif (found := float((judged.faulty.scores > judged.limits.part).mean())) < _FEW_FOUND:
-        yield (
-            f"{found:.0%} of the faulty parts are reported: accept more false alarms, or give more sound parts, "
-            "so that the limit is known better"
-        )
-
-
-def _sheet(judged: _Judged) -> bytes:
-    rows = [_row(judged.normal, judged.limits, "sound", most=True)]
-    if judged.faulty is not None:
-        rows += [_row(judged.faulty, judged.limits, "faulty", most=most) for most in (True, False)]
-    return sheet_png(rows)
-
-
-def _row(parts: _Parts, limits: Limits, what: str, *, most: bool) -> list[SheetPart]:
-    """Return the parts that differ most, or least, marked where the decoder reports regions."""
-    order = np.argsort(parts.scores)
-    row = []
-    for index in (order[::-1] if most else order)[:_SHOWN].tolist():
-        distances, picture = parts.maps[index], parts.examples.picture(index)
-        if parts.examples.order == "rgb":
-            picture = np.ascontiguousarray(picture[..., ::-1])
-        share = picture_score(distances) / limits.part
-        level = min(limits.place, float(distances.max())) if share >= 1.0 else limits.place
-        row.append(SheetPart(picture, distances / level, f"{what} {score_of(share):.2f}"))
-    return row

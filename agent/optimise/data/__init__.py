@@ -19,6 +19,7 @@ Pictures are decoded when they are asked for, and prepared by the same code as i
 
 from __future__ import annotations
 
+import copy
 import hashlib
 from collections.abc import Sequence
 from pathlib import Path
@@ -35,7 +36,7 @@ from agent.compute.manifest import InputManifest, Model
 from agent.compute.tflite.model import TensorSpec
 from agent.compute.tflite.read import read_modelfile
 from agent.errors import ModelError, SourceError
-from agent.optimise.data.annotations import DataFile, ObjectBoxes
+from agent.optimise.data.annotations import ObjectBoxes
 from agent.optimise.data.layouts import FoundData, check_classifier, matched, read_data
 from agent.text import plain, plural
 from agent.types import Array, ChannelOrder, Image
@@ -62,7 +63,6 @@ class Examples:
         names: of the classes; empty: not known.
         description: what was read from where, in a line.
         remarks: doubts.
-        total: number at the path, of which these are some.
     """
 
     def __init__(
@@ -71,20 +71,16 @@ class Examples:
         shape: tuple[int, ...],
         preparation: InputManifest,
         path: str,
-        rows: NDArray[np.intp] | None = None,
         *,
-        mirrored: bool = False,
         sound: bool = False,
-        remarks: tuple[str, ...] = (),
     ) -> None:
-        self._content, self._preparation, self._path, self._sound = content, preparation, path, sound
+        self._content, self._preparation, self._path = content, preparation, path
         self._may_be_pixels = preparation.pixels and not sound
-        self._rows = np.arange(len(content.pictures)) if rows is None else rows
-        self._mirrored = mirrored
+        self._rows = np.arange(len(content.pictures))
         self._inputs: dict[TensorSpec, ImageInput] = {}
-        self.shape, self.names, self.remarks, self.total = shape, content.names, remarks, len(content.pictures)
+        self.shape, self.names, self.remarks = shape, content.names, tuple[str, ...]()
         self.kind: Kind = "classes" if content.classes is not None else "boxes" if content.objects else "none"
-        self.labels = None if content.classes is None else content.classes[self._rows]
+        self.labels = content.classes
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -142,8 +138,7 @@ class Examples:
         """
         pictures, row = self._content.pictures, self._rows[index]
         if isinstance(pictures, np.ndarray) and pictures.dtype != np.uint8:
-            values = pictures[row]
-            _store(values[:, ::-1] if self._mirrored and values.ndim == 3 else values, spec, tensor)
+            _store(pictures[row], spec, tensor)
             return Placement()
         if spec not in self._inputs:
             self._inputs[spec] = ImageInput(spec, self._preparation)
@@ -167,7 +162,7 @@ class Examples:
             raise ModelError(f"{self._path}: `x` holds real values, where pictures are needed: uint8")
         else:
             found = pictures[row] if pictures.shape[-1] == 3 else np.repeat(pictures[row], 3, axis=-1)
-        return np.ascontiguousarray(found[:, ::-1]) if self._mirrored else found
+        return found
 
     def name(self, index: int) -> str:
         """Return the name of an example's file, or its number in an array."""
@@ -176,40 +171,26 @@ class Examples:
 
     def digest(self, index: int) -> str:
         """Return the SHA-256 of an example's file, or of its values. Raises ModelError if it cannot be read."""
+        return hashlib.sha256(self._bytes(index)).hexdigest()
+
+    def _bytes(self, index: int) -> bytes:
+        """Return an example's file, or its values."""
         pictures, row = self._content.pictures, self._rows[index]
-        content = pictures[row].tobytes() if isinstance(pictures, np.ndarray) else pictures[row][1].read()
-        return hashlib.sha256(content).hexdigest() + ("-mirrored" if self._mirrored else "")
+        return bytes(pictures[row].tobytes()) if isinstance(pictures, np.ndarray) else pictures[row][1].read()
 
     def truth(self, index: int) -> ObjectBoxes:
         """Return the objects in a picture. Raises ModelError if the examples have no boxes."""
         if self._content.objects is None:
             raise ModelError(f"{self._path}: has no boxes: they are read from `labels/*.txt` beside `images/`")
         found: ObjectBoxes = self._content.objects[self._rows[index]]
-        if not self._mirrored:
-            return found
-        boxes = found.boxes.copy()
-        boxes[:, [0, 2]] = 1.0 - found.boxes[:, [2, 0]]
-        return ObjectBoxes(found.classes, boxes)
+        return found
 
     def take(self, indices: Sequence[int] | NDArray[Any]) -> Examples:
         """Return some of the examples, in this order. They share what is in memory."""
-        return self._changed(self._rows[np.asarray(indices, np.intp)], mirrored=self._mirrored)
-
-    def mirrored(self) -> Examples:
-        """Return the examples with left and right exchanged."""
-        return self._changed(self._rows, mirrored=not self._mirrored)
-
-    def _changed(self, rows: NDArray[np.intp], *, mirrored: bool) -> Examples:
-        return Examples(
-            self._content,
-            self.shape,
-            self._preparation,
-            self._path,
-            rows,
-            mirrored=mirrored,
-            sound=self._sound,
-            remarks=self.remarks,
-        )
+        chosen, found = np.asarray(indices, np.intp), copy.copy(self)
+        found._rows, found._inputs = self._rows[chosen], {}
+        found.labels = None if self.labels is None else self.labels[chosen]
+        return found
 
     def value_range(self) -> tuple[float, float]:
         """Return least and greatest real value: of pixels, or of arrays that are no pictures.
@@ -226,18 +207,13 @@ class Examples:
     def are_whole(self) -> bool:
         """True for whole numbers that are no pictures, such as those of words."""
         pictures = self._content.pictures
-        return isinstance(pictures, np.ndarray) and pictures.dtype != np.uint8 and pictures.dtype.kind in "iu"
-
-    @property
-    def _has_values(self) -> bool:
-        """True for real values, False for pictures."""
-        pictures = self._content.pictures
-        return isinstance(pictures, np.ndarray) and pictures.dtype != np.uint8
+        return not self._content.has_pictures and np.asarray(pictures).dtype.kind in "iu"
 
     @property
     def are_pixels(self) -> bool:
         """True for pictures, and for real values that a manifest may have made of some; False for sound, too."""
-        return not self._has_values or (self._may_be_pixels and len(self.shape) == 3 and self.shape[2] in (1, 3))
+        could_be = self._may_be_pixels and len(self.shape) == 3 and self.shape[2] in (1, 3)
+        return self._content.has_pictures or could_be
 
     def check(self, spec: TensorSpec) -> None:
         """Check that each example fits an input tensor and can be read, and that they differ.
@@ -248,38 +224,24 @@ class Examples:
         Raises:
             ModelError: names the first that cannot be used, or all are the same.
         """
-        pictures = self._content.pictures
-        if not isinstance(pictures, np.ndarray):
+        if self._content.has_pictures:
             ImageInput(spec, self._preparation)
-            self._check_files(pictures)
-            return
-        if pictures.dtype != np.uint8:
-            self._check_values(pictures, spec)
         else:
-            ImageInput(spec, self._preparation)
-        first = pictures[self._rows[0]]
-        if all(np.array_equal(pictures[row], first) for row in self._rows):
-            raise self._all_alike()
-
-    def _check_files(self, pictures: Sequence[tuple[str, DataFile]]) -> None:
-        first, alike = b"", True
-        for row in self._rows:
-            name, file = pictures[row]
-            content, shown = file.read(), f"{self._path}: {plain(name)}"
-            try:
-                _decode(content, shown, _PREVIEW)
-            except ModelError:
-                _decode(content, shown)  # less than eight pixels have no preview
-            first = first or content
-            alike = alike and content == first
-        if alike:
-            raise self._all_alike()
-
-    def _all_alike(self) -> ModelError:
-        return ModelError(
-            f"{self._path}: all {len(self)} examples are the same: give some that differ as those do that the "
-            "model will see"
-        )
+            self._check_values(np.asarray(self._content.pictures), spec)
+        contents = set()
+        for index in range(len(self)):
+            content, shown = self._bytes(index), f"{self._path}: {self.name(index)}"
+            contents.add(hashlib.sha256(content).digest())
+            if not isinstance(self._content.pictures, np.ndarray):
+                try:
+                    _decode(content, shown, _PREVIEW)
+                except ModelError:
+                    _decode(content, shown)  # less than eight pixels have no preview
+        if len(contents) == 1:
+            raise ModelError(
+                f"{self._path}: all {len(self)} examples are the same: give some that differ as those that the "
+                "model will see"
+            )
 
     def _check_values(self, values: Array, spec: TensorSpec) -> None:
         """Check the shape of real values, and their range against that which the manifest makes of pixels."""
@@ -289,9 +251,7 @@ class Examples:
         if values.dtype.kind == "f" and np.dtype(spec.dtype).kind in "iu" and not spec.quantised:
             raise ModelError(f"{self._path}: `x` is {values.dtype}; input {spec} needs whole numbers")
         least, most = float(values.min()), float(values.max())
-        if not np.isfinite(least + most):
-            raise ModelError(f"{self._path}: `x` has values that are not finite")
-        if max(-least, most) > _LARGEST:
+        if not max(-least, most) <= _LARGEST:  # nor NaN
             raise ModelError(
                 f"{self._path}: `x` has values from {least:.4g} to {most:.4g}: expected none beyond {_LARGEST:g}"
             )
@@ -375,8 +335,6 @@ def read_examples(
     if not inputs or min((size for one in inputs for size in one.shape), default=0) < 1:
         found = ", ".join(map(str, inputs)) or "none"
         raise ModelError(f"{model.path}: examples need a model with inputs of fixed shapes; found {found}")
-    if limit is not None and limit < _FEWEST:
-        raise ModelError(f"a limit of {plural(limit, 'example')}: expected at least {_FEWEST}")
     content = read_data(path, [one.name for one in inputs])
     if len(inputs) != 1 + len(content.others):
         names = ", ".join(one.name for one in inputs)
@@ -390,23 +348,22 @@ def read_examples(
         raise ModelError(
             f"{path}: holds pictures, and {model.path} takes sound: give real values, a .npz with `x`"
         )
-    if len(content.pictures) < _FEWEST:
-        found = plural(len(content.pictures), "example")
-        raise ModelError(f"{path}: {found}; expected at least {_FEWEST}")
-    remarks: tuple[str, ...] = ()
+    if (count := min(len(content.pictures), limit or _FEWEST)) < _FEWEST:
+        raise ModelError(f"{path}: {plural(count, 'example')}; expected at least {_FEWEST}")
+    doubts: tuple[str, ...] = ()
     if not (own_classes and content.classes is not None):
         check_classifier(content, path, model, outputs)
         content, doubts = matched(content, path, model, outputs)
-        remarks += doubts
-    sound = model.manifest.audio is not None
     ends = next((known.inputs for known in file.signatures if known.name == signature), {})
     graph = file.graph(signature)
     sizes = graph.tensors[ends.get(inputs[0].name, graph.inputs[0])].sizes
     taken = _sized(inputs[0], sizes, content, path)
-    examples = Examples(content, taken.shape[1:], model.manifest.input, str(path), sound=sound)
+    examples = Examples(
+        content, taken.shape[1:], model.manifest.input, str(path), sound=model.manifest.audio is not None
+    )
     if limit is not None and limit < len(examples):
         chosen = np.random.default_rng(0).permutation(len(examples))[:limit]
         examples = examples.take(np.sort(chosen))
     examples.check(taken)
-    examples.remarks = remarks
+    examples.remarks = doubts
     return examples

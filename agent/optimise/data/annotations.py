@@ -4,13 +4,15 @@
   and `bndbox`, in pixels, of the picture's `size`.
 - COCO: one `.json` with `images`, `annotations` and `categories`: https://cocodataset.org/#format-data.
 
-A box of no width or height is left out. One that lies outside of its picture by more than a pixel is an error.
+A box of no width or height is left out, and so are crowds. One that lies outside of its picture by more than a
+pixel is an error.
 """
 
 from __future__ import annotations
 
 import xml.etree.ElementTree as ElementTree
-from collections.abc import Iterable, Iterator, Mapping, Set
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, NamedTuple
 
@@ -22,7 +24,7 @@ from agent.capture.local import SUFFIXES
 from agent.capture.source import header_size
 from agent.errors import NO_JSON, ModelError, reason_of
 from agent.structs import from_json
-from agent.text import plain, plural
+from agent.text import plain
 
 _LARGEST = 4 * 1024 * 1024
 """Bytes of an `.xml`; expat bounds what its entities expand to."""
@@ -66,6 +68,13 @@ class DataFile(Struct, frozen=True):
         except OSError as error:
             raise ModelError(f"{self.path}: cannot be read: {reason_of(error)}") from None
 
+    def text(self) -> str:
+        """Return the content as text. Raises ModelError if it cannot be read, or is not UTF-8."""
+        try:
+            return self.read().decode("utf-8-sig")
+        except UnicodeDecodeError:
+            raise ModelError(f"{self.path}: is not UTF-8") from None
+
 
 def suffix_of(name: str) -> str:
     """Return the suffix of a file, in lower case."""
@@ -77,18 +86,8 @@ def kinds() -> str:
     return ", ".join(sorted(suffix.removeprefix(".") for suffix in SUFFIXES))
 
 
-class NamedBoxes(NamedTuple):
-    """Boxes of all pictures.
-
-    Attributes:
-        names: of the classes, sorted as the file has them.
-        objects: of each picture, by its name.
-        remarks: what was left out.
-    """
-
-    names: tuple[str, ...]
-    objects: dict[str, ObjectBoxes]
-    remarks: tuple[str, ...]
+NamedBoxes = tuple[tuple[str, ...], dict[str, ObjectBoxes]]
+"""Names of the classes, sorted as the file has them, and the boxes of each picture, by its name."""
 
 
 class _Named(NamedTuple):
@@ -126,13 +125,13 @@ def _by_stem(names: Iterable[str]) -> dict[str, list[str]]:
     return places
 
 
-def _nearest(picture: str, places: Mapping[str, list[str]], path: str) -> str:
-    """Return the file of a picture: in its folder, else the only one of its name; empty: there is none."""
-    found = places.get(PurePosixPath(picture).stem, [])
-    beside = [name for name in found if PurePosixPath(name).parent == PurePosixPath(picture).parent]
+def _nearest(wanted: str, places: Mapping[str, list[str]], shown: str) -> str:
+    """Return the file of the same stem: in the same folder, else the only one; empty: there is none."""
+    found, folder = places.get(PurePosixPath(wanted).stem, []), PurePosixPath(wanted).parent.parts
+    beside = [name for name in found if PurePosixPath(name).parts[-1 - len(folder) : -1] == folder]
     if len(beside or found) > 1:
         several = plain(", ".join((beside or found)[:3]))
-        raise ModelError(f"{path}: {plain(picture)}: which of {several} is its annotation is not clear")
+        raise ModelError(f"{shown}: {plain(wanted)}: which of {several} belongs to it is not clear")
     return (beside or found or [""])[0]
 
 
@@ -231,62 +230,44 @@ def read_coco(path: str, name: str, content: bytes, pictures: Mapping[str, DataF
         coco = from_json(content, _Coco)
     except NO_JSON as error:
         raise ModelError(f"{shown}: cannot be used as a file of COCO: {plain(str(error))}") from None
-    places = _places_of(coco.images, pictures, shown)
+    stems, places = _by_stem(pictures), dict[int, str]()
     images = {one.id: one for one in coco.images}
     names = {one.id: one.name for one in coco.categories}
     if len(images) < len(coco.images) or len(names) < len(coco.categories):
         raise ModelError(f"{shown}: two images, or two categories, have the same id")
-    found: dict[str, list[_Named]] = {picture: [] for picture in pictures}
-    for one in coco.annotations:
-        image, kind = images.get(one.image_id), names.get(one.category_id)
-        if image is None or kind is None:
-            raise ModelError(f"{shown}: a box of image {one.image_id}, category {one.category_id}: not listed")
-        if not (picture := places[one.image_id]):
-            raise ModelError(f"{shown}: {plain(image.file_name)} is not among the pictures ({kinds()})")
-        if not one.iscrowd:
-            x, y, width, height = one.bbox
-            try:
-                box = _fractions((x, y, x + width, y + height), image.width, image.height)
-            except ValueError as error:
-                raise ModelError(f"{shown}: {plain(image.file_name)}: {error}") from None
-            found[picture].append(_Named(kind, box))
-    result = _numbered(found, [one.name for one in sorted(coco.categories, key=lambda one: one.id)])
-    return result._replace(remarks=(*result.remarks, *_left_out(coco, set(places.values()), pictures)))
-
-
-def _places_of(images: Iterable[_CocoImage], pictures: Mapping[str, DataFile], shown: str) -> dict[int, str]:
-    """Return the picture of each image, by its path, else by its name; empty: it is not there."""
-    by_name: dict[str, list[str]] = {}
-    for picture in pictures:
-        by_name.setdefault(PurePosixPath(picture).name, []).append(picture)
-    places = {}
-    for one in images:
-        named = by_name.get(PurePosixPath(one.file_name).name, [])
-        exact = [place for place in named if place == one.file_name or place.endswith(f"/{one.file_name}")]
-        if len(exact or named) > 1:
-            raise ModelError(f"{shown}: {plain(one.file_name)}: there are several pictures of that name")
-        places[one.id] = (exact or named or [""])[0]
-        try:
-            if places[one.id]:
+    for one in coco.images:
+        places[one.id] = _nearest(one.file_name, stems, shown)
+        if places[one.id]:
+            with _told_of(one, shown):
                 _check_size(pictures[places[one.id]], one.width, one.height)
-        except ValueError as error:
-            raise ModelError(f"{shown}: {plain(one.file_name)}: {error}") from None
-    return places
+    found: dict[str, list[_Named]] = {picture: [] for picture in pictures}
+    for box in coco.annotations:
+        image, kind = images.get(box.image_id), names.get(box.category_id)
+        if image is None or kind is None:
+            raise ModelError(f"{shown}: a box of image {box.image_id}, category {box.category_id}: not listed")
+        if not (picture := places[box.image_id]):
+            raise ModelError(f"{shown}: {plain(image.file_name)} is not among the pictures ({kinds()})")
+        if not box.iscrowd:
+            x, y, width, height = box.bbox
+            with _told_of(image, shown):
+                edges = _fractions((x, y, x + width, y + height), image.width, image.height)
+            found[picture].append(_Named(kind, edges))
+    return _numbered(found, [one.name for one in sorted(coco.categories, key=lambda one: one.id)])
 
 
-def _left_out(coco: _Coco, named: Set[str], pictures: Iterable[str]) -> Iterator[str]:
-    if crowds := sum(one.iscrowd for one in coco.annotations):
-        yield f"{plural(crowds, 'crowd')} left out, so that what is found there counts as false"
-    if others := sum(one not in named for one in pictures):
-        yield f"{plural(others, 'picture')} that it does not name counted as without boxes"
+@contextmanager
+def _told_of(image: _CocoImage, shown: str) -> Iterator[None]:
+    """Raise a ValueError as a ModelError that names the image."""
+    try:
+        yield
+    except ValueError as error:
+        raise ModelError(f"{shown}: {plain(image.file_name)}: {error}") from None
 
 
 def _numbered(found: Mapping[str, list[_Named]], names: list[str]) -> NamedBoxes:
-    objects, degenerate = {}, 0
+    objects = {}
     for picture, some in found.items():
         kept = [one for one in some if one.box[0] < one.box[2] and one.box[1] < one.box[3]]
-        degenerate += len(some) - len(kept)
         classes = np.array([names.index(one.name) for one in kept], np.int64)
         objects[picture] = ObjectBoxes(classes, np.array([one.box for one in kept], np.float64).reshape(-1, 4))
-    remarks = (f"{plural(degenerate, 'box', 'boxes')} without width or height left out",) if degenerate else ()
-    return NamedBoxes(tuple(names), objects, remarks)
+    return tuple(names), objects

@@ -7,7 +7,6 @@ Content is untrusted: no name in an archive is used as a path, and nothing is un
 
 from __future__ import annotations
 
-import difflib
 import tarfile
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
@@ -22,6 +21,7 @@ from agent.capture.local import SUFFIXES
 from agent.compute.decode.decoder import assign_scores
 from agent.compute.manifest import HIDDEN, Model
 from agent.compute.tflite.model import TensorSpec
+from agent.config.wording import nearest
 from agent.errors import ModelError
 from agent.optimise.data.annotations import (
     DataFile,
@@ -38,8 +38,6 @@ _IMAGES, _LABELS, _CLASSES = "images", "labels", "classes.txt"
 _EXAMPLES = "expected a folder, a .tar or a .npz of examples"
 _LAYOUTS = "expected a sub-folder of pictures for each class, `images/` with boxes in `labels/`, or a .npz"
 _CLASSES_MAX = 1_000_000
-_UNREAD = frozenset({".avif", ".gif", ".heic", ".heif", ".jfif", ".jp2", ".tif", ".tiff", ".webp"})
-"""Suffixes of pictures that are not read."""
 _DAMAGED = (tarfile.TarError, OSError, EOFError, ValueError)
 """Errors that a damaged archive raises."""
 
@@ -102,8 +100,6 @@ def _read_pictures(path: Path, files: _Files, pictures: _Files) -> FoundData:
     tops = {name.partition("/")[0] if "/" in name else "" for name in pictures}
     if _IMAGES in tops:
         return _read_yolo(path, files, {name: file for name, file in pictures.items() if _top(name) == _IMAGES})
-    if len(tops) == 1 and "" not in tops:  # a class whose pictures are all left out does not vanish
-        tops |= {_top(name) for name in files if "/" in name and suffix_of(name) in _UNREAD}
     if len(tops) == 1:  # a single folder is no choice between classes
         return FoundData(tuple(pictures.items()), "pictures without labels")
     if "" in tops:
@@ -119,22 +115,24 @@ def _read_annotated(path: Path, files: _Files, pictures: _Files) -> FoundData | 
     notes = {name: file for name, file in files.items() if name.endswith(".xml")}
     lists = [name for name in files if name.endswith(".json") and _is_coco(files[name])]
     if notes:
-        words, found = "of VOC", read_voc(str(path), pictures, notes)
+        words, (names, boxes) = "of VOC", read_voc(str(path), pictures, notes)
     elif len(lists) == 1:
-        words, found = "of COCO", read_coco(str(path), lists[0], files[lists[0]].read(), pictures)
+        words, (names, boxes) = "of COCO", read_coco(str(path), lists[0], files[lists[0]].read(), pictures)
     else:
         return None
-    objects = tuple(found.objects[name] for name in pictures)
-    count = sum(len(one.classes) for one in objects)
-    if not count:
-        if lists and not notes:
-            raise ModelError(f"{path}: not one box in {plain(lists[0])}")
-        if found.remarks:
-            raise ModelError(f"{path}: not one box that can be used: {'; '.join(found.remarks)}")
+    if notes and not any(len(one.classes) for one in boxes.values()):
         return None  # of a tool that wrote no boxes
+    return _boxed(path, pictures, [boxes[name] for name in pictures], names, words)
+
+
+def _boxed(
+    path: Path, pictures: _Files, objects: Sequence[ObjectBoxes], names: tuple[str, ...], words: str
+) -> FoundData:
+    if not (count := sum(len(one.classes) for one in objects)):
+        raise ModelError(f"{path}: not one box {words}")
+    words = f"with {plural(count, 'box', 'boxes')} {words}"
     places = tuple(f"{path}: {plain(name)}" for name in pictures)
-    words = "; ".join((f"with {plural(count, 'box', 'boxes')} {words}", *found.remarks))
-    return FoundData(tuple(pictures.items()), words, objects=objects, names=found.names, places=places)
+    return FoundData(tuple(pictures.items()), words, objects=tuple(objects), names=names, places=places)
 
 
 def _is_coco(file: DataFile) -> bool:
@@ -188,25 +186,15 @@ def _without_top(files: _Files) -> _Files:
 
 
 def _read_folders(path: Path, files: _Files, pictures: _Files) -> FoundData:
-    names = tuple(sorted({_top(name) for name in files if "/" in name}))
-    classes = np.array([names.index(_top(name)) for name in pictures], np.int64)
+    # A name that is not UTF-8 could be in no manifest: its escapes can.
+    names = tuple(sorted({plain(_top(name)) for name in files if "/" in name}))
+    classes = np.array([names.index(plain(_top(name))) for name in pictures], np.int64)
     counts = np.bincount(classes, minlength=len(names))
     if empty := [names[number] for number in np.flatnonzero(counts == 0)]:
-        told = f"no picture ({kinds()}) in {plain(', '.join(empty))}"
+        told = f"no picture ({kinds()}) in {', '.join(empty)}"
         raise ModelError(f"{path}: {told}: each sub-folder is a class")
-    if wrong := [name for name in names if not _is_text(name)]:
-        raise ModelError(f"{path}: the name of the class {plain(wrong[0])} is not UTF-8: rename the folder")
     words = f"{plural(len(names), 'class', 'classes')} by sub-folder"
     return FoundData(tuple(pictures.items()), words, classes, names=names)
-
-
-def _is_text(name: str) -> bool:
-    """Return False for a name of a file system that is not UTF-8: no manifest could hold it."""
-    try:
-        name.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def _read_yolo(path: Path, files: _Files, pictures: _Files) -> FoundData:
@@ -218,32 +206,24 @@ def _read_yolo(path: Path, files: _Files, pictures: _Files) -> FoundData:
     if lost := [name for name in texts if name not in stems]:
         more = f", and {len(lost) - 1} more" if len(lost) > 1 else ""
         raise ModelError(f"{path}: {plain(lost[0])} has no picture ({kinds()}) in {_IMAGES}/{more}")
-    shown = [f"{path}: {plain(_label_name(name))}" for name in pictures]
-    objects = [_objects(texts.get(_label_name(name)), place) for name, place in zip(pictures, shown, strict=True)]
-    if not any(len(one.classes) for one in objects):
-        raise ModelError(f"{path}: not one box in {plural(len(texts), 'file')} of {_LABELS}/")
-    names = _class_names(path, files)
-    count = sum(len(one.classes) for one in objects)
-    words = f"with {plural(count, 'box', 'boxes')} from {_LABELS}/*.txt"
-    return FoundData(tuple(pictures.items()), words, objects=tuple(objects), names=names, places=tuple(shown))
+    labels = [_label_name(name) for name in pictures]
+    objects = [_objects(texts.get(name), f"{path}: {plain(name)}") for name in labels]
+    return _boxed(path, pictures, objects, _class_names(files), f"from {_LABELS}/*.txt")
 
 
 def _label_name(picture: str) -> str:
     return f"{_LABELS}{PurePosixPath(picture).with_suffix('.txt').as_posix().removeprefix(_IMAGES)}"
 
 
-def _class_names(path: Path, files: _Files) -> tuple[str, ...]:
+def _class_names(files: _Files) -> tuple[str, ...]:
     found = files.get(_CLASSES) or files.get(f"{_LABELS}/{_CLASSES}")
-    try:
-        lines = found.read().decode("utf-8-sig").rstrip().splitlines() if found else []
-    except UnicodeDecodeError:
-        raise ModelError(f"{path}: {_CLASSES} is not UTF-8") from None
+    lines = found.text().rstrip().splitlines() if found else []
     return tuple(line.strip() for line in lines)
 
 
 def _objects(file: DataFile | None, shown: str) -> ObjectBoxes:
     rows = []
-    for number, line in enumerate(file.read().decode(errors="replace").splitlines() if file else (), 1):
+    for number, line in enumerate(file.text().splitlines() if file else (), 1):
         if words := line.split():
             rows.append(_object(words, f"{shown}:{number}"))
     values = np.array(rows, np.float64).reshape(-1, 5)
@@ -284,18 +264,17 @@ def _read_arrays(path: Path, inputs: Sequence[str]) -> FoundData:
     values = _checked_values(path, found["x"])
     if wrong := [name for name, one in further.items() if len(one) != len(values)]:
         raise ModelError(
-            f"{path}: `{wrong[0]}` has {len(found[wrong[0]])} rows, and the first input {len(values)}"
+            f"{path}: `{wrong[0]}` has {len(further[wrong[0]])} rows, and the first input {len(values)}"
         )
     names = tuple(map(str, found["names"].ravel())) if "names" in found else ()
     words = "pictures" if values.dtype == np.uint8 else "real values"
     if "y" not in found:
         return FoundData(values, f"{words} without labels", names=names, others=further)
     labels = found["y"]
-    if labels.dtype.kind not in "iu" or labels.shape != (len(values),):
-        shape = list(labels.shape)
-        raise ModelError(f"{path}: `y` is {labels.dtype} {shape}; expected whole numbers, [{len(values)}]")
-    if labels.dtype.kind == "u" and labels.max(initial=0) > _CLASSES_MAX:
-        raise ModelError(f"{path}: `y` has class {labels.max()}; expected at most {_CLASSES_MAX}")
+    is_too_large = labels.dtype.kind == "u" and labels.max(initial=0) > _CLASSES_MAX  # for int64
+    if labels.dtype.kind not in "iu" or labels.shape != (len(values),) or is_too_large:
+        told = f"{labels.dtype} {list(labels.shape)}"
+        raise ModelError(f"{path}: `y` is {told}; expected numbers of classes, [{len(values)}]")
     classes = labels.astype(np.int64)
     words += f" of {plural(len(np.unique(classes)), 'class', 'classes')}"
     return FoundData(values, words, classes, names=names, others=further)
@@ -304,12 +283,11 @@ def _read_arrays(path: Path, inputs: Sequence[str]) -> FoundData:
 def _checked_values(path: Path, values: Array, name: str = "x") -> Array:
     if values.dtype == np.uint8 and values.ndim == 3:
         values = values[..., None]
-    if values.dtype == np.uint8 and (values.ndim != 4 or values.shape[3] not in (1, 3)):
-        shape = list(values.shape)
-        raise ModelError(f"{path}: `{name}` is uint8 {shape}; expected pictures, [n, height, width, 3 or 1]")
-    if values.dtype.kind not in "fiu":
+    is_picture = values.dtype == np.uint8
+    if values.dtype.kind not in "fiu" or (is_picture and (values.ndim != 4 or values.shape[3] not in (1, 3))):
         raise ModelError(
-            f"{path}: `{name}` is {values.dtype}; expected uint8, pictures, or float32 or whole numbers"
+            f"{path}: `{name}` is {values.dtype} {list(values.shape)}; expected pictures, uint8 [n, height, "
+            "width, 3 or 1], or float32 or whole numbers"
         )
     with np.errstate(over="ignore"):  # what is too large becomes infinite, which is refused
         return values.astype(np.float32, copy=False) if values.dtype.kind == "f" else values
@@ -319,7 +297,6 @@ SCORE_HINTS = ("score", "prob", "class", "softmax", "logit")
 """Parts of names of an output that holds scores of classes, if several fit."""
 _CLASSIFY = ("classify", "keyword")
 """Decoders of classes: they find the scores themselves."""
-_SHOWN = 5
 
 
 def check_classifier(content: FoundData, path: Path, model: Model, outputs: Sequence[TensorSpec]) -> None:
@@ -358,7 +335,9 @@ def matched(
     names = labels or (names if numbers is None else ())
     if content.classes is not None:
         classes = convert(content.classes, str(path))
-        return replace(content, classes=classes, names=names), tuple(_unseen(classes, count, path))
+        unseen = count - len(np.unique(classes))
+        doubt = f"{path}: {unseen} of the model's {count} classes without an example"
+        return replace(content, classes=classes, names=names), (doubt,) if unseen > 0 else ()
     objects = tuple(
         ObjectBoxes(convert(one.classes, place), one.boxes)
         for one, place in zip(content.objects or (), content.places, strict=True)
@@ -372,38 +351,22 @@ def _classes_of(outputs: Sequence[TensorSpec]) -> int:
     return outputs[0].shape[-1] if len(outputs) == 1 and len(outputs[0].shape) in (2, 4) else 0
 
 
-def _unseen(classes: NDArray[np.int64], count: int, path: Path) -> Iterator[str]:
-    if (unseen := count - len(np.unique(classes))) > 0:
-        yield f"{path}: {unseen} of the model's {count} classes {'has' if unseen == 1 else 'have'} no example"
-
-
 def _numbers(names: Sequence[str], labels: Sequence[str], path: Path) -> NDArray[np.int64]:
     """Return the model's number of each class by its name, or by the name as a number.
 
     Raises:
         ModelError: the model knows no such class.
     """
-    number_of = class_finder(labels)
-    found = [number_of(name) for name in names]
+    numbered = list(enumerate(labels))[::-1]  # of equal labels the first counts
+    known = {_folded(label): number for number, label in numbered} | {label: number for number, label in numbered}
+    found = [known.get(name, known.get(_folded(name))) for name in names]
     unknown = [name for name, number in zip(names, found, strict=True) if number is None]
     if not unknown:
         return np.array(found, np.int64)
     if all(name.isdecimal() for name in names):
         return np.array([int(name) for name in names], np.int64)
     others = f" (nor {len(unknown) - 1} more)" if len(unknown) > 1 else ""
-    near = difflib.get_close_matches(unknown[0], labels, 1)
-    hint = f"did you mean {near[0]!r}?" if near else f"it has {', '.join(map(repr, labels[:_SHOWN]))} …"
-    raise ModelError(f"{path}: the model has no class {unknown[0]!r}{others}; {hint}")
-
-
-def class_finder(labels: Sequence[str]) -> Callable[[str], int | None]:
-    """Return a function from the name of a class to its number, or to None if there is none.
-
-    A name may be written in another case, and with dashes and underscores for spaces.
-    """
-    exact = {label: number for number, label in reversed(list(enumerate(labels)))}
-    known = {_folded(label): number for number, label in reversed(list(enumerate(labels)))}
-    return lambda name: exact.get(name, known.get(_folded(name)))
+    raise ModelError(f"{path}: the model has no class {unknown[0]!r}{others}{nearest(unknown[0], labels)}")
 
 
 def _folded(name: str) -> str:

@@ -27,7 +27,6 @@ from agent.optimise.calibrate import (
     Calibration,
     CalibrationResult,
     Logits,
-    Point,
     calibrate,
     evaluate,
 )
@@ -40,8 +39,6 @@ FEWEST = 40
 """Least number of labelled examples to learn thresholds from."""
 _PARTS = 4
 """The thresholds must hold in each quarter of the examples."""
-_NEVER = 2.0
-"""Confidence above that of any answer."""
 _TIMED, _REPEATS = 100, 3
 
 
@@ -140,18 +137,11 @@ def learn(scores: ExitScores, costs: tuple[float, ...], loss: float) -> Calibrat
     return calibrate(scores.logits, scores.labels, costs, loss, parts=np.arange(len(scores.labels)) % _PARTS)
 
 
-def check(learned: Calibration, scores: ExitScores, costs: tuple[float, ...]) -> tuple[Point, float]:
-    """Return the effect of learned thresholds on other examples, and the accuracy of the deepest exit there."""
-    never = replace(learned, chosen=replace(learned.chosen, thresholds=(_NEVER,) * (len(costs) - 1)))
-    full = evaluate(scores.logits, scores.labels, costs, never).accuracy
-    return evaluate(scores.logits, scores.labels, costs, learned), full
-
-
 def on_others(learned: Calibration, scores: ExitScores, costs: tuple[float, ...]) -> Calibration:
     """Return a calibration whose figures are those on other examples."""
     curve = (replace(learned, chosen=one) for one in learned.curve)
-    points = tuple(evaluate(scores.logits, scores.labels, costs, one) for one in curve)
-    chosen, full = check(learned, scores, costs)
+    points = tuple(evaluate(scores.logits, scores.labels, costs, one)[0] for one in curve)
+    chosen, full = evaluate(scores.logits, scores.labels, costs, learned)
     right = scores.logits.argmax(2) == scores.labels[:, None]
     return replace(learned, chosen=chosen, curve=points, full=full, alone=tuple(map(float, right.mean(0))))
 
@@ -179,7 +169,7 @@ def calibrate_examples(
         check_accuracy(learned.full, scores.labels, "examples", examples.description, LABELS)
         order = np.random.default_rng(2).permutation(len(examples))
         one, other = (ExitScores(scores.logits[half], scores.labels[half]) for half in np.array_split(order, 2))
-        checked, full = check(learn(one, costs, loss), other, costs)
+        checked, full = evaluate(other.logits, other.labels, costs, learn(one, costs, loss))
     names = tuple(variant.name for variant in reversed(manifest.variants))
     return CalibrationResult(names, costs, learned, checked, full, len(examples))
 

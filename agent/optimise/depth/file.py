@@ -14,11 +14,10 @@ from msgspec.structs import replace
 
 from agent.compute.manifest import Manifest, Model, Variant
 from agent.errors import ModelError
-from agent.optimise.calibrate import CalibrationResult
+from agent.optimise.calibrate import CalibrationResult, evaluate
 from agent.optimise.data import Examples
 from agent.optimise.depth.calibration import (
     FEWEST,
-    check,
     costs_of,
     exit_scores,
     learn,
@@ -189,7 +188,7 @@ def _calibrated(
         for number, one in enumerate(parts[1:], 1)
     )
     learned = learn(tuned, costs, recipe.depth.loss)
-    checked, full = check(learned, measured, costs)
+    checked, full = evaluate(measured.logits, measured.labels, costs, learned)
     names = tuple(one.name for one in reversed(manifest.variants))
     result = CalibrationResult(names, costs, learned, checked, full, len(parts.thresholds))
     manifest = with_thresholds(manifest, result)

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import math
 from array import array
-from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from datetime import UTC, datetime, timedelta
@@ -150,23 +149,10 @@ def judge(said: Sequence[SpokenWord], events: Iterable[HeardWord]) -> JudgedSoun
     return JudgedSound(tuple(heard), tuple(told), tuple(false))
 
 
-class CurvePoint(Struct, frozen=True, omit_defaults=True):
-    """Counts at one threshold, in one recording or in all, by word.
-
-    Attributes:
-        heard: words that are said and heard.
-        alarms: false alarms.
-    """
-
-    heard: dict[str, int] = {}
-    alarms: dict[str, int] = {}
-
-
-def curve_point(said: Sequence[SpokenWord], events: Iterable[HeardWord]) -> CurvePoint:
-    """Return what events give in a recording."""
+def curve_point(said: Sequence[SpokenWord], events: Iterable[HeardWord]) -> tuple[int, int]:
+    """Return how many words events hear in a recording, and how many are false alarms."""
     found = judge(said, events)
-    heard = Counter(one.label for one, is_heard in zip(said, found.heard, strict=True) if is_heard)
-    return CurvePoint(dict(heard), dict(Counter(one.label for one in found.false)))
+    return sum(found.heard), len(found.false)
 
 
 class RatePoint(Struct, frozen=True):
@@ -175,7 +161,7 @@ class RatePoint(Struct, frozen=True):
     Attributes:
         threshold: that a mean must exceed.
         said, missed: numbers of words.
-        reject_rate: share of words that are missed.
+        reject_rate: share of words that are missed; None: none is said.
         reject_interval: Wilson's.
         alarms: number of false alarms.
         alarms_per_hour: of other sound; None: there is none.
@@ -185,8 +171,8 @@ class RatePoint(Struct, frozen=True):
     threshold: float
     said: int
     missed: int
-    reject_rate: float
-    reject_interval: tuple[float, float]
+    reject_rate: float | None
+    reject_interval: tuple[float, float] | None
     alarms: int
     alarms_per_hour: float | None
     alarms_interval: tuple[float, float] | None
@@ -197,21 +183,22 @@ def rate_point(threshold: float, said: int, heard: int, alarms: int, hours: floa
 
     Args:
         threshold: see `RatePoint`.
-        said: number of words, at least 1.
+        said: number of words.
         heard: of them.
         alarms: number of false alarms in the other sound.
         hours: length of the other sound.
     """
     missed = said - heard
+    rejected, spread = (missed / said, wilson(missed, said)) if said else (None, None)
     per_hour, interval = None, None
     if hours > 0:
         low, high = poisson_interval(alarms)
         per_hour, interval = alarms / hours, (low / hours, high / hours)
-    return RatePoint(threshold, said, missed, missed / said, wilson(missed, said), alarms, per_hour, interval)
+    return RatePoint(threshold, said, missed, rejected, spread, alarms, per_hour, interval)
 
 
-def threshold_for_alarms(points: Sequence[RatePoint], target: float) -> float | None:
-    """Return the threshold that misses fewest words with at most so many false alarms an hour.
+def point_for_alarms(points: Sequence[RatePoint], target: float) -> RatePoint | None:
+    """Return the point whose threshold misses fewest words with at most so many false alarms an hour.
 
     No higher one may have more of them. Of several that miss as few it is the highest, which is the safest.
 
@@ -228,7 +215,7 @@ def threshold_for_alarms(points: Sequence[RatePoint], target: float) -> float | 
             break
         if found is None or point.missed < found.missed:
             found = point
-    return None if found is None else found.threshold
+    return found
 
 
 def poisson_interval(count: int) -> tuple[float, float]:
@@ -250,13 +237,9 @@ def _solve(count: int, probability: float) -> float:
 
 
 def _at_most(count: int, mean: float) -> float:
-    """Return the probability of at most `count` events."""
-    if mean <= 0.0:
-        return 1.0
-    numbers = np.arange(1, count + 1)
-    logs = np.concatenate([[0.0], np.cumsum(math.log(mean) - np.log(numbers))]) - mean
-    most = float(logs.max())
-    return float(np.exp(logs - most).sum() * math.exp(most))
+    """Return the probability of at most `count` events; `mean`: more than 0."""
+    logs = np.cumsum(np.log(mean / np.arange(1, count + 1)))
+    return float(math.exp(-mean) + np.exp(logs - mean).sum())
 
 
 LEAD_S = 2.0
@@ -272,14 +255,12 @@ class HeardRecording(Struct, frozen=True):
 
     Attributes:
         events: as the daemon gives them.
-        curve: what each of `THRESHOLDS` gives.
-        peaks: for each word that is said, the highest mean of its label in its time, 0..1.
+        curve: for each of `THRESHOLDS`, numbers of words heard and of false alarms.
         exits: number of answers by the name of the exit.
     """
 
     events: tuple[HeardWord, ...]
-    curve: tuple[CurvePoint, ...]
-    peaks: tuple[float, ...]
+    curve: tuple[tuple[int, int], ...]
     exits: dict[str, int]
 
 
@@ -400,8 +381,7 @@ class Listener:
             found = replay(answers, threshold, spotter.decoder.wanted, refractory_ns)
             words = (HeardWord(labels[label], answers.at_ns[row] / 1e9 - LEAD_S, 0.0) for row, label in found)
             curve.append(curve_point(recording.said, words))
-        peaks = tuple(_peaks(recording, answers, labels))
-        return HeardRecording(heard, tuple(curve), peaks, perception.used)
+        return HeardRecording(heard, tuple(curve), perception.used)
 
 
 @contextmanager
@@ -451,10 +431,3 @@ def _chunk(samples: Samples, rate_hz: int, first: int) -> AudioChunk:
 
 def _seconds(at: datetime) -> float:
     return round((at - _BEGIN).total_seconds() - LEAD_S, 3)
-
-
-def _peaks(recording: Recording, answers: SpotterAnswers, labels: tuple[str, ...]) -> Iterator[float]:
-    at_s = answers.at_ns / 1e9 - LEAD_S
-    for one in recording.said:
-        near = answers.full & (at_s >= one.start_s) & (at_s <= one.end_s + AFTER_S)
-        yield round(float(answers.means[near, labels.index(one.label)].max(initial=0.0)), 6)

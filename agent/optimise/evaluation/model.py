@@ -2,63 +2,63 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from functools import partial
+from typing import Any
 
 import numpy as np
 from msgspec import Struct
 from msgspec.structs import replace
 from numpy.typing import NDArray
 
+from agent.compute.cascade import EarlyExitModel
+from agent.compute.decode import build_decoder
+from agent.compute.decode.classes import Classify
 from agent.compute.decode.decoder import Labels
+from agent.compute.infer.session import Session
 from agent.compute.manifest import Manifest, Model
-from agent.config import DecodeConfig
+from agent.compute.tflite.model import TensorSpec
+from agent.config import DecodeConfig, StreamConfig
+from agent.config.wording import nearest
 from agent.errors import ModelError
 from agent.optimise.anomaly.memory import roc_area
 from agent.optimise.data import Examples
 from agent.optimise.evaluate import (
+    PATIENT,
+    WEAK,
     Progress,
     Score,
     average_precision,
     change,
+    check_shape,
+    detections,
     load_coco,
     open_content,
+    run_examples,
     share_score,
     wilson,
 )
-from agent.optimise.evaluation.answers import (
-    ExampleRun,
-    KeptResults,
-    class_scores,
-    detections,
-    found_boxes,
-    model_key,
-)
 from agent.optimise.evaluation.operating import (
     NOTHING,
-    WORST,
+    Confusion,
     Found,
-    FrocPoint,
     OperatingPoint,
-    WrongExample,
+    WrongAnswer,
     box_errors,
     box_point,
     box_threshold_for,
-    class_errors,
-    froc,
+    confusions,
     match,
     share_point,
     threshold_for,
+    worst,
 )
 from agent.text import plural
-from agent.types import Detection
+from agent.types import Array, Detection
 
 _LEAST = 1e-4
 """Threshold of the decoder in a pass: weaker results are of no use."""
-_CONFUSED_MAX = 300
-"""Most classes whose confusions are told: their number is its square."""
-_CURVES_MAX = 12
-"""Most classes of boxes of which all have curves, where none is asked for."""
 
 
 class EvaluationRequest(Struct, frozen=True):
@@ -66,7 +66,7 @@ class EvaluationRequest(Struct, frozen=True):
 
     Attributes:
         variant: of the model; empty: its first.
-        positive: classes that are to be found, for operating points; empty: of boxes all, else none.
+        positive: classes that are to be found, for operating points; empty: none.
         target_recall: share of them that has to be found; None: the manifest's threshold is judged alone.
     """
 
@@ -105,7 +105,6 @@ class Positive(Struct, frozen=True):
         at_manifest: at the manifest's threshold.
         at_target: at the highest threshold that reaches the target; None: no target, or it cannot be reached.
         most: largest share that any threshold finds.
-        froc: of boxes; else empty.
     """
 
     names: tuple[str, ...]
@@ -114,7 +113,6 @@ class Positive(Struct, frozen=True):
     at_manifest: OperatingPoint
     at_target: OperatingPoint | None
     most: float
-    froc: tuple[FrocPoint, ...] = ()
 
 
 class ModelComparison(Struct, frozen=True):
@@ -145,8 +143,7 @@ class Evaluation(Struct, frozen=True):
         interval: of 95 %; None: not known.
         details: other figures, such as `AP50`.
         classes: by class.
-        confusion: number of examples of each class, a row, by what they were told to be, a column; empty: of
-            boxes and anomalies.
+        confusions: what is most often taken for another class; empty: of boxes and anomalies.
         positives: by what is to be found.
         wrong: the worst errors, surest first.
         against: comparison with another model; None: there is none.
@@ -162,18 +159,15 @@ class Evaluation(Struct, frozen=True):
     interval: tuple[float, float] | None
     details: dict[str, float]
     classes: tuple[ClassResult, ...]
-    confusion: tuple[tuple[int, ...], ...]
+    confusions: tuple[Confusion, ...]
     positives: tuple[Positive, ...]
-    wrong: tuple[WrongExample, ...]
+    wrong: tuple[WrongAnswer, ...]
     against: ModelComparison | None = None
     remarks: tuple[str, ...] = ()
 
 
-class _Pass(NamedTuple):
-    """Result of one pass: the evaluation, and for comparisons a score."""
-
-    evaluation: Evaluation
-    score: Score
+_Pass = tuple[Evaluation, Score]
+"""Result of one pass: the evaluation, and for comparisons a score."""
 
 
 def has_own_classes(manifest: Manifest) -> bool:
@@ -187,7 +181,6 @@ def evaluate_model(
     request: EvaluationRequest,
     other: tuple[Model, Examples] | None = None,
     progress: Progress = lambda _: None,
-    kept: KeptResults | None = None,
 ) -> Evaluation:
     """Evaluate a model, and compare it with another on the same examples.
 
@@ -197,40 +190,34 @@ def evaluate_model(
         request: see `EvaluationRequest`; its variant is that of the model alone.
         other: another model, and the same examples as they are read for it; None: nothing is compared.
         progress: called with the number of examples that are done.
-        kept: results that need not be computed again, and where new ones are added.
 
     Raises:
         ModelError: a model cannot be run, or the examples have no labels, or not those that are asked for.
     """
     if examples.kind == "none":
         raise ModelError("the examples have no labels: give two sub-folders of classes or more, or boxes")
+    if request.target_recall is not None and not request.positive:
+        raise ModelError("a target needs --positive, the class that is to be found")
     if examples.kind == "boxes":
         load_coco()  # before the first picture
-    kept = kept or KeptResults()
-    found = _one_pass(model, examples, request, progress, kept)
+    found, score = _one_pass(model, examples, request, progress)
     if other is None:
-        return found.evaluation
-    second = _one_pass(*other, replace(request, variant=""), lambda done: progress(len(examples) + done), kept)
-    if (metric := second.evaluation.metric) != found.evaluation.metric:
-        raise ModelError(
-            f"{second.evaluation.model}: is told by {metric}, and the model by {found.evaluation.metric}"
-        )
-    by = change(second.score, found.score)
-    against = ModelComparison(second.evaluation.model, second.score.value, by.value, by.interval)
-    return replace(found.evaluation, against=against)
+        return found
+    second, past = _one_pass(*other, replace(request, variant=""), lambda done: progress(len(examples) + done))
+    if second.metric != found.metric:
+        raise ModelError(f"{second.model}: is told by {second.metric}, and the model by {found.metric}")
+    by = change(past, score)
+    return replace(found, against=ModelComparison(second.model, past.value, by.value, by.interval))
 
 
-def _one_pass(
-    model: Model, examples: Examples, request: EvaluationRequest, progress: Progress, kept: KeptResults
-) -> _Pass:
-    manifest = model.manifest
-    with open_content(model.content, manifest, request.variant) as session:
-        run = ExampleRun(session, examples, kept, model_key(model, request.variant), progress)
-        if examples.kind == "boxes":
-            return _boxes(model, run, request)
-        if has_own_classes(manifest):
-            return _whole_pictures(model, run, request)
-        return _classes(model, run, request)
+def _one_pass(model: Model, examples: Examples, request: EvaluationRequest, progress: Progress) -> _Pass:
+    judge = _classes
+    if examples.kind == "boxes":
+        judge = _boxes
+    elif has_own_classes(model.manifest):
+        judge = _whole_pictures
+    with open_content(model.content, model.manifest, request.variant) as session:
+        return judge(model, session, examples, request, progress)
 
 
 def _evaluation(model: Model, examples: Examples, score: Score, metric: str, **more: Any) -> Evaluation:
@@ -248,23 +235,27 @@ def _evaluation(model: Model, examples: Examples, score: Score, metric: str, **m
     )
 
 
-def _classes(model: Model, run: ExampleRun, request: EvaluationRequest) -> _Pass:
-    examples = run.examples
+def _classes(
+    model: Model, session: Session, examples: Examples, request: EvaluationRequest, progress: Progress
+) -> _Pass:
     output, labels = model.manifest.output, examples.labels
     assert labels is not None
-    scores, top_k, exits = class_scores(run, model.manifest, request.variant)
+    scores, top_k, exits = _class_scores(model, session, examples, request.variant, progress)
     silent = ~np.isfinite(scores).all(1)
-    told = np.where(silent, NOTHING, scores.argmax(1))
+    told = np.where(silent, -1, scores.argmax(1))
     names = Labels(output.labels or examples.names)
     shown = tuple(names[number] for number in range(scores.shape[1]))
-    confusion = np.zeros((len(shown), len(shown)), np.int64)
-    np.add.at(confusion, (labels[~silent], told[~silent]), 1)
+    heard = np.flatnonzero(~silent)
+    wrong = (
+        WrongAnswer(examples.name(at), shown[labels[at]], shown[told[at]], float(scores[at, told[at]]))
+        for at in heard[labels[heard] != told[heard]].tolist()
+    )
     score = share_score("top-1", told == labels)
     more = {
-        "classes": tuple(_class_results(confusion, np.bincount(labels, minlength=len(shown)), shown)),
-        "confusion": tuple(tuple(map(int, row)) for row in confusion) if len(shown) <= _CONFUSED_MAX else (),
+        "classes": tuple(_class_results(labels, told, shown)),
+        "confusions": confusions((shown[labels[at]], shown[told[at]]) for at in heard),
         "positives": _positive_classes(request, scores, labels, shown, top_k, output.score_threshold),
-        "wrong": class_errors(examples, scores, labels, told, shown),
+        "wrong": worst(wrong),
     }
     found = _evaluation(model, examples, score, "top-1", **more)
     if silent.any():
@@ -273,7 +264,60 @@ def _classes(model: Model, run: ExampleRun, request: EvaluationRequest) -> _Pass
     if exits:
         shares = ", ".join(f"{name} {count / len(examples):.1%}" for name, count in exits.items())
         found = replace(found, remarks=(*found.remarks, f"answered by {shares}"))
-    return _Pass(found, score)
+    return found, score
+
+
+def _class_scores(
+    model: Model, session: Session, examples: Examples, variant: str, progress: Progress
+) -> tuple[NDArray[np.float64], int, dict[str, int]]:
+    """Return the scores of each example; those of a cascade are from the exits that the daemon would take.
+
+    Returns:
+        Scores [examples, classes], -inf where the model gives no numbers; how many classes are told; and the
+        number of answers by the name of the exit, shallow first, empty if one variant answers alone.
+
+    Raises:
+        ModelError: the outputs are no classes; or those of a cascade are not such that one is right.
+    """
+    manifest = replace(model.manifest, output=replace(model.manifest.output, decoder="classify"))
+    chosen, used = manifest.variant(variant), Counter[str]()
+    session.select(chosen.name)
+    decode = build_decoder(manifest, session.inputs, session.outputs, DecodeConfig(score_threshold=0.0))
+    assert isinstance(decode, Classify)
+    if chosen.is_exit:
+        rows = list(_exit_scores(session, examples, manifest, variant, used, progress))
+    else:
+        outputs = range(len(session.outputs))
+        runs = run_examples(session, examples, progress)
+        rows = [np.array(decode.scores([session.output(at) for at in outputs])) for _ in runs]
+    values = np.array(rows, np.float64)
+    values[~np.isfinite(values).all(1)] = -np.inf
+    return values, decode.top_k, {one.name: used[one.name] for one in manifest.exits(variant)}
+
+
+def _exit_scores(
+    session: Session,
+    examples: Examples,
+    manifest: Manifest,
+    variant: str,
+    used: Counter[str],
+    progress: Progress,
+) -> Iterator[Array]:
+    """Yield the scores of each example by the exit that answers it, and count the exits."""
+    config = StreamConfig("test:", manifest.name, variant=variant, threads=1, cascade=PATIENT)
+    exits = EarlyExitModel(session, manifest, config)
+    if not exits.is_softmax:
+        raise ModelError("the classes of its exits are told each by itself: only those of which one is right are")
+    spec = check_shape(session, examples)
+    for index in range(len(examples)):
+        found = exits.predict(partial(_fill, examples, index, spec), complexity=1.0)
+        used[found.variant] += 1
+        yield np.array(found.scores)
+        progress(index + 1)
+
+
+def _fill(examples: Examples, index: int, spec: TensorSpec, tensor: Array) -> None:
+    examples.fill(index, spec, tensor)
 
 
 def _positive_classes(
@@ -286,8 +330,6 @@ def _positive_classes(
 ) -> tuple[Positive, ...]:
     """Return what thresholds give on the score of the positive classes, as far as the daemon tells them."""
     if not request.positive:
-        if request.target_recall is not None:
-            raise ModelError("a target needs --positive, the class that is to be found")
         return ()
     chosen = sorted({_number(names, name) for name in request.positive})
     ranks = np.argsort(np.argsort(-scores, axis=1, kind="stable"), axis=1)[:, chosen]
@@ -297,18 +339,21 @@ def _positive_classes(
 
 def _number(names: Sequence[str], name: str) -> int:
     if name not in names:
-        raise ModelError(f"no class {name!r}; there are: {', '.join(names[:20])}")
+        raise ModelError(f"no class {name!r}{nearest(name, names)}")
     return names.index(name)
 
 
 def _class_results(
-    confusion: NDArray[np.int64], counts: NDArray[np.int64], names: Sequence[str]
+    labels: NDArray[np.int64], told: NDArray[np.int64], names: Sequence[str]
 ) -> Iterator[ClassResult]:
     for number, name in enumerate(names):
-        count, told = int(counts[number]), int(confusion[:, number].sum())
-        right = int(confusion[number, number])
-        recall, interval = (right / count, wilson(right, count)) if count else (None, None)
-        yield ClassResult(name, count, recall, interval, right / told if told else None)
+        own, answers = labels == number, told == number
+        yield _class_result(name, int((own & answers).sum()), int(own.sum()), int(answers.sum()))
+
+
+def _class_result(name: str, right: int, count: int, told: int = 0) -> ClassResult:
+    recall, interval = (right / count, wilson(right, count)) if count else (None, None)
+    return ClassResult(name, count, recall, interval, right / told if told else None)
 
 
 def _positive(
@@ -328,9 +373,10 @@ def _positive(
     return Positive(request.positive, int(positive.sum()), area, at_manifest, target, most)
 
 
-def _whole_pictures(model: Model, run: ExampleRun, request: EvaluationRequest) -> _Pass:
+def _whole_pictures(
+    model: Model, session: Session, examples: Examples, request: EvaluationRequest, progress: Progress
+) -> _Pass:
     """Judge pictures, whose folders are positive or not, by their strongest result: anomalies, and detectors."""
-    examples = run.examples
     names, labels = examples.names, examples.labels
     assert labels is not None
     if not request.positive:
@@ -339,43 +385,33 @@ def _whole_pictures(model: Model, run: ExampleRun, request: EvaluationRequest) -
             f"{', '.join(names[:20])}"
         )
     chosen = [_number(names, name) for name in request.positive]
-    found = detections(run, model.manifest, DecodeConfig(score_threshold=_LEAST))
+    found = detections(session, examples, model.manifest, DecodeConfig(score_threshold=_LEAST), progress)
     scores = np.array([max((one.score for one in some), default=-np.inf) for some in found])
     positive, threshold = np.isin(labels, chosen), model.manifest.output.score_threshold
     result = _positive(request, scores, positive, threshold)
     assert result.auroc is not None
-    right = (scores >= threshold) == positive
-    score = replace(share_score("top-1", right), value=result.auroc, interval=None)
-    told = np.where(scores >= threshold, "found", "nothing found")
-    wrong = np.flatnonzero(~right)
-    heights = np.maximum(scores, 0.0)
-    surest = wrong[np.argsort(-np.abs(heights[wrong] - threshold), kind="stable")][:WORST]
-    errors = tuple(
-        WrongExample(int(one), examples.name(int(one)), names[labels[one]], str(told[one]), float(heights[one]))
-        for one in surest
+    taken = scores >= threshold
+    wrong = (
+        WrongAnswer(examples.name(at), names[labels[at]], "found" if taken[at] else NOTHING, max(0.0, scores[at]))
+        for at in np.flatnonzero(taken != positive).tolist()
     )
-    rows = _folder_results(names, labels, scores >= threshold, set(chosen))
-    more = {"classes": tuple(rows), "confusion": (), "positives": (result,), "wrong": errors}
-    return _Pass(_evaluation(model, examples, score, "AUROC", **more), replace(score, right=()))
+    own = [labels == number for number in range(len(names))]
+    rows = (
+        _class_result(name, int((there & (taken == positive)).sum()), int(there.sum()))
+        for name, there in zip(names, own, strict=True)
+        if there.any()  # else left out by a limit
+    )
+    score = Score("top-1", result.auroc, len(examples))
+    more = {"classes": tuple(rows), "confusions": (), "positives": (result,), "wrong": worst(wrong)}
+    return _evaluation(model, examples, score, "AUROC", **more), score
 
 
-def _folder_results(
-    names: Sequence[str], labels: NDArray[np.int64], found: NDArray[np.bool_], chosen: set[int]
-) -> Iterator[ClassResult]:
-    """Yield for each folder the share that is judged rightly: found where it is to be, and not elsewhere."""
-    for number, name in enumerate(names):
-        there = labels == number
-        right, count = int((found[there] == (number in chosen)).sum()), int(there.sum())
-        if not count:
-            continue  # by a limit
-        yield ClassResult(name, count, right / count, wilson(right, count), None)
-
-
-def _boxes(model: Model, run: ExampleRun, request: EvaluationRequest) -> _Pass:
-    manifest, threshold, examples = model.manifest, model.manifest.output.score_threshold, run.examples
-    found = found_boxes(run, manifest)
-    result = average_precision(examples, manifest, found)
-    names = result.names
+def _boxes(
+    model: Model, session: Session, examples: Examples, request: EvaluationRequest, progress: Progress
+) -> _Pass:
+    manifest, threshold = model.manifest, model.manifest.output.score_threshold
+    found = list(detections(session, examples, manifest, WEAK, progress))
+    score, names, averages = average_precision(examples, manifest, found)
     chosen = {_number(names, name) for name in request.positive}
     positives, rows = [], []
     for number, name in enumerate(names):
@@ -386,18 +422,14 @@ def _boxes(model: Model, run: ExampleRun, request: EvaluationRequest) -> _Pass:
                 raise ModelError(f"{name}: none of the examples has one: nothing can be told about it")
             continue
         point = box_point(matched, threshold)
-        average = result.by_class[number]
-        rows.append(ClassResult(name, count, point.recall, point.recall_interval, point.precision, average))
-        if number in chosen or (not chosen and len(names) <= _CURVES_MAX):
+        rows.append(
+            ClassResult(name, count, point.recall, point.recall_interval, point.precision, averages[number])
+        )
+        if number in chosen:
             positives.append(_box_positive(request, matched, name, point))
-    wrong = box_errors(examples, found, names, threshold)
-    more = {
-        "classes": tuple(rows),
-        "confusion": (),
-        "positives": tuple(positives),
-        "wrong": wrong,
-    }
-    return _Pass(_evaluation(model, examples, result.score, "AP", **more), result.score)
+    wrong = worst(box_errors(examples, found, names, threshold))
+    more = {"classes": tuple(rows), "confusions": (), "positives": tuple(positives), "wrong": wrong}
+    return _evaluation(model, examples, score, "AP", **more), score
 
 
 def match_class(examples: Examples, found: Sequence[Sequence[Detection]], number: int, name: str) -> Found:
@@ -415,7 +447,7 @@ def match_class(examples: Examples, found: Sequence[Sequence[Detection]], number
         boxes = truth.boxes[truth.classes == number]
         own = [one for one in some if one.label == name]
         own_scores = np.array([one.score for one in own], np.float64)
-        hits.append(match(np.array([one.box for one in own], np.float64).reshape(-1, 4), own_scores, boxes))
+        hits.append(match(np.array([one.box for one in own], np.float64).reshape(-1, 4), own_scores, boxes) >= 0)
         scores.append(own_scores)
         pictures.append(np.full(len(own), index, np.int64))
         objects.append(len(boxes))
@@ -429,7 +461,7 @@ def _box_positive(request: EvaluationRequest, matched: Found, name: str, point: 
     if request.target_recall is not None:
         threshold = box_threshold_for(matched, request.target_recall)
         target = box_point(matched, threshold) if np.isfinite(threshold) else None
-    return Positive((name,), int(matched.objects.sum()), None, point, target, most, froc(matched))
+    return Positive((name,), int(matched.objects.sum()), None, point, target, most)
 
 
 def missed_targets(evaluation: Evaluation, target: float | None) -> list[str]:

@@ -1,12 +1,11 @@
-"""Read clips in the layout of MOTChallenge: pictures or a video, what is to be tracked, and published detections.
+"""Read clips in the layout of MOTChallenge: pictures, what is to be tracked, and published detections.
 
     SEQUENCE/seqinfo.ini      imWidth, imHeight, frameRate, seqLength and imDir, in [Sequence]
     SEQUENCE/img1/000001.jpg  the pictures; not needed for published detections
     SEQUENCE/gt/gt.txt        lines `frame,id,left,top,width,height,counts,…`, frames from 1, pixels; also gt.txt
     SEQUENCE/det/det.txt      lines `frame,-1,left,top,width,height,score,…`; also det.txt
 
-A line of gt.txt whose `counts` is 0 is left out, as the benchmarks do. A folder may hold several sequences. Of a
-video, `clip.txt` beside `clip.mp4` has the lines of gt.txt.
+A line of gt.txt whose `counts` is 0 is left out, as the benchmarks do. A folder may hold several sequences.
 Source: Leal-Taixé et al., MOTChallenge 2015, https://arxiv.org/abs/1504.01942; Milan et al., MOT16,
 https://arxiv.org/abs/1603.00831
 """
@@ -19,22 +18,20 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-import cv2
 import numpy as np
 from msgspec import Struct
 from numpy.typing import NDArray
 
 from agent.capture.local import SUFFIXES, read_picture
-from agent.errors import ModelError, reason_of
+from agent.errors import ModelError
+from agent.optimise.data.annotations import DataFile
 from agent.text import plain, plural
 from agent.types import Image
 
 PUBLISHED = "det.txt"
 """In place of a model: each sequence's published detections."""
-VIDEOS = (".mp4", ".avi", ".mkv", ".mov")
 _INFO = "seqinfo.ini"
-_FIELDS, _FIELDS_MAX = 6, 10
-_FRAMES_MAX = 10_000_000
+_FIELDS = 7
 
 
 class MotRows(NamedTuple):
@@ -62,13 +59,13 @@ class MotSequence(Struct, frozen=True):
     """A clip.
 
     Attributes:
-        name: of its folder or file.
-        path: of its folder, or of the video.
+        name: of its folder.
+        path: of its folder.
         width, height: of its pictures, pixels.
         fps: pictures per second.
         frames: number of pictures.
         truth: what is to be tracked.
-        pictures: files by their frame; empty: of a video, and where there are none.
+        pictures: files by their frame; empty: there are none.
     """
 
     name: str
@@ -80,20 +77,12 @@ class MotSequence(Struct, frozen=True):
     truth: MotRows
     pictures: tuple[Path, ...] = ()
 
-    @property
-    def is_video(self) -> bool:
-        """True for a video file."""
-        return self.path.is_file()
-
     def images(self, every: int) -> Iterator[tuple[int, Image]]:
         """Yield each so manieth picture with its frame, H×W×3 uint8 BGR.
 
         Raises:
             ModelError: there are none, or one cannot be read.
         """
-        if self.is_video:
-            yield from _of_video(self.path, every)
-            return
         if not self.pictures:
             raise ModelError(
                 f"{self.path}: has no pictures, which a model needs: {PUBLISHED} in place of the model takes the "
@@ -107,23 +96,16 @@ class MotSequence(Struct, frozen=True):
 
 
 def holds_clips(path: Path) -> bool:
-    """Return True if a path is a video, a sequence, or a folder of sequences."""
-    if path.is_file():
-        return path.suffix.lower() in VIDEOS
+    """Return True if a path is a sequence, or a folder of sequences."""
     return (path / _INFO).is_file() or any(path.glob(f"*/{_INFO}"))
 
 
 def read_clips(path: Path) -> tuple[MotSequence, ...]:
-    """Read sequences.
-
-    Args:
-        path: of a video, a sequence, or a folder of sequences.
+    """Read a sequence, or those of a folder.
 
     Raises:
         ModelError: there is none, or a file of one is missing or wrong; a line is named by its number.
     """
-    if path.is_file() and path.suffix.lower() in VIDEOS:
-        return (_read_video(path),)
     folders = [path] if (path / _INFO).is_file() else sorted(one.parent for one in path.glob(f"*/{_INFO}"))
     if not folders:
         raise ModelError(f"{path}: no {_INFO} in it or in a folder of it; expected sequences of MOTChallenge")
@@ -132,8 +114,6 @@ def read_clips(path: Path) -> tuple[MotSequence, ...]:
 
 def read_published(sequence: MotSequence) -> MotRows:
     """Read the published detections of a sequence. Raises ModelError if there are none, or a line is wrong."""
-    if sequence.is_video:
-        raise ModelError(f"{sequence.path}: a video has no published detections: give a model")
     file = _first(sequence.path, f"det/{PUBLISHED}", PUBLISHED)
     return _rows(file, sequence.width, sequence.height, are_truth=False)
 
@@ -146,46 +126,29 @@ def _first(folder: Path, *names: str) -> Path:
 
 
 def _read_sequence(folder: Path) -> MotSequence:
-    info = _read_info(folder / _INFO)
-    width, height = int(info["imwidth"]), int(info["imheight"])
+    file, parser = folder / _INFO, configparser.ConfigParser(interpolation=None)
+    try:
+        parser.read_string(DataFile(file).text())
+        width, height, frames = (parser.getint("Sequence", key) for key in ("imWidth", "imHeight", "seqLength"))
+        fps = parser.getfloat("Sequence", "frameRate")
+    except (configparser.Error, ValueError) as error:
+        raise ModelError(f"{file}: cannot be read as [Sequence] with its keys: {plain(str(error))}") from None
+    if not min(width, height, frames, fps) > 0:
+        raise ModelError(f"{file}: imWidth, imHeight, seqLength and frameRate: expected numbers above 0")
     truth = _rows(_first(folder, "gt/gt.txt", "gt.txt"), width, height, are_truth=True)
-    pictures = folder / info.get("imdir", "img1")
+    pictures = folder / parser.get("Sequence", "imDir", fallback="img1")
     found = sorted(one for one in pictures.glob("*") if one.suffix.lower() in SUFFIXES)
-    frames = int(info["seqlength"])
     if found and len(found) != frames:
         expected = f"{_INFO} says {plural(frames, 'picture')}"
         raise ModelError(f"{pictures}: has {len(found)}, and {expected}: one of them is incomplete")
-    return MotSequence(folder.name, folder, width, height, float(info["framerate"]), frames, truth, tuple(found))
-
-
-def _read_info(file: Path) -> dict[str, str]:
-    parser = configparser.ConfigParser(interpolation=None)
-    try:
-        parser.read_string(file.read_text(encoding="utf-8-sig"))
-        found = dict(parser["Sequence"])
-    except (OSError, UnicodeDecodeError, configparser.Error, KeyError) as error:
-        raise ModelError(f"{file}: cannot be read as [Sequence] with its keys: {plain(str(error))}") from None
-    for key in ("imWidth", "imHeight", "frameRate", "seqLength"):
-        text = found.get(key.lower(), "")
-        try:
-            value = float(text)
-        except ValueError:
-            value = 0.0
-        if not 0 < value < _FRAMES_MAX or (key != "frameRate" and value != int(value)):
-            raise ModelError(f"{file}: {key}: expected a number above 0, found {plain(text) or 'nothing'!r}")
-        found[key.lower()] = text if key == "frameRate" else str(int(value))
-    return found
+    return MotSequence(folder.name, folder, width, height, fps, frames, truth, tuple(found))
 
 
 def _rows(file: Path, width: int, height: int, *, are_truth: bool) -> MotRows:
     """Read the lines of a file, sorted by their frames."""
-    try:
-        lines = file.read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        why = reason_of(error) if isinstance(error, OSError) else "it is not UTF-8"
-        raise ModelError(f"{file}: cannot be read: {why}") from None
+    lines = DataFile(file).text().splitlines()
     rows = [_row(line, f"{file}:{number}") for number, line in enumerate(lines, 1) if line.strip()]
-    values = np.array(rows, np.float64).reshape(-1, 7)
+    values = np.array(rows, np.float64).reshape(-1, _FIELDS)
     if are_truth:
         values = values[values[:, 6] != 0]
         _check_twice(file, values)
@@ -198,14 +161,12 @@ def _rows(file: Path, width: int, height: int, *, are_truth: bool) -> MotRows:
 
 
 def _row(line: str, where: str) -> list[float]:
-    fields = line.replace(",", " ").split()
     try:
-        values = [float(field) for field in fields[:7]]
+        values = [float(field) for field in line.split(",")[:_FIELDS]]
     except ValueError:
         values = []
-    values += [1.0] * (7 - len(values)) if len(values) == _FIELDS else []
-    fits = len(values) == 7 and all(map(math.isfinite, values)) and values[0] == int(values[0])
-    if not fits or not 1 <= values[0] <= _FRAMES_MAX or values[4] < 0 or values[5] < 0:
+    is_whole = len(values) == _FIELDS and all(map(math.isfinite, values))
+    if not is_whole or values[0] < 1 or min(values[4:6]) < 0:
         raise ModelError(
             f"{where}: expected `frame,id,left,top,width,height,…`, frames from 1; found {plain(line)[:60]}"
         )
@@ -217,34 +178,3 @@ def _check_twice(file: Path, values: NDArray[np.float64]) -> None:
     if len(twice := pairs[counts > 1]):
         frame, ident = map(int, twice[0])
         raise ModelError(f"{file}: object {ident} is in frame {frame} twice: remove one of the lines")
-
-
-def _read_video(path: Path) -> MotSequence:
-    capture = cv2.VideoCapture(str(path))
-    try:
-        keys = (cv2.CAP_PROP_FRAME_WIDTH, cv2.CAP_PROP_FRAME_HEIGHT, cv2.CAP_PROP_FPS, cv2.CAP_PROP_FRAME_COUNT)
-        width, height, fps, frames = (float(capture.get(key)) for key in keys)
-    finally:
-        capture.release()
-    if not (width > 0 and height > 0 and fps > 0 and frames > 0):
-        raise ModelError(f"{path}: cannot be read as a video")
-    track = path.with_suffix(".txt")
-    if not track.is_file():
-        raise ModelError(f"{path}: no {track.name} beside it, with the lines of a gt.txt")
-    truth = _rows(track, int(width), int(height), are_truth=True)
-    return MotSequence(path.stem, path, int(width), int(height), fps, int(frames), truth)
-
-
-def _of_video(path: Path, every: int) -> Iterator[tuple[int, Image]]:
-    capture = cv2.VideoCapture(str(path))
-    try:
-        frame = 0
-        while capture.grab():
-            frame += 1
-            if (frame - 1) % every == 0:
-                done, image = capture.retrieve()
-                if not done:
-                    raise ModelError(f"{path}: frame {frame} cannot be decoded")
-                yield frame, np.asarray(image, np.uint8)
-    finally:
-        capture.release()

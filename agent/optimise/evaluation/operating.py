@@ -1,11 +1,12 @@
-"""Operating points: what a threshold finds, and what in vain; and the worst errors.
+"""Operating points: what a threshold finds, and what in vain; confusions, and the worst errors.
 
 Scores are those of the decoder, 0..1; a threshold takes what is at or above it. Intervals are Wilson's, of 95 %.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -13,8 +14,9 @@ from msgspec import Struct
 from numpy.typing import NDArray
 
 from agent.optimise.data import Examples
+from agent.optimise.data.annotations import ObjectBoxes
 from agent.optimise.evaluate import wilson
-from agent.types import Box, Detection
+from agent.types import Detection
 
 Floats = NDArray[np.float64]
 FROC_RATES = (0.125, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
@@ -51,14 +53,17 @@ def share_point(scores: Floats, positive: NDArray[np.bool_], threshold: float) -
         positive: whether it is, [n]; at least one is, and one is not.
         threshold: least score that counts.
     """
-    found = scores >= threshold
-    hits, total = int((found & positive).sum()), int(positive.sum())
-    alarms, taken = int((found & ~positive).sum()), int(found.sum())
-    precision = hits / taken if taken else None
-    negative = len(scores) - total
-    return OperatingPoint(
-        threshold, hits / total, wilson(hits, total), alarms / negative, precision, total - hits
-    )
+    taken = scores >= threshold
+    return _point(threshold, taken & positive, taken & ~positive, int(positive.sum()), int((~positive).sum()))
+
+
+def _point(
+    threshold: float, hits: NDArray[np.bool_], alarms: NDArray[np.bool_], total: int, of: int
+) -> OperatingPoint:
+    """Return a point with so many of `total` hits; `of`: the number that the false alarms are a share of."""
+    right, false = int(hits.sum()), int(alarms.sum())
+    precision = right / (right + false) if right + false else None
+    return OperatingPoint(threshold, right / total, wilson(right, total), false / of, precision, total - right)
 
 
 def threshold_for(scores: Floats, target: float) -> float:
@@ -91,7 +96,7 @@ class Found(NamedTuple):
     objects: NDArray[np.int64]
 
 
-def match(boxes: Floats, scores: Floats, truth: Floats) -> NDArray[np.bool_]:
+def match(boxes: Floats, scores: Floats, truth: Floats) -> NDArray[np.int64]:
     """Match the detections of a class in one picture with its objects, the strongest first, IoU at least 0.5.
 
     Args:
@@ -100,17 +105,12 @@ def match(boxes: Floats, scores: Floats, truth: Floats) -> NDArray[np.bool_]:
         truth: boxes of the objects, float64 [m, 4].
 
     Returns:
-        Whether each detection is the match of an object; each object has one at most.
+        Number of the object that each detection matches, -1 for none, int64 [d]; each object has one at most.
     """
-    return assigned(boxes, scores, truth) >= 0
-
-
-def assigned(boxes: Floats, scores: Floats, truth: Floats) -> NDArray[np.int64]:
-    """Return the number of the object that each detection matches, -1 for none, int64 [d]; see `match`."""
     objects, free = np.full(len(boxes), -1, np.int64), np.ones(len(truth), bool)
     shared = overlaps(boxes, truth)
-    for number in np.argsort(-scores, kind="stable"):
-        candidates = np.where(free, shared[number], 0.0) if len(truth) else np.zeros(1)
+    for number in np.argsort(-scores, kind="stable") if len(truth) else ():
+        candidates = np.where(free, shared[number], 0.0)
         best = int(candidates.argmax())
         if candidates[best] >= _IOU:
             objects[number], free[best] = best, False
@@ -128,12 +128,8 @@ def overlaps(boxes: Floats, truth: Floats) -> Floats:
 
 def box_point(found: Found, threshold: float) -> OperatingPoint:
     """Return what a threshold gives on boxes of one class; there is at least one object."""
-    taken = found.scores >= threshold
-    hits, total = int((taken & found.hits).sum()), int(found.objects.sum())
-    alarms = int((taken & ~found.hits).sum())
-    precision = hits / (hits + alarms) if hits + alarms else None
-    interval = wilson(hits, total)
-    return OperatingPoint(threshold, hits / total, interval, alarms / len(found.objects), precision, total - hits)
+    taken, total = found.scores >= threshold, int(found.objects.sum())
+    return _point(threshold, taken & found.hits, taken & ~found.hits, total, len(found.objects))
 
 
 def box_threshold_for(found: Found, target: float) -> float:
@@ -142,15 +138,8 @@ def box_threshold_for(found: Found, target: float) -> float:
     return threshold_for(np.concatenate([found.scores[found.hits], np.full(lost, -np.inf)]), target)
 
 
-class FrocPoint(Struct, frozen=True):
-    """Sensitivity, 0..1, at a number of false positives for each picture."""
-
-    false_positives: float
-    sensitivity: float
-
-
-def froc(found: Found, rates: Sequence[float] = FROC_RATES) -> tuple[FrocPoint, ...]:
-    """Return the free-response operating characteristic of one class (Bunch et al., 1977).
+def froc(found: Found, rates: Sequence[float] = FROC_RATES) -> tuple[float, ...]:
+    """Return the sensitivity of one class, 0..1, at numbers of false positives a picture (Bunch et al., 1977).
 
     Args:
         found: detections and objects.
@@ -163,66 +152,59 @@ def froc(found: Found, rates: Sequence[float] = FROC_RATES) -> tuple[FrocPoint, 
     ends = np.flatnonzero(np.concatenate([[True], np.append(np.diff(scores) != 0, True)[: len(scores)]]))
     total, pictures = max(1, int(found.objects.sum())), len(found.objects)
     last = [int(np.searchsorted(false[ends], rate * pictures, "right")) - 1 for rate in rates]
-    return tuple(
-        FrocPoint(rate, float(right[ends][place] / total)) for rate, place in zip(rates, last, strict=True)
-    )
+    return tuple(float(share) for share in right[ends][last] / total)
 
 
-WORST = 24
-"""Most errors that are told."""
-NOTHING = -1
-"""In place of the number of a class: the model tells none."""
-_NO_OBJECT = "nothing"
+_WORST, _CONFUSED = 24, 20
+"""Most errors that are named, and most pairs of classes that are confused."""
+NOTHING = "nothing"
+"""In place of a class: there is none, or none is found."""
 
 
-class WrongExample(Struct, frozen=True):
-    """An example on which the model errs most surely.
+class Confusion(Struct, frozen=True):
+    """How many examples of a class were taken for another one."""
+
+    truth: str
+    told: str
+    count: int
+
+
+def confusions(pairs: Iterable[tuple[str, str]]) -> tuple[Confusion, ...]:
+    """Return what is most often taken for something else, of pairs of the right class and of the answer."""
+    counts = Counter((truth, told) for truth, told in pairs if truth != told)
+    return tuple(Confusion(*pair, count) for pair, count in counts.most_common(_CONFUSED))
+
+
+class WrongAnswer(Struct, frozen=True, omit_defaults=True):
+    """An error.
 
     Attributes:
-        index, name: of the example; the name is that of its file, or its number.
-        truth, told: classes; `nothing` where there is no object, or none is found.
-        score: of what is told, 0..1.
-        box: of the object or of what is told, in fractions of the picture; None: not of boxes.
+        name: of the example's file, or its number.
+        truth, told: classes, or `NOTHING`.
+        score: of what is told, 0..1; 0 if that is nothing.
+        at_s: where in a recording, s; None: a picture.
     """
 
-    index: int
     name: str
     truth: str
     told: str
     score: float
-    box: Box | None = None
+    at_s: float | None = None
 
 
-def class_errors(
-    examples: Examples,
-    scores: NDArray[np.float64],
-    labels: NDArray[np.int64],
-    told: NDArray[np.int64],
-    names: Sequence[str],
-) -> tuple[WrongExample, ...]:
-    """Return the examples that are taken for another class with the highest scores.
-
-    Args:
-        examples: with classes.
-        scores: float64 [n, classes].
-        labels: of the examples, [n].
-        told: number of the class that is told, or `NOTHING`, [n].
-        names: of the classes.
-    """
-    wrong = np.flatnonzero((told != labels) & (told != NOTHING))
-    surest = wrong[np.argsort(-scores[wrong, told[wrong]], kind="stable")][:WORST]
-    return tuple(
-        WrongExample(
-            int(one), examples.name(int(one)), names[labels[one]], names[told[one]], float(scores[one, told[one]])
-        )
-        for one in surest
-    )
+def worst(wrong: Iterable[WrongAnswer]) -> tuple[WrongAnswer, ...]:
+    """Return the surest errors, up to half of them where something is missed, and then what is missed."""
+    ordered = sorted(wrong, key=lambda one: -one.score)
+    missed = [one for one in ordered if one.told == NOTHING]
+    vain = [one for one in ordered if one.told != NOTHING]
+    kept = vain[: max(_WORST // 2, _WORST - len(missed))]
+    return (*kept, *missed[: _WORST - len(kept)])
 
 
 def box_errors(
     examples: Examples, found: Sequence[Sequence[Detection]], names: Sequence[str], threshold: float
-) -> tuple[WrongExample, ...]:
-    """Return what is found in vain with the highest scores, and objects that are missed with the lowest ones.
+) -> Iterator[WrongAnswer]:
+    """Yield what is found in vain, and objects that are missed.
 
     Args:
         examples: with boxes.
@@ -230,54 +212,22 @@ def box_errors(
         names: of the classes.
         threshold: least score that counts.
     """
-    vain: list[WrongExample] = []
-    missed: list[WrongExample] = []
     for index, some in enumerate(found):
-        truth = examples.truth(index)
+        truth, shown = examples.truth(index), examples.name(index)
         for number, name in enumerate(names):
-            own = [one for one in some if one.label == name and one.box is not None]
+            own = [one for one in some if one.label == name and one.score >= threshold]
             boxes = np.array([one.box for one in own], np.float64).reshape(-1, 4)
-            scores = np.array([one.score for one in own], np.float64)
-            counts = scores >= threshold
-            hits = match(boxes, np.where(counts, scores, -1.0), truth.boxes[truth.classes == number]) & counts
-            for place in np.flatnonzero(counts & ~hits):
-                other = _class_at(boxes[place], truth.boxes, truth.classes, names)
-                is_twice = other == name
-                told = f"{name} once more" if is_twice else name
-                score, box = float(scores[place]), own[place].box
-                vain.append(WrongExample(index, examples.name(index), other, told, score, box))
-            for box, score in _unmatched(boxes, scores, hits, truth.boxes[truth.classes == number]):
-                missed.append(WrongExample(index, examples.name(index), name, _NO_OBJECT, score, box))
-    vain.sort(key=lambda one: -one.score)
-    missed.sort(key=lambda one: one.score)
-    half = WORST // 2
-    kept = vain[: max(half, WORST - len(missed))]
-    return (*kept, *missed[: WORST - len(kept)])
+            wanted = truth.boxes[truth.classes == number]
+            objects = match(boxes, np.array([one.score for one in own]), wanted)
+            for place in np.flatnonzero(objects < 0):
+                other = _class_at(boxes[place], truth, names)
+                told = f"{name} once more" if other == name else name
+                yield WrongAnswer(shown, other, told, own[place].score)
+            yield from [WrongAnswer(shown, name, NOTHING, 0.0)] * (len(wanted) - int((objects >= 0).sum()))
 
 
-def _class_at(
-    box: NDArray[np.float64], boxes: NDArray[np.float64], classes: NDArray[np.int64], names: Sequence[str]
-) -> str:
+def _class_at(box: Floats, truth: ObjectBoxes, names: Sequence[str]) -> str:
     """Return the class of the object that a box overlaps most, by half or more."""
-    if not len(boxes):
-        return _NO_OBJECT
-    shared = overlaps(box[None], boxes)[0]
-    best = int(shared.argmax())
-    return names[int(classes[best])] if shared[best] >= _IOU else _NO_OBJECT
-
-
-def _unmatched(
-    boxes: NDArray[np.float64],
-    scores: NDArray[np.float64],
-    hits: NDArray[np.bool_],
-    truth: NDArray[np.float64],
-) -> Iterator[tuple[Box, float]]:
-    """Yield the objects that no detection is the match of, and the best score that lies on them."""
-    shared = overlaps(truth, boxes) if len(boxes) else np.zeros((len(truth), 0))
-    free = np.ones(len(truth), bool)
-    for place in np.flatnonzero(hits)[np.argsort(-scores[hits], kind="stable")]:
-        free[int(np.where(free, shared[:, place], -1.0).argmax())] = False
-    for number in np.flatnonzero(free):
-        on = shared[number] >= _IOU
-        x0, y0, x1, y1 = truth[number].tolist()
-        yield (x0, y0, x1, y1), float(scores[on & ~hits].max(initial=0.0))
+    shared = overlaps(box[None], truth.boxes)[0]
+    best = int(shared.argmax()) if len(shared) else -1
+    return names[int(truth.classes[best])] if len(shared) and shared[best] >= _IOU else NOTHING

@@ -1,4 +1,4 @@
-"""Reports of evaluations: lines and tables as text, and the worst errors as HTML."""
+"""Reports of evaluations: lines and tables as text."""
 
 from __future__ import annotations
 
@@ -6,24 +6,13 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-import cv2
-import numpy as np
-
-from agent.compute.drawing import annotate_detections
-from agent.errors import ModelError
-from agent.html_page import embedded, html_figure, html_page, html_table, html_text
-from agent.optimise.data import Examples
-from agent.optimise.evaluation.listening import RatePoint
-from agent.optimise.evaluation.model import ClassResult, Evaluation, ModelComparison, Positive
-from agent.optimise.evaluation.operating import OperatingPoint
-from agent.optimise.evaluation.sound import NOTHING_TOLD, OTHER, SoundEvaluation, WordResult
-from agent.optimise.evaluation.tracking import TrackEvaluation, TrackFigures
+from agent.optimise.evaluation.listening import RatePoint, point_for_alarms
+from agent.optimise.evaluation.model import Evaluation, ModelComparison, Positive
+from agent.optimise.evaluation.operating import Confusion, OperatingPoint, WrongAnswer
+from agent.optimise.evaluation.sound import SoundEvaluation
+from agent.optimise.evaluation.tracking import TrackEvaluation
 from agent.text import plural
-from agent.types import Detection
 
-_SIDE, _QUALITY = 240, 80
-"""Longest side of a picture in the report, px, and quality of its JPEG."""
-_CONFUSIONS_MAX = 20
 _CURVE_RATES = (0.1, 0.5, 1.0, 2.0, 5.0, 10.0)
 """False alarms per hour whose rows of the curve are shown."""
 
@@ -85,42 +74,32 @@ def _picture_tables(found: Evaluation) -> Iterator[EvaluationTable]:
     shown = ("class", "count", "recall", "95 %", "precision", "AP")
     has_ap = any(one.ap is not None for one in found.classes)
     columns = shown if has_ap else shown[:-1]
-    rows = [_class_row(one)[: len(columns)] for one in found.classes if one.count]
+    rows = [
+        (
+            one.name,
+            str(one.count),
+            percent(one.recall),
+            span(one.recall_interval),
+            percent(one.precision),
+            percent(one.ap),
+        )[: len(columns)]
+        for one in found.classes
+        if one.count
+    ]
     yield EvaluationTable("by class", columns, columns[1:], rows)
-    classes = [one.name for one in found.classes]
-    yield from _confusions(found.confusion, classes, classes)
     points = [row for one in found.positives for row in _threshold_rows(one)]
     if points:
         alarms = "false a picture" if found.metric == "AP" else "false alarms"
         names = ("to find", "at", "threshold", "recall", "95 %", alarms, "precision", "missed")
         yield EvaluationTable("operating points", names, names[2:], points)
-    curves = [one for one in found.positives if one.froc]
-    if curves:
-        rates = tuple(f"{point.false_positives:g}" for point in curves[0].froc)
-        rows = [(_names(one), *(percent(point.sensitivity) for point in one.froc)) for one in curves]
-        yield EvaluationTable("sensitivity at false positives a picture", ("to find", *rates), rates, rows)
-
-
-def _names(one: Positive) -> str:
-    return ", ".join(one.names)
-
-
-def _class_row(one: ClassResult) -> tuple[str, ...]:
-    return (
-        one.name,
-        str(one.count),
-        percent(one.recall),
-        span(one.recall_interval),
-        percent(one.precision),
-        percent(one.ap),
-    )
+    yield from _errors(found.confusions, found.wrong, "example")
 
 
 def _threshold_rows(one: Positive) -> Iterator[tuple[str, ...]]:
     points = {"manifest": one.at_manifest, "target": one.at_target}
     for name, point in points.items():
         if point is not None:
-            yield (_names(one), name, *_threshold_cells(point, of_boxes=one.auroc is None))
+            yield (", ".join(one.names), name, *_threshold_cells(point, of_boxes=one.auroc is None))
 
 
 def _threshold_cells(point: OperatingPoint, *, of_boxes: bool) -> tuple[str, ...]:
@@ -139,58 +118,35 @@ def sound_report(found: SoundEvaluation) -> EvaluationReport:
     told = f"{percent(found.value)} ({span(found.interval)}) of {found.count} words told rightly"
     if found.in_use.alarms_per_hour is not None:
         told += f", {_rate(found.in_use)} false alarms an hour in {found.hours:.2f} h of other sound"
-    lines = [f"{found.model}: {told}", _comparison(found.metric, found.against), found.data, *found.remarks]
+    lines = [f"{found.model}: {told}", _comparison("words heard", found.against), found.data, *found.remarks]
     return EvaluationReport(lines, list(_sound_tables(found)))
 
 
 def _sound_tables(found: SoundEvaluation) -> Iterator[EvaluationTable]:
-    columns: tuple[str, ...] = ("word", "said", "heard", "95 %", "false alarms", "an hour", "95 %")
-    rows: list[tuple[str, ...]] = [
-        (
-            one.name,
-            str(one.count),
-            percent(one.recall),
-            span(one.recall_interval),
-            str(one.alarms),
-            _rate(one),
-            _range(one.alarms_interval),
-        )
-        for one in found.words
-    ]
-    yield EvaluationTable("by word, at the threshold in use", columns, columns[1:], rows)
-    columns = ("at", "threshold", "missed", "95 %", "false alarms an hour", "95 %")
+    rates = ("missed", "95 %", "false alarms an hour", "95 %")
+    rows = [(name, str(one.said), *_rate_cells(one)) for name, one in found.words.items()]
+    yield EvaluationTable("by word, at the threshold in use", ("word", "said", *rates), ("said", *rates), rows)
+    columns = ("at", "threshold", *rates)
     yield EvaluationTable("missed words against false alarms", columns, columns[1:], list(_rate_rows(found)))
-    words = [one.name for one in found.words]
-    yield from _confusions(found.confusion, [*words, OTHER], [*words, NOTHING_TOLD])
-    if found.wrong:
-        columns = ("recording", "second", "is", "told", "score")
-        rows = [(one.name, f"{one.at_s:.2f}", one.truth, one.told, f"{one.score:.3f}") for one in found.wrong]
-        yield EvaluationTable("worst errors", columns, ("second", "score"), rows)
+    yield from _errors(found.confusions, found.wrong, "recording")
 
 
 def _rate_rows(found: SoundEvaluation) -> Iterator[tuple[str, ...]]:
-    yield ("in use", *_rate_cells(found.in_use))
-    if found.at_target is not None:
-        yield ("target", *_rate_cells(found.at_target))
-    told = set[float]()
-    for rate in _CURVE_RATES:
-        fitting = [one for one in found.curve if one.alarms_per_hour is not None and one.alarms_per_hour <= rate]
-        if fitting and (best := min(fitting, key=lambda one: (one.missed, -one.threshold))).threshold not in told:
-            told.add(best.threshold)
-            yield (f"≤ {rate:g}", *_rate_cells(best))
+    points = {"in use": found.in_use, "target": found.at_target}
+    points |= {f"≤ {rate:g}": point_for_alarms(found.curve, rate) for rate in _CURVE_RATES}
+    for name, point in points.items():
+        if point is not None:
+            yield (name, f"{point.threshold:.6g}", *_rate_cells(point))
 
 
 def _rate_cells(point: RatePoint) -> tuple[str, ...]:
-    missed = percent(point.reject_rate), span(point.reject_interval)
-    return f"{point.threshold:.6g}", *missed, _rate(point), _range(point.alarms_interval)
+    low, high = point.alarms_interval or (0.0, 0.0)
+    alarms = "" if point.alarms_interval is None else f"{low:.3g} to {high:.3g}"
+    return percent(point.reject_rate), span(point.reject_interval), _rate(point), alarms
 
 
-def _rate(point: RatePoint | WordResult) -> str:
+def _rate(point: RatePoint) -> str:
     return "" if point.alarms_per_hour is None else f"{point.alarms_per_hour:.3g}"
-
-
-def _range(interval: tuple[float, float] | None) -> str:
-    return "" if interval is None else f"{interval[0]:.3g} to {interval[1]:.3g}"
 
 
 def config_line(found: SoundEvaluation) -> str:
@@ -202,77 +158,30 @@ def config_line(found: SoundEvaluation) -> str:
 
 def track_report(found: TrackEvaluation) -> EvaluationReport:
     """Return the report on detector and tracker."""
-    one, other = found.overall, found.against
     of = f" of {', '.join(found.labels)}" if found.sha256 else " of published detections"
-    told = f"{found.model}: MOTA {percent(one.mota)}, IDF1 {percent(one.idf1)}{of}"
-    against = ""
-    if other is not None:
-        by = (other[1] - one.mota) * 100
-        against = f"MOTA of {other[0]} {percent(other[1])}: {by:+.1f} percentage points"
-    shares = ("sequence", "pictures", "MOTA", "IDF1", "IDP", "IDR", "boxes", "missed", "in vain")
-    counts = ("sequence", "objects", "mostly tracked", "partially", "mostly lost", "switches", "fragments")
-    rows = (*found.sequences, *([found.overall] if len(found.sequences) > 1 else []))
-    tables = [
-        EvaluationTable("tracking", shares, shares[1:], [_share_row(one) for one in rows]),
-        EvaluationTable("objects", counts, counts[1:], [_count_row(one) for one in rows]),
-    ]
-    return EvaluationReport([told, against, found.data, *found.remarks], tables)
+    one = found.overall
+    told = f"{found.model}: MOTA {percent(one['MOTA'])}, IDF1 {percent(one['IDF1'])}{of}"
+    figures = found.sequences | ({"all": one} if len(found.sequences) > 1 else {})
+    rows = [(name, *(_figure(*figure) for figure in row.items())) for name, row in figures.items()]
+    return EvaluationReport(
+        [told, found.data], [EvaluationTable("tracking", ("sequence", *one), tuple(one), rows)]
+    )
 
 
-def _share_row(one: TrackFigures) -> tuple[str, ...]:
-    figures = map(percent, (one.mota, one.idf1, one.idp, one.idr))
-    return (one.name, str(one.pictures), *figures, *map(str, (one.boxes, one.misses, one.false_positives)))
+def _figure(name: str, value: float) -> str:
+    return percent(value) if name in ("MOTA", "IDF1", "IDP", "IDR") else f"{value:.0f}"
 
 
-def _count_row(one: TrackFigures) -> tuple[str, ...]:
-    kinds = (one.objects, one.mostly_tracked, one.partially_tracked, one.mostly_lost, one.switches, one.fragments)
-    return (one.name, *map(str, kinds))
-
-
-def _confusions(
-    counts: Sequence[Sequence[int]], names: Sequence[str], told: Sequence[str]
-) -> Iterator[EvaluationTable]:
-    """Yield what is most often taken for something else, if anything is."""
-    pairs = [
-        (count, is_, other)
-        for is_, row in zip(names, counts, strict=False)
-        for other, count in zip(told, row, strict=True)
-        if count and is_ != other
-    ]
-    if pairs:
-        worst = sorted(pairs, key=lambda one: -one[0])[:_CONFUSIONS_MAX]
-        rows = [(is_, other, str(count)) for count, is_, other in worst]
+def _errors(confused: Sequence[Confusion], wrong: Sequence[WrongAnswer], where: str) -> Iterator[EvaluationTable]:
+    """Yield what is most often taken for something else, and the worst errors; `where`: they are."""
+    if confused:
+        rows = [(one.truth, one.told, str(one.count)) for one in confused]
         yield EvaluationTable("most frequent confusions", ("is", "told", "times"), ("times",), rows)
-
-
-def to_html(found: Evaluation, examples: Examples) -> str:
-    """Return the evaluation as one HTML file, with the pictures of the worst errors."""
-    report = picture_report(found)
-    parts = [html_text(line) for line in report.lines if line]
-    for table in report.tables:
-        parts += [html_text(table.title, "h2"), html_table(table.columns, table.rows)]
-    if found.wrong:
-        parts.append(html_text("worst errors, surest first", "h2"))
-        rows = [(one.name, one.truth, one.told, f"{one.score:.3f}") for one in found.wrong]
-        parts += [html_table(("example", "is", "told", "score"), rows), *_wrong_pictures(found, examples)]
-    return html_page(f"evaluation: {found.model}", parts)
-
-
-def _wrong_pictures(found: Evaluation, examples: Examples) -> Iterator[str]:
-    for one in found.wrong:
-        try:
-            picture = examples.picture(one.index)
-        except ModelError:
-            return  # values, not pictures
-        if examples.order == "rgb":
-            picture = np.ascontiguousarray(picture[..., ::-1])
-        height, width = picture.shape[:2]
-        scale = min(1.0, _SIDE / max(height, width))
-        size = max(1, round(width * scale)), max(1, round(height * scale))
-        small = cv2.resize(picture, size, interpolation=cv2.INTER_AREA).astype(np.uint8, copy=False)
-        if one.box is not None:
-            label = one.truth if one.told == "nothing" else one.told
-            small = annotate_detections(small, [Detection(label, one.score, one.box)], order="bgr")
-        encoded = cv2.imencode(".jpg", small, (cv2.IMWRITE_JPEG_QUALITY, _QUALITY))[1].tobytes()
-        about = f"{one.name}: {one.truth}, told {one.told}, {one.score:.3f}"
-        yield html_figure(about, embedded(encoded, "jpeg"))
+    if wrong:
+        columns = (where, "is", "told", "score")
+        places = ["" if one.at_s is None else f" at {one.at_s:.2f} s" for one in wrong]
+        cells = [
+            (f"{one.name}{place}", one.truth, one.told, f"{one.score:.3f}")
+            for one, place in zip(wrong, places, strict=True)
+        ]
+        yield EvaluationTable("worst errors", columns, ("score",), cells)

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
 
 import numpy as np
-from msgspec import Struct
 from numpy.typing import NDArray
 
 from agent.compute.manifest import Model
@@ -22,7 +20,8 @@ from agent.features.screening.screener import LEAST, Screener, manifest_sha256
 from agent.optimise.data import Examples
 from agent.optimise.evaluate import wilson
 from agent.optimise.evaluation.model import match_class
-from agent.optimise.evaluation.operating import Found, box_point, box_threshold_for, froc
+from agent.optimise.evaluation.operating import FROC_RATES, Found, box_point, box_threshold_for, froc
+from agent.optimise.logistic import calibration_error, fit, held_out
 from agent.text import plural
 
 OVERLAP = 0.2
@@ -30,7 +29,7 @@ FALSE_POSITIVES = 0.5
 _DOUBT = 4.0
 """False positives a picture from which a person need not look, relative to those of a finding."""
 _FEWEST = 20
-_FOLDS, _BINS, _STEPS, _PRIOR = 5, 10, 50, 1e-3
+_PRIOR = 1e-3
 _LESS, _MARGIN = 0.5, 30.0
 """Share of the least sharpness and colour, and margin of the brightness, that other pictures may have."""
 _ANY = (0.0, 1e6)
@@ -38,55 +37,31 @@ _SAMPLES = 1000
 Floats = NDArray[np.float64]
 
 
-class PointRequest(Struct, frozen=True):
-    """Request for an operating point.
-
-    Attributes:
-        label: what is looked for.
-        false_positives: most for each picture.
-        sensitivity: instead: least share of the objects that has to be found, 0..1; None: not asked for.
-    """
-
-    label: str
-    false_positives: float = FALSE_POSITIVES
-    sensitivity: float | None = None
-
-
-class PointResult(NamedTuple):
-    """An operating point, and what it was chosen by.
-
-    Attributes:
-        point: see there.
-        found: detections and objects.
-        remarks: doubts.
-    """
-
-    point: ScreeningPoint
-    found: Found
-    remarks: tuple[str, ...]
-
-
 def choose_point(
     model: Model,
     screener: Screener,
     examples: Examples,
-    request: PointRequest,
+    label: str,
+    false_positives: float = FALSE_POSITIVES,
+    sensitivity: float | None = None,
     progress: Callable[[int], None] = lambda _: None,
-) -> PointResult:
-    """Choose the operating point of a model.
+) -> tuple[ScreeningPoint, Sequence[str]]:
+    """Choose the operating point of a model; return doubts, too.
 
     Args:
         model: that the screener has open.
         screener: looks at the pictures as it will at others.
         examples: pictures with boxes that the model has not learned from.
-        request: see there.
+        label: what is looked for.
+        false_positives: most for each picture.
+        sensitivity: instead: least share of the objects that has to be found, 0..1; None: not asked for.
         progress: called with the number of pictures that are done.
 
     Raises:
         ModelError: there are too few pictures or objects, or no threshold gives what is asked for.
     """
-    if request.label not in examples.names:
-        raise ModelError(f"{examples.description}: has no class {request.label!r}")
+    if label not in examples.names:
+        raise ModelError(f"{examples.description}: has no class {label!r}")
     limits, looked = _limits(examples), []
     qualities = []
     for index in range(len(examples)):
@@ -95,13 +70,12 @@ def choose_point(
         looked.append(look.found)
         qualities.append(look.quality)
         progress(index + 1)
-    found = match_class(examples, looked, examples.names.index(request.label), request.label)
-    _check(found, request)
-    threshold = _floored(_threshold(found, request))
+    found = match_class(examples, looked, examples.names.index(label), label)
+    _check(found, label)
+    threshold = _floored(_threshold(found, false_positives, sensitivity))
     at = box_point(found, threshold)
     rate = max(at.false_alarms, 1 / len(examples))
     doubt = min(threshold, _floored(threshold_at(found, _DOUBT * rate, LEAST)))
-    curve = froc(found)
     spread = recall_interval(found, threshold)
     expected = Expectation(
         round(at.recall, 4),
@@ -109,13 +83,13 @@ def choose_point(
         round(at.false_alarms, 4),
         len(examples),
         int(found.objects.sum()),
-        tuple((one.false_positives, round(one.sensitivity, 4)) for one in curve),
+        tuple((rate, round(share, 4)) for rate, share in zip(FROC_RATES, froc(found), strict=True)),
     )
     point = ScreeningPoint(
         model.path,
         model.sha256,
         manifest_sha256(model),
-        request.label,
+        label,
         threshold,
         doubt,
         OVERLAP,
@@ -123,7 +97,7 @@ def choose_point(
         expected,
         _with_quality(limits, qualities),
     )
-    return PointResult(point, found, tuple(_remarks(found, examples)))
+    return point, _remarks(found, examples)
 
 
 def recall_interval(found: Found, threshold: float) -> tuple[float, float]:
@@ -172,22 +146,22 @@ def _range(low: float, high: float, digits: int) -> tuple[float, float]:
     return round(float(low), digits), round(float(high), digits)
 
 
-def _check(found: Found, request: PointRequest) -> None:
+def _check(found: Found, label: str) -> None:
     objects = int(found.objects.sum())
     if len(found.objects) < _FEWEST or objects < _FEWEST:
-        told = f"{plural(len(found.objects), 'picture')} with {plural(objects, 'object')} of {request.label!r}"
+        told = f"{plural(len(found.objects), 'picture')} with {plural(objects, 'object')} of {label!r}"
         raise ModelError(f"{told}: an operating point needs {_FEWEST} of both at least, and hundreds to be sure")
     if not found.hits.any():
-        raise ModelError(f"the model finds no {request.label!r} in these pictures: nothing can be chosen")
+        raise ModelError(f"the model finds no {label!r} in these pictures: nothing can be chosen")
 
 
-def _threshold(found: Found, request: PointRequest) -> float:
-    if request.sensitivity is None:
-        return threshold_at(found, request.false_positives)
-    threshold = box_threshold_for(found, request.sensitivity)
+def _threshold(found: Found, false_positives: float, sensitivity: float | None) -> float:
+    if sensitivity is None:
+        return threshold_at(found, false_positives)
+    threshold = box_threshold_for(found, sensitivity)
     if not np.isfinite(threshold):
         most = found.hits.sum() / found.objects.sum()
-        raise ModelError(f"no threshold finds {request.sensitivity:.1%} of the objects; the most is {most:.1%}")
+        raise ModelError(f"no threshold finds {sensitivity:.1%} of the objects; the most is {most:.1%}")
     return threshold
 
 
@@ -209,55 +183,25 @@ def calibrate(found: Found) -> ScoreCalibration:
 
     The error is measured on pictures that were left out of the fit, a fifth in its turn.
     """
-    logits = _logit(found.scores)
-    slope, offset = _fitted(logits, found.hits)
-    told = np.empty(len(logits))
-    part = found.pictures % _FOLDS
-    for number in range(_FOLDS):
-        out = part == number
-        own = (slope, offset) if out.all() or not out.any() else _fitted(logits[~out], found.hits[~out])
-        told[out] = _sigmoid(own[0] * logits[out] + own[1])
-    return ScoreCalibration(round(slope, 6), round(offset, 6), round(calibration_error(told, found.hits), 4))
+    edge = np.clip(found.scores, 1e-6, 1 - 1e-6)
+    inputs = np.stack((np.log(edge / (1 - edge)), np.ones(len(edge))), axis=1)
 
+    def fitted(rows: NDArray[np.bool_]) -> Floats:
+        """Return slope and offset, with Platt's targets and a weak prior for a slope of 1."""
+        right, wrong = int(found.hits[rows].sum()), int((~found.hits[rows]).sum())
+        targets = np.where(found.hits[rows], (right + 1) / (right + 2), 1 / (wrong + 2))
+        weights = fit(inputs[rows], targets, np.full(2, _PRIOR * (right + wrong)), np.array([1.0, 0.0]))
+        return np.clip(weights, (0.01, -100.0), 100.0)
 
-def _logit(scores: Floats) -> Floats:
-    edge = np.clip(scores, 1e-6, 1 - 1e-6)
-    return np.asarray(np.log(edge / (1 - edge)))
-
-
-def _sigmoid(values: Floats) -> Floats:
-    return np.asarray(1 / (1 + np.exp(-np.clip(values, -700, 700))))
-
-
-def _fitted(logits: Floats, hits: NDArray[np.bool_]) -> tuple[float, float]:
-    """Fit slope and offset by Newton's method, with Platt's targets and a weak prior for a slope of 1."""
-    right, wrong = int(hits.sum()), int((~hits).sum())
-    target = np.where(hits, (right + 1) / (right + 2), 1 / (wrong + 2))
-    inputs = np.stack((logits, np.ones_like(logits)), axis=1)
-    values, prior = np.array([1.0, 0.0]), np.array([1.0, 0.0])
-    weight = _PRIOR * len(logits)
-    for _ in range(_STEPS):
-        told = _sigmoid(inputs @ values)
-        gradient = inputs.T @ (told - target) + weight * (values - prior)
-        curvature = (inputs * (told * (1 - told))[:, None]).T @ inputs + weight * np.eye(2)
-        step = np.linalg.solve(curvature, gradient)
-        values = values - np.clip(step, -2.0, 2.0)
-        if float(np.abs(step).max()) < 1e-8:
-            break
-    return float(np.clip(values[0], 0.01, 100.0)), float(np.clip(values[1], -100.0, 100.0))
-
-
-def calibration_error(told: Floats, hits: NDArray[np.bool_]) -> float:
-    """Return the expected calibration error over ten bins of the probability (Naeini et al., AAAI 2015)."""
-    bins = np.minimum((told * _BINS).astype(int), _BINS - 1)
-    gaps = [abs(float((told - hits)[bins == number].sum())) for number in range(_BINS)]
-    return sum(gaps) / max(1, len(told))
+    slope, offset = fitted(np.ones(len(edge), bool)).tolist()
+    error = calibration_error(held_out(inputs, found.pictures, fitted), found.hits)
+    return ScoreCalibration(round(slope, 6), round(offset, 6), round(error, 4))
 
 
 def _remarks(found: Found, examples: Examples) -> Sequence[str]:
-    objects, told = int(found.objects.sum()), []
-    if objects < 100:
-        told.append(f"{plural(objects, 'object')}: the sensitivity may be some per cent off")
-    if not (found.objects == 0).any():
-        told.append("every picture has an object: how many are found in vain in pictures without is not known")
-    return (*examples.remarks, *told)
+    if (found.objects == 0).any():
+        return examples.remarks
+    return (
+        *examples.remarks,
+        "every picture has an object: false positives in pictures without any are not known",
+    )

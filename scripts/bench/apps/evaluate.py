@@ -1,4 +1,4 @@
-"""What `vedette models evaluate` tells of words and clips, against counts that are made another way.
+"""What `vedette optimise evaluate` tells of words and clips, against counts that are made another way.
 
 - Words: `wakeword/alexa` on the wake words (200 alexas; the other five words and the noises of ESC-10 are other
   sound), and `small-speech` on digits that training never saw, with held-out words and noises. The same sound
@@ -42,7 +42,7 @@ from agent.models.library import open_model
 from agent.optimise.evaluation.listening import AFTER_S, LEAD_S, THRESHOLDS, open_listener
 from agent.optimise.evaluation.mot import read_clips
 from agent.optimise.evaluation.sound_data import Recording, read_sounds
-from agent.optimise.evaluation.tracking import TrackRequest, evaluate_tracking, published, track
+from agent.optimise.evaluation.tracking import evaluate_tracking, published, track
 
 WAKE, OTHERS = "wakeword/alexa", ("computer", "jarvis", "smart_mirror", "snowboy", "view_glass")
 _TRIED = (0.5, 0.8, 0.97)
@@ -151,8 +151,8 @@ def words(name: str, model: str, data: Path, background: Sequence[Path]) -> dict
 
 
 def vedette(model: str, data: Path, *args: object) -> Any:
-    """Call `vedette models evaluate` and return what it prints."""
-    command = [sys.executable, "-m", "agent", "models", "evaluate", model, str(data), *map(str, args), "--json"]
+    """Call `vedette optimise evaluate` and return what it prints."""
+    command = [sys.executable, "-m", "agent", "optimise", "evaluate", model, str(data), *map(str, args), "--json"]
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=common.ROOT)
     if done.returncode:
         sys.exit(f"{' '.join(command)}: {done.stderr}")
@@ -250,17 +250,19 @@ def tracked(given: argparse.Namespace, folder: Path) -> dict[str, float]:
     differences = []
     for every in (1, 3):
         begun = time.process_time()
-        one = evaluate_tracking(None, sequences, "", TrackRequest(every=every)).overall
+        one = evaluate_tracking(None, sequences, "", every=every).overall
         spent = time.process_time() - begun
         other = by_trackeval(sequences, every)
-        wrong = abs(one.misses - other["CLR_FN"]) + abs(one.false_positives - other["CLR_FP"])
-        differences.append((abs(one.mota - other["MOTA"]), abs(one.idf1 - other["IDF1"]), wrong / one.boxes))
+        wrong = abs(one["FN"] - other["CLR_FN"]) + abs(one["FP"] - other["CLR_FP"])
+        differences.append(
+            (abs(one["MOTA"] - other["MOTA"]), abs(one["IDF1"] - other["IDF1"]), wrong / one["boxes"])
+        )
         name = "mot15" if every == 1 else f"mot15_every_{every}"
-        figures |= {f"{name}_mota": one.mota, f"{name}_idf1": one.idf1, f"{name}_switches": float(one.switches)}
+        figures |= {f"{name}_mota": one["MOTA"], f"{name}_idf1": one["IDF1"], f"{name}_switches": one["IDs"]}
         figures[f"{name}_trackeval_switches"] = float(other["IDSW"])
         print(
-            f"{name}: MOTA {one.mota:.3f} IDF1 {one.idf1:.3f} switches {one.switches}; TrackEval "
-            f"{other['MOTA']:.3f} {other['IDF1']:.3f} {other['IDSW']:.0f}; {spent / one.pictures * 1e3:.2f} ms "
+            f"{name}: MOTA {one['MOTA']:.3f} IDF1 {one['IDF1']:.3f} switches {one['IDs']:.0f}; TrackEval "
+            f"{other['MOTA']:.3f} {other['IDF1']:.3f} {other['IDSW']:.0f}; {spent / one['frames'] * 1e3:.2f} ms "
             "of processor time a picture",
             flush=True,
         )

@@ -1,11 +1,11 @@
 """Screening for white blood cells with the bundled model, on the third of BCCD that it has not learned from.
 
 One half of these pictures gives the operating point, at most 0.3 false positives a picture, the other is screened
-by `vedette screening run`, whose records are judged; then the halves change places. Platelets go the same way;
-not every red cell is labelled, so those are left out. The same pictures, four joined to one and screened in
-tiles, and each one blurred, show what that costs. Objects are found at IoU 0.5. What INT8 loses, and all pictures
-of BCCD judged by detectors that have not learned from them, is recorded by `optimise/detector`. With --quick
-white cells in single pictures alone.
+by `vedette optimise screening run`, whose records are judged; then the halves change places. Platelets go the
+same way; not every red cell is labelled, so those are left out. The same pictures, four joined to one and
+screened in tiles, and each one blurred, show what that costs. Objects are found at IoU 0.5. What INT8 loses, and
+all pictures of BCCD judged by detectors that have not learned from them, is recorded by `optimise/detector`. With
+--quick white cells in single pictures alone.
 """
 
 from __future__ import annotations
@@ -152,8 +152,8 @@ def screened(pictures: Sequence[NDArray[Any]], point: Path, folder: Path) -> lis
 
 
 def vedette(*words: object) -> Any:
-    """Call `vedette screening` and return what it prints."""
-    command = [sys.executable, "-m", "agent", "screening", *map(str, words), "--json"]
+    """Call `vedette optimise screening` and return what it prints."""
+    command = [sys.executable, "-m", "agent", "optimise", "screening", *map(str, words), "--json"]
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=common.ROOT)
     if done.returncode:
         sys.exit(f"{' '.join(command)}: {done.stderr}")
@@ -168,7 +168,7 @@ def counted(
     for record, truth in zip(records, boxes, strict=True):
         size = (record["width"], record["height"]) * 2
         placed = np.array([one["box"] for one in record["findings"]], np.float64).reshape(-1, 4) * size
-        hits = match(placed, np.array([one["score"] for one in record["findings"]]), truth[label])
+        hits = match(placed, np.array([one["score"] for one in record["findings"]]), truth[label]) >= 0
         found, false, total = found + int(hits.sum()), false + int((~hits).sum()), total + len(truth[label])
     return found, total, false, len(records)
 

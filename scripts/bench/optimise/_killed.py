@@ -35,7 +35,18 @@ def postgresql() -> Iterator[str]:
         Path(name).chmod(0o777)  # the server has a user of its own
         quiet: dict[str, Any] = {"cwd": name, "check": True, "stdout": subprocess.DEVNULL}
         subprocess.run([*user, programs / "initdb", "-D", folder, "-U", "vedette", "-A", "trust"], **quiet)
-        started = [*user, programs / "postgres", "-D", folder, "-p", str(port), "-k", name, "-h", "127.0.0.1"]
+        started = [
+            *user,
+            str(programs / "postgres"),
+            "-D",
+            str(folder),
+            "-p",
+            str(port),
+            "-k",
+            name,
+            "-h",
+            "127.0.0.1",
+        ]
         with subprocess.Popen(started, cwd=name, stderr=subprocess.DEVNULL) as server:
             try:
                 wait_for(port)

@@ -27,8 +27,7 @@ from blood_cells import TrainedPart, train_part
 from cell_parts import PARTS
 
 from agent.optimise.data import Examples
-from agent.optimise.evaluate import open_content, score, time_ms
-from agent.optimise.evaluation.answers import ExampleRun, found_boxes
+from agent.optimise.evaluate import WEAK, detections, open_content, score, time_ms
 from agent.optimise.evaluation.model import match_class
 from agent.optimise.evaluation.operating import Found, box_point, froc
 
@@ -50,7 +49,7 @@ def cells(data: Path, keep: Path | None) -> dict[str, float]:
             for name in ("WBC", "Platelets"):
                 matched = found_of(part, content, part.held, name)
                 judged.setdefault(f"{name}_{kind}", []).extend(judged_by_halves(part, content, name))
-                curves.setdefault(f"{name}_{kind}", []).append(froc(matched, (FALSE_POSITIVES,))[0].sensitivity)
+                curves.setdefault(f"{name}_{kind}", []).append(froc(matched, (FALSE_POSITIVES,))[0])
     figures = {}
     for name, rows in judged.items():
         found, total, false, pictures = np.sum(rows, axis=0)
@@ -64,7 +63,7 @@ def cells(data: Path, keep: Path | None) -> dict[str, float]:
 def found_of(part: TrainedPart, content: bytes, examples: Examples, name: str) -> Found:
     """Detections of a class, matched with its objects."""
     with open_content(content, part.manifest) as session:
-        found = found_boxes(ExampleRun(session, examples), part.manifest)
+        found = list(detections(session, examples, part.manifest, WEAK))
     return match_class(examples, found, part.manifest.output.labels.index(name), name)
 
 

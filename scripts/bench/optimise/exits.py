@@ -20,10 +20,9 @@ from common import arguments, conclude, data_argument
 from msgspec.structs import replace
 
 from agent.compute.manifest import ONLY_VARIANT, Variant
-from agent.optimise.calibrate import CalibrationResult
+from agent.optimise.calibrate import CalibrationResult, evaluate
 from agent.optimise.depth.calibration import (
     ExitScores,
-    check,
     costs_of,
     exit_scores,
     learn,
@@ -69,7 +68,7 @@ def figures_of(content: bytes, made: CascadeFile, parts: CascadeParts, loss: flo
     costs = costs_of(made.manifest)
     tuned, measured = (exit_scores(content, made.manifest, one) for one in parts[1:])
     learned = learn(tuned, costs, loss)
-    point, full = check(learned, measured, costs)
+    point, full = evaluate(measured.logits, measured.labels, costs, learned)
     names = tuple(one.name for one in reversed(made.manifest.variants))
     result = CalibrationResult(names, costs, learned, point, full, len(parts.thresholds))
     known = with_thresholds(made.manifest, result)
@@ -92,7 +91,7 @@ def over_splits(one: ExitScores, other: ExitScores, costs: tuple[float, ...], lo
     for seed in range(_SPLITS):
         order = np.random.default_rng(seed).permutation(len(labels))
         halves = [ExitScores(logits[half], labels[half]) for half in np.array_split(order, 2)]
-        point, full = check(learn(halves[0], costs, loss), halves[1], costs)
+        point, full = evaluate(halves[1].logits, halves[1].labels, costs, learn(halves[0], costs, loss))
         found.append((full - point.accuracy, point.cost))
     lost, share = np.array(found).T
     return {"lost_mean": float(lost.mean()), "lost_most": float(lost.max()), "share_mean": float(share.mean())}

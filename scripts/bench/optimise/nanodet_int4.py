@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from _nanodet import float_file
+from _nanodet import Mirrored, float_file
 from common import arguments, conclude, data_argument, needed
 
 from agent.compute.tflite.expand import expand_int4
@@ -31,7 +31,7 @@ def precision(content: bytes, given: Any) -> float:
     """Mean of the average precision on the pictures and on their mirror images."""
     model = open_whole_model("nanodet")
     examples = read_examples(needed(given.data / "coco64_dev.tar"), model, VARIANT)
-    halves = [examples.take(np.arange(0, 64, 4))] if given.quick else [examples, examples.mirrored()]
+    halves = [examples.take(np.arange(0, 64, 4))] if given.quick else [examples, Mirrored(examples)]
     return float(np.mean([score(content, half, model.manifest, variant=VARIANT).value for half in halves]))
 
 

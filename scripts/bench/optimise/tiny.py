@@ -41,7 +41,7 @@ from agent.optimise.recipe import Recipe, parse_recipe
 from agent.optimise.train import TrainingStep
 from agent.optimise.training.classifier import TrainRequest, read_pictures, train_classifier
 from agent.optimise.training.data import PREPARATION
-from agent.optimise.training.transfer import LITE0
+from agent.optimise.training.networks import LITE0
 
 NEU = "neu_det_dev.tar"
 GONE, LOSS, CASTINGS_RIGHT = 0.7, 0.01, 0.997

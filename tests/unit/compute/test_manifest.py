@@ -73,7 +73,7 @@ def test_calibrated_exits_are_a_cascade_and_sizes_are_not() -> None:
     assert exits("", deep, shallow) == exits("auto", deep, shallow) == ["3", "12"]
     assert exits("", large, small) == exits("256", large, small) == exits("12", deep, shallow) == []
     assert exits("", deep, {"name": "3"}) == [], "not calibrated"
-    with pytest.raises(ModelError, match=r"`vedette models calibrate`, or name one of 12, 3$"):
+    with pytest.raises(ModelError, match=r"`vedette optimise calibrate`, or name one of 12, 3$"):
         exits("auto", deep, {"name": "3"})
     with pytest.raises(ModelError, match=r"sizes only: name one of 416, 256$"):
         exits("auto", large, small)

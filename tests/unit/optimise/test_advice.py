@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import pytest
 
 from agent.compute.tflite.model import Operation, Quantisation, Subgraph, TensorInfo
-from agent.optimise.advice import OperatorContext, advice
+from agent.optimise.advice import OperatorContext, advice, context_of
 
 KERNEL = "a kernel"
 INNER = (1, 8, 8, 32)
@@ -32,7 +32,7 @@ def case(
         TensorInfo("made", INNER, made or given, 0, 0, Quantisation()),
     )
     operation = Operation(name, "", 1, (0, 1) if weights else (0,), (2,))
-    return OperatorContext(Subgraph("", tensors, (0,) if end else (), (), (operation,)), operation, kernel, pace)
+    return context_of(Subgraph("", tensors, (0,) if end else (), (), (operation,)), operation, kernel, pace)
 
 
 @pytest.mark.parametrize(
@@ -67,10 +67,10 @@ def test_the_first_rule_that_fits(given: OperatorContext, wanted: str) -> None:
 
 def test_a_kernel_without_an_operation() -> None:
     graph = Subgraph("", (), (), (), ())
-    assert "is unknown" in advice(OperatorContext(graph, None, "Convert (NC, F32, QD8)"))
+    assert "is unknown" in advice(context_of(graph, None, "Convert (NC, F32, QD8)"))
 
 
 def test_an_operation_without_inputs_or_outputs_breaks_no_rule() -> None:
     operation = Operation("CALL_ONCE", "", 1, (), ())
     for kernel in ("", KERNEL):
-        assert advice(OperatorContext(Subgraph("", (), (), (), (operation,)), operation, kernel))
+        assert advice(context_of(Subgraph("", (), (), (), (operation,)), operation, kernel))

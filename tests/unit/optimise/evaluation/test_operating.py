@@ -49,11 +49,11 @@ def test_the_highest_threshold_that_finds_enough(scores: list[float], target: fl
 def test_each_object_has_one_match_the_strongest() -> None:
     truth = np.array([[0.0, 0.0, 0.4, 0.4], [0.5, 0.5, 0.9, 0.9]])
     boxes = np.array([[0.0, 0.0, 0.4, 0.38], [0.0, 0.0, 0.4, 0.4], [0.5, 0.5, 0.9, 0.8], [0.6, 0.0, 0.9, 0.3]])
-    assert match(boxes, np.array([0.6, 0.9, 0.5, 0.8]), truth).tolist() == [False, True, True, False]
+    assert match(boxes, np.array([0.6, 0.9, 0.5, 0.8]), truth).tolist() == [-1, 0, 1, -1]
 
 
 def test_without_objects_all_are_false_and_without_detections_none() -> None:
-    assert match(np.array([[0.0, 0.0, 1.0, 1.0]]), np.array([0.5]), np.zeros((0, 4))).tolist() == [False]
+    assert match(np.array([[0.0, 0.0, 1.0, 1.0]]), np.array([0.5]), np.zeros((0, 4))).tolist() == [-1]
     assert match(np.zeros((0, 4)), np.zeros(0), np.array([[0.0, 0.0, 1.0, 1.0]])).tolist() == []
 
 
@@ -79,8 +79,7 @@ def test_a_threshold_for_objects_counts_those_that_are_never_found() -> None:
 
 
 def test_the_curve_tells_the_sensitivity_at_false_positives_a_picture() -> None:
-    curve = froc(found(), (0.0, 0.25, 0.5, 8.0))
-    assert [point.sensitivity for point in curve] == [0.2, 0.6, 0.8, 0.8]
+    assert froc(found(), (0.0, 0.25, 0.5, 8.0)) == (0.2, 0.6, 0.8, 0.8)
 
 
 @given(st.integers(0, 1000))
@@ -93,14 +92,10 @@ def test_the_curve_never_falls_and_no_point_costs_more_than_it_says(seed: int) -
     made = Found(np.round(random.random(count), 1), hits, random.integers(0, 10, count), objects)
     if not objects.sum():
         return
-    curve = froc(made, (0.0, 0.1, 0.5, 2.0))
-    values = [point.sensitivity for point in curve]
-    assert values == sorted(values)
-    for point in curve:
-        thresholds = [2.0, *set(made.scores.tolist())]
-        allowed = [
-            box_point(made, one).recall
-            for one in thresholds
-            if box_point(made, one).false_alarms <= point.false_positives
-        ]
-        assert point.sensitivity == pytest.approx(max(allowed))
+    rates = (0.0, 0.1, 0.5, 2.0)
+    curve = froc(made, rates)
+    assert list(curve) == sorted(curve)
+    thresholds = [2.0, *set(made.scores.tolist())]
+    for rate, sensitivity in zip(rates, curve, strict=True):
+        points = [box_point(made, one) for one in thresholds]
+        assert sensitivity == pytest.approx(max(one.recall for one in points if one.false_alarms <= rate))

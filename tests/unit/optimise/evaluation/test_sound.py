@@ -12,9 +12,15 @@ from agent.compute.hearing import AudioPerception
 from agent.config import StreamConfig
 from agent.errors import ModelError
 from agent.models.library import open_model
-from agent.optimise.evaluation.answers import KeptResults, model_key
 from agent.optimise.evaluation.listening import LEAD_S, THRESHOLDS, open_listener
-from agent.optimise.evaluation.sound import SoundRequest, evaluate_sounds, hear_kept, missed_alarm_target
+from agent.optimise.evaluation.operating import Confusion
+from agent.optimise.evaluation.sound import (
+    KeptResults,
+    evaluate_sounds,
+    hear_kept,
+    missed_alarm_target,
+    model_key,
+)
 from agent.optimise.evaluation.sound_data import SoundExamples, read_sounds
 from tests.support.sound import RATE, cascade_model, chunks, quiet, tone_model, verified_model, word
 
@@ -63,14 +69,14 @@ def test_events_are_those_of_a_stream(tmp_path: Path) -> None:
 
 
 def test_words_confusions_and_false_alarms_are_counted(tmp_path: Path, data: Path) -> None:
-    found = evaluate_sounds(open_model(str(tone_model(tmp_path))), examples(data), SoundRequest())
-    assert (found.count, found.recordings) == (7, 7)
+    found = evaluate_sounds(open_model(str(tone_model(tmp_path))), examples(data))
+    assert found.count == 7
     assert found.value == pytest.approx(6 / 7)
     assert found.interval[0] < found.value < found.interval[1]
-    assert found.confusion == ((4, 0, 0), (1, 2, 0), (1, 0, 0))
-    low, high = found.words
-    assert (low.name, low.count, low.heard, low.alarms) == ("low", 4, 4, 1)
-    assert (high.name, high.count, high.heard, high.alarms) == ("high", 3, 2, 0)
+    assert found.confusions == (Confusion("high", "low", 1), Confusion("other sound", "low", 1))
+    low, high = found.words["low"], found.words["high"]
+    assert (low.said, low.missed, low.alarms) == (4, 0, 1)
+    assert (high.said, high.missed, high.alarms) == (3, 1, 0)
     assert low.alarms_per_hour == pytest.approx(1 / found.hours)
     assert found.hours == pytest.approx((8.6 + 9.0 + len(TALK) / RATE) / 3600)
     assert found.in_use.missed == 1
@@ -79,7 +85,7 @@ def test_words_confusions_and_false_alarms_are_counted(tmp_path: Path, data: Pat
 
 
 def test_the_curve_at_the_threshold_in_use_is_what_was_heard(tmp_path: Path, data: Path) -> None:
-    found = evaluate_sounds(open_model(str(tone_model(tmp_path))), examples(data), SoundRequest())
+    found = evaluate_sounds(open_model(str(tone_model(tmp_path))), examples(data))
     (point,) = [one for one in found.curve if one.threshold == found.in_use.threshold]
     assert point == found.in_use
     assert [one.threshold for one in found.curve] == list(THRESHOLDS)
@@ -88,8 +94,8 @@ def test_the_curve_at_the_threshold_in_use_is_what_was_heard(tmp_path: Path, dat
 
 
 def test_words_that_the_verification_refuses_are_missed_at_every_threshold(tmp_path: Path, data: Path) -> None:
-    found = evaluate_sounds(open_model(str(verified_model(tmp_path, -1000.0))), examples(data), SoundRequest())
-    assert [(one.name, one.heard, one.alarms) for one in found.words] == [("low", 0, 0), ("high", 2, 0)]
+    found = evaluate_sounds(open_model(str(verified_model(tmp_path, -1000.0))), examples(data))
+    assert [(one.missed, one.alarms) for one in found.words.values()] == [(4, 0), (1, 0)]
     assert min(one.missed for one in found.curve) >= 5
     (point,) = [one for one in found.curve if one.threshold == found.in_use.threshold]
     assert point == found.in_use
@@ -99,14 +105,13 @@ def test_a_threshold_is_chosen_for_a_rate_of_false_alarms(tmp_path: Path, data: 
     model = open_model(str(tone_model(tmp_path)))
     per_hour = 1 / examples(data).hours
     told: list[str] = []
-    request = SoundRequest(target_false_alarms=per_hour * 1.01)
-    many = evaluate_sounds(model, examples(data), request, progress=told.append)
-    assert len({line.partition(":")[0] for line in told}) == 3
+    many = evaluate_sounds(model, examples(data), target=per_hour * 1.01, progress=told.append)
+    assert len({line.partition(":")[0] for line in told}) == 2
     assert many.at_target is not None
     assert many.at_target.alarms_per_hour is not None
     assert many.at_target.alarms_per_hour <= per_hour * 1.01
     assert any("cannot show" in remark for remark in many.remarks)
-    none = evaluate_sounds(model, examples(data), SoundRequest(target_false_alarms=0.0))
+    none = evaluate_sounds(model, examples(data), target=0.0)
     if none.at_target is None:
         assert "0 false alarms an hour" in missed_alarm_target(none, 0.0)
     else:
@@ -118,57 +123,54 @@ def test_a_rate_needs_other_sound(tmp_path: Path, data: Path) -> None:
     (data / "words/talk.wav").unlink()
     alone = read_sounds(data / "words", (), WORDS, IGNORED)
     with pytest.raises(ModelError, match="--background"):
-        evaluate_sounds(open_model(str(tone_model(tmp_path))), alone, SoundRequest(target_false_alarms=1.0))
+        evaluate_sounds(open_model(str(tone_model(tmp_path))), alone, target=1.0)
 
 
 def test_an_interrupted_evaluation_gives_the_same_figures(tmp_path: Path, data: Path) -> None:
     model, at_once = open_model(str(tone_model(tmp_path))), examples(data)
-    whole = evaluate_sounds(model, at_once, SoundRequest())
-    first = at_once.recordings[:3]
-    with KeptResults(tmp_path / "results") as kept, open_listener(model) as listener:
-        for one in first:
-            hear_kept(listener, one, model_key(model, ""), kept)
-    with KeptResults(tmp_path / "results") as kept:
-        assert evaluate_sounds(model, at_once, SoundRequest(), kept=kept) == whole
-        assert kept.reused == 3
+    whole = evaluate_sounds(model, at_once)
+    with open_listener(model) as listener:
+        for one in at_once.recordings[:3]:
+            hear_kept(listener, one, model_key(model, ""), KeptResults(tmp_path / "results"))
+    kept = KeptResults(tmp_path / "results")
+    assert evaluate_sounds(model, at_once, kept=kept) == whole
+    assert kept.reused == 3
 
 
 def test_a_changed_recording_or_model_is_heard_again(tmp_path: Path, data: Path) -> None:
     model = open_model(str(tone_model(tmp_path)))
-    with KeptResults(tmp_path / "results") as kept:
-        evaluate_sounds(model, examples(data), SoundRequest(), kept=kept)
+    evaluate_sounds(model, examples(data), kept=KeptResults(tmp_path / "results"))
     write(data / "words/low/0.wav", np.concatenate((quiet(0.3), word("high"), quiet(0.3))))
-    with KeptResults(tmp_path / "results") as kept:
-        changed = evaluate_sounds(model, examples(data), SoundRequest(), kept=kept)
-        assert kept.reused == 12
-    assert changed.confusion[0] == (3, 1, 0)
+    kept = KeptResults(tmp_path / "results")
+    changed = evaluate_sounds(model, examples(data), kept=kept)
+    assert kept.reused == 12
+    assert Confusion("low", "high", 1) in changed.confusions
     other = tmp_path / "other"
     other.mkdir()
-    sharper = open_model(str(tone_model(other, sharpness=9.0)))
-    with KeptResults(tmp_path / "results") as kept:
-        evaluate_sounds(sharper, examples(data), SoundRequest(), kept=kept)
-        assert kept.reused == 0
+    sharper, kept = open_model(str(tone_model(other, sharpness=9.0))), KeptResults(tmp_path / "results")
+    evaluate_sounds(sharper, examples(data), kept=kept)
+    assert kept.reused == 0
 
 
 def test_two_models_are_compared_word_by_word(tmp_path: Path, data: Path) -> None:
     model = open_model(str(tone_model(tmp_path)))
     told: list[str] = []
-    found = evaluate_sounds(model, examples(data), SoundRequest(), model, progress=told.append)
+    found = evaluate_sounds(model, examples(data), other=model, progress=told.append)
     assert told[-1].startswith(model.path)
     assert found.against is not None
     assert found.against.difference == 0.0
     with pytest.raises(ModelError, match="cannot be compared"):
-        evaluate_sounds(model, examples(data), SoundRequest(), open_model("small-speech"))
+        evaluate_sounds(model, examples(data), other=open_model("small-speech"))
 
 
 def test_the_answers_of_each_exit_are_told(tmp_path: Path) -> None:
     model = open_model(str(cascade_model(tmp_path)))
     write(tmp_path / "words/low/1.wav", np.concatenate((quiet(0.3), word("low"), quiet(0.3))))
     heard = read_sounds(tmp_path / "words", (), WORDS, IGNORED)
-    told = evaluate_sounds(model, heard, SoundRequest()).remarks[-1]
+    told = evaluate_sounds(model, heard).remarks[-1]
     assert told.startswith("windows of sound answered by exit 3: ")
     assert sum(float(part.split(": ")[1].rstrip("%")) for part in told.split(", ")) == pytest.approx(100, abs=0.1)
-    assert "answered by" not in " ".join(evaluate_sounds(model, heard, SoundRequest("12")).remarks)
+    assert "answered by" not in " ".join(evaluate_sounds(model, heard, "12").remarks)
 
 
 def test_a_model_that_tells_no_words_is_refused() -> None:

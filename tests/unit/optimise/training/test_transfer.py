@@ -20,7 +20,8 @@ from agent.optimise.graph.from_torch import export
 from agent.optimise.recipe import parse_recipe
 from agent.optimise.train import TrainingStep, evaluate
 from agent.optimise.training.classifier import TrainRequest, read_pictures, train_classifier
-from agent.optimise.training.transfer import LITE0, PretrainedClassifier, regression, transfer
+from agent.optimise.training.networks import LITE0, PretrainedClassifier
+from agent.optimise.training.transfer import regression, transfer
 from tests.unit.optimise.training.test_classifier import pictures
 
 if load_runtime()[0] != "litert":

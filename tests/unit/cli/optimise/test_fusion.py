@@ -1,4 +1,4 @@
-"""`vedette fusion`: events of a recording, how good they are, and calibrated weights that a daemon can use."""
+"""`vedette optimise fusion`: events of a recording, how good they are, and weights that a daemon can use."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ window_s = 2.0
 
 
 def call(*args: object) -> Any:
-    return CliRunner().invoke(vedette, ["fusion", *map(str, args)])
+    return CliRunner().invoke(vedette, ["optimise", "fusion", *map(str, args)])
 
 
 @pytest.fixture
@@ -123,7 +123,10 @@ def test_a_fused_event_that_cannot_run_is_refused_with_its_line(
     config: Path, change: str, line: int, what: str
 ) -> None:
     config.write_text(CONFIG.replace("when = 'person and \"help\"'", change))
-    for words in (["config", "check", str(config)], ["fusion", "test", "call", "x.jsonl", "-c", str(config)]):
+    for words in (
+        ["config", "check", str(config)],
+        ["optimise", "fusion", "test", "call", "x.jsonl", "-c", str(config)],
+    ):
         shown = CliRunner().invoke(vedette, words)
         text = shown.output + str(shown.exception)
         assert shown.exit_code == 1

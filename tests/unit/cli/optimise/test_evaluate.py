@@ -1,4 +1,4 @@
-"""`vedette models evaluate`: classes, anomalies and boxes, compared and reported, and what cannot be."""
+"""`vedette optimise evaluate`: classes, anomalies and boxes, compared and reported, and what cannot be."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ COLOURS = picture_models.COLOURS
 
 
 def run(*args: object) -> Result:
-    return CliRunner().invoke(vedette, ["models", "evaluate", *map(str, args)])
+    return CliRunner().invoke(vedette, ["optimise", "evaluate", *map(str, args)])
 
 
 def said(done: Result) -> str:
@@ -67,14 +67,14 @@ def colours(tmp_path: Path) -> Path:
 def test_classes_have_shares_and_confusions(colours: Path) -> None:
     found = evaluated(colours, colours.parent / "data")
     assert (found["metric"], found["value"], found["count"]) == ("top-1", 0.75, 12)
-    assert found["confusion"] == [[3, 0, 1], [1, 3, 0], [0, 1, 3]]
     assert [one["recall"] for one in found["classes"]] == [0.75] * 3
     assert [one["precision"] for one in found["classes"]] == [0.75] * 3
-    assert {(one["truth"], one["told"]) for one in found["wrong"]} == {
-        ("green", "red"),
-        ("blue", "green"),
-        ("red", "blue"),
+    assert {(one["truth"], one["told"], one["count"]) for one in found["confusions"]} == {
+        ("green", "red", 1),
+        ("blue", "green", 1),
+        ("red", "blue", 1),
     }
+    assert len(found["wrong"]) == 3
     assert found["interval"][0] < 0.75 < found["interval"][1]
 
 
@@ -147,12 +147,6 @@ def test_labels_that_differ_by_case_alone_are_classes_of_their_own(tmp_path: Pat
     assert evaluated(path, tmp_path / "data")["value"] == 1.0
 
 
-@pytest.mark.parametrize("option", ["--report", "--results"])
-def test_nothing_is_written_among_the_examples(colours: Path, option: str) -> None:
-    data = colours.parent / "data"
-    assert "lies among the examples" in refusal(colours, data, option, data / "red" / "x.png")
-
-
 def test_examples_that_a_model_was_trained_on_are_told(colours: Path) -> None:
     data = colours.parent / "data"
     learned = learned_sample(read_examples(data, open_whole_model(str(colours)), limit=8))
@@ -172,18 +166,10 @@ def test_two_models_are_compared_by_the_examples_on_which_they_differ(colours: P
     assert "not significant" in run(colours, colours.parent / "data", "--against", colours).output
 
 
-def test_a_report_shows_confusions_and_the_worst_errors(colours: Path) -> None:
-    report = colours.with_name("report.html")
-    done = run(colours, colours.parent / "data", "--report", report)
-    assert done.exit_code == 0, said(done)
-    text = report.read_text()
-    assert text.count("data:image/jpeg") == 3
-    assert text.count("<figcaption>") == 3
-    assert ".png: " in text
-    assert "most frequent confusions" in text
-    assert "top-1 75.0 %" in text
-    assert "exists; --force replaces it" in refusal(colours, colours.parent / "data", "--report", report)
-    assert run(colours, colours.parent / "data", "--report", report, "--force").exit_code == 0
+def test_the_worst_errors_are_named(colours: Path) -> None:
+    output = run(colours, colours.parent / "data").output
+    assert "red/11.png" in output[output.index("worst errors") :]
+    assert "top-1 75.0 %" in output
 
 
 def test_anomalies_are_judged_by_what_is_to_be_found(tmp_path: Path) -> None:
@@ -204,18 +190,6 @@ def test_anomalies_are_judged_by_what_is_to_be_found(tmp_path: Path) -> None:
     assert "no class 'broken'" in refusal(made, data, "--positive", "broken")
     found = evaluated(made, data, "--positive", "scratched", "--limit", 8)
     assert found["count"] == 8
-
-
-def test_a_second_run_takes_over_what_the_first_has_kept(colours: Path, tmp_path: Path) -> None:
-    data, results = colours.parent / "data", tmp_path / "kept"
-    whole = evaluated(colours, data, "--results", results)
-    lines = results.read_bytes().splitlines()
-    assert len(lines) == 12
-    results.write_bytes(b"\n".join(lines[:5]) + b"\n" + lines[5][:20])
-    done = run(colours, data, "--results", results)
-    assert "5 results of an earlier run were taken over" in done.output
-    assert evaluated(colours, data, "--results", results) == whole
-    assert "is no file of results" in refusal(colours, data, "--results", __file__)
 
 
 @pytest.fixture
@@ -244,12 +218,10 @@ def boxes(tmp_path: Path) -> Path:
 
 def test_a_missing_package_is_told_before_the_first_picture(boxes: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pycocotools.coco", None)
-    results = boxes.parent / "results"
-    assert "need pycocotools" in refusal(boxes, boxes.parent / "data", "--results", results)
-    assert not results.exists()
+    assert "need pycocotools" in refusal(boxes, boxes.parent / "data")
 
 
-def test_boxes_have_average_precision_and_sensitivities(boxed: Path) -> None:
+def test_boxes_have_average_precision_and_operating_points(boxed: Path) -> None:
     found = evaluated(boxed, boxed.parent / "data", "--positive", "red", "--target-recall", 0.7)
     assert found["metric"] == "AP"
     assert 0.5 < found["value"] <= 1.0
@@ -259,11 +231,7 @@ def test_boxes_have_average_precision_and_sensitivities(boxed: Path) -> None:
     (positive,) = found["positives"]
     missed = [one for one in found["wrong"] if one["told"] == "nothing"]
     assert [(one["name"], one["truth"], one["score"]) for one in missed] == [("images/0.png", "red", 0.0)]
-    assert missed[0]["box"] == pytest.approx([0.05, 0.05, 0.15, 0.15])
-    run(boxed, boxed.parent / "data", "--report", boxed.parent / "report.html")
-    assert "images/0.png: red, told nothing" in (boxed.parent / "report.html").read_text()
     assert positive["at_target"]["missed"] == 1
-    assert positive["froc"][0]["sensitivity"] == 0.75
 
 
 def test_what_has_no_boxes_is_not_scored_by_them(boxed: Path, colours: Path) -> None:
@@ -281,15 +249,12 @@ def test_a_target_that_no_threshold_reaches_is_exit_code_1_and_told_how_near(box
 
 def test_what_cannot_be_evaluated_says_why(colours: Path, tmp_path: Path) -> None:
     data = colours.parent / "data"
-    assert "no class 'pink'; there are: red, green, blue" in refusal(colours, data, "--positive", "pink")
+    assert "no class 'pink'; known: blue, green, red" in refusal(colours, data, "--positive", "pink")
     assert "a target needs --positive" in refusal(colours, data, "--target-recall", 0.9)
-    assert "there is no folder" in refusal(colours, data, "--report", tmp_path / "gone" / "x.html")
-    assert "is what is evaluated" in refusal(colours, data, "--report", colours, "--force")
-    both = ["--report", tmp_path / "x", "--results", tmp_path / "x"]
-    assert "name two files" in refusal(colours, data, *both)
+    assert "--results: is not for models of pictures" in refusal(colours, data, "--results", tmp_path / "x")
     assert "no recordings (.wav, .flac, .ogg) in it" in refusal("small-speech", data)
-    assert "is for models of words" in refusal(colours, data, "--target-false-alarms", 1)
-    assert "is for clips" in refusal(colours, data, "--every", 2)
+    assert "is not for models of pictures" in refusal(colours, data, "--target-false-alarms", 1)
+    assert "is not for models of pictures" in refusal(colours, data, "--every", 2)
     (tmp_path / "plate.tflite").write_bytes(constant_model({"text": np.zeros((1, 5, 3), np.float32)}))
     (tmp_path / "plate.toml").write_text('[output]\ndecoder = "ctc"\nlabels = ["0", "1"]\n')
     assert "reads texts" in refusal(tmp_path / "plate.toml", data)

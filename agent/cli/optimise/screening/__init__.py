@@ -1,8 +1,7 @@
-"""`vedette screening`: choose an operating point, screen pictures with it, review what was found."""
+"""`vedette optimise screening`: choose an operating point, screen pictures with it, review what was found."""
 
 from __future__ import annotations
 
-import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -14,12 +13,6 @@ from agent.errors import StorageError
 
 _FOLDER = FilePath(file_okay=False)
 _FILE = FilePath(dir_okay=False)
-
-
-def _hash(_context: click.Context, option: click.Parameter, text: str) -> str:
-    if text and not re.fullmatch("[0-9A-Fa-f]{64}", text):
-        raise click.BadParameter(f"{text!r}: expected 64 hexadecimal digits", param=option)
-    return text.lower()
 
 
 @click.group()
@@ -49,11 +42,11 @@ def calibrate(model: str, data: Path, point: Path, **options: Any) -> None:
     DATA are pictures with boxes that MODEL has not learned from, taken as those that will be screened. POINT
     tells which share of the objects is found at which number of false positives, and how pictures must look.
     """
-    from agent.cli.screening.calibrate import CalibrateOptions, calibrate_and_write
+    from agent.cli.optimise.screening.calibrate import calibrate_and_write
 
     if options["sensitivity"] is not None and options["false_positives"] is not None:
         raise click.UsageError("--false-positives and --sensitivity exclude each other")
-    calibrate_and_write(model, data, point, CalibrateOptions(**options))
+    calibrate_and_write(model, data, point, **options)
 
 
 @screening.command()
@@ -69,7 +62,7 @@ def run(point: Path, pictures: tuple[Path, ...], out: Path, threads: int, as_jso
     has to look at, see OUT/review.html. OUT/names.csv tells which picture is which: keep it apart. An interrupted
     run goes on when the same command is given again. The exit code is 1 if a file cannot be read.
     """
-    from agent.cli.screening.run import screen_and_print
+    from agent.cli.optimise.screening.run import screen_and_print
 
     sys.exit(not screen_and_print(point, pictures, out, threads=threads, as_json=as_json))
 
@@ -85,7 +78,7 @@ def run(point: Path, pictures: tuple[Path, ...], out: Path, threads: int, as_jso
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
 def review(out: Path, picture: str | None, verdict: str | None, reviewer: str, note: str, as_json: bool) -> None:
     """List the pictures in OUT that wait for a person, or record the --verdict on PICTURE, an id."""
-    from agent.cli.screening.review import list_queue, record_review
+    from agent.cli.optimise.screening.review import list_queue, record_review
 
     if (picture is None) != (verdict is None):
         raise click.UsageError("a review needs both PICTURE and --verdict")
@@ -99,7 +92,7 @@ def review(out: Path, picture: str | None, verdict: str | None, reviewer: str, n
 
 @screening.command()
 @click.argument("out", type=_FOLDER)
-@click.option("--head", default="", callback=_hash, help="Hash as noted earlier: its record must still be there.")
+@click.option("--head", default="", help="Hash as noted earlier: its record must still be there.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a line.")
 def verify(out: Path, head: str, as_json: bool) -> None:
     """Check that the records in OUT follow each other, and print the hash of the last one, to be noted elsewhere.
@@ -107,7 +100,7 @@ def verify(out: Path, head: str, as_json: bool) -> None:
     Exits with 1 if a record was changed, removed or inserted. Who writes all records anew is found by a --head
     alone that was noted before.
     """
-    from agent.cli.screening.review import verify_records
+    from agent.cli.optimise.screening.review import verify_records
 
     if not out.is_dir():
         raise StorageError(f"{out}: there is no such folder")

@@ -1,4 +1,4 @@
-"""`vedette fusion`: try a fused event on a recording or on texts, and calibrate its log-odds."""
+"""`vedette optimise fusion`: try a fused event on a recording or on texts, and calibrate its log-odds."""
 
 from __future__ import annotations
 

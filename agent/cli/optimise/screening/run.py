@@ -1,4 +1,4 @@
-"""`vedette screening run`: screen pictures, and keep a record of each."""
+"""`vedette optimise screening run`: screen pictures, and keep a record of each."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ from msgspec import Struct
 from agent import __version__
 from agent.capture.local import SUFFIXES
 from agent.capture.source import LARGEST_PIXELS, header_size
+from agent.cli.optimise.screening.review import AUDIT, KEY, NAMES, REVIEW, page_written, refuse_links
 from agent.cli.output import console, open_table, print_json, show_progress
-from agent.cli.screening.review import AUDIT, KEY, NAMES, REVIEW, page_written, refuse_links
 from agent.compute.drawing import annotate_detections, jpeg
 from agent.config.toml import problems_of, read_toml
 from agent.errors import ModelError, SourceError, StorageError, reason_of
@@ -62,7 +62,7 @@ class ScreeningSummary(Struct, frozen=True):
         label: what was looked for.
         pictures: number in this run, by status.
         known: pictures that have a record already, which stays, or are the same as others.
-        left_out: number of other files in the folders, by suffix.
+        left_out: number of other files in the folders.
         unread: files that cannot be read, and have no record.
         queue: pictures that wait for a person, also from earlier runs.
         head: hash of the last record.
@@ -72,7 +72,7 @@ class ScreeningSummary(Struct, frozen=True):
     label: str
     pictures: dict[str, int]
     known: int
-    left_out: dict[str, int]
+    left_out: int
     unread: int
     queue: int
     head: str
@@ -102,7 +102,7 @@ def screen_and_print(target: Path, pictures: tuple[Path, ...], out: Path, *, thr
     if (model.sha256, manifest_sha256(model)) != (point.sha256, point.manifest):
         raise ModelError(
             f"{target}: is for another file of the model {point.model}, or for another manifest: choose the "
-            "operating point anew with vedette screening calibrate"
+            "operating point anew with vedette optimise screening calibrate"
         )
     with ExitStack() as stack:
         screener = stack.enter_context(open_screener(model, point.label, threads=threads))
@@ -114,14 +114,14 @@ def screen_and_print(target: Path, pictures: tuple[Path, ...], out: Path, *, thr
         _start(log, point, digest, out)
         names = _Names(out / NAMES)
         try:
-            found = _screen(chosen.files, _Run(out, point, screener, log, key, names))
+            counts, known, unread = _screen(chosen.files, _Run(out, point, screener, log, key, names))
         except BaseException:
             page_written(out, log.records)
             click.echo("not finished: the same command goes on", err=True)
             raise
-        waiting, unread = page_written(out, log.records), [*chosen.unread, *found.unread]
+        waiting, unread = page_written(out, log.records), [*chosen.unread, *unread]
         summary = ScreeningSummary(
-            NOTICE, point.label, found.counts, found.known, chosen.left_out, len(unread), waiting, log.head
+            NOTICE, point.label, counts, known, len(chosen.others), len(unread), waiting, log.head
         )
     print_json(summary, indent=2) if as_json else _print(summary, point, out)
     for why in unread:
@@ -138,27 +138,27 @@ def read_point(path: Path) -> tuple[ScreeningPoint, str]:
     file = read_toml(path, "the operating point")
     if wrong := problems_of(file.data, ScreeningPoint, ()):
         fault = wrong[0][1].removeprefix("``: ")
-        raise ModelError(f"{path}: {fault}: vedette screening calibrate writes an operating point")
+        raise ModelError(f"{path}: {fault}: vedette optimise screening calibrate writes an operating point")
     point = convert(file.data, ScreeningPoint)
     if point.check != check_of(point):
         raise ModelError(
             f"{path}: was changed by hand, and what is expected does not hold any more: choose another operating "
-            "point with vedette screening calibrate"
+            "point with vedette optimise screening calibrate"
         )
     return point, hashlib.sha256(read_regular(path, _LARGEST)).hexdigest()
 
 
 class _Chosen(NamedTuple):
-    """Files to screen, number of others by suffix, and what cannot be read."""
+    """Files to screen, other files in their folders, and what cannot be read."""
 
     files: list[Path]
-    left_out: dict[str, int]
+    others: list[Path]
     unread: list[str]
 
 
 def _chosen(pictures: tuple[Path, ...], out: Path) -> _Chosen:
     """Return the pictures; those of a folder by their names, also from its sub-folders, but for OUT's own."""
-    found = _Chosen([], {}, [])
+    found = _Chosen([], [], [])
     for path in pictures:
         if path.is_dir():
             _choose_inside(path, out.resolve() / REVIEW, found)
@@ -179,16 +179,10 @@ def _choose_inside(folder: Path, own: Path, found: _Chosen) -> None:
         if AUDIT in names:  # results of another run
             folders[:] = [name for name in folders if name != REVIEW]
         folders[:] = sorted(name for name in folders if Path(place, name).resolve() != own)
-        links = [name for name in folders if Path(place, name).is_symlink()]
-        found.unread.extend(
-            f"{Path(place, name)}: is a link to a folder, which is not followed" for name in links
-        )
-        for name in sorted(names):
-            suffix = Path(name).suffix.lower()
-            if suffix in SUFFIXES:
-                found.files.append(Path(place, name))
-            else:
-                found.left_out[suffix] = found.left_out.get(suffix, 0) + 1
+        links = [path for name in folders if (path := Path(place, name)).is_symlink()]
+        found.unread.extend(f"{path}: is a link to a folder, which is not followed" for path in links)
+        for path in (Path(place, name) for name in sorted(names)):
+            (found.files if path.suffix.lower() in SUFFIXES else found.others).append(path)
 
 
 class _Names:
@@ -237,13 +231,8 @@ def _start(log: AuditLog[ScreeningRecord], point: ScreeningPoint, digest: str, o
     log.append(StartRecord(NOTICE, datetime.now(UTC), __version__, digest, point.sha256, point.label))
 
 
-class _Screened(NamedTuple):
-    counts: dict[str, int]
-    known: int
-    unread: list[str]
-
-
-def _screen(files: list[Path], run: _Run) -> _Screened:
+def _screen(files: list[Path], run: _Run) -> tuple[dict[str, int], int, list[str]]:
+    """Screen files; return numbers by status, the number of known ones, and what cannot be read."""
     done = {one.id for one in run.log.records if isinstance(one, PictureRecord)}
     counts, known, unread = Counter(dict.fromkeys(get_args(Status), 0)), 0, list[str]()
     try:
@@ -263,7 +252,7 @@ def _screen(files: list[Path], run: _Run) -> _Screened:
                 counts[_screen_one(content, name, run)] += 1
     finally:
         show_progress("")
-    return _Screened(dict(counts), known, unread)
+    return dict(counts), known, unread
 
 
 def _content(path: Path) -> bytes:
@@ -326,10 +315,7 @@ def _print(summary: ScreeningSummary, point: ScreeningPoint, out: Path) -> None:
     if summary.known:
         click.echo(f"{plural(summary.known, 'picture')} had a record already, or the same content as others")
     if summary.left_out:
-        others = ", ".join(
-            f"{count} {suffix or 'without a suffix'}" for suffix, count in summary.left_out.items()
-        )
-        click.echo(plain(f"other files in the folders, not screened: {others}"))
+        click.echo(f"{plural(summary.left_out, 'other file')} in the folders not screened")
     low, high = point.expected.interval
     click.echo(
         plain(

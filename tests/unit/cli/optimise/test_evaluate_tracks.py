@@ -1,4 +1,4 @@
-"""`vedette models evaluate` for clips: a detector with the tracker, the tracker alone, and what is refused."""
+"""`vedette optimise evaluate` for clips: a detector with the tracker, the tracker alone, and what is refused."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ BOX = (50, 25, 50, 50)
 
 
 def run(*args: object) -> Result:
-    return CliRunner().invoke(vedette, ["models", "evaluate", *map(str, args)])
+    return CliRunner().invoke(vedette, ["optimise", "evaluate", *map(str, args)])
 
 
 def said(done: Result) -> str:
@@ -67,10 +67,10 @@ def test_a_detector_and_the_tracker_are_evaluated(model: Path, tmp_path: Path) -
     sequence(tmp_path / "clips/one")
     sequence(tmp_path / "clips/two", people=2)
     found = evaluated(model, tmp_path / "clips")
-    one, two = found["sequences"]
-    assert (one["misses"], one["mota"]) == (2, 0.9)
-    assert (two["boxes"], two["misses"], two["mostly_lost"], two["false_positives"]) == (40, 22, 1, 0)
-    assert found["overall"]["mota"] == pytest.approx(1 - 24 / 60)
+    one, two = found["sequences"].values()
+    assert (one["FN"], one["MOTA"]) == (2, 0.9)
+    assert (two["boxes"], two["FN"], two["ML"], two["FP"]) == (40, 22, 1, 0)
+    assert found["overall"]["MOTA"] == pytest.approx(1 - 24 / 60)
     done = run(model, tmp_path / "clips")
     assert "MOTA 60.0 %" in done.output
     assert "of person" in done.output
@@ -78,41 +78,22 @@ def test_a_detector_and_the_tracker_are_evaluated(model: Path, tmp_path: Path) -
 
 def test_published_detections_stand_in_for_a_model(tmp_path: Path) -> None:
     found = evaluated("det.txt", sequence(tmp_path / "one", people=2))
-    assert (found["model"], found["overall"]["misses"]) == ("det.txt", 4)
+    assert (found["model"], found["overall"]["FN"]) == ("det.txt", 4)
     assert "of published detections" in run("det.txt", tmp_path / "one").output
 
 
-def test_detections_of_an_earlier_run_are_taken_over(model: Path, tmp_path: Path) -> None:
-    clip, results = sequence(tmp_path / "one", people=2), tmp_path / "results"
-    whole = evaluated(model, clip, "--results", results)
-    assert f"{FRAMES} results of an earlier run were taken over" in run(model, clip, "--results", results).output
-    assert evaluated(model, clip, "--results", results) == whole
-
-
-def test_a_video_is_a_clip(model: Path, tmp_path: Path) -> None:
-    path = tmp_path / "clip.avi"
-    writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"MJPG"), 10.0, (200, 100))
-    for number in range(FRAMES):
-        writer.write(np.full((100, 200, 3), number, np.uint8))
-    writer.release()
-    path.with_suffix(".txt").write_text("\n".join(f"{frame},1,50,25,50,50,1" for frame in range(1, FRAMES + 1)))
-    assert evaluated(model, path)["overall"]["misses"] == 2
-
-
-def test_two_are_compared_and_pictures_left_out(model: Path, tmp_path: Path) -> None:
+def test_pictures_may_be_left_out(model: Path, tmp_path: Path) -> None:
     clip = sequence(tmp_path / "one", people=2)
-    found = evaluated(model, clip, "--against", "det.txt", "--every", 2)
-    assert found["overall"]["pictures"] == FRAMES / 2
-    assert found["against"] == ["det.txt", pytest.approx(1 - 4 / 20)]
-    assert "MOTA of det.txt 80.0 %" in run(model, clip, "--against", "det.txt", "--every", 2).output
+    assert evaluated(model, clip, "--every", 2)["overall"]["frames"] == FRAMES / 2
 
 
 def test_what_cannot_be_evaluated_says_why(model: Path, tmp_path: Path) -> None:
     clip = sequence(tmp_path / "one")
     assert "does not know the class 'unicorn'" in refusal(model, clip, "--positive", "unicorn")
-    assert "det.txt has no classes" in refusal("det.txt", clip, "--positive", "person")
+    assert "--positive: is not for clips" in refusal("det.txt", clip, "--positive", "person")
     assert "is not for clips" in refusal(model, clip, "--limit", 8)
-    assert "is for models of words" in refusal(model, clip, "--background", tmp_path)
+    assert "is not for clips" in refusal(model, clip, "--against", "det.txt")
+    assert "--background: is not for clips" in refusal(model, clip, "--background", tmp_path)
     assert "takes sound" in refusal("small-speech", clip)
     assert "no seqinfo.ini" in refusal("det.txt", tmp_path / "one" / "img1")
     (clip / "gt.txt").write_text("1,1,50,25,50\n")

@@ -1,8 +1,7 @@
-"""`vedette models calibrate`: what it may write, the thresholds that it learns, and doubts about them."""
+"""`vedette optimise calibrate`: what it may write, the thresholds that it learns, and doubts about them."""
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -10,18 +9,13 @@ from typing import TYPE_CHECKING
 
 import click
 
-from agent.cli.output import console, print_json
+from agent.cli.output import console, open_table, print_json, show_progress
 from agent.text import plain, plural
 
 if TYPE_CHECKING:
     from rich.table import Table
 
     from agent.optimise.calibrate import CalibrationResult
-
-_SAVED = 0.02
-"""Share of the multiply-adds below which a cascade saves nothing."""
-_SAME_SCORES = 0.2
-"""Change of a temperature up to which the same `score_threshold` is still fitting."""
 
 
 def calibrate_and_print(model: str, data: Path, loss: float, out: Path | None, *, as_json: bool) -> None:
@@ -31,7 +25,6 @@ def calibrate_and_print(model: str, data: Path, loss: float, out: Path | None, *
         ModelError: the model has no exits, or the recordings or examples cannot be used. StorageError: a file
             cannot be written. UsageError of click: an option is wrong.
     """
-    from agent.models.library import open_whole_model
     from agent.models.writer import rewrite, set_variants
     from agent.optimise.inputs import refuse_inside
 
@@ -39,12 +32,12 @@ def calibrate_and_print(model: str, data: Path, loss: float, out: Path | None, *
         raise click.BadParameter(f"{loss} is not within 0..100", param_hint="--loss")
     refuse_inside([out] if out else [], [data])
     target = _target(model, out)
-    pictures = _calibrate_pictures(model, data, loss / 100.0)
-    result, what = (pictures, "examples") if pictures else (_calibrate(model, data, loss / 100.0), "recordings")
-    before = open_whole_model(model).manifest
-    rewrite(model, target, set_variants(result.keys))
-    _print_calibration(result, target, what, as_json=as_json)
-    for line in doubts(result, loss, what, {one.name: one.temperature for one in before.variants}):
+    calibrated = _calibrate_pictures(model, data, loss / 100.0) or _calibrate_sound(model, data, loss / 100.0)
+    what = "examples" if calibrated.windows is None else "recordings"
+    show_progress("")
+    rewrite(model, target, set_variants(calibrated.keys))
+    _print_calibration(calibrated, target, what, as_json=as_json)
+    for line in doubts(calibrated, loss, what):
         click.echo(f"vedette: warning: {plain(line)}", err=True)
 
 
@@ -66,14 +59,13 @@ def _target(model: str, out: Path | None) -> Path:
     return target
 
 
-def doubts(result: CalibrationResult, loss: float, what: str, before: dict[str, float]) -> Iterator[str]:
+def doubts(result: CalibrationResult, loss: float, what: str) -> Iterator[str]:
     """Yield what is doubtful about the thresholds.
 
     Args:
         result: of the calibration.
         loss: accuracy that may be lost, percentage points.
         what: `examples` or `recordings`.
-        before: temperature of each exit that the manifest had.
     """
     from agent.optimise.depth.calibration import FEWEST
 
@@ -86,14 +78,6 @@ def doubts(result: CalibrationResult, loss: float, what: str, before: dict[str, 
         yield (
             f"{plural(result.recordings, 'recording')} to learn thresholds from: the figures are partly luck; "
             f"give at least {FEWEST}"
-        )
-    after = dict(zip(result.variants, result.learned.temperatures, strict=True))
-    changed = [name for name, found in after.items() if abs(found / before[name] - 1.0) > _SAME_SCORES]
-    if changed:
-        told = ", ".join(f"{name}: {before[name]:.2g} to {after[name]:.2g}" for name in changed)
-        yield (
-            f"scores change with the temperatures of the exits ({told}): choose [output] score_threshold anew, "
-            "with `vedette models evaluate`"
         )
 
 
@@ -114,19 +98,16 @@ def _calibrate_pictures(name: str, data: Path, loss: float) -> CalibrationResult
         click.echo(f"vedette: {plain(line)}", err=True)
     for line in judged_by_learned(model, examples):
         click.echo(f"vedette: warning: {plain(line)}, so that its thresholds become too low", err=True)
-    hidden = not sys.stderr.isatty()
-    with click.progressbar(length=len(examples), label="looking", file=sys.stderr, hidden=hidden) as bar:
-        return calibrate_examples(model, examples, loss, lambda _: bar.update(1))
+    return calibrate_examples(
+        model, examples, loss, lambda done: show_progress(f"{done} of {len(examples)} examples looked at")
+    )
 
 
-def _calibrate(model: str, data: Path, loss: float) -> CalibrationResult:
-    from agent.optimise.calibrate import ExitCalibrator, calibrate_exits, find_labelled
+def _calibrate_sound(model: str, data: Path, loss: float) -> CalibrationResult:
+    from agent.optimise.calibrate import ExitCalibrator, calibrate_exits
 
     with closing(ExitCalibrator(model)) as calibrator:
-        recordings = find_labelled(data, calibrator.labels)
-        hidden = not sys.stderr.isatty()
-        with click.progressbar(length=len(recordings), label="listening", file=sys.stderr, hidden=hidden) as bar:
-            return calibrate_exits(calibrator, recordings, loss, lambda _: bar.update(1))
+        return calibrate_exits(calibrator, data, loss, lambda done: show_progress(f"{done} recordings heard"))
 
 
 def _print_calibration(result: CalibrationResult, target: Path, what: str, *, as_json: bool) -> None:
@@ -140,11 +121,8 @@ def _print_calibration(result: CalibrationResult, target: Path, what: str, *, as
 
 
 def _calibration_table(result: CalibrationResult) -> Table:
-    from rich.table import Table
-
-    table, learned = Table(title="When to stop", title_justify="left"), result.learned
-    for column in ("exit", "accuracy alone", "temperature", "least confidence", "used", "own multiply-adds"):
-        table.add_column(column, justify="right")
+    names = ("exit", "accuracy alone", "temperature", "least confidence", "used", "own multiply-adds")
+    table, learned = open_table(*names, right=names), result.learned
     for number, variant in enumerate(result.variants):
         thresholds = learned.chosen.thresholds
         table.add_row(
@@ -169,8 +147,3 @@ def _calibration_summary(result: CalibrationResult, what: str) -> Iterator[str]:
         f"other thresholds, learned from one half and tested on the other: {checked.accuracy:.2%} "
         f"(deepest alone {result.checked_full:.2%}) at {checked.cost:.0%}"
     )
-    if learned.chosen.cost > 1 - _SAVED:
-        yield (
-            f"the early exits hardly answer: --loss has to hold in each quarter of the {what}, and with no other "
-            f"threshold it does: give more {what}, or allow more"
-        )

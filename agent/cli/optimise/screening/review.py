@@ -1,4 +1,4 @@
-"""`vedette screening review` and `verify`: what waits for a person, what was decided, whether records hold."""
+"""`vedette optimise screening review` and `verify`: what waits for a person, is decided, and was recorded."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any, get_args
 
 import click
-from msgspec.structs import replace
 
 from agent.cli.output import console, open_table, print_json
 from agent.errors import CommandError, StorageError
@@ -57,38 +56,27 @@ def list_queue(out: Path, *, as_json: bool) -> None:
 def record_review(
     out: Path, picture: str, verdict: str, reviewer: str, note: str, *, as_json: bool = False
 ) -> None:
-    """Record what a person has decided on a picture; once, if it is decided in the same way again.
+    """Record what a person has decided on a picture.
 
     Raises:
         CommandError: there is no such picture, or a text is too long. StorageError: the records cannot be used.
     """
     if max(len(reviewer), len(note)) > _NOTE:
         raise CommandError(f"--reviewer and --note: expected at most {_NOTE} characters")
-    try:
-        f"{reviewer}{note}".encode()
-    except UnicodeEncodeError:
-        raise CommandError("--reviewer and --note: expected UTF-8") from None
     _require(out)
     with AuditLog(out / AUDIT, _decoder.decode) as log:
         known = {one.id for one in log.records if isinstance(one, PictureRecord)}
         if picture not in known:
             raise CommandError(f"{picture}: there is no record of such a picture in {out}")
         (chosen,) = (one for one in get_args(Verdict) if one == verdict)
-        made = ReviewRecord(picture, datetime.now(UTC), chosen, reviewer, note)
-        if not _is_known(made, log.records):
-            log.append(made)
+        made = ReviewRecord(picture, datetime.now(UTC), chosen, plain(reviewer), plain(note, keep="\n"))
+        log.append(made)
         waiting = page_written(out, log.records)
     remove(out / REVIEW / f"{picture}.jpg")
     if as_json:
         print_json({"id": picture, "verdict": verdict, "queue": waiting})
     else:
         click.echo(f"{picture}: {verdict}; {plural(waiting, 'picture')} to review")
-
-
-def _is_known(made: ReviewRecord, records: Sequence[ScreeningRecord]) -> bool:
-    """Return True if the newest review of the picture says the same: an earlier call may have failed after it."""
-    reviews = [one for one in records if isinstance(one, ReviewRecord) and one.id == made.id]
-    return bool(reviews) and replace(reviews[-1], at=made.at, previous="") == made
 
 
 def verify_records(out: Path, head: str, *, as_json: bool) -> None:
@@ -101,7 +89,7 @@ def verify_records(out: Path, head: str, *, as_json: bool) -> None:
     found, last, seen = 0, "", not head
     for _, last in read_audit(out / AUDIT, _decoder.decode):
         found += 1
-        seen = seen or last == head
+        seen = seen or last == head.lower()
     if not found:
         raise StorageError(f"{out / AUDIT}: is empty")
     if not seen:
@@ -156,4 +144,4 @@ def _require(out: Path) -> None:
     if head_path(out / AUDIT).exists() and not (out / AUDIT).exists():
         raise StorageError(f"{out / AUDIT}: is gone: records were removed")
     if not (out / AUDIT).is_file():
-        raise StorageError(f"{out}: has no records: vedette screening run writes them")
+        raise StorageError(f"{out}: has no records: vedette optimise screening run writes them")

@@ -1,0 +1,178 @@
+"""`vedette optimise evaluate`: how often a model is right on labelled examples, and at which threshold."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+from msgspec import Struct
+from msgspec.structs import replace
+
+from agent.cli.output import console, open_table, print_json, show_progress
+from agent.compute.manifest import AUTO, Model
+from agent.errors import ModelError
+from agent.models.library import open_model_without_root
+from agent.optimise.data import Examples, read_examples
+from agent.optimise.evaluation.listening import open_listener
+from agent.optimise.evaluation.model import EvaluationRequest, evaluate_model, has_own_classes, missed_targets
+from agent.optimise.evaluation.mot import PUBLISHED, holds_clips, read_clips
+from agent.optimise.evaluation.report import (
+    EvaluationReport,
+    config_line,
+    picture_report,
+    sound_report,
+    track_report,
+)
+from agent.optimise.evaluation.sound import KeptResults, evaluate_sounds, missed_alarm_target
+from agent.optimise.evaluation.sound_data import SoundExamples, read_sounds
+from agent.optimise.evaluation.tracking import describe_clips, evaluate_tracking
+from agent.optimise.inputs import refuse_inside
+from agent.optimise.source import judged_by_learned
+from agent.text import plain
+
+_WIDTH = 110
+
+
+class EvaluateOptions(Struct, frozen=True):
+    """Options of `vedette optimise evaluate`, see its help."""
+
+    positive: tuple[str, ...] = ()
+    target_recall: float | None = None
+    background: tuple[Path, ...] = ()
+    target_false_alarms: float | None = None
+    against: str = ""
+    variant: str = ""
+    limit: int | None = None
+    every: int = 1
+    results: Path | None = None
+    as_json: bool = False
+
+    def check(self, what: str, *names: str) -> None:
+        """Raise ModelError if another option than these is set, which says nothing about `what`."""
+        unset, known = EvaluateOptions(), {*names, "variant", "as_json"}
+        for name in self.__struct_fields__:
+            if name not in known and getattr(self, name) != getattr(unset, name):
+                raise ModelError(f"--{name.replace('_', '-')}: is not for {what}")
+
+
+def evaluate_and_print(name: str, data: Path, options: EvaluateOptions) -> bool:
+    """Evaluate a model, print what was found, and write what is asked for; return False if a target is missed.
+
+    Raises:
+        ModelError: a model or the examples cannot be used, or a file is there already.
+        SourceError: a recording cannot be read.
+    """
+    if holds_clips(data) or name == PUBLISHED:
+        return _evaluate_clips(name, data, options)
+    model = _opened(name, options.variant)
+    if options.variant == AUTO:
+        model.manifest.exits(AUTO)  # raises if it has none
+        options = replace(options, variant="")
+    other = _opened(options.against, "") if options.against else None
+    evaluate = _evaluate_pictures if model.manifest.audio is None else _evaluate_words
+    return evaluate(model, other, data, options)
+
+
+def _opened(name: str, variant: str) -> Model:
+    model = open_model_without_root(name, variant)
+    if model.manifest.gives_numbers or model.manifest.gives_texts:
+        told = "reads texts" if model.manifest.gives_texts else "gives numbers"
+        raise ModelError(f"{name}: {told}: only classes, anomalies, boxes and words are evaluated")
+    return model
+
+
+def _print(found: Struct, report: EvaluationReport, options: EvaluateOptions, reused: int = 0) -> None:
+    """Print an evaluation as JSON, or its report."""
+    show_progress("")
+    if options.as_json:
+        print_json(found, indent=2)
+        return
+    shown = console(_WIDTH, markup=False)
+    taken = f"{reused} results of an earlier run were taken over" if reused else ""
+    for line in filter(None, (*report.lines, taken)):
+        shown.print(plain(line))
+    for table in report.tables:
+        drawn = open_table(*table.columns, right=table.right)
+        drawn.title, drawn.title_justify = table.title, "left"
+        for row in table.rows:
+            drawn.add_row(*map(plain, row))
+        shown.print()
+        shown.print(drawn)
+
+
+def _evaluate_pictures(model: Model, other: Model | None, data: Path, options: EvaluateOptions) -> bool:
+    options.check("models of pictures", "positive", "target_recall", "against", "limit")
+    examples = _read(data, model, options)
+    others = None if other is None else (other, _read(data, other, replace(options, variant="")))
+    if others is not None and (others[1].kind, others[1].names) != (examples.kind, examples.names):
+        raise ModelError(
+            f"{others[0].path}: tells {', '.join(others[1].names[:8])}, and the model "
+            f"{', '.join(examples.names[:8])}: they cannot be compared"
+        )
+    request = EvaluationRequest(options.variant, options.positive, options.target_recall)
+    total = len(examples) * (2 if other else 1)
+
+    def show(done: int) -> None:
+        show_progress(f"{done} of {total} examples evaluated")
+
+    found = evaluate_model(model, examples, request, others, show)
+    judged = ((model, examples), *([others] if others else []))
+    learned = (line for one, given in judged for line in judged_by_learned(one, given))
+    found = replace(found, remarks=(*found.remarks, *learned))
+    _print(found, picture_report(found), options)
+    missed = missed_targets(found, options.target_recall)
+    for line in missed:
+        click.echo(plain(line), err=True)
+    return not missed
+
+
+def _read(data: Path, model: Model, options: EvaluateOptions) -> Examples:
+    own = has_own_classes(model.manifest)
+    return read_examples(data, model, options.variant, limit=options.limit, own_classes=own)
+
+
+def _evaluate_words(model: Model, other: Model | None, data: Path, options: EvaluateOptions) -> bool:
+    options.check("models of words", "background", "target_false_alarms", "against", "results")
+    if options.results:  # before hours pass
+        refuse_inside([options.results], [data])
+        if not options.results.absolute().parent.is_dir():
+            raise ModelError(f"{options.results}: there is no folder {options.results.absolute().parent}")
+    examples = _read_sounds(model, data, options)
+    target = options.target_false_alarms
+    kept = KeptResults(options.results)
+    found = evaluate_sounds(model, examples, options.variant, target, other, kept, show_progress)
+    _print(found, sound_report(found), options, kept.reused)
+    if not options.as_json and (keys := config_line(found)):
+        click.echo(f"\nfor {target:g} false alarms an hour:\n\n{keys}")
+    if missed := missed_alarm_target(found, target):
+        click.echo(plain(missed), err=True)
+    return not missed
+
+
+def _read_sounds(model: Model, data: Path, options: EvaluateOptions) -> SoundExamples:
+    with open_listener(model, options.variant) as listener:
+        examples = read_sounds(data, options.background, listener.words, listener.ignored)
+    if not examples.hours and options.target_false_alarms is not None:
+        raise ModelError("false alarms per hour need other sound: give a folder of it by --background")
+    return examples
+
+
+def _evaluate_clips(name: str, data: Path, options: EvaluateOptions) -> bool:
+    options.check("clips", "every", *(() if name == PUBLISHED else ("positive",)))
+    model, sequences = None, read_clips(data)
+    if name != PUBLISHED:
+        model = open_model_without_root(name, options.variant)
+        if model.manifest.audio is not None:
+            raise ModelError(f"{name}: takes sound, and these are clips of pictures")
+    every = options.every
+    total = sum(len(range(0, one.frames, every)) for one in sequences)
+
+    def show(done: int) -> None:
+        show_progress(f"{done} of {total} pictures tracked")
+
+    told = describe_clips(str(data), sequences, every)
+    found = evaluate_tracking(
+        model, sequences, told, variant=options.variant, labels=options.positive, every=every, progress=show
+    )
+    _print(found, track_report(found), options)
+    return True
