@@ -1,4 +1,4 @@
-"""`vedette optimise calibrate`: what it may write, the thresholds that it learns, and doubts about them."""
+"""`vedette optimise calibrate`: learn when an exit of a model is confident enough."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from agent.cli.optimise.options import JSON, MODEL
+from agent.cli.options import PATH
 from agent.cli.output import console, open_table, print_json, show_progress
 from agent.text import plain, plural
 
@@ -16,6 +18,28 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from agent.optimise.calibrate import CalibrationResult
+
+
+@click.command()
+@MODEL
+@click.argument("data", type=PATH)
+@click.option(
+    "--loss", type=float, default=0.2, show_default=True, help="Accuracy that may be lost, percentage points."
+)
+@click.option(
+    "--out",
+    type=PATH,
+    help="Write the manifest here, and its files beside it; default: the model's own (not for a bundled model).",
+)
+@JSON
+def calibrate(model: str, data: Path, loss: float, out: Path | None, as_json: bool) -> None:
+    """Learn from DATA when an exit of MODEL is confident enough, and write it to its manifest.
+
+    DATA is a folder with a folder of recordings for each label; for a model of pictures, examples with classes,
+    see `vedette guide optimise`. A temperature for each exit calibrates its confidence. The chosen thresholds are
+    the cheapest whose accuracy is that of the deepest exit less --loss, in each quarter of DATA.
+    """
+    calibrate_and_print(model, data, loss, out, as_json=as_json)
 
 
 def calibrate_and_print(model: str, data: Path, loss: float, out: Path | None, *, as_json: bool) -> None:

@@ -1,13 +1,17 @@
-"""`vedette optimise evaluate`: how often a model is right on labelled examples, and at which threshold."""
+"""`vedette optimise evaluate`: tell how often a model is right, and what its thresholds give."""
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
+from typing import Any
 
 import click
 from msgspec import Struct
 from msgspec.structs import replace
 
+from agent.cli.optimise.options import JSON, MODEL
+from agent.cli.options import PATH, NumberRange
 from agent.cli.output import console, open_table, print_json, show_progress
 from agent.compute.manifest import AUTO, Model
 from agent.errors import ModelError
@@ -53,6 +57,47 @@ class EvaluateOptions(Struct, frozen=True):
         for name in self.__struct_fields__:
             if name not in known and getattr(self, name) != getattr(unset, name):
                 raise ModelError(f"--{name.replace('_', '-')}: is not for {what}")
+
+
+@click.command()
+@MODEL
+@click.argument("data", type=PATH)
+@click.option("--positive", multiple=True, metavar="CLASS", help="Class that is to be found; may be repeated.")
+@click.option(
+    "--target-recall", type=NumberRange(0.0, 1.0, min_open=True), help="Share of it that has to be found, 0..1."
+)
+@click.option(
+    "--background",
+    type=PATH,
+    multiple=True,
+    metavar="FOLDER",
+    help="Sound in which no word is said, for false alarms; may be repeated.",
+)
+@click.option(
+    "--target-false-alarms",
+    type=NumberRange(0.0, 1e6),
+    metavar="RATE",
+    help="Choose the threshold of words with at most so many false alarms an hour.",
+)
+@click.option("--against", default="", metavar="MODEL", help="Compare with another model, on the same examples.")
+@click.option("--variant", default="", help="Size or exit of the model; else its first.")
+@click.option("--limit", type=click.IntRange(8), metavar="N", help="Use only N pictures, chosen by a fixed rule.")
+@click.option(
+    "--every", type=click.IntRange(1), default=1, metavar="N", help="Of clips, take each Nth picture alone."
+)
+@click.option(
+    "--results", type=PATH, metavar="FILE", help="Store what each recording gave here, and continue from it."
+)
+@JSON
+def evaluate(model: str, data: Path, **options: Any) -> None:
+    """Tell how often MODEL is right on DATA, by class, and what its thresholds give.
+
+    DATA is a folder of pictures for each class, pictures with boxes of YOLO, VOC or COCO, or a .npz, see `vedette
+    guide optimise`. For a model of words it is a folder of recordings for each word. Clips of MOTChallenge tell
+    how objects are tracked; MODEL may be det.txt, their published detections. Exits with 1 if no threshold
+    reaches a target.
+    """
+    sys.exit(not evaluate_and_print(model, data, EvaluateOptions(**options)))
 
 
 def evaluate_and_print(name: str, data: Path, options: EvaluateOptions) -> bool:

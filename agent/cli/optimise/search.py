@@ -1,4 +1,4 @@
-"""`vedette optimise search` and `search-export`: progress, the table of the front, and the files."""
+"""`vedette optimise search`: search a space of networks for those that no other beats."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any
 import click
 import msgspec
 
+from agent.cli.optimise.options import DATA, FILES, JSON, study_place
+from agent.cli.options import PATH, duration
 from agent.cli.output import console, open_table, print_json, show_progress, tell
 from agent.errors import ModelError, ReportedError
-from agent.models.writer import check_first, write_first
 from agent.optimise.inputs import inputs_of, refuse_inside
 from agent.optimise.report import short_number
 from agent.text import plain, plural
@@ -22,7 +23,10 @@ from agent.text import plain, plural
 if TYPE_CHECKING:
     from agent.optimise.search.results import SearchResult, State
 
+
 _WIDTH = 110
+
+
 _WORDS: dict[State, str] = {
     "complete": "trained to the end",
     "stopped": "stopped early",
@@ -32,26 +36,44 @@ _WORDS: dict[State, str] = {
 }
 
 
-def search_and_print(*, as_json: bool, **options: Any) -> None:
-    """Search, and print the front.
+def _seconds(_context: click.Context, _option: click.Parameter, text: str | None) -> float | None:
+    return None if text is None else duration(text)
 
-    Args:
-        as_json: print JSON.
-        options: see `agent.optimise.search.run.SearchRequest`.
 
-    Raises:
-        VedetteError: no trial was trained to the end, or see `agent.optimise.search.run.search`.
+@click.command()
+@click.argument("recipe", type=PATH)
+@click.option(
+    "--study", required=True, callback=study_place, metavar="FOLDER|URL", help="Where the trials are kept."
+)
+@FILES
+@click.option("--trials", type=click.IntRange(min=1), help="End when the study has so many.")
+@click.option("--for", "seconds", metavar="TIME", callback=_seconds, help="End after this time, such as 60m.")
+@click.option("--board", default="", metavar="USER@HOST", help="Measure the latency there, over SSH.")
+@DATA
+@JSON
+def search(as_json: bool, **options: Any) -> None:
+    """Search a space of networks for those that no other beats in accuracy, latency and size.
+
+    RECIPE has a section [search], see `vedette optimise recipe search train data`. Its function runs with your
+    rights. The latency is that of one thread of this machine, or what `vedette bench` finds on the board.
+
+    The study is a folder, which may be a shared one; checkpoints and the networks of all trials lie in it, too.
+    Or it is a database, and --files the folder for these: postgresql://USER@HOST/NAME, sqlite:///FILE, redis://HOST,
+    or Optuna's server grpc://HOST:PORT. The same command on another machine, or in another terminal, joins the
+    search; given again, it goes on with one that was interrupted.
+
+    Without --trials and --for it ends when all networks of the space have been tried, or by Ctrl-C.
     """
-    _check_extra()
-    from agent.optimise.search.run import SearchRequest, search
+    check_extra()
+    from agent.optimise.search import run
 
-    request = SearchRequest(**options)
-    _files(request.study, request.files)
+    request = run.SearchRequest(**options)
+    files_of(request.study, request.files)
     refuse_inside([request.folder / "trials"], inputs_of(data=request.data, recipe=request.recipe))
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # the trial is put back, as by Ctrl-C
     try:
         with contextlib.redirect_stdout(sys.stderr):  # the user's code may print
-            found = search(request, show_progress, tell)
+            found = run.search(request, show_progress, tell)
     except KeyboardInterrupt:
         if request.folder.exists():  # else the study is not begun yet
             tell(f"interrupted: the same command goes on from {request.study}")
@@ -64,41 +86,15 @@ def search_and_print(*, as_json: bool, **options: Any) -> None:
         raise ReportedError(f"{found.study}: {reason}")
 
 
-def _files(study: str, files: Path | None) -> Path:
+def files_of(study: str, files: Path | None) -> Path:
     """Return the folder of the networks of a study."""
     if files is None and "://" in study:
         raise click.UsageError("--files: name the folder for checkpoints and networks, which all workers share")
     return files or Path(study)
 
 
-def export_and_print(
-    study: str, number: int, out: Path, *, files: Path | None, command: str, force: bool, as_json: bool
-) -> None:
-    """Write the INT8 file of a trial with manifest and report, and print a line, or the report as JSON.
-
-    Raises:
-        ModelError: there is no such trial, it was not trained to the end, or a file is there already.
-        StorageError: the study cannot be read, or a file not be written.
-    """
-    _check_extra()
-    from agent.optimise.search.results import read_candidate
-
-    folder = _files(study, files)
-    kept = [path for pattern in ("*", "trials/*/*") for path in folder.glob(pattern)]
-    check_first(out, force=force, inputs=kept)
-    found = read_candidate(study, folder, number, command)
-    write_first(out, found.content, found.keys, msgspec.to_builtins(found.report), force=force)
-    score = found.report.steps[0].score or 0.0
-    if as_json:
-        print_json(found.report)
-        return
-    click.echo(
-        f"{plain(str(out))}: {len(found.content)} bytes, {score:.2%} on examples that decided nothing; "
-        "manifest and report beside it"
-    )
-
-
-def _check_extra() -> None:
+def check_extra() -> None:
+    """Raise ModelError if the extra of the workshop is missing."""
     try:
         import optuna
         import torch

@@ -176,7 +176,7 @@ def test_an_interrupted_training_goes_on(tmp_path: Path, monkeypatch: pytest.Mon
             if progress and progress in line:
                 raise KeyboardInterrupt
 
-        monkeypatch.setattr("agent.cli.optimise.steps.show_progress", stop)
+        monkeypatch.setattr("agent.cli.optimise.quantise.show_progress", stop)
         words = ["--data", str(data), "--recipe", str(tmp_path / "recipe.toml"), "--method", "int8", "--qat"]
         words = ["optimise", "quantise", str(tmp_path / "net.tflite"), str(tmp_path / out), *words]
         return CliRunner().invoke(vedette, words)
