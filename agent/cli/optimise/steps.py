@@ -24,7 +24,6 @@ from agent.optimise.tune import split
 if TYPE_CHECKING:
     from agent.optimise.calibrate import CalibrationResult
     from agent.optimise.depth.training import ExitProgress
-    from agent.optimise.pruning.file import PruningState
     from agent.optimise.train import TrainingStep
 
 _CHART, _MARKDOWN, _WEIGHTS = ".png", ".report.md", ".pt"
@@ -117,24 +116,19 @@ def prune_and_write(
 
     def make(folder: Path) -> MadeModel:
         from agent.optimise.factory import load_factory
-        from agent.optimise.pruning.file import check_pruning, prune_model
+        from agent.optimise.pruning.file import prune_model
 
         model = open_source(name, tell)
-        examples = _read(model, data, recipe, file.recipe, limit)
+        examples = _read(model, data, recipe, stated, limit)
         net = load_factory(module, weights)
-        check_pruning(model, net, examples, file)
-        found = prune_model(model, net, examples, file.recipe, folder=folder, command=command, progress=_pruning)
+        options: dict[str, Any] = {"folder": folder, "command": command, "progress": show_progress}
+        found = prune_model(model, net, examples, stated, **options)
         return MadeModel(found.content, found.report, keys=found.keys)
 
     inputs = inputs_of(data=data, recipe=recipe, module=module, weights=weights)
-    file = _recipe_of(recipe)
-    file.check_prune()
+    stated = _recipe_of(recipe).recipe
     checkpoints = ("rounds.checkpoint", "anneal.checkpoint")
     run_step(StepJob(out, name, inputs, (), checkpoints, force, as_json), make)
-
-
-def _pruning(state: PruningState) -> None:
-    show_progress(f"pruning {int(state.share * 100)} %, loss {state.loss:.3f}")
 
 
 def deepen_and_write(

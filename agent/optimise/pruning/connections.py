@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from agent.optimise.pruning.rounds import PruneHistory, PruningRun, matching, weight_importance
-from agent.optimise.recipe import PruneRecipe
-from agent.optimise.train import Labels, Pictures, Progress, Test, TrainingSettings
+from agent.errors import ModelError
+from agent.optimise.pruning.rounds import ALL_FROZEN, PruningRun
 
 _LAYERS = (nn.Conv1d, nn.Conv2d, nn.ConvTranspose2d, nn.Linear)
 _KEPT = 0.02
@@ -20,62 +18,24 @@ _KEPT = 0.02
 
 
 def prunable(module: Any) -> dict[str, Any]:
-    """Return the weights of a module's convolutions and linear layers that are trained, by the layer's name."""
-    return {
-        name: layer.weight
-        for name, layer in module.named_modules()
-        if isinstance(layer, _LAYERS) and layer.weight.requires_grad
-    }
-
-
-def frozen(module: Any) -> list[str]:
-    """Return the names of a module's convolutions and linear layers that are not trained."""
-    return [
-        name
-        for name, layer in module.named_modules()
-        if isinstance(layer, _LAYERS) and not layer.weight.requires_grad
-    ]
-
-
-def prune(
-    module: Any,
-    pictures: Pictures,
-    labels: Labels,
-    recipe: PruneRecipe,
-    training: TrainingSettings,
-    *,
-    folder: Path | None = None,
-    test: Test | None = None,
-    progress: Progress | None = None,
-) -> PruneHistory:
-    """Set connections of a trained module to zero, in place.
-
-    Args:
-        module: see `agent.optimise.train.fit`.
-        pictures: see there.
-        labels: see there.
-        recipe: see `PruneRecipe`; not `structured`.
-        training: settings of all steps; its schedule and number of epochs are not used.
-        folder: existing folder for checkpoints, from which an interrupted run goes on to the same bytes; None:
-            it cannot go on. That of the rounds also serves a run with another anneal, if the folder has no
-            `anneal.checkpoint`.
-        test: pictures and labels on which the module is scored after each round and each epoch of the anneal.
-        progress: called after each training step of a round, then of the anneal.
+    """Return the weights of a module's convolutions and linear layers that are trained, by the layer's name.
 
     Raises:
-        ModelError: a pattern matches no layer, or see `fit`.
-        StorageError: a checkpoint cannot be read or written.
+        ModelError: none is trained.
     """
-    return _ConnectionPruning(module, pictures, labels, recipe, training, progress).run(folder, test)
+    layers = ((name, one.weight) for name, one in module.named_modules() if isinstance(one, _LAYERS))
+    found = {name: weight for name, weight in layers if weight.requires_grad}
+    if not found:
+        raise ModelError(ALL_FROZEN.format("layer"))
+    return found
 
 
-class _ConnectionPruning(PruningRun):
-    """Masks of the connections that are still there, and the importance of all."""
+class ConnectionPruning(PruningRun):
+    """Masks of the connections that are still there, and the importance of all; the module is changed."""
 
     def __init__(self, module: Any, *given: Any) -> None:
         super().__init__(module, *given)
-        weights = prunable(module)
-        self._weights = {name: weights[name] for name in matching(weights, self.recipe.layers, "layer")}
+        self._weights = prunable(module)
         self._masks = {name: torch.ones_like(one, dtype=torch.bool) for name, one in self._weights.items()}
         self._sums = {name: torch.zeros_like(one) for name, one in self._weights.items()}
 
@@ -98,7 +58,7 @@ class _ConnectionPruning(PruningRun):
         for name, weight in self._weights.items():
             gradient = weight.grad
             if self.recipe.needs_gradients:
-                self._sums[name] += weight_importance(gradient, weight.detach(), self.recipe.ranked_by)
+                self._sums[name] += (gradient * weight.detach()).abs()
             gradient.mul_(self._masks[name])
 
     def after_step(self, module: Any) -> None:

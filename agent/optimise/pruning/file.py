@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -14,16 +15,16 @@ from numpy.typing import NDArray
 
 from agent.compute.infer.session import Session
 from agent.compute.manifest import InputManifest, Model
-from agent.errors import ConfigError, ModelError
+from agent.errors import ModelError
 from agent.optimise.augment import Augmentation, Normalisation
 from agent.optimise.data import Examples
 from agent.optimise.evaluate import Score, open_content, outputs_of, score, time_ms
 from agent.optimise.graph.from_torch import float_tflite
-from agent.optimise.pruning.channels import MULTIPLE, prune_channels, trained_groups
-from agent.optimise.pruning.connections import frozen, prunable, prune
-from agent.optimise.pruning.rounds import PruneHistory
+from agent.optimise.pruning.channels import MULTIPLE, ChannelPruning, trained_groups
+from agent.optimise.pruning.connections import ConnectionPruning, prunable
+from agent.optimise.pruning.rounds import PruningRun
 from agent.optimise.quantise import spread
-from agent.optimise.recipe import PruneRecipe, Recipe, RecipeFile
+from agent.optimise.recipe import PruneRecipe, Recipe
 from agent.optimise.report import OptimiseReport, StepResult, describe_machine
 from agent.optimise.source import learned_sample, logits_keys
 from agent.optimise.train import Pictures, TrainingSettings, TrainingStep, predict
@@ -60,24 +61,6 @@ class PrunedModel(Struct, frozen=True):
     keys: dict[str, Any]
 
 
-class PruningState(Struct, frozen=True):
-    """Position in a run, for those who show its progress.
-
-    Attributes:
-        share: of the training steps that is done, 0..1.
-        loss: of the last step.
-    """
-
-    share: float
-    loss: float
-
-
-def check_no_exits(model: Model) -> None:
-    """Raise ModelError if a model has exits, since only one graph can be pruned."""
-    if model.manifest.variants[0].after:
-        raise ModelError(f"{model.path}: has exits: prune the model first, and give it exits then")
-
-
 def prune_model(
     model: Model,
     module: Any,
@@ -86,7 +69,7 @@ def prune_model(
     *,
     folder: Path | None = None,
     command: str = "",
-    progress: Callable[[PruningState], None] = lambda _: None,
+    progress: Callable[[str], None] = lambda _: None,
 ) -> PrunedModel:
     """Prune a classifier of pictures, or of arrays with their axes, as sound has.
 
@@ -95,33 +78,32 @@ def prune_model(
         module: the torch module that it was imported from, trained.
         examples: with classes; a part is held out to measure on.
         recipe: its sections `[prune]`, `[train]` and `[data]` count.
-        folder: see `agent.optimise.pruning.connections.prune`.
+        folder: see `PruningRun.run`.
         command: for the report.
-        progress: called after each training step.
+        progress: told after each training step.
 
     Raises:
-        ModelError: the examples have no classes, module and model differ, or no layer matches.
+        ModelError: see `check_pruning` and `PruningRun`.
         StorageError: a checkpoint cannot be read or written.
     """
-    check_no_exits(model)
-    if examples.kind != "classes" or examples.labels is None:
-        raise ModelError(f"{examples.description}: pruning trains, and needs examples with classes")
-    if fault := recipe.prune.fault():
-        raise ConfigError(f"[prune] {fault}")
+    check_pruning(model, module, examples, recipe)
     preparation = preparation_of(model, examples)
     seen, measured = split(examples, recipe.data.held_out)
-    check_same_outputs(module, model, measured)
     training = training_settings(recipe, preparation, seen.shape, len(seen), pictures=seen.are_pixels)
-    data = training_inputs(seen, preparation), _labels(seen)
-    test = training_inputs(measured, preparation), _labels(measured)
-    count = _Counter(recipe.prune, training, len(seen), progress)
-    options: dict[str, Any] = {"folder": folder, "test": test, "progress": count}
-    if recipe.prune.structured:
-        module, history = prune_channels(module, *data, recipe.prune, training, **options)
-    else:
-        history = prune(module, *data, recipe.prune, training, **options)
-    content = emitted(module, examples.shape, preparation)
-    report = _report(model, content, measured, history, recipe, command)
+    rounds = recipe.prune.rounds + recipe.prune.needs_gradients
+    per_epoch = len(seen) // min(training.batch, len(seen))
+    steps = rounds * recipe.prune.round_steps + per_epoch * recipe.prune.anneal_epochs
+    done = count(1)
+
+    def show(step: TrainingStep) -> None:
+        assert step.loss is not None
+        progress(f"pruning {min(1.0, next(done) / steps):.0%}, loss {step.loss:.3f}")
+
+    kind = ChannelPruning if recipe.prune.structured else ConnectionPruning
+    run = kind(module, training_inputs(seen, preparation), seen.labels, recipe.prune, training, show)
+    run.run(folder)
+    content = emitted(run.module, examples.shape, preparation)
+    report = _report(model, content, measured, run, recipe, command)
     report = replace(report, learned=learned_sample(seen, model))
     return PrunedModel(content, report, logits_keys(model, content))
 
@@ -201,11 +183,6 @@ def training_inputs(examples: Examples, preparation: InputManifest) -> Pictures:
     return found
 
 
-def _labels(examples: Examples) -> NDArray[np.int64]:
-    assert examples.labels is not None
-    return examples.labels
-
-
 def check_same_outputs(module: Any, model: Model, examples: Examples) -> None:
     """Check that a module gives the classes and the outputs that a file gives, on a few examples of all classes.
 
@@ -264,36 +241,14 @@ def _outputs(session: Session, examples: Examples) -> Iterator[NDArray[np.float3
         yield outputs[0].reshape(-1)
 
 
-class _Counter:
-    """Turns training steps into the progress of the whole run."""
-
-    def __init__(
-        self,
-        recipe: PruneRecipe,
-        training: TrainingSettings,
-        count: int,
-        progress: Callable[[PruningState], None],
-    ) -> None:
-        per_epoch = count // min(training.batch, count)
-        rounds = recipe.rounds + recipe.needs_gradients
-        self._total = rounds * recipe.round_steps + per_epoch * recipe.anneal_epochs
-        self._progress, self._done = progress, 0
-
-    def __call__(self, step: TrainingStep) -> None:
-        self._done += 1
-        assert step.loss is not None
-        self._progress(PruningState(min(1.0, self._done / self._total), step.loss))
-
-
 def _report(
-    model: Model, content: bytes, examples: Examples, history: PruneHistory, recipe: Recipe, command: str
+    model: Model, content: bytes, examples: Examples, run: PruningRun, recipe: Recipe, command: str
 ) -> OptimiseReport:
     scores = [score(one, examples, model.manifest) for one in (model.content, content)]
     times = time_ms([model.content, content])
-    gone = history.points[-1].sparsity
     unit = "channels" if recipe.prune.structured else "connections"
-    notes = [f"{gone:.1%} of the {unit} are gone, by {recipe.prune.ranked_by}"]
-    notes += [f"{name}: {share:.1%}" for name, share in history.layers.items()]
+    notes = [f"{run.gone:.1%} of the {unit} are gone, by {recipe.prune.ranked_by}"]
+    notes += [f"{name}: {share:.1%}" for name, share in run.layers.items()]
     before = _step("before", model.content, scores[0], times[0])
     after = replace(_step("prune", content, scores[1], times[1]), notes=tuple(notes))
     return OptimiseReport(
@@ -307,7 +262,7 @@ def _report(
         steps=(before, after),
         remarks=(
             *_remarks(before, after),
-            *_rounded(gone, recipe.prune),
+            *_rounded(run.gone, recipe.prune),
             *examples.remarks,
         ),
     )
@@ -347,36 +302,22 @@ def _step(name: str, content: bytes, found: Score, latency_ms: float) -> StepRes
     )
 
 
-def check_pruning(model: Model, module: Any, examples: Examples, recipe: RecipeFile) -> None:
-    """Check a request to prune.
-
-    Args:
-        model: see `agent.optimise.pruning.file.prune_model`.
-        module: see there.
-        examples: see there.
-        recipe: its patterns of layers are compared with the names that the network has.
+def check_pruning(model: Model, module: Any, examples: Examples, recipe: Recipe) -> None:
+    """Check a request to prune; args as of `prune_model`.
 
     Raises:
         ModelError: the model has exits, the examples have no classes or are all of one, the network cannot be
             pruned or gives no logits, or module and model differ, as with weights of another training.
-        ConfigError: a pattern matches no layer; with the place in the recipe. Or values do not go together.
     """
-    check_no_exits(model)
+    if model.manifest.variants[0].after:
+        raise ModelError(f"{model.path}: has exits: prune the model first, and give it exits then")
     if examples.kind != "classes":
         raise ModelError(f"{examples.description}: pruning trains, and needs examples with classes")
-    check_classes(examples, split(examples, recipe.recipe.data.held_out)[0])
-    recipe.check_prune()
-    if recipe.recipe.prune.structured:
+    check_classes(examples, split(examples, recipe.data.held_out)[0])
+    if recipe.prune.structured:
         height, width, channels = examples.shape
-        groups, kept = trained_groups(module, (channels, height, width))
-        names, what = [group.name for group in groups], "group of channels"
+        trained_groups(module, (channels, height, width))
     else:
-        names, kept, what = list(prunable(module)), frozen(module), "layer"
-    if kept and not names:
-        raise ModelError(
-            f"no {what} can be pruned, since all are frozen (requires_grad = False): {', '.join(kept)}: let the "
-            "function leave those trainable that may be pruned"
-        )
-    recipe.check_prune_layers(names, what, kept)
+        prunable(module)
     check_logits(emitted(module, examples.shape, preparation_of(model, examples)), type(module).__name__)
     check_same_outputs(module, model, examples)

@@ -13,68 +13,25 @@ that an epoch costs no more than one that learns from the labels. They say which
 
 from __future__ import annotations
 
-import fnmatch
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import numpy as np
 import torch
-from msgspec import Struct
 from msgspec.structs import replace
 from torch.nn import functional
 
 from agent.errors import ModelError
 from agent.optimise.checkpoint import read_checkpoint, run_key, write_checkpoint
 from agent.optimise.factory import fastest_device
-from agent.optimise.recipe import Importance, PruneRecipe
-from agent.optimise.train import (
-    Labels,
-    Objective,
-    Pictures,
-    Progress,
-    Test,
-    TrainingSettings,
-    evaluate,
-    fit,
-    predict,
-)
-from agent.structs import from_json
+from agent.optimise.recipe import PruneRecipe
+from agent.optimise.train import Labels, Objective, Pictures, Progress, TrainingSettings, fit, predict
 
-_TINY = 1e-8
+ALL_FROZEN = "no {} can be pruned: all are frozen (requires_grad = False); let the function leave some trainable"
 _ROUND_FACTOR = {False: 0.1, True: 0.25}
 """Learning rate at the beginning of each round relative to that of the training settings, by `structured`:
 what is left of a smaller module has to be learned more anew."""
-
-
-class PrunePoint(Struct, frozen=True):
-    """Where a module stood in its pruning: a point of the report's chart.
-
-    Attributes:
-        stage: `dense`, `round` or `anneal`.
-        number: of the round, or of the epoch of the anneal.
-        sparsity: share of the weights of the chosen layers that is zero or gone.
-        accuracy: on the test pictures; None: not measured.
-    """
-
-    stage: str
-    number: int
-    sparsity: float
-    accuracy: float | None
-
-
-class PruneHistory(Struct, frozen=True):
-    """The result of pruning.
-
-    Attributes:
-        points: in order.
-        layers: share of the weights of each chosen layer that is zero.
-    """
-
-    points: tuple[PrunePoint, ...]
-    layers: dict[str, float]
 
 
 class PruningRun(ABC):
@@ -92,16 +49,29 @@ class PruningRun(ABC):
         labels: Labels,
         recipe: PruneRecipe,
         training: TrainingSettings,
-        progress: Progress | None,
+        progress: Progress | None = None,
     ) -> None:
+        """Begin with a trained module.
+
+        Args:
+            module: see `agent.optimise.train.fit`.
+            pictures: see there.
+            labels: see there.
+            recipe: see `PruneRecipe`.
+            training: settings of all steps; its schedule and number of epochs are not used.
+            progress: called after each training step of a round, then of the anneal.
+
+        Raises:
+            ModelError: nothing can be removed, or see `fit`.
+        """
         self.module = module.to(fastest_device())
         self.recipe, self.training, self.round = recipe, training, 0
         rows, objective = to_learn(module, pictures, labels, training, recipe.teacher)
         self._data = pictures, rows
-        self._options: dict[str, Any] = {"objective": objective, "progress": progress}
         rounds = replace(recipe, anneal_epochs=0.0, anneal_factor=1.0)  # the anneal has a checkpoint of its own
         self._key = run_key(module, pictures, labels, rounds, training)
-        self._points: list[PrunePoint] = []
+        hooks = {"after_backward": self.after_backward, "after_step": self.after_step}
+        self._options: dict[str, Any] = {"objective": objective, "progress": progress, **hooks}
 
     @property
     @abstractmethod
@@ -111,7 +81,7 @@ class PruningRun(ABC):
     @property
     @abstractmethod
     def layers(self) -> dict[str, float]:
-        """The same of each chosen layer."""
+        """The same of each layer."""
 
     @abstractmethod
     def remove(self, share: float) -> None:
@@ -133,58 +103,49 @@ class PruningRun(ABC):
     def load_state(self, state: dict[str, Any]) -> None:
         """Go on from what `state` has returned; the module's weights are loaded afterwards."""
 
-    def run(self, folder: Path | None, test: Test | None) -> PruneHistory:
-        """Do all rounds and the anneal."""
+    def run(self, folder: Path | None = None) -> None:
+        """Do all rounds and the anneal.
+
+        Args:
+            folder: existing folder for checkpoints, from which an interrupted run goes on to the same bytes;
+                None: it cannot go on. That of the rounds also serves a run with another anneal, if the folder has
+                no `anneal.checkpoint`.
+
+        Raises:
+            ModelError: see `fit`.
+            StorageError: a checkpoint cannot be read or written.
+        """
         path = folder and folder / "rounds.checkpoint"
         if path is not None:
             self._restore(path)
-        if not self._points:
-            self._score("dense", 0, test)
-            if self.recipe.needs_gradients:
-                self._train_round()
+        if self.round == 0 and self.recipe.needs_gradients:
+            self._train_round()
         while self.round < self.recipe.rounds:
             self.round += 1
             self.remove(self.recipe.target * self.round / self.recipe.rounds)
             self._train_round()
-            self._score("round", self.round, test)
             if path is not None:
                 self._save(path)
-        self._anneal(folder and folder / "anneal.checkpoint", test)
+        self._anneal(folder and folder / "anneal.checkpoint")
         self.module.eval()
-        return PruneHistory(points=tuple(self._points), layers=self.layers)
 
     def _train_round(self) -> None:
-        if not self.recipe.round_steps:
-            return
-        pictures, labels = self._data
-        settings = round_settings(self.training, self.recipe, len(labels), self.round)
+        settings = round_settings(self.training, self.recipe, len(self._data[1]), self.round)
         torch.manual_seed(settings.seed)
-        fit(self.module, pictures, labels, settings, **self._hooks(), **self._options)
+        fit(self.module, *self._data, settings, **self._options)
 
-    def _anneal(self, checkpoint: Path | None, test: Test | None) -> None:
-        if not self.recipe.anneal_epochs:
-            return
-        settings = anneal_settings(self.training, self.recipe)
-        torch.manual_seed(settings.seed)
-        more = {**self._hooks(), **self._options, "checkpoint": checkpoint, "test": test}
-        history = fit(self.module, *self._data, settings, **more)
-        self._points += [PrunePoint("anneal", one.number, self.gone, one.accuracy) for one in history.epochs]
-
-    def _hooks(self) -> dict[str, Any]:
-        return {"after_backward": self.after_backward, "after_step": self.after_step}
-
-    def _score(self, stage: str, number: int, test: Test | None) -> None:
-        normalisation = self.training.normalisation
-        accuracy = None if test is None else evaluate(self.module, *test, normalisation=normalisation)
-        self._points.append(PrunePoint(stage, number, self.gone, accuracy))
+    def _anneal(self, checkpoint: Path | None) -> None:
+        if self.recipe.anneal_epochs:
+            settings = anneal_settings(self.training, self.recipe)
+            torch.manual_seed(settings.seed)
+            fit(self.module, *self._data, settings, **self._options, checkpoint=checkpoint)
 
     def random(self) -> Any:
         """Return a generator of this round's random importance."""
         return torch.Generator().manual_seed(self.training.seed * 1_000_003 + self.round)
 
     def _save(self, path: Path) -> None:
-        points = msgspec.json.encode(self._points).decode()
-        state = {"module": self.module.state_dict(), "round": self.round, "points": points, **self.state()}
+        state = {"module": self.module.state_dict(), "round": self.round, **self.state()}
         write_checkpoint(path, self._key, state)
 
     def _restore(self, path: Path) -> None:
@@ -194,39 +155,7 @@ class PruningRun(ABC):
             return
         self.load_state(state)
         self.module.load_state_dict(state["module"])
-        self.round, self._points = state["round"], from_json(state["points"], list[PrunePoint])
-
-
-def matching(names: Iterable[str], patterns: Sequence[str], what: str) -> list[str]:
-    """Return the names that a pattern matches.
-
-    Args:
-        names: of layers.
-        patterns: with `*`, `?` and `[…]`.
-        what: the names are of, for the error, such as `layer`.
-
-    Raises:
-        ModelError: a pattern matches none.
-    """
-    names = list(names)
-    for pattern in patterns:
-        if not fnmatch.filter(names, pattern):
-            there = ", ".join(names) or "none"
-            raise ModelError(f"layers = {pattern!r} matches no {what} that can be pruned; there are: {there}")
-    return [name for name in names if any(fnmatch.fnmatch(name, one) for one in patterns)]
-
-
-def weight_importance(gradient: Any, weight: Any, importance: Importance) -> Any:
-    """Return the importance of each weight in one step, a tensor of the weights' shape.
-
-    Args:
-        gradient: of the loss.
-        weight: of the same shape.
-        importance: one that needs gradients.
-    """
-    if importance == "gradient*weight":
-        return (gradient * weight).abs()
-    return gradient.abs() / (weight.abs() + _TINY)
+        self.round = state["round"]
 
 
 def round_settings(
@@ -272,12 +201,18 @@ def to_learn(
         pictures: see there.
         labels: see there.
         settings: see there.
-        share: see there; 0: there is no teacher, and no objective.
+        share: see there; 0: there is no teacher, and no objective. Else the objective is the cross-entropy to
+            what is blended, and the labels are the numbers of its rows.
     """
     if not share:
         return labels, None
     wanted = blended(module, pictures, labels, settings, share)
-    return np.arange(len(labels)), follow(wanted, settings.temperature)
+
+    def loss(outputs: Any, inputs: Any, rows: Any) -> Any:
+        target = wanted.to(outputs.device)[rows]
+        return functional.cross_entropy(outputs.float() / settings.temperature, target)
+
+    return np.arange(len(labels)), loss
 
 
 def blended(module: Any, pictures: Pictures, labels: Labels, settings: TrainingSettings, share: float) -> Any:
@@ -302,18 +237,3 @@ def blended(module: Any, pictures: Pictures, labels: Labels, settings: TrainingS
     hard = functional.one_hot(torch.from_numpy(np.ascontiguousarray(labels, np.int64)), classes).float()
     smooth = hard * (1 - settings.label_smoothing) + settings.label_smoothing / classes
     return smooth * (1 - share) + answers * share
-
-
-def follow(wanted: Any, temperature: float) -> Objective:
-    """Return the cross-entropy to rows of probabilities; the labels of `fit` are the numbers of the rows.
-
-    Args:
-        wanted: see `blended`.
-        temperature: outputs are divided by it.
-    """
-
-    def loss(outputs: Any, inputs: Any, rows: Any) -> Any:
-        target = wanted.to(outputs.device)[rows]
-        return functional.cross_entropy(outputs.float() / temperature, target)
-
-    return loss

@@ -362,6 +362,3 @@ def test_what_cannot_succeed_is_told_before_anything_is_measured(
     ):
         with pytest.raises(ModelError, match=told):
             tune_file(request(folder, **options), quiet, quiet)
-    (tmp_path / "r.toml").write_text('[prune]\nlayers = ["zzz"]\n')
-    with pytest.raises(ConfigError, match=r"r\.toml:2: .*'zzz' matches no group of channels"):
-        tune_file(request(folder, module=module, recipe=tmp_path / "r.toml"), quiet, quiet)

@@ -15,13 +15,12 @@ torch = pytest.importorskip("torch", reason="pruning needs the extra [optimise]"
 
 from agent.compute.infer.litert import load_runtime
 from agent.compute.manifest import InputManifest, Model
-from agent.errors import ConfigError, ModelError
+from agent.errors import ModelError
 from agent.models.library import open_manifest, open_whole_model
 from agent.optimise.augment import Augmentation
 from agent.optimise.data import read_examples
 from agent.optimise.evaluate import score, time_ms
 from agent.optimise.pruning.file import (
-    PruningState,
     _remarks,
     _rounded,
     check_same_outputs,
@@ -93,15 +92,15 @@ def data(tmp_path: Path) -> Path:
 
 
 def test_connections_are_zero_in_the_file_and_the_report_says_so(model: Model, trained: Any, data: Path) -> None:
-    shown: list[PruningState] = []
+    shown: list[str] = []
     found = read_examples(data, model)
     result = prune_model(model, module_of(trained), found, RECIPE, command="it", progress=shown.append)
     assert score(result.content, found, model.manifest).value > 0.85
     assert [step.name for step in result.report.steps] == ["before", "prune"]
     assert result.report.steps[1].notes[0] == "50.0% of the connections are gone, by weight"
     assert result.report.sha256_after == hashlib.sha256(result.content).hexdigest()
-    assert [state.share for state in shown] == sorted(state.share for state in shown)
-    assert shown[-1].share == 1.0
+    assert shown[0].startswith("pruning 17%, loss ")
+    assert shown[-1].startswith("pruning 100%, loss ")
 
 
 def test_a_file_without_half_of_its_channels_is_smaller(model: Model, trained: Any, data: Path) -> None:
@@ -209,15 +208,3 @@ def test_examples_without_classes_are_refused(model: Model, trained: Any, tmp_pa
     np.savez(tmp_path / "plain.npz", x=examples()[0])
     with pytest.raises(ModelError, match="needs examples with classes"):
         prune_model(model, module_of(trained), read_examples(tmp_path / "plain.npz", model), RECIPE)
-
-
-def test_a_recipe_that_matches_no_layer_is_an_error(model: Model, trained: Any, data: Path) -> None:
-    recipe = replace(RECIPE, prune=replace(RECIPE.prune, layers=("stem*",)))
-    with pytest.raises(ModelError, match=r"'stem\*' matches no layer"):
-        prune_model(model, module_of(trained), read_examples(data, model), recipe)
-
-
-def test_a_recipe_whose_values_do_not_go_together_is_an_error(model: Model, trained: Any, data: Path) -> None:
-    recipe = replace(RECIPE, prune=replace(RECIPE.prune, importance="gradient*weight", round_steps=0))
-    with pytest.raises(ConfigError, match=r"\[prune\].*round_steps"):
-        prune_model(model, module_of(trained), read_examples(data, model), recipe)

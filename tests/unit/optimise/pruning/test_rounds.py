@@ -12,10 +12,10 @@ from msgspec.structs import replace
 
 from agent.errors import ModelError
 from agent.optimise.augment import Augmentation
-from agent.optimise.pruning.channels import prune_channels
-from agent.optimise.pruning.connections import prune
-from agent.optimise.pruning.rounds import blended, follow, to_learn
-from agent.optimise.train import predict
+from agent.optimise.pruning.channels import ChannelPruning
+from agent.optimise.pruning.connections import ConnectionPruning
+from agent.optimise.pruning.rounds import blended, to_learn
+from agent.optimise.train import evaluate, predict
 from tests.unit.optimise.pruning.test_channels import SETTINGS, dense, trained
 from tests.unit.optimise.pruning.test_connections import TRAINING, examples
 
@@ -45,12 +45,16 @@ def test_where_pictures_are_mirrored_the_answers_to_both_count(trained: Any) -> 
     assert not torch.allclose(wanted, blended(module, pictures, labels, PLAIN, 1.0))
 
 
-def test_the_loss_of_a_batch_is_the_cross_entropy_to_its_rows() -> None:
-    wanted = torch.tensor([[1.0, 0.0], [0.5, 0.5], [0.0, 1.0]])
-    outputs = torch.tensor([[3.0, -3.0], [1.0, 1.0]])
-    found = follow(wanted, 1.5)(outputs, None, torch.tensor([2, 1]))
-    logs = (outputs / 1.5).log_softmax(1)
-    assert float(found) == pytest.approx(float(-(logs[0, 1] + logs[1].mean()) / 2))
+def test_the_loss_of_a_batch_is_the_cross_entropy_to_its_rows(trained: Any) -> None:
+    module, (pictures, labels) = dense(trained), examples()
+    wanted = blended(module, pictures, labels, PLAIN, 0.5)
+    rows, objective = to_learn(module, pictures, labels, PLAIN, 0.5)
+    assert objective is not None
+    assert rows.tolist() == list(range(len(labels)))
+    outputs = torch.tensor([[3.0, -3.0, 0.0], [1.0, 1.0, 2.0]])
+    found = objective(outputs, None, torch.tensor([2, 1]))
+    logs = (outputs / PLAIN.temperature).log_softmax(1)
+    assert float(found) == pytest.approx(float(-(logs * wanted[[2, 1]]).sum(1).mean()))
 
 
 def test_a_class_that_the_module_does_not_have_is_an_error(trained: Any) -> None:
@@ -59,14 +63,9 @@ def test_a_class_that_the_module_does_not_have_is_an_error(trained: Any) -> None
         blended(dense(trained), pictures, labels + 1, PLAIN, 0.5)
 
 
-def test_channels_and_connections_go_with_a_teacher(trained: Any) -> None:
-    settings, test = replace(SETTINGS, teacher=0.5), examples(seed=1)
-    _, history = prune_channels(dense(trained), *examples(), settings, TRAINING, test=test)
-    accuracy = history.points[-1].accuracy
-    assert accuracy is not None
-    assert accuracy > 0.85
-    settings = replace(settings, structured=False)
-    history = prune(dense(trained), *examples(), settings, TRAINING, test=test)
-    accuracy = history.points[-1].accuracy
-    assert accuracy is not None
-    assert accuracy > 0.85
+@pytest.mark.parametrize("kind", [ChannelPruning, ConnectionPruning])
+def test_channels_and_connections_go_with_a_teacher(trained: Any, kind: Any) -> None:
+    settings = replace(SETTINGS, teacher=0.5, structured=kind is ChannelPruning)
+    run = kind(dense(trained), *examples(), settings, TRAINING)
+    run.run()
+    assert evaluate(run.module, *examples(seed=1)) > 0.85
