@@ -23,7 +23,6 @@ from agent.optimise.tune import split
 
 if TYPE_CHECKING:
     from agent.optimise.calibrate import CalibrationResult
-    from agent.optimise.depth.training import ExitProgress
     from agent.optimise.train import TrainingStep
 
 _CHART, _MARKDOWN, _WEIGHTS = ".png", ".report.md", ".pt"
@@ -169,7 +168,8 @@ def deepen_and_write(
         model = open_source(name, tell)
         backbone(model.content)  # that it cannot have exits is told before the examples are read
         parts = cascade_parts(_read(model, data, recipe, stated, limit), stated)
-        found = make_cascade(model, parts, stated, folder=folder, command=command, progress=_deepening, tell=tell)
+        options: dict[str, Any] = {"command": command, "progress": show_progress, "tell": tell}
+        found = make_cascade(model, parts, stated, folder=folder, **options)
         others = {_CHART: _calibration_png(found.calibration), _MARKDOWN: markdown(found.report).encode()}
         return MadeModel(found.content, found.report, others, found.keys)
 
@@ -195,15 +195,6 @@ def _calibration_png(result: CalibrationResult) -> bytes:
     axes.grid(alpha=0.3)
     axes.legend()
     return as_png(figure)
-
-
-def _deepening(state: ExitProgress) -> None:
-    loss = "" if state.loss is None else f", loss {state.loss:.3f}"
-    if state.accuracy:
-        shares = ", ".join(f"{one:.1%}" for one in state.accuracy)
-        tell(f"{state.what}: accuracy of the exits {shares} of the examples for the thresholds{loss}")
-    else:
-        show_progress(f"{state.what} {int(state.share * 100)} %{loss}")
 
 
 def train_and_write(

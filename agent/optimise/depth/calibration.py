@@ -10,7 +10,6 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager
 from functools import partial
-from typing import Any
 
 import numpy as np
 from msgspec import Struct
@@ -103,17 +102,13 @@ def exit_scores(
         session.select(manifest.variants[-1].name)
         spec = session.inputs[0]
         for index in range(len(examples)):
-            found.append(exits.predict_all_exits(partial(_fill, examples, index, spec)))
+            found.append(exits.predict_all_exits(partial(examples.fill, index, spec)))
             progress(index + 1)
     logits = np.array(found, np.float32)
     if examples.labels.max() >= logits.shape[2]:
         has = plural(logits.shape[2], "class", "classes")
         raise ModelError(f"the examples have class {examples.labels.max()}, the model {has}")
     return ExitScores(logits, examples.labels)
-
-
-def _fill(examples: Examples, index: int, spec: Any, tensor: Array) -> None:
-    examples.fill(index, spec, tensor)
 
 
 def costs_of(manifest: Manifest) -> tuple[float, ...]:
@@ -209,7 +204,7 @@ def time_exits_ms(
             session.select(manifest.variants[-1].name)
             specs.append(session.inputs[0])
         for index in chosen:
-            fills = [partial(_fill, examples, int(index), spec) for spec in specs]
+            fills = [partial(examples.fill, int(index), spec) for spec in specs]
             for place, (exits, session) in enumerate(runs):
                 sums[place] += min(_timed_ms(exits, session, fills[place]) for _ in range(_REPEATS))
     cascade, deepest = sums / len(chosen)

@@ -5,7 +5,6 @@ A head is a mean over each cell of a grid and a fully connected layer.
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Sequence
 
@@ -16,7 +15,7 @@ from agent.compute.manifest import HIDDEN
 from agent.errors import ModelError
 from agent.optimise.depth.stages import SCORES, WHOLE, Cut, Stage, cuts
 from agent.optimise.graph.additions import Additions, pool_options
-from agent.optimise.graph.objects import Graph, dump, input_names, load, make_signature, text
+from agent.optimise.graph.objects import Graph, dump, input_names, load, make_signature
 from agent.optimise.quantise import float_file
 
 _SHOWN = 12
@@ -40,9 +39,11 @@ def backbone(content: bytes) -> bytes:
             f"the model has {len(model.subgraphs)} graphs: give a model of one, which has no exits yet"
         )
     graph = Graph(model, model.subgraphs[0])
-    ends = [f"{len(one)} {name}{'s' * (len(one) != 1)}" for name, one in _ends(graph) if len(one) != 1]
-    if ends:
-        raise ModelError(f"the model has {' and '.join(ends)}: exits are added to a classifier of one each")
+    ends = len(graph.inputs), len(graph.outputs)
+    if ends != (1, 1):
+        raise ModelError(
+            "the model has {} inputs and {} outputs: exits need a classifier of one each".format(*ends)
+        )
     shape, last = graph.shape(graph.outputs[0]), graph.producer(graph.outputs[0])
     if math.prod(shape[:-1]) != 1 or len(shape) < 2 or last is None:
         raise ModelError(f"output {graph.name(graph.outputs[0])!r} is {list(shape)}: expected [1, classes]")
@@ -52,10 +53,6 @@ def backbone(content: bytes) -> bytes:
         graph.replace_end(last.outputs[0], last.inputs[0])
         graph.remove(last, last.inputs[0])
     return dump(model)
-
-
-def _ends(graph: Graph) -> tuple[tuple[str, list[int]], ...]:
-    return ("input", graph.inputs), ("output", graph.outputs)
 
 
 def choose_exits(content: bytes, exits: int, at: Sequence[str] = ()) -> list[Cut]:
@@ -75,9 +72,12 @@ def choose_exits(content: bytes, exits: int, at: Sequence[str] = ()) -> list[Cut
     found = [one for one in cuts(graph) if _saves(graph, one)]
     if not found:
         raise ModelError("the graph cannot be cut: no tensor of a picture lies on all paths to the answer")
-    if at:
-        return _named(graph, found, at)
     best = _smallest(found)
+    for name in at:
+        if name not in {one.name for one in found}:
+            raise ModelError(f"{name!r} is no place for an exit; it can be cut at: {_listed(best)}")
+    if at:
+        return [one for one in found if one.name in at]
     if exits - 1 > len(best):
         raise ModelError(f"{exits} exits: the graph can be cut at {len(best)} places only: {_listed(best)}")
     chosen: list[Cut] = []
@@ -107,20 +107,6 @@ def _smallest(found: Sequence[Cut]) -> list[Cut]:
         if known is None or math.prod(one.shape) < math.prod(known.shape):
             best[one.multiply_adds] = one
     return list(best.values())
-
-
-def _named(graph: Graph, found: Sequence[Cut], names: Sequence[str]) -> list[Cut]:
-    known = {one.name: one for one in found}
-    tensors = [text(tensor.name) for tensor in graph.table.tensors]
-    for name in names:
-        if name not in known:
-            near = difflib.get_close_matches(name, tensors, 1)
-            hint = f"; did you mean {near[0]!r}?" if near and name not in tensors else ""
-            told = "is no place for an exit" if name in tensors else "is no tensor of the graph"
-            raise ModelError(f"{name!r} {told}{hint}; it can be cut at: {_listed(_smallest(found))}")
-    if len(set(names)) != len(names):
-        raise ModelError(f"exits at {', '.join(names)}: expected each name once")
-    return sorted((known[name] for name in names), key=lambda one: found.index(one))
 
 
 def _listed(found: Sequence[Cut]) -> str:

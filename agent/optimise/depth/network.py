@@ -196,11 +196,6 @@ class ExitNetwork(nn.Module):
         bias.zero_()
         bias.requires_grad_(False)
 
-    def freeze(self) -> None:
-        """Train the heads alone."""
-        for parameter in self.graph.parameters():
-            parameter.requires_grad_(False)
-
     def emit(self) -> bytes:
         """Return the float file with the weights as they are now."""
         with torch.no_grad():

@@ -115,7 +115,6 @@ SCORES = "logits"
 """Name of the scores in the signatures of all exits."""
 WHOLE = "serving_default"
 """Signature of a graph that is not cut."""
-_SHOWN = 8
 
 
 class Stage(NamedTuple):
@@ -148,8 +147,6 @@ def split(content: bytes, stages: Sequence[Stage]) -> bytes:
     if len(model.subgraphs) != 1 or len(model.subgraphs[0].inputs) != 1:
         found = f"{len(model.subgraphs)} graphs, and {len(model.subgraphs[0].inputs)} inputs in the first"
         raise ModelError(f"the model has {found}: only one graph with one input can be cut into exits")
-    if not stages or any(not one.hidden for one in stages[:-1]) or stages[-1].hidden:
-        raise ModelError("every exit but the last needs the name of the tensor from which the next one continues")
     whole, names = Graph(model, model.subgraphs[0]), _outputs(model)
     entry, made, signatures = whole.inputs[0], [], []
     for number, stage in enumerate(stages):
@@ -180,31 +177,59 @@ def join(content: bytes, signatures: Sequence[str]) -> tuple[bytes, tuple[Stage,
     """
     model = load(content)
     known = {text(one.signatureKey): one for one in model.signatureDefs or ()}
-    joined, hidden, stages, outputs = _Joined(), -1, [], dict[str, int]()
-    for number, name in enumerate(signatures):
+    tensors, operators, stages, outputs = list[Any](), list[Any](), list[Stage](), dict[str, int]()
+    names, entry = set[str](), -1
+    for number, name in enumerate(signatures, 1):
         if name not in known:
             raise ModelError(f"the model has no signature {name!r}; it has: {', '.join(known) or 'none'}")
         part = model.subgraphs[known[name].subgraphIndex]
-        if (number and hidden < 0) or len(part.inputs) != 1:
-            raise ModelError(
-                f"signature {name!r} does not continue an output called {HIDDEN!r} of the one before it"
-            )
-        places = joined.add(part, hidden if number else None)
+        places = {-1: -1}
+        if stages:
+            if entry < 0 or len(part.inputs) != 1 or not _alike(tensors[entry], part.tensors[part.inputs[0]]):
+                raise ModelError(
+                    f"signature {name!r} does not continue the output {HIDDEN!r} of the one before it"
+                )
+            places[part.inputs[0]] = entry
+        for index, tensor in enumerate(part.tensors):
+            if index not in places:
+                places[index] = len(tensors)
+                tensors.append(_renamed(tensor, names))
+        for operator in part.operators:
+            operators.append(copy.copy(operator))
+            operators[-1].inputs = [places[index] for index in operator.inputs]
+            operators[-1].outputs = [places[index] for index in operator.outputs]
         ends = {text(one.name): places[int(one.tensorIndex)] for one in known[name].outputs}
-        hidden = ends.pop(HIDDEN, -1)
+        entry = ends.pop(HIDDEN, -1)
         if len(ends) != 1:
             raise ModelError(f"signature {name!r} has {len(ends)} outputs besides {HIDDEN!r}: one can be an exit")
-        last = number + 1 == len(signatures)
-        stages.append(Stage(name, f"{SCORES}{number + 1}", "" if last else f"{HIDDEN}{number + 1}"))
+        last = number == len(signatures)
+        stages.append(Stage(name, f"{SCORES}{number}", "" if last else f"{HIDDEN}{number}"))
         outputs[stages[-1].scores] = next(iter(ends.values()))
         if not last:
-            outputs[stages[-1].hidden] = hidden
+            outputs[stages[-1].hidden] = entry
     first = known[signatures[0]]
-    model.subgraphs = [joined.graph(list(outputs.values()))]
-    entry = {text(first.inputs[0].name): int(joined.inputs[0])}
-    model.signatureDefs = [make_signature(WHOLE, 0, entry, outputs)]
+    table = copy.copy(model.subgraphs[first.subgraphIndex])  # its tensors come first, in their places
+    table.tensors, table.operators, table.outputs = tensors, operators, list(outputs.values())
+    model.subgraphs = [table]
+    given = {text(first.inputs[0].name): int(first.inputs[0].tensorIndex)}
+    model.signatureDefs = [make_signature(WHOLE, 0, given, outputs)]
     compact(model)
     return dump(model), tuple(stages)
+
+
+def _alike(given: Any, taken: Any) -> bool:
+    """Return True if one tensor can go on as another."""
+    return given.type == taken.type and list(map(int, given.shape)) == list(map(int, taken.shape))
+
+
+def _renamed(tensor: Any, known: set[str]) -> Any:
+    """Return a copy whose name is not yet known, since ranges are found by name."""
+    added, name = copy.copy(tensor), text(tensor.name)
+    while name in known:
+        name += "_"
+    known.add(name)
+    added.name = name
+    return added
 
 
 def deepest(content: bytes) -> bytes:
@@ -243,74 +268,13 @@ def _find(graph: Graph, outputs: Mapping[str, int], name: str) -> int:
 def _part(whole: Graph, entry: int, ends: Sequence[int], name: str) -> Any:
     """Return the graph that computes some tensors from one."""
     operators = operations_before(whole, ends, entry)
-    _check_cut(whole, entry, operators, name)
+    if any(index in whole.inputs and index != entry for one in operators for index in one.inputs):
+        raise ModelError(f"{whole.name(entry)!r} is no cut: {name} needs what is computed before it, too")
     part = copy.copy(whole.table)
     part.name, part.tensors = name, [copy.deepcopy(tensor) for tensor in whole.table.tensors]
     part.operators = [copy.deepcopy(operator) for operator in operators]
     part.inputs, part.outputs = [entry], list(ends)
     return part
-
-
-def _check_cut(whole: Graph, entry: int, operators: Sequence[Any], name: str) -> None:
-    """Check that operations read nothing that was computed before the tensor from which they begin."""
-    before = [] if entry in whole.inputs else operations_before(whole, [entry])
-    earlier = {*whole.inputs, *(index for one in before for index in one.outputs)} - {entry}
-    own = [one for one in operators if not any(one is other for other in before)]
-    needed = dict.fromkeys(index for one in own for index in one.inputs if index in earlier)
-    if len(own) < len(operators) or (needed and before):
-        names = ", ".join(repr(whole.name(index)) for index in list(needed)[:_SHOWN])
-        raise ModelError(f"{whole.name(entry)!r} is no cut: {name} needs {names}, too")
-
-
-class _Joined:
-    """A graph that is put together from parts."""
-
-    def __init__(self) -> None:
-        self.inputs: list[int] = []
-        self._table: Any = None
-        self._tensors: list[Any] = []
-        self._operators: list[Any] = []
-        self._names: set[str] = set()
-
-    def add(self, part: Any, entry: int | None) -> dict[int, int]:
-        """Add a part that continues tensor `entry`; None: it is the first. Return the places of its tensors."""
-        places = {-1: -1}
-        for index, tensor in enumerate(part.tensors):
-            if entry is not None and index == part.inputs[0]:
-                self._check(self._tensors[entry], tensor)
-                places[index] = entry
-                continue
-            places[index] = len(self._tensors)
-            self._tensors.append(self._named(tensor))
-        for operator in part.operators:
-            added = copy.copy(operator)
-            added.inputs = [places[index] for index in operator.inputs]
-            added.outputs = [places[index] for index in operator.outputs]
-            self._operators.append(added)
-        if entry is None:
-            self._table, self.inputs = copy.copy(part), [places[part.inputs[0]]]
-        return places
-
-    def graph(self, outputs: list[int]) -> Any:
-        """Return the whole graph."""
-        self._table.tensors, self._table.operators = self._tensors, self._operators
-        self._table.inputs, self._table.outputs = self.inputs, outputs
-        return self._table
-
-    def _named(self, tensor: Any) -> Any:
-        """Return a copy whose name no other tensor has, since ranges are found by name."""
-        added = copy.copy(tensor)
-        name = text(tensor.name)
-        while name in self._names:
-            name += "_"
-        self._names.add(name)
-        added.name = name
-        return added
-
-    def _check(self, given: Any, taken: Any) -> None:
-        (shape, kind), (wanted, other) = ((list(map(int, one.shape)), one.type) for one in (given, taken))
-        if (shape, kind) != (wanted, other):
-            raise ModelError(f"{text(taken.name)!r} is {wanted}, but what it continues is {shape}")
 
 
 def stage_multiply_adds(content: bytes) -> dict[str, int]:

@@ -167,7 +167,6 @@ class DepthRecipe(Struct, frozen=True, forbid_unknown_fields=True):
         at: names of the tensors behind which the early exits are; empty: near 1/2, 1/4, 1/8 … of the
             multiply-adds.
         epochs: passes over the data in which all exits are trained together; 0: the heads alone.
-        taught: weight of the last exit's answers in the loss of the others; the labels have the rest.
         grid: cells along each side of a picture whose means a head sees.
         loss: accuracy that the cascade may lose on the examples of the calibration, 0..1.
     """
@@ -175,7 +174,6 @@ class DepthRecipe(Struct, frozen=True, forbid_unknown_fields=True):
     exits: Annotated[int, Meta(ge=2, le=16)] = 3
     at: tuple[Annotated[str, Meta(min_length=1)], ...] = ()
     epochs: Annotated[float, Meta(ge=0.0, le=1e6)] = 2.0
-    taught: Annotated[float, Meta(ge=0.0, le=1.0)] = 0.5
     grid: Annotated[int, Meta(ge=1, le=8)] = 2
     loss: Share = 0.005
 

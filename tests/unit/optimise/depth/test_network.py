@@ -15,12 +15,14 @@ from agent.optimise.augment import Augmentation, Normalisation
 from agent.optimise.depth.exits import add_exits, backbone, choose_exits
 from agent.optimise.depth.network import Dense, ExitNetwork
 from agent.optimise.depth.stages import Stage
-from agent.optimise.depth.training import ExitProgress, ExitSettings, accuracies, train_exits
+from agent.optimise.depth.training import accuracies, train_exits
+from agent.optimise.recipe import DepthRecipe
 from agent.optimise.train import TrainingSettings
 from tests.support.float_models import CLASSES, classifier, float_file, pictures
 from tests.unit.optimise.depth.test_exits import run
 
 torch.set_num_threads(1)
+HEADS_ALONE = DepthRecipe(epochs=0.0)
 NORMALISATION = Normalisation(128.0, 64.0)
 TRAINING = TrainingSettings(batch=32, augmentation=Augmentation(shift=0, flip=False), normalisation=NORMALISATION)
 
@@ -88,20 +90,20 @@ def test_a_layer_on_features_of_one_scale_answers_as_before() -> None:
 
 def test_frozen_heads_learn_and_the_backbone_keeps_its_bytes() -> None:
     content, stages = cascade()
-    network, told = ExitNetwork(content, stages), list[ExitProgress]()
-    train_exits(network, examples(), examples(64, 1), ExitSettings(0.0), TRAINING, progress=told.append)
-    assert min(told[-1].accuracy[:2]) > 0.9
+    network = ExitNetwork(content, stages)
+    found = train_exits(network, examples(), examples(64, 1), HEADS_ALONE, TRAINING)
+    assert min(found.accuracy[:2]) > 0.9
     given = inputs()
-    found, before = from_file(network.emit(), given), from_file(content, given)
-    assert np.array_equal(found[2], before[2])
-    assert np.abs(found[0] - before[0]).max() > 0.1
+    after, before = from_file(network.emit(), given), from_file(content, given)
+    assert np.array_equal(after[2], before[2])
+    assert np.abs(after[0] - before[0]).max() > 0.1
 
 
 def test_joint_training_teaches_the_last_exit_too() -> None:
     network = ExitNetwork(*cascade())
     data, test = examples(512), examples(64, 1)
     before = accuracies(network, *test, NORMALISATION)[-1]
-    trained = train_exits(network, data, test, ExitSettings(4.0), TRAINING)
+    trained = train_exits(network, data, test, DepthRecipe(epochs=4.0), TRAINING)
     assert before < 0.5
     assert trained.is_joint
     assert trained.accuracy == accuracies(network, *test, NORMALISATION)
@@ -111,9 +113,9 @@ def test_joint_training_teaches_the_last_exit_too() -> None:
 
 def test_joint_training_that_does_not_help_is_not_kept() -> None:
     network, test = ExitNetwork(*cascade()), examples(64, 1)
-    alone = train_exits(ExitNetwork(*cascade()), examples(), test, ExitSettings(0.0), TRAINING)
+    alone = train_exits(ExitNetwork(*cascade()), examples(), test, HEADS_ALONE, TRAINING)
     wild = replace(TRAINING, learning_rate=1e4)
-    trained = train_exits(network, examples(), test, ExitSettings(1.0), wild)
+    trained = train_exits(network, examples(), test, DepthRecipe(epochs=1.0), wild)
     assert not trained.is_joint
     assert (trained.content, trained.accuracy) == (alone.content, alone.accuracy)
 
@@ -123,7 +125,7 @@ def test_an_interrupted_run_ends_with_the_same_bytes(tmp_path: Any, epochs: floa
     def trained(stop: int) -> bytes:
         network, count = ExitNetwork(*cascade()), [0]
 
-        def progress(state: ExitProgress) -> None:
+        def progress(_: str) -> None:
             count[0] += 1
             if count[0] == stop:
                 raise KeyboardInterrupt
@@ -131,7 +133,13 @@ def test_an_interrupted_run_ends_with_the_same_bytes(tmp_path: Any, epochs: floa
         folder = tmp_path / str(stop >= 0)
         folder.mkdir(exist_ok=True)
         return train_exits(
-            network, examples(), examples(64, 1), ExitSettings(epochs), TRAINING, folder=folder, progress=progress
+            network,
+            examples(),
+            examples(64, 1),
+            DepthRecipe(epochs=epochs),
+            TRAINING,
+            folder=folder,
+            progress=progress,
         ).content
 
     whole = trained(-1)

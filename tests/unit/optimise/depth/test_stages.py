@@ -140,7 +140,7 @@ def test_multiply_adds_of_the_stages_are_those_of_the_network() -> None:
 
 def test_a_tensor_beside_which_others_are_needed_is_no_cut() -> None:
     content = whole("logits1", "side", "logits2", "wide", "logits3")
-    with pytest.raises(ModelError, match=r"'side' is no cut: exit2 needs 'stem'"):
+    with pytest.raises(ModelError, match=r"'side' is no cut: exit2 needs"):
         split(content, (Stage("exit1", "logits1", "side"), *STAGES[1:]))
 
 
@@ -149,27 +149,18 @@ def test_an_exit_before_the_cut_that_it_continues_is_refused() -> None:
         split(whole(), (Stage("exit1", "logits2", "wide"), Stage("exit2", "logits1")))
 
 
-@pytest.mark.parametrize(
-    ("stages", "fault"),
-    [
-        ((), "every exit but the last"),
-        ((Stage("a", "logits1"), Stage("b", "logits3")), "every exit but the last"),
-        ((Stage("a", "logits9"),), "no output 'logits9'; it has: logits1"),
-    ],
-)
-def test_wrong_stages_are_refused(stages: tuple[Stage, ...], fault: str) -> None:
-    with pytest.raises(ModelError, match=fault):
-        split(whole(), stages)
+def test_an_unknown_output_is_refused() -> None:
+    with pytest.raises(ModelError, match="no output 'logits9'; it has: logits1"):
+        split(whole(), (Stage("a", "logits9"),))
 
 
 def test_signatures_that_do_not_continue_each_other_are_not_joined() -> None:
     cut = split(whole(), STAGES)
     with pytest.raises(ModelError, match="no signature 'exit9'; it has: exit1, exit2, exit3"):
         join(cut, ("exit1", "exit9"))
-    with pytest.raises(ModelError, match="'wide' is"):
-        join(cut, ("exit1", "exit3"))
-    with pytest.raises(ModelError, match="does not continue"):
-        join(cut, ("exit3", "exit1"))
+    for chain in (("exit1", "exit3"), ("exit3", "exit1")):
+        with pytest.raises(ModelError, match=f"{chain[1]!r} does not continue"):
+            join(cut, chain)
 
 
 def test_a_model_of_several_graphs_is_not_cut() -> None:
