@@ -184,11 +184,12 @@ class ChannelPruning(PruningRun):
         return sum(weight.abs().flatten(1).sum(1).cpu() for weight in filters)
 
     def state(self) -> dict[str, Any]:
-        return {"kept": self._kept, "sums": self._sums}
+        return {**super().state(), "kept": self._kept, "sums": self._sums}
 
     def load_state(self, state: dict[str, Any]) -> None:
         self._kept = {name: kept.cpu() for name, kept in state["kept"].items()}
         chosen = {self._groups[name]: kept for name, kept in self._kept.items()}
         self.module = without_channels(self._whole, chosen)
+        super().load_state(state)
         self._find_groups()
         self._sums = {name: one.cpu() for name, one in state["sums"].items()}

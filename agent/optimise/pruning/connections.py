@@ -77,9 +77,10 @@ class ConnectionPruning(PruningRun):
         }
 
     def state(self) -> dict[str, Any]:
-        return {"masks": self._masks, "sums": self._sums}
+        return {**super().state(), "masks": self._masks, "sums": self._sums}
 
     def load_state(self, state: dict[str, Any]) -> None:
+        super().load_state(state)
         self._masks, self._sums = state["masks"], state["sums"]
 
 

@@ -18,7 +18,7 @@ from agent.compute.manifest import InputManifest, Model
 from agent.errors import ModelError
 from agent.optimise.augment import Augmentation, Normalisation
 from agent.optimise.data import Examples
-from agent.optimise.evaluate import Score, open_content, outputs_of, score, time_ms
+from agent.optimise.evaluate import open_content, outputs_of, score, time_ms
 from agent.optimise.graph.from_torch import float_tflite
 from agent.optimise.pruning.channels import MULTIPLE, ChannelPruning, trained_groups
 from agent.optimise.pruning.connections import ConnectionPruning, prunable
@@ -191,10 +191,7 @@ def check_same_outputs(module: Any, model: Model, examples: Examples) -> None:
     """
     few, preparation = spread(examples, _COMPARED), preparation_of(model, examples)
     normalisation = normalisation_of(preparation, few.shape[2])
-    try:
-        own = predict(module, training_inputs(few, preparation), normalisation, exact=True).flatten(1).numpy()
-    except ModelError as error:
-        raise ModelError(f"{model.path}: its pictures do not fit the module: {error}") from error
+    own = predict(module, training_inputs(few, preparation), normalisation, exact=True).flatten(1).numpy()
     with open_content(model.content, model.manifest) as session:
         if session.inputs[0].quantised:
             raise ModelError(f"{model.path}: is quantised already: give the float model that it was made from")
@@ -208,30 +205,21 @@ def check_same_outputs(module: Any, model: Model, examples: Examples) -> None:
 
 
 def _difference(own: NDArray[np.float32], found: NDArray[np.float32]) -> str:
-    """Return in words how the outputs of a module and of a file differ, [examples, classes]; empty: they agree.
+    """Return in words how a module's logits and a file's outputs differ, [examples, classes]; empty: they agree.
 
-    Where only one gives probabilities, softmax is taken of the other.
+    Where the file gives probabilities, softmax is taken of the logits.
     """
     if own.shape != found.shape:
         return f"gives {found.shape[1]} classes and the module {own.shape[1]} for each"
     other = 1 - float(np.mean(own.argmax(1) == found.argmax(1)))
     if other > 1 - _AGREE:
         return f"gives another class than the module for {other:.0%}"
-    if _are_probabilities(own) != _are_probabilities(found):
-        own, found = (one if _are_probabilities(one) else _softmax(one) for one in (own, found))
+    if found.min() >= 0 and np.allclose(found.sum(1), 1, atol=1e-2):
+        powers = np.exp(own - own.max(1, keepdims=True))
+        own = powers / powers.sum(1, keepdims=True)
     largest = np.maximum(np.abs(found).max(1), 1e-6)
     apart = float(np.mean(np.abs(own - found).max(1) / largest))
     return f"differs from the module by {apart:.0%} of the largest output in the mean" if apart > _APART else ""
-
-
-def _are_probabilities(outputs: NDArray[np.float32]) -> bool:
-    return bool(outputs.min() >= 0 and np.allclose(outputs.sum(1), 1, atol=1e-2))
-
-
-def _softmax(outputs: NDArray[np.float32]) -> NDArray[np.float32]:
-    powers = np.exp(outputs - outputs.max(1, keepdims=True))
-    shares: NDArray[np.float32] = powers / powers.sum(1, keepdims=True)
-    return shares
 
 
 def _outputs(session: Session, examples: Examples) -> Iterator[NDArray[np.float32]]:
@@ -244,13 +232,24 @@ def _outputs(session: Session, examples: Examples) -> Iterator[NDArray[np.float3
 def _report(
     model: Model, content: bytes, examples: Examples, run: PruningRun, recipe: Recipe, command: str
 ) -> OptimiseReport:
-    scores = [score(one, examples, model.manifest) for one in (model.content, content)]
-    times = time_ms([model.content, content])
+    files = [model.content, content]
     unit = "channels" if recipe.prune.structured else "connections"
     notes = [f"{run.gone:.1%} of the {unit} are gone, by {recipe.prune.ranked_by}"]
     notes += [f"{name}: {share:.1%}" for name, share in run.layers.items()]
-    before = _step("before", model.content, scores[0], times[0])
-    after = replace(_step("prune", content, scores[1], times[1]), notes=tuple(notes))
+    times = time_ms(files)
+    scores = [score(one, examples, model.manifest) for one in files]
+    before, after = (
+        StepResult(
+            name,
+            metric=found.metric,
+            score=found.value,
+            interval=found.interval,
+            size=len(one),
+            latency_ms=latency_ms,
+        )
+        for name, one, found, latency_ms in zip(("before", "prune"), files, scores, times, strict=True)
+    )
+    after = replace(after, notes=tuple(notes))
     return OptimiseReport(
         step="prune",
         model=model.path,
@@ -270,15 +269,12 @@ def _report(
 
 def _remarks(before: StepResult, after: StepResult) -> Iterator[str]:
     """Yield what somebody who reads only one line should know of the result."""
-    assert before.score is not None
-    assert after.score is not None
-    assert before.latency_ms is not None
-    assert after.latency_ms is not None
-    if (lost := before.score - after.score) > 0:
-        told = f"{before.score:.1%} before, {after.score:.1%} after"
-        yield f"{after.metric} fell by {100 * lost:.1f} percentage points: {told}"
-    limit = 1 - _NOISE
-    if after.size > limit * before.size and after.latency_ms > limit * before.latency_ms:
+    was, now = before.score or 0.0, after.score or 0.0
+    if now < was:
+        told = f"{was:.1%} before, {now:.1%} after"
+        yield f"{after.metric} fell by {100 * (was - now):.1f} percentage points: {told}"
+    is_faster = (after.latency_ms or 0.0) <= (1 - _NOISE) * (before.latency_ms or 0.0)
+    if after.size > (1 - _NOISE) * before.size and not is_faster:
         yield "the file is neither smaller nor faster on this machine: channels would have to go (`structured`)"
 
 
@@ -289,17 +285,6 @@ def _rounded(gone: float, recipe: PruneRecipe) -> Iterator[str]:
             f"{gone:.1%} of the channels are gone, not {recipe.target:.0%}: what stays of a layer is a multiple "
             f"of {MULTIPLE}, which is much of a narrow one"
         )
-
-
-def _step(name: str, content: bytes, found: Score, latency_ms: float) -> StepResult:
-    return StepResult(
-        name,
-        metric=found.metric,
-        score=found.value,
-        interval=found.interval,
-        size=len(content),
-        latency_ms=latency_ms,
-    )
 
 
 def check_pruning(model: Model, module: Any, examples: Examples, recipe: Recipe) -> None:

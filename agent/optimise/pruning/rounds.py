@@ -23,7 +23,7 @@ from msgspec.structs import replace
 from torch.nn import functional
 
 from agent.errors import ModelError
-from agent.optimise.checkpoint import read_checkpoint, run_key, write_checkpoint
+from agent.optimise.checkpoint import Checkpoint, run_key
 from agent.optimise.factory import fastest_device
 from agent.optimise.recipe import PruneRecipe
 from agent.optimise.train import Labels, Objective, Pictures, Progress, TrainingSettings, fit, predict
@@ -95,13 +95,14 @@ class PruningRun(ABC):
     def after_step(self, module: Any) -> None:
         """Keep at zero what is gone."""
 
-    @abstractmethod
     def state(self) -> dict[str, Any]:
-        """Return what a checkpoint holds besides the module."""
+        """Return the state between two rounds."""
+        return {"module": self.module.state_dict(), "round": self.round}
 
-    @abstractmethod
     def load_state(self, state: dict[str, Any]) -> None:
-        """Go on from what `state` has returned; the module's weights are loaded afterwards."""
+        """Go on from what `state` has returned; the module has its shape already."""
+        self.module.load_state_dict(state["module"])
+        self.round = state["round"]
 
     def run(self, folder: Path | None = None) -> None:
         """Do all rounds and the anneal.
@@ -115,17 +116,15 @@ class PruningRun(ABC):
             ModelError: see `fit`.
             StorageError: a checkpoint cannot be read or written.
         """
-        path = folder and folder / "rounds.checkpoint"
-        if path is not None:
-            self._restore(path)
+        device = next(self.module.parameters()).device
+        kept = Checkpoint(folder and folder / "rounds.checkpoint", lambda: self._key, self, device)
         if self.round == 0 and self.recipe.needs_gradients:
             self._train_round()
         while self.round < self.recipe.rounds:
             self.round += 1
             self.remove(self.recipe.target * self.round / self.recipe.rounds)
             self._train_round()
-            if path is not None:
-                self._save(path)
+            kept.save()
         self._anneal(folder and folder / "anneal.checkpoint")
         self.module.eval()
 
@@ -143,19 +142,6 @@ class PruningRun(ABC):
     def random(self) -> Any:
         """Return a generator of this round's random importance."""
         return torch.Generator().manual_seed(self.training.seed * 1_000_003 + self.round)
-
-    def _save(self, path: Path) -> None:
-        state = {"module": self.module.state_dict(), "round": self.round, **self.state()}
-        write_checkpoint(path, self._key, state)
-
-    def _restore(self, path: Path) -> None:
-        state = read_checkpoint(path, self._key, next(self.module.parameters()).device)
-        if state is None:
-            self._save(path)  # a disk that refuses it is found now
-            return
-        self.load_state(state)
-        self.module.load_state_dict(state["module"])
-        self.round = state["round"]
 
 
 def round_settings(

@@ -72,7 +72,7 @@ def train(given: Namespace, pictures: Dataset) -> dict[str, float]:
     name, epochs, seed = given.net, given.epochs, given.seed
     net, path = _nets.build(name, pictures.pictures, seed), path_of(name, given.dataset, seed)
     path.parent.mkdir(parents=True, exist_ok=True)
-    history = fit(
+    epochs_done = fit(
         net,
         pictures.pictures,
         pictures.labels,
@@ -86,7 +86,7 @@ def train(given: Namespace, pictures: Dataset) -> dict[str, float]:
     return {
         "accuracy": evaluate(net, *pictures.test, normalisation=_nets.NORMALISATION),
         "epochs": epochs,
-        "core_s": history.epochs[-1].cpu_s,
+        "core_s": epochs_done[-1].cpu_s,
         "parameters": sum(one.numel() for one in net.parameters()),
         "multiply_adds": _nets.multiply_adds(net),
     }

@@ -220,7 +220,7 @@ def test_an_interrupted_training_goes_on(
         return quantise_steps(model, [seen], file, Budget(), "int8", folder=folder)[1]
 
     monkeypatch.setattr(tune_steps, "score", told)
-    monkeypatch.setattr("agent.optimise.qat._SAVE_EVERY_S", 0.0)
+    monkeypatch.setattr("agent.optimise.checkpoint.SAVE_EVERY_S", 0.0)
     begin = ModelState(model.content, model.content)
     with pytest.raises(KeyboardInterrupt):
         step(tmp_path).apply(begin, interrupt)

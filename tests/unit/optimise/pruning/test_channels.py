@@ -74,7 +74,7 @@ def test_half_of_the_channels_are_gone_and_the_rest_is_trained(trained: Any, imp
 def test_an_interrupted_run_ends_with_the_same_bytes(
     trained: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stopped_at: int
 ) -> None:
-    monkeypatch.setattr("agent.optimise.train._SAVE_EVERY_S", -1.0)
+    monkeypatch.setattr("agent.optimise.checkpoint.SAVE_EVERY_S", -1.0)
     steps = []
 
     def progress(step: TrainingStep) -> None:

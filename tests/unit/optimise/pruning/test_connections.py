@@ -112,7 +112,7 @@ class StopError(Exception):
 def test_an_interrupted_run_ends_with_the_same_bytes(
     trained: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stopped_at: int, importance: Any
 ) -> None:
-    monkeypatch.setattr("agent.optimise.train._SAVE_EVERY_S", -1.0)
+    monkeypatch.setattr("agent.optimise.checkpoint.SAVE_EVERY_S", -1.0)
     settings = replace(SETTINGS, importance=importance)
     steps = []
 
