@@ -69,7 +69,7 @@ def choose_exits(content: bytes, exits: int, at: Sequence[str] = ()) -> list[Cut
     """
     model = load(content)
     graph = Graph(model, model.subgraphs[0])
-    found = [one for one in cuts(graph) if _saves(graph, one)]
+    found = [one for one in cuts(content) if _saves(graph, one)]
     if not found:
         raise ModelError("the graph cannot be cut: no tensor of a picture lies on all paths to the answer")
     best = _smallest(found)
@@ -132,7 +132,7 @@ def add_exits(content: bytes, places: Sequence[Cut], *, grid: int = 1) -> tuple[
     stages, outputs = [], dict[str, int]()
     for number, place in enumerate(places, 1):
         stages.append(Stage(f"exit{number}", f"{SCORES}{number}", f"{HIDDEN}{number}"))
-        outputs[stages[-1].scores] = _Head(graph, place, number).connect(classes, grid)
+        outputs[stages[-1].scores] = _head(graph, place, number, classes, grid)
         outputs[stages[-1].hidden] = place.tensor
     stages.append(Stage(f"exit{len(places) + 1}", f"{SCORES}{len(places) + 1}"))
     outputs[stages[-1].scores] = last
@@ -142,37 +142,21 @@ def add_exits(content: bytes, places: Sequence[Cut], *, grid: int = 1) -> tuple[
     return dump(model), tuple(stages)
 
 
-class _Head:
-    """Adds the operations of one exit behind a tensor."""
-
-    def __init__(self, graph: Graph, place: Cut, number: int) -> None:
-        self._graph, self._place = graph, place
-        self._made = Additions(graph, place.tensor, f"exit{number}")
-
-    def connect(self, classes: int, grid: int) -> int:
-        """Add all of them, and return the tensor of the scores."""
-        cells = min(grid, *self._place.shape[1:-1])
-        is_cut = cells > 1 and len(self._place.shape) == 4
-        means = self._cells(cells) if is_cut else self._means()
-        features = math.prod(self._graph.shape(means))
-        if len(self._graph.shape(means)) > 2:
-            target = self._made.constant("shape", (1, features))
-            means = self._made.add("RESHAPE", [means, target], [1, features], "pooled")
-        weights = self._made.constant("weights", np.zeros((classes, features), np.float32))
-        bias = self._made.constant("bias", np.zeros(classes, np.float32))
-        return self._made.add("FULLY_CONNECTED", [means, weights, bias], [1, classes], "scores")
-
-    def _means(self) -> int:
-        axes = tuple(range(1, len(self._place.shape) - 1))
-        shape = [self._place.shape[0], self._place.shape[-1]]
-        return self._made.add("MEAN", [self._place.tensor, self._made.constant("axes", axes)], shape, "mean")
-
-    def _cells(self, cells: int) -> int:
-        """Add the means of a grid, whose cells overlap where their number is no divisor of the side."""
-        _, height, width, channels = self._place.shape
-        strides = height // cells, width // cells
-        sides = height - (cells - 1) * strides[0], width - (cells - 1) * strides[1]
-        shape = [1, cells, cells, channels]
-        return self._made.add(
-            "AVERAGE_POOL_2D", [self._place.tensor], shape, "means", pool_options(sides, strides)
-        )
+def _head(graph: Graph, place: Cut, number: int, classes: int, grid: int) -> int:
+    """Add the operations of an exit behind a tensor, and return the tensor of its scores."""
+    made, (batch, *sides, channels) = Additions(graph, place.tensor, f"exit{number}"), place.shape
+    cells = min(grid, *sides)
+    if cells > 1 and len(sides) == 2:  # cells overlap where their number is no divisor of the side
+        strides = sides[0] // cells, sides[1] // cells
+        size = sides[0] - (cells - 1) * strides[0], sides[1] - (cells - 1) * strides[1]
+        shape, options = [1, cells, cells, channels], pool_options(size, strides)
+        means = made.add("AVERAGE_POOL_2D", [place.tensor], shape, "means", options)
+        target = made.constant("shape", (1, math.prod(shape)))
+        means = made.add("RESHAPE", [means, target], [1, math.prod(shape)], "pooled")
+    else:
+        axes = made.constant("axes", tuple(range(1, len(place.shape) - 1)))
+        means = made.add("MEAN", [place.tensor, axes], [batch, channels], "mean")
+    features = graph.shape(means)[1]
+    weights = made.constant("weights", np.zeros((classes, features), np.float32))
+    bias = made.constant("bias", np.zeros(classes, np.float32))
+    return made.add("FULLY_CONNECTED", [means, weights, bias], [1, classes], "scores")

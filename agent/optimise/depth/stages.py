@@ -18,11 +18,11 @@ from itertools import pairwise
 from typing import Any, NamedTuple
 
 from agent.compute.manifest import HIDDEN, Variant
+from agent.compute.tflite.model import multiply_adds, multiply_adds_of
+from agent.compute.tflite.read import read_modelfile
 from agent.errors import ModelError
 from agent.optimise.graph.objects import Graph, compact, dump, input_names, load, make_signature, text
-from agent.optimise.graph.operations import KINDS
-
-_WEIGHTED = ("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED", "TRANSPOSE_CONV")
+from agent.optimise.graph.operations import KINDS, WEIGHTED
 
 
 class Cut(NamedTuple):
@@ -43,15 +43,18 @@ class Cut(NamedTuple):
     share: float
 
 
-def cuts(graph: Graph) -> list[Cut]:
+def cuts(content: bytes) -> list[Cut]:
     """Return the tensors between input and output that every path passes, in the order of execution.
 
     Each has axes besides batch and channels, so that a head can average over them.
 
     Args:
-        graph: of one input, whose last output is the model's answer.
+        content: of a `.tflite` file of one graph with one input, whose last output is the model's answer.
     """
-    costs = {id(one): multiply_adds(graph, one) for one in graph.operators}
+    model, same = load(content), read_modelfile(content).graph("")
+    graph = Graph(model, model.subgraphs[0])
+    pairs = zip(graph.operators, same.operations, strict=True)
+    costs = {id(one): multiply_adds_of(same, operation) for one, operation in pairs}
     whole = sum(costs.values())
     found = []
     for index in _passed(graph):
@@ -84,22 +87,6 @@ def operations_before(graph: Graph, tensors: Iterable[int], entry: int = -1) -> 
     return found[::-1]
 
 
-def multiply_adds(graph: Graph, operator: Any) -> int:
-    """Return the multiply-adds of one operation: those of kernels and matrices, and elementwise products."""
-    kind, size = KINDS.get(graph.kind(operator), "?"), math.prod(graph.shape(operator.outputs[0]))
-    if kind in ("CONV_2D", "FULLY_CONNECTED"):
-        return size * math.prod(graph.shape(operator.inputs[1])[1:])
-    if kind == "DEPTHWISE_CONV_2D":
-        return size * math.prod(graph.shape(operator.inputs[1])[1:3])
-    if kind == "TRANSPOSE_CONV":
-        weights = graph.shape(operator.inputs[1])
-        return math.prod(graph.shape(operator.inputs[2])) * math.prod(weights[:3])
-    if kind == "BATCH_MATMUL":
-        left = graph.shape(operator.inputs[0])
-        return size * left[-2 if operator.builtinOptions.adjX else -1]
-    return size if kind == "MUL" else 0
-
-
 def weighted_layers(content: bytes, tensors: Sequence[str]) -> list[int]:
     """Return the number of layers with weights up to each of some tensors, and of all."""
     model = load(content)
@@ -107,7 +94,7 @@ def weighted_layers(content: bytes, tensors: Sequence[str]) -> list[int]:
     known = {graph.name(index): index for one in graph.operators for index in one.outputs}
     ends = [*(known[name] for name in tensors), graph.outputs[-1]]
     return [
-        sum(KINDS.get(graph.kind(one)) in _WEIGHTED for one in operations_before(graph, [end])) for end in ends
+        sum(KINDS.get(graph.kind(one)) in WEIGHTED for one in operations_before(graph, [end])) for end in ends
     ]
 
 
@@ -278,10 +265,6 @@ def _part(whole: Graph, entry: int, ends: Sequence[int], name: str) -> Any:
 
 
 def stage_multiply_adds(content: bytes) -> dict[str, int]:
-    """Return the multiply-adds of each signature of a file by itself."""
-    model = load(content)
-    return {
-        text(one.signatureKey): sum(multiply_adds(graph, operator) for operator in graph.operators)
-        for one in model.signatureDefs or ()
-        for graph in (Graph(model, model.subgraphs[one.subgraphIndex]),)
-    }
+    """Return the multiply-adds of each signature of a file by itself: those of kernels and matrices."""
+    file = read_modelfile(content)
+    return {one.name: multiply_adds(file, one.name) for one in file.signatures}

@@ -40,7 +40,6 @@ def exit_loss(
     labels: Tensor,
     *,
     taught: float = TAUGHT,
-    temperature: float = TEMPERATURE,
     label_smoothing: float = 0.0,
 ) -> Tensor:
     """Return the sum of the losses of all exits.
@@ -50,15 +49,14 @@ def exit_loss(
             the labels alone.
         labels: classes, int64 [batch].
         taught: weight of the teacher, 0..1; the labels have the rest.
-        temperature: of teacher and pupils.
         label_smoothing: share of the labels that is spread over all classes.
     """
     *early, last = (one.float() for one in logits)
-    teacher = functional.softmax(last.detach() / temperature, dim=1)
+    teacher = functional.softmax(last.detach() / TEMPERATURE, dim=1)
     loss = functional.cross_entropy(last, labels, label_smoothing=label_smoothing)
     for own in early:
-        logs = functional.log_softmax(own / temperature, dim=1)
-        distance = functional.kl_div(logs, teacher, reduction="batchmean") * temperature**2
+        logs = functional.log_softmax(own / TEMPERATURE, dim=1)
+        distance = functional.kl_div(logs, teacher, reduction="batchmean") * TEMPERATURE**2
         right = functional.cross_entropy(own, labels, label_smoothing=label_smoothing)
         loss = loss + (1 - taught) * right + taught * distance
     return loss
@@ -254,21 +252,17 @@ def _features(
 
 def _fit(head: Dense, features: Tensor, teacher: Tensor, labels: Tensor, smoothing: float) -> None:
     """Find the weights of a head of least loss on all features at once."""
-    head.mean.copy_(features.mean(0))
-    head.deviation.copy_(features.std(0, unbiased=False).clamp_min(1e-6))
-    given = (features - head.mean) / head.deviation
-    weight, bias = (torch.zeros_like(one).requires_grad_() for one in (head.weight, head.bias))
-    ridge = min(_MOST_RIDGE, _RIDGE / len(given))
-    optimiser = torch.optim.LBFGS([weight, bias], max_iter=_ROUNDS, line_search_fn="strong_wolfe")
+    torch.nn.init.zeros_(head.weight)
+    torch.nn.init.zeros_(head.bias)
+    head.set_features(features.mean(0), features.std(0, unbiased=False))
+    ridge = min(_MOST_RIDGE, _RIDGE / len(features))
+    optimiser = torch.optim.LBFGS(head.parameters(), max_iter=_ROUNDS, line_search_fn="strong_wolfe")
 
     def closure() -> Tensor:
         optimiser.zero_grad()
-        loss = exit_loss([given @ weight.T + bias, teacher], labels, label_smoothing=smoothing)
-        loss = loss + ridge * weight.square().sum()
+        loss = exit_loss([head(features), teacher], labels, label_smoothing=smoothing)
+        loss = loss + ridge * head.weight.square().sum()
         loss.backward()
         return loss
 
     optimiser.step(closure)
-    with torch.no_grad():
-        head.weight.copy_(weight)
-        head.bias.copy_(bias)

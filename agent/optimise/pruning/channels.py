@@ -167,9 +167,6 @@ class ChannelPruning(PruningRun):
                     each = (weight.grad * weight.detach()).abs()
                     self._sums[name] += each.reshape(len(each), -1).sum(1).cpu()
 
-    def after_step(self, module: Any) -> None:
-        """Do nothing: what is gone is no part of the module."""
-
     def _scores(self) -> dict[str, Any]:
         if self.recipe.needs_gradients:
             return self._sums

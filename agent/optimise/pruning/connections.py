@@ -94,18 +94,14 @@ def cut(masks: Mapping[str, Any], scores: Mapping[str, Any], target: float) -> N
         scores: importance of each weight, of the same shapes.
         target: share of all weights whose mask is to be cleared, 0..1; those that are clear already count.
     """
-    removable = {name: mask & ~_kept(mask, scores[name]) for name, mask in masks.items()}
-    alive = torch.cat([scores[name][mask].cpu() for name, mask in removable.items()])
-    total = sum(mask.numel() for mask in masks.values())
-    count = min(round(target * total) - sum(int((~mask).sum()) for mask in masks.values()), len(alive))
-    if count <= 0:
-        return
-    threshold = float(alive.kthvalue(count)[0])
-    surplus = int((alive <= threshold).sum()) - count
-    for name, mask in masks.items():
-        gone = removable[name] & (scores[name] <= threshold)
-        surplus = _spare(gone, scores[name] == threshold, surplus)
-        mask &= ~gone
+    free = {name: mask & ~_kept(mask, scores[name]) for name, mask in masks.items()}
+    ranked = torch.cat([torch.where(free[name], scores[name], math.inf).flatten().cpu() for name in masks])
+    gone_already = sum(int((~mask).sum()) for mask in masks.values())
+    count = min(round(target * len(ranked)) - gone_already, sum(int(one.sum()) for one in free.values()))
+    gone = torch.zeros(len(ranked), dtype=torch.bool)
+    gone[ranked.topk(max(count, 0), largest=False).indices] = True
+    for mask, part in zip(masks.values(), gone.split([mask.numel() for mask in masks.values()]), strict=True):
+        mask &= ~part.reshape(mask.shape).to(mask.device)
 
 
 def _kept(mask: Any, scores: Any) -> Any:
@@ -114,13 +110,6 @@ def _kept(mask: Any, scores: Any) -> Any:
     kept = torch.zeros_like(mask).flatten()
     kept[torch.where(mask, scores, -math.inf).flatten().topk(count).indices] = True
     return kept.reshape(mask.shape)
-
-
-def _spare(gone: Any, equal: Any, surplus: int) -> int:
-    """Keep weights that score as the threshold, so that no more go than should; return what is left to keep."""
-    places = (gone & equal).nonzero()[:surplus]
-    gone[tuple(places.T)] = False
-    return surplus - len(places)
 
 
 def sparsity_of(masks: Mapping[str, Any]) -> float:

@@ -13,7 +13,6 @@ from msgspec import Struct
 from msgspec.structs import replace
 from numpy.typing import NDArray
 
-from agent.compute.infer.session import Session
 from agent.compute.manifest import InputManifest, Model
 from agent.errors import ModelError
 from agent.optimise.augment import Augmentation, Normalisation
@@ -195,7 +194,7 @@ def check_same_outputs(module: Any, model: Model, examples: Examples) -> None:
     with open_content(model.content, model.manifest) as session:
         if session.inputs[0].quantised:
             raise ModelError(f"{model.path}: is quantised already: give the float model that it was made from")
-        found = np.stack(list(_outputs(session, few)))
+        found = np.stack([outputs[0].reshape(-1) for outputs in outputs_of(session, few)])
     told = _difference(own, found)
     if told:
         raise ModelError(
@@ -220,13 +219,6 @@ def _difference(own: NDArray[np.float32], found: NDArray[np.float32]) -> str:
     largest = np.maximum(np.abs(found).max(1), 1e-6)
     apart = float(np.mean(np.abs(own - found).max(1) / largest))
     return f"differs from the module by {apart:.0%} of the largest output in the mean" if apart > _APART else ""
-
-
-def _outputs(session: Session, examples: Examples) -> Iterator[NDArray[np.float32]]:
-    for outputs in outputs_of(session, examples):
-        if len(outputs) != 1:
-            raise ModelError(f"the model has {len(outputs)} outputs, and pruning trains on one with classes")
-        yield outputs[0].reshape(-1)
 
 
 def _report(

@@ -169,8 +169,7 @@ def test_a_model_of_several_graphs_is_not_cut() -> None:
 
 
 def test_cuts_are_the_tensors_that_all_paths_pass() -> None:
-    (graph,) = graphs(load(whole()))
-    found = cuts(graph)
+    found = cuts(whole())
     assert [one.name for one in found] == ["stem", "block", "wide", "logistic", "last"]
     assert found[0].share < found[1].share < found[2].share == found[3].share < found[4].share < 1
     assert found[1].multiply_adds == 8 * 8 * 9 * (3 * 8 + 8 * 8)
