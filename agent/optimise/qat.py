@@ -74,12 +74,8 @@ class FakeQuantised(nn.Module):
         self.latents, self.log_steps, self.biases = (nn.ParameterDict() for _ in range(3))
         for key, one in self._rounded.items():
             self._add_layer(key, one)
-        fixed = {scales.leaders[graph.name(index)] for index in graph.inputs if scales.leaders}
-        fixed |= {
-            scales.leaders[graph.name(one.outputs[0])]
-            for one in graph.operations
-            if one.kind in FIXED and scales.leaders
-        }
+        ends = [*graph.inputs, *(one.outputs[0] for one in graph.operations if one.kind in FIXED)]
+        fixed = {scales.leaders[graph.name(index)] for index in ends if scales.leaders}
         names = [leader for leader in scales.by_leader if leader not in fixed]
         self._places = {name: place for place, name in enumerate(names)}
         steps = [math.log(scales.by_leader[name].scale) for name in names]
@@ -215,13 +211,17 @@ class _Run:
         examples: Examples,
         recipe: QatRecipe,
         seed: int,
-        exits: Sequence[int] = (),
-        logits: Sequence[int] = (),
+        exits: Sequence[int],
+        logits: Sequence[int],
     ) -> None:
         self._student, self._recipe, self._exits, self._logits = student, recipe, tuple(exits), tuple(logits)
         self._examples, self._seed = examples, seed
-        self._batches = _Batches(examples, recipe.batch, seed)
-        self._optimiser = torch.optim.Adam(_groups(student, recipe), betas=(0.9, 0.99))
+        groups = [
+            {"params": list(student.latents.values()), "lr": recipe.learning_rate},
+            {"params": [*student.log_steps.values(), student.log_scales], "lr": _STEP_RATE},
+            {"params": list(student.biases.values()), "lr": _STEP_RATE},
+        ]
+        self._optimiser = torch.optim.Adam(groups, betas=(0.9, 0.99))
         self._peaks = [group["lr"] for group in self._optimiser.param_groups]
         self.done = 0
 
@@ -236,7 +236,7 @@ class _Run:
         number, self.done = self.done, self.done + 1
         for group, peak in zip(self._optimiser.param_groups, self._peaks, strict=True):
             group["lr"] = peak * _factor(number, self._recipe.steps)
-        inputs, labels = self._batches.draw(number)
+        inputs, labels = self._draw(number)
         graph = self._student.graph
         with torch.no_grad(), mixed_precision(inputs.device):
             wanted = [one.float() for one in graph(inputs)]
@@ -251,6 +251,19 @@ class _Run:
         self._optimiser.step()
         return float(loss.detach())
 
+    def _draw(self, step: int) -> tuple[Tensor, Tensor | None]:
+        """Return random inputs [batch, …] and their labels; pictures are moved by up to `_SHIFT` pixels."""
+        random, count = np.random.default_rng([self._seed, step]), len(self._examples)
+        chosen = random.choice(count, min(self._recipe.batch, count), replace=False)
+        inputs = torch.from_numpy(self._examples.batch(chosen))
+        if inputs.ndim == 4:
+            (height, width), (down, right) = inputs.shape[1:3], map(int, random.integers(0, 2 * _SHIFT + 1, 2))
+            padded = functional.pad(inputs.permute(0, 3, 1, 2), (_SHIFT,) * 4, mode="reflect")
+            moved = padded[:, :, down : down + height, right : right + width]
+            inputs = moved.permute(0, 2, 3, 1).contiguous()
+        labels = self._examples.labels
+        return inputs, None if labels is None else torch.from_numpy(labels[chosen])
+
     def state(self) -> dict[str, Any]:
         trained = {name: one.detach() for name, one in self._student.named_parameters() if one.requires_grad}
         return {"trained": trained, "optimiser": self._optimiser.state_dict(), "done": self.done}
@@ -264,15 +277,6 @@ class _Run:
 def _seen(output: Tensor, is_logit: bool) -> Tensor:
     """Return an output as a decoder tells it apart: far from 0, one logit is like another."""
     return output.float().clamp(*LOGITS) if is_logit else output
-
-
-def _groups(student: FakeQuantised, recipe: QatRecipe) -> list[dict[str, Any]]:
-    steps = [*student.log_steps.values(), student.log_scales]
-    return [
-        {"params": list(student.latents.values()), "lr": recipe.learning_rate},
-        {"params": steps, "lr": _STEP_RATE},
-        {"params": list(student.biases.values()), "lr": _STEP_RATE},
-    ]
 
 
 def _factor(step: int, steps: int) -> float:
@@ -290,11 +294,12 @@ def objective(
 ) -> Tensor:
     """Return the loss of a batch.
 
-    For a classifier: divergence from the teacher's distribution, and cross entropy with the labels, class by
-    class where it ends in a sigmoid; with exits, their mean. For other models: mean square of the difference of
-    each output as a share of its variance.
+    For a classifier, which has one output of one score per class: divergence from the teacher's distribution, and
+    cross entropy with the labels, class by class where it ends in a sigmoid; with exits, their mean. For other
+    models: mean square of the difference of each output as a share of its variance.
     """
-    places = exits or ((0,) if is_classifier(graph) and len(found) == 1 else ())
+    is_classifier = len(graph.outputs) == 1 and len(graph.shape(graph.outputs[0])) == 2
+    places = exits or ((0,) if is_classifier else ())
     if not places:
         parts = [
             (one.float() - other).square().mean() / other.var() for one, other in zip(found, wanted, strict=True)
@@ -331,39 +336,8 @@ def _of_single_classes(found: Tensor, wanted: Tensor, labels: Tensor | None, tea
     return teacher * loss + (1 - teacher) * entropy(given, smooth)
 
 
-def is_classifier(graph: TorchGraph) -> bool:
-    """Return True if a graph has one output of one score per class."""
-    return len(graph.outputs) == 1 and len(graph.shape(graph.outputs[0])) == 2
-
-
 def _log_probabilities(graph: TorchGraph, outputs: Tensor) -> Tensor:
     flat = outputs.reshape(len(outputs), -1)
     if graph.operations[-1].kind == "SOFTMAX":
         return (flat.clamp_min(_LEAST) / flat.clamp_min(_LEAST).sum(1, keepdim=True)).log()
     return functional.log_softmax(flat, 1)
-
-
-class _Batches:
-    """Random batches of examples; pictures are moved by up to `_SHIFT` pixels."""
-
-    def __init__(self, examples: Examples, batch: int, seed: int) -> None:
-        self._examples, self._batch = examples, min(batch, len(examples))
-        self._seed = seed
-
-    def draw(self, step: int) -> tuple[Tensor, Tensor | None]:
-        """Return inputs [batch, …] and labels of a step."""
-        random = np.random.default_rng([self._seed, step])
-        chosen = random.choice(len(self._examples), self._batch, replace=False)
-        inputs = torch.from_numpy(self._examples.batch(chosen))
-        if inputs.ndim == 4:
-            down, right = (int(shift) for shift in random.integers(0, 2 * _SHIFT + 1, 2))
-            inputs = _moved(inputs, down, right)
-        labels = self._examples.labels
-        return inputs, None if labels is None else torch.from_numpy(labels[chosen])
-
-
-def _moved(inputs: Tensor, down: int, right: int) -> Tensor:
-    """Return pictures that are moved by so many pixels less `_SHIFT`; what is missing is mirrored."""
-    height, width = inputs.shape[1:3]
-    padded = functional.pad(inputs.permute(0, 3, 1, 2), (_SHIFT,) * 4, mode="reflect")
-    return padded[:, :, down : down + height, right : right + width].permute(0, 2, 3, 1).contiguous()

@@ -12,7 +12,6 @@ as one that was not, on the same machine.
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from pathlib import Path
@@ -109,13 +108,11 @@ class TrainingEpoch(Struct, frozen=True):
         number: from 1.
         loss: mean of its steps.
         accuracy: on the test pictures, 0..1; None: there are none.
-        cpu_s: processor time since the run began, of all threads.
     """
 
     number: int
     loss: float
     accuracy: float | None
-    cpu_s: float
 
 
 class TrainingStep(Struct, frozen=True):
@@ -335,12 +332,11 @@ class _Run:
         self.total = max(1, math.ceil(self.steps_per_epoch * settings.epochs - _ROUNDING))
         self.optimiser = _optimiser(module, settings)
         self.average = {name: one.clone() for name, one in self._averaged()}
-        self.done, self.losses, self.cpu_s = 0, 0.0, 0.0
+        self.done, self.losses = 0, 0.0
         self.epochs: list[TrainingEpoch] = []
         self.order = torch.empty(0, dtype=torch.int64)
 
     def step(self, after_backward: Hook | None, after_step: Hook | None, test: Test | None) -> TrainingStep:
-        begun = time.process_time()
         indices = self._indices()
         inputs = self.data.batch(indices, self.done // self.steps_per_epoch, self.done)
         loss = self._backward(inputs, self.labels[indices])
@@ -352,7 +348,6 @@ class _Run:
         if after_step is not None:
             after_step(self.module)
         self.losses += loss
-        self.cpu_s += time.process_time() - begun
         ends = self.done % self.steps_per_epoch == 0 or self.done == self.total
         return TrainingStep(self.done, self.total, loss, self._end_epoch(test) if ends else None)
 
@@ -399,7 +394,7 @@ class _Run:
         accuracy = (
             None if test is None else evaluate(self.module, *test, normalisation=self.settings.normalisation)
         )
-        epoch = TrainingEpoch(len(self.epochs) + 1, self.losses / steps, accuracy, round(self.cpu_s, 1))
+        epoch = TrainingEpoch(len(self.epochs) + 1, self.losses / steps, accuracy)
         self.epochs.append(epoch)
         self.losses = 0.0
         return epoch
@@ -413,7 +408,6 @@ class _Run:
             "random_gpu": torch.cuda.get_rng_state_all(),
             "done": self.done,
             "losses": self.losses,
-            "cpu_s": self.cpu_s,
             "epochs": msgspec.json.encode(self.epochs).decode(),
         }
 
@@ -423,5 +417,5 @@ class _Run:
         self.average = state["average"]
         torch.set_rng_state(state["random"].cpu())
         torch.cuda.set_rng_state_all([one.cpu() for one in state["random_gpu"]])
-        self.done, self.losses, self.cpu_s = state["done"], state["losses"], state["cpu_s"]
+        self.done, self.losses = state["done"], state["losses"]
         self.epochs = from_json(state["epochs"], list[TrainingEpoch])

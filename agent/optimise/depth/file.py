@@ -115,7 +115,7 @@ def make_cascade(
     for number, place in enumerate(places, 1):
         tell(f"exit{number} behind {place.name!r}, {place.share:.0%} of the multiply-adds")
     whole, stages = add_exits(base, places, grid=recipe.depth.grid)
-    network = ExitNetwork(whole, stages)
+    network = ExitNetwork(whole)
     seen, preparation = parts.training, preparation_of(model, parts.training)
     training = training_settings(recipe, preparation, seen.shape, len(seen), pictures=seen.are_pixels)
     data, test = (_data(one, model) for one in parts[:2])

@@ -20,40 +20,14 @@ from torch.nn import functional
 
 from agent.errors import ModelError
 
-_SAME = (
-    nn.ReLU,
-    nn.ReLU6,
-    nn.LeakyReLU,
-    nn.Hardswish,
-    nn.Hardsigmoid,
-    nn.Sigmoid,
-    nn.SiLU,
-    nn.GELU,
-    nn.Dropout,
-    nn.Dropout2d,
-    nn.Identity,
-    nn.MaxPool2d,
-    nn.AvgPool2d,
-    nn.AdaptiveAvgPool2d,
-    nn.AdaptiveMaxPool2d,
-    nn.Upsample,
-)
+_ACTIVATIONS = (nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.Hardswish, nn.Hardsigmoid, nn.Sigmoid, nn.SiLU, nn.GELU)
+_POOLS = (nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d)
+_SAME = (*_ACTIVATIONS, *_POOLS, nn.Dropout, nn.Dropout2d, nn.Identity, nn.Upsample)
 """Modules that treat every channel alike and give as many as they take."""
-_SAME_FUNCTIONS = {
-    functional.relu,
-    functional.relu6,
-    functional.hardswish,
-    functional.silu,
-    functional.gelu,
-    functional.dropout,
-    functional.max_pool2d,
-    functional.avg_pool2d,
-    functional.adaptive_avg_pool2d,
-    functional.adaptive_max_pool2d,
-    functional.interpolate,
-    torch.relu,
-    torch.sigmoid,
-}
+_FUNCTIONS = """
+relu relu6 hardswish silu gelu dropout max_pool2d avg_pool2d adaptive_avg_pool2d adaptive_max_pool2d interpolate
+"""
+_SAME_FUNCTIONS = {torch.relu, torch.sigmoid, *(getattr(functional, name) for name in _FUNCTIONS.split())}
 _SAME_METHODS = {"relu", "sigmoid", "contiguous", "clamp"}
 _JOIN = {operator.add, operator.iadd, operator.sub, operator.mul, operator.imul, torch.add, torch.mul, torch.sub}
 """Operations of two inputs, whose channels then belong together."""

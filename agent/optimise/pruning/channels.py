@@ -121,13 +121,12 @@ class ChannelPruning(PruningRun):
         _check_enough(self._channels, self.recipe.target)
         self._kept = {name: torch.arange(count) for name, count in self._channels.items()}
         self._groups: dict[str, ChannelGroup] = {}
-        self._sums: dict[str, Any] = {}
         self._find_groups()
 
     def _find_groups(self) -> None:
         found = {group.name: group for group in channel_groups(self.module, self._shape)}
         self._groups = {name: found[name] for name in self._channels}
-        self._sums = {name: torch.zeros(group.channels) for name, group in self._groups.items()}
+        self.sums = {name: torch.zeros(group.channels) for name, group in self._groups.items()}
 
     @property
     def gone(self) -> float:
@@ -138,7 +137,7 @@ class ChannelPruning(PruningRun):
         return {name: 1 - len(kept) / self._channels[name] for name, kept in self._kept.items()}
 
     def remove(self, share: float) -> None:
-        scores = self._scores()
+        scores = self.scores()
         counts, chosen = self._counts(scores, share), {}
         for name, group in self._groups.items():
             chosen[group] = scores[name].topk(min(counts[name], group.channels))[1].sort()[0]
@@ -165,15 +164,10 @@ class ChannelPruning(PruningRun):
             for weight in self._weights(name):
                 if weight.grad is not None:
                     each = (weight.grad * weight.detach()).abs()
-                    self._sums[name] += each.reshape(len(each), -1).sum(1).cpu()
+                    self.sums[name] += each.reshape(len(each), -1).sum(1).cpu()
 
-    def _scores(self) -> dict[str, Any]:
-        if self.recipe.needs_gradients:
-            return self._sums
-        if self.recipe.ranked_by == "weight":
-            return {name: self._norms(name) for name in self._groups}
-        draw = self.random()
-        return {name: torch.rand(group.channels, generator=draw) for name, group in self._groups.items()}
+    def sizes(self) -> dict[str, Any]:
+        return {name: self._norms(name) for name in self._groups}
 
     def _norms(self, name: str) -> Any:
         """Return the sum of |weight| of each channel's filters."""
@@ -181,12 +175,12 @@ class ChannelPruning(PruningRun):
         return sum(weight.abs().flatten(1).sum(1).cpu() for weight in filters)
 
     def state(self) -> dict[str, Any]:
-        return {**super().state(), "kept": self._kept, "sums": self._sums}
+        return {**super().state(), "kept": self._kept}
 
     def load_state(self, state: dict[str, Any]) -> None:
         self._kept = {name: kept.cpu() for name, kept in state["kept"].items()}
         chosen = {self._groups[name]: kept for name, kept in self._kept.items()}
         self.module = without_channels(self._whole, chosen)
-        super().load_state(state)
         self._find_groups()
-        self._sums = {name: one.cpu() for name, one in state["sums"].items()}
+        super().load_state(state)
+        self.sums = {name: one.cpu() for name, one in self.sums.items()}

@@ -37,7 +37,7 @@ class ConnectionPruning(PruningRun):
         super().__init__(module, *given)
         self._weights = prunable(module)
         self._masks = {name: torch.ones_like(one, dtype=torch.bool) for name, one in self._weights.items()}
-        self._sums = {name: torch.zeros_like(one) for name, one in self._weights.items()}
+        self.sums = {name: torch.zeros_like(one) for name, one in self._weights.items()}
 
     @property
     def gone(self) -> float:
@@ -48,9 +48,9 @@ class ConnectionPruning(PruningRun):
         return {name: float((~mask).float().mean()) for name, mask in self._masks.items()}
 
     def remove(self, share: float) -> None:
-        cut(self._masks, self._scores(), share)
+        cut(self._masks, self.scores(), share)
         self.after_step(self.module)
-        for one in self._sums.values():
+        for one in self.sums.values():
             one.zero_()
 
     def after_backward(self, module: Any) -> None:
@@ -58,7 +58,7 @@ class ConnectionPruning(PruningRun):
         for name, weight in self._weights.items():
             gradient = weight.grad
             if self.recipe.needs_gradients:
-                self._sums[name] += (gradient * weight.detach()).abs()
+                self.sums[name] += (gradient * weight.detach()).abs()
             gradient.mul_(self._masks[name])
 
     def after_step(self, module: Any) -> None:
@@ -66,22 +66,15 @@ class ConnectionPruning(PruningRun):
             for name, weight in self._weights.items():
                 weight.mul_(self._masks[name])
 
-    def _scores(self) -> dict[str, Any]:
-        if self.recipe.needs_gradients:
-            return self._sums
-        if self.recipe.ranked_by == "weight":
-            return {name: weight.detach().abs() for name, weight in self._weights.items()}
-        draw = self.random()
-        return {
-            name: torch.rand(mask.shape, generator=draw).to(mask.device) for name, mask in self._masks.items()
-        }
+    def sizes(self) -> dict[str, Any]:
+        return {name: weight.detach().abs() for name, weight in self._weights.items()}
 
     def state(self) -> dict[str, Any]:
-        return {**super().state(), "masks": self._masks, "sums": self._sums}
+        return {**super().state(), "masks": self._masks}
 
     def load_state(self, state: dict[str, Any]) -> None:
         super().load_state(state)
-        self._masks, self._sums = state["masks"], state["sums"]
+        self._masks = state["masks"]
 
 
 def cut(masks: Mapping[str, Any], scores: Mapping[str, Any], target: float) -> None:

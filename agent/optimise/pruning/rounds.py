@@ -40,7 +40,10 @@ class PruningRun(ABC):
     Attributes:
         module: as it is now.
         round: number of rounds that are done.
+        sums: of the importance of a round, by layer.
     """
+
+    sums: dict[str, Any]
 
     def __init__(
         self,
@@ -88,6 +91,10 @@ class PruningRun(ABC):
         """Remove the least important ones until this share is gone."""
 
     @abstractmethod
+    def sizes(self) -> dict[str, Any]:
+        """Return the importance that follows from the weights alone."""
+
+    @abstractmethod
     def after_backward(self, module: Any) -> None:
         """Sum up importance."""
 
@@ -96,12 +103,12 @@ class PruningRun(ABC):
 
     def state(self) -> dict[str, Any]:
         """Return the state between two rounds."""
-        return {"module": self.module.state_dict(), "round": self.round}
+        return {"module": self.module.state_dict(), "round": self.round, "sums": self.sums}
 
     def load_state(self, state: dict[str, Any]) -> None:
         """Go on from what `state` has returned; the module has its shape already."""
         self.module.load_state_dict(state["module"])
-        self.round = state["round"]
+        self.round, self.sums = state["round"], state["sums"]
 
     def run(self, folder: Path | None = None) -> None:
         """Do all rounds and the anneal.
@@ -138,9 +145,14 @@ class PruningRun(ABC):
             torch.manual_seed(settings.seed)
             fit(self.module, *self._data, settings, **self._options, checkpoint=checkpoint)
 
-    def random(self) -> Any:
-        """Return a generator of this round's random importance."""
-        return torch.Generator().manual_seed(self.training.seed * 1_000_003 + self.round)
+    def scores(self) -> dict[str, Any]:
+        """Return the importance by layer, tensors of the shapes of `sums`."""
+        if self.recipe.needs_gradients:
+            return self.sums
+        if self.recipe.ranked_by == "weight":
+            return self.sizes()
+        draw = torch.Generator().manual_seed(self.training.seed * 1_000_003 + self.round)
+        return {name: torch.rand(one.shape, generator=draw).to(one.device) for name, one in self.sums.items()}
 
 
 def round_settings(

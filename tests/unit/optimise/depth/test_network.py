@@ -14,7 +14,6 @@ from msgspec.structs import replace
 from agent.optimise.augment import Augmentation, Normalisation
 from agent.optimise.depth.exits import add_exits, backbone, choose_exits
 from agent.optimise.depth.network import Dense, ExitNetwork
-from agent.optimise.depth.stages import Stage
 from agent.optimise.depth.training import accuracies, train_exits
 from agent.optimise.recipe import DepthRecipe
 from agent.optimise.train import TrainingSettings
@@ -27,9 +26,9 @@ NORMALISATION = Normalisation(128.0, 64.0)
 TRAINING = TrainingSettings(batch=32, augmentation=Augmentation(shift=0, flip=False), normalisation=NORMALISATION)
 
 
-def cascade(exits: int = 3) -> tuple[bytes, tuple[Stage, ...]]:
+def cascade() -> bytes:
     content = backbone(float_file(classifier()))
-    return add_exits(content, choose_exits(content, exits), grid=2)
+    return add_exits(content, choose_exits(content, 3), grid=2)[0]
 
 
 def examples(count: int = 96, seed: int = 0) -> tuple[Any, Any]:
@@ -58,7 +57,7 @@ def shaken(network: ExitNetwork) -> ExitNetwork:
 
 
 def test_what_is_written_answers_as_the_module() -> None:
-    network, given = shaken(ExitNetwork(*cascade())), inputs()
+    network, given = shaken(ExitNetwork(cascade())), inputs()
     with torch.no_grad():
         wanted = network.eval()(given)
     for found, one in zip(from_file(network.emit(), given), wanted, strict=True):
@@ -66,7 +65,7 @@ def test_what_is_written_answers_as_the_module() -> None:
 
 
 def test_batch_norms_change_no_answer_and_go_back_into_the_weights() -> None:
-    network, given = shaken(ExitNetwork(*cascade())), inputs(32)
+    network, given = shaken(ExitNetwork(cascade())), inputs(32)
     with torch.no_grad():
         before = network.eval()(given)
         network.unfold(given)
@@ -89,8 +88,8 @@ def test_a_layer_on_features_of_one_scale_answers_as_before() -> None:
 
 
 def test_frozen_heads_learn_and_the_backbone_keeps_its_bytes() -> None:
-    content, stages = cascade()
-    network = ExitNetwork(content, stages)
+    content = cascade()
+    network = ExitNetwork(content)
     found = train_exits(network, examples(), examples(64, 1), HEADS_ALONE, TRAINING)
     assert min(found.accuracy[:2]) > 0.9
     given = inputs()
@@ -100,7 +99,7 @@ def test_frozen_heads_learn_and_the_backbone_keeps_its_bytes() -> None:
 
 
 def test_joint_training_teaches_the_last_exit_too() -> None:
-    network = ExitNetwork(*cascade())
+    network = ExitNetwork(cascade())
     data, test = examples(512), examples(64, 1)
     before = accuracies(network, *test, NORMALISATION)[-1]
     trained = train_exits(network, data, test, DepthRecipe(epochs=4.0), TRAINING)
@@ -112,8 +111,8 @@ def test_joint_training_teaches_the_last_exit_too() -> None:
 
 
 def test_joint_training_that_does_not_help_is_not_kept() -> None:
-    network, test = ExitNetwork(*cascade()), examples(64, 1)
-    alone = train_exits(ExitNetwork(*cascade()), examples(), test, HEADS_ALONE, TRAINING)
+    network, test = ExitNetwork(cascade()), examples(64, 1)
+    alone = train_exits(ExitNetwork(cascade()), examples(), test, HEADS_ALONE, TRAINING)
     wild = replace(TRAINING, learning_rate=1e4)
     trained = train_exits(network, examples(), test, DepthRecipe(epochs=1.0), wild)
     assert not trained.is_joint
@@ -123,7 +122,7 @@ def test_joint_training_that_does_not_help_is_not_kept() -> None:
 @pytest.mark.parametrize("epochs", [0.0, 1.0])
 def test_an_interrupted_run_ends_with_the_same_bytes(tmp_path: Any, epochs: float) -> None:
     def trained(stop: int) -> bytes:
-        network, count = ExitNetwork(*cascade()), [0]
+        network, count = ExitNetwork(cascade()), [0]
 
         def progress(_: str) -> None:
             count[0] += 1

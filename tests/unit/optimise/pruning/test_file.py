@@ -23,7 +23,7 @@ from agent.optimise.evaluate import score, time_ms
 from agent.optimise.pruning.file import (
     _remarks,
     _rounded,
-    check_same_outputs,
+    check_same_classes,
     emitted,
     prune_model,
     training_inputs,
@@ -137,7 +137,7 @@ def test_sound_is_trained_as_it_is(tmp_path: Path) -> None:
     module = write_sound(tmp_path, 64)
     model = open_whole_model(str(tmp_path / "net.toml"))
     data = read_examples(tmp_path / "data.npz", model)
-    check_same_outputs(module, model, data)
+    check_same_classes(module, model, data)
     before, _ = prune_model(model, module, data, RECIPE).report.steps
     assert before.score == 1.0
     assert np.array_equal(training_inputs(data, InputManifest()), np.load(tmp_path / "data.npz")["x"])
@@ -171,17 +171,7 @@ def test_a_module_that_prefers_the_class_of_the_first_examples_is_refused(
     with torch.no_grad():
         other[-1].bias[0] += 1000
     with pytest.raises(ModelError, match="another class than the module"):
-        check_same_outputs(other, model, found)
-
-
-def test_a_module_with_other_outputs_is_refused(model: Model, trained: Any, data: Path) -> None:
-    found, other = read_examples(data, model), module_of(trained)
-    check_same_outputs(other, model, found)
-    with torch.no_grad():
-        other[-1].weight *= 2
-        other[-1].bias *= 2
-    with pytest.raises(ModelError, match="differs from the module"):
-        check_same_outputs(other, model, found)
+        check_same_classes(other, model, found)
 
 
 def test_a_mean_for_each_channel_that_the_manifest_has_as_one_is_the_same(
@@ -191,7 +181,7 @@ def test_a_mean_for_each_channel_that_the_manifest_has_as_one_is_the_same(
     stated = replace(PREPARATION, mean=(124.0, 130.0, 130.0), std=(65.0, 64.0, 63.0))
     content = emitted(module, (8, 8, 3), stated)
     assert content != model.content
-    check_same_outputs(module, replace(model, content=content), found)
+    check_same_classes(module, replace(model, content=content), found)
 
 
 def test_a_loss_and_a_file_that_is_no_better_are_remarked() -> None:
