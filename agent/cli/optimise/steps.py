@@ -162,8 +162,8 @@ def deepen_and_write(
     }
 
     def make(folder: Path) -> MadeModel:
-        from agent.optimise.depth.exits import backbone
         from agent.optimise.depth.file import cascade_parts, make_cascade
+        from agent.optimise.depth.stages import backbone
 
         model = open_source(name, tell)
         backbone(model.content)  # that it cannot have exits is told before the examples are read

@@ -17,7 +17,7 @@ from msgspec.structs import replace
 
 from agent.compute.cascade import EarlyExitModel
 from agent.compute.infer.backends import open_session
-from agent.compute.infer.session import CPU, Session, SessionOptions
+from agent.compute.infer.session import CPU, Session, SessionOptions, TensorSpec
 from agent.compute.manifest import Manifest, Model
 from agent.config import StreamConfig
 from agent.errors import ModelError
@@ -102,13 +102,17 @@ def exit_scores(
         session.select(manifest.variants[-1].name)
         spec = session.inputs[0]
         for index in range(len(examples)):
-            found.append(exits.predict_all_exits(partial(examples.fill, index, spec)))
+            found.append(exits.predict_all_exits(partial(_fill, examples, index, spec)))
             progress(index + 1)
     logits = np.array(found, np.float32)
     if examples.labels.max() >= logits.shape[2]:
         has = plural(logits.shape[2], "class", "classes")
         raise ModelError(f"the examples have class {examples.labels.max()}, the model {has}")
     return ExitScores(logits, examples.labels)
+
+
+def _fill(examples: Examples, index: int, spec: TensorSpec, tensor: Array) -> None:
+    examples.fill(index, spec, tensor)
 
 
 def costs_of(manifest: Manifest) -> tuple[float, ...]:
@@ -204,7 +208,7 @@ def time_exits_ms(
             session.select(manifest.variants[-1].name)
             specs.append(session.inputs[0])
         for index in chosen:
-            fills = [partial(examples.fill, int(index), spec) for spec in specs]
+            fills = [partial(_fill, examples, int(index), spec) for spec in specs]
             for place, (exits, session) in enumerate(runs):
                 sums[place] += min(_timed_ms(exits, session, fills[place]) for _ in range(_REPEATS))
     cascade, deepest = sums / len(chosen)

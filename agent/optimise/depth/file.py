@@ -19,16 +19,23 @@ from agent.optimise.data import Examples
 from agent.optimise.depth.calibration import (
     FEWEST,
     ExitScores,
-    check,
     costs_of,
     exit_scores,
     learn,
     on_others,
     time_exits_ms,
 )
-from agent.optimise.depth.exits import add_exits, backbone, choose_exits
 from agent.optimise.depth.network import ExitNetwork
-from agent.optimise.depth.stages import Cut, Stage, split, stage_multiply_adds, weighted_layers
+from agent.optimise.depth.stages import (
+    Cut,
+    Stage,
+    add_exits,
+    backbone,
+    choose_exits,
+    split,
+    stage_multiply_adds,
+    weighted_layers,
+)
 from agent.optimise.depth.training import Data, Progress, train_exits
 from agent.optimise.evaluate import doubt_guesses, score, wilson
 from agent.optimise.pruning.file import preparation_of, training_inputs, training_settings
@@ -191,12 +198,10 @@ def _calibrated(
 
     costs = costs_of(manifest)
     tuned, measured = scores(parts.thresholds, "part 1 of 2"), scores(parts.measured, "part 2 of 2")
-    learned = learn(tuned, costs, loss)
-    checked, full = check(learned, measured, costs)
+    found = on_others(learn(tuned, costs, loss), measured, costs)
     names = tuple(one.name for one in reversed(manifest.variants))
-    result = CalibrationResult(names, costs, learned, checked, full, len(parts.thresholds))
-    shown = replace(result, learned=on_others(learned, measured, costs))
-    return with_thresholds(manifest, result), shown
+    result = CalibrationResult(names, costs, found, found.chosen, found.full, len(parts.thresholds))
+    return with_thresholds(manifest, result), result
 
 
 def with_thresholds(manifest: Manifest, result: CalibrationResult) -> Manifest:

@@ -66,7 +66,7 @@ class ExitNetwork(nn.Module):
     """
 
     def __init__(self, content: bytes) -> None:
-        """Read a file of `agent.optimise.depth.exits.add_exits`.
+        """Read a file of `agent.optimise.depth.stages.add_exits`.
 
         Raises:
             ModelError: an operation cannot be trained.

@@ -194,8 +194,8 @@ def check_same_classes(module: Any, model: Model, examples: Examples) -> None:
     other = 1 - float(np.mean(own.argmax(1) == found.argmax(1))) if own.shape == found.shape else 1.0
     if other > 1 - _AGREE:
         raise ModelError(
-            f"{model.path}: gives another class than the module for {other:.0%} of {len(few)} examples: is it made "
-            "from this module and these weights, and are [input] mean, std and order right?"
+            f"{model.path}: gives another class than the module for {other:.0%} of {len(few)} examples: is it "
+            "made from this module and these weights, and are [input] mean, std and order right?"
         )
 
 

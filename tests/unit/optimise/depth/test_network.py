@@ -12,13 +12,13 @@ torch = pytest.importorskip("torch", reason="exits need the extra [optimise]")
 from msgspec.structs import replace
 
 from agent.optimise.augment import Augmentation, Normalisation
-from agent.optimise.depth.exits import add_exits, backbone, choose_exits
 from agent.optimise.depth.network import Dense, ExitNetwork
+from agent.optimise.depth.stages import add_exits, backbone, choose_exits
 from agent.optimise.depth.training import accuracies, train_exits
 from agent.optimise.recipe import DepthRecipe
 from agent.optimise.train import TrainingSettings
 from tests.support.float_models import CLASSES, classifier, float_file, pictures
-from tests.unit.optimise.depth.test_exits import run
+from tests.unit.optimise.depth.test_stages import run
 
 torch.set_num_threads(1)
 HEADS_ALONE = DepthRecipe(epochs=0.0)
