@@ -19,8 +19,7 @@ from agent.optimise.data import Examples
 from agent.optimise.evaluate import open_content, outputs_of, score, time_ms
 from agent.optimise.graph.from_torch import float_tflite
 from agent.optimise.pruning.channels import MULTIPLE, ChannelPruning, trained_groups
-from agent.optimise.pruning.connections import ConnectionPruning, prunable
-from agent.optimise.pruning.rounds import PruningRun
+from agent.optimise.pruning.rounds import ConnectionPruning, PruningRun, prunable
 from agent.optimise.quantise import spread
 from agent.optimise.recipe import PruneRecipe, Recipe
 from agent.optimise.report import OptimiseReport, StepResult, describe_machine

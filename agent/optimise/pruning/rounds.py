@@ -1,4 +1,4 @@
-"""Prune a torch module in rounds, with training between and after: what connections and channels have in common.
+"""Prune a torch module in rounds, with training between and after: what all pruning does, and connections.
 
 After each round come some steps in which the learning rate falls to zero: at a constant one a trained module
 leaves its minimum, and loses more by that than by the cut. In the end come some epochs of the same kind, the
@@ -13,13 +13,16 @@ that an epoch costs no more than one that learns from the labels. They say which
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from msgspec.structs import replace
+from torch import nn
 from torch.nn import functional
 
 from agent.errors import ModelError
@@ -32,6 +35,9 @@ ALL_FROZEN = "no {} can be pruned: all are frozen (requires_grad = False); let t
 _ROUND_FACTOR = {False: 0.1, True: 0.25}
 """Learning rate at the beginning of each round relative to that of the training settings, by `structured`:
 what is left of a smaller module has to be learned more anew."""
+_LAYERS = (nn.Conv1d, nn.Conv2d, nn.ConvTranspose2d, nn.Linear)
+_KEPT = 0.02
+"""Share of the weights of each layer that stay in any case: a layer without any would end the signal."""
 
 
 class PruningRun(ABC):
@@ -234,3 +240,96 @@ def blended(module: Any, pictures: Pictures, labels: Labels, settings: TrainingS
     hard = functional.one_hot(torch.from_numpy(np.ascontiguousarray(labels, np.int64)), classes).float()
     smooth = hard * (1 - settings.label_smoothing) + settings.label_smoothing / classes
     return smooth * (1 - share) + answers * share
+
+
+def prunable(module: Any) -> dict[str, Any]:
+    """Return the weights of a module's convolutions and linear layers that are trained, by the layer's name.
+
+    Raises:
+        ModelError: none is trained.
+    """
+    layers = ((name, one.weight) for name, one in module.named_modules() if isinstance(one, _LAYERS))
+    found = {name: weight for name, weight in layers if weight.requires_grad}
+    if not found:
+        raise ModelError(ALL_FROZEN.format("layer"))
+    return found
+
+
+class ConnectionPruning(PruningRun):
+    """Masks of the connections that are still there, and the importance of all; the module is changed."""
+
+    def __init__(self, module: Any, *given: Any) -> None:
+        super().__init__(module, *given)
+        self._weights = prunable(module)
+        self._masks = {name: torch.ones_like(one, dtype=torch.bool) for name, one in self._weights.items()}
+        self.sums = {name: torch.zeros_like(one) for name, one in self._weights.items()}
+
+    @property
+    def gone(self) -> float:
+        return sparsity_of(self._masks)
+
+    @property
+    def layers(self) -> dict[str, float]:
+        return {name: float((~mask).float().mean()) for name, mask in self._masks.items()}
+
+    def remove(self, share: float) -> None:
+        cut(self._masks, self.scores(), share)
+        self.after_step(self.module)
+        for one in self.sums.values():
+            one.zero_()
+
+    def after_backward(self, module: Any) -> None:
+        """Sum up importance, and stop the gradients of weights that are gone."""
+        for name, weight in self._weights.items():
+            gradient = weight.grad
+            if self.recipe.needs_gradients:
+                self.sums[name] += (gradient * weight.detach()).abs()
+            gradient.mul_(self._masks[name])
+
+    def after_step(self, module: Any) -> None:
+        with torch.no_grad():
+            for name, weight in self._weights.items():
+                weight.mul_(self._masks[name])
+
+    def sizes(self) -> dict[str, Any]:
+        return {name: weight.detach().abs() for name, weight in self._weights.items()}
+
+    def state(self) -> dict[str, Any]:
+        return {**super().state(), "masks": self._masks}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        super().load_state(state)
+        self._masks = state["masks"]
+
+
+def cut(masks: Mapping[str, Any], scores: Mapping[str, Any], target: float) -> None:
+    """Clear the mask of the weights of least importance, in place.
+
+    Of each layer a small share stays in any case.
+
+    Args:
+        masks: True for weights that are still there, by layer.
+        scores: importance of each weight, of the same shapes.
+        target: share of all weights whose mask is to be cleared, 0..1; those that are clear already count.
+    """
+    free = {name: mask & ~_kept(mask, scores[name]) for name, mask in masks.items()}
+    ranked = torch.cat([torch.where(free[name], scores[name], math.inf).flatten().cpu() for name in masks])
+    gone_already = sum(int((~mask).sum()) for mask in masks.values())
+    count = min(round(target * len(ranked)) - gone_already, sum(int(one.sum()) for one in free.values()))
+    gone = torch.zeros(len(ranked), dtype=torch.bool)
+    gone[ranked.topk(max(count, 0), largest=False).indices] = True
+    for mask, part in zip(masks.values(), gone.split([mask.numel() for mask in masks.values()]), strict=True):
+        mask &= ~part.reshape(mask.shape).to(mask.device)
+
+
+def _kept(mask: Any, scores: Any) -> Any:
+    """Return a mask of the weights of a layer that stay in any case: by number, since scores may be equal."""
+    count = min(max(1, math.ceil(_KEPT * mask.numel())), int(mask.sum()))
+    kept = torch.zeros_like(mask).flatten()
+    kept[torch.where(mask, scores, -math.inf).flatten().topk(count).indices] = True
+    return kept.reshape(mask.shape)
+
+
+def sparsity_of(masks: Mapping[str, Any]) -> float:
+    """Return the share of all weights that are masked, 0..1."""
+    return sum(int((~one).sum()) for one in masks.values()) / sum(int(one.numel()) for one in masks.values())

@@ -28,8 +28,7 @@ from baseline import show
 from common import conclude
 from msgspec.structs import replace
 
-from agent.optimise.pruning.connections import ConnectionPruning
-from agent.optimise.pruning.rounds import anneal_settings, round_settings, to_learn
+from agent.optimise.pruning.rounds import ConnectionPruning, anneal_settings, round_settings, to_learn
 from agent.optimise.recipe import PruneRecipe
 from agent.optimise.train import Labels, Objective, Pictures, TrainingSettings, evaluate, fit
 

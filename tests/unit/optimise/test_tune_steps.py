@@ -32,7 +32,7 @@ from agent.optimise.train import fit
 from agent.optimise.tune import ModelState, Progress, TunedModel, TuningStep, is_float, split, tune
 from agent.optimise.tune_steps import TuneRequest, _learned, fuse, prune_step, quantise_steps, steps_of, tune_file
 from tests.unit.optimise.pruning.test_channels import network
-from tests.unit.optimise.pruning.test_connections import TRAINING, examples
+from tests.unit.optimise.pruning.test_rounds import TRAINING, examples
 from tests.unit.optimise.test_tune import METERS
 
 if load_runtime()[0] != "litert":

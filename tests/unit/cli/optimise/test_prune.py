@@ -23,7 +23,7 @@ from agent.optimise.pruning.file import prune_model
 from agent.optimise.train import fit
 from agent.storage.files import owned_file
 from tests.unit.optimise.pruning.test_channels import network
-from tests.unit.optimise.pruning.test_connections import TRAINING, examples
+from tests.unit.optimise.pruning.test_rounds import TRAINING, examples
 
 if load_runtime()[0] != "litert":
     pytest.skip("pruned models are run by LiteRT", allow_module_level=True)

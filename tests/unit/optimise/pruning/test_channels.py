@@ -17,7 +17,7 @@ from agent.errors import ModelError
 from agent.optimise.pruning.channels import ChannelPruning, channels_after, channels_over_groups
 from agent.optimise.recipe import PruneRecipe
 from agent.optimise.train import TrainingStep, evaluate, fit
-from tests.unit.optimise.pruning.test_connections import TRAINING, StopError, examples, weights
+from tests.unit.optimise.pruning.test_rounds import TRAINING, StopError, examples, weights
 
 SETTINGS = PruneRecipe(target=0.5, structured=True, rounds=2, round_steps=2, anneal_epochs=2.0)
 
@@ -170,4 +170,9 @@ def test_a_module_is_pruned_over_all_layers(trained: Any) -> None:
     stay = smaller[0].out_channels, smaller[4].out_channels
     assert sum(stay) == 10
     assert stay[0] >= 4
+    assert evaluate(smaller, *examples(seed=1)) > 0.85
+
+
+def test_channels_go_with_a_teacher(trained: Any) -> None:
+    smaller = pruned(trained, replace(SETTINGS, teacher=0.5)).module
     assert evaluate(smaller, *examples(seed=1)) > 0.85

@@ -33,7 +33,7 @@ from agent.optimise.recipe import DataRecipe, PruneRecipe, Recipe, TrainRecipe
 from agent.optimise.report import StepResult
 from agent.optimise.train import fit
 from tests.unit.optimise.pruning.test_channels import network
-from tests.unit.optimise.pruning.test_connections import TRAINING, examples
+from tests.unit.optimise.pruning.test_rounds import TRAINING, examples
 from tests.unit.optimise.sound_model import write_sound
 
 if load_runtime()[0] != "litert":
