@@ -22,7 +22,6 @@ from agent.errors import DivergedError, ModelError
 from agent.optimise.checkpoint import Checkpoint, examples_key, module_key
 from agent.optimise.checkpoint import Key as RunKey
 from agent.optimise.data import Examples
-from agent.optimise.factory import mixed_precision
 from agent.optimise.graph.integers import FIXED, INT8_MAX, INT8_MIN, IntegerWeights, Scale
 from agent.optimise.graph.objects import load
 from agent.optimise.graph.operations import Key, WeightedLayer
@@ -32,6 +31,7 @@ from agent.optimise.quantisation.gptq import RoundedLayer
 from agent.optimise.quantisation.ranges import LOGITS, ActivationScales
 from agent.optimise.quantise import QuantisedModel
 from agent.optimise.recipe import QatRecipe
+from agent.optimise.train import mixed_precision
 from agent.text import plural
 
 Tensor = Any

@@ -29,7 +29,7 @@ from torch.nn import functional
 from agent.errors import DivergedError, ModelError
 from agent.optimise.augment import Augmentation, Augmenter, Normalisation
 from agent.optimise.checkpoint import Checkpoint, run_key
-from agent.optimise.factory import device_of, fastest_device, mixed_precision, run_module
+from agent.optimise.graph.from_torch import first_line
 from agent.structs import from_json
 
 _NORMS = (nn.modules.batchnorm._BatchNorm, nn.LayerNorm, nn.GroupNorm)
@@ -244,6 +244,43 @@ def predict(
             found = run_module(module, normalisation.apply(raw))
             outputs.append(_last_tensor(module, found, len(raw)).float().cpu())
     return torch.cat(outputs)
+
+
+def run_module(module: Any, inputs: Any) -> Any:
+    """Run a module, and return its outputs.
+
+    Raises:
+        ModelError: it cannot be run.
+    """
+    try:
+        return module(inputs)
+    except (Exception, SystemExit) as error:  # the user's own code, which may raise anything
+        told = f"{type(error).__name__}: {first_line(error)}"
+        raise ModelError(f"{type(module).__name__} on {list(inputs.shape)}: {told}") from error
+
+
+def device_of(module: Any) -> Any:
+    """Return the device of a module's parameters; of one without any, the processor."""
+    return next((one.device for one in module.parameters()), torch.device("cpu"))
+
+
+def fastest_device() -> Any:
+    """Return the GPU where there is one, else the processor."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def mixed_precision(device: Any) -> Any:
+    """Return a context in which a module computes in bfloat16, if the device has instructions for it.
+
+    Where there are none (x86 without AVX-512 or AMX, a Cortex-A72), it computes in float32: bfloat16 would be
+    emulated, and a step of training would take ten times as long.
+    """
+    if device.type == "cpu":
+        is_there = torch.backends.mkldnn.is_available()
+        enabled = is_there and torch.ops.mkldnn._is_mkldnn_bf16_supported()  # what `torch.compile` goes by
+    else:
+        enabled = device.type != "cuda" or torch.cuda.is_bf16_supported(including_emulation=False)
+    return torch.autocast(device.type, torch.bfloat16, enabled=enabled)
 
 
 def _last_tensor(module: Any, found: Any, count: int) -> Any:

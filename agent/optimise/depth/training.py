@@ -24,9 +24,8 @@ from torch.nn import functional
 from agent.optimise.augment import Normalisation
 from agent.optimise.checkpoint import read_checkpoint, run_key, write_checkpoint
 from agent.optimise.depth.network import Dense, ExitNetwork
-from agent.optimise.factory import mixed_precision
 from agent.optimise.recipe import DepthRecipe
-from agent.optimise.train import TrainingSettings, TrainingStep, fit
+from agent.optimise.train import TrainingSettings, TrainingStep, fit, mixed_precision
 
 Tensor = Any
 TAUGHT = 0.5

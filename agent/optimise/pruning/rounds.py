@@ -27,9 +27,17 @@ from torch.nn import functional
 
 from agent.errors import ModelError
 from agent.optimise.checkpoint import Checkpoint, run_key
-from agent.optimise.factory import fastest_device
 from agent.optimise.recipe import PruneRecipe
-from agent.optimise.train import Labels, Objective, Pictures, Progress, TrainingSettings, fit, predict
+from agent.optimise.train import (
+    Labels,
+    Objective,
+    Pictures,
+    Progress,
+    TrainingSettings,
+    fastest_device,
+    fit,
+    predict,
+)
 
 ALL_FROZEN = "no {} can be pruned: all are frozen (requires_grad = False); let the function leave some trainable"
 _ROUND_FACTOR = {False: 0.1, True: 0.25}

@@ -42,10 +42,10 @@ from torch.nn import functional
 from agent.compute.manifest import Manifest, Model
 from agent.optimise.attention import BandedAttention, LowRankAttention, PatternAttention
 from agent.optimise.data import read_examples
-from agent.optimise.factory import mixed_precision
 from agent.optimise.graph.from_torch import export
 from agent.optimise.quantise import quantise
 from agent.optimise.recipe import QuantiseRecipe
+from agent.optimise.train import mixed_precision
 from agent.types import Samples
 
 sys.path.append(str(ROOT / "scripts" / "build_models"))

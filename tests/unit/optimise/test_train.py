@@ -15,7 +15,15 @@ from torch import nn
 
 from agent.errors import ModelError, StorageError
 from agent.optimise.augment import Augmentation
-from agent.optimise.train import TrainingSettings, TrainingStep, evaluate, fit, learning_rate_factor, predict
+from agent.optimise.train import (
+    TrainingSettings,
+    TrainingStep,
+    evaluate,
+    fit,
+    learning_rate_factor,
+    mixed_precision,
+    predict,
+)
 
 torch.set_num_threads(1)
 
@@ -302,3 +310,12 @@ def test_a_module_without_parameters_to_train_is_refused() -> None:
     module.requires_grad_(False)
     with pytest.raises(ModelError, match="no parameters to train"):
         fit(module, *examples(), FEW)
+
+
+@pytest.mark.parametrize(("has_bf16", "expected"), [(True, torch.bfloat16), (False, torch.float32)])
+def test_a_module_computes_in_bfloat16_where_the_processor_has_it(
+    has_bf16: bool, expected: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: has_bf16)
+    with torch.no_grad(), mixed_precision(torch.device("cpu")):
+        assert torch.nn.Conv2d(3, 4, 1)(torch.rand(1, 3, 2, 2)).dtype == expected
