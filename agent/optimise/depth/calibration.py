@@ -17,8 +17,9 @@ from msgspec.structs import replace
 
 from agent.compute.cascade import EarlyExitModel
 from agent.compute.infer.backends import open_session
-from agent.compute.infer.session import CPU, Session, SessionOptions, TensorSpec
+from agent.compute.infer.session import CPU, Session, SessionOptions
 from agent.compute.manifest import Manifest, Model
+from agent.compute.tflite.model import TensorSpec
 from agent.config import StreamConfig
 from agent.errors import ModelError
 from agent.models.library import prefixed_errors
