@@ -10,60 +10,19 @@ What is seen: the steps around one (`BandedAttention`), steps at fixed distances
 in https://arxiv.org/abs/2004.05150), or a few learned summaries of the whole sequence (`LowRankAttention`, as
 https://arxiv.org/abs/2006.04768, but with one stretch of the sequence for each summary).
 
-A block that is `normalised` has a batch norm behind the projection, and one behind the output whose weights begin
-at 0, so that the block begins as the identity (https://arxiv.org/abs/2104.01136). Both become part of the
-convolutions before them when the block is exported. In the last layer of a speech model they cost accuracy
-(`scripts/bench/optimise/attention.py`), so that they are there only if asked for.
-
 All take and return [batch, channels, steps, 1], and raise `ModelError` for another shape.
 """
 
 from __future__ import annotations
 
-from bisect import bisect
 from collections.abc import Sequence
 from math import log
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from agent.errors import ModelError
-
-
-def pointwise(incoming: int, outgoing: int, normalised: bool, begins_at: float = 1.0) -> Any:
-    """Return a convolution of one pixel; with a batch norm whose weights begin at this, if `normalised`."""
-    convolution = nn.Conv2d(incoming, outgoing, 1, bias=not normalised)
-    if not normalised:
-        return convolution
-    norm = nn.BatchNorm2d(outgoing)
-    nn.init.constant_(norm.weight, begins_at)
-    return nn.Sequential(convolution, norm)
-
-
-def _check_counts(**counts: int) -> None:
-    for name, count in counts.items():
-        if count < 1:
-            raise ModelError(f"{name}: expected 1 or more, got {count}")
-
-
-def _check_sequence(x: Tensor, channels: int) -> None:
-    if x.dim() != 4 or x.shape[1] != channels or x.shape[3] != 1:
-        raise ModelError(f"sequence: expected [batch, {channels}, steps, 1], got {[*x.shape]}")
-
-
-def _check_rank(rank: int, steps: int) -> None:
-    """Raise if so many stretches of one length, of which the last may be shorter, do not make up the steps."""
-    _check_counts(steps=steps, rank=rank)
-    if rank > steps:
-        raise ModelError(f"rank: expected at most one summary for each of {steps} steps, got {rank}")
-    possible = sorted({-(-steps // stretch) for stretch in range(1, steps + 1)})
-    if rank not in possible:
-        fewer, more = possible[(at := bisect(possible, rank)) - 1], possible[at]
-        raise ModelError(
-            f"rank: stretches of one length cut {steps} steps into {fewer} or {more}, not into {rank}"
-        )
 
 
 class _LightAttention(nn.Module):
@@ -73,27 +32,28 @@ class _LightAttention(nn.Module):
         channels: of the sequence.
         head: channels of queries, keys and values.
         seen: number of keys that a query meets.
-        normalised: see the docstring of the module.
 
     Raises:
         ModelError: a number is less than 1.
     """
 
-    def __init__(self, channels: int, head: int, seen: int, normalised: bool) -> None:
-        _check_counts(channels=channels, head=head)
+    def __init__(self, channels: int, head: int, seen: int) -> None:
+        if min(channels, head, seen) < 1:
+            raise ModelError(f"expected 1 or more channels, got {channels}, and {head} of {seen} keys")
         super().__init__()
         self.channels, self.head, self.seen = channels, head, seen
-        self.projection = pointwise(channels, 3 * head, normalised)
+        self.projection = nn.Conv2d(channels, 3 * head, 1)
         self.score = nn.Conv2d(head, 1, 1)
         self.gathered = nn.Conv2d(head, head, (1, seen), groups=head)
-        self.output = pointwise(head, channels, normalised, begins_at=0.0)
+        self.output = nn.Conv2d(head, channels, 1)
         nn.init.constant_(self.score.weight, head**-0.5)
         nn.init.constant_(self.score.bias, -log(seen))
         nn.init.constant_(self.gathered.weight, 1.0)
         nn.init.zeros_(self.gathered.bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        _check_sequence(x, self.channels)
+        if x.dim() != 4 or x.shape[1] != self.channels or x.shape[3] != 1:
+            raise ModelError(f"sequence: expected [batch, {self.channels}, steps, 1], got {[*x.shape]}")
         query, rest = self.projection(x).split((self.head, 2 * self.head), dim=1)
         key, value = self._met(rest).split((self.head, self.head), dim=1)
         weights = torch.sigmoid(self.score(key * query))
@@ -111,24 +71,14 @@ class PatternAttention(_LightAttention):
         channels: of the sequence.
         head: channels of queries, keys and values.
         offsets: distances in steps, such as (-8, -4, -2, -1, 0, 1, 2, 4, 8).
-        normalised: see the docstring of the module.
 
     Raises:
-        ModelError: there are no offsets, or one is there twice.
+        ModelError: there are no offsets.
     """
 
-    def __init__(
-        self,
-        channels: int,
-        head: int,
-        offsets: Sequence[int],
-        *,
-        normalised: bool = False,
-    ) -> None:
-        if not offsets or len({*offsets}) < len(offsets):
-            raise ModelError(f"offsets: expected distances in steps, each once, got {[*offsets]}")
-        super().__init__(channels, head, len(offsets), normalised)
-        self.offsets = tuple(offsets)
+    def __init__(self, channels: int, head: int, offsets: Sequence[int]) -> None:
+        super().__init__(channels, head, len({*offsets}))
+        self.offsets = tuple(dict.fromkeys(offsets))
 
     def _met(self, rest: Tensor) -> Tensor:
         steps, before, behind = rest.shape[2], max(0, -min(self.offsets)), max(0, max(self.offsets))
@@ -143,16 +93,13 @@ class BandedAttention(PatternAttention):
         channels: of the sequence.
         head: channels of queries, keys and values.
         reach: steps before and behind.
-        normalised: see the docstring of the module.
 
     Raises:
         ModelError: the reach is negative.
     """
 
-    def __init__(self, channels: int, head: int, reach: int, *, normalised: bool = False) -> None:
-        if reach < 0:
-            raise ModelError(f"reach: expected 0 or more, got {reach}")
-        super().__init__(channels, head, range(-reach, reach + 1), normalised=normalised)
+    def __init__(self, channels: int, head: int, reach: int) -> None:
+        super().__init__(channels, head, range(-reach, reach + 1))
 
 
 class LowRankAttention(_LightAttention):
@@ -163,24 +110,16 @@ class LowRankAttention(_LightAttention):
         head: channels of queries, keys and values.
         steps: of the sequence.
         rank: number of summaries.
-        normalised: see the docstring of the module.
 
     Raises:
         ModelError: a number is less than 1, or the steps cannot be cut into so many stretches of one length.
     """
 
-    def __init__(
-        self,
-        channels: int,
-        head: int,
-        steps: int,
-        rank: int,
-        *,
-        normalised: bool = False,
-    ) -> None:
-        _check_rank(rank, steps)
-        super().__init__(channels, head, rank, normalised)
+    def __init__(self, channels: int, head: int, steps: int, rank: int) -> None:
+        super().__init__(channels, head, rank)
         self.steps, self.stretch = steps, -(-steps // rank)
+        if steps < 1 or -(-steps // self.stretch) != rank:
+            raise ModelError(f"rank: stretches of one length cannot cut {steps} steps into {rank}")
         self.summary = nn.Conv2d(2 * head, 2 * head, (1, self.stretch), groups=2 * head)
         nn.init.constant_(self.summary.weight, 1 / self.stretch)
         nn.init.zeros_(self.summary.bias)

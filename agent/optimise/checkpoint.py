@@ -7,10 +7,11 @@ differs.
 from __future__ import annotations
 
 import io
+import time
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import msgspec
 import numpy as np
@@ -20,9 +21,10 @@ from numpy.typing import NDArray
 
 from agent.errors import CheckpointError, StorageError, reason_of
 from agent.optimise.data import Examples
-from agent.storage.files import refuse_special, write_atomic
+from agent.storage.files import refuse_special, remove, write_atomic
 
-_FORMAT = 1
+SAVE_EVERY_S = 10.0
+_FORMAT = 2
 _OTHER = "remove it, or write the result elsewhere"
 
 Key = Mapping[str, str]
@@ -118,3 +120,56 @@ def read_checkpoint(path: Path, key: Key, device: Any = "cpu") -> dict[str, Any]
         raise CheckpointError(f"{path}: belongs to another run ({differing} was {was}, is now {now}): {_OTHER}")
     state: dict[str, Any] = found["state"]
     return state
+
+
+class Resumable(Protocol):
+    """A run whose state is what torch can load without running code."""
+
+    def state(self) -> dict[str, Any]:
+        """Return the state; one of its parts may be the module."""
+        ...
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Go on from what `state` has returned."""
+        ...
+
+
+class Checkpoint:
+    """The file from which an interrupted run goes on; without a path nothing is kept."""
+
+    def __init__(self, path: Path | None, key: Callable[[], Key], run: Resumable, device: Any = "cpu") -> None:
+        """Go on from the file; or write it, since a disk that refuses it is to be found now and not in an hour.
+
+        Args:
+            path: of the file.
+            key: of the run.
+            run: of which no step is done.
+            device: to which tensors are loaded.
+
+        Raises:
+            StorageError, CheckpointError: see `read_checkpoint` and `write_checkpoint`.
+        """
+        self._path, self._run = path, run
+        self._key: Key = key() if path else {}
+        state = read_checkpoint(path, self._key, device) if path else None
+        if state is not None:
+            run.load_state(state)
+        else:
+            self.save()
+        self._saved = time.monotonic()
+
+    def save(self) -> None:
+        """Write the state."""
+        if self._path is not None:
+            write_checkpoint(self._path, self._key, self._run.state())
+
+    def save_at_times(self, *, ends: bool) -> None:
+        """Write the state every ten seconds, and at the end."""
+        if ends or time.monotonic() - self._saved > SAVE_EVERY_S:
+            self.save()
+            self._saved = time.monotonic()
+
+    def remove(self) -> None:
+        """Remove the file of a run that would fail again, and stand in the way of other settings."""
+        if self._path is not None:
+            remove(self._path)

@@ -1,7 +1,6 @@
 """Load a network: from a user's file, `path.py:factory`, a function that returns a `torch.nn.Module`, or by name.
 
-A file of weights that `save_module` has written names the arguments of the function as well. `run_module` tells
-what the user's own code raises.
+A file of weights that `save_module` has written names the arguments of the function as well.
 """
 
 from __future__ import annotations
@@ -204,45 +203,6 @@ def call_factory(factory: Any, source: str, parameters: Mapping[str, Any] = _NON
     if not isinstance(module, torch.nn.Module):
         raise ModelError(f"{source}: returned {type(module).__name__}: expected a torch.nn.Module")
     return module
-
-
-def run_module(module: Any, inputs: Any) -> Any:
-    """Run a module, and return its outputs.
-
-    Raises:
-        ModelError: it cannot be run.
-    """
-    try:
-        return module(inputs)
-    except (Exception, SystemExit) as error:  # the user's own code, which may raise anything
-        told = f"{type(error).__name__}: {first_line(error)}"
-        raise ModelError(f"{type(module).__name__} on {list(inputs.shape)}: {told}") from error
-
-
-def device_of(module: Any) -> Any:
-    """Return the device of a module's parameters; of one without any, the processor."""
-    return next((one.device for one in module.parameters()), import_torch().device("cpu"))
-
-
-def fastest_device() -> Any:
-    """Return the GPU where there is one, else the processor."""
-    torch = import_torch()
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-
-def mixed_precision(device: Any) -> Any:
-    """Return a context in which a module computes in bfloat16, if the device has instructions for it.
-
-    Where there are none (x86 without AVX-512 or AMX, a Cortex-A72), it computes in float32: bfloat16 would be
-    emulated, and a step of training would take ten times as long.
-    """
-    torch = import_torch()
-    if device.type == "cpu":
-        is_there = torch.backends.mkldnn.is_available()
-        enabled = is_there and torch.ops.mkldnn._is_mkldnn_bf16_supported()  # what `torch.compile` goes by
-    else:
-        enabled = device.type != "cuda" or torch.cuda.is_bf16_supported(including_emulation=False)
-    return torch.autocast(device.type, torch.bfloat16, enabled=enabled)
 
 
 def _split(source: str) -> tuple[Path, str]:

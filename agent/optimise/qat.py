@@ -8,7 +8,6 @@ Source: Esser et al., Learned Step Size Quantization, https://arxiv.org/abs/1902
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,15 +15,13 @@ from typing import Any
 import msgspec
 import numpy as np
 import torch
-from msgspec import Struct
 from torch import nn
 from torch.nn import functional
 
 from agent.errors import DivergedError, ModelError
+from agent.optimise.checkpoint import Checkpoint, examples_key, module_key
 from agent.optimise.checkpoint import Key as RunKey
-from agent.optimise.checkpoint import examples_key, module_key, read_checkpoint, write_checkpoint
 from agent.optimise.data import Examples
-from agent.optimise.factory import mixed_precision
 from agent.optimise.graph.integers import FIXED, INT8_MAX, INT8_MIN, IntegerWeights, Scale
 from agent.optimise.graph.objects import load
 from agent.optimise.graph.operations import Key, WeightedLayer
@@ -34,7 +31,7 @@ from agent.optimise.quantisation.gptq import RoundedLayer
 from agent.optimise.quantisation.ranges import LOGITS, ActivationScales
 from agent.optimise.quantise import QuantisedModel
 from agent.optimise.recipe import QatRecipe
-from agent.storage.files import remove
+from agent.optimise.train import mixed_precision
 from agent.text import plural
 
 Tensor = Any
@@ -46,21 +43,6 @@ _SHIFT = 2
 _SMOOTHING = 0.1
 _LEAST = 1e-6
 """Probability below which none is taken, for its logarithm."""
-_SAVE_EVERY_S = 10.0
-
-
-class TrainedModel(Struct, frozen=True):
-    """Result of `train`.
-
-    Attributes:
-        scales: of activations.
-        layers: with trained weights.
-        losses: of every step.
-    """
-
-    scales: ActivationScales
-    layers: dict[Key, RoundedLayer]
-    losses: tuple[float, ...]
 
 
 class _Round(torch.autograd.Function):
@@ -92,12 +74,8 @@ class FakeQuantised(nn.Module):
         self.latents, self.log_steps, self.biases = (nn.ParameterDict() for _ in range(3))
         for key, one in self._rounded.items():
             self._add_layer(key, one)
-        fixed = {scales.leaders[graph.name(index)] for index in graph.inputs if scales.leaders}
-        fixed |= {
-            scales.leaders[graph.name(one.outputs[0])]
-            for one in graph.operations
-            if one.kind in FIXED and scales.leaders
-        }
+        ends = [*graph.inputs, *(one.outputs[0] for one in graph.operations if one.kind in FIXED)]
+        fixed = {scales.leaders[graph.name(index)] for index in ends if scales.leaders}
         names = [leader for leader in scales.by_leader if leader not in fixed]
         self._places = {name: place for place, name in enumerate(names)}
         steps = [math.log(scales.by_leader[name].scale) for name in names]
@@ -163,64 +141,54 @@ def _named(key: Key) -> str:
     return f"{key[0]}_{key[1]}"
 
 
-def train(
-    graph: TorchGraph,
-    scales: ActivationScales,
-    layers: Mapping[Key, RoundedLayer],
+def train_quantised(
+    found: QuantisedModel,
     examples: Examples,
     recipe: QatRecipe,
     *,
     exits: Sequence[int] = (),
-    logits: Sequence[int] = (),
     seed: int = 0,
     checkpoint: Path | None = None,
     progress: Callable[[str], None] = lambda _: None,
-) -> TrainedModel:
-    """Train a quantised graph, with the float graph as teacher.
+) -> QuantisedModel:
+    """Train a quantised model further, with its float graph as teacher.
 
     Args:
-        graph: float.
-        scales: of the activations of the quantised model to start from.
-        layers: its weights.
+        found: to start from; it is not changed.
         examples: with classes, or without labels: the teacher's answers alone then count.
         recipe: steps, batch, learning rate, weight of the teacher.
         exits: places of the outputs that are scores of classes, of a graph with several exits.
-        logits: places of the outputs of which a decoder takes the sigmoid.
         seed: of order and augmentation.
         checkpoint: file that holds the state of the run, written every few seconds and at the end. If it
             exists, the run goes on from it, to the same result; None: the run cannot be continued.
         progress: told each tenth step.
 
     Raises:
-        ModelError: the labels count, and are all of one class.
+        ModelError: the model has several inputs, or the labels count and are all of one class.
         DivergedError: the loss is not a number.
         CheckpointError: the checkpoint belongs to another run.
         StorageError: the checkpoint cannot be read or written.
     """
+    if examples.further or examples.are_whole:
+        raise ModelError("a model of several inputs, or of whole numbers, cannot be trained here: give --no-qat")
     _check_classes(examples, recipe)
     torch.manual_seed(seed)
-    student = FakeQuantised(graph, scales, layers)
-    for parameter in graph.parameters():
-        parameter.requires_grad_(False)
-    run = _Run(student, examples, recipe, seed, exits, logits)
-    if checkpoint is not None and not run.restore(checkpoint):
-        run.save(checkpoint)  # a disk that refuses it is found now and not in an hour
-    saved = time.monotonic()
-    while (step := len(run.losses)) < recipe.steps:
-        run.step(step)
-        if not math.isfinite(run.losses[-1]):
-            if checkpoint is not None:
-                remove(checkpoint)  # it would diverge again, and stand in the way of other settings
+    graph = TorchGraph(load(found.quantiser.content))
+    student = FakeQuantised(graph, found.scales, found.rounded)
+    graph.requires_grad_(False)
+    run = _Run(student, examples, recipe, seed, exits, found.quantiser.logits)
+    kept = Checkpoint(checkpoint, run.key, run)
+    while (step := run.done) < recipe.steps:
+        loss = run.step()
+        if not math.isfinite(loss):
+            kept.remove()
             raise DivergedError(
                 f"training diverged at step {step}: give a lower [qat] learning_rate than {recipe.learning_rate}"
             )
-        if checkpoint is not None and (step + 1 == recipe.steps or time.monotonic() - saved > _SAVE_EVERY_S):
-            run.save(checkpoint)
-            saved = time.monotonic()
-        if step % 10 == 0 or step == recipe.steps - 1:
-            progress(f"training with quantisation: step {step + 1} of {recipe.steps}, loss {run.losses[-1]:.4f}")
-    found_scales, found_layers = student.result()
-    return TrainedModel(found_scales, found_layers, tuple(run.losses))
+        kept.save_at_times(ends=run.done == recipe.steps)
+        if step % 10 == 0 or run.done == recipe.steps:
+            progress(f"training with quantisation: step {run.done} of {recipe.steps}, loss {loss:.4f}")
+    return found.trained(*student.result())
 
 
 def _check_classes(examples: Examples, recipe: QatRecipe) -> None:
@@ -234,26 +202,6 @@ def _check_classes(examples: Examples, recipe: QatRecipe) -> None:
         )
 
 
-def train_quantised(
-    found: QuantisedModel,
-    examples: Examples,
-    recipe: QatRecipe,
-    *,
-    exits: Sequence[int] = (),
-    seed: int = 0,
-    checkpoint: Path | None = None,
-    progress: Callable[[str], None] = lambda _: None,
-) -> QuantisedModel:
-    """Train a quantised model further; args, and what is raised, as of `train`."""
-    if examples.further or examples.are_whole:
-        raise ModelError("a model of several inputs, or of whole numbers, cannot be trained here: give --no-qat")
-    graph = TorchGraph(load(found.quantiser.content))
-    options: dict[str, Any] = {"exits": exits, "seed": seed, "checkpoint": checkpoint, "progress": progress}
-    logits = found.quantiser.logits
-    result = train(graph, found.scales, found.rounded, examples, recipe, logits=logits, **options)
-    return found.trained(result.scales, result.layers)
-
-
 class _Run:
     """State of a training between two steps."""
 
@@ -263,28 +211,32 @@ class _Run:
         examples: Examples,
         recipe: QatRecipe,
         seed: int,
-        exits: Sequence[int] = (),
-        logits: Sequence[int] = (),
+        exits: Sequence[int],
+        logits: Sequence[int],
     ) -> None:
         self._student, self._recipe, self._exits, self._logits = student, recipe, tuple(exits), tuple(logits)
         self._examples, self._seed = examples, seed
-        self._batches = _Batches(examples, recipe.batch, seed)
-        self._optimiser = torch.optim.Adam(_groups(student, recipe), betas=(0.9, 0.99))
+        groups = [
+            {"params": list(student.latents.values()), "lr": recipe.learning_rate},
+            {"params": [*student.log_steps.values(), student.log_scales], "lr": _STEP_RATE},
+            {"params": list(student.biases.values()), "lr": _STEP_RATE},
+        ]
+        self._optimiser = torch.optim.Adam(groups, betas=(0.9, 0.99))
         self._peaks = [group["lr"] for group in self._optimiser.param_groups]
-        self.losses: list[float] = []
-        self._key: RunKey = {}
+        self.done = 0
 
-    def _run_key(self) -> RunKey:
+    def key(self) -> RunKey:
         """Return the key of the run, of which no step is done."""
         settings = {f"qat {name}": repr(value) for name, value in msgspec.to_builtins(self._recipe).items()}
         settings |= {"seed": str(self._seed), "exits": str(self._exits)}
         return settings | examples_key(self._examples) | module_key(self._student)
 
-    def step(self, number: int) -> None:
-        """Do a step; what is random in it depends on the seed and its number alone."""
+    def step(self) -> float:
+        """Do a step, and return its loss; what is random in it depends on the seed and its number alone."""
+        number, self.done = self.done, self.done + 1
         for group, peak in zip(self._optimiser.param_groups, self._peaks, strict=True):
             group["lr"] = peak * _factor(number, self._recipe.steps)
-        inputs, labels = self._batches.draw(number)
+        inputs, labels = self._draw(number)
         graph = self._student.graph
         with torch.no_grad(), mixed_precision(inputs.device):
             wanted = [one.float() for one in graph(inputs)]
@@ -297,37 +249,34 @@ class _Run:
         self._optimiser.zero_grad()
         loss.backward()
         self._optimiser.step()
-        self.losses.append(float(loss.detach()))
+        return float(loss.detach())
 
-    def save(self, path: Path) -> None:
+    def _draw(self, step: int) -> tuple[Tensor, Tensor | None]:
+        """Return random inputs [batch, …] and their labels; pictures are moved by up to `_SHIFT` pixels."""
+        random, count = np.random.default_rng([self._seed, step]), len(self._examples)
+        chosen = random.choice(count, min(self._recipe.batch, count), replace=False)
+        inputs = torch.from_numpy(self._examples.batch(chosen))
+        if inputs.ndim == 4:
+            (height, width), (down, right) = inputs.shape[1:3], map(int, random.integers(0, 2 * _SHIFT + 1, 2))
+            padded = functional.pad(inputs.permute(0, 3, 1, 2), (_SHIFT,) * 4, mode="reflect")
+            moved = padded[:, :, down : down + height, right : right + width]
+            inputs = moved.permute(0, 2, 3, 1).contiguous()
+        labels = self._examples.labels
+        return inputs, None if labels is None else torch.from_numpy(labels[chosen])
+
+    def state(self) -> dict[str, Any]:
         trained = {name: one.detach() for name, one in self._student.named_parameters() if one.requires_grad}
-        state = {"trained": trained, "optimiser": self._optimiser.state_dict(), "losses": self.losses}
-        write_checkpoint(path, self._key, state)
+        return {"trained": trained, "optimiser": self._optimiser.state_dict(), "done": self.done}
 
-    def restore(self, path: Path) -> bool:
-        """Go on from a checkpoint; return False if there is none. Is called before the first step."""
-        self._key = self._run_key()
-        state = read_checkpoint(path, self._key)
-        if state is None:
-            return False
+    def load_state(self, state: dict[str, Any]) -> None:
         self._student.load_state_dict(state["trained"], strict=False)
         self._optimiser.load_state_dict(state["optimiser"])
-        self.losses = list(state["losses"])
-        return True
+        self.done = state["done"]
 
 
 def _seen(output: Tensor, is_logit: bool) -> Tensor:
     """Return an output as a decoder tells it apart: far from 0, one logit is like another."""
     return output.float().clamp(*LOGITS) if is_logit else output
-
-
-def _groups(student: FakeQuantised, recipe: QatRecipe) -> list[dict[str, Any]]:
-    steps = [*student.log_steps.values(), student.log_scales]
-    return [
-        {"params": list(student.latents.values()), "lr": recipe.learning_rate},
-        {"params": steps, "lr": _STEP_RATE},
-        {"params": list(student.biases.values()), "lr": _STEP_RATE},
-    ]
 
 
 def _factor(step: int, steps: int) -> float:
@@ -345,11 +294,12 @@ def objective(
 ) -> Tensor:
     """Return the loss of a batch.
 
-    For a classifier: divergence from the teacher's distribution, and cross entropy with the labels, class by
-    class where it ends in a sigmoid; with exits, their mean. For other models: mean square of the difference of
-    each output as a share of its variance.
+    For a classifier, which has one output of one score per class: divergence from the teacher's distribution, and
+    cross entropy with the labels, class by class where it ends in a sigmoid; with exits, their mean. For other
+    models: mean square of the difference of each output as a share of its variance.
     """
-    places = exits or ((0,) if is_classifier(graph) and len(found) == 1 else ())
+    is_classifier = len(graph.outputs) == 1 and len(graph.shape(graph.outputs[0])) == 2
+    places = exits or ((0,) if is_classifier else ())
     if not places:
         parts = [
             (one.float() - other).square().mean() / other.var() for one, other in zip(found, wanted, strict=True)
@@ -386,39 +336,8 @@ def _of_single_classes(found: Tensor, wanted: Tensor, labels: Tensor | None, tea
     return teacher * loss + (1 - teacher) * entropy(given, smooth)
 
 
-def is_classifier(graph: TorchGraph) -> bool:
-    """Return True if a graph has one output of one score per class."""
-    return len(graph.outputs) == 1 and len(graph.shape(graph.outputs[0])) == 2
-
-
 def _log_probabilities(graph: TorchGraph, outputs: Tensor) -> Tensor:
     flat = outputs.reshape(len(outputs), -1)
     if graph.operations[-1].kind == "SOFTMAX":
         return (flat.clamp_min(_LEAST) / flat.clamp_min(_LEAST).sum(1, keepdim=True)).log()
     return functional.log_softmax(flat, 1)
-
-
-class _Batches:
-    """Random batches of examples; pictures are moved by up to `_SHIFT` pixels."""
-
-    def __init__(self, examples: Examples, batch: int, seed: int) -> None:
-        self._examples, self._batch = examples, min(batch, len(examples))
-        self._seed = seed
-
-    def draw(self, step: int) -> tuple[Tensor, Tensor | None]:
-        """Return inputs [batch, …] and labels of a step."""
-        random = np.random.default_rng([self._seed, step])
-        chosen = random.choice(len(self._examples), self._batch, replace=False)
-        inputs = torch.from_numpy(self._examples.batch(chosen))
-        if inputs.ndim == 4:
-            down, right = (int(shift) for shift in random.integers(0, 2 * _SHIFT + 1, 2))
-            inputs = _moved(inputs, down, right)
-        labels = self._examples.labels
-        return inputs, None if labels is None else torch.from_numpy(labels[chosen])
-
-
-def _moved(inputs: Tensor, down: int, right: int) -> Tensor:
-    """Return pictures that are moved by so many pixels less `_SHIFT`; what is missing is mirrored."""
-    height, width = inputs.shape[1:3]
-    padded = functional.pad(inputs.permute(0, 3, 1, 2), (_SHIFT,) * 4, mode="reflect")
-    return padded[:, :, down : down + height, right : right + width].permute(0, 2, 3, 1).contiguous()

@@ -12,7 +12,6 @@ as one that was not, on the same machine.
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from pathlib import Path
@@ -29,14 +28,14 @@ from torch.nn import functional
 
 from agent.errors import DivergedError, ModelError
 from agent.optimise.augment import Augmentation, Augmenter, Normalisation
-from agent.optimise.checkpoint import read_checkpoint, run_key, write_checkpoint
-from agent.optimise.factory import device_of, fastest_device, mixed_precision, run_module
-from agent.storage.files import remove
+from agent.optimise.checkpoint import Checkpoint, run_key
+from agent.optimise.graph.from_torch import first_line
 from agent.structs import from_json
 
 _NORMS = (nn.modules.batchnorm._BatchNorm, nn.LayerNorm, nn.GroupNorm)
 _LOOK_AHEAD_STEPS = 5
-_SAVE_EVERY_S = 10.0
+_AT_ONCE = 500
+"""Pictures that are run at once without training."""
 _ROUNDING = 1e-6
 
 Pictures = NDArray[Any]
@@ -86,14 +85,6 @@ class TrainingSettings(Struct, frozen=True, forbid_unknown_fields=True):
     normalisation: Normalisation = Normalisation()
     seed: int = 0
 
-    def __post_init__(self) -> None:
-        for name in ("epochs", "batch", "learning_rate", "norm_factor", "temperature"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name}: expected more than 0, got {getattr(self, name)}")
-        for name in ("momentum", "label_smoothing", "peak_at", "look_ahead"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"{name}: expected 0 to less than 1, got {getattr(self, name)}")
-
     def slower(self, factor: float) -> TrainingSettings:
         """Return settings of another learning rate, and the decay with it.
 
@@ -117,25 +108,11 @@ class TrainingEpoch(Struct, frozen=True):
         number: from 1.
         loss: mean of its steps.
         accuracy: on the test pictures, 0..1; None: there are none.
-        cpu_s: processor time since the run began, of all threads.
     """
 
     number: int
     loss: float
     accuracy: float | None
-    cpu_s: float
-
-
-class TrainingHistory(Struct, frozen=True):
-    """What happened in a run.
-
-    Attributes:
-        steps: of the whole run.
-        epochs: in order; the last may be a part of one.
-    """
-
-    steps: int
-    epochs: tuple[TrainingEpoch, ...]
 
 
 class TrainingStep(Struct, frozen=True):
@@ -182,8 +159,8 @@ def fit(
     after_backward: Hook | None = None,
     after_step: Hook | None = None,
     progress: Progress | None = None,
-) -> TrainingHistory:
-    """Train a module in place.
+) -> tuple[TrainingEpoch, ...]:
+    """Train a module in place, and return its epochs in order; the last may be a part of one.
 
     Args:
         module: takes float [batch, channels, height, width], normalised; gives float [batch, classes], or with an
@@ -208,30 +185,25 @@ def fit(
     """
     pictures, labels = np.ascontiguousarray(pictures), np.ascontiguousarray(labels, np.int64)
     module.to(fastest_device(), memory_format=torch.channels_last)
-    _check_data(pictures, labels, settings)
-    _check_module(module, pictures, labels, settings, classes=objective is None)
+    _check(module, pictures, labels, settings, classes=objective is None)
     run = _Run(module, pictures, labels, settings, objective or _cross_entropy(settings), batches)
-    if checkpoint is not None and not run.restore(checkpoint):
-        run.save(checkpoint)  # a disk that refuses it is found now and not in an hour
-    saved = time.monotonic()
+    kept = Checkpoint(checkpoint, lambda: run_key(module, pictures, labels, settings), run, run.device)
     while run.done < run.total:
         try:
             step = run.step(after_backward, after_step, test)
         except ModelError as error:
-            if checkpoint is not None and (isinstance(error, DivergedError) or not run.done):
-                remove(checkpoint)  # it would fail again, and stand in the way of other settings
+            if isinstance(error, DivergedError) or not run.done:
+                kept.remove()
             raise
-        if checkpoint is not None and (run.done == run.total or time.monotonic() - saved > _SAVE_EVERY_S):
-            run.save(checkpoint)
-            saved = time.monotonic()
+        kept.save_at_times(ends=run.done == run.total)
         if progress is not None:
             progress(step)
     module.eval()
-    return TrainingHistory(steps=run.total, epochs=tuple(run.epochs))
+    return tuple(run.epochs)
 
 
 def evaluate(
-    module: Any, pictures: Pictures, labels: Labels, normalisation: Normalisation | None = None, batch: int = 500
+    module: Any, pictures: Pictures, labels: Labels, normalisation: Normalisation | None = None
 ) -> float:
     """Return the share of pictures whose largest output is that of their label, 0..1.
 
@@ -240,9 +212,8 @@ def evaluate(
         pictures: see `Pictures`.
         labels: see `Labels`.
         normalisation: as in training; None: the default.
-        batch: pictures at once.
     """
-    outputs = predict(module, pictures, normalisation, batch)
+    outputs = predict(module, pictures, normalisation)
     return float((outputs.argmax(1) == torch.from_numpy(np.ascontiguousarray(labels))).float().mean())
 
 
@@ -250,7 +221,6 @@ def predict(
     module: Any,
     pictures: Pictures,
     normalisation: Normalisation | None = None,
-    batch: int = 500,
     *,
     exact: bool = False,
 ) -> Any:
@@ -262,7 +232,6 @@ def predict(
         module: see `fit`; it is left in evaluation mode.
         pictures: see `Pictures`.
         normalisation: as in training; None: the default.
-        batch: pictures at once.
         exact: compute in float32, on every device.
     """
     normalisation = normalisation or Normalisation()
@@ -270,11 +239,48 @@ def predict(
     module.eval()
     outputs = []
     with torch.no_grad(), nullcontext() if exact else mixed_precision(device):
-        for start in range(0, len(pictures), batch):
-            raw = torch.from_numpy(np.ascontiguousarray(pictures[start : start + batch])).to(device)
+        for start in range(0, len(pictures), _AT_ONCE):
+            raw = torch.from_numpy(np.ascontiguousarray(pictures[start : start + _AT_ONCE])).to(device)
             found = run_module(module, normalisation.apply(raw))
             outputs.append(_last_tensor(module, found, len(raw)).float().cpu())
     return torch.cat(outputs)
+
+
+def run_module(module: Any, inputs: Any) -> Any:
+    """Run a module, and return its outputs.
+
+    Raises:
+        ModelError: it cannot be run.
+    """
+    try:
+        return module(inputs)
+    except (Exception, SystemExit) as error:  # the user's own code, which may raise anything
+        told = f"{type(error).__name__}: {first_line(error)}"
+        raise ModelError(f"{type(module).__name__} on {list(inputs.shape)}: {told}") from error
+
+
+def device_of(module: Any) -> Any:
+    """Return the device of a module's parameters; of one without any, the processor."""
+    return next((one.device for one in module.parameters()), torch.device("cpu"))
+
+
+def fastest_device() -> Any:
+    """Return the GPU where there is one, else the processor."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def mixed_precision(device: Any) -> Any:
+    """Return a context in which a module computes in bfloat16, if the device has instructions for it.
+
+    Where there are none (x86 without AVX-512 or AMX, a Cortex-A72), it computes in float32: bfloat16 would be
+    emulated, and a step of training would take ten times as long.
+    """
+    if device.type == "cpu":
+        is_there = torch.backends.mkldnn.is_available()
+        enabled = is_there and torch.ops.mkldnn._is_mkldnn_bf16_supported()  # what `torch.compile` goes by
+    else:
+        enabled = device.type != "cuda" or torch.cuda.is_bf16_supported(including_emulation=False)
+    return torch.autocast(device.type, torch.bfloat16, enabled=enabled)
 
 
 def _last_tensor(module: Any, found: Any, count: int) -> Any:
@@ -288,29 +294,17 @@ def _last_tensor(module: Any, found: Any, count: int) -> Any:
     )
 
 
-def _check_data(pictures: Pictures, labels: Labels, settings: TrainingSettings) -> None:
-    if pictures.ndim != 4 or pictures.dtype.name not in ("uint8", "float32"):
-        found = f"{pictures.dtype} {list(pictures.shape)}"
+def _check(module: Any, pictures: Pictures, labels: Labels, settings: TrainingSettings, *, classes: bool) -> None:
+    """Check that data and module fit each other."""
+    known = pictures.ndim == 4 and pictures.dtype.name in ("uint8", "float32")
+    if not known or len(pictures) != len(labels) or not len(labels) or labels.min() < 0:
         raise ModelError(
-            f"training pictures: expected uint8 or float32 [pictures, height, width, channels], got {found}"
+            "training data: expected uint8 or float32 [pictures, height, width, channels] and a class from 0 for "
+            f"each, got {pictures.dtype} {list(pictures.shape)} and {len(labels)} labels"
         )
-    if len(pictures) != len(labels) or not len(labels):
-        raise ModelError(f"training data: {len(pictures)} pictures and {len(labels)} labels")
-    if labels.min() < 0:
-        raise ModelError(f"training labels: {labels.min()} is no class: they count from 0")
     settings.augmentation.check(pictures.shape[1], pictures.shape[2])
     settings.normalisation.check(pictures.shape[3])
-
-
-def _check_module(
-    module: Any, pictures: Pictures, labels: Labels, settings: TrainingSettings, *, classes: bool
-) -> None:
-    try:
-        outputs = predict(module, pictures[:2], settings.normalisation)
-    except ModelError as error:
-        raise ModelError(
-            f"training pictures of {list(pictures.shape[1:])} do not fit the module: {error}"
-        ) from error
+    outputs = predict(module, pictures[:2], settings.normalisation)
     if classes and (outputs.ndim != 2 or labels.max() >= outputs.shape[1]):
         found = f"outputs of the module have the shape {list(outputs.shape[1:])}"
         raise ModelError(f"training labels: there is a class {labels.max()} (they count from 0), but {found}")
@@ -366,7 +360,6 @@ class _Run:
     ):
         self.module, self.settings, self.objective = module, settings, objective
         self.device = device_of(module)
-        self.key = run_key(module, pictures, labels, settings)
         self.data: Batches = batches or Augmenter(
             pictures, settings.augmentation, settings.normalisation, settings.seed, self.device
         )
@@ -376,12 +369,11 @@ class _Run:
         self.total = max(1, math.ceil(self.steps_per_epoch * settings.epochs - _ROUNDING))
         self.optimiser = _optimiser(module, settings)
         self.average = {name: one.clone() for name, one in self._averaged()}
-        self.done, self.losses, self.cpu_s = 0, 0.0, 0.0
+        self.done, self.losses = 0, 0.0
         self.epochs: list[TrainingEpoch] = []
         self.order = torch.empty(0, dtype=torch.int64)
 
     def step(self, after_backward: Hook | None, after_step: Hook | None, test: Test | None) -> TrainingStep:
-        begun = time.process_time()
         indices = self._indices()
         inputs = self.data.batch(indices, self.done // self.steps_per_epoch, self.done)
         loss = self._backward(inputs, self.labels[indices])
@@ -393,7 +385,6 @@ class _Run:
         if after_step is not None:
             after_step(self.module)
         self.losses += loss
-        self.cpu_s += time.process_time() - begun
         ends = self.done % self.steps_per_epoch == 0 or self.done == self.total
         return TrainingStep(self.done, self.total, loss, self._end_epoch(test) if ends else None)
 
@@ -440,13 +431,13 @@ class _Run:
         accuracy = (
             None if test is None else evaluate(self.module, *test, normalisation=self.settings.normalisation)
         )
-        epoch = TrainingEpoch(len(self.epochs) + 1, self.losses / steps, accuracy, round(self.cpu_s, 1))
+        epoch = TrainingEpoch(len(self.epochs) + 1, self.losses / steps, accuracy)
         self.epochs.append(epoch)
         self.losses = 0.0
         return epoch
 
-    def save(self, path: Path) -> None:
-        state = {
+    def state(self) -> dict[str, Any]:
+        return {
             "module": self.module.state_dict(),
             "optimiser": self.optimiser.state_dict(),
             "average": self.average,
@@ -454,21 +445,14 @@ class _Run:
             "random_gpu": torch.cuda.get_rng_state_all(),
             "done": self.done,
             "losses": self.losses,
-            "cpu_s": self.cpu_s,
             "epochs": msgspec.json.encode(self.epochs).decode(),
         }
-        write_checkpoint(path, self.key, state)
 
-    def restore(self, path: Path) -> bool:
-        """Go on from a checkpoint; return False if there is none."""
-        state = read_checkpoint(path, self.key, self.device)
-        if state is None:
-            return False
+    def load_state(self, state: dict[str, Any]) -> None:
         self.module.load_state_dict(state["module"])
         self.optimiser.load_state_dict(state["optimiser"])
         self.average = state["average"]
         torch.set_rng_state(state["random"].cpu())
         torch.cuda.set_rng_state_all([one.cpu() for one in state["random_gpu"]])
-        self.done, self.losses, self.cpu_s = state["done"], state["losses"], state["cpu_s"]
+        self.done, self.losses = state["done"], state["losses"]
         self.epochs = from_json(state["epochs"], list[TrainingEpoch])
-        return True

@@ -94,8 +94,6 @@ def tune_file(request: TuneRequest, progress: Progress, tell: Callable[[str], No
         CheckpointError: a checkpoint in `folder` belongs to another run.
     """
     file = read_recipe(request.recipe) if request.recipe else parse_recipe("", "")
-    if request.module:
-        replace(file, recipe=_channels(file.recipe)).check_prune()
     budget = parse_budget(text) if (text := request.budget or file.recipe.quantise.budget) else Budget()
     model = open_source(request.model, tell)
     if model.manifest.variants[0].after:
@@ -169,7 +167,7 @@ def _check_pruning(model: Model, seen: Examples, file: RecipeFile, request: Tune
     from agent.optimise.pruning.file import check_pruning
 
     module = load_factory(request.module, request.weights)
-    check_pruning(model, module, seen, replace(file, recipe=_channels(file.recipe)))
+    check_pruning(model, module, seen, _channels(file.recipe))
 
 
 def _channels(recipe: Recipe) -> Recipe:
@@ -314,7 +312,7 @@ def prune_step(model: Model, seen: Examples, recipe: Recipe, request: TuneReques
             seen,
             _channels(recipe),
             folder=request.folder,
-            progress=lambda at: progress(f"pruning: {at.share * 100:.0f} %"),
+            progress=progress,
         )
         notes = pruned.report.steps[-1].notes[:1]
         if state.derive is None:

@@ -58,7 +58,7 @@ def train_part(
 
 def _show(step: TrainingStep) -> None:
     if step.epoch is not None and step.epoch.number % 10 == 0:
-        print(f"epoch {step.epoch.number}, loss {step.epoch.loss:.3f}, {step.epoch.cpu_s:.0f} s", flush=True)
+        print(f"epoch {step.epoch.number}, loss {step.epoch.loss:.3f}", flush=True)
 
 
 def main() -> int:

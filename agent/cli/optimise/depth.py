@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 from msgspec.structs import replace
@@ -19,7 +19,6 @@ from agent.optimise.source import open_source
 
 if TYPE_CHECKING:
     from agent.optimise.calibrate import CalibrationResult
-    from agent.optimise.depth.training import ExitProgress
 
 
 def _tensor_names(_context: click.Context, option: click.Parameter, text: str | None) -> tuple[str, ...]:
@@ -83,15 +82,14 @@ def depth(
     }
 
     def make(folder: Path) -> MadeModel:
-        from agent.optimise.depth.exits import backbone
         from agent.optimise.depth.file import cascade_parts, make_cascade
+        from agent.optimise.depth.stages import backbone
 
         source = open_source(model, tell)
         backbone(source.content)  # that it cannot have exits is told before the examples are read
         parts = cascade_parts(read_for_training(source, data, recipe, stated, limit), stated)
-        found = make_cascade(
-            source, parts, stated, folder=folder, command=command_line(), progress=_deepening, tell=tell
-        )
+        options: dict[str, Any] = {"command": command_line(), "progress": show_progress, "tell": tell}
+        found = make_cascade(source, parts, stated, folder=folder, **options)
         others = {".png": _calibration_png(found.calibration), ".report.md": markdown(found.report).encode()}
         return MadeModel(found.content, found.report, others, found.keys)
 
@@ -117,12 +115,3 @@ def _calibration_png(result: CalibrationResult) -> bytes:
     axes.grid(alpha=0.3)
     axes.legend()
     return as_png(figure)
-
-
-def _deepening(state: ExitProgress) -> None:
-    loss = "" if state.loss is None else f", loss {state.loss:.3f}"
-    if state.accuracy:
-        shares = ", ".join(f"{one:.1%}" for one in state.accuracy)
-        tell(f"{state.what}: accuracy of the exits {shares} of the examples for the thresholds{loss}")
-    else:
-        show_progress(f"{state.what} {int(state.share * 100)} %{loss}")

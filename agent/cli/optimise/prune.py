@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 import click
 
@@ -24,9 +24,6 @@ from agent.cli.optimise.work import MadeModel, StepJob, run_step
 from agent.cli.output import show_progress, tell
 from agent.optimise.inputs import inputs_of
 from agent.optimise.source import open_source
-
-if TYPE_CHECKING:
-    from agent.optimise.pruning.file import PruningState
 
 
 @click.command()
@@ -65,23 +62,16 @@ def prune(
 
     def make(folder: Path) -> MadeModel:
         from agent.optimise.factory import load_factory
-        from agent.optimise.pruning.file import check_pruning, prune_model
+        from agent.optimise.pruning.file import prune_model
 
         source = open_source(model, tell)
-        examples = read_for_training(source, data, recipe, file.recipe, limit)
+        examples = read_for_training(source, data, recipe, stated, limit)
         net = load_factory(module, weights)
-        check_pruning(source, net, examples, file)
-        found = prune_model(
-            source, net, examples, file.recipe, folder=folder, command=command_line(), progress=_pruning
-        )
+        options: dict[str, Any] = {"folder": folder, "command": command_line(), "progress": show_progress}
+        found = prune_model(source, net, examples, stated, **options)
         return MadeModel(found.content, found.report, keys=found.keys)
 
     inputs = inputs_of(data=data, recipe=recipe, module=module, weights=weights)
-    file = recipe_of(recipe)
-    file.check_prune()
+    stated = recipe_of(recipe).recipe
     checkpoints = ("rounds.checkpoint", "anneal.checkpoint")
     run_step(StepJob(out, model, inputs, (), checkpoints, force, as_json), make)
-
-
-def _pruning(state: PruningState) -> None:
-    show_progress(f"pruning {int(state.share * 100)} %, loss {state.loss:.3f}")

@@ -10,7 +10,6 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager
 from functools import partial
-from typing import Any
 
 import numpy as np
 from msgspec import Struct
@@ -20,6 +19,7 @@ from agent.compute.cascade import EarlyExitModel
 from agent.compute.infer.backends import open_session
 from agent.compute.infer.session import CPU, Session, SessionOptions
 from agent.compute.manifest import Manifest, Model
+from agent.compute.tflite.model import TensorSpec
 from agent.config import StreamConfig
 from agent.errors import ModelError
 from agent.models.library import prefixed_errors
@@ -109,7 +109,7 @@ def exit_scores(
     return ExitScores(logits, examples.labels)
 
 
-def _fill(examples: Examples, index: int, spec: Any, tensor: Array) -> None:
+def _fill(examples: Examples, index: int, spec: TensorSpec, tensor: Array) -> None:
     examples.fill(index, spec, tensor)
 
 

@@ -14,20 +14,29 @@ from msgspec.structs import replace
 
 from agent.compute.manifest import Manifest, Model, Variant
 from agent.errors import ModelError
-from agent.optimise.calibrate import CalibrationResult, evaluate
+from agent.optimise.calibrate import CalibrationResult
 from agent.optimise.data import Examples
 from agent.optimise.depth.calibration import (
     FEWEST,
+    ExitScores,
     costs_of,
     exit_scores,
     learn,
     on_others,
     time_exits_ms,
 )
-from agent.optimise.depth.exits import add_exits, backbone, choose_exits
 from agent.optimise.depth.network import ExitNetwork
-from agent.optimise.depth.stages import Cut, Stage, split, stage_multiply_adds, weighted_layers
-from agent.optimise.depth.training import Data, ExitProgress, ExitSettings, Progress, train_exits
+from agent.optimise.depth.stages import (
+    Cut,
+    Stage,
+    add_exits,
+    backbone,
+    choose_exits,
+    split,
+    stage_multiply_adds,
+    weighted_layers,
+)
+from agent.optimise.depth.training import Data, Progress, train_exits
 from agent.optimise.evaluate import doubt_guesses, score, wilson
 from agent.optimise.pruning.file import preparation_of, training_inputs, training_settings
 from agent.optimise.recipe import Recipe
@@ -45,8 +54,6 @@ _MORE = (
     "the cascade loses more than the {:g} percentage points that it may; on the examples that taught its "
     "thresholds it does not: give more of them, or allow less"
 )
-_SAVES = 0.9
-"""Share of the multiply-adds above which a cascade is told not to pay."""
 
 
 class CascadeParts(NamedTuple):
@@ -99,8 +106,8 @@ def make_cascade(
         recipe: its sections `[depth]` and `[train]` count.
         folder: for checkpoints; None: none are written.
         command: for the report.
-        progress: called after each step.
-        tell: called with a line on the places of the exits.
+        progress: told after each step.
+        tell: told the places of the exits, and their accuracy.
 
     Raises:
         ModelError: the model or the examples cannot be used, or there is no place for an exit.
@@ -115,18 +122,23 @@ def make_cascade(
     for number, place in enumerate(places, 1):
         tell(f"exit{number} behind {place.name!r}, {place.share:.0%} of the multiply-adds")
     whole, stages = add_exits(base, places, grid=recipe.depth.grid)
-    network = ExitNetwork(whole, stages)
-    settings = ExitSettings(recipe.depth.epochs, recipe.depth.taught, recipe.depth.loss)
+    network = ExitNetwork(whole)
     seen, preparation = parts.training, preparation_of(model, parts.training)
     training = training_settings(recipe, preparation, seen.shape, len(seen), pictures=seen.are_pixels)
     data, test = (_data(one, model) for one in parts[:2])
-    found = train_exits(network, data, test, settings, training, folder=folder, progress=progress)
-    remarks = (*doubts, _ALONE) if settings.epochs and not found.is_joint else doubts
+    options: dict[str, Any] = {"folder": folder, "progress": progress, "tell": tell}
+    found = train_exits(network, data, test, recipe.depth, training, **options)
     content = split(found.content, stages)
     manifest = _manifest(model.manifest, content, stages, places, base)
-    made = _calibrated(model, content, manifest, parts, recipe, command, progress)
-    learned = learned_sample(parts.training, model)
-    return replace(made, report=replace(made.report, remarks=(*made.report.remarks, *remarks), learned=learned))
+    manifest, result = _calibrated(content, manifest, parts, recipe.depth.loss, progress)
+    report = _report(model, content, manifest, parts.measured, result, command)
+    remarks = [*report.remarks, *doubts]
+    if result.lost > recipe.depth.loss + 1e-9:
+        remarks.insert(0, _MORE.format(100 * recipe.depth.loss))
+    if recipe.depth.epochs and not found.is_joint:
+        remarks.append(_ALONE)
+    report = replace(report, remarks=tuple(remarks), learned=learned_sample(seen, model))
+    return CascadeFile(content, manifest, _keys(model, manifest), report, result)
 
 
 def cascade_parts(examples: Examples, recipe: Recipe) -> CascadeParts:
@@ -174,33 +186,22 @@ def _manifest(
 
 
 def _calibrated(
-    model: Model,
-    content: bytes,
-    manifest: Manifest,
-    parts: CascadeParts,
-    recipe: Recipe,
-    command: str,
-    progress: Progress,
-) -> CascadeFile:
+    content: bytes, manifest: Manifest, parts: CascadeParts, loss: float, progress: Progress
+) -> tuple[Manifest, CalibrationResult]:
+    """Return the manifest with thresholds, and figures on the examples that decide nothing."""
+
+    def scores(examples: Examples, what: str) -> ExitScores:
+        def show(done: int) -> None:
+            progress(f"running all exits, {what}: {done / len(examples):.0%}")
+
+        return exit_scores(content, manifest, examples, show)
+
     costs = costs_of(manifest)
-    tuned, measured = (
-        exit_scores(content, manifest, one, _share(progress, f"running all exits, part {number} of 2", len(one)))
-        for number, one in enumerate(parts[1:], 1)
-    )
-    learned = learn(tuned, costs, recipe.depth.loss)
-    checked, full = evaluate(measured.logits, measured.labels, costs, learned)
+    tuned, measured = scores(parts.thresholds, "part 1 of 2"), scores(parts.measured, "part 2 of 2")
+    found = on_others(learn(tuned, costs, loss), measured, costs)
     names = tuple(one.name for one in reversed(manifest.variants))
-    result = CalibrationResult(names, costs, learned, checked, full, len(parts.thresholds))
-    manifest = with_thresholds(manifest, result)
-    shown = replace(result, learned=on_others(learned, measured, costs))
-    report = _report(model, content, manifest, parts.measured, shown, command)
-    if shown.lost > recipe.depth.loss + 1e-9:
-        report = replace(report, remarks=(_MORE.format(100 * recipe.depth.loss), *report.remarks))
-    return CascadeFile(content, manifest, _keys(model, manifest), report, shown)
-
-
-def _share(progress: Progress, what: str, count: int) -> Callable[[int], None]:
-    return lambda done: progress(ExitProgress(what, done / count))
+    result = CalibrationResult(names, costs, found, found.chosen, found.full, len(parts.thresholds))
+    return with_thresholds(manifest, result), result
 
 
 def with_thresholds(manifest: Manifest, result: CalibrationResult) -> Manifest:
@@ -303,10 +304,5 @@ def _remarks(before: float, result: CalibrationResult, time: float) -> Iterator[
             f"the cascade is not faster here: {time:.2f} of the time of its deepest exit alone; on a small model "
             "starting each exit costs more than it saves"
         )
-    for name, share in zip(result.variants, chosen.used, strict=True):
-        if not share:
-            yield f"{name} answered none of the examples"
     if (moved := before - result.learned.full) > 0:
         yield f"the deepest exit loses {100 * moved:.2f} percentage points against the model before"
-    if chosen.cost > _SAVES:
-        yield "the early exits are seldom sure: train longer (`epochs`), choose deeper exits, or allow more loss"

@@ -7,7 +7,6 @@ again, which changes no answer, and `emit` makes it part of the weights.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,7 +14,6 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from agent.optimise.depth.stages import Stage
 from agent.optimise.graph.objects import dump, load
 from agent.optimise.graph.operations import Key, WeightedLayer
 from agent.optimise.graph.torch_graph import GraphOverrides, TorchGraph
@@ -67,8 +65,8 @@ class ExitNetwork(nn.Module):
         heads: of the early exits, shallow first.
     """
 
-    def __init__(self, content: bytes, stages: Sequence[Stage]) -> None:
-        """Read a file of `agent.optimise.depth.exits.add_exits`.
+    def __init__(self, content: bytes) -> None:
+        """Read a file of `agent.optimise.depth.stages.add_exits`.
 
         Raises:
             ModelError: an operation cannot be trained.
@@ -76,53 +74,35 @@ class ExitNetwork(nn.Module):
         super().__init__()
         self._model = load(content)
         self.graph = TorchGraph(self._model)
-        scores = self.graph.outputs[
-            : 2 * len(stages) - 1 : 2
-        ]  # behind the scores of each exit is its hidden tensor
+        scores = self.graph.outputs[::2]  # behind those of each exit but the last is its hidden tensor
         layers = {layer.operation.outputs[0]: layer for layer in self.graph.layers}
         self._layers: list[WeightedLayer] = [layers[index] for index in scores[:-1]]
         self.heads = nn.ModuleList(Dense(*reversed(layer.shape)) for layer in self._layers)
-        self._dense = nn.ModuleDict()
-        self._norms = nn.ModuleDict()
-        for layer in self._layers:
-            self._fix(layer.key)
+        self._dense, self._norms = nn.ModuleList(), nn.ModuleList()
+        keys = [layer.key for layer in self._layers]
+        self._own: dict[Key, Dense] = dict(zip(keys, self.heads, strict=True))
+        self._norm_of: dict[Key, Any] = {}
+        for key in keys:
+            self._fix(key)
 
     def _fix(self, key: Key) -> None:
         """Train something in place of parameters of the graph."""
         for buffer in key:
             if buffer:
-                self._parameter(buffer).requires_grad_(False)
-
-    def _parameter(self, buffer: int) -> Tensor:
-        return self.graph.parameters_by_buffer[str(buffer)]
-
-    def _own(self) -> Iterable[tuple[Key, Dense]]:
-        """Return all fully connected layers that are trained in place of those of the graph."""
-        yield from zip((layer.key for layer in self._layers), self.heads, strict=True)
-        yield from (
-            (layer.key, self._dense[_named(layer)]) for layer in self.graph.layers if self._has_dense(layer)
-        )
-
-    def _has_dense(self, layer: WeightedLayer) -> bool:
-        return _named(layer) in self._dense
+                self.graph.parameters_by_buffer[str(buffer)].requires_grad_(False)
 
     def forward(self, inputs: Tensor) -> list[Tensor]:
         """Return the logits of all exits, float [batch, classes] each."""
-        own = dict(self._own())
 
         def layer(layer: WeightedLayer, taken: Tensor, result: Tensor) -> Tensor:
-            if layer.key in own:
-                return own[layer.key](taken.reshape(*result.shape[:-1], -1))
-            return self._normalised(layer, result)
+            if layer.key in self._own:
+                return self._own[layer.key](taken.reshape(*result.shape[:-1], -1))
+            if layer.key in self._norm_of:
+                return self._norm_of[layer.key](result.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+            return result
 
         outputs = self.graph(inputs.permute(0, 2, 3, 1), overrides=GraphOverrides(layer=layer))
         return [outputs[at].flatten(1) for at in range(0, len(outputs), 2)]
-
-    def _normalised(self, layer: WeightedLayer, result: Tensor) -> Tensor:
-        name = _named(layer)
-        if name not in self._norms:
-            return result
-        return self._norms[name](result.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
 
     def features(self, inputs: Tensor) -> tuple[list[Tensor], Tensor]:
         """Return what each head takes, float [batch, features], and the logits of the last exit."""
@@ -158,7 +138,7 @@ class ExitNetwork(nn.Module):
         with torch.no_grad():
             self.graph(inputs.permute(0, 2, 3, 1), overrides=GraphOverrides(layer=measure))
             for layer in self.graph.layers:
-                if _named(layer) in self._norms:
+                if layer.key in self._norm_of:
                     self._even(layer)
 
     def _add_dense(self, layer: WeightedLayer, taken: Tensor, _: Tensor) -> None:
@@ -167,7 +147,8 @@ class ExitNetwork(nn.Module):
         dense.weight.copy_(self.graph.weights(layer))
         dense.bias.copy_(self.graph.bias(layer))
         dense.set_features(flat.mean(0), flat.std(0, unbiased=False))
-        self._dense[_named(layer)] = dense
+        self._dense.append(dense)
+        self._own[layer.key] = dense
         self._fix(layer.key)
 
     def _add_norm(self, layer: WeightedLayer, _: Tensor, result: Tensor) -> None:
@@ -179,11 +160,12 @@ class ExitNetwork(nn.Module):
         norm.running_var.copy_(flat.var(0, unbiased=False))
         norm.weight.copy_((norm.running_var + norm.eps).sqrt())
         norm.bias.copy_(flat.mean(0))
-        self._norms[_named(layer)] = norm
+        self._norms.append(norm)
+        self._norm_of[layer.key] = norm
 
     def _even(self, layer: WeightedLayer) -> None:
         """Give the weights of each channel the size that those of new networks have; its norm undoes it."""
-        weights, norm, sizes = self.graph.weights(layer), self._norms[_named(layer)], _channels(layer)
+        weights, norm, sizes = self.graph.weights(layer), self._norm_of[layer.key], _channels(layer)
         fan_in = layer.size // layer.shape[layer.channel_axis]
         axes = [axis for axis, size in enumerate(sizes) if size == 1]
         factor = (2 / fan_in) ** 0.5 / weights.square().mean(axes).sqrt().clamp_min(_LEAST)
@@ -192,23 +174,16 @@ class ExitNetwork(nn.Module):
         norm.running_mean.mul_(factor)
         norm.running_var.mul_(factor**2)
         norm.weight.copy_(norm.weight * (norm.running_var + norm.eps).sqrt() / (deviation * factor))
-        bias = self._parameter(layer.bias)
-        bias.zero_()
-        bias.requires_grad_(False)
-
-    def freeze(self) -> None:
-        """Train the heads alone."""
-        for parameter in self.graph.parameters():
-            parameter.requires_grad_(False)
+        self.graph.parameters_by_buffer[str(layer.bias)].zero_().requires_grad_(False)
 
     def emit(self) -> bytes:
         """Return the float file with the weights as they are now."""
         with torch.no_grad():
             found = {name: one.detach().clone() for name, one in self.graph.parameters_by_buffer.items()}
-            for key, dense in self._own():
+            for key, dense in self._own.items():
                 found |= {str(buffer): values for buffer, values in zip(key, dense.folded(), strict=True)}
             for layer in self.graph.layers:
-                if _named(layer) in self._norms:
+                if layer.key in self._norm_of:
                     found |= self._folded(layer)
             for buffer, values in found.items():
                 numbers = values.cpu().contiguous().numpy().astype(np.float32)
@@ -217,15 +192,10 @@ class ExitNetwork(nn.Module):
 
     def _folded(self, layer: WeightedLayer) -> dict[str, Tensor]:
         """Return weights and bias of a layer with its norm."""
-        norm = self._norms[_named(layer)]
+        norm = self._norm_of[layer.key]
         factor = norm.weight / (norm.running_var + norm.eps).sqrt()
         weights = self.graph.weights(layer) * factor.reshape(_channels(layer))
         return {str(layer.weights): weights, str(layer.bias): norm.bias - norm.running_mean * factor}
-
-
-def _named(layer: WeightedLayer) -> str:
-    """Return the name of a layer's module: names of tensors may have dots."""
-    return f"{layer.weights}_{layer.bias}"
 
 
 def _channels(layer: WeightedLayer) -> list[int]:

@@ -1,12 +1,9 @@
-"""Cuts a graph with several exits into chained signatures, of which each continues where the last one ended.
+"""Gives a classifier early exits, and cuts its graph into chained signatures, each behind the one before it.
 
-An exit is a tensor of scores. A cut is a tensor from which everything behind it is computed. `split` and `join`
-move operations only: no number changes, and weights stay stored once.
-
-Finds the tensors at which a graph can be cut in two, and counts multiply-adds.
-
-A tensor is a cut if every path from the input to the answer passes it: a dominator of the answer. What lies
-behind it then needs nothing else that lies before it.
+An exit is a tensor of scores: a mean over each cell of a grid, and a fully connected layer. A cut is a tensor
+that every path from the input to the answer passes: a dominator of the answer. What lies behind it then needs
+nothing else that lies before it. `split` and `join` move operations only: no number changes, and weights stay
+stored once.
 """
 
 from __future__ import annotations
@@ -17,12 +14,24 @@ from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
 from typing import Any, NamedTuple
 
-from agent.compute.manifest import HIDDEN, Variant
-from agent.errors import ModelError
-from agent.optimise.graph.objects import Graph, compact, dump, input_names, load, make_signature, text
-from agent.optimise.graph.operations import KINDS
+import numpy as np
+from ai_edge_litert import schema_py_generated as schema
 
-_WEIGHTED = ("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED", "TRANSPOSE_CONV")
+from agent.compute.manifest import HIDDEN, Variant
+from agent.compute.tflite.model import multiply_adds, multiply_adds_of
+from agent.compute.tflite.read import read_modelfile
+from agent.errors import ModelError
+from agent.optimise.graph.additions import Additions, pool_options
+from agent.optimise.graph.objects import Graph, compact, dump, input_names, load, make_signature, text
+from agent.optimise.graph.operations import KINDS, WEIGHTED
+from agent.optimise.quantise import float_file
+
+_SHOWN = 12
+_OPERATORS = schema.BuiltinOperator
+_APART = math.log(1.2)
+"""Least distance of two exits, unless there are not enough places: the logarithm of the ratio of their costs."""
+_LARGEST_HEAD = 0.5
+"""Multiply-adds of a head, as a share of those that an exit there can save."""
 
 
 class Cut(NamedTuple):
@@ -43,15 +52,18 @@ class Cut(NamedTuple):
     share: float
 
 
-def cuts(graph: Graph) -> list[Cut]:
+def cuts(content: bytes) -> list[Cut]:
     """Return the tensors between input and output that every path passes, in the order of execution.
 
     Each has axes besides batch and channels, so that a head can average over them.
 
     Args:
-        graph: of one input, whose last output is the model's answer.
+        content: of a `.tflite` file of one graph with one input, whose last output is the model's answer.
     """
-    costs = {id(one): multiply_adds(graph, one) for one in graph.operators}
+    model, same = load(content), read_modelfile(content).graph("")
+    graph = Graph(model, model.subgraphs[0])
+    pairs = zip(graph.operators, same.operations, strict=True)
+    costs = {id(one): multiply_adds_of(same, operation) for one, operation in pairs}
     whole = sum(costs.values())
     found = []
     for index in _passed(graph):
@@ -84,22 +96,6 @@ def operations_before(graph: Graph, tensors: Iterable[int], entry: int = -1) -> 
     return found[::-1]
 
 
-def multiply_adds(graph: Graph, operator: Any) -> int:
-    """Return the multiply-adds of one operation: those of kernels and matrices, and elementwise products."""
-    kind, size = KINDS.get(graph.kind(operator), "?"), math.prod(graph.shape(operator.outputs[0]))
-    if kind in ("CONV_2D", "FULLY_CONNECTED"):
-        return size * math.prod(graph.shape(operator.inputs[1])[1:])
-    if kind == "DEPTHWISE_CONV_2D":
-        return size * math.prod(graph.shape(operator.inputs[1])[1:3])
-    if kind == "TRANSPOSE_CONV":
-        weights = graph.shape(operator.inputs[1])
-        return math.prod(graph.shape(operator.inputs[2])) * math.prod(weights[:3])
-    if kind == "BATCH_MATMUL":
-        left = graph.shape(operator.inputs[0])
-        return size * left[-2 if operator.builtinOptions.adjX else -1]
-    return size if kind == "MUL" else 0
-
-
 def weighted_layers(content: bytes, tensors: Sequence[str]) -> list[int]:
     """Return the number of layers with weights up to each of some tensors, and of all."""
     model = load(content)
@@ -107,7 +103,7 @@ def weighted_layers(content: bytes, tensors: Sequence[str]) -> list[int]:
     known = {graph.name(index): index for one in graph.operators for index in one.outputs}
     ends = [*(known[name] for name in tensors), graph.outputs[-1]]
     return [
-        sum(KINDS.get(graph.kind(one)) in _WEIGHTED for one in operations_before(graph, [end])) for end in ends
+        sum(KINDS.get(graph.kind(one)) in WEIGHTED for one in operations_before(graph, [end])) for end in ends
     ]
 
 
@@ -115,7 +111,6 @@ SCORES = "logits"
 """Name of the scores in the signatures of all exits."""
 WHOLE = "serving_default"
 """Signature of a graph that is not cut."""
-_SHOWN = 8
 
 
 class Stage(NamedTuple):
@@ -148,8 +143,6 @@ def split(content: bytes, stages: Sequence[Stage]) -> bytes:
     if len(model.subgraphs) != 1 or len(model.subgraphs[0].inputs) != 1:
         found = f"{len(model.subgraphs)} graphs, and {len(model.subgraphs[0].inputs)} inputs in the first"
         raise ModelError(f"the model has {found}: only one graph with one input can be cut into exits")
-    if not stages or any(not one.hidden for one in stages[:-1]) or stages[-1].hidden:
-        raise ModelError("every exit but the last needs the name of the tensor from which the next one continues")
     whole, names = Graph(model, model.subgraphs[0]), _outputs(model)
     entry, made, signatures = whole.inputs[0], [], []
     for number, stage in enumerate(stages):
@@ -180,31 +173,59 @@ def join(content: bytes, signatures: Sequence[str]) -> tuple[bytes, tuple[Stage,
     """
     model = load(content)
     known = {text(one.signatureKey): one for one in model.signatureDefs or ()}
-    joined, hidden, stages, outputs = _Joined(), -1, [], dict[str, int]()
-    for number, name in enumerate(signatures):
+    tensors, operators, stages, outputs = list[Any](), list[Any](), list[Stage](), dict[str, int]()
+    names, entry = set[str](), -1
+    for number, name in enumerate(signatures, 1):
         if name not in known:
             raise ModelError(f"the model has no signature {name!r}; it has: {', '.join(known) or 'none'}")
         part = model.subgraphs[known[name].subgraphIndex]
-        if (number and hidden < 0) or len(part.inputs) != 1:
-            raise ModelError(
-                f"signature {name!r} does not continue an output called {HIDDEN!r} of the one before it"
-            )
-        places = joined.add(part, hidden if number else None)
+        places = {-1: -1}
+        if stages:
+            if entry < 0 or len(part.inputs) != 1 or not _alike(tensors[entry], part.tensors[part.inputs[0]]):
+                raise ModelError(
+                    f"signature {name!r} does not continue the output {HIDDEN!r} of the one before it"
+                )
+            places[part.inputs[0]] = entry
+        for index, tensor in enumerate(part.tensors):
+            if index not in places:
+                places[index] = len(tensors)
+                tensors.append(_renamed(tensor, names))
+        for operator in part.operators:
+            operators.append(copy.copy(operator))
+            operators[-1].inputs = [places[index] for index in operator.inputs]
+            operators[-1].outputs = [places[index] for index in operator.outputs]
         ends = {text(one.name): places[int(one.tensorIndex)] for one in known[name].outputs}
-        hidden = ends.pop(HIDDEN, -1)
+        entry = ends.pop(HIDDEN, -1)
         if len(ends) != 1:
             raise ModelError(f"signature {name!r} has {len(ends)} outputs besides {HIDDEN!r}: one can be an exit")
-        last = number + 1 == len(signatures)
-        stages.append(Stage(name, f"{SCORES}{number + 1}", "" if last else f"{HIDDEN}{number + 1}"))
+        last = number == len(signatures)
+        stages.append(Stage(name, f"{SCORES}{number}", "" if last else f"{HIDDEN}{number}"))
         outputs[stages[-1].scores] = next(iter(ends.values()))
         if not last:
-            outputs[stages[-1].hidden] = hidden
+            outputs[stages[-1].hidden] = entry
     first = known[signatures[0]]
-    model.subgraphs = [joined.graph(list(outputs.values()))]
-    entry = {text(first.inputs[0].name): int(joined.inputs[0])}
-    model.signatureDefs = [make_signature(WHOLE, 0, entry, outputs)]
+    table = copy.copy(model.subgraphs[first.subgraphIndex])  # its tensors come first, in their places
+    table.tensors, table.operators, table.outputs = tensors, operators, list(outputs.values())
+    model.subgraphs = [table]
+    given = {text(first.inputs[0].name): int(first.inputs[0].tensorIndex)}
+    model.signatureDefs = [make_signature(WHOLE, 0, given, outputs)]
     compact(model)
     return dump(model), tuple(stages)
+
+
+def _alike(given: Any, taken: Any) -> bool:
+    """Return True if one tensor can go on as another."""
+    return given.type == taken.type and list(map(int, given.shape)) == list(map(int, taken.shape))
+
+
+def _renamed(tensor: Any, known: set[str]) -> Any:
+    """Return a copy whose name is not yet known, since ranges are found by name."""
+    added, name = copy.copy(tensor), text(tensor.name)
+    while name in known:
+        name += "_"
+    known.add(name)
+    added.name = name
+    return added
 
 
 def deepest(content: bytes) -> bytes:
@@ -243,7 +264,8 @@ def _find(graph: Graph, outputs: Mapping[str, int], name: str) -> int:
 def _part(whole: Graph, entry: int, ends: Sequence[int], name: str) -> Any:
     """Return the graph that computes some tensors from one."""
     operators = operations_before(whole, ends, entry)
-    _check_cut(whole, entry, operators, name)
+    if any(index in whole.inputs and index != entry for one in operators for index in one.inputs):
+        raise ModelError(f"{whole.name(entry)!r} is no cut: {name} needs what is computed before it, too")
     part = copy.copy(whole.table)
     part.name, part.tensors = name, [copy.deepcopy(tensor) for tensor in whole.table.tensors]
     part.operators = [copy.deepcopy(operator) for operator in operators]
@@ -251,73 +273,143 @@ def _part(whole: Graph, entry: int, ends: Sequence[int], name: str) -> Any:
     return part
 
 
-def _check_cut(whole: Graph, entry: int, operators: Sequence[Any], name: str) -> None:
-    """Check that operations read nothing that was computed before the tensor from which they begin."""
-    before = [] if entry in whole.inputs else operations_before(whole, [entry])
-    earlier = {*whole.inputs, *(index for one in before for index in one.outputs)} - {entry}
-    own = [one for one in operators if not any(one is other for other in before)]
-    needed = dict.fromkeys(index for one in own for index in one.inputs if index in earlier)
-    if len(own) < len(operators) or (needed and before):
-        names = ", ".join(repr(whole.name(index)) for index in list(needed)[:_SHOWN])
-        raise ModelError(f"{whole.name(entry)!r} is no cut: {name} needs {names}, too")
-
-
-class _Joined:
-    """A graph that is put together from parts."""
-
-    def __init__(self) -> None:
-        self.inputs: list[int] = []
-        self._table: Any = None
-        self._tensors: list[Any] = []
-        self._operators: list[Any] = []
-        self._names: set[str] = set()
-
-    def add(self, part: Any, entry: int | None) -> dict[int, int]:
-        """Add a part that continues tensor `entry`; None: it is the first. Return the places of its tensors."""
-        places = {-1: -1}
-        for index, tensor in enumerate(part.tensors):
-            if entry is not None and index == part.inputs[0]:
-                self._check(self._tensors[entry], tensor)
-                places[index] = entry
-                continue
-            places[index] = len(self._tensors)
-            self._tensors.append(self._named(tensor))
-        for operator in part.operators:
-            added = copy.copy(operator)
-            added.inputs = [places[index] for index in operator.inputs]
-            added.outputs = [places[index] for index in operator.outputs]
-            self._operators.append(added)
-        if entry is None:
-            self._table, self.inputs = copy.copy(part), [places[part.inputs[0]]]
-        return places
-
-    def graph(self, outputs: list[int]) -> Any:
-        """Return the whole graph."""
-        self._table.tensors, self._table.operators = self._tensors, self._operators
-        self._table.inputs, self._table.outputs = self.inputs, outputs
-        return self._table
-
-    def _named(self, tensor: Any) -> Any:
-        """Return a copy whose name no other tensor has, since ranges are found by name."""
-        added = copy.copy(tensor)
-        name = text(tensor.name)
-        while name in self._names:
-            name += "_"
-        self._names.add(name)
-        added.name = name
-        return added
-
-    def _check(self, given: Any, taken: Any) -> None:
-        (shape, kind), (wanted, other) = ((list(map(int, one.shape)), one.type) for one in (given, taken))
-        if (shape, kind) != (wanted, other):
-            raise ModelError(f"{text(taken.name)!r} is {wanted}, but what it continues is {shape}")
-
-
 def stage_multiply_adds(content: bytes) -> dict[str, int]:
-    """Return the multiply-adds of each signature of a file by itself."""
+    """Return the multiply-adds of each signature of a file by itself: those of kernels and matrices."""
+    file = read_modelfile(content)
+    return {one.name: multiply_adds(file, one.name) for one in file.signatures}
+
+
+def backbone(content: bytes) -> bytes:
+    """Return the float file of a classifier without the softmax at its end.
+
+    Raises:
+        ModelError: it is quantised, is no classifier of one graph, one input and one output, or scores each class
+            by itself.
+    """
+    model = load(float_file(content))
+    if len(model.subgraphs) != 1:
+        raise ModelError(
+            f"the model has {len(model.subgraphs)} graphs: give a model of one, which has no exits yet"
+        )
+    graph = Graph(model, model.subgraphs[0])
+    ends = len(graph.inputs), len(graph.outputs)
+    if ends != (1, 1):
+        raise ModelError(
+            "the model has {} inputs and {} outputs: exits need a classifier of one each".format(*ends)
+        )
+    shape, last = graph.shape(graph.outputs[0]), graph.producer(graph.outputs[0])
+    if math.prod(shape[:-1]) != 1 or len(shape) < 2 or last is None:
+        raise ModelError(f"output {graph.name(graph.outputs[0])!r} is {list(shape)}: expected [1, classes]")
+    if graph.kind(last) == _OPERATORS.LOGISTIC:
+        raise ModelError("the model scores each class by itself (LOGISTIC): exits need one class for each input")
+    if graph.kind(last) == _OPERATORS.SOFTMAX:
+        graph.replace_end(last.outputs[0], last.inputs[0])
+        graph.remove(last, last.inputs[0])
+    return dump(model)
+
+
+def choose_exits(content: bytes, exits: int, at: Sequence[str] = ()) -> list[Cut]:
+    """Return the places of the early exits, shallow first.
+
+    Args:
+        content: of `backbone`.
+        exits: number of exits with the last one, which is there already. The early ones lie near 1/2, 1/4, 1/8 …
+            of the multiply-adds.
+        at: names of the tensors instead.
+
+    Raises:
+        ModelError: there are fewer places, or a name is none of them; the message lists those that are.
+    """
     model = load(content)
-    return {
-        text(one.signatureKey): sum(multiply_adds(graph, operator) for operator in graph.operators)
-        for one in model.signatureDefs or ()
-        for graph in (Graph(model, model.subgraphs[one.subgraphIndex]),)
-    }
+    graph = Graph(model, model.subgraphs[0])
+    found = [one for one in cuts(content) if _saves(graph, one)]
+    if not found:
+        raise ModelError("the graph cannot be cut: no tensor of a picture lies on all paths to the answer")
+    best = _smallest(found)
+    for name in at:
+        if name not in {one.name for one in found}:
+            raise ModelError(f"{name!r} is no place for an exit; it can be cut at: {_listed(best)}")
+    if at:
+        return [one for one in found if one.name in at]
+    if exits - 1 > len(best):
+        raise ModelError(f"{exits} exits: the graph can be cut at {len(best)} places only: {_listed(best)}")
+    chosen: list[Cut] = []
+    for number in range(1, exits):
+        share = 0.5**number
+        free = [one for one in best if one not in chosen]
+        apart = [one for one in free if all(_distance(one.share, other.share) > _APART for other in chosen)]
+        chosen.append(min(apart or free, key=lambda one: _distance(one.share, share)))
+    return sorted(chosen, key=lambda one: one.multiply_adds)
+
+
+def _distance(share: float, other: float) -> float:
+    return abs(math.log(share / other))
+
+
+def _saves(graph: Graph, cut: Cut) -> bool:
+    """Return True if an exit there saves more than its head costs."""
+    head = cut.shape[-1] * graph.shape(graph.outputs[-1])[-1]
+    return head < _LARGEST_HEAD * cut.multiply_adds * (1 / cut.share - 1)
+
+
+def _smallest(found: Sequence[Cut]) -> list[Cut]:
+    """Return of those with the same multiply-adds the smallest tensor: it is copied to the next exit."""
+    best: dict[int, Cut] = {}
+    for one in found:
+        known = best.get(one.multiply_adds)
+        if known is None or math.prod(one.shape) < math.prod(known.shape):
+            best[one.multiply_adds] = one
+    return list(best.values())
+
+
+def _listed(found: Sequence[Cut]) -> str:
+    names = [f"{one.name} ({one.share:.0%})" for one in found]
+    more = f" … and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return ", ".join(names[:_SHOWN]) + more
+
+
+def add_exits(content: bytes, places: Sequence[Cut], *, grid: int = 1) -> tuple[bytes, tuple[Stage, ...]]:
+    """Add heads to a graph, whose weights are zero until they are trained.
+
+    Args:
+        content: of `backbone`.
+        places: from `choose_exits`.
+        grid: cells along each side of the picture whose means a head sees; fewer where the picture is smaller.
+
+    Returns:
+        The file with the outputs of all exits, and the stages that cut it.
+    """
+    model = load(content)
+    graph = Graph(model, model.subgraphs[0])
+    classes, last = graph.shape(graph.outputs[0])[-1], graph.outputs[0]
+    stages, outputs = [], dict[str, int]()
+    for number, place in enumerate(places, 1):
+        stages.append(Stage(f"exit{number}", f"{SCORES}{number}", f"{HIDDEN}{number}"))
+        outputs[stages[-1].scores] = _head(graph, place, number, classes, grid)
+        outputs[stages[-1].hidden] = place.tensor
+    stages.append(Stage(f"exit{len(places) + 1}", f"{SCORES}{len(places) + 1}"))
+    outputs[stages[-1].scores] = last
+    graph.table.outputs = list(outputs.values())
+    entry = {input_names(model, graph)[0]: graph.inputs[0]}
+    model.signatureDefs = [make_signature(WHOLE, 0, entry, outputs)]
+    return dump(model), tuple(stages)
+
+
+def _head(graph: Graph, place: Cut, number: int, classes: int, grid: int) -> int:
+    """Add the operations of an exit behind a tensor, and return the tensor of its scores."""
+    made, (batch, *sides, channels) = Additions(graph, place.tensor, f"exit{number}"), place.shape
+    cells = min(grid, *sides)
+    if cells > 1 and len(sides) == 2:  # cells overlap where their number is no divisor of the side
+        strides = sides[0] // cells, sides[1] // cells
+        size = sides[0] - (cells - 1) * strides[0], sides[1] - (cells - 1) * strides[1]
+        shape, options = [1, cells, cells, channels], pool_options(size, strides)
+        means = made.add("AVERAGE_POOL_2D", [place.tensor], shape, "means", options)
+        target = made.constant("shape", (1, math.prod(shape)))
+        means = made.add("RESHAPE", [means, target], [1, math.prod(shape)], "pooled")
+    else:
+        axes = made.constant("axes", tuple(range(1, len(place.shape) - 1)))
+        means = made.add("MEAN", [place.tensor, axes], [batch, channels], "mean")
+    features = graph.shape(means)[1]
+    weights = made.constant("weights", np.zeros((classes, features), np.float32))
+    bias = made.constant("bias", np.zeros(classes, np.float32))
+    return made.add("FULLY_CONNECTED", [means, weights, bias], [1, classes], "scores")

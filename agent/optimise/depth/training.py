@@ -24,8 +24,8 @@ from torch.nn import functional
 from agent.optimise.augment import Normalisation
 from agent.optimise.checkpoint import read_checkpoint, run_key, write_checkpoint
 from agent.optimise.depth.network import Dense, ExitNetwork
-from agent.optimise.factory import mixed_precision
-from agent.optimise.train import TrainingSettings, TrainingStep, fit
+from agent.optimise.recipe import DepthRecipe
+from agent.optimise.train import TrainingSettings, TrainingStep, fit, mixed_precision
 
 Tensor = Any
 TAUGHT = 0.5
@@ -39,7 +39,6 @@ def exit_loss(
     labels: Tensor,
     *,
     taught: float = TAUGHT,
-    temperature: float = TEMPERATURE,
     label_smoothing: float = 0.0,
 ) -> Tensor:
     """Return the sum of the losses of all exits.
@@ -49,15 +48,14 @@ def exit_loss(
             the labels alone.
         labels: classes, int64 [batch].
         taught: weight of the teacher, 0..1; the labels have the rest.
-        temperature: of teacher and pupils.
         label_smoothing: share of the labels that is spread over all classes.
     """
     *early, last = (one.float() for one in logits)
-    teacher = functional.softmax(last.detach() / temperature, dim=1)
+    teacher = functional.softmax(last.detach() / TEMPERATURE, dim=1)
     loss = functional.cross_entropy(last, labels, label_smoothing=label_smoothing)
     for own in early:
-        logs = functional.log_softmax(own / temperature, dim=1)
-        distance = functional.kl_div(logs, teacher, reduction="batchmean") * temperature**2
+        logs = functional.log_softmax(own / TEMPERATURE, dim=1)
+        distance = functional.kl_div(logs, teacher, reduction="batchmean") * TEMPERATURE**2
         right = functional.cross_entropy(own, labels, label_smoothing=label_smoothing)
         loss = loss + (1 - taught) * right + taught * distance
     return loss
@@ -81,36 +79,6 @@ _RIDGE, _MOST_RIDGE = 100.0, 0.05
 largest."""
 
 
-class ExitSettings(Struct, frozen=True):
-    """How exits are trained.
-
-    Attributes:
-        epochs: passes in which all exits are trained together; 0: the heads alone.
-        taught: weight of the last exit's answers against the labels, in the loss of the others.
-        loss: accuracy that the last exit may lose by the joint training, 0..1.
-    """
-
-    epochs: float = 2.0
-    taught: float = TAUGHT
-    loss: float = 0.005
-
-
-class ExitProgress(Struct, frozen=True):
-    """Position in a run.
-
-    Attributes:
-        what: is being done.
-        share: of it that is done, 0..1.
-        loss: of the last step of training; None: there is none yet.
-        accuracy: of every exit, on the pictures to measure on, shallow first; empty but at the end of an epoch.
-    """
-
-    what: str
-    share: float
-    loss: float | None = None
-    accuracy: tuple[float, ...] = ()
-
-
 class TrainedExits(Struct, frozen=True):
     """Result of `train_exits`.
 
@@ -124,8 +92,14 @@ class TrainedExits(Struct, frozen=True):
     is_joint: bool
     accuracy: tuple[float, ...]
 
+    @property
+    def told(self) -> str:
+        """The accuracies in words."""
+        shares = ", ".join(f"{one:.1%}" for one in self.accuracy)
+        return f"accuracy of the exits {shares} of the examples for the thresholds"
 
-Progress = Callable[[ExitProgress], None]
+
+Progress = Callable[[str], None]
 Data = tuple[NDArray[Any], NDArray[np.int64]]
 
 
@@ -133,11 +107,12 @@ def train_exits(
     network: ExitNetwork,
     data: Data,
     test: Data,
-    settings: ExitSettings,
+    recipe: DepthRecipe,
     training: TrainingSettings,
     *,
     folder: Path | None = None,
     progress: Progress = lambda _: None,
+    tell: Progress = lambda _: None,
 ) -> TrainedExits:
     """Train a network in place.
 
@@ -146,26 +121,30 @@ def train_exits(
     Args:
         network: its heads are fitted anew.
         data: pictures uint8, or values float32, [n, height, width, channels], and classes.
-        test: the same, to tell the accuracy of every exit after each epoch, and to decide.
-        settings: of the exits.
+        test: the same, to decide.
+        recipe: its `epochs` and `loss` count.
         training: of the joint training, with a part of its learning rate, see `_RATE`.
         folder: for checkpoints, from which an interrupted run goes on; None: none are written.
-        progress: called after each step.
+        progress: told after each step.
+        tell: told the accuracy of every exit.
 
     Raises:
         ModelError: the data does not fit, the loss is not finite, or a checkpoint belongs to another run.
         StorageError: a checkpoint cannot be read or written.
     """
-    training = replace(training.slower(_RATE), epochs=settings.epochs or 1.0, temperature=1.0)
-    fit_heads(network, data, settings, training, folder=folder, progress=progress)
-    told = _Told(network, test, training.normalisation, progress)
-    alone = TrainedExits(network.emit(), False, told.epoch("heads"))
-    if not settings.epochs:
+    training = replace(training.slower(_RATE), epochs=recipe.epochs or 1.0, temperature=1.0)
+    fit_heads(network, data, training, folder=folder, progress=progress)
+    alone = _result(network, test, training, is_joint=False)
+    tell(f"heads alone: {alone.told}")
+    if not recipe.epochs:
         return alone
 
     def objective(logits: Any, _inputs: Any, labels: Any) -> Any:
-        smoothing = training.label_smoothing
-        return exit_loss(logits, labels, taught=settings.taught, label_smoothing=smoothing)
+        return exit_loss(logits, labels, label_smoothing=training.label_smoothing)
+
+    def show(step: TrainingStep) -> None:
+        assert step.loss is not None
+        progress(f"training all exits {step.done / step.total:.0%}, loss {step.loss:.3f}")
 
     first = _spread(len(data[1]), _MEASURED)
     network.unfold(training.normalisation.apply(torch.from_numpy(data[0][first])))
@@ -177,12 +156,17 @@ def train_exits(
         checkpoint=checkpoint,
         objective=objective,
         after_backward=_clip,
-        progress=told.step,
+        progress=show,
     )
     network.cpu()
-    joint = TrainedExits(network.emit(), True, accuracies(network, *test, training.normalisation))
+    joint = _result(network, test, training, is_joint=True)
+    tell(f"all exits trained together: {joint.told}")
     is_better = sum(joint.accuracy) > sum(alone.accuracy)
-    return joint if is_better and joint.accuracy[-1] >= alone.accuracy[-1] - settings.loss else alone
+    return joint if is_better and joint.accuracy[-1] >= alone.accuracy[-1] - recipe.loss else alone
+
+
+def _result(network: ExitNetwork, test: Data, training: TrainingSettings, *, is_joint: bool) -> TrainedExits:
+    return TrainedExits(network.emit(), is_joint, accuracies(network, *test, training.normalisation))
 
 
 def _clip(network: ExitNetwork) -> None:
@@ -195,27 +179,6 @@ def _clip(network: ExitNetwork) -> None:
         if one.grad is not None:
             limit = _STEEPEST * one.detach().norm().clamp_min(_SMALL * one.numel() ** 0.5)
             one.grad.mul_((limit / one.grad.norm().clamp_min(1e-12)).clamp_max(1.0))
-
-
-class _Told:
-    """Tells the accuracy of every exit at the end of each epoch."""
-
-    def __init__(
-        self, network: ExitNetwork, test: Data, normalisation: Normalisation, progress: Progress
-    ) -> None:
-        self._network, self._test, self._normalisation = network, test, normalisation
-        self._progress = progress
-
-    def step(self, step: TrainingStep) -> None:
-        if step.epoch is not None:
-            self.epoch(f"epoch {step.epoch.number}", step.loss)
-        else:
-            self._progress(ExitProgress("training all exits", step.done / step.total, step.loss))
-
-    def epoch(self, what: str, loss: float | None = None) -> tuple[float, ...]:
-        found = accuracies(self._network, *self._test, self._normalisation)
-        self._progress(ExitProgress(what, 1.0, loss, found))
-        return found
 
 
 def accuracies(
@@ -246,7 +209,6 @@ def _batches(
 def fit_heads(
     network: ExitNetwork,
     data: Data,
-    settings: ExitSettings,
     training: TrainingSettings,
     *,
     folder: Path | None = None,
@@ -254,22 +216,17 @@ def fit_heads(
 ) -> None:
     """Fit the heads to the backbone as it is; args as `train_exits`."""
     pictures, labels = (one[_spread(len(data[1]), _MOST)] for one in data)
-    key = run_key(network, pictures, labels, replace(settings, epochs=0.0, loss=0.0), training.normalisation)
+    key = run_key(network, pictures, labels, replace(training, epochs=1.0))
     path = folder / HEADS if folder else None
-    state = read_checkpoint(path, key) if path else None
-    if state is None:
-        if path:
-            write_checkpoint(path, key, {})  # a disk that refuses it is found now and not in a minute
-        state = {}
-    if "heads" not in state:
-        taken = _features(network, pictures, training.normalisation, progress)
-        for number, head in enumerate(network.heads):
-            progress(ExitProgress("fitting heads", number / len(network.heads)))
-            _fit(head, taken[number], taken[-1], torch.from_numpy(labels), settings, training)
-        state = {"heads": network.heads.state_dict()}
-        if path:
-            write_checkpoint(path, key, state)
-    network.heads.load_state_dict(state["heads"])
+    if path and (state := read_checkpoint(path, key)):
+        network.heads.load_state_dict(state["heads"])
+        return
+    taken = _features(network, pictures, training.normalisation, progress)
+    for number, head in enumerate(network.heads):
+        progress(f"fitting heads {number / len(network.heads):.0%}")
+        _fit(head, taken[number], taken[-1], torch.from_numpy(labels), training.label_smoothing)
+    if path:
+        write_checkpoint(path, key, {"heads": network.heads.state_dict()})
 
 
 def _spread(count: int, most: int) -> NDArray[np.intp]:
@@ -288,35 +245,23 @@ def _features(
                 taken, logits = network.features(inputs)
             for place, value in zip(found, (*taken, logits), strict=True):
                 place.append(value.float().cpu())
-            progress(ExitProgress("computing features", min(1.0, part.stop / len(pictures))))
+            progress(f"computing features {min(1.0, part.stop / len(pictures)):.0%}")
     return [torch.cat(values) for values in found]
 
 
-def _fit(
-    head: Dense,
-    features: Tensor,
-    teacher: Tensor,
-    labels: Tensor,
-    settings: ExitSettings,
-    training: TrainingSettings,
-) -> None:
+def _fit(head: Dense, features: Tensor, teacher: Tensor, labels: Tensor, smoothing: float) -> None:
     """Find the weights of a head of least loss on all features at once."""
-    head.mean.copy_(features.mean(0))
-    head.deviation.copy_(features.std(0, unbiased=False).clamp_min(1e-6))
-    given = (features - head.mean) / head.deviation
-    weight, bias = (torch.zeros_like(one).requires_grad_() for one in (head.weight, head.bias))
-    ridge = min(_MOST_RIDGE, _RIDGE / len(given))
-    optimiser = torch.optim.LBFGS([weight, bias], max_iter=_ROUNDS, line_search_fn="strong_wolfe")
+    torch.nn.init.zeros_(head.weight)
+    torch.nn.init.zeros_(head.bias)
+    head.set_features(features.mean(0), features.std(0, unbiased=False))
+    ridge = min(_MOST_RIDGE, _RIDGE / len(features))
+    optimiser = torch.optim.LBFGS(head.parameters(), max_iter=_ROUNDS, line_search_fn="strong_wolfe")
 
     def closure() -> Tensor:
         optimiser.zero_grad()
-        own, smoothing = given @ weight.T + bias, training.label_smoothing
-        loss = exit_loss([own, teacher], labels, taught=settings.taught, label_smoothing=smoothing)
-        loss = loss + ridge * weight.square().sum()
+        loss = exit_loss([head(features), teacher], labels, label_smoothing=smoothing)
+        loss = loss + ridge * head.weight.square().sum()
         loss.backward()
         return loss
 
     optimiser.step(closure)
-    with torch.no_grad():
-        head.weight.copy_(weight)
-        head.bias.copy_(bias)

@@ -20,46 +20,17 @@ from torch.nn import functional
 
 from agent.errors import ModelError
 
-_SAME = (
-    nn.ReLU,
-    nn.ReLU6,
-    nn.LeakyReLU,
-    nn.Hardswish,
-    nn.Hardsigmoid,
-    nn.Sigmoid,
-    nn.SiLU,
-    nn.GELU,
-    nn.Dropout,
-    nn.Dropout2d,
-    nn.Identity,
-    nn.MaxPool2d,
-    nn.AvgPool2d,
-    nn.AdaptiveAvgPool2d,
-    nn.AdaptiveMaxPool2d,
-    nn.Upsample,
-)
+_ACTIVATIONS = (nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.Hardswish, nn.Hardsigmoid, nn.Sigmoid, nn.SiLU, nn.GELU)
+_POOLS = (nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d)
+_SAME = (*_ACTIVATIONS, *_POOLS, nn.Dropout, nn.Dropout2d, nn.Identity, nn.Upsample)
 """Modules that treat every channel alike and give as many as they take."""
-_SAME_FUNCTIONS = {
-    functional.relu,
-    functional.relu6,
-    functional.hardswish,
-    functional.silu,
-    functional.gelu,
-    functional.dropout,
-    functional.max_pool2d,
-    functional.avg_pool2d,
-    functional.adaptive_avg_pool2d,
-    functional.adaptive_max_pool2d,
-    functional.interpolate,
-    torch.relu,
-    torch.sigmoid,
-}
+_FUNCTIONS = """
+relu relu6 hardswish silu gelu dropout max_pool2d avg_pool2d adaptive_avg_pool2d adaptive_max_pool2d interpolate
+"""
+_SAME_FUNCTIONS = {torch.relu, torch.sigmoid, *(getattr(functional, name) for name in _FUNCTIONS.split())}
 _SAME_METHODS = {"relu", "sigmoid", "contiguous", "clamp"}
 _JOIN = {operator.add, operator.iadd, operator.sub, operator.mul, operator.imul, torch.add, torch.mul, torch.sub}
 """Operations of two inputs, whose channels then belong together."""
-
-
-_SHOWN = 3
 
 
 class GroupMember(Struct, frozen=True):
@@ -138,16 +109,9 @@ def channel_groups(module: Any, shape: tuple[int, ...]) -> tuple[ChannelGroup, .
     ]
     groups.sort(key=lambda group: order[group.name])
     if not groups:
-        raise ModelError(f"{type(module).__name__}: has no channels that can be removed: {_why(search)}")
+        kept = ", ".join(["the output", *search.unknown])
+        raise ModelError(f"{type(module).__name__}: has no channels that can be removed: all reach {kept}")
     return tuple(groups)
-
-
-def _why(search: _Search) -> str:
-    """Return why no group of channels can be removed."""
-    if not search.unknown:
-        return "all of them reach the output"
-    more = f" and {len(search.unknown) - _SHOWN} more" if len(search.unknown) > _SHOWN else ""
-    return f"they reach the output, or what keeps all of its channels: {', '.join(search.unknown[:_SHOWN])}{more}"
 
 
 def _traced(module: Any, shape: tuple[int, ...]) -> Any:
@@ -183,17 +147,9 @@ class _Search:
         if value is None:
             self._fix_inputs(node)
             if node.op.startswith("call_"):
-                self.unknown.append(self._described(node))
+                self.unknown.append(node.target if node.op == "call_module" else node.name)
             value = _Value(self._space(_channels(node), fixed=True))
         self.values[node] = value
-
-    def _described(self, node: Any) -> str:
-        """Return the name and the kind of an operation."""
-        if node.op != "call_module":
-            return f"{node.name} ({getattr(node.target, '__name__', node.target)})"
-        module = self.modules[node.target]
-        groups = f" with groups={module.groups}" if getattr(module, "groups", 1) > 1 else ""
-        return f"{node.target} ({type(module).__name__}{groups})"
 
     def _module_handler(self, node: Any) -> Callable[[Any], _Value | None] | None:
         module = self.modules[node.target]
@@ -297,16 +253,11 @@ def without_channels(module: Any, kept: Mapping[ChannelGroup, Any]) -> Any:
 
     Args:
         module: of which `channel_groups` has returned the groups.
-        kept: indices of the channels that stay, an int64 tensor, by group.
-
-    Raises:
-        ModelError: no channel of a group would stay.
+        kept: indices of the channels that stay, an int64 tensor, by group; at least one of each.
     """
     smaller = copy.deepcopy(module)
     layers = dict(smaller.named_modules())
     for group, indices in kept.items():
-        if not len(indices):
-            raise ModelError(f"{group.name}: none of its {group.channels} channels would stay")
         for member in group.members:
             _shrink(layers[member.layer], member, indices)
     return smaller

@@ -244,20 +244,12 @@ def _average_pool(graph: TorchGraph, operation: GraphOperation, operands: list[T
     return (_activated(result, options.fusedActivationFunction),)
 
 
-def _axes(operand: Tensor, dimensions: int) -> list[int]:
-    return [int(axis) % dimensions for axis in operand.reshape(-1)]
+def _reduced(function: Callable[..., Tensor]) -> Compute:
+    def compute(graph: TorchGraph, operation: GraphOperation, operands: list[Tensor]) -> Results:
+        axes = [int(axis) for axis in operands[1].reshape(-1)]
+        return (function(operands[0], axes, keepdim=operation.options.keepDims),)
 
-
-def _mean(graph: TorchGraph, operation: GraphOperation, operands: list[Tensor]) -> Results:
-    return (operands[0].mean(_axes(operands[1], operands[0].ndim), keepdim=operation.options.keepDims),)
-
-
-def _sum(graph: TorchGraph, operation: GraphOperation, operands: list[Tensor]) -> Results:
-    return (operands[0].sum(_axes(operands[1], operands[0].ndim), keepdim=operation.options.keepDims),)
-
-
-def _reduce_max(graph: TorchGraph, operation: GraphOperation, operands: list[Tensor]) -> Results:
-    return (operands[0].amax(_axes(operands[1], operands[0].ndim), keepdim=operation.options.keepDims),)
+    return compute
 
 
 def _pad_constant(graph: TorchGraph, operation: GraphOperation, operands: list[Tensor]) -> Results:
@@ -279,10 +271,6 @@ def _reshape(graph: TorchGraph, operation: GraphOperation, operands: list[Tensor
     source, result = graph.shape(operation.inputs[0]), graph.shape(operation.outputs[0])
     times = operands[0].numel() // max(1, math.prod(source))
     return (operands[0].reshape(result[0] * times, *result[1:]),) if result else (operands[0].reshape(-1),)
-
-
-def _transpose(graph: TorchGraph, operation: GraphOperation, operands: list[Tensor]) -> Results:
-    return (operands[0].permute([int(axis) for axis in operands[1]]),)
 
 
 def _slice(graph: TorchGraph, operation: GraphOperation, operands: list[Tensor]) -> Results:
@@ -340,21 +328,13 @@ def _batch_matmul(graph: TorchGraph, operation: GraphOperation, operands: list[T
     return ((a.transpose(-1, -2) if options.adjX else a) @ (b.transpose(-1, -2) if options.adjY else b),)
 
 
-def _identity(graph: TorchGraph, operation: GraphOperation, operands: list[Tensor]) -> Results:
-    return (operands[0].float() if operation.kind == "DEQUANTIZE" else operands[0],)
-
-
-def _prelu(graph: TorchGraph, operation: GraphOperation, operands: list[Tensor]) -> Results:
-    return (torch.where(operands[0] < 0, operands[0] * operands[1], operands[0]),)
-
-
 _OPERATIONS: Mapping[str, Compute] = {
     "ADD": _two(torch.add),
     "AVERAGE_POOL_2D": _average_pool,
     "BATCH_MATMUL": _batch_matmul,
     "CONCATENATION": _concatenate,
     "DEPTH_TO_SPACE": _depth_to_space,
-    "DEQUANTIZE": _identity,
+    "DEQUANTIZE": _each(torch.Tensor.float),
     "DIV": _two(torch.div),
     "EXPAND_DIMS": _reshape,
     "HARD_SWISH": _each(functional.hardswish),
@@ -362,13 +342,13 @@ _OPERATIONS: Mapping[str, Compute] = {
     "LOGISTIC": _each(torch.sigmoid),
     "MAX_POOL_2D": _max_pool,
     "MAXIMUM": _two(torch.maximum, activates=False),
-    "MEAN": _mean,
+    "MEAN": _reduced(torch.mean),
     "MINIMUM": _two(torch.minimum, activates=False),
     "MUL": _two(torch.mul),
     "PAD": _pad_constant,
     "PADV2": _pad_constant,
-    "PRELU": _prelu,
-    "REDUCE_MAX": _reduce_max,
+    "PRELU": _two(lambda x, slope: torch.where(x < 0, x * slope, x), activates=False),
+    "REDUCE_MAX": _reduced(torch.amax),
     "RELU": _each(functional.relu),
     "RELU6": _each(functional.relu6),
     "RELU_N1_TO_1": _each(lambda x: x.clamp(-1.0, 1.0)),
@@ -381,7 +361,7 @@ _OPERATIONS: Mapping[str, Compute] = {
     "SQUEEZE": _reshape,
     "STRIDED_SLICE": _strided_slice,
     "SUB": _two(torch.sub),
-    "SUM": _sum,
+    "SUM": _reduced(torch.sum),
     "TANH": _each(torch.tanh),
-    "TRANSPOSE": _transpose,
+    "TRANSPOSE": _two(lambda x, order: x.permute(order.tolist()), activates=False),
 }

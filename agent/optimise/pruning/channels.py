@@ -8,17 +8,15 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 
 from agent.errors import ModelError
 from agent.optimise.graph.channels import ChannelGroup, channel_groups, without_channels
-from agent.optimise.pruning.rounds import PruneHistory, PruningRun, matching, weight_importance
-from agent.optimise.recipe import PruneRecipe
-from agent.optimise.train import Labels, Pictures, Progress, Test, TrainingSettings
+from agent.optimise.pruning.rounds import ALL_FROZEN, PruningRun
+from agent.optimise.train import Pictures
 
 MULTIPLE = 8
 """The number of channels that stay is a multiple of this, for the kernels of boards."""
@@ -26,57 +24,25 @@ _LEAST = 0.6
 """Least share of a group's channels that stays, of what would stay if each group gave the same share."""
 
 
-def chosen_groups(module: Any, shape: tuple[int, ...], patterns: Sequence[str]) -> list[ChannelGroup]:
-    """Return the groups of channels whose layers are all trained and whose names match.
+def trained_groups(module: Any, shape: tuple[int, ...]) -> list[ChannelGroup]:
+    """Return the groups of channels whose layers are all trained.
 
     Args:
         module: a torch module.
         shape: of one input, without the batch.
-        patterns: of the first layer of each group, with `*`, `?` and `[…]`.
 
     Raises:
-        ModelError: a pattern matches no group.
+        ModelError: there is none, or the module cannot be traced.
     """
-    groups, _ = trained_groups(module, shape)
-    chosen = matching((group.name for group in groups), patterns, "group of channels")
-    return [group for group in groups if group.name in chosen]
-
-
-def trained_groups(module: Any, shape: tuple[int, ...]) -> tuple[list[ChannelGroup], list[str]]:
-    """Return the groups of channels whose layers are all trained, and the names of the others; see there."""
     layers = dict(module.named_modules())
-    groups: dict[bool, list[ChannelGroup]] = {True: [], False: []}
-    for group in channel_groups(module, shape):
-        made_by = (layers[one.layer] for one in group.members if one.side == "out")
-        groups[all(one.weight.requires_grad for one in made_by)].append(group)
-    return groups[True], [group.name for group in groups[False]]
-
-
-def prune_channels(
-    module: Any,
-    pictures: Pictures,
-    labels: Labels,
-    recipe: PruneRecipe,
-    training: TrainingSettings,
-    *,
-    folder: Path | None = None,
-    test: Test | None = None,
-    progress: Progress | None = None,
-) -> tuple[Any, PruneHistory]:
-    """Remove channels of a trained module, which is not changed.
-
-    Returns:
-        The smaller module, and what happened.
-
-    Args as for `agent.optimise.pruning.connections.prune`, of a recipe that is `structured`.
-
-    Raises:
-        ModelError: a pattern matches no channels, none can go, the module cannot be traced, or see `fit`.
-        StorageError: a checkpoint cannot be read or written.
-    """
-    run = _ChannelPruning(module, pictures, labels, recipe, training, progress)
-    history = run.run(folder, test)
-    return run.module, history
+    found = [
+        group
+        for group in channel_groups(module, shape)
+        if all(layers[one.layer].weight.requires_grad for one in group.members if one.side == "out")
+    ]
+    if not found:
+        raise ModelError(ALL_FROZEN.format("group of channels"))
+    return found
 
 
 def channels_after(channels: int, share: float, multiple: int) -> int:
@@ -143,26 +109,24 @@ def _check_enough(channels: Mapping[str, int], target: float) -> None:
         )
 
 
-class _ChannelPruning(PruningRun):
-    """Channels that are still there, and the importance of these."""
+class ChannelPruning(PruningRun):
+    """Channels that are still there, and the importance of these; the module that is given is not changed."""
 
     def __init__(self, module: Any, pictures: Pictures, *given: Any) -> None:
         super().__init__(module, pictures, *given)
         self._whole, self.module = module, without_channels(module, {})
         height, width, depth = pictures.shape[1:]
         self._shape = (depth, height, width)
-        groups = chosen_groups(module, self._shape, self.recipe.layers)
-        self._channels = {group.name: group.channels for group in groups}
+        self._channels = {group.name: group.channels for group in trained_groups(module, self._shape)}
         _check_enough(self._channels, self.recipe.target)
         self._kept = {name: torch.arange(count) for name, count in self._channels.items()}
         self._groups: dict[str, ChannelGroup] = {}
-        self._sums: dict[str, Any] = {}
         self._find_groups()
 
     def _find_groups(self) -> None:
         found = {group.name: group for group in channel_groups(self.module, self._shape)}
         self._groups = {name: found[name] for name in self._channels}
-        self._sums = {name: torch.zeros(group.channels) for name, group in self._groups.items()}
+        self.sums = {name: torch.zeros(group.channels) for name, group in self._groups.items()}
 
     @property
     def gone(self) -> float:
@@ -173,7 +137,7 @@ class _ChannelPruning(PruningRun):
         return {name: 1 - len(kept) / self._channels[name] for name, kept in self._kept.items()}
 
     def remove(self, share: float) -> None:
-        scores = self._scores()
+        scores = self.scores()
         counts, chosen = self._counts(scores, share), {}
         for name, group in self._groups.items():
             chosen[group] = scores[name].topk(min(counts[name], group.channels))[1].sort()[0]
@@ -199,19 +163,11 @@ class _ChannelPruning(PruningRun):
         for name in self._groups:
             for weight in self._weights(name):
                 if weight.grad is not None:
-                    each = weight_importance(weight.grad, weight.detach(), self.recipe.ranked_by)
-                    self._sums[name] += each.reshape(len(each), -1).sum(1).cpu()
+                    each = (weight.grad * weight.detach()).abs()
+                    self.sums[name] += each.reshape(len(each), -1).sum(1).cpu()
 
-    def after_step(self, module: Any) -> None:
-        """Do nothing: what is gone is no part of the module."""
-
-    def _scores(self) -> dict[str, Any]:
-        if self.recipe.needs_gradients:
-            return self._sums
-        if self.recipe.ranked_by == "weight":
-            return {name: self._norms(name) for name in self._groups}
-        draw = self.random()
-        return {name: torch.rand(group.channels, generator=draw) for name, group in self._groups.items()}
+    def sizes(self) -> dict[str, Any]:
+        return {name: self._norms(name) for name in self._groups}
 
     def _norms(self, name: str) -> Any:
         """Return the sum of |weight| of each channel's filters."""
@@ -219,11 +175,12 @@ class _ChannelPruning(PruningRun):
         return sum(weight.abs().flatten(1).sum(1).cpu() for weight in filters)
 
     def state(self) -> dict[str, Any]:
-        return {"kept": self._kept, "sums": self._sums}
+        return {**super().state(), "kept": self._kept}
 
     def load_state(self, state: dict[str, Any]) -> None:
         self._kept = {name: kept.cpu() for name, kept in state["kept"].items()}
         chosen = {self._groups[name]: kept for name, kept in self._kept.items()}
         self.module = without_channels(self._whole, chosen)
         self._find_groups()
-        self._sums = {name: one.cpu() for name, one in state["sums"].items()}
+        super().load_state(state)
+        self.sums = {name: one.cpu() for name, one in self.sums.items()}

@@ -4,26 +4,24 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from msgspec import Struct
 from msgspec.structs import replace
-from numpy.typing import NDArray
 
-from agent.compute.infer.session import Session
 from agent.compute.manifest import InputManifest, Model
-from agent.errors import ConfigError, ModelError
+from agent.errors import ModelError
 from agent.optimise.augment import Augmentation, Normalisation
 from agent.optimise.data import Examples
-from agent.optimise.evaluate import Score, open_content, outputs_of, score, time_ms
+from agent.optimise.evaluate import open_content, outputs_of, score, time_ms
 from agent.optimise.graph.from_torch import float_tflite
-from agent.optimise.pruning.channels import MULTIPLE, prune_channels, trained_groups
-from agent.optimise.pruning.connections import frozen, prunable, prune
-from agent.optimise.pruning.rounds import PruneHistory
+from agent.optimise.pruning.channels import MULTIPLE, ChannelPruning, trained_groups
+from agent.optimise.pruning.rounds import ConnectionPruning, PruningRun, prunable
 from agent.optimise.quantise import spread
-from agent.optimise.recipe import PruneRecipe, Recipe, RecipeFile
+from agent.optimise.recipe import PruneRecipe, Recipe
 from agent.optimise.report import OptimiseReport, StepResult, describe_machine
 from agent.optimise.source import learned_sample, logits_keys
 from agent.optimise.train import Pictures, TrainingSettings, TrainingStep, predict
@@ -33,9 +31,6 @@ from agent.optimise.tune import split
 _COMPARED = 64
 _AGREE = 0.9
 """Share of the examples that module and file must give the same class."""
-_APART = 0.3
-"""Largest difference of their outputs, relative to the largest one: pixels are rounded, and a manifest may have
-one mean for all channels where the module was trained with three."""
 _BATCH, _LEAST_BATCH, _STEPS = 1024, 16, 16
 """Examples of a batch at most and at least, and steps of an epoch that smaller ones are taken for."""
 _AT_ONCE = 32_000_000
@@ -60,24 +55,6 @@ class PrunedModel(Struct, frozen=True):
     keys: dict[str, Any]
 
 
-class PruningState(Struct, frozen=True):
-    """Position in a run, for those who show its progress.
-
-    Attributes:
-        share: of the training steps that is done, 0..1.
-        loss: of the last step.
-    """
-
-    share: float
-    loss: float
-
-
-def check_no_exits(model: Model) -> None:
-    """Raise ModelError if a model has exits, since only one graph can be pruned."""
-    if model.manifest.variants[0].after:
-        raise ModelError(f"{model.path}: has exits: prune the model first, and give it exits then")
-
-
 def prune_model(
     model: Model,
     module: Any,
@@ -86,7 +63,7 @@ def prune_model(
     *,
     folder: Path | None = None,
     command: str = "",
-    progress: Callable[[PruningState], None] = lambda _: None,
+    progress: Callable[[str], None] = lambda _: None,
 ) -> PrunedModel:
     """Prune a classifier of pictures, or of arrays with their axes, as sound has.
 
@@ -95,33 +72,32 @@ def prune_model(
         module: the torch module that it was imported from, trained.
         examples: with classes; a part is held out to measure on.
         recipe: its sections `[prune]`, `[train]` and `[data]` count.
-        folder: see `agent.optimise.pruning.connections.prune`.
+        folder: see `PruningRun.run`.
         command: for the report.
-        progress: called after each training step.
+        progress: told after each training step.
 
     Raises:
-        ModelError: the examples have no classes, module and model differ, or no layer matches.
+        ModelError: see `check_pruning` and `PruningRun`.
         StorageError: a checkpoint cannot be read or written.
     """
-    check_no_exits(model)
-    if examples.kind != "classes" or examples.labels is None:
-        raise ModelError(f"{examples.description}: pruning trains, and needs examples with classes")
-    if fault := recipe.prune.fault():
-        raise ConfigError(f"[prune] {fault}")
+    check_pruning(model, module, examples, recipe)
     preparation = preparation_of(model, examples)
     seen, measured = split(examples, recipe.data.held_out)
-    check_same_outputs(module, model, measured)
     training = training_settings(recipe, preparation, seen.shape, len(seen), pictures=seen.are_pixels)
-    data = training_inputs(seen, preparation), _labels(seen)
-    test = training_inputs(measured, preparation), _labels(measured)
-    count = _Counter(recipe.prune, training, len(seen), progress)
-    options: dict[str, Any] = {"folder": folder, "test": test, "progress": count}
-    if recipe.prune.structured:
-        module, history = prune_channels(module, *data, recipe.prune, training, **options)
-    else:
-        history = prune(module, *data, recipe.prune, training, **options)
-    content = emitted(module, examples.shape, preparation)
-    report = _report(model, content, measured, history, recipe, command)
+    rounds = recipe.prune.rounds + recipe.prune.needs_gradients
+    per_epoch = len(seen) // min(training.batch, len(seen))
+    steps = rounds * recipe.prune.round_steps + per_epoch * recipe.prune.anneal_epochs
+    done = count(1)
+
+    def show(step: TrainingStep) -> None:
+        assert step.loss is not None
+        progress(f"pruning {min(1.0, next(done) / steps):.0%}, loss {step.loss:.3f}")
+
+    kind = ChannelPruning if recipe.prune.structured else ConnectionPruning
+    run = kind(module, training_inputs(seen, preparation), seen.labels, recipe.prune, training, show)
+    run.run(folder)
+    content = emitted(run.module, examples.shape, preparation)
+    report = _report(model, content, measured, run, recipe, command)
     report = replace(report, learned=learned_sample(seen, model))
     return PrunedModel(content, report, logits_keys(model, content))
 
@@ -201,101 +177,48 @@ def training_inputs(examples: Examples, preparation: InputManifest) -> Pictures:
     return found
 
 
-def _labels(examples: Examples) -> NDArray[np.int64]:
-    assert examples.labels is not None
-    return examples.labels
-
-
-def check_same_outputs(module: Any, model: Model, examples: Examples) -> None:
-    """Check that a module gives the classes and the outputs that a file gives, on a few examples of all classes.
+def check_same_classes(module: Any, model: Model, examples: Examples) -> None:
+    """Check that a module gives the classes that a file gives, on a few examples of all classes.
 
     Raises:
         ModelError: it does not, or the file is quantised.
     """
     few, preparation = spread(examples, _COMPARED), preparation_of(model, examples)
     normalisation = normalisation_of(preparation, few.shape[2])
-    try:
-        own = predict(module, training_inputs(few, preparation), normalisation, exact=True).flatten(1).numpy()
-    except ModelError as error:
-        raise ModelError(f"{model.path}: its pictures do not fit the module: {error}") from error
+    own = predict(module, training_inputs(few, preparation), normalisation, exact=True).flatten(1).numpy()
     with open_content(model.content, model.manifest) as session:
         if session.inputs[0].quantised:
             raise ModelError(f"{model.path}: is quantised already: give the float model that it was made from")
-        found = np.stack(list(_outputs(session, few)))
-    told = _difference(own, found)
-    if told:
+        found = np.stack([outputs[0].reshape(-1) for outputs in outputs_of(session, few)])
+    other = 1 - float(np.mean(own.argmax(1) == found.argmax(1))) if own.shape == found.shape else 1.0
+    if other > 1 - _AGREE:
         raise ModelError(
-            f"{model.path}: {told} of {len(few)} examples: is it "
+            f"{model.path}: gives another class than the module for {other:.0%} of {len(few)} examples: is it "
             "made from this module and these weights, and are [input] mean, std and order right?"
         )
 
 
-def _difference(own: NDArray[np.float32], found: NDArray[np.float32]) -> str:
-    """Return in words how the outputs of a module and of a file differ, [examples, classes]; empty: they agree.
-
-    Where only one gives probabilities, softmax is taken of the other.
-    """
-    if own.shape != found.shape:
-        return f"gives {found.shape[1]} classes and the module {own.shape[1]} for each"
-    other = 1 - float(np.mean(own.argmax(1) == found.argmax(1)))
-    if other > 1 - _AGREE:
-        return f"gives another class than the module for {other:.0%}"
-    if _are_probabilities(own) != _are_probabilities(found):
-        own, found = (one if _are_probabilities(one) else _softmax(one) for one in (own, found))
-    largest = np.maximum(np.abs(found).max(1), 1e-6)
-    apart = float(np.mean(np.abs(own - found).max(1) / largest))
-    return f"differs from the module by {apart:.0%} of the largest output in the mean" if apart > _APART else ""
-
-
-def _are_probabilities(outputs: NDArray[np.float32]) -> bool:
-    return bool(outputs.min() >= 0 and np.allclose(outputs.sum(1), 1, atol=1e-2))
-
-
-def _softmax(outputs: NDArray[np.float32]) -> NDArray[np.float32]:
-    powers = np.exp(outputs - outputs.max(1, keepdims=True))
-    shares: NDArray[np.float32] = powers / powers.sum(1, keepdims=True)
-    return shares
-
-
-def _outputs(session: Session, examples: Examples) -> Iterator[NDArray[np.float32]]:
-    for outputs in outputs_of(session, examples):
-        if len(outputs) != 1:
-            raise ModelError(f"the model has {len(outputs)} outputs, and pruning trains on one with classes")
-        yield outputs[0].reshape(-1)
-
-
-class _Counter:
-    """Turns training steps into the progress of the whole run."""
-
-    def __init__(
-        self,
-        recipe: PruneRecipe,
-        training: TrainingSettings,
-        count: int,
-        progress: Callable[[PruningState], None],
-    ) -> None:
-        per_epoch = count // min(training.batch, count)
-        rounds = recipe.rounds + recipe.needs_gradients
-        self._total = rounds * recipe.round_steps + per_epoch * recipe.anneal_epochs
-        self._progress, self._done = progress, 0
-
-    def __call__(self, step: TrainingStep) -> None:
-        self._done += 1
-        assert step.loss is not None
-        self._progress(PruningState(min(1.0, self._done / self._total), step.loss))
-
-
 def _report(
-    model: Model, content: bytes, examples: Examples, history: PruneHistory, recipe: Recipe, command: str
+    model: Model, content: bytes, examples: Examples, run: PruningRun, recipe: Recipe, command: str
 ) -> OptimiseReport:
-    scores = [score(one, examples, model.manifest) for one in (model.content, content)]
-    times = time_ms([model.content, content])
-    gone = history.points[-1].sparsity
+    files = [model.content, content]
     unit = "channels" if recipe.prune.structured else "connections"
-    notes = [f"{gone:.1%} of the {unit} are gone, by {recipe.prune.ranked_by}"]
-    notes += [f"{name}: {share:.1%}" for name, share in history.layers.items()]
-    before = _step("before", model.content, scores[0], times[0])
-    after = replace(_step("prune", content, scores[1], times[1]), notes=tuple(notes))
+    notes = [f"{run.gone:.1%} of the {unit} are gone, by {recipe.prune.ranked_by}"]
+    notes += [f"{name}: {share:.1%}" for name, share in run.layers.items()]
+    times = time_ms(files)
+    scores = [score(one, examples, model.manifest) for one in files]
+    before, after = (
+        StepResult(
+            name,
+            metric=found.metric,
+            score=found.value,
+            interval=found.interval,
+            size=len(one),
+            latency_ms=latency_ms,
+        )
+        for name, one, found, latency_ms in zip(("before", "prune"), files, scores, times, strict=True)
+    )
+    after = replace(after, notes=tuple(notes))
     return OptimiseReport(
         step="prune",
         model=model.path,
@@ -307,7 +230,7 @@ def _report(
         steps=(before, after),
         remarks=(
             *_remarks(before, after),
-            *_rounded(gone, recipe.prune),
+            *_rounded(run.gone, recipe.prune),
             *examples.remarks,
         ),
     )
@@ -315,15 +238,12 @@ def _report(
 
 def _remarks(before: StepResult, after: StepResult) -> Iterator[str]:
     """Yield what somebody who reads only one line should know of the result."""
-    assert before.score is not None
-    assert after.score is not None
-    assert before.latency_ms is not None
-    assert after.latency_ms is not None
-    if (lost := before.score - after.score) > 0:
-        told = f"{before.score:.1%} before, {after.score:.1%} after"
-        yield f"{after.metric} fell by {100 * lost:.1f} percentage points: {told}"
-    limit = 1 - _NOISE
-    if after.size > limit * before.size and after.latency_ms > limit * before.latency_ms:
+    was, now = before.score or 0.0, after.score or 0.0
+    if now < was:
+        told = f"{was:.1%} before, {now:.1%} after"
+        yield f"{after.metric} fell by {100 * (was - now):.1f} percentage points: {told}"
+    is_faster = (after.latency_ms or 0.0) <= (1 - _NOISE) * (before.latency_ms or 0.0)
+    if after.size > (1 - _NOISE) * before.size and not is_faster:
         yield "the file is neither smaller nor faster on this machine: channels would have to go (`structured`)"
 
 
@@ -336,47 +256,22 @@ def _rounded(gone: float, recipe: PruneRecipe) -> Iterator[str]:
         )
 
 
-def _step(name: str, content: bytes, found: Score, latency_ms: float) -> StepResult:
-    return StepResult(
-        name,
-        metric=found.metric,
-        score=found.value,
-        interval=found.interval,
-        size=len(content),
-        latency_ms=latency_ms,
-    )
-
-
-def check_pruning(model: Model, module: Any, examples: Examples, recipe: RecipeFile) -> None:
-    """Check a request to prune.
-
-    Args:
-        model: see `agent.optimise.pruning.file.prune_model`.
-        module: see there.
-        examples: see there.
-        recipe: its patterns of layers are compared with the names that the network has.
+def check_pruning(model: Model, module: Any, examples: Examples, recipe: Recipe) -> None:
+    """Check a request to prune; args as of `prune_model`.
 
     Raises:
         ModelError: the model has exits, the examples have no classes or are all of one, the network cannot be
             pruned or gives no logits, or module and model differ, as with weights of another training.
-        ConfigError: a pattern matches no layer; with the place in the recipe. Or values do not go together.
     """
-    check_no_exits(model)
+    if model.manifest.variants[0].after:
+        raise ModelError(f"{model.path}: has exits: prune the model first, and give it exits then")
     if examples.kind != "classes":
         raise ModelError(f"{examples.description}: pruning trains, and needs examples with classes")
-    check_classes(examples, split(examples, recipe.recipe.data.held_out)[0])
-    recipe.check_prune()
-    if recipe.recipe.prune.structured:
+    check_classes(examples, split(examples, recipe.data.held_out)[0])
+    if recipe.prune.structured:
         height, width, channels = examples.shape
-        groups, kept = trained_groups(module, (channels, height, width))
-        names, what = [group.name for group in groups], "group of channels"
+        trained_groups(module, (channels, height, width))
     else:
-        names, kept, what = list(prunable(module)), frozen(module), "layer"
-    if kept and not names:
-        raise ModelError(
-            f"no {what} can be pruned, since all are frozen (requires_grad = False): {', '.join(kept)}: let the "
-            "function leave those trainable that may be pruned"
-        )
-    recipe.check_prune_layers(names, what, kept)
+        prunable(module)
     check_logits(emitted(module, examples.shape, preparation_of(model, examples)), type(module).__name__)
-    check_same_outputs(module, model, examples)
+    check_same_classes(module, model, examples)

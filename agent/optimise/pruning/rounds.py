@@ -1,4 +1,4 @@
-"""Prune a torch module in rounds, with training between and after: what connections and channels have in common.
+"""Prune a torch module in rounds, with training between and after: what all pruning does, and connections.
 
 After each round come some steps in which the learning rate falls to zero: at a constant one a trained module
 leaves its minimum, and loses more by that than by the cut. In the end come some epochs of the same kind, the
@@ -13,68 +13,39 @@ that an epoch costs no more than one that learns from the labels. They say which
 
 from __future__ import annotations
 
-import fnmatch
+import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import numpy as np
 import torch
-from msgspec import Struct
 from msgspec.structs import replace
+from torch import nn
 from torch.nn import functional
 
 from agent.errors import ModelError
-from agent.optimise.checkpoint import read_checkpoint, run_key, write_checkpoint
-from agent.optimise.factory import fastest_device
-from agent.optimise.recipe import Importance, PruneRecipe
+from agent.optimise.checkpoint import Checkpoint, run_key
+from agent.optimise.recipe import PruneRecipe
 from agent.optimise.train import (
     Labels,
     Objective,
     Pictures,
     Progress,
-    Test,
     TrainingSettings,
-    evaluate,
+    fastest_device,
     fit,
     predict,
 )
-from agent.structs import from_json
 
-_TINY = 1e-8
+ALL_FROZEN = "no {} can be pruned: all are frozen (requires_grad = False); let the function leave some trainable"
 _ROUND_FACTOR = {False: 0.1, True: 0.25}
 """Learning rate at the beginning of each round relative to that of the training settings, by `structured`:
 what is left of a smaller module has to be learned more anew."""
-
-
-class PrunePoint(Struct, frozen=True):
-    """Where a module stood in its pruning: a point of the report's chart.
-
-    Attributes:
-        stage: `dense`, `round` or `anneal`.
-        number: of the round, or of the epoch of the anneal.
-        sparsity: share of the weights of the chosen layers that is zero or gone.
-        accuracy: on the test pictures; None: not measured.
-    """
-
-    stage: str
-    number: int
-    sparsity: float
-    accuracy: float | None
-
-
-class PruneHistory(Struct, frozen=True):
-    """The result of pruning.
-
-    Attributes:
-        points: in order.
-        layers: share of the weights of each chosen layer that is zero.
-    """
-
-    points: tuple[PrunePoint, ...]
-    layers: dict[str, float]
+_LAYERS = (nn.Conv1d, nn.Conv2d, nn.ConvTranspose2d, nn.Linear)
+_KEPT = 0.02
+"""Share of the weights of each layer that stay in any case: a layer without any would end the signal."""
 
 
 class PruningRun(ABC):
@@ -83,7 +54,10 @@ class PruningRun(ABC):
     Attributes:
         module: as it is now.
         round: number of rounds that are done.
+        sums: of the importance of a round, by layer.
     """
+
+    sums: dict[str, Any]
 
     def __init__(
         self,
@@ -92,16 +66,29 @@ class PruningRun(ABC):
         labels: Labels,
         recipe: PruneRecipe,
         training: TrainingSettings,
-        progress: Progress | None,
+        progress: Progress | None = None,
     ) -> None:
+        """Begin with a trained module.
+
+        Args:
+            module: see `agent.optimise.train.fit`.
+            pictures: see there.
+            labels: see there.
+            recipe: see `PruneRecipe`.
+            training: settings of all steps; its schedule and number of epochs are not used.
+            progress: called after each training step of a round, then of the anneal.
+
+        Raises:
+            ModelError: nothing can be removed, or see `fit`.
+        """
         self.module = module.to(fastest_device())
         self.recipe, self.training, self.round = recipe, training, 0
         rows, objective = to_learn(module, pictures, labels, training, recipe.teacher)
         self._data = pictures, rows
-        self._options: dict[str, Any] = {"objective": objective, "progress": progress}
         rounds = replace(recipe, anneal_epochs=0.0, anneal_factor=1.0)  # the anneal has a checkpoint of its own
         self._key = run_key(module, pictures, labels, rounds, training)
-        self._points: list[PrunePoint] = []
+        hooks = {"after_backward": self.after_backward, "after_step": self.after_step}
+        self._options: dict[str, Any] = {"objective": objective, "progress": progress, **hooks}
 
     @property
     @abstractmethod
@@ -111,122 +98,75 @@ class PruningRun(ABC):
     @property
     @abstractmethod
     def layers(self) -> dict[str, float]:
-        """The same of each chosen layer."""
+        """The same of each layer."""
 
     @abstractmethod
     def remove(self, share: float) -> None:
         """Remove the least important ones until this share is gone."""
 
     @abstractmethod
+    def sizes(self) -> dict[str, Any]:
+        """Return the importance that follows from the weights alone."""
+
+    @abstractmethod
     def after_backward(self, module: Any) -> None:
         """Sum up importance."""
 
-    @abstractmethod
-    def after_step(self, module: Any) -> None:
+    def after_step(self, module: Any) -> None:  # noqa: B027 - channels that are gone are no part of the module
         """Keep at zero what is gone."""
 
-    @abstractmethod
     def state(self) -> dict[str, Any]:
-        """Return what a checkpoint holds besides the module."""
+        """Return the state between two rounds."""
+        return {"module": self.module.state_dict(), "round": self.round, "sums": self.sums}
 
-    @abstractmethod
     def load_state(self, state: dict[str, Any]) -> None:
-        """Go on from what `state` has returned; the module's weights are loaded afterwards."""
+        """Go on from what `state` has returned; the module has its shape already."""
+        self.module.load_state_dict(state["module"])
+        self.round, self.sums = state["round"], state["sums"]
 
-    def run(self, folder: Path | None, test: Test | None) -> PruneHistory:
-        """Do all rounds and the anneal."""
-        path = folder and folder / "rounds.checkpoint"
-        if path is not None:
-            self._restore(path)
-        if not self._points:
-            self._score("dense", 0, test)
-            if self.recipe.needs_gradients:
-                self._train_round()
+    def run(self, folder: Path | None = None) -> None:
+        """Do all rounds and the anneal.
+
+        Args:
+            folder: existing folder for checkpoints, from which an interrupted run goes on to the same bytes;
+                None: it cannot go on. That of the rounds also serves a run with another anneal, if the folder has
+                no `anneal.checkpoint`.
+
+        Raises:
+            ModelError: see `fit`.
+            StorageError: a checkpoint cannot be read or written.
+        """
+        device = next(self.module.parameters()).device
+        kept = Checkpoint(folder and folder / "rounds.checkpoint", lambda: self._key, self, device)
+        if self.round == 0 and self.recipe.needs_gradients:
+            self._train_round()
         while self.round < self.recipe.rounds:
             self.round += 1
             self.remove(self.recipe.target * self.round / self.recipe.rounds)
             self._train_round()
-            self._score("round", self.round, test)
-            if path is not None:
-                self._save(path)
-        self._anneal(folder and folder / "anneal.checkpoint", test)
+            kept.save()
+        self._anneal(folder and folder / "anneal.checkpoint")
         self.module.eval()
-        return PruneHistory(points=tuple(self._points), layers=self.layers)
 
     def _train_round(self) -> None:
-        if not self.recipe.round_steps:
-            return
-        pictures, labels = self._data
-        settings = round_settings(self.training, self.recipe, len(labels), self.round)
+        settings = round_settings(self.training, self.recipe, len(self._data[1]), self.round)
         torch.manual_seed(settings.seed)
-        fit(self.module, pictures, labels, settings, **self._hooks(), **self._options)
+        fit(self.module, *self._data, settings, **self._options)
 
-    def _anneal(self, checkpoint: Path | None, test: Test | None) -> None:
-        if not self.recipe.anneal_epochs:
-            return
-        settings = anneal_settings(self.training, self.recipe)
-        torch.manual_seed(settings.seed)
-        more = {**self._hooks(), **self._options, "checkpoint": checkpoint, "test": test}
-        history = fit(self.module, *self._data, settings, **more)
-        self._points += [PrunePoint("anneal", one.number, self.gone, one.accuracy) for one in history.epochs]
+    def _anneal(self, checkpoint: Path | None) -> None:
+        if self.recipe.anneal_epochs:
+            settings = anneal_settings(self.training, self.recipe)
+            torch.manual_seed(settings.seed)
+            fit(self.module, *self._data, settings, **self._options, checkpoint=checkpoint)
 
-    def _hooks(self) -> dict[str, Any]:
-        return {"after_backward": self.after_backward, "after_step": self.after_step}
-
-    def _score(self, stage: str, number: int, test: Test | None) -> None:
-        normalisation = self.training.normalisation
-        accuracy = None if test is None else evaluate(self.module, *test, normalisation=normalisation)
-        self._points.append(PrunePoint(stage, number, self.gone, accuracy))
-
-    def random(self) -> Any:
-        """Return a generator of this round's random importance."""
-        return torch.Generator().manual_seed(self.training.seed * 1_000_003 + self.round)
-
-    def _save(self, path: Path) -> None:
-        points = msgspec.json.encode(self._points).decode()
-        state = {"module": self.module.state_dict(), "round": self.round, "points": points, **self.state()}
-        write_checkpoint(path, self._key, state)
-
-    def _restore(self, path: Path) -> None:
-        state = read_checkpoint(path, self._key, next(self.module.parameters()).device)
-        if state is None:
-            self._save(path)  # a disk that refuses it is found now
-            return
-        self.load_state(state)
-        self.module.load_state_dict(state["module"])
-        self.round, self._points = state["round"], from_json(state["points"], list[PrunePoint])
-
-
-def matching(names: Iterable[str], patterns: Sequence[str], what: str) -> list[str]:
-    """Return the names that a pattern matches.
-
-    Args:
-        names: of layers.
-        patterns: with `*`, `?` and `[…]`.
-        what: the names are of, for the error, such as `layer`.
-
-    Raises:
-        ModelError: a pattern matches none.
-    """
-    names = list(names)
-    for pattern in patterns:
-        if not fnmatch.filter(names, pattern):
-            there = ", ".join(names) or "none"
-            raise ModelError(f"layers = {pattern!r} matches no {what} that can be pruned; there are: {there}")
-    return [name for name in names if any(fnmatch.fnmatch(name, one) for one in patterns)]
-
-
-def weight_importance(gradient: Any, weight: Any, importance: Importance) -> Any:
-    """Return the importance of each weight in one step, a tensor of the weights' shape.
-
-    Args:
-        gradient: of the loss.
-        weight: of the same shape.
-        importance: one that needs gradients.
-    """
-    if importance == "gradient*weight":
-        return (gradient * weight).abs()
-    return gradient.abs() / (weight.abs() + _TINY)
+    def scores(self) -> dict[str, Any]:
+        """Return the importance by layer, tensors of the shapes of `sums`."""
+        if self.recipe.needs_gradients:
+            return self.sums
+        if self.recipe.ranked_by == "weight":
+            return self.sizes()
+        draw = torch.Generator().manual_seed(self.training.seed * 1_000_003 + self.round)
+        return {name: torch.rand(one.shape, generator=draw).to(one.device) for name, one in self.sums.items()}
 
 
 def round_settings(
@@ -272,12 +212,18 @@ def to_learn(
         pictures: see there.
         labels: see there.
         settings: see there.
-        share: see there; 0: there is no teacher, and no objective.
+        share: see there; 0: there is no teacher, and no objective. Else the objective is the cross-entropy to
+            what is blended, and the labels are the numbers of its rows.
     """
     if not share:
         return labels, None
     wanted = blended(module, pictures, labels, settings, share)
-    return np.arange(len(labels)), follow(wanted, settings.temperature)
+
+    def loss(outputs: Any, inputs: Any, rows: Any) -> Any:
+        target = wanted.to(outputs.device)[rows]
+        return functional.cross_entropy(outputs.float() / settings.temperature, target)
+
+    return np.arange(len(labels)), loss
 
 
 def blended(module: Any, pictures: Pictures, labels: Labels, settings: TrainingSettings, share: float) -> Any:
@@ -304,16 +250,94 @@ def blended(module: Any, pictures: Pictures, labels: Labels, settings: TrainingS
     return smooth * (1 - share) + answers * share
 
 
-def follow(wanted: Any, temperature: float) -> Objective:
-    """Return the cross-entropy to rows of probabilities; the labels of `fit` are the numbers of the rows.
+def prunable(module: Any) -> dict[str, Any]:
+    """Return the weights of a module's convolutions and linear layers that are trained, by the layer's name.
+
+    Raises:
+        ModelError: none is trained.
+    """
+    layers = ((name, one.weight) for name, one in module.named_modules() if isinstance(one, _LAYERS))
+    found = {name: weight for name, weight in layers if weight.requires_grad}
+    if not found:
+        raise ModelError(ALL_FROZEN.format("layer"))
+    return found
+
+
+class ConnectionPruning(PruningRun):
+    """Masks of the connections that are still there, and the importance of all; the module is changed."""
+
+    def __init__(self, module: Any, *given: Any) -> None:
+        super().__init__(module, *given)
+        self._weights = prunable(module)
+        self._masks = {name: torch.ones_like(one, dtype=torch.bool) for name, one in self._weights.items()}
+        self.sums = {name: torch.zeros_like(one) for name, one in self._weights.items()}
+
+    @property
+    def gone(self) -> float:
+        return sparsity_of(self._masks)
+
+    @property
+    def layers(self) -> dict[str, float]:
+        return {name: float((~mask).float().mean()) for name, mask in self._masks.items()}
+
+    def remove(self, share: float) -> None:
+        cut(self._masks, self.scores(), share)
+        self.after_step(self.module)
+        for one in self.sums.values():
+            one.zero_()
+
+    def after_backward(self, module: Any) -> None:
+        """Sum up importance, and stop the gradients of weights that are gone."""
+        for name, weight in self._weights.items():
+            gradient = weight.grad
+            if self.recipe.needs_gradients:
+                self.sums[name] += (gradient * weight.detach()).abs()
+            gradient.mul_(self._masks[name])
+
+    def after_step(self, module: Any) -> None:
+        with torch.no_grad():
+            for name, weight in self._weights.items():
+                weight.mul_(self._masks[name])
+
+    def sizes(self) -> dict[str, Any]:
+        return {name: weight.detach().abs() for name, weight in self._weights.items()}
+
+    def state(self) -> dict[str, Any]:
+        return {**super().state(), "masks": self._masks}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        super().load_state(state)
+        self._masks = state["masks"]
+
+
+def cut(masks: Mapping[str, Any], scores: Mapping[str, Any], target: float) -> None:
+    """Clear the mask of the weights of least importance, in place.
+
+    Of each layer a small share stays in any case.
 
     Args:
-        wanted: see `blended`.
-        temperature: outputs are divided by it.
+        masks: True for weights that are still there, by layer.
+        scores: importance of each weight, of the same shapes.
+        target: share of all weights whose mask is to be cleared, 0..1; those that are clear already count.
     """
+    free = {name: mask & ~_kept(mask, scores[name]) for name, mask in masks.items()}
+    ranked = torch.cat([torch.where(free[name], scores[name], math.inf).flatten().cpu() for name in masks])
+    gone_already = sum(int((~mask).sum()) for mask in masks.values())
+    count = min(round(target * len(ranked)) - gone_already, sum(int(one.sum()) for one in free.values()))
+    gone = torch.zeros(len(ranked), dtype=torch.bool)
+    gone[ranked.topk(max(count, 0), largest=False).indices] = True
+    for mask, part in zip(masks.values(), gone.split([mask.numel() for mask in masks.values()]), strict=True):
+        mask &= ~part.reshape(mask.shape).to(mask.device)
 
-    def loss(outputs: Any, inputs: Any, rows: Any) -> Any:
-        target = wanted.to(outputs.device)[rows]
-        return functional.cross_entropy(outputs.float() / temperature, target)
 
-    return loss
+def _kept(mask: Any, scores: Any) -> Any:
+    """Return a mask of the weights of a layer that stay in any case: by number, since scores may be equal."""
+    count = min(max(1, math.ceil(_KEPT * mask.numel())), int(mask.sum()))
+    kept = torch.zeros_like(mask).flatten()
+    kept[torch.where(mask, scores, -math.inf).flatten().topk(count).indices] = True
+    return kept.reshape(mask.shape)
+
+
+def sparsity_of(masks: Mapping[str, Any]) -> float:
+    """Return the share of all weights that are masked, 0..1."""
+    return sum(int((~one).sum()) for one in masks.values()) / sum(int(one.numel()) for one in masks.values())

@@ -25,7 +25,7 @@ from agent.optimise.recipe.budget import parse_budget
 from agent.structs import convert
 
 Method = Literal["int8", "dynamic", "int4", "mixed"]
-Importance = Literal["gradient*weight", "weight", "gradient/weight", "random"]
+Importance = Literal["gradient*weight", "weight", "random"]
 Objective = Literal["accuracy", "latency", "size"]
 Whole = Annotated[int, Meta(ge=0, le=2**31)]
 Count = Annotated[int, Meta(ge=1, le=2**31)]
@@ -76,13 +76,12 @@ class PruneRecipe(Struct, frozen=True, forbid_unknown_fields=True):
     Attributes:
         target: share that is removed in the end.
         importance: what is removed last. `gradient*weight`: accumulated over the steps of a round. Empty:
-            `weight` for connections, `gradient*weight` for channels. Or `gradient/weight`, `random`.
+            `weight` for connections, `gradient*weight` for channels. Or `random`, to compare with.
         structured: remove whole channels, which is faster everywhere; else single connections.
         rounds: number of them; in each the same number is removed.
         round_steps: training steps after each round.
         anneal_epochs: passes over the data at the end, with a falling learning rate.
         anneal_factor: learning rate at the beginning of the anneal, relative to that of `[train]`.
-        layers: patterns of the names of layers that may be pruned, with `*`, `?` and `[…]`.
         over_layers: channels are compared over all layers; else the same share of each layer's channels goes.
             Connections are always compared over all layers.
         teacher: weight of the answers of the model before in the loss; the labels have the rest.
@@ -92,10 +91,9 @@ class PruneRecipe(Struct, frozen=True, forbid_unknown_fields=True):
     importance: Importance | Literal[""] = ""
     structured: bool = False
     rounds: Count = 16
-    round_steps: Whole = 6
+    round_steps: Count = 6
     anneal_epochs: Annotated[float, Meta(ge=0.0, le=1e6)] = 2.0
     anneal_factor: Annotated[float, Meta(gt=0.0, le=1.0)] = 0.4
-    layers: Annotated[tuple[Annotated[str, Meta(min_length=1)], ...], Meta(min_length=1)] = ("*",)
     over_layers: bool = False
     teacher: Annotated[float, Meta(ge=0.0, le=1.0)] = 0.0
 
@@ -107,15 +105,7 @@ class PruneRecipe(Struct, frozen=True, forbid_unknown_fields=True):
     @property
     def needs_gradients(self) -> bool:
         """Return True if the importance is summed over training steps."""
-        return self.ranked_by in ("gradient*weight", "gradient/weight")
-
-    def fault(self) -> str:
-        """Say what does not go together, the key first; empty: all does."""
-        if self.over_layers and not self.structured:
-            return "over_layers: is for channels, with structured = true; connections are always compared so"
-        if self.needs_gradients and not self.round_steps:
-            return f"round_steps: expected 1 or more, since {self.ranked_by} needs gradients, got 0"
-        return ""
+        return self.ranked_by == "gradient*weight"
 
 
 class QatRecipe(Struct, frozen=True, forbid_unknown_fields=True):
@@ -177,7 +167,6 @@ class DepthRecipe(Struct, frozen=True, forbid_unknown_fields=True):
         at: names of the tensors behind which the early exits are; empty: near 1/2, 1/4, 1/8 … of the
             multiply-adds.
         epochs: passes over the data in which all exits are trained together; 0: the heads alone.
-        taught: weight of the last exit's answers in the loss of the others; the labels have the rest.
         grid: cells along each side of a picture whose means a head sees.
         loss: accuracy that the cascade may lose on the examples of the calibration, 0..1.
     """
@@ -185,7 +174,6 @@ class DepthRecipe(Struct, frozen=True, forbid_unknown_fields=True):
     exits: Annotated[int, Meta(ge=2, le=16)] = 3
     at: tuple[Annotated[str, Meta(min_length=1)], ...] = ()
     epochs: Annotated[float, Meta(ge=0.0, le=1e6)] = 2.0
-    taught: Annotated[float, Meta(ge=0.0, le=1.0)] = 0.5
     grid: Annotated[int, Meta(ge=1, le=8)] = 2
     loss: Share = 0.005
 
@@ -308,37 +296,6 @@ class RecipeFile(Struct, frozen=True):
         if faults:
             raise ConfigError("\n".join(faults))
         return found
-
-    def check_prune(self) -> None:
-        """Check that the values of `[prune]` go together, for a step that prunes.
-
-        Raises:
-            ConfigError: they do not; with the line of the key.
-        """
-        if fault := self.recipe.prune.fault():
-            raise ConfigError(f"{self.file.where('prune', fault.partition(':')[0])}: [prune] {fault}")
-
-    def check_prune_layers(self, names: Sequence[str], what: str, frozen: Sequence[str] = ()) -> None:
-        """Check that each pattern of `[prune] layers` matches a name.
-
-        Args:
-            names: that the network has.
-            what: they are of, for the error, such as `layer`.
-            frozen: names of others, which cannot be pruned since they are not trained.
-
-        Raises:
-            ConfigError: one matches none. All names are listed.
-        """
-        kept = f"; frozen, so that they stay as they are: {', '.join(frozen)}" if frozen else ""
-        there = f"{', '.join(names) or 'none'}{kept}"
-        faults = [
-            f"{self.file.where('prune', 'layers', number)}: [prune] layers: "
-            f"{pattern!r} matches no {what} that can be pruned; there are: {there}"
-            for number, pattern in enumerate(self.recipe.prune.layers)
-            if not fnmatch.filter(names, pattern)
-        ]
-        if faults:
-            raise ConfigError("\n".join(faults))
 
 
 def _matches_nothing(pattern: str, layers: Sequence[str]) -> str:

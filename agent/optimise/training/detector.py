@@ -27,13 +27,13 @@ from agent.optimise.data import Examples, read_examples
 from agent.optimise.data.annotations import ObjectBoxes
 from agent.optimise.data.layouts import read_data
 from agent.optimise.evaluation.model import EvaluationRequest, evaluate_model
-from agent.optimise.factory import fastest_device, learned_of
+from agent.optimise.factory import learned_of
 from agent.optimise.graph.from_torch import float_tflite
 from agent.optimise.pruning.file import normalisation_of, training_inputs
 from agent.optimise.recipe import Recipe
 from agent.optimise.report import OptimiseReport, StepResult
 from agent.optimise.source import learned_sample
-from agent.optimise.train import TrainingSettings, TrainingStep, fit
+from agent.optimise.train import TrainingSettings, TrainingStep, fastest_device, fit
 from agent.optimise.training.boxes import BoxAugmentation, BoxAugmenter, DetectionLoss
 from agent.optimise.training.classifier import (
     CHECKPOINT,

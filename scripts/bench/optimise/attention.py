@@ -7,7 +7,7 @@ same examples in one order: digits of the Free Spoken Digit Dataset, clean and i
 
 Accuracy is that of the last exit, in float, on recordings that were kept out of training, each in several noises
 and places, clean and at 10 and 0 dB. What a block loses is the mean of the differences, answer by answer, to the
-better of the dense blocks; its standard error counts both seeds and recordings as chance. Blocks were chosen with
+dense block; its standard error counts both seeds and recordings as chance. Blocks were chosen with
 other recordings (`choice`). The time of a block is that of its INT8 file, for sequences of several lengths. All
 takes some 40 minutes of one core, and goes on where it was interrupted. With --quick, costs and times are
 measured, one seed sees few examples, and the recorded figures are checked.
@@ -40,12 +40,12 @@ from torch import nn
 from torch.nn import functional
 
 from agent.compute.manifest import Manifest, Model
-from agent.optimise.attention import BandedAttention, LowRankAttention, PatternAttention, pointwise
+from agent.optimise.attention import BandedAttention, LowRankAttention, PatternAttention
 from agent.optimise.data import read_examples
-from agent.optimise.factory import mixed_precision
 from agent.optimise.graph.from_torch import export
 from agent.optimise.quantise import quantise
 from agent.optimise.recipe import QuantiseRecipe
+from agent.optimise.train import mixed_precision
 from agent.types import Samples
 
 sys.path.append(str(ROOT / "scripts" / "build_models"))
@@ -66,14 +66,13 @@ class DenseAttention(nn.Module):  # type: ignore[misc]
 
     Args:
         channels: of the sequence, and of queries, keys and values.
-        normalised: as of the light blocks.
     """
 
-    def __init__(self, channels: int, *, normalised: bool = False) -> None:
+    def __init__(self, channels: int) -> None:
         super().__init__()
         self.channels = channels
-        self.projection = pointwise(channels, 3 * channels, normalised)
-        self.output = pointwise(channels, channels, normalised, begins_at=0.0)
+        self.projection = nn.Conv2d(channels, 3 * channels, 1)
+        self.output = nn.Conv2d(channels, channels, 1)
 
     def forward(self, x: Any) -> Any:
         query, key, value = self.projection(x).flatten(2).transpose(1, 2).chunk(3, dim=-1)
@@ -84,18 +83,14 @@ class DenseAttention(nn.Module):  # type: ignore[misc]
 BLOCKS: dict[str, Callable[[], Any]] = {
     "none": nn.Identity,
     "dense": lambda: DenseAttention(CHANNELS),
-    "dense_norm": lambda: DenseAttention(CHANNELS, normalised=True),
     "banded_20": lambda: BandedAttention(CHANNELS, 20, REACH),
-    "banded_20_norm": lambda: BandedAttention(CHANNELS, 20, REACH, normalised=True),
     "banded_18_wide": lambda: BandedAttention(CHANNELS, 18, STEPS // 2),
     "pattern_20": lambda: PatternAttention(CHANNELS, 20, (-8, -4, -2, -1, 0, 1, 2, 4, 8)),
     "low_rank_16": lambda: LowRankAttention(CHANNELS, 16, STEPS, 5),
     "low_rank_19": lambda: LowRankAttention(CHANNELS, 19, STEPS, 5),
-    "low_rank_19_norm": lambda: LowRankAttention(CHANNELS, 19, STEPS, 5, normalised=True),
 }
-COMPARED = ("none", "dense", "low_rank_19", "low_rank_19_norm", "banded_20", "banded_20_norm")
+COMPARED = ("none", "dense", "low_rank_19", "banded_20")
 """Blocks that are trained unless others are asked for."""
-DENSE = ("dense", "dense_norm")
 LENGTHS = (25, 100, 400)
 """Steps of the sequences for which INT8 files are timed."""
 LIGHT = "low_rank_19"
@@ -282,14 +277,13 @@ def answers(given: Namespace, training: Corpus, sets: dict[str, Part], blocks: l
 
 
 def summary(seeds: Sequence[Answers], given: Namespace) -> dict[str, float]:
-    """Accuracy of each block, and what it loses against the better dense one, with its standard error."""
+    """Accuracy of each block, and what it loses against the dense one, with its standard error."""
     figures: dict[str, float] = {}
     for name in SETS:
         every = {block: np.stack([one[f"{name}/{block}"] for one in seeds]) for block in given.blocks}
-        dense = max((block for block in given.blocks if block in DENSE), key=lambda block: every[block].mean())
         for block, own in every.items():
             figures[f"{name}_{block}"] = float(own.mean())
-            figures[f"{name}_{block}_lost"], figures[f"{name}_{block}_error"] = lost(every[dense], own)
+            figures[f"{name}_{block}_lost"], figures[f"{name}_{block}_error"] = lost(every["dense"], own)
             print(line(f"{name} {block}", own, figures[f"{name}_{block}_lost"], figures[f"{name}_{block}_error"]))
     return figures
 
@@ -330,9 +324,6 @@ def milliseconds() -> dict[str, float]:
 
 def int8(block: Any, steps: int) -> bytes:
     """A block as an INT8 file, for random examples."""
-    for norm in block.modules():
-        if isinstance(norm, nn.BatchNorm2d):
-            nn.init.ones_(norm.weight)
     content = export(block, (steps, 1, CHANNELS)).content
     values = np.random.default_rng(2).normal(size=(8, steps, 1, CHANNELS)).astype(np.float32)
     model = Model(content, hashlib.sha256(content).hexdigest(), Manifest(), "block.tflite")
@@ -357,7 +348,7 @@ def _timed(interpreter: Any) -> float:
 
 def shares() -> dict[str, float]:
     """Parameters and multiply-adds of each light block, of those of dense attention."""
-    found = {name: cost(make()) for name, make in BLOCKS.items() if name not in (*DENSE, "none")}
+    found = {name: cost(make()) for name, make in BLOCKS.items() if name not in ("dense", "none")}
     dense, figures = cost(BLOCKS["dense"]()), dict[str, float]()
     for place, what in enumerate(("parameters", "multiply_adds")):
         figures |= {f"{name}_{what}": own[place] / dense[place] for name, own in found.items()}
@@ -365,10 +356,9 @@ def shares() -> dict[str, float]:
 
 
 def cost(block: Any) -> tuple[int, int]:
-    """Parameters and multiply-adds of a block; a batch norm counts as a convolution's bias."""
+    """Parameters and multiply-adds of a block."""
     imported = export(block, (STEPS, 1, CHANNELS))
-    norms = sum(one.num_features for one in block.modules() if isinstance(one, nn.BatchNorm2d))
-    return imported.parameters - norms, imported.multiply_adds
+    return imported.parameters, imported.multiply_adds
 
 
 def main() -> None:

@@ -25,7 +25,7 @@ from msgspec.structs import replace
 
 from agent.optimise.evaluate import time_ms
 from agent.optimise.graph.channels import without_channels
-from agent.optimise.pruning.channels import chosen_groups, prune_channels
+from agent.optimise.pruning.channels import ChannelPruning, trained_groups
 from agent.optimise.recipe import PruneRecipe
 from agent.optimise.train import evaluate
 
@@ -53,10 +53,10 @@ def pruned(given: argparse.Namespace, pictures: Dataset) -> dict[str, float]:
     dense = evaluate(net, pictures.test_pictures, pictures.test_labels, _nets.NORMALISATION)
     whole = copy.deepcopy(net).eval()
     settings = replace(HALF, anneal_epochs=given.anneal, teacher=given.teacher, over_layers=not given.even)
-    options: dict[str, Any] = {"folder": folder, "test": pictures.test, "progress": show}
-    smaller, history = prune_channels(net, pictures.pictures, pictures.labels, settings, hot, **options)
-    for point in history.points:
-        print(f"{point.stage} {point.number}: {point.sparsity:.2f} gone, {point.accuracy:.4f}", flush=True)
+    run = ChannelPruning(net, pictures.pictures, pictures.labels, settings, hot, show)
+    run.run(folder)
+    smaller = run.module
+    print(f"{run.gone:.2f} gone: {run.layers}", flush=True)
     for one in (whole, smaller):
         _nets.cool(one)
     half = evaluate(smaller, pictures.test_pictures, pictures.test_labels, _nets.NORMALISATION)
@@ -77,7 +77,7 @@ def as_files(nets: Sequence[Any], pictures: Dataset) -> dict[str, float]:
 def halved(name: str) -> tuple[Any, Any]:
     """An untrained net, and the same with half of the channels, for their times."""
     net = _nets.FACTORIES[name]()
-    groups = chosen_groups(net, (3, 32, 32), ("*",))
+    groups = trained_groups(net, (3, 32, 32))
     return net, without_channels(net, {group: torch.arange(group.channels // 2) for group in groups})
 
 

@@ -31,7 +31,6 @@ from agent.optimise.depth.calibration import (
 )
 from agent.optimise.depth.file import CascadeFile, CascadeParts, make_cascade, with_thresholds
 from agent.optimise.depth.stages import chain_of, deepest, join, split
-from agent.optimise.depth.training import ExitProgress
 from agent.optimise.quantise import quantise
 from agent.optimise.recipe import DepthRecipe, QuantiseRecipe, Recipe, TrainRecipe
 
@@ -40,14 +39,6 @@ LOST, SHARE = 0.005, 0.7
 _SPLITS = 12
 LEAST = 0.002
 """Accuracy that the thresholds may lose where they are learned: less than where it is measured."""
-
-
-def show(state: ExitProgress) -> None:
-    """Print a line for each epoch."""
-    if state.accuracy:
-        shares = " ".join(f"{one:.4f}" for one in state.accuracy)
-        now, used = time.strftime("%H:%M:%S"), time.process_time()
-        print(f"{now} {state.what}: accuracy of the exits {shares}, {used:.0f} core-s", flush=True)
 
 
 def parts_of(net: FloatNet) -> CascadeParts:
@@ -109,7 +100,7 @@ def deepened(net: FloatNet, recipe: Recipe, loss: float, name: str) -> dict[str,
     folder = FOLDER / name
     folder.mkdir(parents=True, exist_ok=True)
     parts = parts_of(net)
-    made = make_cascade(net.model, parts, recipe, folder=folder, progress=show, tell=print)
+    made = make_cascade(net.model, parts, recipe, folder=folder, tell=print)
     core_s = time.process_time()
     content = int8(made, net)
     (folder / "int8.tflite").write_bytes(content)

@@ -28,13 +28,12 @@ from baseline import show
 from common import conclude
 from msgspec.structs import replace
 
-from agent.optimise.pruning.connections import prune
-from agent.optimise.pruning.rounds import anneal_settings, round_settings, to_learn
+from agent.optimise.pruning.rounds import ConnectionPruning, anneal_settings, round_settings, to_learn
 from agent.optimise.recipe import PruneRecipe
 from agent.optimise.train import Labels, Objective, Pictures, TrainingSettings, evaluate, fit
 
 FOLDER = BUILD / "pruning"
-KINDS = ("weight", "random", "gradient*weight", "gradient/weight")
+KINDS = ("weight", "random", "gradient*weight")
 """The first is the default, by which the targets are judged."""
 DENSE, TAUGHT_DENSE = "dense", "taught dense"
 ANNEALS = (0.0, 1.0, 2.0, 8.0)
@@ -89,9 +88,8 @@ def pruned(trial: Trial, pictures: Dataset) -> float:
         for other in sorted(trial.folder.glob(f"*/{rounds}"))[:1]:
             shutil.copy(other, folder)
     settings = PruneRecipe(importance=trial.kind, anneal_epochs=trial.anneal, teacher=trial.teacher)  # type: ignore[arg-type]
-    net, few = open_net(trial.net, pictures), (pictures.test_pictures[::5], pictures.test_labels[::5])
-    options: dict[str, Any] = {"folder": folder, "test": few, "progress": show}
-    prune(net, pictures.pictures, pictures.labels, settings, training(trial.seed), **options)
+    net, data = open_net(trial.net, pictures), (pictures.pictures, pictures.labels)
+    ConnectionPruning(net, *data, settings, training(trial.seed), show).run(folder)
     return _accuracy(net, pictures)
 
 
@@ -190,7 +188,7 @@ def quick(pictures: Dataset) -> None:
     for kind in KINDS[:2]:
         net.load_state_dict(state)
         settings = PruneRecipe(importance=kind, rounds=4, round_steps=3, anneal_epochs=0.0)  # type: ignore[arg-type]
-        prune(net, *few, settings, hot)
+        ConnectionPruning(net, *few, settings, hot).run()
         figures[f"tiny, {kind}"] = _accuracy(net, pictures)
     recorded = _recorded.show("pruning/")
     kept = judge(recorded.get("pruning/small", {}))
@@ -208,7 +206,7 @@ def main() -> None:
     parser = switches(__doc__, "small")
     parser.add_argument("--anneals", nargs="+", type=float, default=ANNEALS, help="epochs")
     kinds = (DENSE, TAUGHT_DENSE, *KINDS)
-    parser.add_argument("--kinds", nargs="+", default=(DENSE, *KINDS[:3]), choices=kinds)
+    parser.add_argument("--kinds", nargs="+", default=(DENSE, *KINDS), choices=kinds)
     parser.add_argument("--teacher", type=float, default=0.0, help="weight of the answers of the net before")
     given = parser.parse_args()
     variant = f"-teacher-{given.teacher:g}" if given.teacher else ""

@@ -55,8 +55,7 @@ def test_every_verb_has_help(verb: str) -> None:
 def test_the_help_tells_of_sound_and_of_calibrating() -> None:
     shown = CliRunner().invoke(vedette, ["--help"]).output
     assert "on cameras and microphones" in " ".join(shown.split())
-    assert "calibrate" in shown
-    assert "calibrate" in CliRunner().invoke(vedette, ["optimise", "--help"]).output.partition("Commands:")[0]
+    assert "calibrate" in CliRunner().invoke(vedette, ["optimise", "--help"]).output
 
 
 def test_the_version() -> None:

@@ -13,7 +13,7 @@ import pytest
 torch = pytest.importorskip("torch", reason="loading modules needs the extra [optimise]")
 
 from agent.errors import ModelError
-from agent.optimise.factory import build_classifier, learned_of, load_factory, mixed_precision, save_module
+from agent.optimise.factory import build_classifier, learned_of, load_factory, save_module
 
 NET = """
 from torch import nn
@@ -208,12 +208,3 @@ def test_parameters_in_weights_of_others_are_no_arguments(tmp_path: Path, parame
     with pytest.raises(ModelError, match="'depth'"):
         load_factory(source, tmp_path / "own.pt")
     sys.modules.pop("own_head", None)
-
-
-@pytest.mark.parametrize(("has_bf16", "expected"), [(True, torch.bfloat16), (False, torch.float32)])
-def test_a_module_computes_in_bfloat16_where_the_processor_has_it(
-    has_bf16: bool, expected: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: has_bf16)
-    with torch.no_grad(), mixed_precision(torch.device("cpu")):
-        assert torch.nn.Conv2d(3, 4, 1)(torch.rand(1, 3, 2, 2)).dtype == expected

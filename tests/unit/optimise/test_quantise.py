@@ -23,7 +23,7 @@ from agent.optimise.data import Examples, read_examples
 from agent.optimise.evaluate import open_content, outputs_of, score
 from agent.optimise.graph.objects import dump, load
 from agent.optimise.graph.torch_graph import TorchGraph
-from agent.optimise.qat import FakeQuantised, train
+from agent.optimise.qat import FakeQuantised, train_quantised
 from agent.optimise.quantisation.allocation import fits_int4
 from agent.optimise.quantise import QuantisedModel, fixed_bits, quantise, read_layers
 from agent.optimise.recipe import LayerRule, QatRecipe, QuantiseRecipe, parse_recipe
@@ -266,9 +266,7 @@ def test_examples_of_another_shape_are_refused(content: bytes, examples: Example
 
 def test_a_trained_file_computes_within_a_bit_of_the_training_graph(content: bytes, examples: Examples) -> None:
     found = quantised(content, examples, "int4")
-    recipe = QatRecipe(steps=5, batch=16)
-    result = train(TorchGraph(load(found.quantiser.content)), found.scales, found.rounded, examples, recipe)
-    trained = found.trained(result.scales, result.layers)
+    trained = train_quantised(found, examples, QatRecipe(steps=5, batch=16))
     bits = differences(trained.content, trained, examples)
     assert bits.max() <= 1.01
 

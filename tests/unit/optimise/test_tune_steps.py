@@ -32,7 +32,7 @@ from agent.optimise.train import fit
 from agent.optimise.tune import ModelState, Progress, TunedModel, TuningStep, is_float, split, tune
 from agent.optimise.tune_steps import TuneRequest, _learned, fuse, prune_step, quantise_steps, steps_of, tune_file
 from tests.unit.optimise.pruning.test_channels import network
-from tests.unit.optimise.pruning.test_connections import TRAINING, examples
+from tests.unit.optimise.pruning.test_rounds import TRAINING, examples
 from tests.unit.optimise.test_tune import METERS
 
 if load_runtime()[0] != "litert":
@@ -222,7 +222,7 @@ def test_an_interrupted_training_goes_on(
         return quantise_steps(model, [seen], file, Budget(), "int8", seen, folder=folder)[1]
 
     monkeypatch.setattr(tune_steps, "score", told)
-    monkeypatch.setattr("agent.optimise.qat._SAVE_EVERY_S", 0.0)
+    monkeypatch.setattr("agent.optimise.checkpoint.SAVE_EVERY_S", 0.0)
     begin = ModelState(model.content, model.content)
     with pytest.raises(KeyboardInterrupt):
         step(tmp_path).apply(begin, interrupt)
@@ -365,6 +365,3 @@ def test_what_cannot_succeed_is_told_before_anything_is_measured(
     ):
         with pytest.raises(ModelError, match=told):
             tune_file(request(folder, **options), quiet, quiet)
-    (tmp_path / "r.toml").write_text('[prune]\nlayers = ["zzz"]\n')
-    with pytest.raises(ConfigError, match=r"r\.toml:2: .*'zzz' matches no group of channels"):
-        tune_file(request(folder, module=module, recipe=tmp_path / "r.toml"), quiet, quiet)

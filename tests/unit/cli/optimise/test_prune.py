@@ -19,12 +19,11 @@ from agent.cli.main import vedette
 from agent.compute.infer.litert import load_runtime
 from agent.models.library import look_up
 from agent.optimise.evaluate import time_ms
-from agent.optimise.pruning.connections import prunable
 from agent.optimise.pruning.file import prune_model
 from agent.optimise.train import fit
 from agent.storage.files import owned_file
 from tests.unit.optimise.pruning.test_channels import network
-from tests.unit.optimise.pruning.test_connections import TRAINING, examples
+from tests.unit.optimise.pruning.test_rounds import TRAINING, examples
 
 if load_runtime()[0] != "litert":
     pytest.skip("pruned models are run by LiteRT", allow_module_level=True)
@@ -122,26 +121,6 @@ def test_an_interrupted_run_goes_on(folder: Path, monkeypatch: pytest.MonkeyPatc
     assert (folder / "new.tflite").read_bytes() == whole
 
 
-def test_a_recipe_that_matches_no_layer_is_an_error(folder: Path) -> None:
-    (folder / "recipe.toml").write_text(RECIPE.replace("[train]", 'layers = ["stem*"]\n[train]'))
-    done = call(folder)
-    assert done.exit_code == 1
-    assert "'stem*' matches no layer" in said(done)
-    assert ", ".join(prunable(network())) in said(done)
-    assert not (folder / "new.tflite").exists()
-
-
-def test_values_that_do_not_go_together_are_told_with_their_line_before_the_examples_are_read(
-    folder: Path,
-) -> None:
-    keys = '[prune]\nimportance = "gradient*weight"\nround_steps = 0\n'
-    (folder / "recipe.toml").write_text(keys)
-    (folder / "data.npz").write_bytes(b"broken")
-    done = call(folder)
-    assert done.exit_code == 1
-    assert "recipe.toml:3: [prune] round_steps: expected 1 or more" in said(done)
-
-
 def test_results_that_are_there_are_replaced_by_force_only(folder: Path) -> None:
     (folder / "new.report.json").write_bytes(b"mine")
     done = call(folder)
@@ -184,7 +163,7 @@ def test_two_runs_do_not_share_a_work_folder(folder: Path) -> None:
 
 
 def test_a_run_that_fails_leaves_no_empty_work_folder(folder: Path) -> None:
-    (folder / "recipe.toml").write_text(RECIPE.replace("[train]", 'layers = ["stem*"]\n[train]'))
+    np.savez(folder / "data.npz", x=examples(100)[0])
     assert call(folder).exit_code == 1
     assert not (folder / "new.work").exists()
 

@@ -169,7 +169,7 @@ def test_an_interrupted_training_goes_on(tmp_path: Path, monkeypatch: pytest.Mon
     write_model(tmp_path, float_file(classifier()))
     data, files = write_examples(tmp_path / "x.npz", 32), {}
     (tmp_path / "recipe.toml").write_text("[qat]\nsteps = 12\nbatch = 8\n")
-    monkeypatch.setattr("agent.optimise.qat._SAVE_EVERY_S", 0.0)
+    monkeypatch.setattr("agent.optimise.checkpoint.SAVE_EVERY_S", 0.0)
 
     def run(out: str, progress: str) -> Result:
         def stop(line: str) -> None:

@@ -12,22 +12,23 @@ torch = pytest.importorskip("torch", reason="exits need the extra [optimise]")
 from msgspec.structs import replace
 
 from agent.optimise.augment import Augmentation, Normalisation
-from agent.optimise.depth.exits import add_exits, backbone, choose_exits
 from agent.optimise.depth.network import Dense, ExitNetwork
-from agent.optimise.depth.stages import Stage
-from agent.optimise.depth.training import ExitProgress, ExitSettings, accuracies, train_exits
+from agent.optimise.depth.stages import add_exits, backbone, choose_exits
+from agent.optimise.depth.training import accuracies, train_exits
+from agent.optimise.recipe import DepthRecipe
 from agent.optimise.train import TrainingSettings
 from tests.support.float_models import CLASSES, classifier, float_file, pictures
-from tests.unit.optimise.depth.test_exits import run
+from tests.unit.optimise.depth.test_stages import run
 
 torch.set_num_threads(1)
+HEADS_ALONE = DepthRecipe(epochs=0.0)
 NORMALISATION = Normalisation(128.0, 64.0)
 TRAINING = TrainingSettings(batch=32, augmentation=Augmentation(shift=0, flip=False), normalisation=NORMALISATION)
 
 
-def cascade(exits: int = 3) -> tuple[bytes, tuple[Stage, ...]]:
+def cascade() -> bytes:
     content = backbone(float_file(classifier()))
-    return add_exits(content, choose_exits(content, exits), grid=2)
+    return add_exits(content, choose_exits(content, 3), grid=2)[0]
 
 
 def examples(count: int = 96, seed: int = 0) -> tuple[Any, Any]:
@@ -56,7 +57,7 @@ def shaken(network: ExitNetwork) -> ExitNetwork:
 
 
 def test_what_is_written_answers_as_the_module() -> None:
-    network, given = shaken(ExitNetwork(*cascade())), inputs()
+    network, given = shaken(ExitNetwork(cascade())), inputs()
     with torch.no_grad():
         wanted = network.eval()(given)
     for found, one in zip(from_file(network.emit(), given), wanted, strict=True):
@@ -64,7 +65,7 @@ def test_what_is_written_answers_as_the_module() -> None:
 
 
 def test_batch_norms_change_no_answer_and_go_back_into_the_weights() -> None:
-    network, given = shaken(ExitNetwork(*cascade())), inputs(32)
+    network, given = shaken(ExitNetwork(cascade())), inputs(32)
     with torch.no_grad():
         before = network.eval()(given)
         network.unfold(given)
@@ -87,21 +88,21 @@ def test_a_layer_on_features_of_one_scale_answers_as_before() -> None:
 
 
 def test_frozen_heads_learn_and_the_backbone_keeps_its_bytes() -> None:
-    content, stages = cascade()
-    network, told = ExitNetwork(content, stages), list[ExitProgress]()
-    train_exits(network, examples(), examples(64, 1), ExitSettings(0.0), TRAINING, progress=told.append)
-    assert min(told[-1].accuracy[:2]) > 0.9
+    content = cascade()
+    network = ExitNetwork(content)
+    found = train_exits(network, examples(), examples(64, 1), HEADS_ALONE, TRAINING)
+    assert min(found.accuracy[:2]) > 0.9
     given = inputs()
-    found, before = from_file(network.emit(), given), from_file(content, given)
-    assert np.array_equal(found[2], before[2])
-    assert np.abs(found[0] - before[0]).max() > 0.1
+    after, before = from_file(network.emit(), given), from_file(content, given)
+    assert np.array_equal(after[2], before[2])
+    assert np.abs(after[0] - before[0]).max() > 0.1
 
 
 def test_joint_training_teaches_the_last_exit_too() -> None:
-    network = ExitNetwork(*cascade())
+    network = ExitNetwork(cascade())
     data, test = examples(512), examples(64, 1)
     before = accuracies(network, *test, NORMALISATION)[-1]
-    trained = train_exits(network, data, test, ExitSettings(4.0), TRAINING)
+    trained = train_exits(network, data, test, DepthRecipe(epochs=4.0), TRAINING)
     assert before < 0.5
     assert trained.is_joint
     assert trained.accuracy == accuracies(network, *test, NORMALISATION)
@@ -110,10 +111,10 @@ def test_joint_training_teaches_the_last_exit_too() -> None:
 
 
 def test_joint_training_that_does_not_help_is_not_kept() -> None:
-    network, test = ExitNetwork(*cascade()), examples(64, 1)
-    alone = train_exits(ExitNetwork(*cascade()), examples(), test, ExitSettings(0.0), TRAINING)
+    network, test = ExitNetwork(cascade()), examples(64, 1)
+    alone = train_exits(ExitNetwork(cascade()), examples(), test, HEADS_ALONE, TRAINING)
     wild = replace(TRAINING, learning_rate=1e4)
-    trained = train_exits(network, examples(), test, ExitSettings(1.0), wild)
+    trained = train_exits(network, examples(), test, DepthRecipe(epochs=1.0), wild)
     assert not trained.is_joint
     assert (trained.content, trained.accuracy) == (alone.content, alone.accuracy)
 
@@ -121,9 +122,9 @@ def test_joint_training_that_does_not_help_is_not_kept() -> None:
 @pytest.mark.parametrize("epochs", [0.0, 1.0])
 def test_an_interrupted_run_ends_with_the_same_bytes(tmp_path: Any, epochs: float) -> None:
     def trained(stop: int) -> bytes:
-        network, count = ExitNetwork(*cascade()), [0]
+        network, count = ExitNetwork(cascade()), [0]
 
-        def progress(state: ExitProgress) -> None:
+        def progress(_: str) -> None:
             count[0] += 1
             if count[0] == stop:
                 raise KeyboardInterrupt
@@ -131,7 +132,13 @@ def test_an_interrupted_run_ends_with_the_same_bytes(tmp_path: Any, epochs: floa
         folder = tmp_path / str(stop >= 0)
         folder.mkdir(exist_ok=True)
         return train_exits(
-            network, examples(), examples(64, 1), ExitSettings(epochs), TRAINING, folder=folder, progress=progress
+            network,
+            examples(),
+            examples(64, 1),
+            DepthRecipe(epochs=epochs),
+            TRAINING,
+            folder=folder,
+            progress=progress,
         ).content
 
     whole = trained(-1)

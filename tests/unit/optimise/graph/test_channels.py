@@ -151,9 +151,9 @@ def test_a_layer_that_is_used_twice_keeps_its_channels() -> None:
 
 def test_a_module_without_channels_that_can_go_names_what_keeps_them() -> None:
     grouped = nn.Sequential(unit(3, 6), unit(6, 6, groups=2), nn.Flatten(), nn.Linear(384, 3))
-    with pytest.raises(ModelError, match=r": 1\.0 \(Conv2d with groups=2\)$"):
+    with pytest.raises(ModelError, match=r"all reach the output, 1\.0$"):
         channel_groups(grouped, SHAPE)
-    with pytest.raises(ModelError, match="all of them reach the output"):
+    with pytest.raises(ModelError, match=r"all reach the output$"):
         channel_groups(nn.Sequential(unit(3, 6)), SHAPE)
 
 
@@ -166,10 +166,3 @@ def test_a_module_that_cannot_be_traced_is_refused() -> None:
         channel_groups(Branching(), SHAPE)
     with pytest.raises(ModelError, match="cannot be traced"):
         channel_groups(built("plain"), (3, 20, 20))
-
-
-def test_a_group_never_loses_all_channels() -> None:
-    module = built("plain")
-    (group,) = channel_groups(module, SHAPE)
-    with pytest.raises(ModelError, match="none of its 6 channels"):
-        without_channels(module, {group: torch.tensor([], dtype=torch.int64)})

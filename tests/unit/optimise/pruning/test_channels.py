@@ -14,10 +14,10 @@ torch = pytest.importorskip("torch", reason="pruning needs the extra [optimise]"
 from torch import nn
 
 from agent.errors import ModelError
-from agent.optimise.pruning.channels import channels_after, channels_over_groups, prune_channels
+from agent.optimise.pruning.channels import ChannelPruning, channels_after, channels_over_groups
 from agent.optimise.recipe import PruneRecipe
 from agent.optimise.train import TrainingStep, evaluate, fit
-from tests.unit.optimise.pruning.test_connections import TRAINING, StopError, examples, weights
+from tests.unit.optimise.pruning.test_rounds import TRAINING, StopError, examples, weights
 
 SETTINGS = PruneRecipe(target=0.5, structured=True, rounds=2, round_steps=2, anneal_epochs=2.0)
 
@@ -47,38 +47,34 @@ def dense(trained: dict[str, Any]) -> Any:
     return module
 
 
-@pytest.mark.parametrize("importance", ["gradient*weight", "weight", "gradient/weight", "random"])
+def pruned(
+    trained: dict[str, Any], settings: PruneRecipe = SETTINGS, folder: Path | None = None
+) -> ChannelPruning:
+    run = ChannelPruning(dense(trained), *examples(), settings, TRAINING)
+    run.run(folder)
+    return run
+
+
+@pytest.mark.parametrize("importance", ["gradient*weight", "weight", "random"])
 def test_half_of_the_channels_are_gone_and_the_rest_is_trained(trained: Any, importance: Any) -> None:
     module = dense(trained)
     before = weights(module)
-    settings = replace(SETTINGS, importance=importance)
-    smaller, history = prune_channels(module, *examples(), settings, TRAINING, test=examples(seed=1))
+    run = ChannelPruning(module, *examples(), replace(SETTINGS, importance=importance), TRAINING)
+    run.run()
+    smaller = run.module
     assert weights(module) == before
     assert [smaller[0].out_channels, smaller[4].in_channels, smaller[4].out_channels] == [6, 6, 4]
     assert smaller[9].in_features == 16
-    assert history.layers == {"0": 0.5, "4": 0.5}
-    assert [point.sparsity for point in history.points][-1] == 0.5
-    assert history.points[-1].accuracy == evaluate(smaller, *examples(seed=1))
-    assert history.points[-1].accuracy > 0.85
-
-
-def test_only_the_named_channels_go(trained: Any) -> None:
-    settings = replace(SETTINGS, layers=("4",), anneal_epochs=0.0)
-    smaller, _ = prune_channels(dense(trained), *examples(), settings, TRAINING)
-    assert [smaller[0].out_channels, smaller[4].out_channels] == [12, 4]
-
-
-def test_a_pattern_that_matches_no_channels_is_an_error(trained: Any) -> None:
-    settings = replace(SETTINGS, layers=("8",))
-    with pytest.raises(ModelError, match=r"'8' matches no group of channels that can be pruned; there are: 0, 4"):
-        prune_channels(dense(trained), *examples(), settings, TRAINING)
+    assert run.layers == {"0": 0.5, "4": 0.5}
+    assert run.gone == 0.5
+    assert evaluate(smaller, *examples(seed=1)) > 0.85
 
 
 @pytest.mark.parametrize("stopped_at", [1, 3, 5, 6, 8, 11])
 def test_an_interrupted_run_ends_with_the_same_bytes(
     trained: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stopped_at: int
 ) -> None:
-    monkeypatch.setattr("agent.optimise.train._SAVE_EVERY_S", -1.0)
+    monkeypatch.setattr("agent.optimise.checkpoint.SAVE_EVERY_S", -1.0)
     steps = []
 
     def progress(step: TrainingStep) -> None:
@@ -86,12 +82,12 @@ def test_an_interrupted_run_ends_with_the_same_bytes(
         if len(steps) == stopped_at:
             raise StopError
 
-    whole, told = prune_channels(dense(trained), *examples(), SETTINGS, TRAINING)
+    whole = pruned(trained)
     with pytest.raises(StopError):
-        prune_channels(dense(trained), *examples(), SETTINGS, TRAINING, folder=tmp_path, progress=progress)
-    resumed, again = prune_channels(dense(trained), *examples(), SETTINGS, TRAINING, folder=tmp_path)
-    assert weights(resumed) == weights(whole)
-    assert again == told
+        ChannelPruning(dense(trained), *examples(), SETTINGS, TRAINING, progress).run(tmp_path)
+    resumed = pruned(trained, folder=tmp_path)
+    assert weights(resumed.module) == weights(whole.module)
+    assert resumed.layers == whole.layers
 
 
 @given(st.integers(1, 300), st.floats(0.01, 0.99), st.integers(1, 32))
@@ -107,9 +103,10 @@ def test_the_channels_that_stay_are_a_multiple_where_there_are_enough(
 def test_a_frozen_layer_keeps_its_channels(trained: Any) -> None:
     module = dense(trained)
     module[0].weight.requires_grad = False
-    smaller, history = prune_channels(module, *examples(), SETTINGS, TRAINING)
-    assert list(history.layers) == ["4"]
-    assert smaller[0].out_channels == 12
+    run = ChannelPruning(module, *examples(), replace(SETTINGS, anneal_epochs=0.0), TRAINING)
+    run.run()
+    assert list(run.layers) == ["4"]
+    assert [run.module[0].out_channels, run.module[4].out_channels] == [12, 4]
 
 
 @given(
@@ -165,14 +162,17 @@ def test_of_channels_that_are_alike_the_same_share_of_each_layer_goes(live: int)
 def test_a_target_at_which_no_channels_can_go_is_an_error(trained: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("agent.optimise.pruning.channels.MULTIPLE", 16)
     with pytest.raises(ModelError, match=r"no channels can go.* multiple of 16, and there are 0: 12, 4: 8"):
-        prune_channels(dense(trained), *examples(), SETTINGS, TRAINING)
+        pruned(trained)
 
 
 def test_a_module_is_pruned_over_all_layers(trained: Any) -> None:
-    settings = replace(SETTINGS, over_layers=True)
-    smaller, history = prune_channels(dense(trained), *examples(), settings, TRAINING, test=examples(seed=1))
+    smaller = pruned(trained, replace(SETTINGS, over_layers=True)).module
     stay = smaller[0].out_channels, smaller[4].out_channels
     assert sum(stay) == 10
     assert stay[0] >= 4
-    assert history.points[-1].accuracy is not None
-    assert history.points[-1].accuracy > 0.85
+    assert evaluate(smaller, *examples(seed=1)) > 0.85
+
+
+def test_channels_go_with_a_teacher(trained: Any) -> None:
+    smaller = pruned(trained, replace(SETTINGS, teacher=0.5)).module
+    assert evaluate(smaller, *examples(seed=1)) > 0.85

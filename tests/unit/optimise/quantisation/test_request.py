@@ -24,9 +24,7 @@ from agent.errors import ModelError
 from agent.models.library import open_whole_model
 from agent.optimise.data import Examples, read_examples
 from agent.optimise.evaluate import Score, time_ms
-from agent.optimise.graph.objects import load
-from agent.optimise.graph.torch_graph import TorchGraph
-from agent.optimise.qat import train
+from agent.optimise.qat import train_quantised
 from agent.optimise.quantisation.allocation import fits_int4
 from agent.optimise.quantisation.request import QuantisedFile, QuantiseRequest, logit_outputs, quantise_file
 from agent.optimise.quantise import QuantisedModel, quantise, read_layers
@@ -120,8 +118,9 @@ def test_training_does_not_care_how_far_below_zero_a_logit_is(tmp_path: Path) ->
     recipe = QatRecipe(steps=1, batch=16)
 
     def first_loss(logits: tuple[int, ...]) -> float:
-        graph = TorchGraph(load(found.quantiser.content))
-        return train(graph, found.scales, found.rounded, examples, recipe, logits=logits).losses[0]
+        found.quantiser.logits, told = logits, list[str]()
+        train_quantised(found, examples, recipe, progress=told.append)
+        return float(told[0].rpartition(" ")[2])
 
     # The file cannot tell -60 from -6.3: where that counts, it is the greatest part of the loss.
     assert first_loss((1,)) < 0.1 * first_loss(())

@@ -109,7 +109,7 @@ def test_an_interrupted_training_ends_with_the_same_bytes(data: Path, tmp_path: 
     request = TrainRequest("tiny", epochs=6.0, folder=tmp_path)
     examples, names = read_pictures(data, request, RECIPE)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("agent.optimise.train._SAVE_EVERY_S", 0.0)
+        patch.setattr("agent.optimise.checkpoint.SAVE_EVERY_S", 0.0)
         with pytest.raises(StoppedError):
             train_classifier(examples, names, request, RECIPE, progress=stop)
     assert (tmp_path / "train.checkpoint").is_file()

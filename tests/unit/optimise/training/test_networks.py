@@ -7,7 +7,7 @@ import pytest
 torch = pytest.importorskip("torch", reason="training needs the extra [optimise]")
 
 from agent.optimise.graph.from_torch import export
-from agent.optimise.pruning.channels import chosen_groups
+from agent.optimise.pruning.channels import trained_groups
 from agent.optimise.training.networks import NETWORKS, tiny
 
 
@@ -26,5 +26,5 @@ def test_tiny_takes_what_its_docstring_says() -> None:
 
 
 def test_all_layers_of_tiny_can_lose_channels_but_the_last() -> None:
-    groups = chosen_groups(tiny(2), (3, 32, 32), ("*",))
+    groups = trained_groups(tiny(2), (3, 32, 32))
     assert sorted(group.channels for group in groups) == [24, 48, 96, 192]
