@@ -80,17 +80,24 @@ def _escaped(value: Any) -> Any:
     return plain(value) if isinstance(value, str) else value
 
 
-_SILENT_S = 10.0
-"""Longest time without a line in a log."""
+_SILENT_S, _MINUTE_S = 10.0, 60.0
+"""Longest time without a line in a log; and times below which seconds are told."""
 _told_at = [time.monotonic()]
+_SHARE = re.compile(r"(\d+(?:\.\d+)?)(?: ?%| of (\d+(?:\.\d+)?))")
+_KNOWN_S = 5.0
+"""Time of a pass after which the rest is foreseen."""
+_pass: list[tuple[str, float, float]] = [("", 0.0, 0.0)]
+"""Of the pass that is shown: its words, when it was first shown, and the share that was done then."""
 
 
 def show_progress(what: str) -> None:
     """Show on one terminal line what is being done; an empty text clears it.
 
-    In a log there is a line where nothing was told for 10 s.
+    In a log there is a line where nothing was told for 10 s. Where the text says "40 %" or "12 of 30", the time
+    that is left is added.
     """
     now = time.monotonic()
+    what += _time_left(what, now)
     if sys.stderr.isatty():
         click.echo(f"\r\x1b[K{f'{plain(what)} …' if what else ''}", err=True, nl=False)
         return
@@ -99,6 +106,22 @@ def show_progress(what: str) -> None:
         click.echo(f"{plain(what)} …", err=True)
     if is_due or not what:
         _told_at[0] = now
+
+
+def _time_left(what: str, now: float) -> str:
+    """Return the time that a pass still takes if it goes on like this; empty: it is not known."""
+    found = _SHARE.search(what)
+    if found is None:
+        return ""
+    words, share = what[: found.start()], float(found[1]) / (float(found[2] or 100) or 1.0)
+    before, begun, first = _pass[0]
+    if words != before or share < first:
+        _pass[0] = (words, now, share)
+        return ""
+    if now - begun < _KNOWN_S or not first < share < 1:
+        return ""
+    left = (now - begun) * (1 - share) / (share - first)
+    return f", {left:.0f} s left" if left < _MINUTE_S else f", {left / _MINUTE_S:.0f} min left"
 
 
 def tell(line: str) -> None:

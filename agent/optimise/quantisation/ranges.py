@@ -92,7 +92,7 @@ def find_scales(
             for index in sources:
                 histograms.add(groups.leader(graph.name(index)), found[index].reshape(-1), most)
             if done % _TOLD == 0 or done == len(given):
-                progress(f"measuring ranges of graph {number} of {len(graphs)}: example {done} of {len(given)}")
+                progress(f"measuring ranges of graph {number}: example {done} of {len(given)}")
     known = groups.fixed(graphs) | {groups.leader(name): scale for name, scale in inputs.items()}
     for leader in {groups.leader(graph.name(graph.outputs[place])) for graph in graphs for place in logits}:
         known.setdefault(leader, _of_logits(histograms, leader))

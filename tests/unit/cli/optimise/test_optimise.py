@@ -332,6 +332,33 @@ def test_a_log_gets_a_line_after_ten_seconds_of_silence(
     assert capsys.readouterr().err.splitlines() == ["training …", "on …"]
 
 
+def test_the_time_left_is_told_where_a_share_is(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    now = [1000.0]
+    monkeypatch.setattr("agent.cli.output.time.monotonic", lambda: now[0])
+    for seconds, text in (
+        (0, ""),
+        (20, "pruning 10%, loss 2.1"),
+        (20, "pruning 20%, loss 1.8"),
+        (20, "pass 1: 30 of 300"),
+        (20, "pass 1: 31 of 300"),
+        (20, "pass 1: 0 of 0"),
+        (20, "measuring"),
+        (0, ""),
+    ):
+        now[0] += seconds
+        show_progress(text)
+    assert capsys.readouterr().err.splitlines() == [
+        "pruning 10%, loss 2.1 …",
+        "pruning 20%, loss 1.8, 3 min left …",
+        "pass 1: 30 of 300 …",
+        "pass 1: 31 of 300, 90 min left …",
+        "pass 1: 0 of 0 …",
+        "measuring …",
+    ]
+
+
 def test_sound_has_no_features(tmp_path: Path) -> None:
     done = CliRunner().invoke(vedette, ["optimise", "features", "small-speech", str(tmp_path / "out.tflite")])
     assert str(done.exception) == "small-speech: takes sound: features are maps of pictures"
