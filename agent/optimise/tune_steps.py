@@ -24,6 +24,7 @@ from agent.optimise.recipe.budget import Budget, parse_budget
 from agent.optimise.report import LayerResult
 from agent.optimise.source import learned_doubts, learned_sample, logits_keys, open_source
 from agent.optimise.tune import (
+    Meters,
     ModelState,
     Progress,
     TunedModel,
@@ -81,13 +82,19 @@ class TuneRequest(Struct, frozen=True):
     folder: Path | None = None
 
 
-def tune_file(request: TuneRequest, progress: Progress, tell: Callable[[str], None]) -> TunedModel:
+def tune_file(
+    request: TuneRequest,
+    progress: Progress,
+    tell: Callable[[str], None],
+    meters: Meters = Meters(),  # noqa: B008 - it is frozen
+) -> TunedModel:
     """Tune a model file.
 
     Args:
         request: see `TuneRequest`.
         progress: called with what is being done.
         tell: called with lines about the examples.
+        meters: measure models.
 
     Raises:
         ModelError: the model or the examples cannot be used. ConfigError: the recipe or the budget cannot.
@@ -123,6 +130,7 @@ def tune_file(request: TuneRequest, progress: Progress, tell: Callable[[str], No
         budget,
         judging=judging,
         command=request.command,
+        meters=meters,
         progress=progress,
     )
     report = replace(found.report, learned=_learned(found, model, parts[0][0]))

@@ -250,7 +250,6 @@ def test_the_result_of_a_step_that_trains_has_learned_from_the_part_for_the_step
 
 
 def test_a_file_is_tuned_with_its_recipe(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tune_steps, "tune", partial(tune, meters=METERS))
     recipe = folder / "r.toml"
     recipe.write_text('[quantise]\nmethod = "int8"\nexamples = 32\nlayers = [{match = "*", bits = 8}]\n')
     told: list[str] = []
@@ -276,12 +275,11 @@ def test_a_size_that_takes_pruning_and_4_bits_is_met(
         assert state.derive is not None
         return state.derive(smaller, progress)
 
-    monkeypatch.setattr(tune_steps, "tune", partial(tune, meters=METERS))
     monkeypatch.setattr(tune_steps, "_check_pruning", lambda *_: None)
     monkeypatch.setattr(tune_steps, "prune_step", lambda *_: TuningStep("prune", prune))
     (folder / "few.toml").write_text("[quantise]\nexamples = 8\n")
     asked = request(folder, recipe=folder / "few.toml", budget="size<3600B, loss<=100pp", qat=False, module="n:m")
-    found = tune_file(asked, quiet, quiet)
+    found = tune_file(asked, quiet, quiet, METERS)
     sizes = {step.name: step.size for step in found.report.steps if step.score is not None}
     assert sizes["prune"] > 3600, "INT8 is too large"
     assert (found.report.missed, sizes["after"]) == ((), sizes["quantise, mixed, of the pruned model"])
@@ -294,7 +292,6 @@ def test_of_a_model_that_was_not_pruned_no_step_after_pruning_is_told(
     def refuse(_state: ModelState, _progress: Progress) -> ModelState:
         raise ModelError("the module gives other outputs")
 
-    monkeypatch.setattr(tune_steps, "tune", partial(tune, meters=METERS))
     monkeypatch.setattr(tune_steps, "_check_pruning", lambda *_: None)
     monkeypatch.setattr(tune_steps, "prune_step", lambda *_: TuningStep("prune", refuse))
     (folder / "few.toml").write_text("[quantise]\nexamples = 8\n")
@@ -302,7 +299,7 @@ def test_of_a_model_that_was_not_pruned_no_step_after_pruning_is_told(
         asked = request(
             folder, recipe=folder / "few.toml", budget=f"size<{size}, loss<=100pp", qat=False, module="n:m"
         )
-        names = [step.name for step in tune_file(asked, quiet, quiet).report.steps]
+        names = [step.name for step in tune_file(asked, quiet, quiet, METERS).report.steps]
         assert names[names.index("prune") + 1] == "fuse", size
 
 
@@ -321,14 +318,14 @@ def test_examples_that_judge_are_neither_those_of_the_figures_nor_any_that_the_m
 
     def note(*args: Any, judging: Examples | None, **options: Any) -> TunedModel:
         given.update(figures=args[1], judging=judging or args[1])
-        return tune(*args, judging=judging, meters=METERS, **options)
+        return tune(*args, judging=judging, **options)
 
     monkeypatch.setattr(tune_steps, "steps_of", steps)
     monkeypatch.setattr(tune_steps, "tune", note)
-    tune_file(request(folder), quiet, quiet)
+    tune_file(request(folder), quiet, quiet, METERS)
     assert given["judging"] is given["figures"], "of 80, a quarter is too few"
     monkeypatch.setattr(tune_steps, "_ENOUGH", 20)
-    tune_file(request(folder), quiet, quiet)
+    tune_file(request(folder), quiet, quiet, METERS)
     assert {name: len(one) for name, one in given.items()} == {"steps": 80, "figures": 60, "judging": 20}
     trained, held_out = map(names_of, split(seen, Recipe().data.held_out))
     assert names_of(given["steps"]) == trained
@@ -351,7 +348,7 @@ def test_a_model_that_no_step_takes_is_told_before_anything_is_measured(
     (tmp_path / "model.tflite").write_bytes(dump(opened))
     (tmp_path / "model.toml").write_text(MANIFEST)
     with pytest.raises(ModelError, match=r"model\.tflite: .* has a shape that may change"):
-        tune_file(TuneRequest(str(tmp_path / "model.tflite"), folder / "x.npz"), quiet, quiet)
+        tune_file(TuneRequest(str(tmp_path / "model.tflite"), folder / "x.npz"), quiet, quiet, METERS)
 
 
 def test_what_cannot_succeed_is_told_before_anything_is_measured(
@@ -364,4 +361,4 @@ def test_what_cannot_succeed_is_told_before_anything_is_measured(
         ({"module": module, "weights": tmp_path / "no.pt"}, "no such file"),
     ):
         with pytest.raises(ModelError, match=told):
-            tune_file(request(folder, **options), quiet, quiet)
+            tune_file(request(folder, **options), quiet, quiet, METERS)
