@@ -30,10 +30,14 @@ from agent.errors import DivergedError, ModelError
 from agent.optimise.augment import Augmentation, Augmenter, Normalisation
 from agent.optimise.checkpoint import Checkpoint, run_key
 from agent.optimise.graph.from_torch import first_line
+from agent.optimise.workers import Workers
 from agent.structs import from_json
 
 _NORMS = (nn.modules.batchnorm._BatchNorm, nn.LayerNorm, nn.GroupNorm)
 _LOOK_AHEAD_STEPS = 5
+_STEEPEST, _SMALL = 0.1, 0.01
+"""Largest norm of a gradient, relative to that of the weights; and the least root mean square that these count
+with."""
 _AT_ONCE = 500
 """Pictures that are run at once without training."""
 _ROUNDING = 1e-6
@@ -159,6 +163,7 @@ def fit(
     after_backward: Hook | None = None,
     after_step: Hook | None = None,
     progress: Progress | None = None,
+    workers: Workers = Workers(),  # noqa: B008 - it is not changed
 ) -> tuple[TrainingEpoch, ...]:
     """Train a module in place, and return its epochs in order; the last may be a part of one.
 
@@ -177,6 +182,7 @@ def fit(
         after_step: called after each step. The two may change gradients and weights. What they keep between
             steps is not in the checkpoint.
         progress: called after each step.
+        workers: that train this module together.
 
     Raises:
         ModelError: pictures and labels do not fit each other or the module, or the loss is not finite.
@@ -186,8 +192,10 @@ def fit(
     pictures, labels = np.ascontiguousarray(pictures), np.ascontiguousarray(labels, np.int64)
     module.to(fastest_device(), memory_format=torch.channels_last)
     _check(module, pictures, labels, settings, classes=objective is None)
-    run = _Run(module, pictures, labels, settings, objective or _cross_entropy(settings), batches)
+    run = _Run(module, pictures, labels, settings, objective or _cross_entropy(settings), batches, workers)
+    checkpoint = checkpoint if workers.number == 0 else None
     kept = Checkpoint(checkpoint, lambda: run_key(module, pictures, labels, settings), run, run.device)
+    workers.agree(run)
     while run.done < run.total:
         try:
             step = run.step(after_backward, after_step, test)
@@ -200,6 +208,18 @@ def fit(
             progress(step)
     module.eval()
     return tuple(run.epochs)
+
+
+def clip_gradients(module: Any) -> None:
+    """Keep the gradient of each layer's weights small beside the weights: a hook of `fit` for norms that stay.
+
+    Source: Brock et al., High-Performance Large-Scale Image Recognition Without Normalization,
+    https://arxiv.org/abs/2102.06171, section 4.
+    """
+    for one in module.parameters():
+        if one.grad is not None:
+            limit = _STEEPEST * one.detach().norm().clamp_min(_SMALL * one.numel() ** 0.5)
+            one.grad.mul_((limit / one.grad.norm().clamp_min(1e-12)).clamp_max(1.0))
 
 
 def evaluate(
@@ -357,8 +377,9 @@ class _Run:
         settings: TrainingSettings,
         objective: Objective,
         batches: Batches | None,
+        workers: Workers,
     ):
-        self.module, self.settings, self.objective = module, settings, objective
+        self.module, self.settings, self.objective, self.workers = module, settings, objective, workers
         self.device = device_of(module)
         self.data: Batches = batches or Augmenter(
             pictures, settings.augmentation, settings.normalisation, settings.seed, self.device
@@ -374,9 +395,10 @@ class _Run:
         self.order = torch.empty(0, dtype=torch.int64)
 
     def step(self, after_backward: Hook | None, after_step: Hook | None, test: Test | None) -> TrainingStep:
-        indices = self._indices()
+        indices = self.workers.share(self._indices())
         inputs = self.data.batch(indices, self.done // self.steps_per_epoch, self.done)
         loss = self._backward(inputs, self.labels[indices])
+        self.workers.average(self.module)
         if after_backward is not None:
             after_backward(self.module)
         self.optimiser.step()

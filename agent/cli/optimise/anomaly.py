@@ -6,9 +6,8 @@ from pathlib import Path
 
 import click
 
-from agent.cli.optimise.examples import tell_examples
 from agent.cli.optimise.options import FORCE, JSON, LIMIT, MODEL, OUT, command_line
-from agent.cli.optimise.work import MadeModel, StepJob, run_step
+from agent.cli.optimise.work import MadeModel, StepJob, run_step, tell_examples
 from agent.cli.options import PATH, NumberRange
 from agent.cli.output import show_progress
 from agent.compute.manifest import Model

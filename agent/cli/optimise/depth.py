@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 from msgspec.structs import replace
 
-from agent.cli.optimise.examples import read_for_training, recipe_of
 from agent.cli.optimise.options import DATA, FORCE, JSON, LIMIT, MODEL, OUT, RECIPE, command_line
-from agent.cli.optimise.work import MadeModel, StepJob, run_step
+from agent.cli.optimise.work import MadeModel, StepJob, read_for_training, recipe_of, run_step
 from agent.cli.options import NumberRange
 from agent.cli.output import show_progress, tell
 from agent.optimise.inputs import inputs_of
@@ -88,8 +87,9 @@ def depth(
         source = open_source(model, tell)
         backbone(source.content)  # that it cannot have exits is told before the examples are read
         parts = cascade_parts(read_for_training(source, data, recipe, stated, limit), stated)
-        options: dict[str, Any] = {"command": command_line(), "progress": show_progress, "tell": tell}
-        found = make_cascade(source, parts, stated, folder=folder, **options)
+        found = make_cascade(
+            source, parts, stated, folder=folder, command=command_line(), progress=show_progress, tell=tell
+        )
         others = {".png": _calibration_png(found.calibration), ".report.md": markdown(found.report).encode()}
         return MadeModel(found.content, found.report, others, found.keys)
 

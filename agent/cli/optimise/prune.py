@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import click
 
-from agent.cli.optimise.examples import read_for_training, recipe_of
 from agent.cli.optimise.options import (
     DATA,
     FORCE,
@@ -20,7 +18,7 @@ from agent.cli.optimise.options import (
     WEIGHTS,
     command_line,
 )
-from agent.cli.optimise.work import MadeModel, StepJob, run_step
+from agent.cli.optimise.work import MadeModel, StepJob, read_for_training, recipe_of, run_step
 from agent.cli.output import show_progress, tell
 from agent.optimise.inputs import inputs_of
 from agent.optimise.source import open_source
@@ -67,8 +65,9 @@ def prune(
         source = open_source(model, tell)
         examples = read_for_training(source, data, recipe, stated, limit)
         net = load_factory(module, weights)
-        options: dict[str, Any] = {"folder": folder, "command": command_line(), "progress": show_progress}
-        found = prune_model(source, net, examples, stated, **options)
+        found = prune_model(
+            source, net, examples, stated, folder=folder, command=command_line(), progress=show_progress
+        )
         return MadeModel(found.content, found.report, keys=found.keys)
 
     inputs = inputs_of(data=data, recipe=recipe, module=module, weights=weights)

@@ -5,13 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import click
-import msgspec
 
 from agent.cli.optimise.options import FILES, FORCE, JSON, OUT, command_line, study_place
 from agent.cli.optimise.search import check_extra, files_of
-from agent.cli.output import print_json
-from agent.models.writer import check_first, write_first
-from agent.text import plain
+from agent.cli.optimise.work import MadeModel, StepJob, run_step
 
 
 @click.command("search-export")
@@ -27,18 +24,13 @@ def search_export(study: str, trial: int, out: Path, files: Path | None, force: 
     The report has the accuracy on examples that have decided nothing in the search.
     """
     check_extra()
-    from agent.optimise.search.results import read_candidate
-
     folder = files_of(study, files)
-    kept = [path for pattern in ("*", "trials/*/*") for path in folder.glob(pattern)]
-    check_first(out, force=force, inputs=kept)
-    found = read_candidate(study, folder, trial, command_line())
-    write_first(out, found.content, found.keys, msgspec.to_builtins(found.report), force=force)
-    score = found.report.steps[0].score or 0.0
-    if as_json:
-        print_json(found.report)
-        return
-    click.echo(
-        f"{plain(str(out))}: {len(found.content)} bytes, {score:.2%} on examples that decided nothing; "
-        "manifest and report beside it"
-    )
+
+    def make(_: Path) -> MadeModel:
+        from agent.optimise.search.results import read_candidate
+
+        found = read_candidate(study, folder, trial, command_line())
+        return MadeModel(found.content, found.report, keys=found.keys)
+
+    kept = [path for pattern in ("*", "trials/*/*") for path in folder.glob(pattern) if path.is_file()]
+    run_step(StepJob(out, "", kept, force=force, as_json=as_json), make)

@@ -10,9 +10,8 @@ from typing import TYPE_CHECKING
 import click
 from msgspec.structs import replace
 
-from agent.cli.optimise.examples import recipe_of, tell_examples
 from agent.cli.optimise.options import DATA, FORCE, JSON, LIMIT, OUT, RECIPE, WEIGHTS, command_line
-from agent.cli.optimise.work import MadeModel, StepJob, run_step
+from agent.cli.optimise.work import MadeModel, StepJob, recipe_of, run_step, tell_examples
 from agent.cli.options import NumberRange
 from agent.cli.output import show_progress, tell
 from agent.optimise.inputs import examples_path, inputs_of

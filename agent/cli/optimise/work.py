@@ -1,4 +1,4 @@
-"""Run a step of `vedette optimise`: checks, the folder of checkpoints, the files it writes, and its report."""
+"""Run a step of `vedette optimise`: checks, recipe and examples, checkpoints, the files it writes, its report."""
 
 from __future__ import annotations
 
@@ -6,19 +6,27 @@ import glob
 import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext, redirect_stdout, suppress
+from contextlib import contextmanager, nullcontext, redirect_stderr, redirect_stdout, suppress
+from io import StringIO
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
 import click
 import msgspec
 
 from agent.cli.output import console, open_table, print_json, show_progress, tell
+from agent.compute.manifest import Model
 from agent.errors import CheckpointError, DivergedError, ModelError, ReportedError
 from agent.models.library import prefixed_errors
 from agent.models.writer import check_first, check_version, refuse_inputs, write_first, write_version
-from agent.optimise.inputs import refuse_inside
+from agent.optimise.data import Examples, read_examples
+from agent.optimise.inputs import examples_path, refuse_inside
+from agent.optimise.recipe import Recipe, RecipeFile, parse_recipe, read_recipe
 from agent.optimise.report import OptimiseReport, layer_table, step_table
+from agent.optimise.source import learned_doubts
+from agent.optimise.tune import split
+from agent.optimise.workers import is_first
 from agent.storage.files import make_folder, owned_file, remove
 from agent.text import plain
 
@@ -73,6 +81,10 @@ def run_step(job: StepJob, make: Callable[[Path], MadeModel], *, layers: bool = 
         StorageError: a file cannot be written.
         ReportedError: the budget is not met.
     """
+    if not is_first():
+        with redirect_stderr(StringIO()), TemporaryDirectory() as empty:
+            _made(job, Path(empty), make)
+        return
     folder = _check_places(job)
     with work_folder(folder, job.checkpoints) if job.checkpoints else nullcontext():
         found = _made(job, folder, make)
@@ -172,3 +184,25 @@ def print_report(report: OptimiseReport, *, layers: bool = False) -> None:
             click.echo(table.note)
     for remark in report.remarks:
         click.echo(plain(remark))
+
+
+def recipe_of(path: Path | None) -> RecipeFile:
+    """Read a recipe; None: the defaults."""
+    return read_recipe(path) if path else parse_recipe("", "")
+
+
+def read_for_training(
+    model: Model, data: Path | None, recipe_file: Path | None, recipe: Recipe, limit: int | None
+) -> Examples:
+    """Read the examples of a step that trains, and tell what is doubtful about them."""
+    path = examples_path(data, recipe_file, recipe)
+    examples = read_examples(path, model, limit=limit or recipe.data.limit or None)
+    examples.remarks += learned_doubts(model, *split(examples, recipe.data.held_out))
+    tell_examples(examples)
+    return examples
+
+
+def tell_examples(examples: Examples) -> None:
+    """Say what the examples are, and what is doubtful about them."""
+    for line in (examples.description, *examples.remarks):
+        tell(line)

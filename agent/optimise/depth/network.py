@@ -7,6 +7,7 @@ again, which changes no answer, and `emit` makes it part of the weights.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,8 @@ Tensor = Any
 _DENSE = "FULLY_CONNECTED"
 _LEAST = 1e-6
 """Least deviation that something is divided by."""
+_ROUNDS = 100
+"""Rounds of L-BFGS."""
 
 
 class Dense(nn.Module):
@@ -50,6 +53,26 @@ class Dense(nn.Module):
             self.deviation.copy_(deviation.clamp_min(_LEAST))
             self.weight.copy_(weight * self.deviation)
             self.bias.copy_(bias + weight @ self.mean)
+
+    def fit(self, features: Tensor, loss: Callable[[Tensor], Tensor], ridge: float) -> None:
+        """Find the weights of least loss on all features at once, by L-BFGS.
+
+        Args:
+            features: float [examples, features].
+            loss: of the logits [examples, classes], a tensor without dimensions.
+            ridge: penalty of the squared weights.
+        """
+        nn.init.zeros_(self.weight)
+        nn.init.zeros_(self.bias)
+        search = torch.optim.LBFGS(self.parameters(), max_iter=_ROUNDS, line_search_fn="strong_wolfe")
+
+        def closure() -> Tensor:
+            search.zero_grad()
+            found = loss(self(features)) + ridge * self.weight.square().sum()
+            found.backward()
+            return found
+
+        search.step(closure)
 
     def folded(self) -> tuple[Tensor, Tensor]:
         """Return weights and bias of the same layer on the features as they are."""

@@ -25,7 +25,7 @@ from agent.optimise.augment import Normalisation
 from agent.optimise.checkpoint import read_checkpoint, run_key, write_checkpoint
 from agent.optimise.depth.network import Dense, ExitNetwork
 from agent.optimise.recipe import DepthRecipe
-from agent.optimise.train import TrainingSettings, TrainingStep, fit, mixed_precision
+from agent.optimise.train import TrainingSettings, TrainingStep, clip_gradients, fit, mixed_precision
 
 Tensor = Any
 TAUGHT = 0.5
@@ -65,15 +65,11 @@ HEADS, JOINT = "heads.checkpoint", "joint.checkpoint"
 """Files in the folder of checkpoints."""
 _RATE = 0.1
 """Learning rate relative to the recipe's, which is for a network that is trained from the start."""
-_STEEPEST, _SMALL = 0.1, 0.01
-"""Largest norm of a gradient, relative to that of the weights; and the least root mean square that these count
-with."""
 _MEASURED = 1024
 """Pictures from which the statistics of batch norms are taken at the start."""
 _BATCH = 256
 _MOST = 50_000
 """Pictures on which heads are fitted at most."""
-_ROUNDS = 100
 _RIDGE, _MOST_RIDGE = 100.0, 0.05
 """Penalty of the squared weights of a head on features of deviation 1, divided by the number of pictures; and the
 largest."""
@@ -155,7 +151,7 @@ def train_exits(
         training,
         checkpoint=checkpoint,
         objective=objective,
-        after_backward=_clip,
+        after_backward=clip_gradients,
         progress=show,
     )
     network.cpu()
@@ -167,18 +163,6 @@ def train_exits(
 
 def _result(network: ExitNetwork, test: Data, training: TrainingSettings, *, is_joint: bool) -> TrainedExits:
     return TrainedExits(network.emit(), is_joint, accuracies(network, *test, training.normalisation))
-
-
-def _clip(network: ExitNetwork) -> None:
-    """Keep the gradient of each layer's weights small beside the weights.
-
-    Source: Brock et al., High-Performance Large-Scale Image Recognition Without Normalization,
-    https://arxiv.org/abs/2102.06171, section 4.
-    """
-    for one in network.parameters():
-        if one.grad is not None:
-            limit = _STEEPEST * one.detach().norm().clamp_min(_SMALL * one.numel() ** 0.5)
-            one.grad.mul_((limit / one.grad.norm().clamp_min(1e-12)).clamp_max(1.0))
 
 
 def accuracies(
@@ -250,18 +234,8 @@ def _features(
 
 
 def _fit(head: Dense, features: Tensor, teacher: Tensor, labels: Tensor, smoothing: float) -> None:
-    """Find the weights of a head of least loss on all features at once."""
-    torch.nn.init.zeros_(head.weight)
-    torch.nn.init.zeros_(head.bias)
+    def loss(logits: Tensor) -> Tensor:
+        return exit_loss([logits, teacher], labels, label_smoothing=smoothing)
+
     head.set_features(features.mean(0), features.std(0, unbiased=False))
-    ridge = min(_MOST_RIDGE, _RIDGE / len(features))
-    optimiser = torch.optim.LBFGS(head.parameters(), max_iter=_ROUNDS, line_search_fn="strong_wolfe")
-
-    def closure() -> Tensor:
-        optimiser.zero_grad()
-        loss = exit_loss([head(features), teacher], labels, label_smoothing=smoothing)
-        loss = loss + ridge * head.weight.square().sum()
-        loss.backward()
-        return loss
-
-    optimiser.step(closure)
+    head.fit(features, loss, min(_MOST_RIDGE, _RIDGE / len(features)))

@@ -49,7 +49,7 @@ class Call:
         """Return the error that this operation cannot be imported."""
         return ModelError(
             f"{self.path or 'forward'}: {self.op} cannot be imported: {why}; write it with other operations, or "
-            "pip install litert-torch, which is then used for such modules"
+            "convert the module by litert-torch, and give its .tflite to quantise, rewrite or tune"
         )
 
 

@@ -22,7 +22,6 @@ from agent.optimise.evaluate import Score, doubt_guesses, score, time_ms
 from agent.optimise.graph.fixed_shapes import fix_shapes
 from agent.optimise.graph.from_torch import import_torch
 from agent.optimise.inputs import examples_path
-from agent.optimise.quantisation.allocation import Evaluate
 from agent.optimise.quantisation.lowering import lower_custom
 from agent.optimise.quantise import (
     LayerBits,
@@ -117,11 +116,11 @@ def quantise_file(request: QuantiseRequest, progress: Progress, tell: Progress) 
     job = _Job(request, progress, tell)
     before = job.measured("float", job.content).step  # in another process first, where a crash does no harm
     found = job.quantised()
-    integer = job.measured("quantise", found.content, before)
+    integer = job.measured("quantise", found.content)
     steps = [before, integer.step]
     if job.chooses and (why := integer.poor(before)):
         other = job.quantised("dynamic")
-        dynamic = job.measured("dynamic", other.content, before)
+        dynamic = job.measured("dynamic", other.content)
         kept = dynamic.rank(before) < integer.rank(before)
         steps.append(replace(dynamic.step, kept=kept, notes=(why if kept else f"{why}: {_NO_BETTER_FLOAT}",)))
         found = other if kept else found
@@ -135,11 +134,11 @@ def quantise_file(request: QuantiseRequest, progress: Progress, tell: Progress) 
 
 
 class _Measured(NamedTuple):
-    """A step, and what it does to the raw outputs.
+    """A step, and the damage that it does.
 
     Attributes:
         step: with its score and time.
-        damage: of the score, or of the outputs as a share of their deviation, whichever is more; 0..1 and beyond.
+        damage: see `_Job._damage`, 0..1 and beyond; 0 where nothing is chosen by it.
     """
 
     step: StepResult
@@ -192,7 +191,7 @@ class _Job:
         self.chooses = recipe.method == "mixed" and not (request.method or text or request.qat or self._stages)
         self._reported, judging = judged(self._held[0])
         self._deciding = judging or self._reported
-        self.loss = self._losses(self._deciding)
+        self._judged = cache(lambda content: self._score(content, self._deciding))
 
     def _read(self, model: Model, variant: str, tell: Progress) -> tuple[Examples, Examples]:
         limit = self._request.limit or self._file.recipe.data.limit or None
@@ -231,15 +230,13 @@ class _Job:
             progress=self._progress,
         )
 
-    def _losses(self, examples: Examples) -> Evaluate:
-        """Return what measures the loss of a file on these examples, once of each file."""
+    def loss(self, content: bytes) -> float:
+        """Return the loss of a file on the examples that decide."""
+        return self._judged(self.content).value - self._judged(content).value
 
-        @cache
-        def value(content: bytes) -> float:
-            self._progress("measuring the loss")
-            return self._score(content, examples).value
-
-        return lambda content: value(self.content) - value(content)
+    def _damage(self, content: bytes) -> float:
+        """Return the loss, or the error of the raw outputs as a share of their deviation, whichever is more."""
+        return max(self.loss(content), self._judged(content).details.get("error", 0.0))
 
     def _score(self, content: bytes, examples: Examples) -> Score:
         if self._stages:
@@ -282,16 +279,15 @@ class _Job:
             return False, (f"{told}; {_TOO_LARGE.format(self._budget.amount('size', size))}",)
         return kept, (told if kept else f"{told}: {_NO_BETTER}",)
 
-    def measured(self, name: str, content: bytes, before: StepResult | None = None) -> _Measured:
-        """Score a file on the held-out examples, and time it against the float file."""
+    def measured(self, name: str, content: bytes) -> _Measured:
+        """Score a file on the examples that are reported, and time it against the float file."""
         self._progress(f"measuring {name}")
-        found = self._score(content, self._reported)
-        both = [self.content, content]
-        latency = self._times(both)[1]
+        alone = self._deciding is self._reported
+        found = self._judged(content) if alone else self._score(content, self._reported)
+        latency = self._times([self.content, content])[1]
         size = len(self.file(content))
         step = StepResult(name, found.metric, found.value, found.interval, size, latency)
-        lost = _lost(before, step) if before else 0.0
-        return _Measured(step, max(lost, found.details.get("error", 0.0)))
+        return _Measured(step, self._damage(content) if self.chooses else 0.0)
 
     def _times(self, contents: Sequence[bytes]) -> list[float]:
         contents = [deepest(one) for one in contents] if self._stages else contents

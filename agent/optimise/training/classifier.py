@@ -37,6 +37,7 @@ from agent.optimise.training.data import (
 from agent.optimise.training.networks import LITE0, SMALLEST, PretrainedClassifier
 from agent.optimise.training.transfer import transfer
 from agent.optimise.tune import split
+from agent.optimise.workers import joined
 from agent.storage.files import remove
 from agent.text import plain, plural
 
@@ -165,7 +166,7 @@ def train_classifier(
     if pretrained:
         transfer(module, *data, recipe.train, epochs, checkpoint=checkpoint, test=test, progress=progress)
     else:
-        fit(module, *data, settings, checkpoint=checkpoint, test=test, progress=progress)
+        fit(module, *data, settings, checkpoint=checkpoint, test=test, progress=progress, workers=joined())
     exported = export_trained(module.cpu(), shape, request.folder)
     output = OutputManifest("classify", tuple(names), options={"logits": True})
     found = score(exported.content, measured, Manifest(request.network, output, PREPARATION))

@@ -49,6 +49,7 @@ from agent.optimise.training.classifier import (
 from agent.optimise.training.data import PREPARATION, Shape, untaught
 from agent.optimise.training.networks import BINS, SMALLEST_BOXED, STRIDES, detector
 from agent.optimise.tune import split
+from agent.optimise.workers import joined
 from agent.text import plain, plural
 
 OUTPUTS = ("scores", "distances")
@@ -207,6 +208,7 @@ def _fit(
         batches=batches,
         objective=lambda outputs, _inputs, _labels: loss(outputs, batches.boxes, batches.classes),
         progress=progress,
+        workers=joined(),
     )
 
 

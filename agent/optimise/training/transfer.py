@@ -7,6 +7,7 @@ logistic regression on features that are brought to mean 0 and deviation 1, with
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -20,15 +21,15 @@ from agent.optimise.depth.network import Dense
 from agent.optimise.graph.from_torch import float_tflite
 from agent.optimise.graph.runtime_graph import GraphPiece
 from agent.optimise.recipe import TrainRecipe
-from agent.optimise.train import Labels, Pictures, Test, TrainingSettings, TrainingStep, fit
+from agent.optimise.train import Labels, Pictures, Test, TrainingSettings, TrainingStep, clip_gradients, fit
 from agent.optimise.training.data import PREPARATION
 from agent.optimise.training.networks import PretrainedClassifier
+from agent.optimise.workers import joined
 
-_RATE, _BATCH = 0.003, 64
+_RATE, _BATCH = 0.0015, 64
 """Learning rate for a batch of so many, and the batch."""
-_WEIGHT = 0.1
-"""Of the loss of each picture, against half of the squares of all weights."""
-_SEARCH_STEPS = 200
+_RIDGE = 5.0
+"""Penalty of the squared weights on features of deviation 1, divided by the number of examples."""
 
 
 class _Tail(nn.Module):
@@ -78,7 +79,7 @@ def transfer(
     """
     views = list(_views(pictures, recipe))
     runs = [*views, test[0]] if test and epochs else views
-    done, total = iter(range(1, 1 << 40)), sum(map(len, runs))
+    done, total = count(1), sum(map(len, runs))
     body = _piece(network.body, pictures.shape[1:])
 
     def mapped(some: Pictures) -> Pictures:
@@ -107,14 +108,17 @@ def transfer(
             seed=recipe.seed,
         )
         held = (maps[-1], test[1]) if test else None
+        trained = _Tail(network.tail, last)
         fit(
-            _Tail(network.tail, last),
+            trained,
             learned,
             known,
             settings,
             checkpoint=checkpoint,
             test=held,
+            after_backward=clip_gradients,
             progress=progress,
+            workers=joined(),
         )
     with torch.no_grad():
         for own, found in zip((network.last.weight, network.last.bias), last.folded(), strict=True):
@@ -148,14 +152,5 @@ def regression(features: Any, labels: Labels, classes: int) -> Dense:
     last, wanted = Dense(features.shape[1], classes), torch.from_numpy(np.ascontiguousarray(labels))
     deviation = features.std(0)
     last.set_features(features.mean(0), deviation.clamp_min(float(deviation.median())))
-    search = torch.optim.LBFGS(last.parameters(), max_iter=_SEARCH_STEPS, line_search_fn="strong_wolfe")
-
-    def loss() -> Any:
-        search.zero_grad()
-        wrong = functional.cross_entropy(last(features), wanted, reduction="sum")
-        found = _WEIGHT * wrong + last.weight.square().sum() / 2
-        found.backward()
-        return found
-
-    search.step(loss)
+    last.fit(features, lambda logits: functional.cross_entropy(logits, wanted), _RIDGE / len(labels))
     return last

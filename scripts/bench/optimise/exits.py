@@ -35,7 +35,7 @@ from agent.optimise.quantise import quantise
 from agent.optimise.recipe import DepthRecipe, QuantiseRecipe, Recipe, TrainRecipe
 
 FOLDER = BUILD / "exits"
-LOST, SHARE = 0.005, 0.7
+LOST, SHARE, BRIEFLY_LOST = 0.005, 0.7, 0.02
 _SPLITS = 12
 LEAST = 0.002
 """Accuracy that the thresholds may lose where they are learned: less than where it is measured."""
@@ -117,9 +117,9 @@ def quick(net: FloatNet) -> None:
     figures = deepened(few, recipe, LOST, "quick")
     kept: dict[str, Any] = _recorded.show("exits/wide").get("exits/wide", {})
     figures |= {f"recorded_{name}": kept[name] for name in ("lost", "share", "time") if name in kept}
-    meets = kept.get("lost", 1.0) <= LOST and kept.get("share", 1.0) <= SHARE
-    targets = {"recorded_lost": f"<= {LOST}", "recorded_share": f"<= {SHARE}"}
-    conclude("optimise/exits", figures, targets, meets)
+    targets = {"lost": f"<= {BRIEFLY_LOST}", "share": "< 1"}
+    targets |= {"recorded_lost": f"<= {LOST}", "recorded_share": f"<= {SHARE}"}
+    conclude("optimise/exits", figures, targets)
 
 
 def main() -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from functools import partial
 from pathlib import Path
 
@@ -120,6 +122,29 @@ def test_an_interrupted_run_goes_on(folder: Path, monkeypatch: pytest.MonkeyPatc
     assert call(folder, "--force").exit_code == 0
     assert (folder / "net.tflite").read_bytes() == whole
     assert not (folder / "net.work").exists()
+
+
+def test_processes_of_torchrun_train_one_network_together(folder: Path) -> None:
+    (folder / "net.py").write_text(
+        "from torch import nn\n"
+        "def build(classes=2):\n"
+        "    return nn.Sequential(nn.AvgPool2d(8), nn.Flatten(), nn.Linear(48, classes))\n"
+    )
+    given = ["--data", folder / "data.npz", "--recipe", folder / "recipe.toml", "--json"]
+    weights, reports = [], []
+    for count in (1, 2):
+        out = folder / f"{count}.tflite"
+        called = ["agent", "optimise", "train", f"{folder / 'net.py'}:build", out, *given]
+        several = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", 2] if count == 2 else []
+        line = [sys.executable, *several, "-m", *called]
+        done = subprocess.run(list(map(str, line)), capture_output=True, text=True, timeout=240)
+        assert done.returncode == 0, done.stderr
+        reports.append(json.loads(done.stdout))
+        state = torch.load(out.with_suffix(".pt"), weights_only=True)["state_dict"]
+        weights.append(torch.cat([one.reshape(-1) for one in state.values()]))
+    assert done.stderr.count("written") == 1
+    assert reports[0]["steps"][0]["score"] == reports[1]["steps"][0]["score"]
+    assert 0 < (weights[0] - weights[1]).norm() < 0.1 * weights[0].norm()
 
 
 @pytest.mark.parametrize(
