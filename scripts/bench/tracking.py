@@ -40,12 +40,12 @@ from typing import Any, NamedTuple
 import common
 import motmetrics
 import numpy as np
+from _mot import MotSequence, read_clips, read_published
 
 from agent.compute.track.places import DetectionFilters, Zones
 from agent.compute.track.tracker import Tracker
 from agent.config import TrackConfig
 from agent.config.places import FilterConfig
-from agent.optimise.evaluation.mot import MotSequence, read_clips, read_published
 from agent.optimise.evaluation.operating import overlaps
 from agent.types import Detection
 

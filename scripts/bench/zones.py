@@ -25,6 +25,7 @@ from typing import NamedTuple
 import common
 import cv2
 import numpy as np
+from _mot import PUBLISHED, MotSequence, read_clips, read_published
 from numpy.typing import NDArray
 
 from agent.compute.track.places import (
@@ -40,7 +41,6 @@ from agent.compute.track.places import (
 from agent.compute.track.state import iou
 from agent.config import ZoneConfig
 from agent.config.places import LineConfig
-from agent.optimise.evaluation.mot import PUBLISHED, MotSequence, read_clips, read_published
 from agent.types import Box, Point
 
 TARGETS = {

@@ -19,18 +19,14 @@ from agent.models.library import open_model_without_root
 from agent.optimise.data import Examples, read_examples
 from agent.optimise.evaluation.listening import open_listener
 from agent.optimise.evaluation.model import EvaluationRequest, evaluate_model, has_own_classes, missed_targets
-from agent.optimise.evaluation.mot import PUBLISHED, holds_clips, read_clips
 from agent.optimise.evaluation.report import (
     EvaluationReport,
     config_line,
     picture_report,
     sound_report,
-    track_report,
 )
-from agent.optimise.evaluation.sound import KeptResults, evaluate_sounds, missed_alarm_target
+from agent.optimise.evaluation.sound import evaluate_sounds, missed_alarm_target
 from agent.optimise.evaluation.sound_data import SoundExamples, read_sounds
-from agent.optimise.evaluation.tracking import describe_clips, evaluate_tracking
-from agent.optimise.inputs import refuse_inside
 from agent.optimise.source import judged_by_learned
 from agent.text import plain
 
@@ -47,8 +43,6 @@ class EvaluateOptions(Struct, frozen=True):
     against: str = ""
     variant: str = ""
     limit: int | None = None
-    every: int = 1
-    results: Path | None = None
     as_json: bool = False
 
     def check(self, what: str, *names: str) -> None:
@@ -82,19 +76,12 @@ class EvaluateOptions(Struct, frozen=True):
 @click.option("--against", default="", metavar="MODEL", help="Compare with another model, on the same examples.")
 @click.option("--variant", default="", help="Size or exit of the model; else its first.")
 @click.option("--limit", type=click.IntRange(8), metavar="N", help="Use only N pictures, chosen by a fixed rule.")
-@click.option(
-    "--every", type=click.IntRange(1), default=1, metavar="N", help="Of clips, take each Nth picture alone."
-)
-@click.option(
-    "--results", type=PATH, metavar="FILE", help="Store what each recording gave here, and continue from it."
-)
 @JSON
 def evaluate(model: str, data: Path, **options: Any) -> None:
     """Tell how often MODEL is right on DATA, by class, and what its thresholds give.
 
     DATA is a folder of pictures for each class, pictures with boxes of YOLO, VOC or COCO, or a .npz, see `vedette
-    guide optimise`. For a model of words it is a folder of recordings for each word. Clips of MOTChallenge tell
-    how objects are tracked; MODEL may be det.txt, their published detections. Exits with 1 if no threshold
+    guide optimise`. For a model of words it is a folder of recordings for each word. Exits with 1 if no threshold
     reaches a target.
     """
     sys.exit(not evaluate_and_print(model, data, EvaluateOptions(**options)))
@@ -107,8 +94,6 @@ def evaluate_and_print(name: str, data: Path, options: EvaluateOptions) -> bool:
         ModelError: a model or the examples cannot be used, or a file is there already.
         SourceError: a recording cannot be read.
     """
-    if holds_clips(data) or name == PUBLISHED:
-        return _evaluate_clips(name, data, options)
     model = _opened(name, options.variant)
     if options.variant == AUTO:
         model.manifest.exits(AUTO)  # raises if it has none
@@ -126,15 +111,14 @@ def _opened(name: str, variant: str) -> Model:
     return model
 
 
-def _print(found: Struct, report: EvaluationReport, options: EvaluateOptions, reused: int = 0) -> None:
+def _print(found: Struct, report: EvaluationReport, options: EvaluateOptions) -> None:
     """Print an evaluation as JSON, or its report."""
     show_progress("")
     if options.as_json:
         print_json(found, indent=2)
         return
     shown = console(_WIDTH, markup=False)
-    taken = f"{reused} results of an earlier run were taken over" if reused else ""
-    for line in filter(None, (*report.lines, taken)):
+    for line in report.lines:
         shown.print(plain(line))
     for table in report.tables:
         drawn = open_table(*table.columns, right=table.right)
@@ -177,16 +161,11 @@ def _read(data: Path, model: Model, options: EvaluateOptions) -> Examples:
 
 
 def _evaluate_words(model: Model, other: Model | None, data: Path, options: EvaluateOptions) -> bool:
-    options.check("models of words", "background", "target_false_alarms", "against", "results")
-    if options.results:  # before hours pass
-        refuse_inside([options.results], [data])
-        if not options.results.absolute().parent.is_dir():
-            raise ModelError(f"{options.results}: there is no folder {options.results.absolute().parent}")
+    options.check("models of words", "background", "target_false_alarms", "against")
     examples = _read_sounds(model, data, options)
     target = options.target_false_alarms
-    kept = KeptResults(options.results)
-    found = evaluate_sounds(model, examples, options.variant, target, other, kept, show_progress)
-    _print(found, sound_report(found), options, kept.reused)
+    found = evaluate_sounds(model, examples, options.variant, target, other, show_progress)
+    _print(found, sound_report(found), options)
     if not options.as_json and (keys := config_line(found)):
         click.echo(f"\nfor {target:g} false alarms an hour:\n\n{keys}")
     if missed := missed_alarm_target(found, target):
@@ -200,24 +179,3 @@ def _read_sounds(model: Model, data: Path, options: EvaluateOptions) -> SoundExa
     if not examples.hours and options.target_false_alarms is not None:
         raise ModelError("false alarms per hour need other sound: give a folder of it by --background")
     return examples
-
-
-def _evaluate_clips(name: str, data: Path, options: EvaluateOptions) -> bool:
-    options.check("clips", "every", *(() if name == PUBLISHED else ("positive",)))
-    model, sequences = None, read_clips(data)
-    if name != PUBLISHED:
-        model = open_model_without_root(name, options.variant)
-        if model.manifest.audio is not None:
-            raise ModelError(f"{name}: takes sound, and these are clips of pictures")
-    every = options.every
-    total = sum(len(range(0, one.frames, every)) for one in sequences)
-
-    def show(done: int) -> None:
-        show_progress(f"{done} of {total} pictures tracked")
-
-    told = describe_clips(str(data), sequences, every)
-    found = evaluate_tracking(
-        model, sequences, told, variant=options.variant, labels=options.positive, every=every, progress=show
-    )
-    _print(found, track_report(found), options)
-    return True

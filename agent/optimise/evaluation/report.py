@@ -10,7 +10,6 @@ from agent.optimise.evaluation.listening import RatePoint, point_for_alarms
 from agent.optimise.evaluation.model import Evaluation, ModelComparison, Positive
 from agent.optimise.evaluation.operating import Confusion, OperatingPoint, WrongAnswer
 from agent.optimise.evaluation.sound import SoundEvaluation
-from agent.optimise.evaluation.tracking import TrackEvaluation
 from agent.text import plural
 
 _CURVE_RATES = (0.1, 0.5, 1.0, 2.0, 5.0, 10.0)
@@ -154,22 +153,6 @@ def config_line(found: SoundEvaluation) -> str:
     if found.at_target is None:
         return ""
     return f"[streams.NAME.decode]\nscore_threshold = {found.at_target.threshold:.6g}"
-
-
-def track_report(found: TrackEvaluation) -> EvaluationReport:
-    """Return the report on detector and tracker."""
-    of = f" of {', '.join(found.labels)}" if found.sha256 else " of published detections"
-    one = found.overall
-    told = f"{found.model}: MOTA {percent(one['MOTA'])}, IDF1 {percent(one['IDF1'])}{of}"
-    figures = found.sequences | ({"all": one} if len(found.sequences) > 1 else {})
-    rows = [(name, *(_figure(*figure) for figure in row.items())) for name, row in figures.items()]
-    return EvaluationReport(
-        [told, found.data], [EvaluationTable("tracking", ("sequence", *one), tuple(one), rows)]
-    )
-
-
-def _figure(name: str, value: float) -> str:
-    return percent(value) if name in ("MOTA", "IDF1", "IDP", "IDR") else f"{value:.0f}"
 
 
 def _errors(confused: Sequence[Confusion], wrong: Sequence[WrongAnswer], where: str) -> Iterator[EvaluationTable]:

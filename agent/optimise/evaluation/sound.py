@@ -3,33 +3,25 @@
 Every recording is heard with the threshold in use, which gives its figures exactly as the daemon would, and once
 more without any event, which would end a word before its mean is highest: that gives the curve over all others,
 on which a threshold is chosen for a rate of false alarms.
-
-What was heard in a recording can be stored. Its key is the hash of all that it depends on: the model, the
-recording, and the threshold. The file has lines of JSON; a line that was cut off is left out.
 """
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter
 from collections.abc import Callable, Iterator
-from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
-import msgspec
 import numpy as np
 from msgspec import Struct
 from msgspec.structs import replace
 
 from agent.compute.manifest import Model
-from agent.errors import ModelError, reason_of
-from agent.features.verification.models import open_verification
+from agent.errors import ModelError
 from agent.optimise.evaluate import change, share_score
 from agent.optimise.evaluation.listening import (
     THRESHOLDS,
     HeardRecording,
     JudgedSound,
-    Listener,
     RatePoint,
     judge,
     open_listener,
@@ -39,89 +31,11 @@ from agent.optimise.evaluation.listening import (
 )
 from agent.optimise.evaluation.model import ModelComparison
 from agent.optimise.evaluation.operating import NOTHING, Confusion, WrongAnswer, confusions, worst
-from agent.optimise.evaluation.sound_data import Recording, SoundExamples, sound_digest
-from agent.storage.files import add_line, refuse_special
-from agent.structs import from_json
+from agent.optimise.evaluation.sound_data import Recording, SoundExamples
 
-T = TypeVar("T")
 OTHER = "other sound"
 _NEVER = 1.0
 """A threshold that no mean exceeds."""
-
-
-class _Line(Struct, frozen=True):
-    key: str
-    name: str
-    result: msgspec.Raw
-
-
-def result_key(*parts: str) -> str:
-    """Return the hash of what a result depends on."""
-    return hashlib.sha256("\0".join(parts).encode("utf-8", "surrogateescape")).hexdigest()[:32]
-
-
-def model_key(model: Model, variant: str) -> str:
-    """Return the hash of a model and of how it is run: its file, its manifest and the variant."""
-    return result_key(model.sha256, msgspec.json.encode(model.manifest).decode(), variant)
-
-
-class KeptResults:
-    """Results by key, in memory and in a file.
-
-    Attributes:
-        reused: number of results that were not computed again.
-    """
-
-    def __init__(self, path: Path | None = None) -> None:
-        """Load stored results.
-
-        Args:
-            path: results file, may be missing; None stores nothing.
-
-        Raises:
-            ModelError: the file cannot be read, or holds something else.
-        """
-        self._path, self.reused = path, 0
-        self._found = {} if path is None else _read_results(path)
-
-    def computed(self, key: str, name: str, kind: type[T], compute: Callable[[], T]) -> T:
-        """Return a stored result, or compute it, and store it under the name of its example.
-
-        Raises:
-            StorageError: the file cannot be written.
-        """
-        if (raw := self._found.get(key)) is not None:
-            try:
-                found = from_json(bytes(raw), kind)
-            except msgspec.MsgspecError:
-                pass  # of another version
-            else:
-                self.reused += 1
-                return found
-        found = compute()
-        if self._path is not None:
-            add_line(self._path, msgspec.json.encode({"key": key, "name": name, "result": found}))
-        return found
-
-
-def _read_results(path: Path) -> dict[str, msgspec.Raw]:
-    refuse_special(path, ModelError)
-    try:
-        lines = path.read_bytes().splitlines()
-    except FileNotFoundError:
-        return {}
-    except OSError as error:
-        raise ModelError(f"{path}: cannot be read: {reason_of(error)}") from None
-    found = {}
-    for line in lines:
-        try:
-            one = from_json(line, _Line)
-        except msgspec.MsgspecError:
-            continue  # cut off
-        found[one.key] = one.result
-    if lines and not found and not lines[0].startswith(b'{"key"'):
-        raise ModelError(f"{path}: is no file of results: name another by --results, or delete it")
-    return found
 
 
 class SoundEvaluation(Struct, frozen=True):
@@ -174,7 +88,6 @@ def evaluate_sounds(
     variant: str = "",
     target: float | None = None,
     other: Model | None = None,
-    kept: KeptResults | None = None,
     progress: Callable[[str], None] = lambda _: None,
 ) -> SoundEvaluation:
     """Evaluate a model of words, and compare it with another one on the same recordings.
@@ -185,14 +98,13 @@ def evaluate_sounds(
         variant: size or exit of the model; empty: as in a stream.
         target: most false alarms per hour; None: no threshold is chosen.
         other: tells the same words; None: nothing is compared.
-        kept: results that need not be computed again, and where new ones are added.
         progress: called with what is heard, and how far.
 
     Raises:
         ModelError: a model cannot be run, or the other tells other words.
         SourceError: a recording cannot be read.
     """
-    hearing = _Hearing(examples, kept or KeptResults(), progress)
+    hearing = _Hearing(examples, progress)
     first = hearing.hear(model, variant, None, "threshold in use")
     curve = tuple(_curve(examples, hearing.hear(model, variant, _NEVER, "all thresholds")))
     found = _evaluation(model, examples, first, curve)
@@ -210,15 +122,14 @@ def evaluate_sounds(
 
 
 class _Hearing(NamedTuple):
-    """The recordings, the results of an earlier run, and where progress is shown."""
+    """The recordings, and where progress is shown."""
 
     examples: SoundExamples
-    kept: KeptResults
     progress: Callable[[str], None]
 
     def hear(self, model: Model, variant: str, threshold: float | None, what: str) -> _Heard:
         """Hear all recordings at a threshold; None: that of the manifest."""
-        examples, key, results = self.examples, _key(model, variant), list[HeardRecording]()
+        examples, results = self.examples, list[HeardRecording]()
         done_s, whole_s = 0.0, sum(one.seconds for one in examples.recordings)
 
         def show(seconds: float) -> None:
@@ -229,41 +140,12 @@ class _Hearing(NamedTuple):
                 told = f"{', '.join(listener.words[:8])}, and the model {', '.join(examples.words[:8])}"
                 raise ModelError(f"{model.path}: tells {told}: they cannot be compared")
             for one in examples.recordings:
-                results.append(hear_kept(listener, one, key, self.kept, show))
+                results.append(listener.hear(one, show))
                 done_s += one.seconds
             judged = (
                 judge(one.said, heard.events) for one, heard in zip(examples.recordings, results, strict=True)
             )
             return _Heard(listener.threshold, tuple(results), tuple(judged))
-
-
-def _key(model: Model, variant: str) -> str:
-    """Return the hash of a model, of how it is run, and of what verifies its words."""
-    key, verification = model_key(model, variant), open_verification(model)
-    if verification is None:
-        return key
-    return result_key(key, verification.head.sha256, verification.model.sha256)
-
-
-def hear_kept(
-    listener: Listener,
-    recording: Recording,
-    key: str,
-    kept: KeptResults,
-    progress: Callable[[float], None] = lambda _: None,
-) -> HeardRecording:
-    """Hear a recording, or return what was heard in it before.
-
-    Args:
-        listener: that hears.
-        recording: to hear.
-        key: of the model, see `model_key`.
-        kept: where results are.
-        progress: called with the seconds that are done.
-    """
-    said = ";".join(f"{one.label},{one.start_s!r},{one.end_s!r}" for one in recording.said)
-    own = result_key(key, repr(listener.threshold), said, sound_digest(recording.path))
-    return kept.computed(own, recording.name, HeardRecording, lambda: listener.hear(recording, progress))
 
 
 def _curve(examples: SoundExamples, heard: _Heard) -> Iterator[RatePoint]:

@@ -11,7 +11,6 @@ A folder of a label that the model does not tell, such as `unknown`, is other so
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
@@ -206,9 +205,3 @@ def read_blocks(path: Path, rate_hz: int) -> Iterator[Samples]:
         while (block := sound.read()) is not None:
             yield resampler.change(block.samples)
         yield resampler.rest()
-
-
-def sound_digest(path: Path) -> str:
-    """Return the SHA-256 of a recording's file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

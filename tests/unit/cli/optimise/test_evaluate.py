@@ -251,10 +251,8 @@ def test_what_cannot_be_evaluated_says_why(colours: Path, tmp_path: Path) -> Non
     data = colours.parent / "data"
     assert "no class 'pink'; known: blue, green, red" in refusal(colours, data, "--positive", "pink")
     assert "a target needs --positive" in refusal(colours, data, "--target-recall", 0.9)
-    assert "--results: is not for models of pictures" in refusal(colours, data, "--results", tmp_path / "x")
     assert "no recordings (.wav, .flac, .ogg) in it" in refusal("small-speech", data)
     assert "is not for models of pictures" in refusal(colours, data, "--target-false-alarms", 1)
-    assert "is not for models of pictures" in refusal(colours, data, "--every", 2)
     (tmp_path / "plate.tflite").write_bytes(constant_model({"text": np.zeros((1, 5, 3), np.float32)}))
     (tmp_path / "plate.toml").write_text('[output]\ndecoder = "ctc"\nlabels = ["0", "1"]\n')
     assert "reads texts" in refusal(tmp_path / "plate.toml", data)

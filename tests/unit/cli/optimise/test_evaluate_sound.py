@@ -90,30 +90,22 @@ def test_a_rate_that_no_threshold_reaches_is_exit_code_1(tones: Path, tmp_path: 
     assert "0 false alarms an hour" in done.output
 
 
-def test_confusions_are_told_and_results_taken_over(tones: Path, tmp_path: Path) -> None:
-    results = tmp_path / "results"
-    args = (tones, tmp_path / "words", "--background", tmp_path / "noise", "--results", results)
-    done = run(*args)
+def test_confusions_are_told(tones: Path, tmp_path: Path) -> None:
+    done = run(tones, tmp_path / "words", "--background", tmp_path / "noise")
     assert done.exit_code == 0, said(done)
     assert "noise/1.wav" in done.output
     assert "most frequent confusions" in done.output
-    assert "42 results of an earlier run were taken over" in run(*args).output
 
 
 def test_without_other_sound_there_is_no_rate(tones: Path, tmp_path: Path) -> None:
     assert evaluated(tones, tmp_path / "words")["in_use"]["alarms_per_hour"] is None
-    kept = tmp_path / "kept"
-    assert "--background" in refusal(tones, tmp_path / "words", "--target-false-alarms", 1, "--results", kept)
-    assert not kept.exists(), "it is told before the first recording is heard"
+    assert "--background" in refusal(tones, tmp_path / "words", "--target-false-alarms", 1)
 
 
 def test_what_cannot_be_evaluated_says_why(tones: Path, tmp_path: Path) -> None:
     words = tmp_path / "words"
     assert "is not for models of words" in refusal(tones, words, "--positive", "low")
     assert "is not for models of words" in refusal(tones, words, "--limit", 8)
-    assert "is not for models of words" in refusal(tones, words, "--every", 2)
-    assert "lies among the examples" in refusal(tones, words, "--results", words / "x")
-    assert "there is no folder" in refusal(tones, words, "--results", tmp_path / "gone" / "x")
     assert "there is no such folder" in refusal(tones, words, "--background", tmp_path / "gone")
     assert "cannot be compared" in refusal(tones, words, "--against", "small-speech")
     (words / "low").rename(words / "banana")
