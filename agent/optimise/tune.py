@@ -101,7 +101,6 @@ class TuningStep(NamedTuple):
         always: False: it is left out if the budget is met before it.
         left_out: why it is left out if the budget is not met; empty: it is tried.
         mends: name of a step before it; it is left out unless the result of that one has lost too much.
-        follows: name of a step before it; without a result of that one that was kept, this one is not reported.
     """
 
     name: str
@@ -109,7 +108,6 @@ class TuningStep(NamedTuple):
     always: bool = True
     left_out: str = ""
     mends: str = ""
-    follows: str = ""
 
 
 class TunedModel(Struct, frozen=True):
@@ -205,8 +203,6 @@ class _Run:
 
     def try_step(self, step: TuningStep) -> None:
         """Apply a step to the best model so far, and keep its result if it helps."""
-        if step.follows and not self._is_kept(step.follows):
-            return
         if not step.always and not self._missed(self._best, self._best_lost):
             self._leave_out(step.name, "the budget is met without it")
             return
@@ -214,7 +210,9 @@ class _Run:
             self._leave_out(step.name, step.left_out)
             return
         if step.mends and step.mends not in self._lossy:
-            self._leave_out(step.name, self._unneeded(step.mends))
+            kept = any(one.name == step.mends and one.kept for one in self._steps)
+            told = "is kept" if kept else "has no result that loses too much"
+            self._leave_out(step.name, f"not needed: {step.mends} {told}")
             return
         try:
             found = step.apply(self.state, self._progress)
@@ -228,13 +226,6 @@ class _Run:
             self._leave_out(step.name, "nothing to do")
             return
         self._judge(step.name, found)
-
-    def _is_kept(self, name: str) -> bool:
-        return any(one.name == name and one.kept for one in self._steps)
-
-    def _unneeded(self, name: str) -> str:
-        """Say why the result of a step needs no training."""
-        return f"not needed: {name} {'is kept' if self._is_kept(name) else 'has no result that loses too much'}"
 
     def _leave_out(self, name: str, reason: str) -> None:
         self._steps.append(StepResult(name, kept=False, notes=(reason,)))

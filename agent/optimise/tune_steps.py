@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Sequence
 from functools import cache
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -42,9 +43,9 @@ _JUDGING, _ENOUGH = 0.25, 200
 be: with fewer, chance would decide on a loss of one point, so that those of the figures judge as well. None is of
 the part for the steps: a model that was trained on it knows it by heart, and would seem to lose by each step."""
 _METHODS: dict[Method, tuple[Method, ...]] = {"mixed": ("int8", "mixed")}
-"""Methods that are tried one after the other."""
-_TRAIN, _PRUNE, _PRUNED = "train", "prune", "{}, of the pruned model"
-"""Names of the steps that train and prune, and of one that is tried again after it."""
+"""Methods that are tried one after the other; the first before pruning, the others on what is pruned."""
+_TRAIN, _PRUNE = "train", "prune"
+"""Names of the steps that train and prune."""
 CHECKPOINTS = (
     *(f"{method}{end}.checkpoint" for method in ("int8", "int4", "mixed") for end in ("", "-pruned")),
     "rounds.checkpoint",
@@ -206,18 +207,12 @@ def steps_of(
         names = ("quantise", "train", _PRUNE)
         return [*(TuningStep(one, last.apply, left_out="the model is quantised already") for one in names), last]
     method = recipe.recipe.quantise.method
-    steps: list[TuningStep] = []
-    for one in _METHODS.get(method, (method,)):
-        steps += quantise_steps(model, seen, recipe, budget, one, judging, request.qat, request.folder)
-    again = [_if_pruned(one) for one in steps if not one.always] if request.module else []
-    return [*steps, prune_step(model, seen[0], recipe.recipe, request, budget), *again, last]
-
-
-def _if_pruned(step: TuningStep) -> TuningStep:
-    """Return a step that did not reach the budget, or was not needed, once more for the pruned model."""
-    return step._replace(
-        name=_PRUNED.format(step.name), mends=step.mends and _PRUNED.format(step.mends), follows=_PRUNE
+    first, *others = (
+        quantise_steps(model, seen, recipe, budget, one, judging, request.qat, request.folder)
+        for one in _METHODS.get(method, (method,))
     )
+    pruning = prune_step(model, seen[0], recipe.recipe, request, budget)
+    return [*first, pruning, *chain(*others), last]
 
 
 def quantise_steps(

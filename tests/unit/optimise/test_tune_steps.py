@@ -172,13 +172,9 @@ def test_int4_is_tried_after_int8(folder: Path, model: Model, seen: Examples) ->
     names = [
         step.name for step in steps_of(model, [seen], parse_recipe("", "r"), Budget(), request(folder), seen)
     ]
-    assert names == ["quantise, int8", "train, int8", "quantise, mixed", "train, mixed", "prune", "fuse"]
+    assert names == ["quantise, int8", "train, int8", "prune", "quantise, mixed", "train, mixed", "fuse"]
     untrained = steps_of(model, [seen], parse_recipe("", "r"), Budget(), request(folder, qat=False), seen)
-    assert [step.name for step in untrained] == ["quantise, int8", "quantise, mixed", "prune", "fuse"]
-    pruned = steps_of(model, [seen], parse_recipe("", "r"), Budget(size=1.0), request(folder, module="n:m"), seen)
-    again = [(step.name, step.mends) for step in pruned[-3:-1]]
-    name = "quantise, mixed, of the pruned model"
-    assert again == [(name, ""), ("train, mixed, of the pruned model", name)]
+    assert [step.name for step in untrained] == ["quantise, int8", "prune", "quantise, mixed", "fuse"]
     fixed = parse_recipe('[quantise]\nmethod = "dynamic"', "r")
     assert steps_of(model, [seen], fixed, Budget(), request(folder), seen)[0].name == "quantise, dynamic"
 
@@ -282,25 +278,8 @@ def test_a_size_that_takes_pruning_and_4_bits_is_met(
     found = tune_file(asked, quiet, quiet, METERS)
     sizes = {step.name: step.size for step in found.report.steps if step.score is not None}
     assert sizes["prune"] > 3600, "INT8 is too large"
-    assert (found.report.missed, sizes["after"]) == ((), sizes["quantise, mixed, of the pruned model"])
+    assert (found.report.missed, sizes["after"]) == ((), sizes["quantise, mixed"])
     assert {one.bits for one in found.report.layers} == {4, 8}
-
-
-def test_of_a_model_that_was_not_pruned_no_step_after_pruning_is_told(
-    folder: Path, model: Model, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def refuse(_state: ModelState, _progress: Progress) -> ModelState:
-        raise ModelError("the module gives other outputs")
-
-    monkeypatch.setattr(tune_steps, "_check_pruning", lambda *_: None)
-    monkeypatch.setattr(tune_steps, "prune_step", lambda *_: TuningStep("prune", refuse))
-    (folder / "few.toml").write_text("[quantise]\nexamples = 8\n")
-    for size in ("100kB", "2000B"):  # that is met without pruning, and one that is not
-        asked = request(
-            folder, recipe=folder / "few.toml", budget=f"size<{size}, loss<=100pp", qat=False, module="n:m"
-        )
-        names = [step.name for step in tune_file(asked, quiet, quiet, METERS).report.steps]
-        assert names[names.index("prune") + 1] == "fuse", size
 
 
 def names_of(some: Examples) -> set[str]:
