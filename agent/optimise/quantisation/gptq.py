@@ -235,12 +235,12 @@ def corrected_bias(matrix: Array, rounded: Array, bias: Array, moments: Moments)
 
 _SLICE = 8
 """Examples whose patches are gathered at a time."""
-_EXAMPLES = 64
+_EXAMPLES = 96
 """Examples that the two networks go over, at most: each is seen at many places."""
 _ROWS = (1024, 12_800)
 """Least and greatest number of places that the moments of a layer are of, in all examples together."""
-_ROWS_PER_INPUT = 16
-_RIDGE = 0.5
+_ROWS_PER_INPUT = 64
+_RIDGE = 0.2
 """Share of the mean square of the inputs that keeps corrected weights near the float ones."""
 _MEMORY = 3 << 30
 """Bytes that the activations of all examples may take."""
@@ -393,7 +393,7 @@ class _Walk:
         count, sums, places = 0, [np.zeros(())] * 4, -(-int(rows) // self._count)
         for start in range(0, len(self._float[index]), _SLICE):
             real, quantised = (
-                patches(layer, np.concatenate(values[index][start : start + _SLICE]), places, start)
+                patches(layer, np.concatenate(values[index][start : start + _SLICE]), places, index + start)
                 for values in (self._float, self._quantised)
             )
             across = quantised.transpose(0, 2, 1)
