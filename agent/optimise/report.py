@@ -58,7 +58,6 @@ class StepResult(Struct, frozen=True):
         size: of the file, bytes.
         latency_ms: median of an inference on one thread; None: not measured.
         memory_mb: resident memory of a process that runs it, MB; None: not measured.
-        energy_mj: estimate for one inference on a board, mJ; None: no estimate.
         kept: False: it did not help, and the next step began with the model before it.
         notes: what was done, or why it was not kept.
     """
@@ -70,7 +69,6 @@ class StepResult(Struct, frozen=True):
     size: _Whole = 0
     latency_ms: _Amount | None = None
     memory_mb: _Amount | None = None
-    energy_mj: _Amount | None = None
     kept: bool = True
     notes: tuple[str, ...] = ()
 
@@ -194,7 +192,6 @@ _FIGURES: tuple[_Figure, ...] = (
     ("kB", lambda one: short_number(one.size or None, 1e-3)),
     ("ms", lambda one: short_number(one.latency_ms)),
     ("MB", lambda one: short_number(one.memory_mb)),
-    ("mJ", lambda one: short_number(one.energy_mj)),
 )
 
 

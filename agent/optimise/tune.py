@@ -3,9 +3,6 @@
 Every step is measured on this machine, in turns with the model before it, and on examples that no step has seen.
 A step is kept if the model loses no more than is allowed, and gets smaller or faster by more than noise, and not
 slower or larger, unless it comes nearer to the budget by that.
-
-The energy is an estimate: CPU time on this machine times the power that a busy core of a Raspberry Pi 4B takes
-beyond an idle board. On another machine it compares steps with each other only.
 """
 
 from __future__ import annotations
@@ -63,14 +60,6 @@ _NOISE_MS = 0.01
 """Times of an inference that differ by less decide nothing, whatever their share."""
 _COPIES = 3
 """Number of copies of the first model that are timed against each other."""
-
-
-_CORE_W = (5.0 - 1.6) / 4
-_ENERGY = (
-    f"energy: CPU time here x {_CORE_W:.2f} W of a core of Raspberry Pi 4B; "
-    "https://github.com/geerlingguy/sbc-reviews/issues/4: 1.6 W idle, 5.0 W with stress-ng on 4 cores"
-)
-"""Power of one busy core beyond that of the idle board, W."""
 
 
 class ModelState(NamedTuple):
@@ -291,10 +280,7 @@ class _Run:
 
     def _result(self, name: str, content: bytes, scored: Score, latency_ms: float) -> StepResult:
         memory = self._meters.memory(content, self._model.manifest)
-        energy = latency_ms * _CORE_W
-        return StepResult(
-            name, scored.metric, scored.value, scored.interval, len(content), latency_ms, memory, energy
-        )
+        return StepResult(name, scored.metric, scored.value, scored.interval, len(content), latency_ms, memory)
 
     def report(self, command: str) -> OptimiseReport:
         """Return the report; the profiler runs for the first and the last model only."""
@@ -323,7 +309,6 @@ class _Run:
                 *bottlenecks(profiles),
                 self._roles(),
                 *self._examples.remarks,
-                _ENERGY,
             ),
         )
 

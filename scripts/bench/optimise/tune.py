@@ -141,7 +141,7 @@ def helps(before: bytes, after: bytes, manifest: Manifest, fresh: Examples, spre
 def is_complete(report: OptimiseReport) -> bool:
     """Tell whether every kept step has all figures, and the report its layers, operations and remarks."""
     kept = [step for step in report.steps if step.kept]
-    fields = ("score", "latency_ms", "memory_mb", "energy_mj")
+    fields = ("score", "latency_ms", "memory_mb")
     has_figures = all(getattr(step, name) is not None for step in kept for name in fields)
     told = any("of the time" in remark for remark in report.remarks)
     has_reasons = all(step.notes for step in report.steps if not step.kept)
