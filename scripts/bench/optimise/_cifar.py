@@ -1,10 +1,8 @@
-"""CIFAR-10 (as JPEG) and Fashion-MNIST as arrays, decoded once into build/."""
+"""CIFAR-10 (as JPEG) as arrays, decoded once into build/."""
 
 from __future__ import annotations
 
-import gzip
 import os
-from argparse import ArgumentParser, Namespace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,7 +13,6 @@ from numpy.typing import NDArray
 
 ROOT = Path(__file__).parent.parent.parent.parent
 BUILD = ROOT / "build" / "optimise"
-FASHION = Path("/usr/share/datasets/fashion-mnist")
 
 
 class Dataset(NamedTuple):
@@ -29,16 +26,6 @@ class Dataset(NamedTuple):
     @property
     def test(self) -> tuple[NDArray[Any], NDArray[Any]]:
         return self.test_pictures, self.test_labels
-
-
-def dataset_argument(parser: ArgumentParser) -> None:
-    """The switch of benches that have been run on both sets of pictures."""
-    parser.add_argument("--dataset", default="cifar", choices=["cifar", "fashion"])
-
-
-def dataset(given: Namespace) -> Dataset:
-    """The pictures that the arguments name."""
-    return fashion() if given.dataset == "fashion" else cifar(given.data)
 
 
 def cifar(data: Path) -> Dataset:
@@ -62,29 +49,6 @@ def _picture(content: NDArray[Any]) -> NDArray[Any]:
     picture = cv2.imdecode(content, cv2.IMREAD_COLOR)
     assert picture is not None
     return cv2.cvtColor(picture, cv2.COLOR_BGR2RGB)
-
-
-def fashion(folder: Path = FASHION) -> Dataset:
-    """60,000 training and 10,000 test pictures of 28×28, grey as three channels, from Debian's package."""
-    return _cached(BUILD / "fashion.npz", lambda: _read_fashion(folder))
-
-
-def _read_fashion(folder: Path) -> Dataset:
-    if not folder.is_dir():
-        raise SystemExit(f"{folder}: no such folder: sudo apt-get install dataset-fashion-mnist")
-    arrays: list[NDArray[Any]] = []
-    for half in ("train", "t10k"):
-        grey = _bytes(folder / f"{half}-images-idx3-ubyte.gz", 16).reshape(-1, 28, 28, 1)
-        arrays += [
-            np.repeat(grey, 3, axis=3),
-            _bytes(folder / f"{half}-labels-idx1-ubyte.gz", 8).astype(np.int64),
-        ]
-    return Dataset(*arrays)
-
-
-def _bytes(path: Path, header: int) -> NDArray[Any]:
-    with gzip.open(path) as file:
-        return np.frombuffer(file.read(), np.uint8, offset=header)
 
 
 def _cached(path: Path, make: Any) -> Dataset:

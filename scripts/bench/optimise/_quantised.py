@@ -72,8 +72,8 @@ def show(line: str) -> None:
 
 def open_net(given: Namespace, pictures: Dataset, seed: int = 0) -> FloatNet:
     """Return the trained net that the arguments name."""
-    net = trained(given.net, pictures, given.dataset, seed)
-    return packed(net, pictures, dataset=given.dataset)
+    net = trained(given.net, pictures, seed)
+    return packed(net, pictures)
 
 
 def brief_net(pictures: Dataset) -> FloatNet:
@@ -84,7 +84,7 @@ def brief_net(pictures: Dataset) -> FloatNet:
     return packed(net.eval(), pictures, tests=1000)
 
 
-def packed(net: Any, pictures: Dataset, tests: int | None = None, dataset: str = "cifar") -> FloatNet:
+def packed(net: Any, pictures: Dataset, tests: int | None = None) -> FloatNet:
     """Return a net as a float file with its examples."""
     normalisation = _nets.NORMALISATION
     content = float_tflite(net, pictures.pictures.shape[1:], mean=normalisation.mean, std=normalisation.std)
@@ -96,8 +96,8 @@ def packed(net: Any, pictures: Dataset, tests: int | None = None, dataset: str =
         output=OutputManifest(decoder="classify", labels=labels),
     )
     model = Model(content, hashlib.sha256(content).hexdigest(), manifest, "cifar.tflite")
-    training = _examples(f"{dataset}_training", pictures.pictures, pictures.labels, model)
-    test = _examples(f"{dataset}_test", *pictures.test, model, tests)
+    training = _examples("cifar_training", pictures.pictures, pictures.labels, model)
+    test = _examples("cifar_test", *pictures.test, model, tests)
     chosen = np.random.default_rng(0).permutation(len(training))[:CALIBRATION]
     return FloatNet(content, model, training.take(chosen), training, test)
 

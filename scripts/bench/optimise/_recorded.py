@@ -24,9 +24,9 @@ def _git(*words: str) -> str:
     return subprocess.run(["git", *words], cwd=ROOT, check=False, capture_output=True, text=True).stdout.strip()
 
 
-_COMMIT = _git("rev-parse", "HEAD")
+_COMMIT = _git("log", "-1", "--format=%H", "--", "agent", "scripts", f":!{FILE}")
 _CHANGED = _git("status", "--porcelain", "--untracked-files=no", "--", "agent", "scripts", f":!{FILE}")
-"""Of the code as it was when the run began."""
+"""Of the code as it was when the run began: its newest commit, and what was changed since."""
 
 
 def begins_with(name: str, content: bytes) -> None:
@@ -61,8 +61,8 @@ def record(name: str, figures: dict[str, Any]) -> None:
 
 
 def name_of(bench: str, given: Namespace) -> str:
-    """The name for figures of a net on a set of pictures; CIFAR-10 is not named."""
-    return f"{bench}/{given.net}" if given.dataset == "cifar" else f"{bench}/{given.dataset}/{given.net}"
+    """The name for figures of a net."""
+    return f"{bench}/{given.net}"
 
 
 def show(prefix: str) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from typing import Any
 import _recorded
 import numpy as np
 import torch
-from _cifar import BUILD, dataset, dataset_argument
+from _cifar import BUILD, cifar
 from _quantised import FloatNet, brief_net, open_net
 from common import arguments, conclude, data_argument
 from msgspec.structs import replace
@@ -125,7 +125,6 @@ def quick(net: FloatNet) -> None:
 def main() -> None:
     parser = arguments(__doc__ or "")
     data_argument(parser)
-    dataset_argument(parser)
     parser.add_argument("--net", default="wide", choices=["wide", "small"])
     parser.add_argument("--epochs", type=float, default=0.0)
     parser.add_argument("--rate", type=float, default=1.0)
@@ -134,12 +133,12 @@ def main() -> None:
     parser.add_argument("--record", action="store_true", help="keep the figures in recorded.json")
     given = parser.parse_args()
     torch.set_num_threads(1)
-    pictures = dataset(given)
+    pictures = cifar(given.data)
     if given.quick:
         quick(brief_net(pictures))
     depth = DepthRecipe(epochs=given.epochs, at=tuple(given.at.split(",")), grid=given.grid, loss=LEAST)
     recipe = Recipe(depth=depth, train=replace(TrainRecipe(), learning_rate=given.rate))
-    name = f"{given.dataset}-{given.net}-{given.at}-{given.grid}-{given.epochs:g}-{given.rate:g}"
+    name = f"{given.net}-{given.at}-{given.grid}-{given.epochs:g}-{given.rate:g}"
     figures = deepened(open_net(given, pictures), recipe, LEAST, name)
     if given.record:
         _recorded.record(f"exits/{given.net}", figures)

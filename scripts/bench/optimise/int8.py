@@ -11,7 +11,7 @@ from __future__ import annotations
 import _nets
 import _recorded
 import torch
-from _cifar import dataset, dataset_argument
+from _cifar import cifar
 from _quantised import FloatNet, brief_net, open_net, packed
 from board_predictor import find_board, predict
 from board_work import work_of
@@ -39,12 +39,11 @@ def speed(net: FloatNet, rounds: int) -> tuple[float, float]:
 def main() -> None:
     parser = arguments(__doc__ or "")
     data_argument(parser)
-    dataset_argument(parser)
     parser.add_argument("--net", default="wide", choices=["wide", "small", "tiny"])
     parser.add_argument("--record", action="store_true", help="keep the figures in recorded.json")
     given = parser.parse_args()
     torch.set_num_threads(1)
-    pictures = dataset(given)
+    pictures = cifar(given.data)
     net = brief_net(pictures) if given.quick else open_net(given, pictures)
     found = net.quantised(method="int8")
     figures = {"float": net.accuracy(net.content), "int8": net.accuracy(found.content)}

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import _recorded
 import torch
-from _cifar import dataset, dataset_argument
+from _cifar import cifar
 from _quantised import brief_net, open_net
 from common import arguments, conclude, data_argument
 
@@ -29,13 +29,12 @@ def weights(found: QuantisedModel) -> float:
 def main() -> None:
     parser = arguments(__doc__ or "")
     data_argument(parser)
-    dataset_argument(parser)
     parser.add_argument("--net", default="wide", choices=["wide", "small", "tiny"])
     parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--record", action="store_true", help="keep the figures in recorded.json")
     given = parser.parse_args()
     torch.set_num_threads(1)
-    pictures = dataset(given)
+    pictures = cifar(given.data)
     net = brief_net(pictures) if given.quick else open_net(given, pictures)
     int8, found = net.quantised(method="int8"), net.quantised(method="int4")
     figures = {"weights": weights(found), "size_of_int8": len(found.content) / len(int8.content)}

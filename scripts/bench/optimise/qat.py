@@ -16,7 +16,7 @@ import _nets
 import _recorded
 import numpy as np
 import torch
-from _cifar import Dataset, dataset, dataset_argument
+from _cifar import Dataset, cifar
 from _pruning import training
 from _quantised import FloatNet, brief_net, open_net, packed
 from baseline import trained
@@ -59,14 +59,14 @@ def measure(given: Namespace, net: FloatNet) -> dict[str, float]:
 
 def trained_further(given: Namespace, pictures: Dataset, seed: int) -> FloatNet:
     """The float net after as many steps of the same batch, whose learning rate falls from that of an anneal."""
-    net = trained(given.net, pictures, given.dataset)
+    net = trained(given.net, pictures)
     _nets.heat(net)
     recipe = QatRecipe()
     falling = PruneRecipe(anneal_epochs=given.steps * recipe.batch / len(pictures.labels), anneal_factor=_FURTHER)
     slower = replace(training(seed).slower(recipe.batch / training(seed).batch), batch=recipe.batch)
     fit(net, pictures.pictures, pictures.labels, anneal_settings(slower, falling))
     _nets.cool(net)
-    return packed(net.eval(), pictures, dataset=given.dataset)
+    return packed(net.eval(), pictures)
 
 
 def without_rounding(given: Namespace, pictures: Dataset, trained: float) -> dict[str, float]:
@@ -94,7 +94,6 @@ def without_rounding(given: Namespace, pictures: Dataset, trained: float) -> dic
 def main() -> None:
     parser = arguments(__doc__ or "")
     data_argument(parser)
-    dataset_argument(parser)
     parser.add_argument("--net", default="small", choices=["wide", "small", "tiny"])
     parser.add_argument("--steps", type=int, default=QatRecipe().steps)
     parser.add_argument("--kinds", nargs="+", default=KINDS, choices=KINDS)
@@ -102,7 +101,7 @@ def main() -> None:
     parser.add_argument("--record", action="store_true", help="keep the figures in recorded.json")
     given = parser.parse_args()
     torch.set_num_threads(1)
-    pictures = dataset(given)
+    pictures = cifar(given.data)
     figures = measure(given, brief_net(pictures) if given.quick else open_net(given, pictures))
     if not given.quick and "int4_everywhere" in given.kinds:
         figures |= without_rounding(given, pictures, figures["int4_everywhere_qat"])
