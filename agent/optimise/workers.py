@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import os
 from functools import cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from agent.optimise.checkpoint import Resumable
+if TYPE_CHECKING:
+    from agent.optimise.checkpoint import Resumable
 
 
 def is_first() -> bool:
