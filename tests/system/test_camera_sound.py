@@ -330,6 +330,7 @@ def test_a_server_that_hangs_is_told_and_heard_again() -> None:
         server.thaw()
         heard(stream, 0.1)
         wait(lambda: stream.take(0.0) is not None)
+        wait(lambda: len(news) > 1)  # a chunk is there before it is told
         assert [one.partition(":")[0] for one in news] == ["lost", "running"]
         assert "no sound for " in news[0]
         assert first(stream).first > before.end + RATE
