@@ -43,7 +43,6 @@ OUT = click.argument("out", type=FilePath(dir_okay=False), callback=tflite_path)
 DATA = click.option("--data", type=PATH, help="Folder, .tar or .npz of examples.")
 RECIPE = click.option("--recipe", type=PATH, help="See `vedette optimise recipe`.")
 LIMIT = click.option("--limit", type=click.IntRange(min=8), help="Use only N examples.", metavar="N")
-FILES = click.option("--files", type=PATH, help="Folder for the networks; of a folder it is the study's own.")
 FORCE = click.option("--force", is_flag=True, help="Replace OUT and the files beside it.")
 JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 BUDGET = click.option(

@@ -6,13 +6,12 @@ import contextlib
 import signal
 import sys
 from collections import Counter
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 import msgspec
 
-from agent.cli.optimise.options import DATA, FILES, JSON, study_place
+from agent.cli.optimise.options import DATA, JSON, command_line, study_place
 from agent.cli.options import PATH, duration
 from agent.cli.output import console, open_table, print_json, show_progress, tell
 from agent.errors import ModelError, ReportedError
@@ -45,7 +44,7 @@ def _seconds(_context: click.Context, _option: click.Parameter, text: str | None
 @click.option(
     "--study", required=True, callback=study_place, metavar="FOLDER|URL", help="Where the trials are kept."
 )
-@FILES
+@click.option("--files", type=PATH, help="Folder for the networks; of a folder it is the study's own.")
 @click.option("--trials", type=click.IntRange(min=1), help="End when the study has so many.")
 @click.option("--for", "seconds", metavar="TIME", callback=_seconds, help="End after this time, such as 60m.")
 @click.option("--board", default="", metavar="USER@HOST", help="Measure the latency there, over SSH.")
@@ -57,18 +56,19 @@ def search(as_json: bool, **options: Any) -> None:
     RECIPE has a section [search], see `vedette optimise recipe search train data`. Its function runs with your
     rights. The latency is that of one thread of this machine, or what `vedette bench` finds on the board.
 
-    The study is a folder, which may be a shared one; checkpoints and the networks of all trials lie in it, too.
-    Or it is a database, and --files the folder for these: postgresql://USER@HOST/NAME, sqlite:///FILE, redis://HOST,
-    or Optuna's server grpc://HOST:PORT. The same command on another machine, or in another terminal, joins the
-    search; given again, it goes on with one that was interrupted.
+    The study is a folder, which may be a shared one; the networks lie in it as trials/NUMBER/int8.tflite, with
+    manifest and report. Or it is a database, and --files the folder for these: postgresql://USER@HOST/NAME,
+    sqlite:///FILE, redis://HOST, or Optuna's server grpc://HOST:PORT. The same command on another machine, or in
+    another terminal, joins the search; given again, it goes on with one that was interrupted.
 
     Without --trials and --for it ends when all networks of the space have been tried, or by Ctrl-C.
     """
     check_extra()
     from agent.optimise.search import run
 
-    request = run.SearchRequest(**options)
-    files_of(request.study, request.files)
+    request = run.SearchRequest(command=command_line(), **options)
+    if request.files is None and "://" in request.study:
+        raise click.UsageError("--files: name the folder for the networks, which all workers share")
     refuse_inside([request.folder / "trials"], inputs_of(data=request.data, recipe=request.recipe))
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # the trial is put back, as by Ctrl-C
     try:
@@ -84,13 +84,6 @@ def search(as_json: bool, **options: Any) -> None:
     _print_json(found) if as_json else _print(found)
     if reason := found.reason_of_none:
         raise ReportedError(f"{found.study}: {reason}")
-
-
-def files_of(study: str, files: Path | None) -> Path:
-    """Return the folder of the networks of a study."""
-    if files is None and "://" in study:
-        raise click.UsageError("--files: name the folder for checkpoints and networks, which all workers share")
-    return files or Path(study)
 
 
 def check_extra() -> None:

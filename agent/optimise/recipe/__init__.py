@@ -26,7 +26,6 @@ from agent.structs import convert
 
 Method = Literal["int8", "dynamic", "int4", "mixed"]
 Importance = Literal["gradient*weight", "weight", "random"]
-Objective = Literal["accuracy", "latency", "size"]
 Whole = Annotated[int, Meta(ge=0, le=2**31)]
 Count = Annotated[int, Meta(ge=1, le=2**31)]
 Positive = Annotated[float, Meta(gt=0.0, le=1e6)]
@@ -243,7 +242,6 @@ class SearchRecipe(Struct, frozen=True, forbid_unknown_fields=True):
         shape: of one input: height, width, channels.
         mean, std: the module takes `(pixel - mean) / std`, in pixel values; with 0 and 1 real values are no
             pixels.
-        objectives: what is compared.
         budget: limits such as latency<2ms, size<300kB that are checked before a network is trained; empty: none.
         rungs: epochs of training, each time from the start; only the better half goes to the next.
         seed: of the choice of networks, and of their weights.
@@ -254,7 +252,6 @@ class SearchRecipe(Struct, frozen=True, forbid_unknown_fields=True):
     shape: tuple[Count, Count, Annotated[int, Meta(ge=1, le=3)]] = (32, 32, 3)
     mean: Mean = 128.0
     std: Std = 64.0
-    objectives: Annotated[tuple[Objective, ...], Meta(min_length=1)] = ("accuracy", "latency", "size")
     budget: str = ""
     rungs: Annotated[tuple[Positive, ...], Meta(min_length=1)] = (1.0, 3.0, 9.0)
     seed: Whole = 0
@@ -342,8 +339,6 @@ def _search_faults(search: SearchRecipe) -> Iterator[Problem]:
     for name, parameter in search.parameters.items():
         if fault := parameter.fault():
             yield ("search", "parameters", name), f"[search.parameters] {name}: {fault}"
-    if len(set(search.objectives)) != len(search.objectives) or "accuracy" not in search.objectives:
-        yield ("search", "objectives"), "[search] objectives: expected accuracy, and each only once"
     if list(search.rungs) != sorted(set(search.rungs)):
         yield ("search", "rungs"), "[search] rungs: expected numbers of epochs, each more than the one before"
     if search.budget and parse_budget(search.budget).loss is not None:

@@ -6,8 +6,8 @@ accuracy in the midst of a schedule says little about its end.
 
 Successive halving (Jamieson, Talwalkar, Non-stochastic Best Arm Identification, AISTATS 2016) in its asynchronous
 form (Li et al., A System for Massively Parallel Hyperparameter Tuning, MLSys 2020): a candidate goes to the next
-rung if it is in the better half of those that have finished this rung so far. With several objectives the halves
-are taken among candidates of similar latency, so that fast networks are not compared with large ones.
+rung if it is in the better half of those of similar latency that have finished this rung so far, so that fast
+networks are not compared with large ones.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ from __future__ import annotations
 import hashlib
 import zlib
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -36,16 +35,16 @@ from agent.optimise.factory import call_factory
 from agent.optimise.graph.from_torch import export, float_tflite
 from agent.optimise.pruning.file import training_inputs, training_settings
 from agent.optimise.quantise import quantise
-from agent.optimise.recipe import Objective, QuantiseRecipe, Recipe
+from agent.optimise.recipe import QuantiseRecipe, Recipe
 from agent.optimise.recipe.budget import Budget, parse_budget
-from agent.optimise.report import OptimiseReport
+from agent.optimise.report import OptimiseReport, StepResult
 from agent.optimise.search.latency import LatencyMeter
 from agent.optimise.search.study import SearchTrial
 from agent.optimise.source import learned_sample
 from agent.optimise.train import Pictures, TrainingStep, evaluate, fit
 from agent.optimise.training.data import check_classes, check_logits, read_class_examples, untaught
 from agent.optimise.tune import split
-from agent.storage.files import make_folder, remove, write_atomic
+from agent.storage.files import make_folder
 from agent.text import plural
 
 INT8, FLOAT = "int8.tflite", "float.tflite"
@@ -152,7 +151,8 @@ class SearchSpace(Struct, frozen=True):
         recipe: of the search.
         data: examples.
         meter: of latency.
-        folder: for checkpoints and files.
+        folder: for files.
+        command: that began the search, for reports.
     """
 
     build: Any
@@ -161,23 +161,12 @@ class SearchSpace(Struct, frozen=True):
     data: SearchData
     meter: LatencyMeter
     folder: Path
+    command: str
 
 
-def trial_folder(folder: Path, origin: int) -> Path:
+def trial_folder(folder: Path, number: int) -> Path:
     """Return the folder for the files of a trial."""
-    return folder / "trials" / f"{origin:05d}"
-
-
-def remove_checkpoints(folder: Path) -> None:
-    """Remove what a trial that has ended needs no more, and its folder if nothing is left in it.
-
-    Args:
-        folder: of the trial; it may be missing. What a killed process was about to write is removed as well.
-    """
-    if folder.is_dir():
-        remove(*folder.glob("rung-*.checkpoint"), *folder.glob(".*.tmp"))
-        with suppress(OSError):  # the files of its network lie in it
-            folder.rmdir()
+    return folder / "trials" / f"{number:05d}"
 
 
 class SearchCandidate:
@@ -203,7 +192,6 @@ class SearchCandidate:
         self._space, self._trial, self._finished = space, trial, finished_rung
         self._progress, self._keep_on = progress, keep_on
         self._search = space.recipe.search
-        self._folder = trial_folder(space.folder, trial.origin)
         self._budget = parse_budget(self._search.budget) if self._search.budget else Budget()
 
     def run(self) -> None:
@@ -211,7 +199,7 @@ class SearchCandidate:
 
         Raises:
             SearchInterruptedError: the time is over.
-            StorageError: there is no room for checkpoints. FleetError: the board cannot be asked.
+            StorageError: there is no room for its files. FleetError: the board cannot be asked.
         """
         try:
             self._work()
@@ -220,7 +208,6 @@ class SearchCandidate:
         except Exception as error:  # the user's own network, whose code and size may do anything
             self._tell("failed")
             self._trial.fail(_reason(error))
-        remove_checkpoints(self._folder)
 
     def _work(self) -> None:
         self._measure_untrained()
@@ -259,7 +246,6 @@ class SearchCandidate:
 
     def _train(self, epochs: float) -> Any:
         """Return the module after a rung, and note its accuracy."""
-        make_folder(self._folder)
         module, name = self._build(), rung_name(epochs)
         taken, seen = self._space.data.manifest.input, self._space.data.seen
         base = training_settings(
@@ -272,42 +258,51 @@ class SearchCandidate:
             if done.done < done.total and not self._keep_on():
                 raise SearchInterruptedError
 
-        checkpoint = self._folder / f"rung-{name}.checkpoint"
-        fit(module, *self._space.data.training, settings, checkpoint=checkpoint, progress=step)
+        fit(module, *self._space.data.training, settings, progress=step)
         accuracy = evaluate(module, *self._space.data.test, normalisation=settings.normalisation)
         self._trial.note(rungs={**self._trial.noted("rungs", {}), name: accuracy})
         return module
 
     def _reason_to_stop(self, rung: str) -> str:
         own = self._figures(self._trial.noted("rungs")[rung])
-        return reason_to_stop(own, self._finished(rung), self._search.objectives)
+        return reason_to_stop(own, self._finished(rung))
 
     def _finish(self, module: Any) -> None:
-        """Write the files of the trained module, score the INT8 one, and report the objectives."""
+        """Write the files of the trained module, score the INT8 one, and report what trials are compared by."""
         self._tell("quantising")
-        search, data = self._search, self._space.data
-        taken = data.manifest.input
-        exported = export(module.cpu(), search.shape, mean=taken.mean[0], std=taken.std[0])
+        data, taken = self._space.data, self._space.data.manifest.input
+        exported = export(module.cpu(), self._search.shape, mean=taken.mean[0], std=taken.std[0])
         recipe = QuantiseRecipe(method="int8", examples=self._space.recipe.quantise.examples)
         content = quantise(exported.content, [data.seen], recipe).content
-        write_atomic(self._folder / INT8, content)
-        own = hashlib.sha256(exported.content).hexdigest()
-        report = OptimiseReport("search", self._space.source, sha256_after=own, learned=data.learned)
-        built = msgspec.to_builtins(report)
-        write_first(self._folder / FLOAT, exported.content, data.manifest_keys, built, force=True)
         self._tell("scoring")
-        accuracy = score(content, data.compared, data.manifest).value
-        unseen = score(content, data.unseen, data.manifest)
-        self._trial.note(
-            accuracy=accuracy,
-            size=len(content),
-            unseen={"value": unseen.value, "count": unseen.count, "interval": unseen.interval},
-            sha256=hashlib.sha256(content).hexdigest(),
-            parameters=exported.parameters,
-            multiply_adds=exported.multiply_adds,
+        found = self._figures(score(content, data.compared, data.manifest).value)
+        folder = trial_folder(self._space.folder, self._trial.number)
+        make_folder(folder)
+        made = f"{self._space.source}, trial {self._trial.number}"
+        report = OptimiseReport("search", made, learned=data.learned)
+        self._write(folder / FLOAT, exported.content, report)
+        self._write(folder / INT8, content, self._scored(report, content, found))
+        self._trial.note(accuracy=found.accuracy, size=len(content))
+        self._trial.complete([found.accuracy, found.latency_ms, float(len(content))])
+
+    def _scored(self, report: OptimiseReport, content: bytes, found: Figures) -> OptimiseReport:
+        """Return a report with the figures, and the score on examples that decided nothing."""
+        unseen = score(content, self._space.data.unseen, self._space.data.manifest)
+        notes = tuple(f"{name} = {value}" for name, value in self._trial.parameters.items())
+        step = StepResult("search", unseen.metric, unseen.value, unseen.interval, len(content), found.latency_ms)
+        return replace(
+            report,
+            machine=self._space.meter.place,
+            command=self._space.command,
+            examples=f"{self._space.data.description}; {unseen.count} of them for this score",
+            budget=self._search.budget,
+            steps=(replace(step, notes=notes),),
+            remarks=(f"the candidates were compared on others, where this one has {found.accuracy:.2%}",),
         )
-        known = {"accuracy": accuracy, "latency": self._trial.noted("latency_ms"), "size": float(len(content))}
-        self._trial.complete([known[name] for name in search.objectives])
+
+    def _write(self, path: Path, content: bytes, report: OptimiseReport) -> None:
+        told = msgspec.to_builtins(replace(report, sha256_after=hashlib.sha256(content).hexdigest()))
+        write_first(path, content, self._space.data.manifest_keys, told, force=True)
 
     def _tell(self, what: str) -> None:
         self._progress(f"trial {self._trial.number}: {what}")
@@ -340,10 +335,10 @@ class Figures(Struct, frozen=True):
     latency_ms: float
     size: int
 
-    def values(self, objectives: Sequence[Objective]) -> tuple[float, ...]:
-        """Return the values of some objectives; less is better."""
-        known = {"accuracy": -self.accuracy, "latency": self.latency_ms, "size": float(self.size)}
-        return tuple(known[name] for name in objectives)
+    @property
+    def values(self) -> tuple[float, float, float]:
+        """What is compared; less is better."""
+        return -self.accuracy, self.latency_ms, float(self.size)
 
 
 def beats(one: Sequence[float], other: Sequence[float]) -> bool:
@@ -356,18 +351,17 @@ def pareto_front(candidates: Sequence[Sequence[float]]) -> list[int]:
     return [number for number, one in enumerate(candidates) if not any(beats(other, one) for other in candidates)]
 
 
-def reason_to_stop(own: Figures, others: Iterable[Figures], objectives: Sequence[Objective]) -> str:
+def reason_to_stop(own: Figures, others: Iterable[Figures]) -> str:
     """Say why a candidate is not trained further; empty: it is.
 
     Args:
         own: figures of the candidate after a rung.
         others: of those that have finished the same rung.
-        objectives: of the search. Without latency among them, all candidates are similar.
     """
     others = list(others)
-    if not any(beats(other.values(objectives), own.values(objectives)) for other in others):
+    if not any(beats(other.values, own.values) for other in others):
         return ""
-    peers = [one for one in others if "latency" not in objectives or _similar(own, one)]
+    peers = [one for one in others if _similar(own, one)]
     better = sum(one.accuracy > own.accuracy for one in peers)
     if better < (len(peers) + 2) // 2:
         return ""

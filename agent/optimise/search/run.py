@@ -27,9 +27,6 @@ from agent.optimise.search.candidate import (
     SearchInterruptedError,
     SearchSpace,
     read_search_data,
-    remove_checkpoints,
-    rung_name,
-    trial_folder,
 )
 from agent.optimise.search.latency import BoardMeter, LatencyMeter, LocalMeter
 from agent.optimise.search.results import SearchResult, read_result
@@ -47,13 +44,14 @@ class SearchRequest(Struct, frozen=True):
     Attributes:
         recipe: path.
         study: see `open_study`.
-        files: folder for checkpoints and networks; None: that of the study.
+        files: folder for networks; None: that of the study.
         trials: number of trials of the study; None: no limit.
         seconds: after which the search ends; None: no limit.
         board: see `BoardMeter`; empty: this machine.
         data: path of the examples; None: the recipe names it.
         rounds: see `time_ms`.
         timings: see `SearchTimings`.
+        command: that repeats it, for reports.
     """
 
     recipe: Path
@@ -65,10 +63,11 @@ class SearchRequest(Struct, frozen=True):
     data: Path | None = None
     rounds: int = 30
     timings: SearchTimings = SearchTimings()
+    command: str = ""
 
     @property
     def folder(self) -> Path:
-        """Folder for checkpoints and networks."""
+        """Folder for networks."""
         return self.files or Path(self.study)
 
 
@@ -83,7 +82,7 @@ def search(request: SearchRequest, progress: Progress = _QUIET, tell: Progress =
     Raises:
         ConfigError: the recipe cannot be used, or is not that of the study.
         ModelError: the space or the examples cannot be used, or all candidates fail.
-        StorageError: the study or a checkpoint cannot be written. FleetError: the board cannot be asked.
+        StorageError: the study or a network cannot be written. FleetError: the board cannot be asked.
     """
     worker = _Worker(request, progress, tell)
     with study_errors(request.study):
@@ -99,16 +98,13 @@ class _Worker:
 
     def __init__(self, request: SearchRequest, progress: Progress, tell: Progress) -> None:
         self._request, self._progress, self._tell = request, progress, tell
-        self._cleaned: set[int] = set()
         recipe = read_recipe(request.recipe).recipe
         self._space = open_space(request, recipe)
         self._space.meter.check()  # before the study is begun with a board that is not there
         make_folder(request.folder)
         search = recipe.search
         with study_errors(request.study):
-            self._study = SearchStudy(
-                request.study, search.objectives, search.parameters, search.seed, request.timings
-            )
+            self._study = SearchStudy(request.study, search.parameters, search.seed, request.timings)
             self._study.join(dict(_identity(self._space)), _facts(self._space))
         for line in (self._space.data.description, *self._space.data.seen.remarks):
             tell(line)
@@ -118,7 +114,6 @@ class _Worker:
         """Work until there is nothing to do."""
         while self._time_is_left():
             self._study.check()
-            self._remove_leftovers()
             self._check_failures()
             trial = self._study.claim(self._request.trials)
             if trial is not None:
@@ -173,14 +168,6 @@ class _Worker:
                 found.append(Figures(facts["rungs"][rung], facts["latency_ms"], facts["size"]))
         return found
 
-    def _remove_leftovers(self) -> None:
-        """Remove the checkpoints of trials that have ended, also of those whose workers have died on them."""
-        for one in self._study.trials():
-            if one.state.is_finished() and one.number not in self._cleaned:
-                self._cleaned.add(one.number)
-                origin = int(one.user_attrs.get("origin", one.number))
-                remove_checkpoints(trial_folder(self._request.folder, origin))
-
     def _check_failures(self) -> None:
         ended = [one for one in self._study.trials() if one.state.is_finished()]
         failed = [one for one in ended if one.state.name == "FAIL"]
@@ -209,7 +196,7 @@ def open_space(request: SearchRequest, recipe: Recipe) -> SearchSpace:
     meter: LatencyMeter = LocalMeter(request.rounds)
     if request.board:
         meter = BoardMeter(request.board, data.manifest_keys)
-    return SearchSpace(build, source, recipe, data, meter, request.folder)
+    return SearchSpace(build, source, recipe, data, meter, request.folder, request.command)
 
 
 def _check_parameters(build: Callable[..., Any], source: str, names: Sequence[str]) -> None:
@@ -253,14 +240,8 @@ def _short(parameter: Struct) -> str:
 
 def _facts(space: SearchSpace) -> dict[str, Any]:
     """Return what those who read the study need."""
-    search = space.recipe.search
     return {
-        "space": search.space,
-        "objectives": list(search.objectives),
-        "budget": search.budget,
+        "budget": space.recipe.search.budget,
         "measured_on": space.meter.place,
         "examples": space.data.description,
-        "manifest": space.data.manifest_keys,
-        "learned": list(space.data.learned),
-        "rungs": [rung_name(epochs) for epochs in search.rungs],
     }

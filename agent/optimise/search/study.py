@@ -16,10 +16,9 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import msgspec
-import numpy as np
 import optuna
 from msgspec import Struct
 from optuna.exceptions import OptunaError, UpdateFinishedTrialError
@@ -27,7 +26,7 @@ from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock, 
 from optuna.trial import TrialState
 
 from agent.errors import ConfigError, ModelError, StorageError, reason_of
-from agent.optimise.recipe import Objective, SearchParameter
+from agent.optimise.recipe import SearchParameter
 from agent.storage.files import storage_errors
 
 JOURNAL = "study.journal"
@@ -35,22 +34,18 @@ PLACE = "the latency's place"
 """Name, in the identity of a study, of where latency is measured."""
 _NAME, _WORKER = "vedette", "worker "
 """Name of our study, and how the names of attributes begin that workers leave in it."""
-_DIRECTIONS: dict[Objective, Literal["maximize", "minimize"]] = {
-    "accuracy": "maximize",
-    "latency": "minimize",
-    "size": "minimize",
-}
+_DIRECTIONS = ("maximize", "minimize", "minimize")
+"""Of accuracy, latency and size."""
 _DRIVERS = ("grpc", "redis", "sqlalchemy")
 """Packages whose errors Optuna lets through."""
 _GRPC_PORT, _GRPC_S = 13000, 10
 """Port of `optuna.storages.run_grpc_proxy_server`, and how long is waited for it, s."""
-_OBJECTIVES = "[search] objectives"
 _DRAWS = 1000
 _ATTEMPTS = 3
 """Workers that may die on a trial before it fails."""
 _STARTUP = 10
 """Trials that are drawn at random before the sampler learns from them."""
-_INHERITED = ("origin", "latency_ms", "size", "rungs")
+_INHERITED = ("latency_ms", "size", "rungs")
 
 optuna.logging.set_verbosity(optuna.logging.ERROR)
 
@@ -84,25 +79,24 @@ def study_errors(location: str) -> Iterator[None]:
         raise
 
 
-def open_study(location: str, objectives: Sequence[Objective] = ()) -> Any:
-    """Open a study; with objectives, make it if there is none.
+def open_study(location: str, *, make: bool = False) -> Any:
+    """Open a study.
 
     Args:
         location: a folder; or the address of a database that SQLAlchemy knows, such as `postgresql://user@host/name`
             or `sqlite:///file`, of Redis, `redis://host`, or of Optuna's own server, `grpc://host:port`.
-        objectives: of the study.
+        make: make it if there is none.
 
     Raises:
         StorageError: it cannot be read or written. ModelError: there is none.
     """
     with study_errors(location):
         try:
-            storage = _storage(location, make=bool(objectives))
-            if not objectives:
+            storage = _storage(location, make=make)
+            if not make:
                 return optuna.load_study(study_name=_NAME, storage=storage)
-            directions = [_DIRECTIONS[one] for one in objectives]
             return optuna.create_study(
-                study_name=_NAME, storage=storage, directions=directions, load_if_exists=True
+                study_name=_NAME, storage=storage, directions=_DIRECTIONS, load_if_exists=True
             )
         except KeyError as error:
             raise ModelError(f"{location}: there is no study") from error
@@ -171,19 +165,22 @@ class SearchTrial:
 
     Attributes:
         number: of the trial.
-        origin: number of the trial that it continues; its own if it continues none.
         parameters: of the candidate, by name.
     """
 
     def __init__(self, study: Any, trial: Any, parameters: Mapping[str, Any], check: Callable[[], None]) -> None:
         self._study, self._trial, self._check = study, trial, check
         self.number, self.parameters = int(trial.number), dict(parameters)
-        self.origin = int(trial.user_attrs.get("origin", trial.number))
 
     @property
     def fresh(self) -> bool:
         """True if it continues no other."""
-        return "origin" not in self._trial.user_attrs
+        return "attempt" not in self._trial.user_attrs
+
+    def drawn(self, sampler: Any) -> dict[str, Any]:
+        """Return parameters that a sampler draws from the same ranges."""
+        ranges = self._trial.distributions.items()
+        return {name: sampler.sample_independent(self._study, self._trial, name, one) for name, one in ranges}
 
     def note(self, **facts: Any) -> None:
         """Store facts: numbers, texts, lists and tables of these."""
@@ -195,7 +192,7 @@ class SearchTrial:
         return self._trial.user_attrs.get(name, default)
 
     def complete(self, values: Sequence[float]) -> None:
-        """Report the values of the objectives."""
+        """Report accuracy, latency and size."""
         self._end(TrialState.COMPLETE, list(values))
 
     def stop(self, reason: str) -> None:
@@ -255,7 +252,6 @@ class SearchStudy:
     def __init__(
         self,
         location: str,
-        objectives: Sequence[Objective],
         parameters: Mapping[str, SearchParameter],
         seed: int,
         timings: SearchTimings = SearchTimings(),  # noqa: B008 - it is frozen
@@ -264,25 +260,24 @@ class SearchStudy:
         """Open or make a study. Raises as `open_study`."""
         self._clock = clock
         self.location, self._parameters, self._timings = location, parameters, timings
-        self._study = open_study(location, objectives)
+        self._study = open_study(location, make=True)
         self._me = f"{socket.gethostname()}:{os.getpid()}"
         self._identity: Mapping[str, str] = {}
         self._seen: dict[int, tuple[Any, float]] = {}
         self._exhausted = False
         number = sum(name.startswith(_WORKER) for name in self._study.user_attrs)
         self._study.set_user_attr(f"{_WORKER}{self._me}", number)
-        self._random = np.random.default_rng((seed, number))
+        self._random = optuna.samplers.RandomSampler(seed + number)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # in Optuna 4 it is experimental
-            drawn = int(self._random.integers(2**31))
             self._study.sampler = optuna.samplers.TPESampler(
-                seed=drawn, n_startup_trials=_STARTUP, constant_liar=True
+                seed=seed + number, n_startup_trials=_STARTUP, constant_liar=True
             )
 
     def join(self, identity: Mapping[str, str], facts: Mapping[str, Any]) -> None:
         """State what this worker searches, or check that it is what the others search.
 
-        A study without a trial becomes this worker's, if its objectives are the same.
+        A study without a trial becomes this worker's.
 
         Args:
             identity: all that must be the same for every worker, as texts by name.
@@ -292,16 +287,11 @@ class SearchStudy:
             ConfigError: another worker searches something else; the message names the difference.
         """
         self._identity = identity
-        if "identity" not in self._study.user_attrs or self._may_begin_anew(identity):
+        if not self.trials():
             for name, value in facts.items():
                 self._study.set_user_attr(name, value)
             self._study.set_user_attr("identity", dict(identity))
         self.check()
-
-    def _may_begin_anew(self, identity: Mapping[str, str]) -> bool:
-        """Return True if nothing would be lost with another recipe; the directions of a study stay."""
-        then: dict[str, str] = self._study.user_attrs["identity"]
-        return not self.trials() and then.get(_OBJECTIVES) == identity.get(_OBJECTIVES)
 
     def check(self) -> None:
         """Check that the study still is what this worker searches; raises as `join`."""
@@ -337,7 +327,7 @@ class SearchStudy:
         if all(one.params != claimed.parameters for one in before):
             return claimed
         claimed.drop()
-        return self._untried(limit)
+        return self._untried(claimed, limit)
 
     def others_run(self) -> bool:
         """Return True if a trial runs or waits."""
@@ -355,11 +345,11 @@ class SearchStudy:
             found = {name: suggest(trial, name, one) for name, one in self._parameters.items()}
         return SearchTrial(self._study, trial, found, self.check)
 
-    def _untried(self, limit: int | None) -> SearchTrial | None:
+    def _untried(self, claimed: SearchTrial, limit: int | None) -> SearchTrial | None:
         """Claim a random candidate that none has tried; None: all have been."""
         tried = [one.params for one in self.trials()]
         for _ in range(_DRAWS):
-            drawn = {name: draw(one, self._random) for name, one in self._parameters.items()}
+            drawn = claimed.drawn(self._random)
             if drawn not in tried:
                 self._study.enqueue_trial(drawn)
                 return self.claim(limit)
@@ -391,7 +381,7 @@ class SearchStudy:
         if set(trial.params) != set(self._parameters):
             return
         kept = {name: trial.user_attrs[name] for name in _INHERITED if name in trial.user_attrs}
-        kept = {"origin": trial.number, **kept, "attempt": attempt}
+        kept["attempt"] = attempt
         if attempt <= _ATTEMPTS:
             self._study.enqueue_trial(dict(trial.params), kept)
             return
@@ -431,18 +421,3 @@ def suggest(trial: Any, name: str, parameter: SearchParameter) -> Any:
     return trial.suggest_float(
         name, float(parameter.low or 0), float(parameter.high or 0), step=parameter.step, log=parameter.log
     )
-
-
-def draw(parameter: SearchParameter, random: np.random.Generator) -> Any:
-    """Return a random value, which Optuna could propose, too."""
-    if parameter.choices:
-        return parameter.choices[random.integers(len(parameter.choices))]
-    assert parameter.low is not None
-    assert parameter.high is not None
-    if parameter.step or (parameter.whole and not parameter.log):
-        step = parameter.step or 1
-        count = int((parameter.high - parameter.low) / step + 1e-9)
-        return parameter.low + step * int(random.integers(count + 1))
-    ends = np.array([parameter.low, parameter.high], float)
-    value = np.exp(random.uniform(*np.log(ends))) if parameter.log else random.uniform(*ends)
-    return int(np.clip(round(value), *ends)) if parameter.whole else float(np.clip(value, *ends))

@@ -25,8 +25,8 @@ from _cifar import BUILD, Dataset, cifar
 from common import ROOT, arguments, conclude, data_argument
 
 from agent.optimise.evaluate import time_ms
-from agent.optimise.search.candidate import Figures, beats
-from agent.optimise.search.results import read_candidate
+from agent.optimise.report import read_report
+from agent.optimise.search.candidate import INT8, Figures, beats, trial_folder
 
 FOLDER = BUILD / "search"
 SPACE = Path(__file__).with_name("_space.py")
@@ -99,18 +99,16 @@ def properties(found: dict[str, Any]) -> dict[str, float]:
     """What must be so for each search, as numbers."""
     done = {one["number"]: _figures(one) for one in found["trials"] if one["state"] == "complete"}
     begun = [one for one in found["trials"] if one["parameters"]]
-    names = found["objectives"]
-    front = [done[number].values(names) for number in found["front"]]
+    front = [done[number].values for number in found["front"]]
     return {
         "trials": len(found["trials"]),
         "trained_to_the_end": len(done),
         "stopped": sum(one["state"] == "stopped" for one in found["trials"]),
         "failed": sum(one["state"] == "failed" for one in found["trials"]),
         "on_the_front": len(front),
-        "front_beaten": sum(beats(one.values(names), other) for one in done.values() for other in front),
+        "front_beaten": sum(beats(one.values, other) for one in done.values() for other in front),
         "workers": len({one["worker"] for one in found["trials"] if one["state"] in ("complete", "stopped")}),
-        # A trial that goes on in another process has the origin of the one before.
-        "repeated": len({one["origin"] for one in begun}) - len({json.dumps(one["parameters"]) for one in begun}),
+        "repeated": len(begun) - len({json.dumps(one["parameters"]) for one in begun}),
     }
 
 
@@ -220,10 +218,11 @@ def best(found: dict[str, Any], base: dict[str, Any]) -> int:
 
 def compare(study: Path, number: int, hand: Path, hand_number: int) -> dict[str, float]:
     """Accuracy on unseen pictures, and latency in turns, of a trial and of the hand-made network."""
-    one, other = (read_candidate(str(place), place, at) for place, at in ((study, number), (hand, hand_number)))
-    scores = [candidate.report.steps[0].score or 0.0 for candidate in (one, other)]
-    times = time_ms([one.content, other.content], rounds=60)
-    print("; ".join(one.report.steps[0].notes))
+    files = [trial_folder(place, at) / INT8 for place, at in ((study, number), (hand, hand_number))]
+    one, other = (read_report(file.with_suffix(".report.json")).steps[0] for file in files)
+    scores = [found.score or 0.0 for found in (one, other)]
+    times = time_ms([file.read_bytes() for file in files], rounds=60)
+    print("; ".join(one.notes))
     return {
         "accuracy": scores[0],
         "hand_made_accuracy": scores[1],
@@ -231,8 +230,8 @@ def compare(study: Path, number: int, hand: Path, hand_number: int) -> dict[str,
         "latency_ms": times[0],
         "hand_made_latency_ms": times[1],
         "latency_ratio": times[0] / times[1],
-        "size_kB": len(one.content) / 1e3,
-        "hand_made_size_kB": len(other.content) / 1e3,
+        "size_kB": one.size / 1e3,
+        "hand_made_size_kB": other.size / 1e3,
     }
 
 
