@@ -266,7 +266,8 @@ class SpoolDisk:
         except sqlite3.Error as error:
             log.error("spool %s: %d events are lost with its disk: %s", self.path, self.counts.rows, error)
         with self._swap:  # no reader may find newer rows before these
-            self.close()  # before the new one is opened: SQLite deletes a journal by its name
+            self._table = None  # not `close`: until the new files are open, the old ones are gone
+            table.close()  # before they are opened: SQLite deletes a journal by its name
             self._moved = Commit(rows, (), (), given, table.counts.dropped, tracks)
             try:
                 if any(os.path.lexists(f"{self.path}{suffix}") for suffix in FILES):

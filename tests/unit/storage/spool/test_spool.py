@@ -215,6 +215,27 @@ def test_older_events_are_shown_first_when_a_deleted_spool_cannot_be_made_again_
     opened.close()
 
 
+def test_deleted_files_count_as_gone_until_new_ones_are_open(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, gone = tmp_path / "state", list[bool]()
+    folder.mkdir()
+    opened = filled(folder, 2)
+    opening = disk.SpoolDisk._open
+
+    def look(self: disk.SpoolDisk) -> SpoolTable:
+        gone.append(opened.is_gone)
+        return opening(self)
+
+    monkeypatch.setattr(disk.SpoolDisk, "_open", look)
+    shutil.rmtree(folder)
+    folder.mkdir()
+    opened.move()
+    wait_for(lambda: not opened.is_gone)
+    assert gone == [True]
+    opened.close()
+
+
 def test_a_hook_that_fails_stops_nothing(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     def fail() -> None:
         raise RuntimeError("a defect")
