@@ -40,7 +40,7 @@ _FLOAT = 32
 """Bits of a layer that stays float."""
 _SENSITIVE = 32
 """Examples on which the sensitivity of layers is measured."""
-_FUSIONS = ("identities", "transposes", "batch-norm", "activations", "padding", "pool-first")
+_FUSIONS = ("identities", "transposes", "batch-norm", "activations", "padding")
 
 
 class QuantisedLayer(Struct, frozen=True):

@@ -45,7 +45,6 @@ def rewrite(model: str, out: Path, skip: tuple[str, ...], force: bool, as_json: 
     transposes    pairs of transpositions are removed, also around other operations
     batch-norm    factors and offsets per channel become part of the weights
     activations   a ReLU becomes part of the operation before it
-    pool-first    an activation before a max-pool moves behind it
     padding       a padding becomes part of the convolution or pooling after it, or one that INT8 can hold
     integer-ends  float inputs and outputs that are (de)quantised become integers
     points        INT4 1x1 convolutions become FULLY_CONNECTED, which has fast kernels

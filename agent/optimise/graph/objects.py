@@ -371,11 +371,6 @@ class Graph:
         """Insert an operation behind another one."""
         self.operators.insert(next(n for n, one in enumerate(self.operators) if one is behind) + 1, operator)
 
-    def move_behind(self, operator: Any, other: Any) -> None:
-        """Move an operation behind another one."""
-        self.table.operators = [one for one in self.operators if one is not operator]
-        self.insert(operator, other)
-
     def replace_end(self, old: int, new: int) -> None:
         """Make another tensor the input or output of the graph and of its signatures, under the old name."""
         self.tensor(new).name, self.tensor(old).name = self.tensor(old).name, self.tensor(new).name

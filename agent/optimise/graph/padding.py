@@ -1,7 +1,4 @@
-"""Rewrites of paddings, and of activations before a max-pool.
-
-Each changes one graph in object form and returns how often it applied.
-"""
+"""Rewrites of paddings: each changes one graph in object form and returns how often it applied."""
 
 from __future__ import annotations
 
@@ -16,8 +13,6 @@ from agent.optimise.graph.objects import Graph
 
 _OPERATORS = schema.BuiltinOperator
 _ACTIVATIONS = schema.ActivationFunctionType
-_INCREASING = {_OPERATORS.RELU, _OPERATORS.RELU6, _OPERATORS.RELU_N1_TO_1, _OPERATORS.LEAKY_RELU}
-"""Operations that never turn a larger value into a smaller one; LEAKY_RELU for slopes of at least 0."""
 _FLOORED = {_OPERATORS.RELU, _OPERATORS.RELU6, _OPERATORS.LOGISTIC}
 """Operations whose results are at least 0."""
 _PADS = {_OPERATORS.PAD, _OPERATORS.PADV2}
@@ -28,60 +23,6 @@ _LOWEST = {
     schema.TensorType.UINT8: 0.0,
 }
 """Lowest stored value by type."""
-
-
-def pool_first(graph: Graph) -> int:
-    """Move an activation behind the max-pool that reads it, where it has fewer values to compute.
-
-    The answers stay, since the activation never turns a larger value into a smaller one. Nor does a padding
-    between them matter: the activation keeps 0, and the lowest value loses against any other.
-    """
-    count = 0
-    for operator in list(graph.operators):
-        if graph.kind(operator) != _OPERATORS.MAX_POOL_2D or activation(operator) != _ACTIVATIONS.NONE:
-            continue
-        between = graph.producer(operator.inputs[0])
-        steps = (
-            [between, operator] if between is not None and _is_neutral(graph, between, operator) else [operator]
-        )
-        before = graph.producer(steps[0].inputs[0])
-        if before is None or not _may_follow(graph, before, is_padded=len(steps) > 1):
-            continue
-        if all(graph.is_inner(one.inputs[0]) for one in steps):
-            for one in steps:
-                _swap(graph, before, one)
-            count += 1
-    return count
-
-
-def _is_neutral(graph: Graph, padding: Any, pool: Any) -> bool:
-    """Return True for a padding with zeros, or with the lowest value where each window has another one."""
-    if graph.kind(padding) == _OPERATORS.PAD:
-        return True
-    amounts, value = _padded(graph, padding) if graph.kind(padding) == _OPERATORS.PADV2 else (None, None)
-    return amounts is not None and _is_lowest(graph, padding, value) and _reaches_data(graph, pool, amounts)
-
-
-def _may_follow(graph: Graph, operator: Any, *, is_padded: bool) -> bool:
-    is_falling = getattr(operator.builtinOptions, "alpha", 0.0) < 0.0
-    is_floor = is_padded and graph.kind(operator) in _FLOORED and _pads_lowest(graph, operator)
-    return graph.kind(operator) in _INCREASING and not is_falling and not is_floor
-
-
-def _pads_lowest(graph: Graph, operator: Any) -> bool:
-    """Return True if PADV2 reads an operation: `fuse_padding` makes it PAD, as long as no value is negative."""
-    return any(graph.kind(one) == _OPERATORS.PADV2 for one in graph.readers(operator.outputs[0]))
-
-
-def _swap(graph: Graph, first: Any, second: Any) -> None:
-    """Swap an operation and the one that reads it."""
-    source, result = first.inputs[0], second.outputs[0]
-    tensor, name = graph.tensor(result), f"{graph.name(result)}/before"
-    sizes = {"shape": tensor.shape, "shapeSignature": tensor.shapeSignature}
-    inner = graph.add_tensor(source, name=name, buffer=0, **sizes)
-    second.inputs, second.outputs = [source, *second.inputs[1:]], [inner]
-    first.inputs, first.outputs = [inner, *first.inputs[1:]], [result]
-    graph.move_behind(first, second)
 
 
 def fuse_padding(graph: Graph) -> int:

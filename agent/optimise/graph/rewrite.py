@@ -32,7 +32,7 @@ from agent.optimise.evaluation.timing import least_ms, time_turns
 from agent.optimise.graph.fixed_shapes import fix_shapes
 from agent.optimise.graph.fusion import fuse_activations, fuse_batch_norm, remove_identities
 from agent.optimise.graph.objects import DAMAGE, Graph, compact, dump, graphs, load
-from agent.optimise.graph.padding import fuse_padding, pool_first
+from agent.optimise.graph.padding import fuse_padding
 from agent.optimise.graph.transposes import cancel_transposes
 from agent.types import Array
 
@@ -104,7 +104,6 @@ REWRITES: Mapping[str, Callable[[Graph], int]] = {
     "transposes": cancel_transposes,
     "batch-norm": fuse_batch_norm,
     "activations": fuse_activations,
-    "pool-first": pool_first,
     "padding": fuse_padding,
     "integer-ends": use_integer_ends,
     "points": connect_points,

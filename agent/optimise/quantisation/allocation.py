@@ -1,7 +1,8 @@
 """Chooses which layers get 4 bits: their sensitivity on examples, and the best choice within a size.
 
 The choice is a knapsack: the damage of all chosen layers together, taken as the sum of their own, is least among
-all choices that save enough. HiGHS solves it as an integer program.
+all choices that save enough. It is found among all choices that no other beats in both (Nemhauser, Ullmann,
+Discrete Dynamic Programming and Capital Allocation, Management Science 15, 1969).
 
 The size of the file is measured, and what it still lacks is asked for as well. A limit of loss is met by
 bisecting over the bytes that are saved. Time is not searched for: 4 bits hardly change it.
@@ -9,10 +10,7 @@ bisecting over the bytes that are saved. Time is not searched for: 4 bits hardly
 
 from __future__ import annotations
 
-import os
-import sys
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -93,39 +91,18 @@ def choose(costs: Mapping[Key, float], savings: Mapping[Key, int], needed: float
         raise ModelError(f"4 bits in all {len(savings)} layers that take them save {most} of {needed:.0f} bytes")
     if needed <= 0:
         return set()
-    solver = _solver()
-    keys = list(costs)
-    chosen = [solver.addBinary(obj=max(costs[key], 1e-9)) for key in keys]
-    weights = [float(savings[key]) for key in keys]
-    solver.addConstr(sum(weight * one for weight, one in zip(weights, chosen, strict=True)) >= float(needed))
-    solver.run()
-    values = np.asarray(solver.getSolution().col_value)
-    return {key for key, value in zip(keys, values, strict=True) if value > 0.5}
-
-
-def _solver() -> Any:
-    """Return a silent solver. It prints its name when it is made, from C, where a command may print JSON."""
-    try:
-        import highspy
-    except ImportError as error:
-        raise ModelError(f"choosing bits needs pip install '.[optimise]' in the clone: {error}") from error
-    with _silenced_stdout():
-        solver = highspy.Highs()
-    solver.silent()
-    return solver
-
-
-@contextmanager
-def _silenced_stdout() -> Iterator[None]:
-    sys.stdout.flush()
-    kept, (end, start) = os.dup(1), os.pipe()
-    try:
-        os.dup2(start, 1)
-        yield
-    finally:
-        os.dup2(kept, 1)
-        for one in (kept, start, end):
-            os.close(one)
+    front: list[tuple[float, int, tuple[Any, ...]]] = [(0.0, 0, ())]  # cost, saved, and a chain of keys
+    for key, cost in costs.items():
+        more = [(lost + max(cost, 1e-9), saved + savings[key], (key, kept)) for lost, saved, kept in front]
+        both, front = sorted(front + more, key=lambda one: (one[0], -one[1])), []
+        for one in both:
+            if not front or front[-1][1] < min(one[1], needed):
+                front.append(one)
+    chain, chosen = front[-1][2], set[Key]()
+    while chain:
+        chosen.add(chain[0])
+        chain = chain[1]
+    return chosen
 
 
 Bits = Mapping[Key, int]

@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch", reason="attention blocks need the extra [optimise]")
-pytest.importorskip("highspy", reason="quantising needs the extra [optimise]")
 
 from agent.compute.manifest import Manifest, Model
 from agent.errors import ModelError

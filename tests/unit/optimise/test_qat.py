@@ -12,7 +12,6 @@ import pytest
 from numpy.typing import NDArray
 
 torch = pytest.importorskip("torch", reason="training needs the extra [optimise]")
-pytest.importorskip("highspy", reason="choosing bits needs the extra [optimise]")
 
 from msgspec.structs import replace
 

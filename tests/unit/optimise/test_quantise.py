@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch", reason="quantising needs the extra [optimise]")
-pytest.importorskip("highspy", reason="choosing bits needs the extra [optimise]")
 
 from ai_edge_litert import schema_py_generated as schema
 from torch import nn

@@ -15,7 +15,6 @@ import pytest
 from click.testing import CliRunner, Result
 
 torch = pytest.importorskip("torch", reason="exits need the extra [optimise]")
-pytest.importorskip("highspy", reason="quantising needs the extra [optimise]")
 
 from agent.cli.main import vedette
 from agent.compute.infer.litert import load_runtime

@@ -15,7 +15,6 @@ import pytest
 from click.testing import CliRunner, Result
 
 torch = pytest.importorskip("torch", reason="quantising needs the extra [optimise]")
-pytest.importorskip("highspy", reason="choosing bits needs the extra [optimise]")
 
 from torch import nn
 

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch", reason="steps need the extra [optimise]")
-pytest.importorskip("highspy", reason="choosing bits needs the extra [optimise]")
 
 from agent.compute.infer.litert import load_runtime
 

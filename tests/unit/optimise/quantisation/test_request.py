@@ -14,7 +14,6 @@ import pytest
 from msgspec.structs import replace
 
 torch = pytest.importorskip("torch", reason="quantising needs the extra [optimise]")
-pytest.importorskip("highspy", reason="choosing bits needs the extra [optimise]")
 
 from torch import nn
 
